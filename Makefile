@@ -1,0 +1,37 @@
+# Each target sets itself up. `make demo` needs no GPU and no hub; `make repro` wants both.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup demo repro test lint embedded-assets clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*##/\t/'
+
+setup: .venv/installed  ## .venv with requirements.txt, again only when that file has changed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: setup      ## the pipeline at CPU size: about a minute
+	dvc repro embedded/dvc.yaml
+	@echo; echo "base and tuned on the same test rows:"
+	@cd embedded && dvc metrics show metrics/eval_base.json metrics/eval_lora.json
+
+repro: setup     ## the published recipe: phi-2 on SNLI, on a GPU
+	dvc repro dvc.yaml
+
+test: setup      ## all tests that need no GPU
+	python -m pytest
+
+lint: setup      ## style and common mistakes
+	ruff check .
+	ruff format --check .
+
+embedded-assets: setup  ## make embedded/assets anew: the small world's sentences and the nano model
+	PYTHONPATH=embedded python embedded/make_data.py
+	PYTHONPATH=embedded python embedded/make_model.py
+
+clean:           ## remove what the stages made, but not what Git or DVC's cache holds
+	rm -rf data models runs checkpoints embedded/data embedded/models embedded/runs embedded/checkpoints

@@ -1,0 +1,36 @@
+"""Make a model of phi-2's shape with random weights, for tests and for measuring: its accuracy means nothing.
+
+    python benchmarks/random_phi.py SHAPE OUT [--layers 2]
+
+SHAPE is a folder with phi-2's config.json and tokenizer; OUT gets them and the weights (5.3 GB at full size, bf16).
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", type=Path, help="folder with config.json and the tokenizer's files")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--layers", type=int, help="layers instead of the shape's own number")
+    arguments = parser.parse_args()
+
+    config = AutoConfig.from_pretrained(arguments.shape)
+    if arguments.layers:
+        config.num_hidden_layers = arguments.layers
+    set_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(arguments.out)
+    for file in arguments.shape.iterdir():
+        if file.suffix in (".json", ".txt") and file.name != "config.json":
+            shutil.copy(file, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""One file a stage of dvc.yaml; what they share is in `core`."""
+
+import logging
+import os
+
+# Leave the terminal to progress bars and to what a user can act on. Before the libraries are imported: they ask then.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

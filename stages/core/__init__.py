@@ -1,0 +1,1 @@
+"""What the stages share: parameters, data, model, training, evaluation, measuring, analysis."""

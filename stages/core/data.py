@@ -1,0 +1,145 @@
+"""NLI rows: read, checked, chosen, turned into tokens."""
+
+import bisect
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow.types as types
+
+from stages.core.errors import UserError
+from stages.core.labels import LABELS, SPLITS
+
+
+def load_splits(folder):
+    """Read the three splits of a folder in any format that `datasets` reads.
+
+    Returns:
+        {split: data frame with the columns premise, hypothesis, label}, checked.
+    """
+    try:
+        loaded = datasets.load_dataset(str(folder))
+    except Exception as error:  # `datasets` raises a dozen kinds here, plain Exception among them
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(f"data.name: {folder}: not readable as a data set ({reason})") from error
+    for split in SPLITS:
+        if split not in loaded:
+            raise UserError(
+                f"data.name: {folder}: no split '{split}' (has {', '.join(loaded)}); needed: {', '.join(SPLITS)}"
+            )
+    return {split: check_split(loaded[split].data.table, split) for split in SPLITS}
+
+
+def check_split(table, split):
+    """Check one split, an arrow table, and return it as a data frame.
+
+    Raises:
+        UserError: naming the split and the column: missing, of another type, empty; no rows.
+    """
+    for column in ("premise", "hypothesis", "label"):
+        if column not in table.column_names:
+            raise UserError(f"data: split '{split}' has no column '{column}' (has {', '.join(table.column_names)})")
+    if table.num_rows == 0:
+        raise UserError(f"data: split '{split}' has no rows")
+    if not types.is_integer(table.schema.field("label").type):
+        raise UserError(
+            f"data: split '{split}': column 'label' holds {table.schema.field('label').type}; "
+            "allowed: integers 0 (entailment), 1 (neutral), 2 (contradiction), -1 (no gold label)"
+        )
+    rows = table.select(["premise", "hypothesis", "label"]).to_pandas()
+    for column in rows.columns[rows.isna().any()]:
+        raise UserError(f"data: split '{split}': column '{column}' has nulls (row {rows[column].isna().idxmax()})")
+    wrong = ~rows["label"].isin([-1, 0, 1, 2])
+    if wrong.any():
+        row = wrong.idxmax()
+        raise UserError(
+            f"data: split '{split}': column 'label' has {rows['label'][row]} in row {row}; allowed: -1, 0, 1, 2"
+        )
+    for column in ("premise", "hypothesis"):
+        if not rows[column].map(lambda text: isinstance(text, str)).all():
+            raise UserError(
+                f"data: split '{split}': column '{column}' holds {table.schema.field(column).type}; allowed: text"
+            )
+    labelled = rows[rows["label"] >= 0]
+    for column in ("premise", "hypothesis"):
+        empty = labelled[column].str.strip() == ""
+        if empty.any():
+            raise UserError(f"data: split '{split}': column '{column}' is empty in row {empty.idxmax()}")
+    return rows.astype({"label": "int64"})
+
+
+def choose(rows, samples):
+    """Every (rows // samples)-th row in order, as the published notebook chose: 550 and 100 apart on SNLI.
+
+    Args:
+        rows: data frame of a whole split.
+        samples: how many, or None for all.
+    """
+    if samples is None:
+        return rows
+    if samples > len(rows):
+        raise UserError(f"the split has {len(rows)} rows; allowed: 1 to {len(rows)}, or null for all")
+    step = len(rows) // samples
+    return rows.iloc[: step * samples : step]
+
+
+def resolve_unlabelled(rows, unlabelled):
+    """Drop the rows without a gold label (SNLI's authors: «should not be used»), or call them neutral as published."""
+    if unlabelled == "neutral":
+        return rows.assign(label=rows["label"].replace(-1, LABELS.index("neutral")))
+    return rows[rows["label"] != -1]
+
+
+def tokenize(rows, tokenizer, template, max_length):
+    """Add the column `input_ids` (list of int, at most `max_length`) and `truncated` (bool).
+
+    An over-long text loses the end of its premise or hypothesis, the longer first, never the template's end: the
+    model reads its class from the last token.
+    """
+
+    def encode(texts):  # a special token's name in a text is text
+        return tokenizer(texts, split_special_tokens=True)["input_ids"] if texts else []
+
+    encoded = encode([fill(template, p, h) for p, h in zip(rows["premise"], rows["hypothesis"], strict=True)])
+    truncated = [len(ids) > max_length for ids in encoded]
+    for i in np.flatnonzero(truncated):
+        premise, hypothesis = rows["premise"].iloc[i], rows["hypothesis"].iloc[i]
+
+        def cut(characters, premise=premise, hypothesis=hypothesis):
+            return encode([fill(template, premise[:characters], hypothesis[:characters])])[0]
+
+        longest = min(max(len(premise), len(hypothesis)), 64 * max_length)
+        fits = bisect.bisect_right(range(longest + 1), max_length, key=lambda n: len(cut(n))) - 1
+        if fits < 0:
+            raise UserError(f"params.yaml: tokenize.max_length: {max_length} is less than the template alone")
+        encoded[i] = cut(fits)
+    return rows.assign(input_ids=encoded, truncated=truncated)
+
+
+def fill(template, premise, hypothesis):
+    """The text that the model reads. Not str.format: braces in a text are text."""
+    before, _, rest = template.partition("{premise}")
+    between, _, after = rest.partition("{hypothesis}")
+    return f"{before}{premise}{between}{hypothesis}{after}"
+
+
+def summarize(rows, chosen, kept):
+    """Counts of one split: rows in it, chosen, without gold label, kept, truncated, tokens; rows of each class."""
+    lengths = kept["input_ids"].map(len)
+    return {
+        "rows": len(rows),
+        "chosen": len(chosen),
+        "unlabelled": int((chosen["label"] == -1).sum()),
+        "dropped": len(chosen) - len(kept),
+        "kept": len(kept),
+        "truncated": int(kept["truncated"].sum()),
+        "tokens": int(lengths.sum()),
+        "tokens_mean": round(float(lengths.mean()), 2),
+        "tokens_max": int(lengths.max()),
+        "classes": {name: int((kept["label"] == i).sum()) for i, name in enumerate(LABELS)},
+    }
+
+
+def to_table(frame):
+    """Data frame with a plain 0..n-1 index, the row's place in its split kept as `row`."""
+    return pd.DataFrame(frame).rename_axis("row").reset_index()

@@ -1,0 +1,51 @@
+"""The one exception that a user's mistake raises, and what running a stage means."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+
+class UserError(Exception):
+    """Something the user can put right: one line that names the file, the key or the column, and what is allowed."""
+
+
+def run(main):
+    """Run a stage's `main()`; a `UserError` becomes one line on stderr and exit code 1."""
+    end_with_dvc()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def end_with_dvc():
+    """End this process when the `dvc` that started it is gone.
+
+    DVC's stage outlives a killed `dvc` otherwise, and goes on holding the GPU. Between the two stands a shell,
+    so the parent's death alone says nothing. Every write is to a temporary name, so a hard end is safe.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return
+    watched = []
+    for process in psutil.Process().parents():
+        watched.append(process)
+        if any("dvc" in Path(word).name for word in process.cmdline()[:3]):
+            break
+    else:
+        return
+
+    def alive(process):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+    def watch():
+        while all(alive(process) for process in watched):
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,47 @@
+"""What the two evaluation stages have in common: all but the adapter."""
+
+from stages.core import batching, evaluation, files, model, monitor, params
+from stages.core.tokenizer import load_tokenizer
+
+
+def evaluate(title, adapter, out):
+    """Predict the test rows and write predictions, seconds and GPU samples.
+
+    Args:
+        title: names the progress bar.
+        adapter: folder of a trained adapter, or None for the base alone.
+        out: folder to write.
+    """
+    p = params.load()
+    device = model.pick_device(p.device, p.threads)
+    manifest = files.read_json("models/base.json")
+    table = files.read_table("data/tokenized/test.parquet")
+    tokenizer = load_tokenizer(manifest)
+    with monitor.Recorder(device) as recorder:
+        recorder.mark("before_loading")
+        classifier = model.load_base(manifest, p.model, device, p.seed, tokenizer)
+        if adapter:
+            classifier = model.load_adapter(classifier, adapter, manifest)
+        recorder.mark("loaded")
+        start = recorder.seconds()
+        probabilities = evaluation.predict(
+            classifier,
+            batching.as_examples(table),
+            tokenizer.pad_token_id,
+            p.eval.batch_size,
+            p.batches,
+            p.tokenize.max_length,
+            title,
+        )
+        seconds = recorder.seconds() - start
+        recorder.mark("after_evaluation")
+    with files.new_folder(out) as folder:
+        evaluation.prediction_table(table, probabilities).to_parquet(folder / "predictions.parquet", index=False)
+        recorder.write(folder / "usage.csv")
+        run = {
+            "seconds": seconds,
+            "rows_per_second": len(table) / seconds,
+            "parameters": model.count_parameters(classifier),
+            "gpu": recorder.summary(),
+        }
+        files.write_json(folder / "run.json", run)

@@ -1,0 +1,77 @@
+"""Files that are whole or not there: everything is written under a temporary name, then renamed."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from stages.core.errors import UserError
+
+
+@contextmanager
+def new_file(path):
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path):
+    """Yield an empty temporary folder; it takes the place of `path` when the block ends well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path, value):
+    """Write JSON that DVC can read as metrics: numbers that are not finite are left out."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items() if not (isinstance(v, float) and not math.isfinite(v))}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
+
+
+def read_json(path):
+    """Read a JSON file that an earlier stage wrote."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); run `dvc repro`") from error
+
+
+def read_table(path):
+    """Read a parquet file as a data frame."""
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as parquet ({error}); run `dvc repro`") from error
+
+
+def sha256(path):
+    """SHA-256 of a file's bytes, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,204 @@
+"""The quantised base, its classification head, and the LoRA adapter on it."""
+
+import json
+
+import bitsandbytes as bnb
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, set_seed
+
+from stages.core import hub
+from stages.core.errors import UserError
+from stages.core.files import new_folder
+from stages.core.labels import LABELS
+
+
+def pick_device(name, threads):
+    """The torch device of params.yaml's `device`; one line where there is no such GPU.
+
+    Args:
+        name: "cuda" or "cpu".
+        threads: CPU threads that PyTorch may use, or None for its own choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "params.yaml: device: cuda, but PyTorch sees no CUDA GPU on this machine; "
+            "`make demo` runs the same pipeline at CPU size"
+        )
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
+
+
+def pick_precision(name, device):
+    """The precision that `auto` means on a device: bf16 where the GPU has it, fp16 products on older GPUs, fp32 on a CPU."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def load_base(manifest, group, device, seed, tokenizer):
+    """The base with a classification head, quantised, frozen, in evaluation mode.
+
+    Args:
+        manifest: what `download` wrote.
+        group: the group `model` of params.yaml.
+        device: torch.device.
+        seed: seeds the head, on the CPU, so that every device and every stage gets the same.
+        tokenizer: its pad token tells where a row ends; its size must fit the embedding.
+
+    Returns:
+        a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
+    """
+    folder = hub.model_folder(manifest)
+    precision = pick_precision(group.precision, device)
+    product_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    # fp16 is kept to the 4-bit products: phi-2's attention overflows in float16 activations.
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=False,
+        bnb_4bit_compute_dtype=product_dtype,
+    )
+    try:
+        config = AutoConfig.from_pretrained(folder, num_labels=len(LABELS), id2label=dict(enumerate(LABELS)))
+        if config.vocab_size < len(tokenizer):
+            raise UserError(
+                f"model.name: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
+            )
+        if group.hidden_act:
+            config.hidden_act = group.hidden_act
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            **({"quantization_config": quantization} if group.quantization == "nf4" else {}),
+        )
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"model.name: {manifest['name']} does not fit this GPU's memory ({_first_line(error)})"
+        ) from error
+    except Exception as error:  # a truncated shard, an unknown architecture, a pickled checkpoint: a dozen kinds
+        raise UserError(f"model.name: {manifest['name']}: not loadable as a model ({_first_line(error)})") from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # else one evaluation repacks the weights and training fails
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(product_dtype)  # bitsandbytes does so at the first use
+    _make_head(model, seed if group.head == "seeded" else None)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _make_head(model, seed):
+    """Draw the head anew, in fp32: the checkpoint is a language model and has none."""
+    if isinstance(model.score, bnb.nn.Linear4bit):
+        raise UserError("model.quantization: the classification head came out quantised; it has to be trained")
+    generator = torch.Generator("cpu")
+    generator.manual_seed(seed) if seed is not None else generator.seed()
+    weight = torch.empty(model.score.weight.shape, dtype=torch.float32)
+    weight.normal_(std=getattr(model.config, "initializer_range", 0.02), generator=generator)
+    model.score.weight = torch.nn.Parameter(weight.to(model.score.weight.device))
+    model.score.register_forward_pre_hook(_to_head_dtype)
+
+
+def _to_head_dtype(module, inputs):
+    return (inputs[0].to(module.weight.dtype),)
+
+
+def add_lora(model, group, seed, head):
+    """Put a fresh LoRA adapter on the base.
+
+    Args:
+        model: from `load_base`.
+        group: the group `lora` of params.yaml.
+        seed: seeds LoRA's A matrices.
+        head: "trained", or "frozen" as published.
+    """
+    set_seed(seed)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,  # keeps LoRA off the head, and saves the head with the adapter
+        r=group.r,
+        lora_alpha=group.alpha,
+        lora_dropout=group.dropout,
+        bias="none",
+        target_modules=group.target_modules,
+    )
+    try:
+        model = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"params.yaml: lora.target_modules: {_first_line(error)}") from error
+    if head == "frozen":
+        for name, parameter in model.named_parameters():
+            if "lora" not in name:
+                parameter.requires_grad_(False)
+    return model
+
+
+def save_adapter(model, tokenizer, manifest, folder):
+    """Save adapter, head, labels and tokenizer: all but the base that is needed to predict.
+
+    `config.json` is the base's, with the labels' names, so that plain transformers and peft load the adapter too.
+    """
+    with new_folder(folder) as temporary:
+        adapter = model.peft_config["default"]
+        adapter.base_model_name_or_path, adapter.revision = manifest["name"], manifest["revision"]
+        model.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+        written = json.loads((temporary / "adapter_config.json").read_text())
+        if isinstance(written["target_modules"], list):
+            written["target_modules"].sort()  # a set's order differs from run to run
+        (temporary / "adapter_config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        config = model.get_base_model().config.to_dict()
+        for key in ("quantization_config", "_name_or_path", "transformers_version"):
+            config.pop(key, None)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        tokenizer.save_pretrained(temporary)
+        (temporary / "base.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def load_adapter(model, folder, manifest):
+    """Put a saved adapter and its head on the base, for prediction.
+
+    Raises:
+        UserError: where the adapter was trained on another base.
+    """
+    trained_on = json.loads((folder / "base.json").read_text())
+    if trained_on["digest"] != manifest["digest"]:
+        raise UserError(
+            f"{folder}: trained on another base ({trained_on['name']} {trained_on['digest'][:12]}); run `dvc repro`"
+        )
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    except Exception as error:  # missing or truncated weights, shapes of another base
+        raise UserError(f"{folder}: not loadable as an adapter ({_first_line(error)}); run `dvc repro`") from error
+
+
+def count_parameters(model):
+    """Parameter counts.
+
+    Returns:
+        {"stored": as `numel` counts, where a byte holds two 4-bit weights (the published way of counting),
+        "total": true weights, "trainable": weights that training changes}
+    """
+    stored = total = trainable = 0
+    for parameter in model.parameters():
+        stored += parameter.numel()
+        packed = isinstance(parameter, bnb.nn.Params4bit)
+        total += parameter.numel() * (2 * parameter.element_size() if packed else 1)
+        trainable += parameter.numel() if parameter.requires_grad else 0
+    return {"stored": stored, "total": total, "trainable": trainable}
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

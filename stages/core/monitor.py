@@ -1,0 +1,125 @@
+"""What a stage uses while it runs: GPU memory, load and power once a second (on a CPU: the process's own memory and load)."""
+
+import csv
+import os
+import threading
+import time
+
+import psutil
+import pynvml
+import torch
+
+from stages.core.files import new_file
+
+GB = 1e9
+FIELDS = [
+    "seconds",
+    "phase",
+    "memory_gb",
+    "memory_total_gb",
+    "utilization_percent",
+    "power_w",
+    "allocated_gb",
+    "reserved_gb",
+]
+
+
+class Recorder:
+    """Samples in a daemon thread between `with` and its end; `mark` reads at a named moment.
+
+    Args:
+        device: torch.device that the stage works on.
+        interval: seconds between samples.
+
+    Attributes:
+        samples: list of dicts with `FIELDS`; a value that can't be known is None.
+        marks: {moment: sample}.
+    """
+
+    def __init__(self, device, interval=1.0):
+        self.device, self.interval = device, interval
+        self.samples, self.marks, self.phase = [], {}, "start"
+        self._stop = threading.Event()
+        self._process = psutil.Process()
+        self._process.cpu_percent()
+        self._handle = _nvml_handle(device)
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+        self._thread = threading.Thread(target=self._sample_on, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self.mark("end")
+
+    def mark(self, moment):
+        """Read now, under a name; the samples that follow belong to the phase of that name."""
+        self.marks[moment] = self._read()
+        self.samples.append(self.marks[moment])
+        self.phase = moment
+
+    def seconds(self):
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    def write(self, path):
+        """Write the samples as CSV."""
+        with new_file(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(sorted(self.samples, key=lambda sample: sample["seconds"]))
+
+    def summary(self):
+        """Memory in GB at each moment, the highest seen, and torch's own peaks; the GPU's name."""
+        used = {moment: sample["memory_gb"] for moment, sample in self.marks.items()}
+        result = {"name": "cpu", **used, "peak": max(sample["memory_gb"] for sample in self.samples)}
+        if self.device.type == "cuda":
+            result["name"] = torch.cuda.get_device_name(self.device)
+            result["peak_allocated"] = round(torch.cuda.max_memory_allocated(self.device) / GB, 4)
+            result["peak_reserved"] = round(torch.cuda.max_memory_reserved(self.device) / GB, 4)
+            result["total"] = self.samples[0]["memory_total_gb"]
+        return {key: value for key, value in result.items() if value is not None}
+
+    def _sample_on(self):
+        while not self._stop.is_set():
+            self.samples.append(self._read())
+            self._stop.wait(self.interval)
+
+    def _read(self):
+        sample = dict.fromkeys(FIELDS)
+        sample.update(seconds=round(self.seconds(), 3), phase=self.phase)
+        if self.device.type == "cpu":
+            sample["memory_gb"] = round(self._process.memory_info().rss / GB, 4)
+            sample["utilization_percent"] = round(self._process.cpu_percent() / (os.cpu_count() or 1), 1)
+            return sample
+        sample["allocated_gb"] = round(torch.cuda.memory_allocated(self.device) / GB, 4)
+        sample["reserved_gb"] = round(torch.cuda.memory_reserved(self.device) / GB, 4)
+        if self._handle is None:  # no NVML (WSL, some containers): the driver's own count through torch
+            free, total = torch.cuda.mem_get_info(self.device)
+            sample["memory_gb"], sample["memory_total_gb"] = round((total - free) / GB, 4), round(total / GB, 4)
+            return sample
+        memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+        sample["memory_gb"], sample["memory_total_gb"] = round(memory.used / GB, 4), round(memory.total / GB, 4)
+        for field, read in (
+            ("utilization_percent", lambda: pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
+            ("power_w", lambda: pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000),
+        ):
+            try:
+                sample[field] = read()
+            except pynvml.NVMLError:  # not every GPU tells
+                pass
+        return sample
+
+
+def _nvml_handle(device):
+    """NVML's handle of a torch device, found by UUID: NVML does not know CUDA_VISIBLE_DEVICES. None without NVML."""
+    if device.type != "cuda":
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,128 @@
+"""params.yaml, read once and checked whole: types, ranges, no unknown key, no missing key."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from stages.core.errors import UserError
+
+
+def _number(value):
+    if isinstance(value, bool):  # pydantic would take true for 1
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=1_000_000_000)]
+Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**32 - 1)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+class Group(BaseModel):
+    """A group of keys. Numbers written as text are taken (DVC's -S writes 2e-05, which YAML reads as text)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Group):
+    name: Text
+    revision: Text
+    quantization: Literal["nf4", "none"]
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    hidden_act: Literal["gelu_pytorch_tanh", "gelu_new"] | None
+    head: Literal["seeded", "random"]
+
+
+class Data(Group):
+    name: Text
+    revision: Text
+    train_rows: Count | None
+    validation_rows: Count | None
+    test_rows: Count | None
+    unlabelled: Literal["drop", "neutral"]
+
+
+class Tokenize(Group):
+    template: Annotated[str, Field(pattern=r"\{premise\}[\s\S]*\{hypothesis\}")]
+    max_length: Annotated[int, BeforeValidator(_number), Field(ge=8, le=8192)]
+
+
+class Batches(Group):
+    padding: Literal["longest", "max_length"]
+    multiple_of: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
+    group_by_length: bool
+
+
+class Lora(Group):
+    r: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
+    alpha: Positive
+    dropout: Fraction
+    target_modules: Text | Annotated[list[Text], Field(min_length=1)]
+
+
+class Train(Group):
+    epochs: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1000)]
+    batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
+    learning_rate: Positive
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_ratio: Fraction
+    weight_decay: NotNegative
+    max_grad_norm: Positive
+    head: Literal["trained", "frozen"]
+    keep: Literal["best", "last"]
+    gradient_checkpointing: bool
+
+
+class Eval(Group):
+    batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
+
+
+class Params(Group):
+    root: Text
+    device: Literal["cuda", "cpu"]
+    threads: Annotated[int, BeforeValidator(_number), Field(ge=1, le=4096)] | None
+    seed: Seed
+    model: Model
+    data: Data
+    tokenize: Tokenize
+    batches: Batches
+    lora: Lora
+    train: Train
+    eval: Eval
+
+
+def load(path="params.yaml"):
+    """Read and check `path`.
+
+    Raises:
+        UserError: one line that names the file, each bad key and what is allowed.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable ({error})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold groups of keys, not {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_complaint(e) for e in error.errors())) from error
+
+
+def _complaint(error):
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("constrained-", "function-")))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown}"

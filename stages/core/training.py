@@ -1,0 +1,203 @@
+"""Training by the Hugging Face Trainer: schedule, logging, evaluation, checkpoints, resuming."""
+
+import hashlib
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from stages.core.batching import collate, length_grouped_order, random_order
+
+WHOLE = "whole"  # marks a checkpoint that was written to its end
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+class EpochOrder(Sampler):
+    """The order of the rows in each epoch: a function of seed and epoch alone, so that resuming goes on as before."""
+
+    def __init__(self, lengths, batch_size, group_by_length, seed):
+        self.lengths, self.batch_size, self.group_by_length, self.seed = lengths, batch_size, group_by_length, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __iter__(self):
+        seed = [self.seed, self.epoch]
+        if self.group_by_length:
+            return iter(length_grouped_order(self.lengths, self.batch_size, seed))
+        return iter(random_order(len(self.lengths), seed))
+
+
+class ClassifierTrainer(Trainer):
+    """Trainer with rows in a reproducible order, and each step's loss kept without waiting for the GPU.
+
+    Attributes:
+        step_losses: losses of this epoch's steps, on the device.
+    """
+
+    def __init__(self, *args, group_by_length, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.group_by_length = group_by_length
+        self.step_losses = []
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        return EpochOrder(lengths, self.args.train_batch_size, self.group_by_length, self.args.seed)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_losses.append(loss.clone())
+        return loss
+
+    def floating_point_ops(self, inputs):
+        return 0  # counting parameters at each step takes the host longer than launching the step
+
+
+class History(TrainerCallback):
+    """Puts each step's loss into the state at the end of an epoch, so that a checkpoint carries it."""
+
+    def __init__(self, trainer, recorder):
+        self.trainer, self.recorder = trainer, recorder
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.recorder.mark(f"epoch_{round(state.epoch) + 1}")
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        losses = torch.stack(self.trainer.step_losses).float().tolist()
+        self.trainer.step_losses.clear()
+        first = state.global_step - len(losses) + 1
+        state.log_history += [{"step": first + i, "step_loss": loss} for i, loss in enumerate(losses)]
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint as whole once it is; keeps the best and the last."""
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir)
+        last = folder / f"checkpoint-{state.global_step}"
+        (last / WHOLE).touch()
+        best = Path(state.best_model_checkpoint or last)
+        for old in folder.glob("checkpoint-*"):
+            if old.name not in (last.name, best.name):
+                _discard(old)
+
+
+def _discard(checkpoint):
+    (checkpoint / WHOLE).unlink(missing_ok=True)  # first, so that one half removed is never resumed
+    shutil.rmtree(checkpoint)
+
+
+def checkpoint_to_resume(folder):
+    """The newest whole checkpoint below `folder`, or None; broken ones are removed."""
+    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for checkpoint in checkpoints:
+        if not (checkpoint / WHOLE).exists():
+            shutil.rmtree(checkpoint)
+    whole = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
+    return whole[-1] if whole else None
+
+
+def run_digest(*values):
+    """Digest of all that determines a run; names the folder of its checkpoints."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_trainer(model, train_rows, validation_rows, params, pad_id, output_dir, recorder):
+    """A Trainer for these rows and parameters.
+
+    Args:
+        model: from `add_lora`.
+        train_rows, validation_rows: lists of {"input_ids", "labels"}.
+        params: all of params.yaml.
+        output_dir: folder of the checkpoints.
+        recorder: a `Recorder`, told when each epoch begins.
+    """
+    group = params.train
+    steps = -(-len(train_rows) // group.batch_size) * group.epochs
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        seed=params.seed,
+        use_cpu=params.device == "cpu",
+        num_train_epochs=group.epochs,
+        per_device_train_batch_size=group.batch_size,
+        per_device_eval_batch_size=4
+        * group.batch_size,  # no activations are kept; not eval.batch_size, which may change without training
+        learning_rate=group.learning_rate,
+        lr_scheduler_type=SCHEDULES[group.schedule],
+        warmup_steps=int(steps * group.warmup_ratio),
+        weight_decay=group.weight_decay,
+        max_grad_norm=group.max_grad_norm,
+        optim="adamw_torch_fused" if params.device == "cuda" else "adamw_torch",
+        gradient_checkpointing=group.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if group.gradient_checkpointing else None,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        load_best_model_at_end=group.keep == "best",
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        logging_nan_inf_filter=False,  # it waits for the GPU at each step
+        remove_unused_columns=False,
+        dataloader_pin_memory=params.device == "cuda",
+        report_to="none",
+    )
+    trainer = ClassifierTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=partial(collate, pad_id=pad_id, batches=params.batches, max_length=params.tokenize.max_length),
+        compute_metrics=validation_metrics,
+        group_by_length=params.batches.group_by_length,
+    )
+    trainer.add_callback(History(trainer, recorder))
+    trainer.add_callback(WholeCheckpoints())
+    return trainer
+
+
+def validation_metrics(prediction):
+    """Accuracy and weighted F1 of an epoch's validation."""
+    predicted = prediction.predictions.argmax(axis=-1)
+    return {
+        "accuracy": accuracy_score(prediction.label_ids, predicted),
+        "f1_weighted": f1_score(prediction.label_ids, predicted, average="weighted", zero_division=0),
+    }
+
+
+def history(state):
+    """Per-step and per-epoch curves of a finished run.
+
+    Returns:
+        (steps, epochs): lists of dicts; steps have `step`, `loss`; epochs have `epoch`, `train_loss` (mean over the epoch's steps),
+        `validation_loss`, `validation_accuracy`, `validation_f1_weighted`.
+    """
+    steps = [{"step": e["step"], "loss": e["step_loss"]} for e in state.log_history if "step_loss" in e]
+    evaluations = [e for e in state.log_history if "eval_loss" in e]
+    epochs, first = [], 0
+    for number, entry in enumerate(evaluations, start=1):
+        losses = [s["loss"] for s in steps if first < s["step"] <= entry["step"]]
+        first = entry["step"]
+        epochs.append(
+            {
+                "epoch": number,
+                "train_loss": sum(losses) / len(losses),
+                "validation_loss": entry["eval_loss"],
+                "validation_accuracy": entry["eval_accuracy"],
+                "validation_f1_weighted": entry["eval_f1_weighted"],
+            }
+        )
+    return steps, epochs
+
+
+def best_epoch(epochs):
+    """Number of the epoch with the lowest validation loss, the first of equals."""
+    return min(epochs, key=lambda epoch: epoch["validation_loss"])["epoch"]

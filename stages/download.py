@@ -1,0 +1,25 @@
+"""Stage `download`: model and data, from the hub or a folder, at a pinned revision."""
+
+from stages.core import data, errors, files, hub, params
+
+
+def main():
+    p = params.load()
+    model_folder, manifest = hub.fetch(p.model, "model")
+    if "config.json" not in manifest["files"] or not any(name.endswith(".safetensors") for name in manifest["files"]):
+        raise errors.UserError(
+            f"params.yaml: model.name: {model_folder}: no model here (config.json and *.safetensors)"
+        )
+    data_folder, source = hub.fetch(p.data, "dataset")
+    splits = data.load_splits(data_folder)
+    with files.new_folder("data/raw") as folder:
+        for split, rows in splits.items():
+            rows.to_parquet(folder / f"{split}.parquet", index=False)
+    files.write_json("data/source.json", {key: source[key] for key in ("name", "revision", "digest")})
+    files.write_json("models/base.json", manifest)
+    print(f"{manifest['name']}: {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2f} GB; {p.data.name}: "
+          + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))  # fmt: skip
+
+
+if __name__ == "__main__":
+    errors.run(main)

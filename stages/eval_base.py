@@ -1,0 +1,11 @@
+"""Stage `eval_base`: what the quantised base answers with an untrained head."""
+
+from stages.core import errors, evaluation_stage
+
+
+def main():
+    evaluation_stage.evaluate("eval_base", adapter=None, out="runs/base")
+
+
+if __name__ == "__main__":
+    errors.run(main)

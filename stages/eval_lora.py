@@ -1,0 +1,13 @@
+"""Stage `eval_lora`: a fresh process loads base, adapter and head from disk, and predicts."""
+
+from pathlib import Path
+
+from stages.core import errors, evaluation_stage
+
+
+def main():
+    evaluation_stage.evaluate("eval_lora", adapter=Path("models/adapter"), out="runs/lora")
+
+
+if __name__ == "__main__":
+    errors.run(main)

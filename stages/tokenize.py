@@ -1,0 +1,50 @@
+"""Stage `tokenize`: rows chosen, unlabelled rows dropped, premise and hypothesis put into the template, tokens."""
+
+from tqdm.auto import tqdm
+
+from stages.core import batching, data, errors, files, params
+from stages.core.labels import SPLITS
+from stages.core.tokenizer import load_tokenizer
+
+
+def main():
+    p = params.load()
+    tokenizer = load_tokenizer(files.read_json("models/base.json"))
+    wanted = {"train": p.data.train_rows, "validation": p.data.validation_rows, "test": p.data.test_rows}
+    summary = {}
+    with files.new_folder("data/tokenized") as folder:
+        for split in tqdm(SPLITS, desc="tokenize", unit="split"):
+            rows = files.read_table(f"data/raw/{split}.parquet")
+            try:
+                chosen = data.choose(rows, wanted[split])
+            except errors.UserError as error:
+                raise errors.UserError(f"params.yaml: data.{split}_rows: {wanted[split]}: {error}") from error
+            labelled = data.resolve_unlabelled(chosen, p.data.unlabelled)
+            if labelled.empty:
+                raise errors.UserError(
+                    f"data: split '{split}': column 'label' is -1 (no gold label) in every chosen row"
+                )
+            kept = data.tokenize(labelled, tokenizer, p.tokenize.template, p.tokenize.max_length)
+            data.to_table(kept).to_parquet(folder / f"{split}.parquet", index=False)
+            summary[split] = data.summarize(rows, chosen, kept)
+            if split == "train":
+                summary["padding"] = padding(kept["input_ids"].map(len).to_numpy(), p)
+    files.write_json("data/summary.json", summary)
+
+
+def padding(lengths, p):
+    """Share of padding in training batches: as set, padded to the batch in random order, and padded to `max_length`."""
+    size, longest = p.train.batch_size, p.tokenize.max_length
+    mixed = batching.random_order(len(lengths), [p.seed, 0])
+    order = batching.length_grouped_order(lengths, size, [p.seed, 0]) if p.batches.group_by_length else mixed
+    to_longest = p.batches.model_copy(update={"padding": "longest"})
+    to_maximum = p.batches.model_copy(update={"padding": "max_length"})
+    return {
+        "as_set": batching.padding_share(lengths, order, size, p.batches, longest),
+        "random_order": batching.padding_share(lengths, mixed, size, to_longest, longest),
+        "to_max_length": batching.padding_share(lengths, mixed, size, to_maximum, longest),
+    }
+
+
+if __name__ == "__main__":
+    errors.run(main)

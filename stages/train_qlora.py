@@ -1,0 +1,61 @@
+"""Stage `train_qlora`: LoRA on the quantised base; the best epoch's adapter is kept."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from stages.core import batching, errors, files, model, monitor, params, training
+from stages.core.tokenizer import load_tokenizer
+
+
+def main():
+    p = params.load()
+    device = model.pick_device(p.device, p.threads)
+    manifest = files.read_json("models/base.json")
+    tables = {split: files.read_table(f"data/tokenized/{split}.parquet") for split in ("train", "validation")}
+    tokenizer = load_tokenizer(manifest)
+    digests = [files.sha256(f"data/tokenized/{split}.parquet") for split in tables]
+    groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches", "lora", "train")}
+    checkpoints = Path("checkpoints") / training.run_digest(
+        groups, p.seed, p.device, p.threads, manifest["digest"], digests
+    )
+
+    with monitor.Recorder(device) as recorder:
+        recorder.mark("before_loading")
+        base = model.load_base(manifest, p.model, device, p.seed, tokenizer)
+        recorder.mark("loaded")
+        classifier = model.add_lora(base, p.lora, p.seed, p.train.head)
+        examples = {split: batching.as_examples(table) for split, table in tables.items()}
+        trainer = training.make_trainer(
+            classifier, examples["train"], examples["validation"], p, tokenizer.pad_token_id, checkpoints, recorder
+        )
+        resumed = training.checkpoint_to_resume(checkpoints)
+        if resumed:
+            print(f"resuming from {resumed}")
+        recorder.mark("before_training")
+        start = recorder.seconds()
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        seconds = recorder.seconds() - start
+        recorder.mark("after_training")
+
+    steps, epochs = training.history(trainer.state)
+    best = training.best_epoch(epochs) if p.train.keep == "best" else len(epochs)
+    model.save_adapter(classifier, tokenizer, manifest, "models/adapter")
+    with files.new_folder("runs/train") as folder:
+        pd.DataFrame(steps).to_csv(folder / "steps.csv", index=False)
+        pd.DataFrame(epochs).to_csv(folder / "epochs.csv", index=False)
+        recorder.write(folder / "usage.csv")
+        run = {
+            "seconds": seconds,
+            "resumed": resumed is not None,
+            "best_epoch": best,
+            "parameters": model.count_parameters(classifier),
+            "gpu": recorder.summary(),
+        }
+        files.write_json(folder / "run.json", run)
+    shutil.rmtree("checkpoints", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)
