@@ -31,7 +31,7 @@ def pick_device(name, threads):
 
 
 def pick_precision(name, device):
-    """The precision that `auto` means on a device: bf16 where the GPU has it, fp16 products on older GPUs, fp32 on a CPU."""
+    """What `auto` means on a device: bf16 where the GPU has it, fp16 products on older GPUs, fp32 on a CPU."""
     if name != "auto":
         return name
     if device.type == "cpu":

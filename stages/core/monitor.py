@@ -1,5 +1,6 @@
-"""What a stage uses while it runs: GPU memory, load and power once a second (on a CPU: the process's own memory and load)."""
+"""What a stage uses while it runs, once a second: GPU memory, load and power; on a CPU the process's memory and load."""
 
+import contextlib
 import csv
 import os
 import threading
@@ -107,10 +108,8 @@ class Recorder:
             ("utilization_percent", lambda: pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
             ("power_w", lambda: pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000),
         ):
-            try:
+            with contextlib.suppress(pynvml.NVMLError):  # not every GPU tells
                 sample[field] = read()
-            except pynvml.NVMLError:  # not every GPU tells
-                pass
         return sample
 
 

@@ -177,8 +177,8 @@ def history(state):
     """Per-step and per-epoch curves of a finished run.
 
     Returns:
-        (steps, epochs): lists of dicts; steps have `step`, `loss`; epochs have `epoch`, `train_loss` (mean over the epoch's steps),
-        `validation_loss`, `validation_accuracy`, `validation_f1_weighted`.
+        (steps, epochs): lists of dicts; steps have `step`, `loss`; epochs have `epoch`, `train_loss` (mean over the
+        epoch's steps), `validation_loss`, `validation_accuracy`, `validation_f1_weighted`.
     """
     steps = [{"step": e["step"], "loss": e["step_loss"]} for e in state.log_history if "step_loss" in e]
     evaluations = [e for e in state.log_history if "eval_loss" in e]
