@@ -1,25 +1,116 @@
 """Stage `analyze`: from predictions and histories to metrics/, of which it is the only writer."""
 
+from functools import partial
+from pathlib import Path
+
 import pandas as pd
 
-from stages.core import analysis, errors, files
+from stages.core import analysis, card, claims, errors, figures, files, params, report, slices
 from stages.core.labels import LABELS
+
+PROBABILITIES = [f"p_{name}" for name in LABELS]
+STAGES = {"eval_base": "runs/base", "train_qlora": "runs/train", "eval_lora": "runs/lora"}
+PUBLISHED = Path(__file__).parent / "core" / "published.json"
 
 
 def main():
+    p = params.load()
     base = files.read_table("runs/base/predictions.parquet")
     tuned = files.read_table("runs/lora/predictions.parquet")
     if list(base["row"]) != list(tuned["row"]):
         raise errors.UserError("runs/base and runs/lora hold predictions of different rows; run `dvc repro`")
-    gold = base["label"].to_numpy()
+    train = files.read_table("data/tokenized/train.parquet")
+    epochs = pd.read_csv("runs/train/epochs.csv")
+    cases = case_table(base, tuned, train)
 
-    files.write_json("metrics/data.json", files.read_json("data/summary.json"))
-    for name, table, run in (("eval_base", base, "runs/base"), ("eval_lora", tuned, "runs/lora")):
-        measured = files.read_json(f"{run}/run.json")
-        files.write_json(f"metrics/{name}.json", {**analysis.scores(gold, table["prediction"]), **for_device(measured)})
-    files.write_json("metrics/train.json", train_metrics())
-    files.write_json("metrics/analysis.json", analysis.gain(gold, base["prediction"], tuned["prediction"]))
-    write_plots(base, tuned)
+    metrics = {
+        "data": files.read_json("data/summary.json"),
+        "eval_base": model_metrics(base, "runs/base", p),
+        "train": train_metrics(epochs),
+        "eval_lora": model_metrics(tuned, "runs/lora", p),
+        "analysis": comparison(cases, analysis.majority_class(train["label"]), p),
+        "published": files.read_json(PUBLISHED),
+    }
+    findings = claims.claims(cases, p.analysis.confidence)
+    metrics["analysis"]["claims"] = {key: found["verdict"] for key, found in findings.items()}
+    tables = plot_tables(cases, epochs, p.analysis.confidence)
+    pictures = {name: figures.render(draw) for name, draw in drawings(metrics, tables, cases).items()}
+    about = {"model": files.read_json("models/base.json"), "data": files.read_json("data/source.json"), "params": p}
+
+    for name, values in metrics.items():
+        files.write_json(f"metrics/{name}.json", values)
+    write_csv("metrics/cases.csv", in_words(cases))
+    with files.new_folder("metrics/plots") as folder:
+        for name, table in tables.items():
+            write_csv(folder / f"{name}.csv", table)
+    with files.new_folder("metrics/figures") as folder:
+        for name, (png, _) in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
+    context = report.context(metrics, findings, cases, tables, pictures, about)
+    write_text("metrics/report.html", report.html(context))
+    write_text("metrics/report.md", report.markdown(context))
+    write_text("metrics/model_card.md", card.text(metrics, about))
+
+
+def case_table(base, tuned, train):
+    """Every test row with both predictions, their probabilities, the guess from the hypothesis alone, and its fate."""
+    cases = base[["row", "premise", "hypothesis"]].assign(gold=base["label"])
+    for name, table in (("base", base), ("tuned", tuned)):
+        cases[name] = table["prediction"]
+        cases[[f"{name}_{label}" for label in LABELS]] = table[PROBABILITIES]
+        cases[f"{name}_confidence"] = table[PROBABILITIES].max(axis=1)
+    cases["baseline"] = analysis.hypothesis_only(train["hypothesis"], train["label"], cases["hypothesis"])
+    cases["fate"] = analysis.fates(cases["gold"], cases["base"], cases["tuned"])
+    return cases.join(slices.features(cases["premise"], cases["hypothesis"]))
+
+
+def in_words(cases):
+    """The cases with the classes' names for their numbers."""
+    names = dict(enumerate(LABELS))
+    return cases.assign(**{column: cases[column].map(names) for column in ("gold", "base", "tuned", "baseline")})
+
+
+def model_metrics(table, folder, p):
+    """Scores of one model with their intervals, calibration, and what its run measured of itself."""
+    gold, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
+    scores = analysis.scores(gold, predicted)
+    confusion = analysis.confusion_counts(gold, predicted)
+    bins = analysis.reliability(predicted == gold, table[PROBABILITIES].max(axis=1))
+    return {
+        **scores,
+        "accuracy_interval": ends(analysis.wilson((predicted == gold).sum(), len(gold), p.analysis.confidence)),
+        "f1_weighted_interval": ends(resampled(confusion, analysis.f1_weighted, p)),
+        "calibration_error": analysis.calibration_error(bins),
+        "brier": analysis.brier(gold, table[PROBABILITIES].to_numpy()),
+        **for_device(files.read_json(f"{folder}/run.json")),
+    }
+
+
+def comparison(cases, majority, p):
+    """The gain with its interval and its McNemar p; and what guesses right that reads no premise."""
+    counts = analysis.gain(cases["gold"], cases["base"], cases["tuned"])
+    interval = resampled([counts[fate] for fate in analysis.FATES], analysis.accuracy_gain, p)
+    references = {"majority_class": cases["gold"] == majority, "hypothesis_only": cases["baseline"] == cases["gold"]}
+    return {
+        **counts,
+        "accuracy_gain_interval": ends(interval),
+        "mcnemar_p": analysis.mcnemar(counts["fixed"], counts["broken"]),
+        **{
+            name: {
+                "accuracy": float(right.mean()),
+                "accuracy_interval": ends(analysis.wilson(right.sum(), len(right), p.analysis.confidence)),
+            }
+            for name, right in references.items()
+        },
+    }
+
+
+def resampled(counts, statistic, p):
+    return analysis.bootstrap(counts, statistic, p.analysis.bootstrap_samples, p.analysis.confidence, p.seed)
+
+
+def ends(interval):
+    return {"low": interval[0], "high": interval[1]}
 
 
 def for_device(run):
@@ -28,40 +119,75 @@ def for_device(run):
     return run | ({"gpu": used} if used["name"] != "cpu" else {"memory_peak_gb": used["peak"]})
 
 
-def train_metrics():
+def train_metrics(epochs):
     """Figures of the training run, with the validation scores of the epoch that was kept."""
     run = for_device(files.read_json("runs/train/run.json"))
-    epochs = pd.read_csv("runs/train/epochs.csv").set_index("epoch")
-    kept = epochs.loc[run["best_epoch"]]
+    kept = epochs.set_index("epoch").loc[run["best_epoch"]]
     return run | {name: float(value) for name, value in kept.items()}
 
 
-def write_plots(base, tuned):
-    """The points that dvc.yaml's plots draw."""
-    epochs = pd.read_csv("runs/train/epochs.csv")
+def plot_tables(cases, epochs, confidence):
+    """The points that dvc.yaml's plots and the report draw."""
     names = dict(enumerate(LABELS))
-    usage = []
-    for stage, folder in (("eval_base", "runs/base"), ("train_qlora", "runs/train"), ("eval_lora", "runs/lora")):
-        usage.append(pd.read_csv(f"{folder}/usage.csv").assign(stage=stage))
-    usage = pd.concat(usage)
+    usage = pd.concat([pd.read_csv(f"{folder}/usage.csv").assign(stage=stage) for stage, folder in STAGES.items()])
     usage["seconds"] += usage["stage"].map(offsets(usage))
     tables = {
         "epochs": epochs,
-        "steps": pd.read_csv("runs/train/steps.csv"),
+        "steps": analysis.thinned(pd.read_csv("runs/train/steps.csv"), 1000),
         "usage": usage,
-    } | {
-        f"confusion_{name}": pd.DataFrame({"actual": t["label"].map(names), "predicted": t["prediction"].map(names)})
-        for name, t in (("base", base), ("tuned", tuned))
     }
-    for name, table in tables.items():
-        with files.new_file(f"metrics/plots/{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+    for name in ("base", "tuned"):
+        right = cases[name] == cases["gold"]
+        tables[f"confusion_{name}"] = pd.DataFrame(
+            {"actual": cases["gold"].map(names), "predicted": cases[name].map(names)}
+        )
+        tables[f"reliability_{name}"] = bins_with_rows(right, cases[f"{name}_confidence"])
+        cut = slices.cuts(cases["gold"], cases, cases[f"{name}_confidence"])
+        tables[f"slices_{name}"] = slices.slice_table(cut, right, confidence)
+    return tables
+
+
+def bins_with_rows(right, confidence):
+    bins = pd.DataFrame(analysis.reliability(right, confidence))
+    return bins[bins["rows"] > 0]
 
 
 def offsets(usage):
     """Seconds at which each stage begins, when the stages are laid end to end."""
     ends = usage.groupby("stage", sort=False)["seconds"].max()
     return dict(zip(ends.index, ends.cumsum().shift(fill_value=0), strict=True))
+
+
+def drawings(metrics, tables, cases):
+    """{name: function that draws the picture in given colours}."""
+    kept = metrics["train"]["best_epoch"]
+    shown = {
+        "always one class": (metrics["analysis"]["majority_class"], "muted"),
+        "hypothesis alone": (metrics["analysis"]["hypothesis_only"], "muted"),
+        "base": (metrics["eval_base"], "base"),
+        "tuned": (metrics["eval_lora"], "tuned"),
+    }
+    points = [(name, m["accuracy"], tuple(m["accuracy_interval"].values()), c) for name, (m, c) in shown.items()]
+    confusions = [analysis.confusion_counts(cases["gold"], cases[name]) for name in ("base", "tuned")]
+    return {
+        "accuracy": partial(figures.accuracy, points),
+        "loss": partial(figures.loss, tables["epochs"], tables["steps"], kept),
+        "validation": partial(figures.validation, tables["epochs"], kept),
+        "confusion": partial(figures.confusion, *confusions),
+        "slices": partial(figures.slices, tables["slices_base"], tables["slices_tuned"]),
+        "reliability": partial(figures.reliability, tables["reliability_base"], tables["reliability_tuned"]),
+        "usage": partial(figures.usage, tables["usage"], "gpu" in metrics["train"]),
+    }
+
+
+def write_csv(path, table):
+    with files.new_file(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def write_text(path, text):
+    with files.new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ def main():
     tables = {split: files.read_table(f"data/tokenized/{split}.parquet") for split in ("train", "validation")}
     tokenizer = load_tokenizer(manifest)
     digests = [files.sha256(f"data/tokenized/{split}.parquet") for split in tables]
-    groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches", "lora", "train")}
+    groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
+    groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
     checkpoints = Path("checkpoints") / training.run_digest(
-        groups, p.seed, p.device, p.threads, manifest["digest"], digests
+        groups, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"], digests
     )
 
     with monitor.Recorder(device) as recorder:
@@ -42,6 +43,9 @@ def main():
     steps, epochs = training.history(trainer.state)
     best = training.best_epoch(epochs) if p.train.keep == "best" else len(epochs)
     model.save_adapter(classifier, tokenizer, manifest, "models/adapter")
+    base_as = groups["model"] | {"name": manifest["name"], "revision": manifest["revision"]}
+    how_to_read = {"model": base_as, "tokenize": p.tokenize.model_dump(), "batches": groups["batches"]}
+    files.write_json("models/adapter/classifier.json", {"seed": p.seed, **how_to_read})
     with files.new_folder("runs/train") as folder:
         pd.DataFrame(steps).to_csv(folder / "steps.csv", index=False)
         pd.DataFrame(epochs).to_csv(folder / "epochs.csv", index=False)

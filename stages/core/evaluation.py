@@ -18,7 +18,7 @@ def predict(model, examples, pad_id, batch_size, batches, max_length, title):
     Args:
         model: gives `.logits` [rows, classes] for `input_ids`; in evaluation mode.
         examples: list of {"input_ids", "labels"}.
-        title: names the progress bar.
+        title: names the progress bar; None for no bar.
 
     Returns:
         float64 [rows, classes], in the order of `examples`.
@@ -30,7 +30,7 @@ def predict(model, examples, pad_id, batch_size, batches, max_length, title):
             order, key=lambda i: -len(examples[i]["input_ids"])
         )  # longest first: running out of memory shows at once
     probabilities = np.empty((len(examples), len(LABELS)))
-    with tqdm(total=len(examples), desc=title, unit="row") as bar:
+    with tqdm(total=len(examples), desc=title, unit="row", disable=title is None) as bar:
         for start in range(0, len(examples), batch_size):
             rows = order[start : start + batch_size]
             ids = collate([examples[i] for i in rows], pad_id, batches, max_length)["input_ids"]

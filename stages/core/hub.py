@@ -1,14 +1,18 @@
 """Where models and data come from: a pinned revision on the Hugging Face hub, or a local folder."""
 
+import contextlib
 import hashlib
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -38,15 +42,10 @@ def fetch(source, kind):
     """
     key = {"model": "model", "dataset": "data"}[kind]
     local = is_folder(source.name)
-    announced = {} if local else announced_hashes(source, kind, key)
-    folder = Path(source.name) if local else _download(source, kind, key)
+    folder = Path(source.name) if local else _download(source.name, source.revision, kind, PATTERNS[kind])
     manifest = describe(folder, source, kind)
-    for path, expected in announced.items():
-        if path in manifest["files"] and manifest["files"][path]["sha256"] != expected:
-            blob = (folder / path).resolve()
-            raise UserError(
-                f"{key}.name: {source.name}/{path} differs from the hash that the hub announces; delete {blob}"
-            )
+    if not local:
+        _check_announced(folder, manifest, key)
     if local and len(source.revision) == 64 and source.revision != manifest["digest"]:
         raise UserError(f"params.yaml: {key}.revision: the files in {source.name} have the digest {manifest['digest']}")
     if local and source.revision != manifest["digest"]:
@@ -78,13 +77,16 @@ def model_folder(manifest):
     if is_folder(manifest["name"]):
         folder = Path(manifest["name"])
     else:
-        patterns = list(manifest["files"])
+        place = (manifest["name"], manifest["revision"], "model", list(manifest["files"]))
         try:
-            folder = _snapshot(manifest["name"], manifest["revision"], "model", patterns, local_files_only=True)
-            if _changed(folder, manifest):
-                raise LocalEntryNotFoundError("incomplete")
+            folder = _snapshot(*place, local_files_only=True)
+            whole = _changed(folder, manifest) is None
         except LocalEntryNotFoundError:
-            folder = _guarded(manifest["name"], manifest["revision"], "model", "model", patterns)
+            whole = False
+        if not whole:
+            folder = _download(*place)
+            if describe(folder, SimpleNamespace(**manifest), "model")["digest"] != manifest["digest"]:
+                raise UserError(f"model.name: {manifest['name']} changed on the hub; run `dvc repro --force download`")
     changed = _changed(folder, manifest)
     if changed:
         raise UserError(f"{folder / changed}: missing or changed since `download`; run `dvc repro --force download`")
@@ -99,35 +101,41 @@ def _changed(folder, manifest):
     return None
 
 
-def announced_hashes(source, kind, key):
-    """SHA-256 of each large file as the hub announces it; empty when the hub is not asked (offline)."""
-    if constants.HF_HUB_OFFLINE:
-        return {}
+def _check_announced(folder, manifest, key):
+    """Compare each file's bytes with the hash that the hub announced, which its cache takes for a name.
 
-    def ask():
-        info = HfApi().repo_info(source.name, revision=source.revision, repo_type=kind, files_metadata=True, timeout=10)
-        return {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
-
-    return _explained(ask, source.name, source.revision, key, cached=True)
-
-
-def _download(source, kind, key):
-    return _guarded(source.name, source.revision, kind, key, PATTERNS[kind])
-
-
-def _guarded(name, revision, kind, key, patterns):
-    return _explained(lambda: _snapshot(name, revision, kind, patterns), name, revision, key)
-
-
-def _snapshot(name, revision, kind, patterns, **options):
-    folder = snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=patterns, **options)
-    return Path(folder)
+    A large file is announced by SHA-256, a small one as Git does. A file that differs is deleted.
+    """
+    for name, file in manifest["files"].items():
+        path = folder / name
+        announced = path.readlink().name if path.is_symlink() else ""
+        if len(announced) == 64:
+            found = file["sha256"]
+        elif len(announced) == 40:
+            found = _git_hash(path)
+        else:
+            continue
+        if found != announced:
+            with contextlib.suppress(OSError):  # a cache that can't be written
+                path.resolve().unlink()
+                path.unlink()
+            raise UserError(f"{key}.name: {manifest['name']}: {path} is not what the hub announced; run again")
 
 
-def _explained(call, name, revision, key, cached=False):
-    """Run a hub call; its failures become one line each. With `cached`, an unreachable hub is left to the cache."""
+def _git_hash(path):
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _download(name, revision, kind, patterns):
+    """The folder of a snapshot: from the hub, or from the cache where the hub can't be reached; or one line why not."""
+    key = {"model": "model", "dataset": "data"}[kind]
+    reason = None
     try:
-        return call()
+        reason = _unreachable(name, revision, kind)
+        return _snapshot(name, revision, kind, patterns, local_files_only=reason is not None)
+    except HFValidationError as error:
+        raise UserError(f"params.yaml: {key}.name: {name} is no folder, and no name that the hub takes") from error
     except GatedRepoError as error:
         raise UserError(f"{key}.name: {name} is gated: accept its terms on the hub and set HF_TOKEN") from error
     except RevisionNotFoundError as error:
@@ -136,11 +144,39 @@ def _explained(call, name, revision, key, cached=False):
         raise UserError(
             f"params.yaml: {key}.name: no {name} on the hub (or private: set HF_TOKEN), and no such folder"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        if cached:
-            return {}
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
         raise UserError(
-            f"{key}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer ({reason}); "
-            "check the network, or name a folder, or try `make demo`, which needs no hub"
+            f"{key}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
+            f"({reason or _first_line(error)}); check the network, or name a folder; `make demo` needs no hub"
         ) from error
+    except OSError as error:  # a full disk, a cache that can't be written
+        raise UserError(f"{key}.name: {name}: {_first_line(error)} (hub cache {constants.HF_HUB_CACHE})") from error
+
+
+def _unreachable(name, revision, kind):
+    """Why the hub can't be reached, or None. Asked once, without the downloads' patience."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=10)
+    except HfHubHTTPError:
+        return None  # it answers: whether it is busy or says no, the download finds out
+    except httpx2.TransportError as error:
+        return _first_line(error)
+    return None
+
+
+def _snapshot(name, revision, kind, patterns, **options):
+    """`snapshot_download`, which asks again where the hub is busy, and here also where it fails in mid-file."""
+    for pause in (1, 4, None):
+        try:
+            return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=patterns, **options))
+        except HfHubHTTPError as error:
+            if pause is None or error.response.status_code < 500:
+                raise
+            time.sleep(pause)
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

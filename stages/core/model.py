@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAnd
 
 from stages.core import hub
 from stages.core.errors import UserError
-from stages.core.files import new_folder
+from stages.core.files import new_folder, read_json
 from stages.core.labels import LABELS
 
 
@@ -136,7 +136,7 @@ def add_lora(model, group, seed, head):
     try:
         model = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"params.yaml: lora.target_modules: {_first_line(error)}") from error
+        raise UserError(f"params.yaml: lora.target_modules: {group.target_modules}: {_first_line(error)}") from error
     if head == "frozen":
         for name, parameter in model.named_parameters():
             if "lora" not in name:
@@ -172,7 +172,7 @@ def load_adapter(model, folder, manifest):
     Raises:
         UserError: where the adapter was trained on another base.
     """
-    trained_on = json.loads((folder / "base.json").read_text())
+    trained_on = read_json(folder / "base.json")
     if trained_on["digest"] != manifest["digest"]:
         raise UserError(
             f"{folder}: trained on another base ({trained_on['name']} {trained_on['digest'][:12]}); run `dvc repro`"

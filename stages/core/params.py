@@ -76,10 +76,17 @@ class Train(Group):
     head: Literal["trained", "frozen"]
     keep: Literal["best", "last"]
     gradient_checkpointing: bool
+    cuda_graphs: bool
+    dequantize_once: Literal["auto"] | bool
 
 
 class Eval(Group):
     batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
+
+
+class Analysis(Group):
+    confidence: Annotated[float, BeforeValidator(_number), Field(gt=0.5, lt=1, allow_inf_nan=False)]
+    bootstrap_samples: Annotated[int, BeforeValidator(_number), Field(ge=100, le=100_000)]
 
 
 class Params(Group):
@@ -94,6 +101,7 @@ class Params(Group):
     lora: Lora
     train: Train
     eval: Eval
+    analysis: Analysis
 
 
 def load(path="params.yaml"):

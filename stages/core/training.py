@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stages.core.batching import collate, length_grouped_order, random_order
+from stages.core.errors import StepUnavailable
 
 WHOLE = "whole"  # marks a checkpoint that was written to its end
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -42,21 +43,47 @@ class ClassifierTrainer(Trainer):
 
     Attributes:
         step_losses: losses of this epoch's steps, on the device.
+        fast_step: the captured step, or None for the Trainer's own.
     """
 
-    def __init__(self, *args, group_by_length, **kwargs):
+    def __init__(self, *args, group_by_length, cuda_graphs, dequantize_once, pad_id, **kwargs):
         super().__init__(*args, **kwargs)
-        self.group_by_length = group_by_length
+        self.group_by_length, self.cuda_graphs, self.pad_id = group_by_length, cuda_graphs, pad_id
+        self.dequantize_once = dequantize_once
         self.step_losses = []
+        self.fast_step = None
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
         return EpochOrder(lengths, self.args.train_batch_size, self.group_by_length, self.args.seed)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.step_losses.append(loss.clone())
-        return loss
+        if self.cuda_graphs and self.fast_step is None:
+            self.fast_step = self._make_fast_step(model)
+        if self.fast_step is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            if not model.training:
+                model.train()
+            inputs = self._prepare_inputs(inputs)
+            loss = self.fast_step(inputs["input_ids"], inputs["labels"], self.state.global_step)
+        self.step_losses.append(loss.detach().clone())
+        return loss.detach()
+
+    def _make_fast_step(self, model):
+        self.cuda_graphs = False  # asked for once
+        if self.args.device.type != "cuda":
+            return None
+        try:
+            from stages.core import fast_step  # needs Triton, which comes with PyTorch for CUDA alone
+
+            model.train()
+            return fast_step.FastStep(
+                model, self.args.train_batch_size, self.args.seed, self.pad_id, self.dequantize_once
+            )
+        except (ImportError, StepUnavailable) as error:
+            print(f"training without CUDA graphs: {error}")
+            return None
 
     def floating_point_ops(self, inputs):
         return 0  # counting parameters at each step takes the host longer than launching the step
@@ -158,6 +185,9 @@ def make_trainer(model, train_rows, validation_rows, params, pad_id, output_dir,
         data_collator=partial(collate, pad_id=pad_id, batches=params.batches, max_length=params.tokenize.max_length),
         compute_metrics=validation_metrics,
         group_by_length=params.batches.group_by_length,
+        cuda_graphs=group.cuda_graphs,
+        dequantize_once=group.dequantize_once,
+        pad_id=pad_id,
     )
     trainer.add_callback(History(trainer, recorder))
     trainer.add_callback(WholeCheckpoints())

@@ -1,0 +1,369 @@
+"""The notebook's recipe, an ordinary Trainer at its best and ours, on one GPU in one process: time and memory.
+
+    python benchmarks/compare.py MODEL DATA --out benchmarks/results/h100.json
+
+MODEL is a folder with phi-2 or a model of its shape (benchmarks/random_phi.py): neither time nor memory depends on the
+weights' values. DATA is a folder with SNLI's splits. Steps are timed in blocks between two synchronisations, after
+warm-up and captures; the median of the blocks is quoted, with the fastest and the slowest.
+"""
+
+import argparse
+import functools
+import gc
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from stages.core import batching, data, evaluation, hub, model, monitor, params, training
+from stages.core.tokenizer import load_tokenizer
+
+DEVICE = torch.device("cuda", 0)
+GB = 1e9
+
+
+class Clock(TrainerCallback):
+    """Milliseconds a step, by blocks of `block` steps, after `warm_up` steps."""
+
+    def __init__(self, warm_up, block):
+        self.warm_up, self.block, self.times = warm_up, block, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= self.warm_up and (state.global_step - self.warm_up) % self.block == 0:
+            torch.cuda.synchronize()
+            self.times.append(time.perf_counter())
+            if state.global_step == self.warm_up:
+                torch.cuda.reset_peak_memory_stats()
+
+    def milliseconds(self):
+        return sorted((b - a) / self.block * 1e3 for a, b in zip(self.times, self.times[1:], strict=False))
+
+
+def notebook_model(folder, pad_id):
+    """As published: NF4 with float16 products, all else fp32, reentrant checkpointing, the head frozen."""
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=3, quantization_config=config, device_map={"": DEVICE}, dtype=torch.float16
+    )
+    base.config.pad_token_id = pad_id
+    base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=True)
+    lora = get_peft_model(base, lora_config())
+    for name, parameter in lora.named_parameters():
+        parameter.requires_grad_("lora" in name)
+    return lora
+
+
+def peer_model(folder, pad_id):
+    """What a user would write today: NF4 with bf16 products, bf16 weights, no checkpointing."""
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=3, quantization_config=config, device_map={"": DEVICE}, dtype=torch.bfloat16
+    )
+    base.config.pad_token_id = pad_id
+    return get_peft_model(base, lora_config())
+
+
+def lora_config():
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=16, lora_alpha=64, lora_dropout=0.05, bias="none", target_modules="all-linear"
+    )
+
+
+def ordinary_trainer(peft_model, rows, tokenizer, batch_size, steps, **settings):
+    """Hugging Face's Trainer as it is."""
+    padding = settings.pop("padding")
+    arguments = TrainingArguments(
+        output_dir="/tmp/benchmark",
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=1e-4,
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        **settings,
+    )
+    collator = DataCollatorWithPadding(tokenizer, **padding)
+    return Trainer(model=peft_model, args=arguments, train_dataset=rows, data_collator=collator)
+
+
+def train_notebook(folder, rows, tokenizer, p, batch_size, steps):
+    trainer = ordinary_trainer(
+        notebook_model(folder, tokenizer.pad_token_id), rows["notebook"], tokenizer, batch_size, steps,
+        padding={"padding": "max_length", "max_length": 128}, gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": True},
+    )  # fmt: skip
+    return trainer
+
+
+def train_peer(folder, rows, tokenizer, p, batch_size, steps):
+    return ordinary_trainer(
+        peer_model(folder, tokenizer.pad_token_id), rows["ours"], tokenizer, batch_size, steps,
+        padding={"padding": "longest", "pad_to_multiple_of": 8}, bf16=True, optim="adamw_torch_fused",
+        train_sampling_strategy="group_by_length", dataloader_pin_memory=True,
+    )  # fmt: skip
+
+
+def train_ours(folder, rows, tokenizer, p, batch_size, steps, **changes):
+    _, manifest = hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model")
+    group = p.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
+    p = p.model_copy(update={"train": group})
+    classifier = model.add_lora(
+        model.load_base(manifest, p.model, DEVICE, p.seed, tokenizer), p.lora, p.seed, "trained"
+    )
+    recorder = SimpleNamespace(mark=lambda moment: None)
+    trainer = training.make_trainer(
+        classifier, rows["ours"], rows["ours"][:100], p, tokenizer.pad_token_id, "/tmp/benchmark", recorder
+    )
+    trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = steps, "no", "no"
+    return trainer
+
+
+VARIANTS = {
+    "notebook": train_notebook,
+    "trainer at its best": train_peer,
+    "ours": train_ours,
+    "ours, eager": functools.partial(train_ours, cuda_graphs=False),
+    "ours, checkpointing": functools.partial(train_ours, gradient_checkpointing=True),
+    "ours, dequantizing each": functools.partial(train_ours, dequantize_once=False),
+}
+
+
+def time_training(name, batch_size, warm_up, block, blocks, *inputs):
+    """Train for warm_up + block * blocks steps; one line of the table."""
+    clean()
+    trainer = VARIANTS[name](*inputs, batch_size, warm_up + block * blocks)
+    clock = Clock(warm_up, block)
+    trainer.add_callback(clock)
+    tokens = []
+    collate = trainer.data_collator
+
+    def counting(batch):
+        tokens.append(sum(len(row["input_ids"]) for row in batch))
+        return collate(batch)
+
+    trainer.data_collator = counting
+    with monitor.Recorder(DEVICE, interval=0.1) as recorder:
+        try:
+            trainer.train()
+        except torch.OutOfMemoryError:
+            return {"variant": name, "batch_size": batch_size, "error": "out of memory"}
+        torch.cuda.synchronize()
+        result = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
+    times = clock.milliseconds()
+    print(name, batch_size, [round(t, 1) for t in times])
+    median = times[len(times) // 2]
+    measured = tokens[warm_up : warm_up + block * blocks]
+    step = getattr(trainer, "fast_step", None)
+    del trainer
+    return {
+        "variant": name,
+        "batch_size": batch_size,
+        "ms_per_step": median,
+        "ms_fastest": times[0],
+        "ms_slowest": times[-1],
+        "blocks": len(times),
+        "steps_per_block": block,
+        "rows_per_second": batch_size / median * 1e3,
+        "tokens_per_second": sum(measured) / len(measured) / median * 1e3,
+        "capture_seconds": step.capture_seconds if step else 0.0,
+        "graphs": len(step.graphs) if step else 0,
+        **result,
+    }
+
+
+def memory():
+    return {
+        "peak_allocated_gb": torch.cuda.max_memory_allocated(DEVICE) / GB,
+        "reserved_gb": torch.cuda.memory_reserved(DEVICE) / GB,
+    }
+
+
+def clean():
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def time_evaluation(folder, rows, tokenizer, p, repeats=5):
+    """Rows a second: the notebook's one at a time, padded to 128, and ours, base and tuned."""
+    results = []
+    clean()
+    classifier = notebook_model(folder, tokenizer.pad_token_id).eval()
+    ids = [tokenizer.pad({"input_ids": [r["input_ids"]]}, padding="max_length", max_length=128, return_tensors="pt")
+           for r in rows["notebook test"][:80]]  # fmt: skip
+    speeds = []
+    with torch.no_grad():
+        for start in range(0, 80, 16):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for batch in ids[start : start + 16]:
+                classifier(**batch.to(DEVICE)).logits.argmax().item()
+            speeds.append(16 / (time.perf_counter() - begin))
+    results.append({"variant": "notebook", "batch_size": 1, **spread(speeds[1:]), **memory()})
+    del classifier
+    clean()
+    _, manifest = hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model")
+    classifier = model.load_base(manifest, p.model, DEVICE, p.seed, tokenizer)
+    for name in ("ours, base", "ours, tuned"):
+        if name == "ours, tuned":
+            classifier = model.add_lora(classifier, p.lora, p.seed, "trained").eval()
+        speeds = []
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            evaluation.predict(
+                classifier,
+                rows["test"],
+                tokenizer.pad_token_id,
+                p.eval.batch_size,
+                p.batches,
+                p.tokenize.max_length,
+                name,
+            )
+            speeds.append(len(rows["test"]) / (time.perf_counter() - begin))
+        results.append({"variant": name, "batch_size": p.eval.batch_size, **spread(speeds[1:]), **memory()})
+    return results
+
+
+def spread(values):
+    values = sorted(values)
+    return {
+        "rows_per_second": values[len(values) // 2],
+        "slowest": values[0],
+        "fastest": values[-1],
+        "repeats": len(values),
+    }
+
+
+def limits(tokens_per_step):
+    """The least a step can take: frozen products forward and for the input's gradient at this GPU's measured rate, and
+    the 4-bit weights read once for each (0.5 byte a weight, 4 bytes for 64 of them) at its measured bandwidth."""
+    a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+    source = torch.empty(4 * 2**30, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    seconds_product = median_seconds(lambda: a @ a)
+    seconds_copy = median_seconds(lambda: target.copy_(source))
+    weights = 32 * (4 * 2560**2 + 2 * 2560 * 10240)
+    flops, moved = 4 * weights * tokens_per_step, 2 * weights * (0.5 + 4 / 64)
+    rate, bandwidth = 2 * 8192**3 / seconds_product, 2 * source.numel() / seconds_copy
+    return {
+        "matrix_tflops": rate / 1e12,
+        "bandwidth_tb_per_second": bandwidth / 1e12,
+        "tokens_per_step": tokens_per_step,
+        "product_ms": flops / rate * 1e3,
+        "fewest_gb_moved": moved / GB,
+        "moved_ms": moved / bandwidth * 1e3,
+    }
+
+
+def median_seconds(call, repeats=20):
+    for _ in range(3):
+        call()
+    seconds = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return sorted(seconds)[repeats // 2]
+
+
+def load_rows(folder, tokenizer, p):
+    """The published 1,000 training rows and all test rows, as the notebook and as ours reads them."""
+    splits = data.load_splits(Path(folder))
+    train = data.resolve_unlabelled(data.choose(splits["train"], 1000), "drop")
+    test = data.resolve_unlabelled(splits["test"], "drop")
+
+    def examples(rows, template):
+        return batching.as_examples(data.tokenize(rows, tokenizer, template, p.tokenize.max_length))
+
+    glued = "{premise}{hypothesis}"
+    as_lists = [{"input_ids": r["input_ids"].tolist(), "labels": r["labels"]} for r in examples(train, glued)]
+    return {
+        "notebook": as_lists,
+        "notebook test": examples(test, glued),
+        "ours": examples(train, p.tokenize.template),
+        "test": examples(test, p.tokenize.template),
+    }
+
+
+def show(results):
+    """Print the tables."""
+    print(f"\n{'training':24}{'batch':>6}{'ms a step':>11}{'spread':>16}{'rows/s':>8}{'tokens/s':>10}"
+          f"{'times':>7}{'peak GB':>9}{'reserved':>9}{'NVML':>7}{'capture s':>10}")  # fmt: skip
+    notebooks = [r for r in reversed(results["training"]) if r["variant"] == "notebook" and "error" not in r]
+    first = {r["batch_size"]: r["ms_per_step"] for r in notebooks}
+    for r in results["training"]:
+        if "error" in r:
+            print(f"{r['variant']:24}{r['batch_size']:6}  {r['error']}")
+            continue
+        times = first.get(r["batch_size"], float("nan")) / r["ms_per_step"]
+        print(f"{r['variant']:24}{r['batch_size']:6}{r['ms_per_step']:11.1f}"
+              f"{r['ms_fastest']:8.1f}–{r['ms_slowest']:<7.1f}{r['rows_per_second']:8.0f}{r['tokens_per_second']:10.0f}"
+              f"{times:7.1f}{r['peak_allocated_gb']:9.2f}{r['reserved_gb']:9.2f}{r['nvml_used_gb']:7.2f}"
+              f"{r['capture_seconds']:10.1f}")  # fmt: skip
+    print(f"\n{'evaluation':24}{'batch':>6}{'rows/s':>9}{'spread':>16}{'peak GB':>9}")
+    for r in results["evaluation"]:
+        print(f"{r['variant']:24}{r['batch_size']:6}{r['rows_per_second']:9.1f}{r['slowest']:8.1f}–{r['fastest']:<7.1f}"
+              f"{r['peak_allocated_gb']:9.2f}")  # fmt: skip
+    print("\nlimits: " + ", ".join(f"{key} {value:.2f}" for key, value in results["limits"].items()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit", help="commit of the code, where Git can't tell")
+    arguments = parser.parse_args()
+
+    p = params.load()
+    manifest = hub.fetch(SimpleNamespace(name=str(arguments.model), revision=""), "model")[1]
+    tokenizer = load_tokenizer(manifest)
+    rows = load_rows(arguments.data, tokenizer, p)
+    inputs = (arguments.model, rows, tokenizer, p)
+    plan = [
+        *[(name, 16, 8, 8, 5) for name in ("notebook", "trainer at its best", "ours, eager")],
+        *[(name, 16, 126, 63, 5) for name in ("ours", "ours, dequantizing each", "ours, checkpointing")],
+        ("notebook", 128, 2, 2, 3),
+        *[(name, 128, 4, 4, 5) for name in ("trainer at its best",)],
+        *[(name, 128, 24, 8, 5) for name in ("ours", "ours, dequantizing each")],
+        ("notebook", 16, 8, 8, 5),  # once more at the end: a machine that has drifted would show
+    ]
+    results = {
+        "gpu": torch.cuda.get_device_name(DEVICE),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")},
+        "command": "python " + " ".join(sys.argv),
+        "commit": arguments.commit or subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
+        "model": "phi-2's shape, random weights" if "random" in str(arguments.model) else str(arguments.model),
+        "training": [time_training(*line, *inputs) for line in tqdm(plan, desc="training")],
+        "evaluation": time_evaluation(*inputs),
+    }
+    ours = next(r for r in results["training"] if r["variant"] == "ours")
+    clean()
+    results["limits"] = limits(ours["tokens_per_second"] * ours["ms_per_step"] / 1e3)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

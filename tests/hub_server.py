@@ -1,0 +1,147 @@
+"""A small Hugging Face hub on 127.0.0.1, which can be told to misbehave."""
+
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+LARGE = (".safetensors", ".parquet")  # announced by SHA-256, as the hub does with large files; others as Git does
+
+
+class Hub:
+    """Serves folders as repositories; in use between `with` and its end.
+
+    Attributes:
+        repos: {("models" or "datasets", name): (revision, {path: bytes})}, to be filled.
+        faults: {name: function of (request handler, kind of request, path)}, which answers itself and returns True, or
+            returns a false value to leave the answer to the hub. Kinds are "info", "tree", "head" and "get".
+        seen: counter of (name, kind, path).
+        headers: request headers, in order, of each "get".
+    """
+
+    def __init__(self):
+        self.repos, self.faults, self.seen, self.headers = {}, {}, Counter(), []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                hub.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def add(self, kind, name, revision, files, fault=None):
+        """Serve `files`, {path: bytes}, as a repository."""
+        self.repos[kind, name] = (revision, files)
+        if fault:
+            self.faults[name] = fault
+
+    def answer(self, request):
+        path = request.path.split("?")[0].strip("/")
+        parts = path.split("/")
+        api = parts[0] == "api"
+        if api:  # api/models/OWNER/NAME/revision/REVISION, api/models/OWNER/NAME/tree/REVISION
+            kind, name, asked, revision, file = parts[1], "/".join(parts[2:4]), parts[4], parts[5], None
+            asked = {"revision": "info", "tree": "tree"}[asked]
+        else:  # OWNER/NAME/resolve/REVISION/FILE, datasets/OWNER/NAME/resolve/REVISION/FILE
+            kind = "datasets" if parts[0] == "datasets" else "models"
+            parts = parts[1:] if kind == "datasets" else parts
+            name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+            asked = "head" if request.command == "HEAD" else "get"
+        self.seen[name, asked, file] += 1
+        if asked == "get":
+            self.headers.append(request.headers)
+        fault = self.faults.get(name)
+        if fault and fault(request, asked, file):
+            return
+        if (kind, name) not in self.repos:
+            refuse(request, 401 if request.headers.get("authorization") is None else 404, "RepoNotFound")
+            return
+        held, files = self.repos[kind, name]
+        if revision != held:
+            refuse(request, 404, "RevisionNotFound")
+        elif asked == "info":
+            siblings = [{"rfilename": path} for path in files]
+            send(request, json.dumps({"id": name, "sha": held, "siblings": siblings, "tags": [], "private": False}))
+        elif asked == "tree":
+            send(request, json.dumps([entry(path, content) for path, content in files.items()]))
+        elif file not in files:
+            refuse(request, 404, "EntryNotFound")
+        else:
+            send_file(request, held, file, files[file])
+
+
+def entry(path, content):
+    """A file as the hub lists it."""
+    described = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+    if path.endswith(LARGE):
+        described["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
+    return described
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_hash(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def send(request, content, status=200, **headers):
+    """Answer with a whole body."""
+    content = content.encode() if isinstance(content, str) else content
+    request.send_response(status)
+    for name, value in {"Content-Length": len(content), **headers}.items():
+        request.send_header(name.replace("_", "-"), str(value))
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(content)
+
+
+def refuse(request, status, code, message="no", **headers):
+    """Answer as the hub does where it says no."""
+    send(request, json.dumps({"error": message}), status, X_Error_Code=code, X_Error_Message=message, **headers)
+
+
+def send_file(request, revision, path, content, body=None, cut=None):
+    """Answer with a file, or the part of it that is asked for.
+
+    Args:
+        body: bytes sent in place of `content`.
+        cut: how many bytes to send before the connection is closed.
+    """
+    etag = sha256(content) if path.endswith(LARGE) else git_hash(content)
+    body = content if body is None else body
+    start = int(request.headers.get("Range", "bytes=0-")[len("bytes=") :].split("-")[0])
+    headers = {"ETag": f'"{etag}"', "X-Repo-Commit": revision, "X-Linked-Size": len(content), "Accept-Ranges": "bytes"}
+    if start:
+        headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+    request.send_response(206 if start else 200)
+    for name, value in {"Content-Length": len(body) - start, **headers}.items():
+        request.send_header(name, str(value))
+    request.end_headers()
+    if request.command == "HEAD":
+        return
+    request.wfile.write(body[start:][:cut])
+    if cut is not None:
+        request.wfile.flush()
+        time.sleep(0.1)
+        request.connection.close()
+        request.close_connection = True

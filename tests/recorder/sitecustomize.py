@@ -1,0 +1,38 @@
+"""Python imports this when it starts with this folder on PYTHONPATH.
+
+In a stage that DVC runs, it writes the dotted name of every parameter that the stage reads to $RECORD_READS/<stage>.
+"""
+
+import os
+from pathlib import Path
+
+if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
+    from stages.core import params
+
+    stage = os.environ["DVC_STAGE"].rpartition(":")[2]
+    report = Path(os.environ["RECORD_READS"]) / stage
+    fields = {name: field.annotation for name, field in params.Params.model_fields.items()}
+    groups = {kind: f"{name}." for name, kind in fields.items() if hasattr(kind, "model_fields")}
+    seen = set()
+    plain_read, plain_dump = params.Group.__getattribute__, params.Group.model_dump
+
+    def record(group, name):
+        key = groups.get(type(group), "") + name
+        if key not in seen and key + "." not in groups.values():
+            seen.add(key)
+            with open(report, "a") as file:
+                file.write(f"{key}\n")
+
+    def read(self, name):
+        if name in type(self).__pydantic_fields__:
+            record(self, name)
+        return plain_read(self, name)
+
+    def dump(self, *, include=None, exclude=(), **options):
+        for name in type(self).model_fields:
+            if name not in exclude and (include is None or name in include):
+                record(self, name)
+        return plain_dump(self, include=include, exclude=set(exclude), **options)
+
+    params.Group.__getattribute__, params.Group.model_dump = read, dump
+    report.touch()

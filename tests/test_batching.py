@@ -1,0 +1,95 @@
+"""Batches: padding and order, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.core import batching
+
+
+@pytest.fixture
+def longest(make_params):
+    return make_params(batches__padding="longest", batches__multiple_of=4).batches
+
+
+@pytest.fixture
+def maximum(make_params):
+    return make_params(batches__padding="max_length").batches
+
+
+ROWS = [{"input_ids": [5, 6, 7], "labels": 2}, {"input_ids": [8], "labels": 0}]
+
+
+def test_rows_are_padded_on_the_right_to_a_multiple(longest):
+    batch = batching.collate(ROWS, pad_id=9, batches=longest, max_length=128)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 9], [8, 9, 9, 9]]
+    assert batch["labels"].tolist() == [2, 0]
+    assert set(batch) == {"input_ids", "labels"}
+
+
+def test_rows_are_padded_to_max_length_as_published(maximum):
+    assert batching.collate(ROWS, pad_id=0, batches=maximum, max_length=128)["input_ids"].shape == (2, 128)
+
+
+@pytest.mark.parametrize(("tokens", "padded"), [(1, 4), (4, 4), (5, 8), (127, 128)])
+def test_the_padded_length_is_the_next_multiple(longest, tokens, padded):
+    assert batching.padded_length(tokens, longest, 128) == padded
+
+
+def test_the_padding_share_is_padding_over_all_tokens(longest, maximum):
+    lengths = [3, 1, 6, 7]
+    # (3, 1) are padded to 4, (6, 7) to 8: 24 tokens, 17 of them real
+    assert batching.padding_share(lengths, [0, 1, 2, 3], 2, longest, 128) == pytest.approx(1 - 17 / 24)
+    # (3, 6) and (1, 7) to 8: 32 tokens
+    assert batching.padding_share(lengths, [0, 2, 1, 3], 2, longest, 128) == pytest.approx(1 - 17 / 32)
+    # a last batch of one row
+    assert batching.padding_share(lengths, [0, 1, 2, 3], 3, longest, 128) == pytest.approx(1 - 17 / 32)
+    assert batching.padding_share(lengths, [0, 1, 2, 3], 2, maximum, 128) == pytest.approx(1 - 17 / 512)
+
+
+LENGTHS = np.random.default_rng(0).integers(5, 80, size=1003)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 1003])
+def test_an_order_holds_each_row_once(rows):
+    lengths = LENGTHS[:rows]
+    assert sorted(batching.length_grouped_order(lengths, 16, 1)) == list(range(rows))
+    assert sorted(batching.random_order(rows, 1)) == list(range(rows))
+
+
+def test_an_order_is_a_function_of_its_seed():
+    np.random.seed(0)
+    first = batching.length_grouped_order(LENGTHS, 16, [42, 3])
+    np.random.seed(1)
+    assert batching.length_grouped_order(LENGTHS, 16, [42, 3]) == first
+    assert batching.length_grouped_order(LENGTHS, 16, [42, 4]) != first
+    assert batching.length_grouped_order(LENGTHS, 16, [43, 3]) != first
+    assert batching.random_order(1003, [42, 3]) == batching.random_order(1003, [42, 3])
+    assert batching.random_order(1003, [42, 3]) != batching.random_order(1003, [42, 4])
+
+
+def test_like_lengths_stand_together(longest):
+    grouped = batching.length_grouped_order(LENGTHS, 16, 1)
+    mixed = batching.random_order(len(LENGTHS), 1)
+    waste = [batching.padding_share(LENGTHS, order, 16, longest, 128) for order in (grouped, mixed)]
+    assert waste[0] < 0.1 < 0.3 < waste[1]
+
+
+def test_long_and_short_batches_alternate():
+    """A run of ever shorter batches would tie the length to the time in the epoch."""
+    order = batching.length_grouped_order(LENGTHS[:800], 16, 1)
+    means = LENGTHS[order].reshape(-1, 16).mean(axis=1)
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+def test_the_last_batch_alone_is_short():
+    order = batching.length_grouped_order(LENGTHS[:35], 16, 1)
+    shortest = sorted(LENGTHS[:35])[:3]
+    assert sorted(LENGTHS[order[32:]]) == shortest
+
+
+def test_a_table_becomes_examples_in_its_own_order():
+    table = pd.DataFrame({"input_ids": [np.array([1, 2]), np.array([3])], "label": [2, 0]})
+    examples = batching.as_examples(table)
+    assert [row["input_ids"].tolist() for row in examples] == [[1, 2], [3]]
+    assert [row["labels"] for row in examples] == [2, 0]

@@ -1,0 +1,123 @@
+"""dvc.yaml: its deps are the modules that a stage imports, its params the values that a stage reads."""
+
+import ast
+import json
+
+import pytest
+import yaml
+from conftest import EMBEDDED, ROOT
+
+DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = DVC_YAML["stages"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+# Leaves that a stage lists and does not read when it runs on a CPU, each with the place that reads it.
+READ_ON_A_GPU_ALONE = {}
+
+
+def imported(path):
+    """Files of the project that a file imports, itself included, directly or by way of others."""
+    found, open_ends = set(), [path]
+    while open_ends:
+        file = open_ends.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            open_ends += [ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith("stages.")]
+    return found
+
+
+def leaves(value, name):
+    """Dotted names of the leaves below `name`."""
+    if not isinstance(value, dict):
+        return {name}
+    return {leaf for key, below in value.items() for leaf in leaves(below, f"{name}.{key}")}
+
+
+def listed_leaves(stage):
+    """Leaves of params.yaml that a stage depends on, groups opened."""
+    found = set()
+    for name in STAGES[stage].get("params", []):
+        value = PARAMS
+        for part in name.split("."):
+            value = value[part]
+        found |= leaves(value, name)
+    return found
+
+
+def test_the_two_pipelines_are_the_same_file():
+    assert (EMBEDDED / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+
+
+def test_the_stages_are_these_six_and_each_says_what_it_does():
+    assert list(STAGES) == ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
+    assert all(stage["desc"] for stage in STAGES.values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_files_that_a_stage_imports(stage):
+    code = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert code == {f"${{root}}/{path.relative_to(ROOT)}" for path in imported(ROOT / f"stages/{stage}.py")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_and_params_are_listed_once(stage):
+    for kind in ("deps", "params"):
+        listed = STAGES[stage].get(kind, [])
+        assert len(listed) == len(set(listed))
+
+
+def test_each_dep_on_data_is_the_out_of_an_earlier_stage():
+    made = set()
+    for stage in STAGES.values():
+        data = {dep for dep in stage["deps"] if not dep.startswith("${root}")}
+        assert data <= made
+        made |= {out if isinstance(out, str) else next(iter(out)) for out in stage["outs"]}
+
+
+def test_only_analyze_has_outs_outside_of_the_cache():
+    """One such out switches DVC's run cache off for its stage, and going back to old parameters would train again."""
+    uncached = [name for name, stage in STAGES.items() if any(isinstance(out, dict) for out in stage["outs"])]
+    assert uncached == ["analyze"]
+
+
+def test_every_parameter_belongs_to_some_stage():
+    everywhere = set().union(*(listed_leaves(stage) for stage in STAGES))
+    assert {leaf for key, value in PARAMS.items() for leaf in leaves(value, key)} - everywhere == {"root"}
+    assert "${root}" in STAGES["download"]["cmd"], "dvc.yaml itself uses it"
+
+
+def test_metrics_and_plots_are_outs_of_analyze():
+    outs = [next(iter(out)) for out in STAGES["analyze"]["outs"]]
+    assert set(DVC_YAML["metrics"]) <= set(outs)
+    files = [file for plot in DVC_YAML["plots"] for body in plot.values() for file in body["y"]]
+    assert files
+    assert all(any(file.startswith(out) for out in outs) for file in files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_the_parameters_that_it_reads(repro, stage):
+    read = repro.reads[stage]
+    listed = listed_leaves(stage) - READ_ON_A_GPU_ALONE.get(stage, set())
+    assert read - listed == set(), "read, but not listed: DVC would not run the stage again"
+    assert listed - read == set(), "listed, but not read: DVC would run the stage again for nothing"
+
+
+@pytest.mark.slow
+def test_each_metric_file_and_plotted_column_is_there(repro):
+    folder = repro.clone.folder / "embedded"
+    for name in DVC_YAML["metrics"]:
+        assert json.loads((folder / name).read_text()), name
+    for plot in DVC_YAML["plots"]:
+        for body in plot.values():
+            for file, columns in body["y"].items():
+                header = (folder / file).read_text().splitlines()[0].split(",")
+                columns = [columns] if isinstance(columns, str) else columns
+                assert {body["x"], *columns} <= set(header), file

@@ -1,0 +1,302 @@
+"""The captured step against the eager one, and the recorder, on a real GPU: `pytest -m gpu`."""
+
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from stages.core import hub, model, monitor, params, training
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
+]
+PAD = 0
+PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"
+DEVICE = torch.device("cuda", 0)
+
+
+class Tokenizer:
+    pad_token_id = PAD
+
+    def __len__(self):
+        return 1000
+
+
+@pytest.fixture(scope="module")
+def small_phi(tmp_path_factory):
+    """A phi of phi-2's head size, four layers, random weights: folder's manifest."""
+    from transformers import AutoModelForCausalLM, PhiConfig
+
+    folder = tmp_path_factory.mktemp("phi")
+    config = PhiConfig(
+        vocab_size=1000, hidden_size=320, intermediate_size=1280, num_hidden_layers=4, num_attention_heads=4,
+        partial_rotary_factor=0.4, resid_pdrop=0.1, hidden_act="gelu_new",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model")[1]
+
+
+@pytest.fixture(autouse=True)
+def release():
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def classifier(manifest, dropout, precision="bf16", quantization="nf4", checkpointing=False):
+    """A LoRA classifier in training mode whose B matrices are not zero, so that every gradient says something."""
+    p = params.load(PARAMS)
+    group = p.model.model_copy(update={"precision": precision, "quantization": quantization})
+    base = model.load_base(manifest, group, DEVICE, 42, Tokenizer())
+    if not dropout:
+        for module in base.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    lora = model.add_lora(base, p.lora.model_copy(update={"dropout": 0.05 if dropout else 0.0}), 42, "trained")
+    generator = torch.Generator("cuda").manual_seed(1)
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.02, generator=generator)
+    if checkpointing:
+        lora.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    return lora.train()
+
+
+def batch(rows, length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 1000, (rows, length), generator=generator)
+    for row in range(rows):
+        ids[row, length - row % 7 :] = PAD if row % 7 else ids[row, -1]
+    return ids.to(DEVICE), torch.randint(0, 3, (rows,), generator=generator).to(DEVICE)
+
+
+def fast(lora, rows=16, dequantize_once=False):
+    from stages.core.fast_step import FastStep
+
+    return FastStep(lora, rows, 42, PAD, dequantize_once)
+
+
+def gradients(lora):
+    return {n: p.grad.detach().float().clone() for n, p in lora.named_parameters() if p.requires_grad}
+
+
+def eager(lora, ids, labels):
+    loss = lora(input_ids=ids, labels=labels).loss
+    loss.backward()
+    result = loss.item(), gradients(lora)
+    lora.zero_grad()
+    return result
+
+
+def distance(ours, theirs):
+    """Relative distance of all gradients together."""
+    difference = sum((ours[name] - theirs[name]).norm() ** 2 for name in theirs)
+    return (difference / sum(value.norm() ** 2 for value in theirs.values())).sqrt().item()
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantization", "once", "tolerance"),
+    [("bf16", "nf4", False, 0.03), ("bf16", "nf4", True, 0.03), ("fp16", "nf4", False, 0.01),
+     ("fp32", "nf4", False, 1e-3), ("fp32", "none", False, 1e-3)],
+)  # fmt: skip
+def test_gradients_of_all_parameters_equal_the_eager_ones(small_phi, precision, quantization, once, tolerance):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    reference = classifier(small_phi, dropout=False, precision=precision, quantization=quantization)
+    batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 32), (16, 48), (16, 32), (9, 48)])]
+    expected = [eager(reference, *pair) for pair in batches]
+    lora = classifier(small_phi, dropout=False, precision=precision, quantization=quantization)
+    step = fast(lora, dequantize_once=once)
+    for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
+        assert step(*pair, number).item() == pytest.approx(loss, rel=tolerance)
+        assert distance(gradients(lora), grads) < tolerance
+    assert all(step.graphs.values()), "a length ran eagerly"
+
+
+def test_several_optimizer_steps_follow_the_eager_ones(small_phi):
+    losses = []
+    for use_graphs in (False, True):
+        lora = classifier(small_phi, dropout=False)
+        step = fast(lora) if use_graphs else None
+        optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-3)
+        curve = []
+        for number in range(12):
+            ids, labels = batch(16, (32, 48)[number % 2], seed=number % 4)
+            if step:
+                curve.append(step(ids, labels, number).item())
+            else:
+                loss = lora(input_ids=ids, labels=labels).loss
+                loss.backward()
+                curve.append(loss.item())
+                del loss
+            optimizer.step()
+            lora.zero_grad()
+        losses.append(torch.tensor(curve))
+    assert losses[0][-4:].mean() < losses[0][:4].mean(), "nothing was learnt"
+    assert (losses[0] - losses[1]).abs().max() < 0.03
+
+
+def test_masks_differ_between_steps_and_layers_and_repeat_for_the_same_step(small_phi):
+    lora = classifier(small_phi, dropout=True)
+    step, pair = fast(lora), batch(16, 32)
+    first, second, again = (step(*pair, number).item() for number in (3, 4, 3))
+    assert first == again
+    assert first != second
+
+
+def test_dropout_keeps_its_share_and_scale():
+    from stages.core.fused_layers import dropped
+
+    x, seed = torch.ones(1024, 640, device=DEVICE), torch.tensor(7, device=DEVICE)
+    out = dropped(x, 0.05, seed, 3)
+    kept = out != 0
+    assert kept.float().mean().item() == pytest.approx(0.95, abs=0.002)
+    assert out[kept].unique().tolist() == pytest.approx([1 / 0.95])
+    other = dropped(x, 0.05, seed, 4) != 0
+    assert (~kept & ~other).float().mean().item() == pytest.approx(0.05**2, abs=5e-4), "two masks depend on each other"
+    assert (kept[:, 1:] == kept[:, :-1]).float().mean().item() == pytest.approx(0.95**2 + 0.05**2, abs=0.002)
+
+
+def test_checkpointed_layers_find_the_masks_of_their_forward(small_phi):
+    pair, grads = batch(16, 32), []
+    for checkpointing in (False, True):
+        lora = classifier(small_phi, dropout=True, checkpointing=checkpointing)
+        fast(lora)(*pair, 5)
+        grads.append(gradients(lora))
+    assert distance(grads[1], grads[0]) < 1e-6
+
+
+def test_nothing_stale_is_replayed(small_phi):
+    lora = classifier(small_phi, dropout=True)
+    step, pair = fast(lora), batch(16, 32)
+    loss, grads = step(*pair, 1).item(), gradients(lora)
+    _, ids, labels, held = step.graphs[32]
+    ids.fill_(999)
+    labels.fill_(2)
+    held.fill_(float("nan"))
+    step.lora.buffer.fill_(float("nan"))
+    step.lora.grad_buffer.fill_(float("nan"))
+    for grad in step.other_grads:
+        grad.fill_(float("nan"))
+    assert step(*pair, 1).item() == loss
+    assert distance(gradients(lora), grads) == 0
+    with torch.no_grad():
+        for parameter in lora.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5)
+    assert step(*pair, 1).item() != loss, "the weights of an earlier step were used"
+
+
+def test_a_loss_is_not_overwritten_by_the_next_step(small_phi):
+    lora = classifier(small_phi, dropout=True)
+    step = fast(lora)
+    first = step(*batch(16, 32, 0), 0)
+    value = first.item()
+    step(*batch(16, 32, 1), 1)
+    assert first.item() == value
+
+
+def test_validation_uses_the_weights_of_now(small_phi):
+    lora = classifier(small_phi, dropout=True)
+    step, pair = fast(lora), batch(16, 32)
+    step(*pair, 0)
+    lora.eval()
+    with torch.no_grad():
+        before = lora(input_ids=pair[0]).logits
+        for parameter in lora.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5)
+        assert not torch.equal(before, lora(input_ids=pair[0]).logits)
+        assert torch.equal(lora(input_ids=pair[0]).logits, lora(input_ids=pair[0]).logits), "dropout is on"
+
+
+def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, resume=None, rows=63 * 16):
+    """Train on a task that can be learnt: the class is the first token's remainder by three."""
+    p = params.load(PARAMS)
+    p = p.model_copy(update={"seed": seed, "train": p.train.model_copy(
+        update={"epochs": epochs, "cuda_graphs": cuda_graphs, "learning_rate": 1e-3, "keep": "last"})})  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for i in range(rows):
+        ids = torch.randint(1, 1000, (20 + i % 29,), generator=generator)
+        ids[-3:] = 1 + i % 3
+        examples.append({"input_ids": ids.numpy(), "labels": i % 3})
+    base = model.load_base(manifest, p.model, DEVICE, 42, Tokenizer())
+    lora = model.add_lora(base, p.lora, 42, "trained")
+    recorder = SimpleNamespace(mark=lambda moment: None)
+    trainer = training.make_trainer(lora, examples, examples[:32], p, PAD, folder, recorder)
+    if stop_after:
+        from transformers import TrainerCallback
+
+        class Stop(TrainerCallback):
+            def on_save(self, args, state, control, **kwargs):
+                control.should_training_stop = state.epoch >= stop_after
+
+        trainer.add_callback(Stop())
+    trainer.train(resume_from_checkpoint=resume)
+    if cuda_graphs:
+        assert trainer.fast_step is not None and all(trainer.fast_step.graphs.values())
+    return lora, trainer
+
+
+def test_the_loss_curve_lies_within_the_noise_of_eager_seeds(small_phi, tmp_path):
+    def curve(name, **how):
+        steps, _ = training.history(trained(small_phi, tmp_path / name, **how)[1].state)
+        return torch.tensor([step["loss"] for step in steps])
+
+    first, second = (curve(f"eager{seed}", cuda_graphs=False, seed=seed) for seed in (42, 43))
+    ours = curve("fast", cuda_graphs=True)
+    assert len(ours) == 63
+
+    def smooth(values):
+        return values.unfold(0, 9, 9).mean(dim=1)
+
+    noise = (smooth(first) - smooth(second)).abs().max()
+    assert (smooth(ours) - smooth(first)).abs().max() <= max(2 * noise, torch.tensor(0.05))
+
+
+def test_resuming_goes_on_as_before(small_phi, tmp_path):
+    whole, _ = trained(small_phi, tmp_path / "whole", True, epochs=2, rows=160)
+    trained(small_phi, tmp_path / "cut", True, epochs=2, rows=160, stop_after=1)
+    resume = training.checkpoint_to_resume(tmp_path / "cut")
+    assert resume.name == "checkpoint-10"
+    resumed, trainer = trained(small_phi, tmp_path / "cut", True, epochs=2, rows=160, resume=str(resume))
+    assert trainer.state.global_step == 20
+    theirs = {n: p.detach().float() for n, p in whole.named_parameters() if p.requires_grad}
+    ours = {n: p.detach().float() for n, p in resumed.named_parameters() if p.requires_grad}
+    assert distance(ours, theirs) < 0.01  # the order of a GPU's sums may differ, the rows and masks may not
+
+
+def test_recorder_reads_this_gpu(tmp_path):
+    with monitor.Recorder(DEVICE, interval=0.05) as recorder:
+        recorder.mark("before")
+        block = torch.ones(2**30, dtype=torch.uint8, device=DEVICE)
+        torch.cuda.synchronize()
+        recorder.mark("after")
+    used = recorder.summary()
+    assert used["after"] - used["before"] == pytest.approx(1.07, abs=0.1)
+    assert used["peak_allocated"] >= 1.07
+    assert used["name"] == torch.cuda.get_device_name(DEVICE)
+    assert recorder.samples[0]["power_w"] > 0
+    del block
+    recorder.write(tmp_path / "usage.csv")
+    assert len((tmp_path / "usage.csv").read_text().splitlines()) == len(recorder.samples) + 1
+
+
+def test_recorder_does_without_nvml(monkeypatch):
+    monkeypatch.setattr(monitor, "_nvml_handle", lambda device: None)
+    with monitor.Recorder(DEVICE) as recorder:
+        recorder.mark("now")
+    assert recorder.marks["now"]["memory_gb"] > 0
+    assert recorder.marks["now"]["power_w"] is None
+
+
+def test_recorder_finds_the_visible_gpu_by_uuid():
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = monitor._nvml_handle(DEVICE)
+    assert pynvml.nvmlDeviceGetUUID(handle).endswith(str(torch.cuda.get_device_properties(DEVICE).uuid))

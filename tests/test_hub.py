@@ -1,0 +1,278 @@
+"""The stage `download` against a hub on 127.0.0.1 that answers well, and badly, through the real client."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import hub_server
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import EMBEDDED, NANO, error_line, run_stage_in_each, written
+from hub_server import refuse, send_file
+from huggingface_hub import constants
+
+from stages.core import hub
+from stages.core.errors import UserError
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # the client keeps whole chunks of a file whose connection was cut
+LARGE = bytes(2 * CHUNK + 4_000_000)
+TOKEN = "hf_ThisTokenMustNeverBeSeen"
+WEIGHTS = "model.safetensors"
+OUTS = [
+    "data/raw/test.parquet", "data/raw/train.parquet", "data/raw/validation.parquet", "data/source.json",
+    "models/base.json",
+]  # fmt: skip
+
+
+def model_files():
+    return {path.name: path.read_bytes() for path in NANO.iterdir()}
+
+
+def data_files():
+    columns = {"premise": ["A man runs."] * 3, "hypothesis": ["He moves.", "It rains.", "He sits."], "label": [0, 1, 2]}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    content = sink.getvalue().to_pybytes()
+    return {f"data/{split}-00000-of-00001.parquet": content for split in ("train", "validation", "test")}
+
+
+def times(count, answer):
+    """A fault for the first `count` requests of each kind and file."""
+    left = {}
+
+    def fault(request, asked, file):
+        left.setdefault((asked, file), count)
+        left[asked, file] -= 1
+        return left[asked, file] >= 0 and answer(request, asked, file)
+
+    return fault
+
+
+def gated(request, asked, file):
+    if asked in ("head", "get"):
+        refuse(
+            request, 401 if request.headers.get("authorization") is None else 403, "GatedRepo", "Access is restricted"
+        )
+        return True
+
+
+def busy(request, asked, file):
+    refuse(request, 429, "", "Too many requests", Retry_After=1)
+    return True
+
+
+def broken(request, asked, file):
+    refuse(request, 500, "", "Internal error")
+    return True
+
+
+def cut(request, asked, file):
+    if asked == "get" and file == WEIGHTS:
+        send_file(request, REVISION, file, LARGE, cut=CHUNK + 1_000_000)
+        return True
+
+
+def other_bytes(request, asked, file):
+    if asked == "get" and file == WEIGHTS:
+        content = model_files()[file]
+        send_file(request, REVISION, file, content, body=content[:-1] + bytes([content[-1] ^ 1]))
+        return True
+
+
+def other_text(request, asked, file):
+    if asked == "get" and file == "tokenizer_config.json":
+        content = model_files()[file]
+        send_file(request, REVISION, file, content, body=content.replace(b"e", b"a"))
+        return True
+
+
+FAULTS = {
+    "good": None,
+    "gated": gated,
+    "busy": times(1, busy),
+    "recovering": times(1, broken),
+    "broken-file": times(1, lambda request, asked, file: asked == "get" and broken(request, asked, file)),
+    "cut": times(2, cut),
+    "other-bytes": other_bytes,
+    "other-text": other_text,
+    "bytes-once": times(1, other_bytes),
+    "rewritten": None,
+}
+
+
+def case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
+    """A folder with a params.yaml that names these repositories."""
+    raw = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    raw["model"] |= {"name": model, "revision": revision}
+    raw["data"] |= {"name": data, "revision": REVISION}
+    (top / folder).mkdir()
+    (top / folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    return top / folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """{case: what `download` did}, in one process of many forks; then some again without the network."""
+    top = tmp_path_factory.mktemp("hub")
+    with hub_server.Hub() as served:
+        for name, fault in FAULTS.items():
+            larger = {WEIGHTS: LARGE} if name == "cut" else {}
+            served.add("models", f"tests/{name}", REVISION, model_files() | larger, fault)
+        served.add("datasets", "tests/nli", REVISION, data_files())
+        folders = [case(top, name, f"tests/{name}") for name in FAULTS]
+        folders += [
+            case(top, "no repository", "tests/none"),
+            case(top, "no data repository", data="tests/none"),
+            case(top, "no revision", revision="f" * 40),
+            case(top, "no branch", revision="elsewhere"),
+            case(top, "pwned", "$(touch pwned)"),
+            case(top, "bytes again", "tests/bytes-once"),
+        ]
+        env = {
+            "HF_ENDPOINT": served.url,
+            "HF_HOME": str(top / "hf"),
+            "HF_TOKEN": TOKEN,
+            "HF_DEBUG": "",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        done = run_stage_in_each("download", folders, **env)
+        # tokenize on another machine, whose cache is empty, and after the repository was rewritten
+        served.add("models", "tests/rewritten", REVISION, model_files() | {"generation_config.json": b"{ }"})
+        for name in ("good", "rewritten"):
+            shutil.copytree(top / name, top / f"{name} elsewhere")
+        elsewhere = [top / "good elsewhere", top / "rewritten elsewhere"]
+        done |= run_stage_in_each("tokenize", elsewhere, **env | {"HF_HOME": str(top / "hf elsewhere")})
+        # a cache that cannot be written, and a full disk
+        (top / "frozen").write_text("a file where the cache's folder should be")
+        done |= run_stage_in_each("download", [case(top, "no cache")], **env | {"HF_HOME": str(top / "frozen")})
+        full = {"HF_HOME": str(top / "hf full"), "LARGEST_FILE": "1000000"}
+        done |= run_stage_in_each("download", [case(top, "full")], **env | full)
+    offline = [case(top, "offline warm"), case(top, "offline cold", "tests/never")]
+    done |= run_stage_in_each("download", offline, **env | {"HF_HUB_OFFLINE": "1"})
+    gone = [case(top, "unreachable warm"), case(top, "unreachable cold", "tests/never")]
+    done |= run_stage_in_each("download", gone, **env)
+    for name, outcome in done.items():
+        outcome.written = written(top / name)
+    return SimpleNamespace(done=done, served=served, top=top)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["good", "busy", "recovering", "broken-file", "cut", "bytes again", "offline warm", "unreachable warm"],
+)
+def test_the_files_arrive(outcomes, name):
+    done = outcomes.done[name]
+    assert done.returncode == 0, done.stderr
+    assert done.written == OUTS
+    manifest = json.loads((outcomes.top / name / "models/base.json").read_text())
+    _, served = outcomes.served.repos["models", manifest["name"]]
+    assert {path: file["sha256"] for path, file in manifest["files"].items()} == {
+        path: hub_server.sha256(content) for path, content in served.items() if path.endswith((".json", ".safetensors"))
+    }
+    assert manifest["revision"] == REVISION
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gated", ["model.name", "tests/gated is gated", "HF_TOKEN"]),
+        ("no repository", ["params.yaml: model.name", "no tests/none on the hub"]),
+        ("no data repository", ["params.yaml: data.name", "no tests/none on the hub"]),
+        ("no revision", ["params.yaml: model.revision", "f" * 40]),
+        ("no branch", ["params.yaml: model.revision", "elsewhere"]),
+        ("other-bytes", ["model.name", WEIGHTS, "not what the hub announced"]),
+        ("other-text", ["model.name", "tokenizer_config.json", "not what the hub announced"]),
+        ("no cache", ["model.name", "Not a directory", "hub cache"]),
+        ("full", ["model.name", "File too large", "hub cache"]),
+        ("offline cold", ["model.name", "not in the local cache", "HF_HUB_OFFLINE", "make demo"]),
+        ("unreachable cold", ["model.name", "not in the local cache", "refused", "make demo"]),
+        ("pwned", ["params.yaml: model.name", "$(touch pwned)"]),
+    ],
+)
+def test_a_failure_is_one_line_and_nothing_is_written(outcomes, name, said):
+    line = error_line(outcomes.done[name])
+    assert all(words in line for words in said), line
+    assert outcomes.done[name].written == []
+
+
+def test_a_cut_file_goes_on_where_it_was_cut(outcomes):
+    assert outcomes.served.seen["tests/cut", "get", WEIGHTS] == 3
+    asked = [headers["Range"] for headers in outcomes.served.headers if headers["Range"]]
+    assert asked == [f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
+
+
+def test_a_busy_hub_is_asked_again_after_the_time_that_it_named(outcomes):
+    assert outcomes.served.seen["tests/busy", "tree", None] == 2
+    assert outcomes.served.seen["tests/busy", "get", WEIGHTS] == 2
+
+
+def test_a_file_with_wrong_bytes_is_fetched_again_by_the_next_run(outcomes):
+    assert "not what the hub announced" in error_line(outcomes.done["bytes-once"])
+    assert outcomes.done["bytes again"].returncode == 0
+
+
+def test_what_is_in_the_cache_is_not_fetched_again(outcomes):
+    """The cases share a cache, and each uses the same data."""
+    counts = {path: n for (name, kind, path), n in outcomes.served.seen.items() if (name, kind) == ("tests/nli", "get")}
+    assert set(counts.values()) == {1}
+
+
+def test_the_token_is_sent_to_the_hub_and_shown_nowhere(outcomes):
+    assert any(headers.get("authorization") == f"Bearer {TOKEN}" for headers in outcomes.served.headers)
+    for done in outcomes.done.values():
+        assert TOKEN not in done.stdout + done.stderr
+    for name in outcomes.done:
+        for path in written(outcomes.top / name):
+            assert TOKEN.encode() not in (outcomes.top / name / path).read_bytes()
+
+
+def test_a_stage_on_another_machine_fetches_the_same_files_again(outcomes):
+    assert outcomes.done["good elsewhere"].returncode == 0, outcomes.done["good elsewhere"].stderr
+    assert "data/summary.json" in outcomes.done["good elsewhere"].written
+
+
+def test_files_that_changed_on_the_hub_since_download_are_refused(outcomes):
+    line = error_line(outcomes.done["rewritten elsewhere"])
+    assert "tests/rewritten changed on the hub" in line
+    assert outcomes.done["rewritten elsewhere"].written == OUTS
+
+
+# --- folders ---
+
+
+def test_a_folder_pinned_by_its_digest_is_checked(nano_copy):
+    source = SimpleNamespace(name=str(nano_copy), revision="none")
+    digest = hub.fetch(source, "model")[1]["digest"]
+    source.revision = digest
+    assert hub.fetch(source, "model")[1]["digest"] == digest
+    (nano_copy / "generation_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"params\.yaml: model\.revision: .* have the digest"):
+        hub.fetch(source, "model")
+
+
+def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):
+    digest = hub.fetch(SimpleNamespace(name=str(nano_copy), revision="none"), "model")[1]["digest"]
+    assert f"model.revision: {digest}" in capsys.readouterr().out
+
+
+def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
+    def digest():
+        return hub.describe(nano_copy, SimpleNamespace(name="x", revision="y"), "model")["digest"]
+
+    first = digest()
+    os.utime(nano_copy / "config.json", (0, 0))
+    (nano_copy / ".hidden.json").write_text("{}")
+    (nano_copy / "picture.png").write_bytes(b"1")
+    assert digest() == first
+    (nano_copy / "generation_config.json").rename(nano_copy / "generation.json")
+    assert digest() != first
+
+
+@pytest.mark.parametrize("name", ["./none", "/none", "../none"])
+def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(UserError, match=r"params\.yaml: data\.name: no folder"):
+        hub.fetch(SimpleNamespace(name=name, revision="none"), "dataset")

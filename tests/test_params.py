@@ -1,0 +1,170 @@
+"""params.yaml: what is taken, what is refused, and in what words."""
+
+import copy
+import re
+import shutil
+
+import pytest
+import yaml
+from conftest import EMBEDDED, ROOT, error_line, run_stage, run_stage_in_each, set_key, written
+from dvc.utils.serialize import modify_yaml
+
+from stages.core import params
+from stages.core.errors import UserError
+
+GONE = object()
+
+# name: (key, bad value, what the line must say besides the key)
+BAD_VALUES = {
+    "text for a number": ("lora.r", "abc", "'abc'"),
+    "out of range": ("lora.r", 0, "not 0"),
+    "negative": ("train.weight_decay", -1, "-1"),
+    "huge": ("lora.r", 10**30, "1024"),
+    "fraction for a count": ("data.train_rows", 1.5, "1.5"),
+    "NaN": ("train.learning_rate", float("nan"), "nan"),
+    "infinity": ("train.max_grad_norm", float("inf"), "inf"),
+    "true for a number": ("seed", True, "true or false"),
+    "true for a float": ("train.learning_rate", True, "true or false"),
+    "true for an optional number": ("threads", True, "true or false"),
+    "unknown choice": ("device", "tpu", "'cuda' or 'cpu'"),
+    "unknown key in a group": ("lora.rank", 8, "unknown key"),
+    "unknown key at the top": ("learning_rate", 8, "unknown key"),
+    "missing key": ("lora.r", GONE, "missing"),
+    "missing group": ("train", GONE, "missing"),
+    "number for a group": ("lora", 3, "not 3"),
+    "null for a group": ("eval", None, "not None"),
+    "empty text": ("model.name", "", "at least 1 character"),
+    "number for text": ("model.name", 5, "not 5"),
+    "NUL in text": ("data.name", "a\0b", "pattern"),
+    "no modules": ("lora.target_modules", [], "at least 1 item"),
+    "template without hypothesis": ("tokenize.template", "{premise}", "hypothesis"),
+    "template in the wrong order": ("tokenize.template", "{hypothesis} {premise}", "pattern"),
+}
+
+# name: (content of params.yaml, what the line must say)
+BAD_FILES = {
+    "empty": (b"", "NoneType"),
+    "broken": (b"lora: [", "not valid YAML"),
+    "list": (b"- 1", "list"),
+    "object": (b"!!python/object/apply:os.system ['touch pwned']", "not valid YAML"),
+    "latin": (b"\xff", "not readable"),
+    "control": (b"\x00", "not valid YAML"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """{case: what a real stage did with it}."""
+    folder = tmp_path_factory.mktemp("params")
+    good = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    contents = {name: content for name, (content, _) in BAD_FILES.items()}
+    for name, (key, value, _) in BAD_VALUES.items():
+        raw = copy.deepcopy(good)
+        set_key(raw, key, value)
+        if value is GONE:
+            *groups, leaf = key.split(".")
+            del (raw[groups[0]] if groups else raw)[leaf]
+        contents[name] = yaml.safe_dump(raw).encode()
+    for name, content in contents.items():
+        (folder / name).mkdir()
+        (folder / name / "params.yaml").write_bytes(content)
+    (folder / "no file").mkdir()
+    done = run_stage_in_each("download", [folder / name for name in [*contents, "no file"]])
+    for name, outcome in done.items():
+        outcome.written = written(folder / name)
+    return done
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_bad_value_is_one_line_that_names_file_and_key(outcomes, name):
+    key, _, said = BAD_VALUES[name]
+    line = error_line(outcomes[name])
+    assert line.startswith(f"error: params.yaml: {key}: ")
+    assert said in line
+    assert ";" not in line or name == "no modules", "one mistake, one complaint"
+    assert outcomes[name].written == []
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_one_line_that_names_it(outcomes, name):
+    line = error_line(outcomes[name])
+    assert line.startswith("error: params.yaml: ")
+    assert BAD_FILES[name][1] in line
+    assert outcomes[name].written == []
+
+
+def test_a_missing_file_is_one_line_that_names_it(outcomes):
+    assert error_line(outcomes["no file"]).startswith("error: params.yaml: not readable")
+
+
+def test_a_stage_started_by_hand_fails_the_same_way(tmp_path, raw_params):
+    raw_params["lora"]["r"] = "abc"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params))
+    assert "params.yaml: lora.r: " in error_line(run_stage("download", tmp_path))
+
+
+def test_every_mistake_is_named(tmp_path, raw_params):
+    raw_params["lora"]["r"] = 0
+    raw_params["train"]["epochs"] = "many"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params))
+    with pytest.raises(UserError, match=r"lora\.r: .*; train\.epochs: "):
+        params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("2e-05", 2e-5), ("1e-4", 1e-4), ("0.5", 0.5)]
+)  # DVC's -S writes 2e-05 without quotes, and YAML 1.1 reads that as text
+def test_a_number_written_as_text_is_a_number(tmp_path, text, number):
+    content = (EMBEDDED / "params.yaml").read_text()
+    changed, times = re.subn(r"learning_rate: \S+", f"learning_rate: {text}", content)
+    assert times == 1
+    (tmp_path / "params.yaml").write_text(changed)
+    assert params.load(tmp_path / "params.yaml").train.learning_rate == number
+
+
+@pytest.mark.parametrize("folder", [ROOT, EMBEDDED], ids=["root", "embedded"])
+def test_the_committed_files_are_valid(folder):
+    assert params.load(folder / "params.yaml").seed == 42
+
+
+def leaves(raw, prefix=""):
+    """Dotted keys of nested dicts."""
+    return [
+        key
+        for name, value in raw.items()
+        for key in (leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
+    ]
+
+
+def test_root_and_embedded_have_the_same_keys_in_the_same_order():
+    root, embedded = (yaml.safe_load((folder / "params.yaml").read_text()) for folder in (ROOT, EMBEDDED))
+    assert leaves(root) == leaves(embedded)
+
+
+def test_the_root_holds_the_published_recipe():
+    p = params.load(ROOT / "params.yaml")
+    assert (p.model.name, p.data.name, p.device) == ("microsoft/phi-2", "stanfordnlp/snli", "cuda")
+    assert len(p.model.revision) == len(p.data.revision) == 40, "pinned to a commit"
+    assert (p.data.train_rows, p.data.validation_rows, p.data.test_rows) == (1000, 100, 100)
+    assert (p.lora.r, p.lora.alpha, p.lora.dropout, p.lora.target_modules) == (16, 64, 0.05, "all-linear")
+    assert (p.train.epochs, p.train.batch_size, p.train.learning_rate, p.train.schedule) == (5, 16, 1e-4, "linear")
+    assert (p.model.quantization, p.tokenize.max_length) == ("nf4", 128)
+
+
+def test_parameters_cannot_be_changed_by_a_stage(make_params):
+    with pytest.raises(ValueError, match="frozen"):
+        make_params().lora.r = 8
+
+
+def test_dvc_writes_a_changed_value_without_touching_other_lines(tmp_path):
+    """`dvc exp run -S` rewrites the file; one changed value should be one changed line."""
+    for folder in (ROOT, EMBEDDED):
+        path = tmp_path / "params.yaml"
+        shutil.copy(folder / "params.yaml", path)
+        before = path.read_text().splitlines()
+        with modify_yaml(path) as raw:
+            raw["lora"]["r"] = 8
+        after = path.read_text().splitlines()
+        assert len(before) == len(after)
+        changed = [new for old, new in zip(before, after, strict=True) if old != new]
+        assert [line.split("#")[0].strip() for line in changed] == ["r: 8"]

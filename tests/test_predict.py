@@ -1,0 +1,160 @@
+"""Asking a trained adapter: by arguments, by JSON lines, in conversation, and by plain peft."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CPU, EMBEDDED, NANO, error_line, manifest_of, stage_env
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from stages import predict
+from stages.core import data, errors, files, model, params, tokenizer
+from stages.core.labels import LABELS
+
+PAIRS = [
+    ("A man is sleeping in the park.", "A man is awake."),
+    ("Two dogs are running.", "Animals are outside."),
+    ("A girl is reading a book.", "The girl likes the book, and she reads it in the garden."),
+]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """An adapter as `train_qlora` writes it, its weights drawn at random: it answers otherwise than the base."""
+    p = params.load(EMBEDDED / "params.yaml")
+    manifest = manifest_of(NANO)
+    words = tokenizer.load_tokenizer(manifest)
+    classifier = model.add_lora(model.load_base(manifest, p.model, CPU, p.seed, words), p.lora, p.seed, "trained")
+    torch.manual_seed(0)
+    for name, parameter in classifier.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    model.save_adapter(classifier, words, manifest, folder)
+    groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
+    files.write_json(folder / "classifier.json", {"seed": p.seed, **groups})
+    return folder
+
+
+def run(capsys, monkeypatch, arguments, lines=None):
+    """Run `predict` in this process -> what it printed."""
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    predict.main()
+    return capsys.readouterr().out
+
+
+def test_two_arguments(adapter, capsys, monkeypatch):
+    answer = predict.load(adapter, base_only=False)(PAIRS[:1])[0]
+    label, *lines = run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter]).splitlines()
+    assert label == answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert [line.split() for line in lines] == [[f"{p:.1%}", name] for name, p in answer["probabilities"].items()]
+
+
+def test_json_lines_in_batches(adapter, capsys, monkeypatch):
+    """More lines than a batch holds, of mixed length, in their order, with what else stood in a line."""
+    pairs = PAIRS * (predict.BATCH // len(PAIRS) + 2)
+    lines = [json.dumps({"premise": p, "hypothesis": h, "id": i}) for i, (p, h) in enumerate(pairs)]
+    printed = run(capsys, monkeypatch, ["--adapter", adapter], "\n\n".join(lines) + "\n").splitlines()
+    answers = [json.loads(line) for line in printed]
+    assert [answer["id"] for answer in answers] == list(range(len(pairs)))
+    ask = predict.load(adapter, base_only=False)
+    for pair, answer in zip(pairs, answers, strict=True):
+        (alone,) = ask([pair])
+        assert answer["label"] == alone["label"]
+        assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_no_lines_no_answers(adapter, capsys, monkeypatch):
+    assert run(capsys, monkeypatch, ["--adapter", adapter], "\n") == ""
+
+
+def test_base_answers_as_without_adapter(adapter):
+    base = predict.load(adapter, base_only=True)(PAIRS)
+    tuned = predict.load(adapter, base_only=False)(PAIRS)
+    assert base == predict.load(adapter, base_only=True)(PAIRS)  # one seeded head
+    assert all(b["probabilities"] != t["probabilities"] for b, t in zip(base, tuned, strict=True))
+
+
+def test_conversation(capsys, monkeypatch):
+    typed = iter(["A man sleeps.", "He rests.", "", "never asked"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    predict.converse(lambda pairs: [{"label": f"{pairs[0]}", "probabilities": {"neutral": 0.5}}])
+    assert "('A man sleeps.', 'He rests.')\n   50.0% neutral" in capsys.readouterr().out
+    assert next(typed) == "never asked"
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"premise": "a"}', '{"premise": "a", "hypothesis": " "}', '{"premise": 1}']
+)
+def test_a_bad_line_is_named(line):
+    with pytest.raises(errors.UserError, match="standard input, line 7: "):
+        predict.parsed(7, line)
+
+
+def test_a_lone_premise_is_refused(capsys, monkeypatch):
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, monkeypatch, ["a premise"])
+    assert "a premise needs a hypothesis" in capsys.readouterr().err
+
+
+def test_no_adapter_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.predict", "a", "b"],
+        cwd=tmp_path,
+        env=stage_env(),
+        capture_output=True,
+        text=True,
+    )
+    assert "models/adapter/classifier.json" in error_line(done)
+
+
+def test_works_from_a_copied_folder_without_params(adapter, tmp_path):
+    copy = shutil.copytree(adapter, tmp_path / "elsewhere")
+    shown = subprocess.run(
+        [sys.executable, "-m", "stages.predict", *PAIRS[0], "--adapter", str(copy)],
+        cwd=tmp_path, env=stage_env(), capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert shown.splitlines()[0] == predict.load(adapter, base_only=False)(PAIRS[:1])[0]["label"]
+
+
+def test_plain_peft_in_three_lines(adapter):
+    """As the README has it: labels by name, and probabilities near ours (here the base is not quantised)."""
+    config = AutoConfig.from_pretrained(adapter)
+    base = AutoModelForSequenceClassification.from_pretrained(NANO, config=config)
+    classifier = PeftModel.from_pretrained(base, adapter)
+
+    assert classifier.config.id2label == dict(enumerate(LABELS))
+    words = AutoTokenizer.from_pretrained(adapter)
+    template = json.loads((adapter / "classifier.json").read_text())["tokenize"]["template"]
+    ours = predict.load(adapter, base_only=False)(PAIRS)
+    for (premise, hypothesis), answer in zip(PAIRS, ours, strict=True):
+        tokens = words(data.fill(template, premise, hypothesis), return_tensors="pt")
+        with torch.inference_mode():
+            shares = classifier.eval()(input_ids=tokens["input_ids"]).logits.softmax(-1)[0]
+        assert shares.tolist() == pytest.approx(list(answer["probabilities"].values()), abs=0.1)
+
+
+@pytest.mark.slow
+def test_answers_what_eval_lora_wrote(repro):
+    """The pipeline's own adapter, asked for its first test rows."""
+    folder = repro.clone.folder / "embedded"
+    rows = pd.read_parquet(folder / "runs/lora/predictions.parquet").head(100)
+    lines = "".join(json.dumps({"premise": r.premise, "hypothesis": r.hypothesis}) + "\n" for r in rows.itertuples())
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.predict"], cwd=folder, env={**os.environ, "PYTHONPATH": str(repro.clone.folder)},
+        input=lines, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["label"] for answer in answers] == [LABELS[label] for label in rows["prediction"]]
+    ours = np.array([list(answer["probabilities"].values()) for answer in answers])
+    assert ours == pytest.approx(rows[[f"p_{name}" for name in LABELS]].to_numpy(), abs=1e-3)

@@ -1,0 +1,224 @@
+"""`analyze` on made runs: what it writes, that it escapes and repeats itself and is quick; the page by clicks."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+
+import browser
+import finished_run
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, run_stage, stage_env
+
+from stages import analyze
+from stages.core import errors, figures
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""
+
+
+def analyze_in(folder, **settings):
+    """Run `analyze` on a made run -> its metrics folder."""
+    finished_run.make(folder, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    return folder / "metrics"
+
+
+@pytest.fixture
+def analyzed(tmp_path):
+    return partial(analyze_in, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory):
+    """What `analyze` makes of a run on a CPU; its first row is text that wants to be more than text."""
+    return analyze_in(tmp_path_factory.mktemp("finished"), rows=220, model="assets/<i>nano & co</i>", premise=NASTY)
+
+
+@pytest.fixture(scope="module")
+def gpu_metrics(tmp_path_factory):
+    return analyze_in(tmp_path_factory.mktemp("finished"), gpu="NVIDIA H100", model="microsoft/phi-2")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_all_that_dvc_yaml_declares_and_nothing_else(metrics):
+    stage = PIPELINE["stages"]["analyze"]
+    declared = {key.removeprefix("metrics/") for out in stage["outs"] for key in out}
+    assert {path.name for path in metrics.iterdir()} == declared
+    assert all(out == {key: {"cache": False}} for out in stage["outs"] for key in out)
+
+
+def test_plots_of_dvc_yaml_have_their_columns(metrics):
+    templates = {"linear", "confusion", "scatter", *(path.stem for path in (ROOT / ".dvc/plots").iterdir())}
+    for (name, plot), *others in (list(entry.items()) for entry in PIPELINE["plots"]):
+        assert not others and plot.get("template", "linear") in templates, name
+        for path, columns in plot["y"].items():
+            header = pd.read_csv(metrics.parent / path, nrows=0).columns
+            assert {plot["x"], *([columns] if isinstance(columns, str) else columns)} <= set(header), name
+        assert plot["title"] and plot["y_label"], name
+
+
+def test_numbers(metrics):
+    cases = pd.read_csv(metrics / "cases.csv")
+    for name, column in (("eval_base", "base"), ("eval_lora", "tuned")):
+        values = read(metrics / f"{name}.json")
+        assert values["accuracy"] == pytest.approx((cases[column] == cases["gold"]).mean())
+        assert values["rows"] == 220
+        for key in ("accuracy", "f1_weighted"):
+            assert values[f"{key}_interval"]["low"] < values[key] < values[f"{key}_interval"]["high"]
+        assert 0 <= values["calibration_error"] <= 1 and 0 <= values["brier"] <= 2
+    gained = read(metrics / "analysis.json")
+    assert {fate: gained[fate] for fate in set(cases["fate"])} == cases["fate"].value_counts().to_dict()
+    assert gained["accuracy_gain"] == pytest.approx((gained["fixed"] - gained["broken"]) / 220)
+    assert gained["accuracy_gain_interval"]["low"] < gained["accuracy_gain"] < gained["accuracy_gain_interval"]["high"]
+    assert gained["mcnemar_p"] < 0.001
+    train = read(metrics / "train.json")
+    assert (train["best_epoch"], train["validation_loss"], train["parameters"]["trainable"]) == (2, 0.6, 1)
+    assert "gpu" not in train and train["memory_peak_gb"] == 4.2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"rows": 1}, {"rows": 2, "base": 0, "tuned": 1}, {"base": 1, "tuned": 1}, {"base": 0, "tuned": 0}, {"tuned": 0.1}],
+    ids=str,
+)
+def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
+    metrics = analyzed(**settings)
+    for path in metrics.glob("*.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+    for name in ("report.md", "report.html", "model_card.md"):
+        assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
+
+
+def test_a_gpu_run(gpu_metrics):
+    assert read(gpu_metrics / "train.json")["gpu"]["after_training"] == 4.0
+    page = (gpu_metrics / "report.html").read_text()
+    assert "allocated by PyTorch" in page and "NVIDIA H100" in page
+
+
+def test_published_figures_compare_with_phi_2_alone(metrics, gpu_metrics):
+    assert "These do not compare" in (metrics / "report.html").read_text()
+    page = (gpu_metrics / "report.html").read_text()
+    assert "These do not compare" not in page and "The same base model, microsoft/phi-2" in page
+    published = read(metrics / "published.json")
+    assert published["eval_lora"]["accuracy"] == 0.91 and published["train"]["parameters"]["stored"] == 1413877760
+
+
+def test_equal_inputs_make_equal_bytes(tmp_path):
+    """In two processes with other hash seeds."""
+    finished_run.make(tmp_path)
+    first, second = ({}, {})
+    for seed, result in (("1", first), ("2", second)):
+        done = run_stage("analyze", tmp_path, PYTHONHASHSEED=seed)
+        assert done.returncode == 0, done.stderr
+        result.update(contents(tmp_path / "metrics"))
+    assert [name for name in first if first[name] != second[name]] == []
+    assert len(first) >= 20
+
+
+class Elements(html.parser.HTMLParser):
+    """Elements of a page and what they refer to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.names, self.references = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.names.append(tag)
+        self.references += [
+            value for key, value in attributes if key in ("src", "href", "xlink:href", "srcset", "action")
+        ]
+
+
+def test_nasty_text_stays_text(metrics):
+    names = Elements((metrics / "report.html").read_text()).names
+    assert names.count("script") == 2 and "i" not in names  # the data's own and the page's own
+    assert names.count("b") == 3  # of the headline
+
+
+def test_the_page_needs_no_network(metrics):
+    page = (metrics / "report.html").read_text()
+    assert [reference for reference in Elements(page).references if not reference.startswith("#")] == []
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest", page)
+    assert "default-src 'none'" in page
+
+
+def test_pictures_of_the_markdown_are_there(metrics):
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", (metrics / "report.md").read_text())
+    assert len(set(shown)) == 7
+    assert {path.name for path in (metrics / "figures").iterdir()} == {path.split("/")[1] for path in shown}
+    assert all((metrics / path).read_bytes().startswith(b"\x89PNG") for path in shown)
+
+
+def test_svg_is_drawn_in_the_colours_of_the_page(metrics):
+    page = (metrics / "report.html").read_text()
+    for name in ("ink", "muted", "line", "base", "tuned"):
+        assert f"var(--{name})" in page and f"--{name}:" in page
+    assert not any(colour in page for colour in figures.STAND_INS.values())
+
+
+def test_9824_rows_in_under_20_seconds(tmp_path):
+    finished_run.make(tmp_path, rows=9824)
+    start = time.perf_counter()
+    done = run_stage("analyze", tmp_path)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert seconds < 20
+
+
+def test_analyze_leaves_the_heavy_libraries_alone():
+    code = "import sys, stages.analyze; print(sorted({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=stage_env(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
+    finished_run.make(tmp_path)
+    path = tmp_path / "runs/lora/predictions.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UserError, match="different rows"):
+        analyze.main()
+    assert not (tmp_path / "metrics").exists()
+
+
+@pytest.mark.skipif(bool(browser.MISSING), reason=f"not here: {', '.join(browser.MISSING)}")
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_page_by_clicks(metrics, width):
+    cases = pd.read_csv(metrics / "cases.csv")
+    fixed = cases[(cases["fate"] == "fixed") & (cases["gold"] == "neutral")]
+    word = fixed["hypothesis"].iloc[0].split()[1]
+    wanted = fixed[(fixed["premise"] + "\n" + fixed["hypothesis"]).str.lower().str.contains(word.lower(), regex=False)]
+    with browser.browser(width) as page:
+        page.open(metrics / "report.html")
+        assert page.text("#count") == "220 of 220 rows"
+        assert page.run("return document.querySelector('#cases td').textContent") == NASTY
+        assert page.run("return document.title") != "pwned"
+        page.click("#next")
+        assert page.text("#page") == "page 2 of 5"
+        page.click("#fate option[value=fixed]")
+        page.click("#class option[value='1']")
+        assert page.text("#count") == f"{len(fixed)} of 220 rows"
+        page.write("#text", word.upper())
+        assert page.text("#count") == f"{len(wanted)} of 220 rows"
+        shown = page.run("return [...document.querySelectorAll('#cases tbody tr')].map(tr => tr.cells[1].textContent)")
+        assert shown == list(wanted["hypothesis"])[:50]
+        page.write("#text", "no such words")
+        assert page.text("#count") == "0 of 220 rows" and page.text("#page") == "page 1 of 1"
+        assert page.run("return document.documentElement.scrollWidth") <= width  # nothing sticks out
+        assert page.log() == []

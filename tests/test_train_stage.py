@@ -1,0 +1,189 @@
+"""The stage `train_qlora` on a few rows: what it writes, what it keeps, what it resumes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from conftest import EMBEDDED, NANO, manifest_of, run_stage_in_each, set_key, stage_env
+
+from stages.core import training
+
+pytestmark = pytest.mark.slow
+
+ROWS = {"train": 32, "validation": 12}
+QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01, "model.name": str(NANO)}
+
+
+def prepare(folder, **changes):
+    """A folder in which `train_qlora` can run: parameters, manifest, a few tokenized rows."""
+    raw = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    for key, value in {**QUICK, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
+        set_key(raw, key, value)
+    (folder / "data/tokenized").mkdir(parents=True)
+    (folder / "models").mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    (folder / "models/base.json").write_text(json.dumps(manifest_of(NANO)))
+    rng = np.random.default_rng(0)
+    for split, count in ROWS.items():
+        ids = [rng.integers(10, 200, size=rng.integers(5, 40)).tolist() for _ in range(count)]
+        rows = pd.DataFrame({"row": range(count), "label": np.arange(count) % 3, "input_ids": ids})
+        rows.to_parquet(folder / f"data/tokenized/{split}.parquet", index=False)
+    return folder
+
+
+def adapter_bytes(folder):
+    return {path.name: path.read_bytes() for path in (folder / "models/adapter").iterdir()}
+
+
+def curves(folder):
+    return {name: pd.read_csv(folder / f"runs/train/{name}.csv") for name in ("steps", "epochs")}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{case: folder of a finished training}."""
+    top = tmp_path_factory.mktemp("training")
+    cases = {"one": {}, "last": {"train__keep": "last"}, "frozen": {"train__head": "frozen", "train__epochs": 1}}
+    made = {name: prepare(top / name, **changes) for name, changes in cases.items()}
+    for name, done in run_stage_in_each("train_qlora", made.values()).items():
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+    return made
+
+
+def test_training_writes_adapter_curves_and_figures_and_no_checkpoint(folders):
+    assert not (folders["one"] / "checkpoints").exists()
+    assert {path.name for path in (folders["one"] / "runs/train").iterdir()} == {
+        "steps.csv", "epochs.csv", "usage.csv", "run.json",
+    }  # fmt: skip
+    run = json.loads((folders["one"] / "runs/train/run.json").read_text())
+    assert run["seconds"] > 0
+    assert run["resumed"] is False
+    assert run["parameters"]["trainable"] < run["parameters"]["stored"] < run["parameters"]["total"]
+
+
+def test_each_step_and_each_epoch_is_in_the_history(folders):
+    steps, epochs = curves(folders["one"]).values()
+    assert list(steps["step"]) == list(range(1, 13))
+    assert list(epochs["epoch"]) == [1, 2, 3]
+    means = steps["loss"].to_numpy().reshape(3, 4).mean(axis=1)
+    assert np.allclose(epochs["train_loss"], means)
+    assert means[-1] < means[0], "it learns its few rows"
+    assert epochs["validation_accuracy"].between(0, 1).all()
+
+
+def test_head_and_lora_are_trained(folders):
+    weights = safetensors.torch.load_file(folders["one"] / "models/adapter/adapter_model.safetensors")
+    updates = [tensor for name, tensor in weights.items() if "lora_B" in name]
+    assert updates
+    assert all(tensor.abs().max() > 0 for tensor in updates), "B starts at nought"
+    frozen = safetensors.torch.load_file(folders["frozen"] / "models/adapter/adapter_model.safetensors")
+    name = next(name for name in weights if "score" in name)
+    assert not torch.equal(weights[name], frozen[name]), "both began with the seeded head, and one was trained"
+
+
+def test_the_adapter_holds_nothing_of_the_base(folders):
+    weights = safetensors.torch.load_file(folders["one"] / "models/adapter/adapter_model.safetensors")
+    assert all("lora_" in name or "score" in name for name in weights)
+
+
+def test_the_best_epoch_is_kept_and_the_last_on_request(folders):
+    best, last = (json.loads((folders[name] / "runs/train/run.json").read_text()) for name in ("one", "last"))
+    epochs = curves(folders["one"])["epochs"]
+    assert epochs.equals(curves(folders["last"])["epochs"])
+    assert best["best_epoch"] == epochs.loc[epochs["validation_loss"].idxmin(), "epoch"]
+    assert best["best_epoch"] < 3, "random labels: it learns them by heart, or this test tests nothing"
+    assert last["best_epoch"] == 3
+    assert adapter_bytes(folders["one"]) != adapter_bytes(folders["last"])
+
+
+def kill_after_an_epoch(folder):
+    """Start `train_qlora` and kill it once its first checkpoint is whole."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not list(folder.glob(f"checkpoints/*/checkpoint-*/{training.WHOLE}")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A training killed after its first epoch, and what became of it: run again as it was, and with another seed."""
+    top = tmp_path_factory.mktemp("killed")
+    kill_after_an_epoch(prepare(top / "same"))
+    left = sorted(str(path.relative_to(top / "same")) for path in (top / "same").glob("*/*"))
+    shutil.copytree(top / "same", top / "seed")
+    raw = yaml.safe_load((top / "seed/params.yaml").read_text())
+    (top / "seed/params.yaml").write_text(yaml.safe_dump(raw | {"seed": 7}))
+    done = run_stage_in_each("train_qlora", [top / "same", top / "seed"])
+    assert [outcome.returncode for outcome in done.values()] == [0, 0], done
+    return SimpleNamespace(top=top, left=left, stdout={name: outcome.stdout for name, outcome in done.items()})
+
+
+def test_a_killed_training_leaves_no_out(killed):
+    assert [name for name in killed.left if not name.startswith("checkpoints/")] == [
+        "data/tokenized",
+        "models/base.json",
+    ]
+
+
+def test_a_killed_training_resumes_and_ends_as_an_undisturbed_one(killed, folders):
+    folder = killed.top / "same"
+    assert "resuming from" in killed.stdout["same"]
+    assert json.loads((folder / "runs/train/run.json").read_text())["resumed"] is True
+    assert adapter_bytes(folder) == adapter_bytes(folders["one"])
+    for name, curve in curves(folder).items():
+        assert curve.equals(curves(folders["one"])[name]), f"{name}: epochs before the kill are in it, and the same"
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_not_resumed_but_removed(killed, folders):
+    folder = killed.top / "seed"
+    assert "resuming" not in killed.stdout["seed"]
+    assert json.loads((folder / "runs/train/run.json").read_text())["resumed"] is False
+    assert adapter_bytes(folder) != adapter_bytes(folders["one"]), "another seed"
+    assert not (folder / "checkpoints").exists()
+
+
+def test_the_stage_ends_when_dvc_is_killed(tmp_path):
+    """DVC runs a shell that runs the stage; a killed `dvc` tells neither."""
+    folder = prepare(tmp_path / "orphan", train__epochs=500)
+    (tmp_path / "dvc").write_text(
+        "import subprocess, sys\nsubprocess.run(sys.argv[1], shell=True)\n"
+    )  # stands for dvc: a parent of that name that starts a shell
+    command = f"echo shell; {sys.executable} -m stages.train_qlora & echo $! > pid; wait"
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "dvc"), command], cwd=folder, env=stage_env(DVC_STAGE="train_qlora"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("checkpoints/*/checkpoint-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stage = int((folder / "pid").read_text())
+        os.kill(stage, 0)
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(stage, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(stage, signal.SIGKILL)
+    pytest.fail("the stage outlived its dvc by ten seconds")

@@ -1,0 +1,72 @@
+"""The parts of training: orders, digests, histories, checkpoints."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stages.core import training
+
+
+def test_the_newest_whole_checkpoint_is_resumed_and_broken_ones_are_removed(tmp_path):
+    for step, whole in ((5, True), (40, True), (300, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / training.WHOLE).touch()
+    assert training.checkpoint_to_resume(tmp_path) == tmp_path / "checkpoint-40"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-40", "checkpoint-5"]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
+    assert training.checkpoint_to_resume(tmp_path / "none") is None
+
+
+def test_another_configuration_has_another_digest(make_params):
+    def digest(**changes):
+        p = make_params(**changes)
+        return training.run_digest({"lora": p.lora.model_dump(), "train": p.train.model_dump()}, p.seed, ["data"])
+
+    assert digest() == digest()
+    assert len({digest(), digest(lora__r=8), digest(seed=1), digest(train__keep="last")}) == 4
+
+
+def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch, group):
+        sampler = training.EpochOrder([3, 1, 4, 1, 5, 9, 2, 6] * 4, 4, group, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    for group in (True, False):
+        assert order(1, 0, group) == order(1, 0, group)
+        assert sorted(order(1, 0, group)) == list(range(32))
+        assert order(1, 0, group) != order(1, 1, group) != order(2, 1, group)
+
+
+def test_the_best_epoch_is_the_first_of_lowest_validation_loss():
+    epochs = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate([0.5, 0.3, 0.4, 0.3], start=1)]
+    assert training.best_epoch(epochs) == 2
+
+
+def test_the_history_joins_steps_and_evaluations():
+    scores = {"eval_accuracy": 0.5, "eval_f1_weighted": 0.4}
+    log = [
+        *({"step": step, "step_loss": float(step)} for step in (1, 2)),
+        {"step": 2, "loss": 99.0},
+        {"step": 2, "eval_loss": 0.7, **scores},
+        *({"step": step, "step_loss": float(step)} for step in (3, 4)),
+        {"step": 4, "eval_loss": 0.6, **scores},
+        {"step": 4, "train_runtime": 3.0},
+    ]
+    steps, epochs = training.history(SimpleNamespace(log_history=log))
+    assert steps == [{"step": n, "loss": float(n)} for n in (1, 2, 3, 4)]
+    assert [(e["epoch"], e["train_loss"], e["validation_loss"]) for e in epochs] == [(1, 1.5, 0.7), (2, 3.5, 0.6)]
+    assert epochs[0]["validation_accuracy"] == 0.5
+    assert epochs[0]["validation_f1_weighted"] == 0.4
+
+
+def test_validation_scores_are_those_of_scikit_learn():
+    logits = np.array([[2, 1, 0], [0, 2, 1], [0, 1, 2], [2, 1, 0]])
+    scores = training.validation_metrics(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1, 0])))
+    # class 0: F1 1 of 2 rows; class 1: precision 1, recall 1/2, F1 2/3 of 2 rows
+    assert scores == {"accuracy": 0.75, "f1_weighted": pytest.approx((1 + 2 / 3) / 2)}
