@@ -76,6 +76,12 @@ def cut(request, asked, file):
         return True
 
 
+def cut_at_once(request, asked, file):
+    if asked == "get" and file == WEIGHTS:
+        send_file(request, REVISION, file, model_files()[file], cut=0)
+        return True
+
+
 def other_bytes(request, asked, file):
     if asked == "get" and file == WEIGHTS:
         content = model_files()[file]
@@ -97,6 +103,7 @@ FAULTS = {
     "recovering": times(1, broken),
     "broken-file": times(1, lambda request, asked, file: asked == "get" and broken(request, asked, file)),
     "cut": times(2, cut),
+    "always-cut": cut_at_once,
     "other-bytes": other_bytes,
     "other-text": other_text,
     "bytes-once": times(1, other_bytes),
@@ -184,6 +191,7 @@ def test_the_files_arrive(outcomes, name):
         ("no data repository", ["params.yaml: data.name", "no tests/none on the hub"]),
         ("no revision", ["params.yaml: model.revision", "f" * 40]),
         ("no branch", ["params.yaml: model.revision", "elsewhere"]),
+        ("always-cut", ["model.name", "gave no answer", "closed connection"]),
         ("other-bytes", ["model.name", WEIGHTS, "not what the hub announced"]),
         ("other-text", ["model.name", "tokenizer_config.json", "not what the hub announced"]),
         ("no cache", ["model.name", "Not a directory", "hub cache"]),

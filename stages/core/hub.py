@@ -2,12 +2,12 @@
 
 import contextlib
 import hashlib
+import importlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx2
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +19,9 @@ from huggingface_hub.errors import (
 
 from stages.core.errors import UserError
 from stages.core.files import sha256
+
+# The HTTP library that the hub's client uses, and whose errors it lets through: httpx, or httpx2 in newer releases.
+http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
 
 # safetensors only: a pickled checkpoint runs whatever code is in it.
 PATTERNS = {
@@ -144,7 +147,7 @@ def _download(name, revision, kind, patterns):
         raise UserError(
             f"params.yaml: {key}.name: no {name} on the hub (or private: set HF_TOKEN), and no such folder"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, http.HTTPError) as error:
         raise UserError(
             f"{key}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
             f"({reason or _first_line(error)}); check the network, or name a folder; `make demo` needs no hub"
@@ -161,7 +164,7 @@ def _unreachable(name, revision, kind):
         HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=10)
     except HfHubHTTPError:
         return None  # it answers: whether it is busy or says no, the download finds out
-    except httpx2.TransportError as error:
+    except http.TransportError as error:
         return _first_line(error)
     return None
 

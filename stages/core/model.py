@@ -67,7 +67,8 @@ def load_base(manifest, group, device, seed, tokenizer):
         config = AutoConfig.from_pretrained(folder, num_labels=len(LABELS), id2label=dict(enumerate(LABELS)))
         if config.vocab_size < len(tokenizer):
             raise UserError(
-                f"model.name: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
+                f"model.name: {manifest['name']}: "
+                f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
             )
         if group.hidden_act:
             config.hidden_act = group.hidden_act

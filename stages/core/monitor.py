@@ -1,4 +1,4 @@
-"""What a stage uses while it runs, once a second: GPU memory, load and power; on a CPU the process's memory and load."""
+"""What a stage uses while it runs, once a second: GPU memory, load and power; on a CPU its own memory and load."""
 
 import contextlib
 import csv
