@@ -354,14 +354,23 @@ def main():
         "command": "python " + " ".join(sys.argv),
         "commit": arguments.commit or subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
         "model": "phi-2's shape, random weights" if "random" in str(arguments.model) else str(arguments.model),
-        "training": [time_training(*line, *inputs) for line in tqdm(plan, desc="training")],
-        "evaluation": time_evaluation(*inputs),
+        "training": [],
+        "evaluation": [],
     }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def write():  # as it comes, so that a run that is cut short leaves what it measured
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+
+    for line in tqdm(plan, desc="training"):
+        results["training"].append(time_training(*line, *inputs))
+        write()
+    results["evaluation"] = time_evaluation(*inputs)
+    write()
     ours = next(r for r in results["training"] if r["variant"] == "ours")
     clean()
     results["limits"] = limits(ours["tokens_per_second"] * ours["ms_per_step"] / 1e3)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    write()
     show(results)
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import warnings
 
 # Leave the terminal to progress bars and to what a user can act on. Before the libraries are imported: they ask then.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
