@@ -1,6 +1,5 @@
 """Stage `train_qlora`: LoRA on the quantised base; the best epoch's adapter is kept."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -58,7 +57,7 @@ def main():
             "gpu": recorder.summary(),
         }
         files.write_json(folder / "run.json", run)
-    shutil.rmtree("checkpoints", ignore_errors=True)
+    files.remove_folder("checkpoints")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Kill the pipeline at random moments and see that nothing is lost.
+"""Kill the pipeline at many moments and see that nothing is lost.
 
     python tests/kill.py --times 20 --seed 1
 
-Works in a temporary clone, on a small cut of the embedded data. Each time `dvc repro` is killed in one of five ways at
-a random moment; in the end it must finish, resume training where it was, and give the adapter and the scores of a run
-that nobody disturbed. Prints a table of what was hit.
+Works in a temporary clone, on a small cut of the embedded data. `dvc repro` is killed in one of five ways, in each
+stage in turn at a random second of it, and at chosen moments: in mid-save, between two files. After each kill no
+process may be left, and each file that is there must be the one of an undisturbed run; the next `dvc repro` goes on.
+In the end the adapter's bytes, the predictions and all scores must be those of the undisturbed run.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +30,35 @@ import psutil
 import yaml
 from conftest import Clone
 
-WAYS = ("SIGKILL to the stage", "SIGKILL to dvc", "SIGKILL to all", "SIGTERM to the stage", "Ctrl-C")
-SMALL = {"data": {"train_rows": 320, "validation_rows": 60, "test_rows": 60}, "train": {"epochs": 4}}
+STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
+WAYS = ["SIGKILL to the stage", "SIGKILL to dvc", "SIGKILL to all", "SIGTERM to the stage", "Ctrl-C"]
+EPOCHS = 4
+SMALL = {
+    "model": {"revision": "none"},
+    "data": {"revision": "none", "train_rows": 160, "validation_rows": 60, "test_rows": 60},
+    "train": {"epochs": EPOCHS},
+}
+STEPS = 10  # an epoch's, of 160 rows less those without a gold label
 SURVIVES_AT_MOST = 10  # seconds that a stage may outlive its dvc
+
+# Where a stage stops itself to be killed: (stage, what is going on, the file operation that is about to happen).
+MOMENTS = [
+    ("download", "before the tables get their name", r"os.rename \S+ data/raw "),
+    ("download", "between two outs", r"os.rename \S+ data/source.json "),
+    ("tokenize", "before the tables get their name", r"os.rename \S+ data/tokenized "),
+    ("eval_base", "before the predictions get their name", r"os.rename \S+ runs/base "),
+    ("train_qlora", "in the first checkpoint's save", rf"open \S+/checkpoint-{STEPS}/trainer_state.json "),
+    ("train_qlora", "in a later checkpoint's save", rf"open \S+/checkpoint-{2 * STEPS}/adapter_config.json "),
+    ("train_qlora", "before a checkpoint is marked as whole", rf"open \S+/checkpoint-{3 * STEPS}/whole "),
+    ("train_qlora", "while an old checkpoint is removed", "os.remove optimizer.pt "),
+    ("train_qlora", "between training and the adapter", r"os.mkdir models/\.adapter"),
+    ("train_qlora", "before the adapter gets its name", r"os.rename \S+ models/adapter "),
+    ("train_qlora", "before the checkpoints are removed", "os.rename checkpoints "),
+    ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree \.checkpoints\.old"),
+    ("eval_lora", "before the predictions get their name", r"os.rename \S+ runs/lora "),
+    ("analyze", "between two metrics", r"os.rename \S+ metrics/eval_lora.json "),
+    ("analyze", "while the report is written", r"open metrics/\.report.html"),
+]  # fmt: skip
 
 
 def small_clone(top):
@@ -41,148 +70,244 @@ def small_clone(top):
         raw[group].update(values)
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     (clone.folder / "embedded/dvc.lock").unlink(missing_ok=True)
+    shutil.rmtree(clone.folder / "embedded/metrics", ignore_errors=True)
+    del clone.env["RECORD_READS"]
+    clone.env |= {"KILL_TEST": str(clone.folder), "PYTHONUNBUFFERED": "1"}
     clone.commit("a short run")
     return clone
 
 
-def start(clone, log):
-    """`dvc repro` in a process group of its own, marked so that its processes can be found."""
-    env = {**clone.env, "KILL_TEST": str(clone.folder)}
-    command = [sys.executable, "-m", "dvc", "repro"]
-    return subprocess.Popen(
-        command, cwd=clone.folder / "embedded", env=env, stdout=log, stderr=log, start_new_session=True
-    )
+# --- what is there ---
 
 
-def ours(clone):
-    """All processes of a clone's `dvc repro`: {pid: its command line}."""
+def contents(clone):
+    """{file that a stage made: digest of what must not depend on a kill}; temporary files and timings left out."""
+    folder = clone.folder / "embedded"
     found = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.environ().get("KILL_TEST") == str(clone.folder):
-                found[process.pid] = " ".join(process.cmdline())
+    for path in sorted(path for top in ("data", "models", "runs", "metrics") for path in (folder / top).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or re.search(r"/\.[^/]*\.tmp(/|$)", name):
+            continue
+        content = path.read_bytes()
+        if name.endswith(".json"):  # a half-written one is no JSON
+            content = json.dumps(untimed(json.loads(content)), sort_keys=True).encode()
+        elif path.name in ("usage.csv", "usage.png", "report.html", "report.md", "model_card.md"):
+            content = b""  # seconds and memory
+        found[name] = hashlib.sha256(content).hexdigest()
     return found
 
 
-def stage_of(processes):
-    """(pid, name) of the stage among processes, or (None, "between stages")."""
-    for pid, line in processes.items():
-        if "-m stages." in line and line.split()[0].split("/")[-1].startswith("python"):
-            return pid, line.split("stages.")[-1].split()[0]
-    return None, "between stages"
+TIMED = ("seconds", "rows_per_second", "gpu", "memory_peak_gb", "resumed")
 
 
-def strike(clone, dvc, way):
-    """Kill in one of `WAYS`; returns the stage that was hit, once no process is left."""
-    pid, stage = stage_of(ours(clone))
-    with contextlib.suppress(ProcessLookupError):
-        if way == "SIGKILL to dvc":
-            os.kill(dvc.pid, signal.SIGKILL)
-        elif way == "SIGKILL to all":
-            os.killpg(dvc.pid, signal.SIGKILL)
-        elif way == "Ctrl-C":
-            os.killpg(dvc.pid, signal.SIGINT)
-        elif pid:
-            os.kill(pid, signal.SIGKILL if way.startswith("SIGKILL") else signal.SIGTERM)
-        else:
-            os.kill(dvc.pid, signal.SIGTERM)
-    dvc.wait(timeout=60)
-    deadline = time.monotonic() + SURVIVES_AT_MOST
-    while ours(clone):
-        assert time.monotonic() < deadline, f"still running after {way}: {ours(clone)}"
-        time.sleep(0.2)
-    return stage
+def untimed(value):
+    """JSON without what a run measures of itself."""
+    if isinstance(value, dict):
+        return {key: untimed(v) for key, v in value.items() if key not in TIMED}
+    return value
 
 
 def whole_epochs(clone):
     """Epochs that the newest whole checkpoint holds."""
     whole = (clone.folder / "embedded/checkpoints").glob("*/checkpoint-*/whole")
-    states = [json.loads((path.parent / "trainer_state.json").read_text()) for path in whole]
-    return max((round(state["epoch"]) for state in states), default=0)
+    return max((int(path.parent.name.split("-")[1]) // STEPS for path in whole), default=0)
 
 
-def results(clone):
-    """What must not depend on a kill: the adapter's bytes, predictions, scores, the history of training."""
-    folder = clone.folder / "embedded"
-    digest = lambda path: hashlib.sha256((folder / path).read_bytes()).hexdigest()  # noqa: E731
-    files = sorted((folder / "models/adapter").iterdir()) + [
-        folder / name
-        for name in ("runs/base/predictions.parquet", "runs/lora/predictions.parquet", "runs/train/epochs.csv",
-                     "runs/train/steps.csv")
-    ]  # fmt: skip
-    scores = {
-        f"{name} {key}": json.loads((folder / f"metrics/{name}.json").read_text())[key]
-        for name in ("eval_base", "eval_lora")
-        for key in ("accuracy", "f1_weighted", "f1_macro")
-    }
-    return {str(path.relative_to(folder)): digest(path) for path in files} | scores
+# --- killing ---
 
 
-def finish(clone):
-    """Run to the end; returns the output."""
-    done = clone.dvc("repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not (clone.folder / "embedded/checkpoints").exists(), "checkpoints are left after success"
-    left = [str(path) for path in clone.folder.rglob(".*.tmp")]
-    assert not left or all("/.dvc/" in path for path in left), f"half-written: {left}"
-    return done
+def start(clone, log, moment=""):
+    """`dvc repro` in a process group of its own; its stages stop at a moment of `MOMENTS`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], cwd=clone.folder / "embedded", env={**clone.env, "STOP_AT": moment},
+        stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
 
 
-def killed_run(clone, hits, log):
-    """Start, and kill at each of `hits` in turn [(seconds after the start, way)], then finish.
+def ours(clone):
+    """All living processes of a clone's `dvc repro`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mine = process.environ().get("KILL_TEST") == str(clone.folder)
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def stage_process(clone):
+    """(process, stage) of the stage that is running, or (None, "between stages")."""
+    for process in ours(clone):
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if len(words) > 2 and words[1] == "-m" and words[2].startswith("stages."):
+                return process, words[2].removeprefix("stages.")
+    return None, "between stages"
+
+
+def is_stopped(clone):
+    process, _ = stage_process(clone)
+    try:
+        return process is not None and process.status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
+def strike(clone, dvc, way):
+    """Kill in one of `WAYS`: everything is stopped, looked at, hit, and what is left goes on until it ends itself.
 
     Returns:
-        [(way, stage that was hit, epochs that were whole by then)]
+        (stage that was hit, epochs that are whole)
     """
-    struck = []
-    for seconds, way in hits:
-        dvc = start(clone, log)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            dvc.wait(timeout=seconds)
-        if dvc.poll() is not None:
-            break  # it was through before the hit
-        struck.append((way, strike(clone, dvc, way), whole_epochs(clone)))
-    done = finish(clone)
-    output = done.stdout + done.stderr
-    if struck and struck[-1][1] == "train_qlora":
-        trained = output.count("'eval_loss'")
-        assert trained == SMALL["train"]["epochs"] - struck[-1][2], f"{trained} epochs trained after {struck[-1]}"
-    return struck
+    os.killpg(dvc.pid, signal.SIGSTOP)
+    process, stage = stage_process(clone)
+    if way == "SIGKILL to all":
+        os.killpg(dvc.pid, signal.SIGKILL)
+    elif way == "Ctrl-C":
+        os.killpg(dvc.pid, signal.SIGINT)
+    elif way == "SIGKILL to dvc" or process is None:
+        os.kill(dvc.pid, signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGKILL if way.startswith("SIGKILL") else signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(dvc.pid, signal.SIGCONT)
+    code = dvc.wait(timeout=60)
+    assert code != 0 or process is None, f"dvc took a killed stage for a finished one after {way}"
+    deadline = time.monotonic() + SURVIVES_AT_MOST
+    while ours(clone):
+        assert time.monotonic() < deadline, f"still running after {way}: {[p.cmdline() for p in ours(clone)]}"
+        time.sleep(0.1)
+    return stage, whole_epochs(clone)
+
+
+def killed_run(clone, hits, expected, report=lambda *_: None):
+    """Run, be killed, run again, until a run comes through.
+
+    Args:
+        hits: list of namespaces, in the order of the stages: `stage`, `way`, and `moment`, one of `MOMENTS`, or
+            `after`, seconds after the stage's start.
+        expected: `contents` of an undisturbed run.
+        report: called after each kill with the hit, the stage that it met, and the epochs that were whole.
+
+    Raises:
+        AssertionError: something was lost.
+    """
+    log = clone.folder.parent / "log"
+    left, resume_at = list(hits), 0
+    while True:
+        hit = left[0] if left else None
+        with log.open("w") as file:
+            dvc = start(clone, file, hit.moment[2] if hit and hit.moment else "")
+        begun = None
+        while dvc.poll() is None:
+            if hit:
+                if begun is None and f"Running stage '{hit.stage}'" in log.read_text():
+                    begun = time.monotonic()
+                if begun and (is_stopped(clone) if hit.moment else time.monotonic() > begun + hit.after):
+                    break
+            time.sleep(0.02)
+        struck = dvc.poll() is None
+        stage, kept = strike(clone, dvc, hit.way) if struck else (None, 0)
+        output = log.read_text()
+        if resume_at:
+            trained = output.count("'eval_loss'")
+            resumed = re.search(r"resuming from \S+/checkpoint-(\d+)\n", output)
+            if resumed or trained or stage != "train_qlora":  # not hit again before it began
+                assert resumed and int(resumed[1]) == resume_at * STEPS, f"not resumed where it was:\n{output}"
+            killed_after = kept + 1 if stage == "train_qlora" and kept else EPOCHS  # no checkpoint: it was through
+            assert trained <= killed_after - resume_at, f"{trained} epochs trained from {resume_at} to {killed_after}"
+        resume_at = kept if stage == "train_qlora" else 0
+        there = contents(clone)
+        other = [name for name in there if there[name] != expected.get(name)]
+        assert not other, f"not the files of an undisturbed run: {other}, after {hit}"
+        if not struck:
+            assert dvc.returncode == 0, output
+            assert not left or not hit.moment, f"the moment never came: {hit}"
+            break
+        left.pop(0)
+        report(hit, stage, kept)
+    assert there == expected, f"missing: {set(expected) - set(there)}"
+    remains = [path for path in (clone.folder / "embedded").rglob("*") if re.search(r"^\..*\.tmp$", path.name)]
+    assert not remains, f"left behind: {remains}"
+    assert not (clone.folder / "embedded/checkpoints").exists(), "checkpoints are left after success"
+
+
+# --- the campaign ---
+
+
+def undisturbed(clone):
+    """Run once; returns seconds of each stage and the contents."""
+    log = clone.folder.parent / "log"
+    with log.open("w") as file:
+        dvc = start(clone, file)
+    begun = {}
+    while dvc.poll() is None:
+        text = log.read_text()
+        for stage in STAGES:
+            if f"Running stage '{stage}'" in text:
+                begun.setdefault(stage, time.monotonic())
+        time.sleep(0.02)
+    assert dvc.returncode == 0, log.read_text()
+    times = [*begun.values(), time.monotonic()]
+    return dict(zip(begun, (b - a for a, b in pairwise(times)), strict=True)), contents(clone)
+
+
+def wipe(clone):
+    """Everything that a run made."""
+    for name in ("data", "models", "runs", "metrics", "checkpoints", "dvc.lock"):
+        path = clone.folder / "embedded" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for name in ("cache", "tmp"):
+        shutil.rmtree(clone.folder / ".dvc" / name, ignore_errors=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--times", type=int, default=20, help="kills at random seconds")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-moments", action="store_true", help="leave the chosen moments out")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     top = Path(tempfile.mkdtemp())
     clone = small_clone(top)
-    begin = time.monotonic()
-    finish(clone)
-    length, expected = time.monotonic() - begin, results(clone)
-    print(f"undisturbed: {length:.0f} s")
-    count = Counter()
-    for number in range(arguments.times):
-        for name in ("data", "models", "runs", "metrics", "checkpoints", ".dvc/cache"):
-            shutil.rmtree(clone.folder / "embedded" / name, ignore_errors=True)
-        shutil.rmtree(clone.folder / ".dvc/cache", ignore_errors=True)
-        (clone.folder / "embedded/dvc.lock").unlink(missing_ok=True)
-        way = WAYS[number % len(WAYS)]
-        with (top / "log").open("a") as log:
-            struck = killed_run(clone, [(rng.uniform(0, length), way)], log)
-        same = results(clone) == expected
-        way, stage, epochs = struck[0] if struck else (way, "already through", 0)
-        count[way, "survived" if same else "LOST"] += 1
-        print(
-            f"{number + 1:3} {way:22} {stage:16} epochs kept {epochs}  {'as undisturbed' if same else 'DIFFERS'}",
-            flush=True,
-        )
+    seconds, expected = undisturbed(clone)
+    print(f"undisturbed: {sum(seconds.values()):.0f} s; " + ", ".join(f"{s} {t:.1f}" for s, t in seconds.items()))
+    ways = [WAYS[i % len(WAYS)] for i in range(arguments.times)]
+    rng.shuffle(ways)
+    hits = [
+        SimpleNamespace(stage=STAGES[i % len(STAGES)], moment=None, way=way, after=None) for i, way in enumerate(ways)
+    ]
+    for hit in hits:
+        hit.after = rng.uniform(0, seconds[hit.stage])
+    runs = [hits[i : i + len(STAGES)] for i in range(0, len(hits), len(STAGES))]
+    if not arguments.no_moments:
+        offset = rng.randrange(len(WAYS))
+        runs.append([
+            SimpleNamespace(stage=moment[0], moment=moment, way=WAYS[(i + offset) % len(WAYS)], after=0)
+            for i, moment in enumerate(MOMENTS)
+        ])  # fmt: skip
+    fates = Counter()
+    for hits in runs:
+        wipe(clone)
+        struck = []
+
+        def report(hit, stage, kept, struck=struck):
+            struck.append(hit.way)
+            place = hit.moment[1] if hit.moment else f"{hit.after:.1f} s after the start of {hit.stage}"
+            print(f"  {hit.way:22} {stage:15} epochs kept {kept}  {place}", flush=True)
+
+        try:
+            killed_run(clone, hits, expected, report)
+            fate = "survived"
+        except AssertionError as error:
+            print(f"LOST: {error}")
+            fate = "lost"
+        fates.update((way, fate) for way in struck)
+        print(f"run {fate}: killed {len(struck)} times, then as undisturbed" if fate == "survived" else "run lost")
     shutil.rmtree(top)
-    lost = sum(n for (_, fate), n in count.items() if fate == "LOST")
-    print(SimpleNamespace(times=arguments.times, survived=arguments.times - lost, lost=lost))
-    sys.exit(lost > 0)
+    for way in WAYS:
+        print(f"{way:22} {fates[way, 'survived'] + fates[way, 'lost']:3} times, {fates[way, 'survived']:3} survived")
+    sys.exit(any(fate == "lost" for _, fate in fates))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import EMBEDDED, NANO, SHARED, error_line, manifest_of, run_stage_in_each, written
+from conftest import NANO, SHARED, error_line, manifest_of, run_stage_in_each, unpinned_params, written
 
 from stages.core import data
 from stages.core.errors import UserError
@@ -227,7 +227,7 @@ def test_no_rows_make_no_tokens(words):
 def stage_outcomes(tmp_path_factory):
     """{case: what `download` did with a damaged data folder}; the model is the nano one."""
     top = tmp_path_factory.mktemp("data")
-    raw = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    raw = unpinned_params()
     raw["model"]["name"] = str(NANO)
 
     def case(name, **files):

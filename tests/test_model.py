@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import CPU, EMBEDDED, NANO, ROOT, error_line, manifest_of, run_stage, written
+from conftest import CPU, NANO, ROOT, error_line, manifest_of, run_stage, written
 from transformers import AutoModelForSequenceClassification, PhiConfig
 
 from stages.core import evaluation, model, params
@@ -361,13 +361,12 @@ def test_a_folder_whose_code_would_have_to_be_trusted_is_refused(nano_copy, load
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
-def test_download_says_where_there_is_no_model(nano_copy, tmp_path, missing):
+def test_download_says_where_there_is_no_model(nano_copy, raw_params, tmp_path, missing):
     (nano_copy / missing).unlink()
     folder = tmp_path / "run"
     folder.mkdir()
-    raw = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
-    raw["model"]["name"] = str(nano_copy)
-    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    raw_params["model"]["name"] = str(nano_copy)
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw_params))
     line = error_line(run_stage("download", folder))
     assert "model.name" in line
     assert str(nano_copy) in line

@@ -1,6 +1,7 @@
 """The one exception that a user's mistake raises, and what running a stage means."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -36,16 +37,19 @@ def end_with_dvc():
     """
     if "DVC_STAGE" not in os.environ:
         return
-    watched = []
-    for process in psutil.Process().parents():
-        watched.append(process)
-        if any("dvc" in Path(word).name for word in process.cmdline()[:3]):
-            break
-    else:
-        return
+    parents = psutil.Process().parents()
+    dvc = next((i for i, process in enumerate(parents) if _runs(process, "dvc")), None)
+    if dvc is None:  # called from a Python program; else it was killed while this process started
+        dvc = next((i for i, p in enumerate(parents) if _runs(p, "python") and _session(p) == os.getsid(0)), None)
+    if dvc is None:
+        sys.exit("error: the dvc that started this stage is gone")
+    watched = parents[: dvc + 1]
 
     def alive(process):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def watch():
         while all(alive(process) for process in watched):
@@ -53,3 +57,18 @@ def end_with_dvc():
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _runs(process, program):
+    """Whether a process is a program, or Python running it."""
+    try:
+        return any(re.fullmatch(rf"{program}[\w.-]*", Path(word).name) for word in process.cmdline()[:3])
+    except psutil.Error:
+        return False
+
+
+def _session(process):
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None

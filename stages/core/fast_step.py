@@ -78,7 +78,8 @@ class FastStep:
         loss = self.model(input_ids=ids, labels=gold).loss
         grads = torch.autograd.grad(loss, self.lora.copies + self.others)
         self.lora.take_grads(grads[: len(self.lora.copies)])
-        torch._foreach_copy_(self.other_grads, grads[len(self.lora.copies) :])
+        for buffer, grad in zip(self.other_grads, grads[len(self.lora.copies) :], strict=True):
+            buffer.copy_(grad)
         return loss.detach()
 
     def _capture(self, input_ids, labels):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from stages.core.errors import UserError
 
@@ -18,7 +19,7 @@ def new_file(path):
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -30,15 +31,32 @@ def new_file(path):
 def new_folder(path):
     """Yield an empty temporary folder; it takes the place of `path` when the block ends well."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path):
+    """Remove a folder if it is there, under another name: whoever is killed here leaves no half of it behind."""
+    path = Path(path)
+    temporary = _temporary(path.with_name(f"{path.name}.old"))
+    if path.exists():
+        os.replace(path, temporary)
+        shutil.rmtree(temporary)
+
+
+def _temporary(path):
+    """A temporary name beside `path`; what processes that were killed left under such names is removed."""
+    for left in path.parent.glob(f".{path.name}.[0-9]*.tmp"):
+        process = left.name.split(".")[-2]
+        if process == str(os.getpid()) or not (process.isdigit() and psutil.pid_exists(int(process))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def write_json(path, value):

@@ -64,7 +64,12 @@ def load_base(manifest, group, device, seed, tokenizer):
         bnb_4bit_compute_dtype=product_dtype,
     )
     try:
-        config = AutoConfig.from_pretrained(folder, num_labels=len(LABELS), id2label=dict(enumerate(LABELS)))
+        config = AutoConfig.from_pretrained(
+            folder,
+            num_labels=len(LABELS),
+            id2label=dict(enumerate(LABELS)),
+            problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
+        )
         if config.vocab_size < len(tokenizer):
             raise UserError(
                 f"model.name: {manifest['name']}: "
@@ -164,6 +169,10 @@ def save_adapter(model, tokenizer, manifest, folder):
             config.pop(key, None)
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
         tokenizer.save_pretrained(temporary)
+        settings = json.loads((temporary / "tokenizer_config.json").read_text())
+        for key in ("is_local", "local_files_only"):  # where this machine found it, and whether HF_HUB_OFFLINE was set
+            settings.pop(key, None)
+        (temporary / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         (temporary / "base.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 """params.yaml, read once and checked whole: types, ranges, no unknown key, no missing key."""
 
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -104,6 +105,18 @@ class Params(Group):
     analysis: Analysis
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys; here that is a mistake."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
 def load(path="params.yaml"):
     """Read and check `path`.
 
@@ -112,10 +125,12 @@ def load(path="params.yaml"):
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable ({error})") from error
-    except yaml.YAMLError as error:
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of 5000 digits, 1000 brackets
         raise UserError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold groups of keys, not {type(raw).__name__}")
@@ -131,6 +146,15 @@ def _complaint(error):
         return f"{key}: unknown key"
     if error["type"] == "missing":
         return f"{key}: missing"
-    shown = repr(error["input"])
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {_short.repr(error['input'])}"
+
+
+class _Short(reprlib.Repr):
+    """A value in 60 characters, whatever it is."""
+
+    def repr_int(self, value, level):
+        return super().repr_int(value, level) if abs(value) < 10**1000 else "a number of over 1000 digits"
+
+
+_short = _Short()
+_short.maxstring = _short.maxlong = _short.maxother = 60

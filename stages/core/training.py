@@ -96,7 +96,7 @@ class History(TrainerCallback):
         self.trainer, self.recorder = trainer, recorder
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.recorder.mark(f"epoch_{round(state.epoch) + 1}")
+        self.recorder.phase = f"epoch_{round(state.epoch) + 1}"
 
     def on_epoch_end(self, args, state, control, **kwargs):
         losses = torch.stack(self.trainer.step_losses).float().tolist()
@@ -146,7 +146,7 @@ def make_trainer(model, train_rows, validation_rows, params, pad_id, output_dir,
         train_rows, validation_rows: lists of {"input_ids", "labels"}.
         params: all of params.yaml.
         output_dir: folder of the checkpoints.
-        recorder: a `Recorder`, told when each epoch begins.
+        recorder: a `Recorder`, whose samples are to name their epoch.
     """
     group = params.train
     steps = -(-len(train_rows) // group.batch_size) * group.epochs
@@ -177,6 +177,7 @@ def make_trainer(model, train_rows, validation_rows, params, pad_id, output_dir,
         dataloader_pin_memory=params.device == "cuda",
         report_to="none",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer splits each batch over all GPUs that it sees
     trainer = ClassifierTrainer(
         model=model,
         args=arguments,

@@ -1,6 +1,7 @@
 """Python imports this when it starts with this folder on PYTHONPATH.
 
-In a stage that DVC runs, it writes the dotted name of every parameter that the stage reads to $RECORD_READS/<stage>.
+In a stage that DVC runs, it writes the dotted name of every parameter that the stage reads to $RECORD_READS/<stage>,
+and it stops the process at the moment that $STOP_AT names.
 """
 
 import os
@@ -36,3 +37,21 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
 
     params.Group.__getattribute__, params.Group.model_dump = read, dump
     report.touch()
+
+if "DVC_STAGE" in os.environ and os.environ.get("STOP_AT"):
+    import re
+    import signal
+    import sys
+
+    moment = re.compile(os.environ["STOP_AT"])
+
+    def stop(event, arguments):
+        """Stop this process, once, where it touches a file as $STOP_AT says: time for a test to kill it there."""
+        global moment
+        if moment and event in ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree"):
+            line = f"{event} {' '.join(map(str, arguments))}"
+            if moment.search(line):
+                moment = None
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(stop)

@@ -1,0 +1,104 @@
+"""Damaged and foreign files, given to real stages: one line each, nothing written."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import NANO, error_line, manifest_of, run_stage_in_each, unpinned_params, written
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+GOOD = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}
+
+
+@pytest.fixture(scope="module")
+def raw():
+    raw = unpinned_params()
+    raw["model"]["name"] = str(NANO)
+    return raw
+
+
+DATA = {  # what all three splits hold, and what the line must say
+    "labels in words": ({"label": ["entailment", "contradiction"]}, ["'label'", "string"]),
+    "a class too many": ({"label": [0, 3]}, ["'label'", "3 in row 1"]),
+    "premise of numbers": ({"premise": [1, 2]}, ["'premise'", "int64"]),
+    "hypothesis of lists": ({"hypothesis": [["a"], ["b"]]}, ["'hypothesis'", "list"]),
+    "label of fractions": ({"label": [0.5, 1.0]}, ["'label'", "double"]),
+    "label of truths": ({"label": [True, False]}, ["'label'", "bool"]),
+    "label of dates": ({"label": pa.array([1, 2], pa.timestamp("s"))}, ["'label'", "timestamp"]),
+    "nulls": ({"hypothesis": ["a", None]}, ["'hypothesis'", "nulls (row 1)"]),
+    "nulls alone": ({"hypothesis": pa.nulls(2)}, ["'hypothesis'", "nulls (row 0)"]),
+}
+FILES = {"no parquet": b"PK\x03\x04", "empty file": b"", "a pickle": b"\x80\x04]\x94."}
+
+
+@pytest.fixture(scope="module")
+def downloads(raw, tmp_path_factory):
+    top = tmp_path_factory.mktemp("damaged")
+    raw["data"]["name"] = "nli"
+    contents = {name: pa.table(GOOD | columns) for name, (columns, _) in DATA.items()} | FILES
+    for name, content in contents.items():
+        (top / name / "nli").mkdir(parents=True)
+        (top / name / "params.yaml").write_text(yaml.safe_dump(raw))
+        for split in ("train", "validation", "test"):
+            path = top / name / f"nli/{split}.parquet"
+            path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(content, path)
+    done = run_stage_in_each("download", [top / name for name in contents], HF_HOME=str(top / "hf"))
+    for name, outcome in done.items():
+        outcome.written = [path for path in written(top / name) if not path.startswith("nli/")]
+    return done
+
+
+@pytest.mark.parametrize("name", [*DATA, *FILES])
+def test_damaged_data_is_one_line_and_nothing_is_written(downloads, name):
+    line = error_line(downloads[name])
+    assert all(words in line for words in (DATA[name][1] if name in DATA else ["data.name"])), line
+    assert downloads[name].written == []
+
+
+@pytest.fixture(scope="module")
+def evaluations(raw, tmp_path_factory):
+    """{case: what `eval_base` did} with a shard of the model gone, and with tokens cut in mid-file."""
+    top = tmp_path_factory.mktemp("evaluated")
+    shards = top / "shards"
+    AutoModelForCausalLM.from_pretrained(NANO).save_pretrained(shards, max_shard_size="600KB")
+    AutoTokenizer.from_pretrained(NANO).save_pretrained(shards)
+    gone = sorted(shards.glob("*.safetensors"))[1]
+    pq.write_table(pa.table(GOOD | {"row": [0, 1], "input_ids": [[5, 6], [7]]}), top / "whole.parquet")
+    whole = (top / "whole.parquet").read_bytes()
+    before = manifest_of(shards)
+    gone.unlink()
+    after = manifest_of(shards)
+    cases = {
+        "shard gone since download": (before, whole),
+        "shard gone before": (after, whole),
+        "tokens cut": (manifest_of(NANO), whole[: len(whole) // 2]),
+        "no tokens": (manifest_of(NANO), None),
+    }
+    for name, (manifest, tokens) in cases.items():
+        (top / name / "data/tokenized").mkdir(parents=True)
+        (top / name / "models").mkdir()
+        (top / name / "params.yaml").write_text(yaml.safe_dump(raw))
+        (top / name / "models/base.json").write_text(json.dumps(manifest))
+        if tokens:
+            (top / name / "data/tokenized/test.parquet").write_bytes(tokens)
+    done = run_stage_in_each("eval_base", [top / name for name in cases])
+    for name, outcome in done.items():
+        outcome.written = [path for path in written(top / name) if path.startswith("runs")]
+    return done
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shard gone since download", ["-00002-of-", "missing or changed since `download`"]),
+        ("shard gone before", ["model.name", "-00002-of-"]),
+        ("tokens cut", ["data/tokenized/test.parquet: not readable as parquet"]),
+        ("no tokens", ["data/tokenized/test.parquet: not readable as parquet"]),
+    ],
+)
+def test_a_damaged_input_of_a_later_stage_is_one_line(evaluations, name, said):
+    line = error_line(evaluations[name])
+    assert all(words in line for words in said), line
+    assert evaluations[name].written == []

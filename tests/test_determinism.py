@@ -1,0 +1,63 @@
+"""The same parameters give the same bytes; another seed gives others."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import run_stage_in_each
+from test_train_stage import adapter_bytes, prepare
+
+from stages.core import data
+from stages.core.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+TIMED = ("seconds", "rows_per_second", "gpu")
+
+
+def folder_with_rows(folder, **changes):
+    """A folder in which `train_qlora` and `eval_lora` can run."""
+    prepare(folder, train__epochs=2, **changes)
+    p = yaml.safe_load((folder / "params.yaml").read_text())
+    words = load_tokenizer(json.loads((folder / "models/base.json").read_text()))
+    texts = [f"a man {verb} a {noun}" for verb in ("sees", "holds", "likes") for noun in ("dog", "cat", "red ball")]
+    rows = pd.DataFrame({"premise": texts, "hypothesis": texts[::-1], "label": [0, 1, 2] * 3})
+    test = data.to_table(data.tokenize(rows, words, p["tokenize"]["template"], 128))
+    test.to_parquet(folder / "data/tokenized/test.parquet", index=False)
+    return folder
+
+
+def made(folder):
+    """{file: its bytes, or for figures what is no timing}."""
+    found = {f"adapter/{name}": content for name, content in adapter_bytes(folder).items()}
+    for name in ("train/steps.csv", "train/epochs.csv", "lora/predictions.parquet"):
+        found[name] = (folder / "runs" / name).read_bytes()
+    for name in ("train", "lora"):
+        run = json.loads((folder / f"runs/{name}/run.json").read_text())
+        found[f"{name}/run.json"] = {key: value for key, value in run.items() if key not in TIMED}
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{case: what it made}; `again` runs in another process, with another hash seed and another word on the hub."""
+    top = tmp_path_factory.mktemp("determinism")
+    once = [folder_with_rows(top / "once"), folder_with_rows(top / "seed", seed=7)]
+    again = [folder_with_rows(top / "again")]
+    stages = "train_qlora,eval_lora"
+    done = run_stage_in_each(stages, once, PYTHONHASHSEED="1")
+    done |= run_stage_in_each(stages, again, PYTHONHASHSEED="2", HF_HUB_OFFLINE="1")
+    for name, outcome in done.items():
+        assert outcome.returncode == 0, f"{name}: {outcome.stderr}"
+    return {folder.name: made(folder) for folder in (*once, *again)}
+
+
+def test_two_runs_from_nothing_are_equal_whatever_the_hash_seed(runs):
+    assert [name for name in runs["once"] if runs["once"][name] != runs["again"].get(name)] == []
+    assert runs["once"].keys() == runs["again"].keys()
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "train/steps.csv", "lora/predictions.parquet"])
+def test_another_seed_gives_another_model(runs, name):
+    assert runs["once"][name] != runs["seed"][name]
