@@ -57,12 +57,7 @@ class Clock(TrainerCallback):
 
 def notebook_model(folder, pad_id):
     """As published: NF4 with float16 products, all else fp32, reentrant checkpointing, the head frozen."""
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
-    base = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=3, quantization_config=config, device_map={"": DEVICE}, dtype=torch.float16
-    )
-    base.config.pad_token_id = pad_id
-    base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=True)
+    base = prepare_model_for_kbit_training(quantised(folder, pad_id, torch.float16), use_gradient_checkpointing=True)
     lora = get_peft_model(base, lora_config())
     for name, parameter in lora.named_parameters():
         parameter.requires_grad_("lora" in name)
@@ -71,12 +66,17 @@ def notebook_model(folder, pad_id):
 
 def peer_model(folder, pad_id):
     """What a user would write today: NF4 with bf16 products, bf16 weights, no checkpointing."""
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return get_peft_model(quantised(folder, pad_id, torch.bfloat16), lora_config())
+
+
+def quantised(folder, pad_id, dtype):
+    """The base in NF4, its products and its other weights in `dtype`, as transformers makes it."""
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     base = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=3, quantization_config=config, device_map={"": DEVICE}, dtype=torch.bfloat16
+        folder, num_labels=3, quantization_config=config, device_map={"": DEVICE}, dtype=dtype
     )
     base.config.pad_token_id = pad_id
-    return get_peft_model(base, lora_config())
+    return base
 
 
 def lora_config():
@@ -103,12 +103,11 @@ def ordinary_trainer(peft_model, rows, tokenizer, batch_size, steps, **settings)
 
 
 def train_notebook(folder, rows, tokenizer, p, batch_size, steps):
-    trainer = ordinary_trainer(
+    return ordinary_trainer(
         notebook_model(folder, tokenizer.pad_token_id), rows["notebook"], tokenizer, batch_size, steps,
         padding={"padding": "max_length", "max_length": 128}, gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": True},
     )  # fmt: skip
-    return trainer
 
 
 def train_peer(folder, rows, tokenizer, p, batch_size, steps):

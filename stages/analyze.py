@@ -6,9 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from stages.core import analysis, card, claims, errors, figures, files, params, report, slices
-from stages.core.labels import LABELS
+from stages.core.labels import LABELS, PROBABILITIES
 
-PROBABILITIES = [f"p_{name}" for name in LABELS]
 STAGES = {"eval_base": "runs/base", "train_qlora": "runs/train", "eval_lora": "runs/lora"}
 PUBLISHED = Path(__file__).parent / "core" / "published.json"
 

@@ -41,10 +41,9 @@ def main():
 
     steps, epochs = training.history(trainer.state)
     best = training.best_epoch(epochs) if p.train.keep == "best" else len(epochs)
-    model.save_adapter(classifier, tokenizer, manifest, "models/adapter")
     base_as = groups["model"] | {"name": manifest["name"], "revision": manifest["revision"]}
-    how_to_read = {"model": base_as, "tokenize": p.tokenize.model_dump(), "batches": groups["batches"]}
-    files.write_json("models/adapter/classifier.json", {"seed": p.seed, **how_to_read})
+    reading = {"seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(), "batches": groups["batches"]}
+    model.save_adapter(classifier, tokenizer, manifest, reading, "models/adapter")
     with files.new_folder("runs/train") as folder:
         pd.DataFrame(steps).to_csv(folder / "steps.csv", index=False)
         pd.DataFrame(epochs).to_csv(folder / "epochs.csv", index=False)

@@ -238,7 +238,7 @@ def test_a_saved_adapter_answers_as_before_on_a_freshly_loaded_base(trained, loa
     classifier, words, manifest = trained
     before = logits_of(classifier, *ROWS)
     assert not torch.equal(before, logits_of(load_nano()[0], *ROWS)), "the training changed something"
-    model.save_adapter(classifier, words, manifest, tmp_path / "adapter")
+    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     del classifier
     reloaded = model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
     assert torch.equal(logits_of(reloaded, *ROWS), before)
@@ -248,7 +248,7 @@ def test_a_saved_adapter_answers_as_before_on_a_freshly_loaded_base(trained, loa
 
 def test_the_head_comes_from_the_adapter_not_from_the_seed(trained, load_nano, tmp_path):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, tmp_path / "adapter")
+    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     reloaded = model.load_adapter(load_nano(seed=7)[0], tmp_path / "adapter", manifest)
     assert torch.equal(head_of(reloaded), head_of(classifier))
 
@@ -257,7 +257,7 @@ def test_plain_transformers_and_peft_load_the_adapter(trained, tmp_path):
     from peft import AutoPeftModelForSequenceClassification
 
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, tmp_path / "adapter")
+    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     plain = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
     saved, loaded = (
         {name.split(".", 2)[-1]: p for name, p in m.named_parameters() if "lora_" in name} for m in (classifier, plain)
@@ -271,7 +271,7 @@ def test_plain_transformers_and_peft_load_the_adapter(trained, tmp_path):
 def test_a_saved_adapter_is_the_same_bytes_each_time(trained, tmp_path):
     classifier, words, manifest = trained
     for name in ("one", "two"):
-        model.save_adapter(classifier, words, manifest, tmp_path / name)
+        model.save_adapter(classifier, words, manifest, {}, tmp_path / name)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     targets = json.loads(one["adapter_config.json"])["target_modules"]
@@ -282,7 +282,7 @@ def test_a_saved_adapter_is_the_same_bytes_each_time(trained, tmp_path):
 
 def test_an_adapter_of_another_base_is_refused(trained, load_nano, nano_copy, tmp_path):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, tmp_path / "adapter")
+    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     (nano_copy / "generation_config.json").write_text("{}")
     base, _, other = load_nano(nano_copy)
     with pytest.raises(UserError, match="trained on another base"):
@@ -292,7 +292,7 @@ def test_an_adapter_of_another_base_is_refused(trained, load_nano, nano_copy, tm
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_damaged_adapter_is_one_line(trained, load_nano, tmp_path, damage):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, tmp_path / "adapter")
+    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000]) if damage == "cut" else weights.unlink()
     with pytest.raises(UserError, match=r"adapter.*not loadable as an adapter"):
@@ -301,7 +301,7 @@ def test_a_damaged_adapter_is_one_line(trained, load_nano, tmp_path, damage):
 
 def test_an_adapter_without_its_manifest_is_one_line(trained, load_nano, tmp_path):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, tmp_path / "adapter")
+    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     (tmp_path / "adapter/base.json").unlink()
     with pytest.raises(UserError, match=r"base\.json"):
         model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from stages import predict
-from stages.core import data, errors, files, model, params, tokenizer
+from stages.core import data, errors, model, params, tokenizer
 from stages.core.labels import LABELS
 
 PAIRS = [
@@ -38,9 +38,8 @@ def adapter(tmp_path_factory):
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
     folder = tmp_path_factory.mktemp("trained") / "adapter"
-    model.save_adapter(classifier, words, manifest, folder)
     groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    files.write_json(folder / "classifier.json", {"seed": p.seed, **groups})
+    model.save_adapter(classifier, words, manifest, {"seed": p.seed, **groups}, folder)
     return folder
 
 

@@ -6,9 +6,7 @@ import torch
 from tqdm.auto import tqdm
 
 from stages.core.batching import collate
-from stages.core.labels import LABELS
-
-PROBABILITIES = [f"p_{name}" for name in LABELS]
+from stages.core.labels import LABELS, PROBABILITIES
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAnd
 
 from stages.core import hub
 from stages.core.errors import UserError
-from stages.core.files import new_folder, read_json
+from stages.core.files import new_folder, read_json, write_json
 from stages.core.labels import LABELS
 
 
@@ -150,10 +150,14 @@ def add_lora(model, group, seed, head):
     return model
 
 
-def save_adapter(model, tokenizer, manifest, folder):
+def save_adapter(model, tokenizer, manifest, reading, folder):
     """Save adapter, head, labels and tokenizer: all but the base that is needed to predict.
 
     `config.json` is the base's, with the labels' names, so that plain transformers and peft load the adapter too.
+
+    Args:
+        reading: what else `stages.predict` needs, kept as `classifier.json`: the seed, and the groups model, tokenize
+            and batches.
     """
     with new_folder(folder) as temporary:
         adapter = model.peft_config["default"]
@@ -163,17 +167,22 @@ def save_adapter(model, tokenizer, manifest, folder):
         written = json.loads((temporary / "adapter_config.json").read_text())
         if isinstance(written["target_modules"], list):
             written["target_modules"].sort()  # a set's order differs from run to run
-        (temporary / "adapter_config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        _write_sorted(temporary / "adapter_config.json", written)
         config = model.get_base_model().config.to_dict()
         for key in ("quantization_config", "_name_or_path", "transformers_version"):
             config.pop(key, None)
-        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        _write_sorted(temporary / "config.json", config)
         tokenizer.save_pretrained(temporary)
         settings = json.loads((temporary / "tokenizer_config.json").read_text())
         for key in ("is_local", "local_files_only"):  # where this machine found it, and whether HF_HUB_OFFLINE was set
             settings.pop(key, None)
-        (temporary / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        (temporary / "base.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        _write_sorted(temporary / "tokenizer_config.json", settings)
+        write_json(temporary / "base.json", manifest)
+        write_json(temporary / "classifier.json", reading)
+
+
+def _write_sorted(path, value):
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def load_adapter(model, folder, manifest):
