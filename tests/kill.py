@@ -153,6 +153,11 @@ def is_stopped(clone):
         return False
 
 
+def is_through(stage, output):
+    """Whether `dvc repro`, by its output, has gone on to a stage after this one."""
+    return any(f"Running stage '{later}'" in output for later in STAGES[STAGES.index(stage) + 1 :])
+
+
 def strike(clone, dvc, way):
     """Kill in one of `WAYS`: everything is stopped, looked at, hit, and what is left goes on until it ends itself.
 
@@ -200,6 +205,9 @@ def killed_run(clone, hits, expected, report=lambda *_: None):
             dvc = start(clone, file, hit.moment[2] if hit and hit.moment else "")
         begun = None
         while dvc.poll() is None:
+            if hit and not hit.moment and is_through(hit.stage, log.read_text()):
+                left.pop(0)  # the stage was quicker than when its seconds were drawn
+                hit, begun = left[0] if left else None, None
             if hit:
                 if begun is None and f"Running stage '{hit.stage}'" in log.read_text():
                     begun = time.monotonic()
@@ -222,7 +230,7 @@ def killed_run(clone, hits, expected, report=lambda *_: None):
         assert not other, f"not the files of an undisturbed run: {other}, after {hit}"
         if not struck:
             assert dvc.returncode == 0, output
-            assert not left or not hit.moment, f"the moment never came: {hit}"
+            assert not hit or not hit.moment, f"the moment never came: {hit}"
             break
         left.pop(0)
         report(hit, stage, kept)
@@ -261,6 +269,40 @@ def wipe(clone):
         shutil.rmtree(clone.folder / ".dvc" / name, ignore_errors=True)
 
 
+def random_hits(rng, seconds, most):
+    """A hit in each stage, at a random second of it, in a random way; `most` of them at most, in stages drawn anew."""
+    stages = sorted(rng.sample(STAGES, min(most, len(STAGES))), key=STAGES.index)
+    return [
+        SimpleNamespace(stage=stage, moment=None, way=rng.choice(WAYS), after=rng.uniform(0, seconds[stage]))
+        for stage in stages
+    ]
+
+
+def campaign(clone, hits, expected, fates):
+    """One run from nothing, killed by `hits`; counts (way, survived) in `fates`.
+
+    Returns:
+        (number of kills, survived)
+    """
+    wipe(clone)
+    struck = []
+
+    def report(hit, stage, kept):
+        struck.append(hit.way)
+        place = hit.moment[1] if hit.moment else f"{hit.after:.1f} s after the start of {hit.stage}"
+        print(f"  {hit.way:22} {stage:15} epochs kept {kept}  {place}", flush=True)
+
+    survived = True
+    try:
+        killed_run(clone, hits, expected, report)
+    except AssertionError as error:
+        print(f"LOST: {error}")
+        survived = False
+    fates.update((way, survived) for way in struck)
+    print(f"run {'survived' if survived else 'lost'}, killed {len(struck)} times")
+    return len(struck), survived
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20, help="kills at random seconds")
@@ -272,42 +314,21 @@ def main():
     clone = small_clone(top)
     seconds, expected = undisturbed(clone)
     print(f"undisturbed: {sum(seconds.values()):.0f} s; " + ", ".join(f"{s} {t:.1f}" for s, t in seconds.items()))
-    ways = [WAYS[i % len(WAYS)] for i in range(arguments.times)]
-    rng.shuffle(ways)
-    hits = [
-        SimpleNamespace(stage=STAGES[i % len(STAGES)], moment=None, way=way, after=None) for i, way in enumerate(ways)
-    ]
-    for hit in hits:
-        hit.after = rng.uniform(0, seconds[hit.stage])
-    runs = [hits[i : i + len(STAGES)] for i in range(0, len(hits), len(STAGES))]
-    if not arguments.no_moments:
+    fates, left, survived = Counter(), arguments.times, True
+    while left and survived:  # a hit that comes too late is drawn again
+        killed, survived = campaign(clone, random_hits(rng, seconds, left), expected, fates)
+        left -= killed
+    if survived and not arguments.no_moments:
         offset = rng.randrange(len(WAYS))
-        runs.append([
+        hits = [
             SimpleNamespace(stage=moment[0], moment=moment, way=WAYS[(i + offset) % len(WAYS)], after=0)
             for i, moment in enumerate(MOMENTS)
-        ])  # fmt: skip
-    fates = Counter()
-    for hits in runs:
-        wipe(clone)
-        struck = []
-
-        def report(hit, stage, kept, struck=struck):
-            struck.append(hit.way)
-            place = hit.moment[1] if hit.moment else f"{hit.after:.1f} s after the start of {hit.stage}"
-            print(f"  {hit.way:22} {stage:15} epochs kept {kept}  {place}", flush=True)
-
-        try:
-            killed_run(clone, hits, expected, report)
-            fate = "survived"
-        except AssertionError as error:
-            print(f"LOST: {error}")
-            fate = "lost"
-        fates.update((way, fate) for way in struck)
-        print(f"run {fate}: killed {len(struck)} times, then as undisturbed" if fate == "survived" else "run lost")
+        ]
+        _, survived = campaign(clone, hits, expected, fates)
     shutil.rmtree(top)
     for way in WAYS:
-        print(f"{way:22} {fates[way, 'survived'] + fates[way, 'lost']:3} times, {fates[way, 'survived']:3} survived")
-    sys.exit(any(fate == "lost" for _, fate in fates))
+        print(f"{way:22} {fates[way, True] + fates[way, False]:3} times, {fates[way, True]:3} survived")
+    sys.exit(not survived)
 
 
 if __name__ == "__main__":
