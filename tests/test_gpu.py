@@ -151,12 +151,14 @@ def test_dropout_keeps_its_share_and_scale():
     from stages.core.fused_layers import dropped
 
     x, seed = torch.ones(1024, 640, device=DEVICE), torch.tensor(7, device=DEVICE)
-    out = dropped(x, 0.05, seed, 3)
+    out, other = dropped(x, 2, 0.05, seed, 3)
     kept = out != 0
     assert kept.float().mean().item() == pytest.approx(0.95, abs=0.002)
     assert out[kept].unique().tolist() == pytest.approx([1 / 0.95])
-    other = dropped(x, 0.05, seed, 4) != 0
-    assert (~kept & ~other).float().mean().item() == pytest.approx(0.05**2, abs=5e-4), "two masks depend on each other"
+    assert torch.equal(other, dropped(x, 1, 0.05, seed, 4)[0])
+    assert (~kept & (other == 0)).float().mean().item() == pytest.approx(0.05**2, abs=5e-4), (
+        "two masks depend on each other"
+    )
     assert (kept[:, 1:] == kept[:, :-1]).float().mean().item() == pytest.approx(0.95**2 + 0.05**2, abs=0.002)
 
 

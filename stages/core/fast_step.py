@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from stages.core.fused_layers import LoraCopies, Masks, use_fused_layers
+from stages.core.fused_layers import LoraCopies, Masks, layers_by_input, use_fused_layers
 
 ROOMY = 24e9  # bytes: twice what phi-2 takes at batch 16 with its weights kept in bf16
 IGNORED = -100  # label of a row that only fills a batch: cross-entropy leaves it out
@@ -32,13 +32,15 @@ class FastStep:
         self.model, self.rows, self.seed, self.pad_id = model, rows, seed, pad_id
         device = next(model.parameters()).device
         self.masks = Masks(device)
-        self.lora = LoraCopies(model)
-        self.others = [p for p in model.parameters() if p.requires_grad and p not in self.lora.copy_of]  # the head
+        groups = layers_by_input(model)
+        self.lora = LoraCopies(groups, model.get_base_model().dtype)
+        lora_weights = set(self.lora.weights)
+        self.others = [p for p in model.parameters() if p.requires_grad and p not in lora_weights]  # the head
         self.other_grads = [torch.zeros_like(p) for p in self.others]
         checkpointing = model.get_base_model().is_gradient_checkpointing
         if dequantize_once == "auto":
             dequantize_once = not checkpointing and torch.cuda.mem_get_info(device)[0] >= ROOMY
-        use_fused_layers(model, self.masks, self.lora, dequantize_once)
+        use_fused_layers(model, groups, self.masks, self.lora, dequantize_once)
         if checkpointing:  # masks need no random state, and a capture has none to save
             kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
             model.get_base_model().gradient_checkpointing_enable(kwargs)

@@ -1,12 +1,14 @@
 """The layers of a LoRA classifier with fewer kernels: same mathematics, for training on a GPU.
 
-- `LoraLinear` computes a LoRA layer in one autograd function, in the activations' precision, where PEFT casts every
-  input to fp32 and back; `Rotary` turns phi's queries and keys in one kernel instead of a dozen.
+- `LoraLinears` computes LoRA layers that share their input (phi's q, k, v and fc1) in one autograd function, in the
+  activations' precision, where PEFT casts every input to fp32 and back; `Rotary` turns phi's queries and keys in one
+  kernel instead of a dozen.
 - Dropout masks are a hash of (step, place in the model, element), so that they need no memory, are the same when a
   checkpointed layer is computed again, and go on as before when a run is resumed.
 """
 
 import functools
+import math
 
 import bitsandbytes as bnb
 import torch
@@ -14,7 +16,7 @@ import triton
 import triton.language as tl
 from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.phi.modeling_phi import PhiAttention
+from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.core.errors import StepUnavailable
 
@@ -31,9 +33,10 @@ class Masks:
     def set(self, seed, step):
         self.seed.fill_((seed * 0x9E3779B1 + step * 0x85EBCA77) & 0x7FFFFFFF)
 
-    def next_site(self):
-        self.site += 1
-        return self.site
+    def next_sites(self, count):
+        """The first of `count` places that follow one another."""
+        self.site += count
+        return self.site - count
 
     def start_layer(self, number, *_):
         """Called before each decoder layer, so that the layer computed again by checkpointing finds its masks."""
@@ -47,29 +50,25 @@ class LoraCopies:
     at each use. One buffer for all makes a cast two kernels instead of two for each of 384 weights.
     """
 
-    def __init__(self, model):
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        for module in layers:
-            if not _is_plain(module):
-                raise StepUnavailable(f"no fast form of {type(module).__name__} on {type(module.base_layer).__name__}")
-        scalings = {module.scaling["default"] for module in layers}
+    def __init__(self, groups, dtype):
+        layers = [layer for group in groups for layer in group]
+        for layer in layers:
+            if not _is_plain(layer):
+                raise StepUnavailable(f"no fast form of {type(layer).__name__} on {type(layer.base_layer).__name__}")
+        scalings = {layer.scaling["default"] for layer in layers}
         if len(scalings) != 1:
             raise StepUnavailable("LoRA layers of several scalings")
         self.scaling = scalings.pop()
-        a = [module.lora_A["default"].weight for module in layers]
-        b = [module.lora_B["default"].weight for module in layers]
+        a = [layer.lora_A["default"].weight for layer in layers]
+        b = [layer.lora_B["default"].weight for layer in layers]
         self.weights, self.count_a = a + b, sum(w.numel() for w in a)
         count = sum(w.numel() for w in self.weights)
-        dtype, device = model.get_base_model().dtype, a[0].device
-        self.buffer = torch.empty(count, dtype=dtype, device=device)
-        self.grad_buffer = torch.empty(count, dtype=torch.float32, device=device)
-        self.copies = [view.requires_grad_() for view in self._views(self.buffer)]
-        self.grads = self._views(self.grad_buffer)
-        self.copy_of = dict(zip(self.weights, self.copies, strict=True))
-
-    def _views(self, buffer):
-        pieces = buffer.split([w.numel() for w in self.weights])
-        return [piece.view(w.shape) for piece, w in zip(pieces, self.weights, strict=True)]
+        self.buffer = torch.empty(count, dtype=dtype, device=a[0].device)
+        self.grad_buffer = torch.empty(count, dtype=torch.float32, device=a[0].device)
+        self.grads = _views(self.grad_buffer, [w.shape for w in self.weights])
+        stacks = [(len(group), *group[0].lora_A["default"].weight.shape) for group in groups]
+        self.copies = [view.requires_grad_() for view in _views(self.buffer, stacks + [w.shape for w in b])]
+        self.stacked_a, self.b = self.copies[: len(groups)], dict(zip(layers, self.copies[len(groups) :], strict=True))
 
     @torch.no_grad()
     def refresh(self):
@@ -90,23 +89,62 @@ class LoraCopies:
             weight.grad = grad
 
 
-def use_fused_layers(model, masks, lora, dequantize_once):
-    """Let LoRA layers, dropouts and phi's attention in `model` compute as below while it trains."""
-    in_lora = {module for layer in model.modules() if isinstance(layer, LoraLayer) for module in layer.modules()}
+def _views(buffer, shapes):
+    """`buffer` cut into tensors of these shapes."""
+    pieces = buffer.split([math.prod(shape) for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def layers_by_input(model):
+    """The LoRA layers in groups that share their input: q, k, v and fc1 of a phi layer; every other one alone."""
+    groups = []
+    for layer in model.modules():
+        if _is_fused_phi_layer(layer):
+            groups.append([module for module in _phi_shared(layer) if isinstance(module, LoraLayer)])
+    grouped = {layer for group in groups for layer in group}
+    alone = [[module] for module in model.modules() if isinstance(module, LoraLayer) and module not in grouped]
+    return [group for group in groups if group] + alone
+
+
+def use_fused_layers(model, groups, masks, lora, dequantize_once):
+    """Let LoRA layers, dropouts and phi's layers in `model` compute as below while it trains."""
+    in_lora = {module for group in groups for layer in group for module in layer.modules()}
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     model.register_forward_pre_hook(functools.partial(masks.start_layer, 0))
     for number, layer in enumerate(layers, start=1):
         layer.register_forward_pre_hook(functools.partial(masks.start_layer, number))
+    group_of = {}
+    for group, a in zip(groups, lora.stacked_a, strict=True):
+        together = LoraGroup(group, a, [lora.b[layer] for layer in group], masks, dequantize_once)
+        group_of |= dict.fromkeys(group, together)
+        if len(group) == 1:
+            group[0].forward = functools.partial(_lora_forward, group[0], group[0].forward, together)
     for module in model.modules():
-        if isinstance(module, LoraLayer):
-            a = lora.copy_of[module.lora_A["default"].weight]
-            b = lora.copy_of[module.lora_B["default"].weight]
-            frozen = Frozen(module.base_layer, a.dtype, dequantize_once)
-            module.forward = functools.partial(_lora_forward, module, module.forward, a, b, frozen, masks)
-        elif isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
+        if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
             module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
-        elif isinstance(module, PhiAttention) and not module.qk_layernorm and module.attention_dropout == 0:
-            module.forward = functools.partial(_phi_attention_forward, module, module.forward)
+        elif _is_fused_phi_layer(module):
+            group = next((group_of[shared] for shared in _phi_shared(module) if shared in group_of), None)
+            module.forward = functools.partial(_phi_layer_forward, module, module.forward, group)
+
+
+class LoraGroup:
+    """LoRA layers that share their input, as one call.
+
+    Args:
+        a: copies of their A, [n, r, in]; b: copies of their B, n of [out_i, r], scaled.
+    """
+
+    def __init__(self, layers, a, b, masks, dequantize_once):
+        self.layers, self.a, self.b, self.masks = layers, a, b, masks
+        self.frozen = [Frozen(layer.base_layer, a.dtype, dequantize_once) for layer in layers]
+        dropout = layers[0].lora_dropout["default"]
+        self.p = dropout.p if isinstance(dropout, torch.nn.Dropout) else 0.0
+
+    def __call__(self, x):
+        """{layer: its output} for x [..., in]."""
+        site = self.masks.next_sites(len(self.layers))
+        outputs = LoraLinears.apply(x, self.a, self.frozen, self.p, self.masks.seed, site, *self.b)
+        return dict(zip(self.layers, outputs, strict=True))
 
 
 class Frozen:
@@ -129,6 +167,13 @@ class Frozen:
     def weight(self):
         return self._dense() if self.kept is None else self.kept
 
+    def add_input_grad(self, dx, dy):
+        """dx + dy W, in dy's precision; `dx` is None before the first, and may be changed."""
+        if dx is not None and self.dtype == dy.dtype:
+            return dx.addmm_(dy, self.weight())
+        grad = (dy.to(self.dtype) @ self.weight()).to(dy.dtype)
+        return grad if dx is None else dx.add_(grad)
+
 
 def _is_plain(module):
     base = module.base_layer
@@ -142,69 +187,90 @@ def _is_plain(module):
     )
 
 
-def _lora_forward(module, original, a, b, frozen, masks, x, *args, **kwargs):
-    if not (module.training and torch.is_grad_enabled()):
+def _lora_forward(layer, original, group, x, *args, **kwargs):
+    if not (layer.training and torch.is_grad_enabled()):
         return original(x, *args, **kwargs)
-    dropout = module.lora_dropout["default"]
-    p = dropout.p if isinstance(dropout, torch.nn.Dropout) else 0.0
-    return LoraLinear.apply(x, a, b, frozen, p, masks.seed, masks.next_site())
+    return group(x)[layer]
 
 
 def _dropout_forward(module, original, masks, x):
     if not (module.training and torch.is_grad_enabled()):
         return original(x)
-    return SeededDropout.apply(x, module.p, masks.seed, masks.next_site())
+    return SeededDropout.apply(x, module.p, masks.seed, masks.next_sites(1))
 
 
-def _phi_attention_forward(module, original, hidden_states, position_embeddings, attention_mask=None, **kwargs):
-    """transformers' PhiAttention.forward, rotary embedding in one kernel.
+def _is_fused_phi_layer(module):
+    if not isinstance(module, PhiDecoderLayer):
+        return False
+    return not module.self_attn.qk_layernorm and module.self_attn.attention_dropout == 0
 
-    `attention_mask` is not looked at: batches have none, and the causal one that transformers makes under a capture
+
+def _phi_shared(layer):
+    """The modules that read the normed input of a phi layer."""
+    attention = layer.self_attn
+    return attention.q_proj, attention.k_proj, attention.v_proj, layer.mlp.fc1
+
+
+def _phi_layer_forward(layer, original, group, x, *args, **kwargs):
+    """transformers' PhiDecoderLayer.forward, `group` computed together and rotary embedding in one kernel.
+
+    The attention mask is not looked at: batches have none, and the causal one that transformers makes under a capture
     says no more than `is_causal`.
     """
-    if not (module.training and torch.is_grad_enabled()):
-        return original(hidden_states, position_embeddings, attention_mask, **kwargs)
-    shape = (*hidden_states.shape[:-1], -1, module.head_dim)
-    cos, sin = (t.contiguous() for t in position_embeddings)
-    q = Rotary.apply(module.q_proj(hidden_states).view(shape), cos, sin).transpose(1, 2)
-    k = Rotary.apply(module.k_proj(hidden_states).view(shape), cos, sin).transpose(1, 2)
-    v = module.v_proj(hidden_states).view(shape).transpose(1, 2)
-    groups = module.num_key_value_groups
-    y = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=module.scaling, enable_gqa=groups > 1
+    if not (layer.training and torch.is_grad_enabled()):
+        return original(x, *args, **kwargs)
+    attention, normed = layer.self_attn, layer.input_layernorm(x)
+    together = group(normed) if group else {}
+    q, k, v, up = (together[module] if module in together else module(normed) for module in _phi_shared(layer))
+    cos, sin = (t.contiguous() for t in kwargs["position_embeddings"])
+    heads = (*x.shape[:-1], -1, attention.head_dim)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        Rotary.apply(q.view(heads), cos, sin).transpose(1, 2),
+        Rotary.apply(k.view(heads), cos, sin).transpose(1, 2),
+        v.view(heads).transpose(1, 2),
+        is_causal=True,
+        scale=attention.scaling,
+        enable_gqa=attention.num_key_value_groups > 1,
     )
-    return module.dense(y.transpose(1, 2).reshape(*shape[:-2], -1)), None
+    attended = attention.dense(attended.transpose(1, 2).reshape(*x.shape[:-1], -1))
+    grown = layer.mlp.fc2(layer.mlp.activation_fn(up))
+    return layer.resid_dropout(attended) + layer.resid_dropout(grown) + x
 
 
-class LoraLinear(torch.autograd.Function):
-    """y = x W' + bias + dropout(x) A' B', with W frozen and B scaled by alpha / r.
+class LoraLinears(torch.autograd.Function):
+    """y_i = x W_i' + bias_i + dropout_i(x) A_i' B_i', i = 1 to n, with W frozen and B scaled by alpha / r.
 
-    Shapes: x [..., in], A [r, in], B [out, r]. Saved for the backward: x and dropout(x) A'; W is dequantized again.
-    Source: Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA).
+    Shapes: x [..., in], a [n, r, in], b_i [out_i, r]. Saved for the backward: x and dropout(x) A'; W is dequantized
+    again. Source: Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA).
     """
 
     @staticmethod
-    def forward(ctx, x, a, b, frozen, p, seed, site):
+    def forward(ctx, x, a, frozen, p, seed, site, *b):
         ctx.frozen, ctx.p, ctx.site = frozen, p, site
         rows = x.reshape(-1, x.shape[-1])
-        y = torch.nn.functional.linear(rows.to(frozen.dtype), frozen.weight(), frozen.bias).to(x.dtype)
-        u = dropped(rows, p, seed, site) @ a.t()
-        y.addmm_(u, b.t())
-        ctx.save_for_backward(rows, a, b, u, seed)
-        return y.view(*x.shape[:-1], -1)
+        u = dropped(rows, len(b), p, seed, site) @ a.mT  # [n, rows, r]
+        outputs = []
+        for layer, u_i, b_i in zip(frozen, u, b, strict=True):
+            y = torch.nn.functional.linear(rows.to(layer.dtype), layer.weight(), layer.bias).to(x.dtype)
+            outputs.append(y.addmm_(u_i, b_i.t()).view(*x.shape[:-1], -1))
+        ctx.save_for_backward(rows, a, u, seed, *b)
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx, dy):
-        x, a, b, u, seed = ctx.saved_tensors
-        frozen, shape, dy = ctx.frozen, dy.shape, dy.reshape(-1, dy.shape[-1])
-        du = dy @ b
-        db = dy.t() @ u
-        da = du.t() @ dropped(x, ctx.p, seed, ctx.site)
+    def backward(ctx, *dys):
+        x, a, u, seed, *b = ctx.saved_tensors
+        shape, dys = dys[0].shape[:-1], [dy.reshape(-1, dy.shape[-1]) for dy in dys]
+        du = torch.empty_like(u)
+        for dy, b_i, du_i in zip(dys, b, du, strict=True):
+            torch.mm(dy, b_i, out=du_i)
+        db = [dy.t() @ u_i for dy, u_i in zip(dys, u, strict=True)]
+        da = du.mT @ dropped(x, len(b), ctx.p, seed, ctx.site)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dy.to(frozen.dtype) @ frozen.weight()).to(x.dtype)
-            dx = add_dropped_(dx, du @ a, ctx.p, seed, ctx.site).view(*shape[:-1], -1)
-        return dx, da, db, None, None, None, None
+            for layer, dy in zip(ctx.frozen, dys, strict=True):
+                dx = layer.add_input_grad(dx, dy)
+            dx = add_dropped_(dx, du @ a, ctx.p, seed, ctx.site).view(*shape, -1)
+        return dx, da, None, None, None, None, *db
 
 
 class SeededDropout(torch.autograd.Function):
@@ -213,11 +279,11 @@ class SeededDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, p, seed, site):
         ctx.p, ctx.seed, ctx.site = p, seed, site
-        return dropped(x.contiguous(), p, seed, site)
+        return dropped(x.contiguous(), 1, p, seed, site)[0]
 
     @staticmethod
     def backward(ctx, dy):
-        return dropped(dy.contiguous(), ctx.p, ctx.seed, ctx.site), None, None, None
+        return dropped(dy.contiguous(), 1, ctx.p, ctx.seed, ctx.site)[0], None, None, None
 
 
 class Rotary(torch.autograd.Function):
@@ -266,38 +332,55 @@ def _rotary_kernel(x, out, cos, sin, sign, n, length, heads, head_dim, rotated, 
     tl.store(out + index, tl.where(turns, turned, value).to(out.dtype.element_ty), inside)
 
 
-def dropped(x, p, seed, site):
-    """dropout(x) for a contiguous x; the mask is a function of `seed` (a tensor on the device) and `site` alone."""
+def dropped(x, count, p, seed, site):
+    """dropout(x) by `count` masks, [count, *x.shape], for a contiguous x.
+
+    The masks are functions of `seed` (a tensor on the device) and of the places `site`, `site` + 1, … alone.
+    """
     if p == 0:
-        return x
-    out = torch.empty_like(x)
-    _launch(x, out, p, seed, site, add=False)
+        return x.expand(count, *x.shape)
+    out = torch.empty((count, *x.shape), dtype=x.dtype, device=x.device)
+    _launch(_dropout_kernel, x, out, x.numel(), count, p, seed, site)
     return out
 
 
 def add_dropped_(out, x, p, seed, site):
-    """out += dropout(x), in place, with the mask that `dropped` has for the same seed and site."""
-    if p == 0:
-        return out.add_(x)
-    _launch(x, out, p, seed, site, add=True)
+    """out += the sum of dropout(x[i]), in place, x [count, *out.shape], with the masks that `dropped` has."""
+    _launch(_add_dropped_kernel, x, out, out.numel(), len(x), p, seed, site)
     return out
 
 
-def _launch(x, out, p, seed, site, add):
-    grid = (triton.cdiv(x.numel(), 2048),)
-    _dropout_kernel[grid](x, out, seed, x.numel(), int(p * 2**32), 1 / (1 - p), site, ADD=add, BLOCK=2048, num_warps=8)
+def _launch(kernel, x, out, n, count, p, seed, site):
+    grid = (triton.cdiv(n, 2048),)
+    kernel[grid](x, out, seed, n, int(p * 2**32), 1 / (1 - p), site, COUNT=count, BLOCK=2048, num_warps=8)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
-def _dropout_kernel(x, out, seed, n, threshold, scale, site, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _dropout_kernel(x, out, seed, n, threshold, scale, site, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
+    value = tl.load(x + index, inside).to(tl.float32) * scale
+    for i in tl.static_range(COUNT):
+        kept = tl.where(_keeps(index, seed, site + i, threshold), value, 0.0)
+        tl.store(out + i * n + index, kept.to(out.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["site", "threshold"])
+def _add_dropped_kernel(x, out, seed, n, threshold, scale, site, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < n
+    total = tl.load(out + index, inside).to(tl.float32)
+    for i in tl.static_range(COUNT):
+        value = tl.load(x + i * n + index, inside).to(tl.float32) * scale
+        total += tl.where(_keeps(index, seed, site + i, threshold), value, 0.0)
+    tl.store(out + index, total.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _keeps(index, seed, site, threshold):
+    """Whether dropout keeps an element."""
     key = _mix(tl.load(seed).to(tl.uint32) ^ _mix(site.to(tl.uint32)))
-    keep = _mix(index.to(tl.uint32) ^ key) >= threshold.to(tl.uint32)
-    value = tl.where(keep, tl.load(x + index, inside).to(tl.float32) * scale, 0.0)
-    if ADD:
-        value += tl.load(out + index, inside).to(tl.float32)
-    tl.store(out + index, value.to(out.dtype.element_ty), inside)
+    return _mix(index.to(tl.uint32) ^ key) >= threshold.to(tl.uint32)
 
 
 @triton.jit

@@ -1,0 +1,117 @@
+"""The fused layers' mathematics: on a GPU if there is one, else with Triton's interpreter on the CPU."""
+
+import os
+
+import pytest
+import torch
+from conftest import NANO, manifest_of
+from test_gpu import PARAMS, distance, eager, gradients
+
+from stages.core import model, params, tokenizer
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+
+
+def classifier(dropout=0.0, targets="all-linear", quantization="none", checkpointing=False):
+    """The nano model in fp32 with a LoRA whose B is not zero, in training mode."""
+    manifest = manifest_of(NANO)
+    p = params.load(PARAMS)
+    group = p.model.model_copy(update={"precision": "fp32", "quantization": quantization})
+    base = model.load_base(manifest, group, DEVICE, 42, tokenizer.load_tokenizer(manifest))
+    for module in base.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    changes = {"dropout": dropout, "target_modules": targets}
+    lora = model.add_lora(base, p.lora.model_copy(update=changes), 42, "frozen")
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    if checkpointing:
+        lora.get_base_model().gradient_checkpointing_enable(
+            {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+        )
+    return lora.train()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 1000, (4, 16), generator=generator)
+    return ids.to(DEVICE), torch.tensor([0, 1, 2, 0], device=DEVICE)
+
+
+class Fused:
+    """Loss and LoRA gradients by the fused layers."""
+
+    def __init__(self, lora):
+        from stages.core.fused_layers import LoraCopies, Masks, layers_by_input, use_fused_layers
+
+        self.model, self.masks, groups = lora, Masks(DEVICE), layers_by_input(lora)
+        self.group_sizes = sorted(len(group) for group in groups)
+        self.copies = LoraCopies(groups, torch.float32)
+        use_fused_layers(lora, groups, self.masks, self.copies, dequantize_once=False)
+
+    def __call__(self, ids, labels, step=0):
+        self.masks.set(42, step)
+        self.copies.refresh()
+        loss = self.model(input_ids=ids, labels=labels).loss
+        self.copies.take_grads(torch.autograd.grad(loss, self.copies.copies))
+        self.copies.hand_out_grads()
+        return loss.item()
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize(
+    ("targets", "group_sizes"),
+    [
+        ("all-linear", [1, 1, 1, 1, 1, 1, 4, 4, 4]),
+        (["q_proj", "v_proj"], [2, 2, 2]),
+        (["dense", "fc2"], [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_loss_and_gradients_are_pefts(targets, group_sizes, quantization):
+    loss, grads = eager(classifier(targets=targets, quantization=quantization), *batch())
+    lora = classifier(targets=targets, quantization=quantization)
+    fused = Fused(lora)
+    assert fused.group_sizes == group_sizes
+    assert fused(*batch()) == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may take its products in tf32
+
+
+@pytest.mark.parametrize("direction", range(3))
+def test_gradients_are_those_of_the_dropped_forward(direction):
+    """Central differences of the loss, the masks being one step's, along a random direction of all weights."""
+    lora = classifier(dropout=0.2)
+    fused = Fused(lora)
+    fused(*batch(), step=5)
+    weights = [p for p in lora.parameters() if p.requires_grad]
+    grads = [p.grad.clone() for p in weights]
+    generator = torch.Generator().manual_seed(direction)
+    moves = [torch.randn(p.shape, generator=generator).to(DEVICE) * p.std() * 0.1 for p in weights]
+    losses = []
+    for sign in (1, -2):
+        for weight, move in zip(weights, moves, strict=True):
+            weight.data.add_(move, alpha=sign)
+        losses.append(fused(*batch(), step=5))
+    slope = sum((grad * move).sum().item() for grad, move in zip(grads, moves, strict=True))
+    assert (losses[0] - losses[1]) / 2 == pytest.approx(slope, rel=0.05)
+
+
+def test_a_checkpointed_layer_finds_the_masks_of_its_forward():
+    grads = []
+    for checkpointing in (False, True):
+        lora = classifier(dropout=0.2, checkpointing=checkpointing)
+        Fused(lora)(*batch(), step=5)
+        grads.append(gradients(lora))
+    assert distance(grads[1], grads[0]) < 1e-6
+
+
+def test_masks_differ_between_steps():
+    fused = Fused(classifier(dropout=0.2))
+    first, second, again = (fused(*batch(), step=step) for step in (3, 4, 3))
+    assert first == again != second
