@@ -12,6 +12,7 @@ import functools
 import gc
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -55,10 +56,14 @@ class Clock(TrainerCallback):
         return sorted((b - a) / self.block * 1e3 for a, b in zip(self.times, self.times[1:], strict=False))
 
 
+def notebook_base(folder, pad_id):
+    """As published: NF4 with float16 products, all else fp32, reentrant checkpointing."""
+    return prepare_model_for_kbit_training(quantised(folder, pad_id, torch.float16), use_gradient_checkpointing=True)
+
+
 def notebook_model(folder, pad_id):
-    """As published: NF4 with float16 products, all else fp32, reentrant checkpointing, the head frozen."""
-    base = prepare_model_for_kbit_training(quantised(folder, pad_id, torch.float16), use_gradient_checkpointing=True)
-    lora = get_peft_model(base, lora_config())
+    """As published: LoRA on it, the head frozen."""
+    lora = get_peft_model(notebook_base(folder, pad_id), lora_config())
     for name, parameter in lora.named_parameters():
         parameter.requires_grad_("lora" in name)
     return lora
@@ -199,44 +204,93 @@ def clean():
     torch.cuda.reset_peak_memory_stats()
 
 
-def time_evaluation(folder, rows, tokenizer, p, repeats=5):
-    """Rows a second: the notebook's one at a time, padded to 128, and ours, base and tuned."""
-    results = []
+def time_recorder(folder, rows, tokenizer, p, block=63, blocks=12):
+    """What watching costs: ms a step of ours with the recorder on in every second block, and ms to take one sample."""
     clean()
-    classifier = notebook_model(folder, tokenizer.pad_token_id).eval()
+    trainer = train_ours(folder, rows, tokenizer, p, 16, block * (blocks + 2))
+    turns = RecorderByTurns(block)
+    trainer.add_callback(turns)
+    trainer.train()
+    recorder = monitor.Recorder(DEVICE)
+    samples = []
+    with recorder:
+        for _ in range(100):
+            begin = time.perf_counter()
+            recorder.mark("now")
+            samples.append((time.perf_counter() - begin) * 1e3)
+    return {
+        "ms_per_step_without": statistics.median(turns.milliseconds[False]),
+        "ms_per_step_with": statistics.median(turns.milliseconds[True]),
+        "ms_fastest": min(turns.milliseconds[False] + turns.milliseconds[True]),
+        "ms_slowest": max(turns.milliseconds[False] + turns.milliseconds[True]),
+        "blocks_each": blocks // 2,
+        "steps_per_block": block,
+        "ms_per_sample": statistics.median(samples),
+        "samples_per_second": 1,
+    }
+
+
+class RecorderByTurns(TrainerCallback):
+    """Milliseconds a step by blocks, with a recorder that samples once a second in every second block."""
+
+    def __init__(self, block):
+        self.block, self.milliseconds = block, {False: [], True: []}
+        self.recorder, self.begin = None, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step < 2 * self.block or state.global_step % self.block:  # two epochs capture the graphs
+            return
+        torch.cuda.synchronize()
+        if self.begin:
+            self.milliseconds[self.recorder is not None].append((time.perf_counter() - self.begin) / self.block * 1e3)
+        if self.recorder:
+            self.recorder.__exit__()
+        self.recorder = None if self.recorder or not self.begin else monitor.Recorder(DEVICE).__enter__()
+        self.begin = time.perf_counter()
+
+
+def time_evaluation(folder, rows, tokenizer, p, repeats=5):
+    """Rows a second, base and tuned: the notebook's one at a time, padded to 128, and ours."""
+    results = []
     ids = [tokenizer.pad({"input_ids": [r["input_ids"]]}, padding="max_length", max_length=128, return_tensors="pt")
            for r in rows["notebook test"][:80]]  # fmt: skip
-    speeds = []
-    with torch.no_grad():
-        for start in range(0, 80, 16):
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            for batch in ids[start : start + 16]:
-                classifier(**batch.to(DEVICE)).logits.argmax().item()
-            speeds.append(16 / (time.perf_counter() - begin))
-    results.append({"variant": "notebook", "batch_size": 1, **spread(speeds[1:]), **memory()})
-    del classifier
+    for name, make in (("notebook, base", notebook_base), ("notebook, tuned", notebook_model)):
+        clean()
+        classifier = make(folder, tokenizer.pad_token_id).eval()
+        speeds = [rows_per_second(16, one_by_one, classifier, part) for part in batched(ids, 16)]
+        results.append({"variant": name, "batch_size": 1, **spread(speeds[1:]), **memory()})
+        del classifier
     clean()
     _, manifest = hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model")
     classifier = model.load_base(manifest, p.model, DEVICE, p.seed, tokenizer)
     for name in ("ours, base", "ours, tuned"):
         if name == "ours, tuned":
             classifier = model.add_lora(classifier, p.lora, p.seed, "trained").eval()
-        speeds = []
-        for _ in range(repeats + 1):
-            begin = time.perf_counter()
-            evaluation.predict(
-                classifier,
-                rows["test"],
-                tokenizer.pad_token_id,
-                p.eval.batch_size,
-                p.batches,
-                p.tokenize.max_length,
-                name,
-            )
-            speeds.append(len(rows["test"]) / (time.perf_counter() - begin))
+        torch.cuda.reset_peak_memory_stats()
+        speeds = [rows_per_second(len(rows["test"]), evaluation.predict, classifier, rows["test"],
+                                  tokenizer.pad_token_id, p.eval.batch_size, p.batches, p.tokenize.max_length, name)
+                  for _ in range(repeats + 1)]  # fmt: skip
         results.append({"variant": name, "batch_size": p.eval.batch_size, **spread(speeds[1:]), **memory()})
     return results
+
+
+@torch.no_grad()
+def one_by_one(classifier, batches):
+    """As the notebook evaluates: a row, its answer, the next row."""
+    for batch in batches:
+        classifier(**batch.to(DEVICE)).logits.argmax().item()
+
+
+def batched(values, size):
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def rows_per_second(rows, call, *inputs):
+    """`call` ends with the answers on the host, so nothing is left to wait for."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call(*inputs)
+    return rows / (time.perf_counter() - begin)
 
 
 def spread(values):
@@ -322,6 +376,7 @@ def show(results):
     for r in results["evaluation"]:
         print(f"{r['variant']:24}{r['batch_size']:6}{r['rows_per_second']:9.1f}{r['slowest']:8.1f}–{r['fastest']:<7.1f}"
               f"{r['peak_allocated_gb']:9.2f}")  # fmt: skip
+    print("\nrecorder: " + ", ".join(f"{key} {value:.2f}" for key, value in results["recorder"].items()))
     print("\nlimits: " + ", ".join(f"{key} {value:.2f}" for key, value in results["limits"].items()))
 
 
@@ -365,6 +420,8 @@ def main():
         results["training"].append(time_training(*line, *inputs))
         write()
     results["evaluation"] = time_evaluation(*inputs)
+    write()
+    results["recorder"] = time_recorder(*inputs)
     write()
     ours = next(r for r in results["training"] if r["variant"] == "ours")
     clean()
