@@ -59,6 +59,7 @@ def load(adapter, base_only):
     classifier = model.load_base(manifest, params.Model(**saved["model"]), device, saved["seed"], tokenizer)
     if not base_only:
         classifier = model.load_adapter(classifier, adapter, manifest)
+    evaluation.speed_up(classifier)
     groups = params.Tokenize(**saved["tokenize"]), params.Batches(**saved["batches"])
     return partial(answers, classifier, tokenizer, *groups)
 

@@ -115,3 +115,18 @@ def test_masks_differ_between_steps():
     fused = Fused(classifier(dropout=0.2))
     first, second, again = (fused(*batch(), step=step) for step in (3, 4, 3))
     assert first == again != second
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_phis_layers_answer_as_transformers_do(tuned):
+    """Rows are padded on the right, and read at their last token."""
+    from stages.core.fused_layers import use_fused_phi_layers
+
+    plain = classifier().eval() if tuned else classifier().get_base_model().eval()
+    ids = batch()[0]
+    ids[1, 9:] = plain.config.pad_token_id
+    with torch.inference_mode():
+        expected = plain(input_ids=ids).logits
+        use_fused_phi_layers(plain)
+        assert "forward" in vars(next(m for m in plain.modules() if type(m).__name__ == "PhiDecoderLayer"))
+        assert torch.allclose(plain(input_ids=ids).logits, expected, atol=1e-3 if ON_GPU else 1e-5)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.core import hub, model, monitor, params, training
+from stages.core import evaluation, hub, model, monitor, params, training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -215,6 +215,20 @@ def test_validation_uses_the_weights_of_now(small_phi):
         assert torch.equal(lora(input_ids=pair[0]).logits, lora(input_ids=pair[0]).logits), "dropout is on"
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.03), ("fp16", 0.01), ("fp32", 1e-3)])
+def test_evaluation_in_fewer_kernels_gives_the_plain_answers(small_phi, precision, tolerance):
+    lora = classifier(small_phi, dropout=True, precision=precision).eval()
+    examples = [{"input_ids": torch.randint(1, 1000, (5 + i % 40,)).numpy(), "labels": 0} for i in range(50)]
+    p = params.load(PARAMS)
+    with torch.inference_mode():
+        plain = [lora(input_ids=torch.tensor(e["input_ids"])[None].to(DEVICE)).logits.double() for e in examples]
+    evaluation.speed_up(lora)
+    fast = evaluation.predict(lora, examples, PAD, 16, p.batches, 128, title=None)
+    expected = torch.softmax(torch.cat(plain), dim=-1).cpu().numpy()
+    assert abs(fast - expected).max() < tolerance
+    assert abs(fast - expected[::-1]).max() > tolerance, "the rows are too much alike"
+
+
 def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, resume=None, rows=63 * 16):
     """Train on a task that can be learnt: the class is the first token's remainder by three."""
     p = params.load(PARAMS)
@@ -258,6 +272,12 @@ def test_the_loss_curve_lies_within_the_noise_of_eager_seeds(small_phi, tmp_path
 
     noise = (smooth(first) - smooth(second)).abs().max()
     assert (smooth(ours) - smooth(first)).abs().max() <= max(2 * noise, torch.tensor(0.05))
+
+
+def test_two_trainings_are_equal_to_the_byte(small_phi, tmp_path):
+    first, second = (trained(small_phi, tmp_path / name, True, rows=320)[0] for name in ("a", "b"))
+    pairs = zip(first.named_parameters(), second.parameters(), strict=True)
+    assert [name for (name, ours), theirs in pairs if not torch.equal(ours, theirs)] == []
 
 
 def test_resuming_goes_on_as_before(small_phi, tmp_path):

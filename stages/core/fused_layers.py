@@ -9,6 +9,7 @@
 
 import functools
 import math
+from types import MappingProxyType
 
 import bitsandbytes as bnb
 import torch
@@ -122,9 +123,19 @@ def use_fused_layers(model, groups, masks, lora, dequantize_once):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
             module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
-        elif _is_fused_phi_layer(module):
+    use_fused_phi_layers(model, group_of)
+
+
+def use_fused_phi_layers(model, group_of=MappingProxyType({})):
+    """Let phi's layers in `model` compute as below, in evaluation too.
+
+    Args:
+        group_of: {LoRA layer: its `LoraGroup`}, used while the model trains.
+    """
+    for module in model.modules():
+        if _is_fused_phi_layer(module):
             group = next((group_of[shared] for shared in _phi_shared(module) if shared in group_of), None)
-            module.forward = functools.partial(_phi_layer_forward, module, module.forward, group)
+            module.forward = functools.partial(_phi_layer_forward, module, group)
 
 
 class LoraGroup:
@@ -211,18 +222,16 @@ def _phi_shared(layer):
     return attention.q_proj, attention.k_proj, attention.v_proj, layer.mlp.fc1
 
 
-def _phi_layer_forward(layer, original, group, x, *args, **kwargs):
+def _phi_layer_forward(layer, group, x, *_, position_embeddings, **__):
     """transformers' PhiDecoderLayer.forward, `group` computed together and rotary embedding in one kernel.
 
     The attention mask is not looked at: batches have none, and the causal one that transformers makes under a capture
     says no more than `is_causal`.
     """
-    if not (layer.training and torch.is_grad_enabled()):
-        return original(x, *args, **kwargs)
     attention, normed = layer.self_attn, layer.input_layernorm(x)
-    together = group(normed) if group else {}
+    together = group(normed) if group and layer.training and torch.is_grad_enabled() else {}
     q, k, v, up = (together[module] if module in together else module(normed) for module in _phi_shared(layer))
-    cos, sin = (t.contiguous() for t in kwargs["position_embeddings"])
+    cos, sin = (t.contiguous() for t in position_embeddings)
     heads = (*x.shape[:-1], -1, attention.head_dim)
     attended = torch.nn.functional.scaled_dot_product_attention(
         Rotary.apply(q.view(heads), cos, sin).transpose(1, 2),
