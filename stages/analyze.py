@@ -129,7 +129,7 @@ def plot_tables(cases, epochs, confidence):
     """The points that dvc.yaml's plots and the report draw."""
     names = dict(enumerate(LABELS))
     usage = pd.concat([pd.read_csv(f"{folder}/usage.csv").assign(stage=stage) for stage, folder in STAGES.items()])
-    usage["seconds"] += usage["stage"].map(offsets(usage))
+    usage["seconds"] = (usage["seconds"] + usage["stage"].map(offsets(usage))).round(3)
     tables = {
         "epochs": epochs,
         "steps": analysis.thinned(pd.read_csv("runs/train/steps.csv"), 1000),

@@ -245,5 +245,5 @@ def usage(table, on_gpu, colours):
     load.set(ylim=(0, 105), ylabel="load, %", xlabel="minutes")
     for axes in (memory, load):
         axes.grid(True, axis="y", linewidth=0.6)
-    memory.legend(loc="lower right", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
