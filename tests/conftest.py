@@ -22,6 +22,9 @@ import pytest
 import torch
 import yaml
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
+
 from stages.core import hub, model, params, tokenizer
 
 EMBEDDED = ROOT / "embedded"

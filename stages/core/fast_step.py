@@ -10,9 +10,10 @@ import time
 
 import torch
 
+from stages.core.errors import StepUnavailable
 from stages.core.fused_layers import LoraCopies, Masks, layers_by_input, use_fused_layers
 
-ROOMY = 24e9  # bytes: twice what phi-2 takes at batch 16 with its weights kept in bf16
+ROOMY = 24e9  # bytes: phi-2 at batch 16 with its weights kept in bf16 takes 15
 IGNORED = -100  # label of a row that only fills a batch: cross-entropy leaves it out
 
 
@@ -37,7 +38,9 @@ class FastStep:
         lora_weights = set(self.lora.weights)
         self.others = [p for p in model.parameters() if p.requires_grad and p not in lora_weights]  # the head
         self.other_grads = [torch.zeros_like(p) for p in self.others]
-        checkpointing = model.get_base_model().is_gradient_checkpointing
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        if checkpointing and (names := functional_dropouts(model)):
+            raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
         if dequantize_once == "auto":
             dequantize_once = not checkpointing and torch.cuda.mem_get_info(device)[0] >= ROOMY
         use_fused_layers(model, groups, self.masks, self.lora, dequantize_once)
@@ -100,6 +103,20 @@ class FastStep:
                 loss = self.run(ids, gold)
         except RuntimeError as error:  # out of memory, or an operation that waits for the GPU
             print(f"no CUDA graph for length {ids.shape[1]}, its steps run eagerly: {str(error).splitlines()[0]}")
+            if isinstance(error, torch.OutOfMemoryError):
+                print("train.dequantize_once: false, or a smaller train.batch_size, would leave it more memory")
             return None
         self.capture_seconds += time.perf_counter() - start
         return graph, ids, gold, loss
+
+
+def functional_dropouts(model):
+    """Names in the model's config of the dropouts that no module carries; attention's never has one of its own."""
+    base = model.get_base_model()
+    modules = {name: module for name, module in base.named_modules() if "lora_" not in name}
+    carried = {module.p for module in modules.values() if isinstance(module, torch.nn.Dropout)}
+    return [
+        name
+        for name, p in base.config.to_dict().items()
+        if "drop" in name and isinstance(p, float) and p > 0 and ("att" in name or p not in carried)
+    ]

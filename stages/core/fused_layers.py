@@ -39,8 +39,8 @@ class Masks:
         self.site += count
         return self.site - count
 
-    def start_layer(self, number, *_):
-        """Called before each decoder layer, so that the layer computed again by checkpointing finds its masks."""
+    def start_layer(self, number):
+        """Called at the start of each decoder layer, so that one computed again by checkpointing finds its masks."""
         self.site = number * SITES_PER_LAYER
 
 
@@ -110,10 +110,6 @@ def layers_by_input(model):
 def use_fused_layers(model, groups, masks, lora, dequantize_once):
     """Let LoRA layers, dropouts and phi's layers in `model` compute as below while it trains."""
     in_lora = {module for group in groups for layer in group for module in layer.modules()}
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    model.register_forward_pre_hook(functools.partial(masks.start_layer, 0))
-    for number, layer in enumerate(layers, start=1):
-        layer.register_forward_pre_hook(functools.partial(masks.start_layer, number))
     group_of = {}
     for group, a in zip(groups, lora.stacked_a, strict=True):
         together = LoraGroup(group, a, [lora.b[layer] for layer in group], masks, dequantize_once)
@@ -124,6 +120,24 @@ def use_fused_layers(model, groups, masks, lora, dequantize_once):
         if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
             module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
     use_fused_phi_layers(model, group_of)
+    model.register_forward_pre_hook(lambda *_: masks.start_layer(0))
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for number, layer in enumerate(layers, start=1):
+        _set_forward(layer, _numbered(type(layer).forward, masks, number))
+
+
+def _set_forward(layer, forward):
+    """Let a decoder layer compute by forward(layer, …), at its class: transformers checkpoints the class's call (to
+    5.17 at least) or the class's forward (from 5.23 at most), never an instance's forward, and no hook."""
+    layer.__class__ = type(type(layer).__name__, (type(layer),), {"forward": forward})
+
+
+def _numbered(forward, masks, number):
+    def numbered(layer, *args, **kwargs):
+        masks.start_layer(number)
+        return forward(layer, *args, **kwargs)
+
+    return numbered
 
 
 def use_fused_phi_layers(model, group_of=MappingProxyType({})):
@@ -132,10 +146,10 @@ def use_fused_phi_layers(model, group_of=MappingProxyType({})):
     Args:
         group_of: {LoRA layer: its `LoraGroup`}, used while the model trains.
     """
-    for module in model.modules():
+    for module in list(model.modules()):
         if _is_fused_phi_layer(module):
             group = next((group_of[shared] for shared in _phi_shared(module) if shared in group_of), None)
-            module.forward = functools.partial(_phi_layer_forward, module, group)
+            _set_forward(module, functools.partialmethod(_phi_layer_forward, group))
 
 
 class LoraGroup:
@@ -256,7 +270,7 @@ class LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, frozen, p, seed, site, *b):
         ctx.frozen, ctx.p, ctx.site = frozen, p, site
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         u = dropped(rows, len(b), p, seed, site) @ a.mT  # [n, rows, r]
         outputs = []
         for layer, u_i, b_i in zip(frozen, u, b, strict=True):
@@ -308,11 +322,7 @@ class Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return (
-            rotated(dy.contiguous(), *ctx.saved_tensors, sign=-1.0),
-            None,
-            None,
-        )  # a rotation's transpose is its inverse
+        return rotated(dy.contiguous(), *ctx.saved_tensors, sign=-1.0), None, None  # the transposed rotation
 
 
 def rotated(x, cos, sin, sign):
@@ -360,6 +370,7 @@ def add_dropped_(out, x, p, seed, site):
 
 
 def _launch(kernel, x, out, n, count, p, seed, site):
+    assert count * n < 2**31, "more elements than the kernels' 32-bit indices count; a smaller batch has fewer"
     grid = (triton.cdiv(n, 2048),)
     kernel[grid](x, out, seed, n, int(p * 2**32), 1 / (1 - p), site, COUNT=count, BLOCK=2048, num_warps=8)
 
