@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -40,6 +41,45 @@ def test_on_a_cpu_the_summary_is_the_process_own_memory():
     assert summary["after"] - summary["before"] == pytest.approx(block.nbytes / 1e9, abs=0.05)
     assert summary["peak"] >= summary["after"]
     assert set(summary) == {"name", "before", "after", "end", "peak"}
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """NVML of a machine with two GPUs, of which torch sees the second alone, as its cuda:0."""
+    used = {"GPU-first": 1e9, "GPU-second": 2e9}
+    fakes = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByIndex": lambda index: list(used)[index],
+        "nvmlDeviceGetHandleByUUID": lambda uuid: {name: name for name in used}[uuid],
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=used[handle], total=8e9),
+        "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=50),
+        "nvmlDeviceGetPowerUsage": lambda handle: 300_000,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(monitor.pynvml, name, fake)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="second"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5e9, 8e9))
+
+
+def test_the_gpu_that_is_read_is_the_one_that_torch_sees(two_gpus):
+    with monitor.Recorder(torch.device("cuda", 0), interval=10) as recorder:
+        recorder.mark("now")
+    now = recorder.marks["now"]
+    assert (now["memory_gb"], now["memory_total_gb"], now["utilization_percent"], now["power_w"]) == (2, 8, 50, 300)
+
+
+def test_a_gpu_whose_nvml_does_not_tell_is_read_through_torch(two_gpus, monkeypatch):
+    def refuse(handle):
+        raise monitor.pynvml.NVMLError(monitor.pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    for name in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage"):
+        monkeypatch.setattr(monitor.pynvml, name, refuse)
+    with monitor.Recorder(torch.device("cuda", 0), interval=10) as recorder:
+        recorder.mark("now")
+    now = recorder.marks["now"]
+    assert (now["memory_gb"], now["memory_total_gb"], now["utilization_percent"], now["power_w"]) == (3, 8, None, None)
 
 
 def test_the_sampling_thread_ends_with_the_block_even_after_an_error():

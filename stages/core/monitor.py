@@ -98,19 +98,25 @@ class Recorder:
             return sample
         sample["allocated_gb"] = round(torch.cuda.memory_allocated(self.device) / GB, 4)
         sample["reserved_gb"] = round(torch.cuda.memory_reserved(self.device) / GB, 4)
-        if self._handle is None:  # no NVML (WSL, some containers): the driver's own count through torch
-            free, total = torch.cuda.mem_get_info(self.device)
-            sample["memory_gb"], sample["memory_total_gb"] = round((total - free) / GB, 4), round(total / GB, 4)
-            return sample
-        memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-        sample["memory_gb"], sample["memory_total_gb"] = round(memory.used / GB, 4), round(memory.total / GB, 4)
+        used, total = self._memory()
+        sample["memory_gb"], sample["memory_total_gb"] = round(used / GB, 4), round(total / GB, 4)
         for field, read in (
             ("utilization_percent", lambda: pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
             ("power_w", lambda: pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000),
         ):
             with contextlib.suppress(pynvml.NVMLError):  # not every GPU tells
-                sample[field] = read()
+                sample[field] = read() if self._handle else None
         return sample
+
+    def _memory(self):
+        """Bytes in use and in all, of the whole GPU."""
+        if self._handle:
+            with contextlib.suppress(pynvml.NVMLError):
+                memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+                return memory.used, memory.total
+        # No NVML (WSL, some containers), or none that tells (MIG, Jetson): the driver's own count through torch.
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free, total
 
 
 def _nvml_handle(device):
