@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from stages.core import batching, errors, files, model, monitor, params, training
 from stages.core.tokenizer import load_tokenizer
@@ -35,7 +36,13 @@ def main():
             print(f"resuming from {resumed}")
         recorder.mark("before_training")
         start = recorder.seconds()
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        except torch.OutOfMemoryError as error:
+            raise errors.UserError(
+                f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; less takes "
+                "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller batch"
+            ) from error
         seconds = recorder.seconds() - start
         recorder.mark("after_training")
 

@@ -1,5 +1,6 @@
 """The stage `train_qlora` on a few rows: what it writes, what it keeps, what it resumes."""
 
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from conftest import EMBEDDED, NANO, manifest_of, run_stage_in_each, set_key, stage_env
 
 from stages.core import training
+from stages.core.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -187,3 +189,22 @@ def test_the_stage_ends_when_dvc_is_killed(tmp_path):
         time.sleep(0.1)
     os.kill(stage, signal.SIGKILL)
     pytest.fail("the stage outlived its dvc by ten seconds")
+
+
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    ("stage", "broken", "key"),
+    [("train_qlora", "transformers.Trainer.train", "train.batch_size: 8 rows"),
+     ("eval_base", "stages.core.evaluation.predict", "eval.batch_size: 256 rows")],
+)  # fmt: skip
+def test_a_batch_that_does_not_fit_the_gpu_is_one_line(tmp_path, monkeypatch, stage, broken, key):
+    folder = prepare(tmp_path / "run", eval__batch_size=256)
+    shutil.copy(folder / "data/tokenized/train.parquet", folder / "data/tokenized/test.parquet")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(broken, out_of_memory)
+    with pytest.raises(UserError, match=f"params.yaml: {key} do not fit"):
+        importlib.import_module(f"stages.{stage}").main()
+    assert not (folder / "runs").exists()

@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 from stages.core.batching import collate
 from stages.core.labels import LABELS, PROBABILITIES
 
-# Without cuDNN's attention, which builds a plan for each new length, at a price above that of the rows of that length.
+# All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def speed_up(model):
-    """Let a classifier evaluate faster: LoRA in the precision of the activations, as it was trained; on a GPU phi's
-    layers in fewer kernels."""
+    """Let a classifier evaluate faster, in place: LoRA in the precision of the activations, as the fast step has it,
+    and on a GPU phi's layers in fewer kernels. It can't be trained further."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)
@@ -35,7 +35,7 @@ def predict(model, examples, pad_id, batch_size, batches, max_length, title):
     Args:
         model: gives `.logits` [rows, classes] for `input_ids`; in evaluation mode.
         examples: list of {"input_ids", "labels"}.
-        title: names the progress bar; None for no bar.
+        title: names the progress bar, which counts rows given to the device; None for no bar.
 
     Returns:
         float64 [rows, classes], in the order of `examples`.
