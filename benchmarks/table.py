@@ -9,7 +9,7 @@ from pathlib import Path
 
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
-    "trainer at its best": "Trainer at its best: bf16, like lengths together, no checkpointing",
+    "trainer at its best": "HF Trainer: bf16, like lengths together, no checkpointing, not compiled",
     "ours, eager": "ours, eager (`train.cuda_graphs: false`)",
     "ours": "**ours**",
     "ours, dequantizing each": "ours, dequantizing at each use (`train.dequantize_once: false`)",

@@ -214,8 +214,9 @@ def killed_run(clone, hits, expected, report=lambda *_: None):
                 if begun and (is_stopped(clone) if hit.moment else time.monotonic() > begun + hit.after):
                     break
             time.sleep(0.02)
-        struck = dvc.poll() is None
-        stage, kept = strike(clone, dvc, hit.way) if struck else (None, 0)
+        running = dvc.poll() is None
+        stage, kept = strike(clone, dvc, hit.way) if running else (None, 0)
+        struck = running and dvc.returncode != 0  # else it was through, or at its very end
         output = log.read_text()
         if resume_at:
             trained = output.count("'eval_loss'")
