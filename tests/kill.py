@@ -162,15 +162,17 @@ def strike(clone, dvc, way):
     """Kill in one of `WAYS`: everything is stopped, looked at, hit, and what is left goes on until it ends itself.
 
     Returns:
-        (stage that was hit, epochs that are whole)
+        (way in which it was killed: no stage can be hit between stages, stage that was hit, epochs that are whole)
     """
     os.killpg(dvc.pid, signal.SIGSTOP)
     process, stage = stage_process(clone)
+    if process is None and way.endswith("to the stage"):
+        way = "SIGKILL to dvc"
     if way == "SIGKILL to all":
         os.killpg(dvc.pid, signal.SIGKILL)
     elif way == "Ctrl-C":
         os.killpg(dvc.pid, signal.SIGINT)
-    elif way == "SIGKILL to dvc" or process is None:
+    elif way == "SIGKILL to dvc":
         os.kill(dvc.pid, signal.SIGKILL)
     else:
         process.send_signal(signal.SIGKILL if way.startswith("SIGKILL") else signal.SIGTERM)
@@ -182,7 +184,7 @@ def strike(clone, dvc, way):
     while ours(clone):
         assert time.monotonic() < deadline, f"still running after {way}: {[p.cmdline() for p in ours(clone)]}"
         time.sleep(0.1)
-    return stage, whole_epochs(clone)
+    return way, stage, whole_epochs(clone)
 
 
 def killed_run(clone, hits, expected, report=lambda *_: None):
@@ -192,7 +194,8 @@ def killed_run(clone, hits, expected, report=lambda *_: None):
         hits: list of namespaces, in the order of the stages: `stage`, `way`, and `moment`, one of `MOMENTS`, or
             `after`, seconds after the stage's start.
         expected: `contents` of an undisturbed run.
-        report: called after each kill with the hit, the stage that it met, and the epochs that were whole.
+        report: called after each kill with the hit, the way it went, the stage that it met, and the epochs that were
+            whole.
 
     Raises:
         AssertionError: something was lost.
@@ -215,7 +218,7 @@ def killed_run(clone, hits, expected, report=lambda *_: None):
                     break
             time.sleep(0.02)
         running = dvc.poll() is None
-        stage, kept = strike(clone, dvc, hit.way) if running else (None, 0)
+        way, stage, kept = strike(clone, dvc, hit.way) if running else (None, None, 0)
         struck = running and dvc.returncode != 0  # else it was through, or at its very end
         output = log.read_text()
         if resume_at:
@@ -234,7 +237,7 @@ def killed_run(clone, hits, expected, report=lambda *_: None):
             assert not hit or not hit.moment, f"the moment never came: {hit}"
             break
         left.pop(0)
-        report(hit, stage, kept)
+        report(hit, way, stage, kept)
     assert there == expected, f"missing: {set(expected) - set(there)}"
     remains = [path for path in (clone.folder / "embedded").rglob("*") if re.search(r"^\..*\.tmp$", path.name)]
     assert not remains, f"left behind: {remains}"
@@ -288,10 +291,10 @@ def campaign(clone, hits, expected, fates):
     wipe(clone)
     struck = []
 
-    def report(hit, stage, kept):
-        struck.append(hit.way)
+    def report(hit, way, stage, kept):
+        struck.append(way)
         place = hit.moment[1] if hit.moment else f"{hit.after:.1f} s after the start of {hit.stage}"
-        print(f"  {hit.way:22} {stage:15} epochs kept {kept}  {place}", flush=True)
+        print(f"  {way:22} {stage:15} epochs kept {kept}  {place}", flush=True)
 
     survived = True
     try:

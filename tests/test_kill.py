@@ -30,7 +30,7 @@ def test_killed_in_five_ways_nothing_is_lost_and_nothing_survives(tmp_path):
         if moment[1] in HITS
     ]
     struck = []
-    kill.killed_run(clone, hits, kill.contents(undisturbed), lambda hit, stage, kept: struck.append((stage, kept)))
+    kill.killed_run(clone, hits, kill.contents(undisturbed), lambda hit, way, stage, kept: struck.append((stage, kept)))
     stages, kept = zip(*struck, strict=True)
     assert stages == ("download", "train_qlora", "train_qlora", "train_qlora", "analyze")
     assert kept[1] == 1
