@@ -127,8 +127,8 @@ def use_fused_layers(model, groups, masks, lora, dequantize_once):
 
 
 def _set_forward(layer, forward):
-    """Let a decoder layer compute by forward(layer, …), at its class: transformers checkpoints the class's call (to
-    5.17 at least) or the class's forward (from 5.23 at most), never an instance's forward, and no hook."""
+    """Let a decoder layer compute by forward(layer, …), set at a class of its own: an instance's forward would go round
+    checkpointing, which transformers 5.17 has in the class's call and 5.23 in the class's forward, without hooks."""
     layer.__class__ = type(type(layer).__name__, (type(layer),), {"forward": forward})
 
 
