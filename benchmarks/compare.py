@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,8 +55,24 @@ class Clock(TrainerCallback):
             torch.cuda.synchronize()
             self.times.append(time.perf_counter())
 
-    def milliseconds(self):
-        return sorted((b - a) / self.block * 1e3 for a, b in zip(self.times, self.times[1:], strict=False))
+    def blocks(self):
+        """Milliseconds a step of each block, in their order."""
+        return [(b - a) / self.block * 1e3 for a, b in pairwise(self.times)]
+
+
+class RecorderByTurns(Clock):
+    """The same, with a recorder that samples once a second in every second block, the first without."""
+
+    recorder = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ended = len(self.times)
+        super().on_step_end(args, state, control, **kwargs)
+        if len(self.times) == ended:
+            return
+        if self.recorder:
+            self.recorder.__exit__()
+        self.recorder = monitor.Recorder(DEVICE).__enter__() if len(self.times) % 2 == 0 else None
 
 
 def notebook_base(folder, pad_id):
@@ -171,7 +188,7 @@ def time_training(name, batch_size, warm_up, block, blocks, *inputs):
             return {"variant": name, "batch_size": batch_size, "error": "out of memory"}
         torch.cuda.synchronize()
         result = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
-    times = clock.milliseconds()
+    times = sorted(clock.blocks())
     print(name, batch_size, [round(t, 1) for t in times])
     median = times[len(times) // 2]
     measured = tokens[warm_up : warm_up + block * blocks]
@@ -210,45 +227,25 @@ def time_recorder(folder, rows, tokenizer, p, block=63, blocks=12):
     """What watching costs: ms a step of ours with the recorder on in every second block, and ms to take one sample."""
     clean()
     trainer = train_ours(folder, rows, tokenizer, p, 16, block * (blocks + 2))
-    turns = RecorderByTurns(block)
+    turns = RecorderByTurns(2 * block, block)  # two epochs capture the graphs
     trainer.add_callback(turns)
     trainer.train()
-    recorder = monitor.Recorder(DEVICE)
-    samples = []
-    with recorder:
+    times, samples = turns.blocks(), []
+    with monitor.Recorder(DEVICE) as recorder:
         for _ in range(100):
             begin = time.perf_counter()
             recorder.mark("now")
             samples.append((time.perf_counter() - begin) * 1e3)
     return {
-        "ms_per_step_without": statistics.median(turns.milliseconds[False]),
-        "ms_per_step_with": statistics.median(turns.milliseconds[True]),
-        "ms_fastest": min(turns.milliseconds[False] + turns.milliseconds[True]),
-        "ms_slowest": max(turns.milliseconds[False] + turns.milliseconds[True]),
+        "ms_per_step_without": statistics.median(times[::2]),
+        "ms_per_step_with": statistics.median(times[1::2]),
+        "ms_fastest": min(times),
+        "ms_slowest": max(times),
         "blocks_each": blocks // 2,
         "steps_per_block": block,
         "ms_per_sample": statistics.median(samples),
         "samples_per_second": 1,
     }
-
-
-class RecorderByTurns(TrainerCallback):
-    """Milliseconds a step by blocks, with a recorder that samples once a second in every second block."""
-
-    def __init__(self, block):
-        self.block, self.milliseconds = block, {False: [], True: []}
-        self.recorder, self.begin = None, None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step < 2 * self.block or state.global_step % self.block:  # two epochs capture the graphs
-            return
-        torch.cuda.synchronize()
-        if self.begin:
-            self.milliseconds[self.recorder is not None].append((time.perf_counter() - self.begin) / self.block * 1e3)
-        if self.recorder:
-            self.recorder.__exit__()
-        self.recorder = None if self.recorder or not self.begin else monitor.Recorder(DEVICE).__enter__()
-        self.begin = time.perf_counter()
 
 
 def time_evaluation(folder, rows, tokenizer, p, repeats=3):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from stages.core import batching, errors, files, model, monitor, params, training
 from stages.core.tokenizer import load_tokenizer
@@ -36,13 +35,11 @@ def main():
             print(f"resuming from {resumed}")
         recorder.mark("before_training")
         start = recorder.seconds()
-        try:
+        with model.out_of_memory_means(
+            f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; less takes "
+            "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller batch"
+        ):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        except torch.OutOfMemoryError as error:
-            raise errors.UserError(
-                f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; less takes "
-                "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller batch"
-            ) from error
         seconds = recorder.seconds() - start
         recorder.mark("after_training")
 

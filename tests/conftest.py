@@ -139,6 +139,13 @@ def error_line(done):
     return lines[0]
 
 
+def assert_refused(done, said):
+    """A stage failed with one line that holds all words of `said`, and wrote nothing."""
+    line = error_line(done)
+    assert all(words in line for words in said), line
+    assert done.written == []
+
+
 def written(folder):
     """Files that a stage left in its folder, params.yaml aside."""
     return sorted(

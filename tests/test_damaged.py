@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import NANO, error_line, manifest_of, run_stage_in_each, unpinned_params, written
+from conftest import NANO, assert_refused, manifest_of, run_stage_in_each, unpinned_params, written
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GOOD = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}
@@ -52,9 +52,7 @@ def downloads(raw, tmp_path_factory):
 
 @pytest.mark.parametrize("name", [*DATA, *FILES])
 def test_damaged_data_is_one_line_and_nothing_is_written(downloads, name):
-    line = error_line(downloads[name])
-    assert all(words in line for words in (DATA[name][1] if name in DATA else ["data.name"])), line
-    assert downloads[name].written == []
+    assert_refused(downloads[name], DATA[name][1] if name in DATA else ["data.name"])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +97,4 @@ def evaluations(raw, tmp_path_factory):
     ],
 )
 def test_a_damaged_input_of_a_later_stage_is_one_line(evaluations, name, said):
-    line = error_line(evaluations[name])
-    assert all(words in line for words in said), line
-    assert evaluations[name].written == []
+    assert_refused(evaluations[name], said)

@@ -1,9 +1,6 @@
 """What the two evaluation stages have in common: all but the adapter."""
 
-import torch
-
 from stages.core import batching, evaluation, files, model, monitor, params
-from stages.core.errors import UserError
 from stages.core.tokenizer import load_tokenizer
 
 
@@ -28,7 +25,9 @@ def evaluate(title, adapter, out):
         evaluation.speed_up(classifier)
         recorder.mark("loaded")
         start = recorder.seconds()
-        try:
+        with model.out_of_memory_means(
+            f"params.yaml: eval.batch_size: {p.eval.batch_size} rows do not fit this GPU's memory"
+        ):
             probabilities = evaluation.predict(
                 classifier,
                 batching.as_examples(table),
@@ -38,10 +37,6 @@ def evaluate(title, adapter, out):
                 p.tokenize.max_length,
                 title,
             )
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"params.yaml: eval.batch_size: {p.eval.batch_size} rows do not fit this GPU's memory"
-            ) from error
         seconds = recorder.seconds() - start
         recorder.mark("after_evaluation")
     with files.new_folder(out) as folder:

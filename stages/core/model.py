@@ -1,5 +1,6 @@
 """The quantised base, its classification head, and the LoRA adapter on it."""
 
+import contextlib
 import json
 
 import bitsandbytes as bnb
@@ -37,6 +38,15 @@ def pick_precision(name, device):
     if device.type == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+@contextlib.contextmanager
+def out_of_memory_means(message):
+    """Running out of the GPU's memory inside is the user's mistake, told by `message`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(message) from error
 
 
 def load_base(manifest, group, device, seed, tokenizer):
