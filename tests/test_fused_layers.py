@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import NANO, manifest_of
 from test_gpu import PARAMS, Tokenizer, distance, eager, gradients
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PhiConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.core import model, params
+from stages.core.errors import StepUnavailable, UserError
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
@@ -23,6 +24,8 @@ def families(tmp_path_factory):
         "phi with normed queries": PhiConfig(**size, intermediate_size=128, qk_layernorm=True, resid_pdrop=0.1),
         "llama": LlamaConfig(**size, intermediate_size=128, num_key_value_heads=2),
         "opt": OPTConfig(**size, ffn_dim=128, word_embed_proj_dim=64, dropout=0.1),
+        "opt with layerdrop": OPTConfig(**size, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0, layerdrop=0.1),
+        "gpt-neox": GPTNeoXConfig(**size, intermediate_size=128, classifier_dropout=0.1),
     }
     folders = {"phi": NANO}
     for family, config in configs.items():
@@ -134,10 +137,28 @@ def test_dropouts_that_no_module_carries_are_known(families):
     from stages.core.fast_step import functional_dropouts
 
     assert functional_dropouts(classifier(dropout=0.05, folder=families["opt"])) == ["dropout"]
+    assert functional_dropouts(classifier(dropout=0.05, folder=families["gpt-neox"])) == []
     phi = classifier(dropout=0.1)
     assert functional_dropouts(phi) == []
     phi.get_base_model().config.attention_dropout = 0.1
     assert functional_dropouts(phi) == ["attention_dropout"]
+
+
+def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
+    from stages.core.fast_step import FastStep
+
+    with pytest.raises(StepUnavailable, match="layerdrop"):
+        FastStep(classifier(folder=families["opt with layerdrop"]), 4, 42, 0, dequantize_once=False)
+
+
+def test_more_elements_than_the_kernels_count_are_refused():
+    from stages.core.fused_layers import dropped, rotated
+
+    x = torch.empty(1, device=DEVICE).expand(2**18, 128, 64)  # takes no memory
+    with pytest.raises(UserError, match="batch_size must be smaller"):
+        dropped(x, 1, 0.1, torch.tensor(7, device=DEVICE), 0)
+    with pytest.raises(UserError, match="batch_size must be smaller"):
+        rotated(x[None], x[:1, :, :32], x[:1, :, :32], sign=1.0)
 
 
 def test_masks_differ_between_steps():

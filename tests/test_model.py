@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 import yaml
 from conftest import CPU, NANO, ROOT, error_line, manifest_of, run_stage, written
-from transformers import AutoModelForSequenceClassification, PhiConfig
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, PhiConfig
 
 from stages.core import evaluation, model, params
 from stages.core.errors import UserError
@@ -349,6 +349,14 @@ def test_a_tokenizer_larger_than_the_embedding_is_one_line(nano_copy, load_nano)
     (nano_copy / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(UserError, match=r"the tokenizer has \d+ tokens, the model 100"):
         load_nano(nano_copy)
+
+
+def test_an_encoder_is_one_line(nano_copy, load_nano):
+    size = json.loads((nano_copy / "config.json").read_text())["vocab_size"]
+    config = BertConfig(vocab_size=size, hidden_size=24, intermediate_size=64, num_hidden_layers=1)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(nano_copy)
+    with pytest.raises(UserError, match=r"BertForSequenceClassification has no linear head `score`"):
+        load_nano(nano_copy, hidden_act=None)
 
 
 def test_a_folder_whose_code_would_have_to_be_trusted_is_refused(nano_copy, load_nano):

@@ -38,6 +38,8 @@ class FastStep:
         lora_weights = set(self.lora.weights)
         self.others = [p for p in model.parameters() if p.requires_grad and p not in lora_weights]  # the head
         self.other_grads = [torch.zeros_like(p) for p in self.others]
+        if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
+            raise StepUnavailable("layerdrop: each step has layers of its own")
         checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         if checkpointing and (names := functional_dropouts(model)):
             raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
@@ -48,6 +50,7 @@ class FastStep:
             kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
             model.get_base_model().gradient_checkpointing_enable(kwargs)
         self.graphs, self.pool, self.stream = {}, torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self.capturable = True  # until a capture says otherwise
         self.capture_seconds = 0.0
 
     def __call__(self, input_ids, labels, step):
@@ -63,7 +66,7 @@ class FastStep:
             labels = torch.nn.functional.pad(labels, (0, missing), value=IGNORED)
         length = input_ids.shape[1]
         if length not in self.graphs:
-            self.graphs[length] = self._capture(input_ids, labels)
+            self.graphs[length] = self._capture(input_ids, labels) if self.capturable else None
         self.masks.set(self.seed, step)
         if self.graphs[length]:
             graph, ids, gold, loss = self.graphs[length]
@@ -89,25 +92,36 @@ class FastStep:
 
     def _capture(self, input_ids, labels):
         """The step on a batch of this shape as (graph, ids, labels, loss), or None where it can't be captured."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), torch.cuda.current_stream()
         ids, gold = input_ids.clone(), labels.clone()
-        self.stream.wait_stream(torch.cuda.current_stream())
+        self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream):
             self.run(ids, gold)  # compiles and loads kernels, which a capture must not
-        torch.cuda.current_stream().wait_stream(self.stream)
+        before.wait_stream(self.stream)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph keeps memory of its own
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 loss = self.run(ids, gold)
-        except RuntimeError as error:  # out of memory, or an operation that waits for the GPU
+        except torch.OutOfMemoryError as error:
             print(f"no CUDA graph for length {ids.shape[1]}, its steps run eagerly: {str(error).splitlines()[0]}")
-            if isinstance(error, torch.OutOfMemoryError):
-                print("train.dequantize_once: false, or a smaller train.batch_size, would leave it more memory")
+            print("train.dequantize_once: false, or a smaller train.batch_size, would leave it more memory")
+            return None
+        except RuntimeError as error:  # an operation that waits for the GPU
+            leave_broken_capture(before)
+            self.capturable = False
+            print(f"no CUDA graphs, steps run eagerly: {str(error.__context__ or error).splitlines()[0]}")
             return None
         self.capture_seconds += time.perf_counter() - start
         return graph, ids, gold, loss
+
+
+def leave_broken_capture(stream):
+    """Go back to `stream`, with a random generator that captures nothing: PyTorch leaves both as they were inside."""
+    torch.cuda.set_stream(stream)
+    generator = torch.cuda.default_generators[stream.device_index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def functional_dropouts(model):
@@ -117,6 +131,7 @@ def functional_dropouts(model):
     carried = {module.p for module in modules.values() if isinstance(module, torch.nn.Dropout)}
     return [
         name
-        for name, p in base.config.to_dict().items()
-        if "drop" in name and isinstance(p, float) and p > 0 and ("att" in name or p not in carried)
+        for name, p in base.config.get_text_config().to_dict().items()
+        if "drop" in name and not name.startswith("classifier")  # another head's
+        if isinstance(p, float) and p > 0 and ("att" in name or p not in carried)
     ]

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core.errors import StepUnavailable
+from stages.core.errors import StepUnavailable, UserError
 
 SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
 
@@ -329,8 +329,9 @@ def rotated(x, cos, sin, sign):
     """x with the first cos.shape[-1] dimensions of each head rotated; `sign` -1 rotates back."""
     out = torch.empty_like(x)
     _, length, heads, head_dim = x.shape
-    grid = (triton.cdiv(x.numel(), 1024),)
-    _rotary_kernel[grid](x, out, cos, sin, sign, x.numel(), length, heads, head_dim, cos.shape[-1], BLOCK=1024)
+    _rotary_kernel[_grid(x.numel(), x.numel(), 1024)](
+        x, out, cos, sin, sign, x.numel(), length, heads, head_dim, cos.shape[-1], BLOCK=1024
+    )
     return out
 
 
@@ -370,9 +371,16 @@ def add_dropped_(out, x, p, seed, site):
 
 
 def _launch(kernel, x, out, n, count, p, seed, site):
-    assert count * n < 2**31, "more elements than the kernels' 32-bit indices count; a smaller batch has fewer"
-    grid = (triton.cdiv(n, 2048),)
-    kernel[grid](x, out, seed, n, int(p * 2**32), 1 / (1 - p), site, COUNT=count, BLOCK=2048, num_warps=8)
+    kernel[_grid(n, count * n, 2048)](
+        x, out, seed, n, int(p * 2**32), 1 / (1 - p), site, COUNT=count, BLOCK=2048, num_warps=8
+    )
+
+
+def _grid(n, elements, block):
+    """Blocks for n of `elements` that a kernel counts by 32-bit indices."""
+    if elements >= 2**31:
+        raise UserError("a batch is too large for 32-bit indices: train.batch_size or eval.batch_size must be smaller")
+    return (triton.cdiv(n, block),)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])

@@ -117,6 +117,11 @@ def load_base(manifest, group, device, seed, tokenizer):
 
 def _make_head(model, seed):
     """Draw the head anew, in fp32: the checkpoint is a language model and has none."""
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        raise UserError(
+            f"model.name: {type(model).__name__} has no linear head `score` on the last token, "
+            "as classifiers made of causal language models have"
+        )
     if isinstance(model.score, bnb.nn.Linear4bit):
         raise UserError("model.quantization: the classification head came out quantised; it has to be trained")
     generator = torch.Generator("cpu")
