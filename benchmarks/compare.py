@@ -1,11 +1,11 @@
 """The notebook's recipe, an ordinary Trainer at its best settings and ours, on one GPU in one process: time, memory.
 
-    python benchmarks/compare.py MODEL DATA --out benchmarks/results/h100.json
+    PYTHONPATH=. python benchmarks/compare.py MODEL DATA --out benchmarks/results/h100.json
 
 MODEL is a folder with phi-2 or a model of its shape (benchmarks/random_phi.py): neither time nor memory depends on the
-weights' values. DATA is a folder with SNLI's splits. After warm-up and captures each recipe trains for the steps that
-all rows take once, timed in blocks between two synchronisations; the median of the blocks is quoted, with the fastest
-and the slowest.
+weights' values. DATA is a folder with SNLI's splits. After warm-up and captures each recipe takes as many steps as go
+over all rows once. They are timed in blocks, with a synchronisation between two. Ms a step is that of all blocks
+together, since batches differ in length; beside it stand the fastest and the slowest block.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import table
 import torch
 from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 from tqdm.auto import tqdm
@@ -35,7 +36,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.core import batching, data, evaluation, hub, model, monitor, params, training
+from stages.core import batching, data, errors, evaluation, hub, model, monitor, params, training
 from stages.core.tokenizer import load_tokenizer
 
 DEVICE = torch.device("cuda", 0)
@@ -190,22 +191,23 @@ def time_training(name, batch_size, warm_up, block, blocks, *inputs):
             return {"variant": name, "batch_size": batch_size, "error": "out of memory"}
         torch.cuda.synchronize()
         result = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
-    times = sorted(clock.blocks())
+    times = clock.blocks()
     print(name, batch_size, [round(t, 1) for t in times])
-    median = statistics.median(times)
+    mean = statistics.mean(times)
     measured = lengths[warm_up : warm_up + block * blocks]
     step = getattr(trainer, "fast_step", None)
     del trainer
     return {
         "variant": name,
         "batch_size": batch_size,
-        "ms_per_step": median,
-        "ms_fastest": times[0],
-        "ms_slowest": times[-1],
-        "blocks": len(times),
+        "ms_per_step": mean,
+        "ms_median": statistics.median(times),
+        "ms_fastest": min(times),
+        "ms_slowest": max(times),
+        "block_ms_per_step": times,
         "steps_per_block": block,
-        "rows_per_second": statistics.mean(map(len, measured)) / median * 1e3,
-        "tokens_per_second": statistics.mean(map(sum, measured)) / median * 1e3,
+        "rows_per_second": statistics.mean(map(len, measured)) / mean * 1e3,
+        "tokens_per_second": statistics.mean(map(sum, measured)) / mean * 1e3,
         "capture_seconds": step.capture_seconds if step else 0.0,
         "graphs": len(step.graphs) if step else 0,
         **result,
@@ -372,13 +374,12 @@ def show(results):
     """Print the tables."""
     print(f"\n{'training':24}{'batch':>6}{'ms a step':>11}{'spread':>16}{'rows/s':>8}{'tokens/s':>10}"
           f"{'times':>7}{'peak GB':>9}{'reserved':>9}{'NVML':>7}{'capture s':>10}")  # fmt: skip
-    notebooks = [r for r in reversed(results["training"]) if r["variant"] == "notebook" and "error" not in r]
-    first = {r["batch_size"]: r["ms_per_step"] for r in notebooks}
+    notebook = table.notebook_ms(results["training"])
     for r in results["training"]:
         if "error" in r:
             print(f"{r['variant']:24}{r['batch_size']:6}  {r['error']}")
             continue
-        times = first.get(r["batch_size"], float("nan")) / r["ms_per_step"]
+        times = notebook[r["batch_size"]] / r["ms_per_step"]
         print(f"{r['variant']:24}{r['batch_size']:6}{r['ms_per_step']:11.1f}"
               f"{r['ms_fastest']:8.1f}–{r['ms_slowest']:<7.1f}{r['rows_per_second']:8.0f}{r['tokens_per_second']:10.0f}"
               f"{times:7.1f}{r['peak_allocated_gb']:9.2f}{r['peak_reserved_gb']:9.2f}{r['nvml_used_gb']:7.2f}"
@@ -442,4 +443,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

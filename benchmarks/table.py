@@ -21,9 +21,13 @@ def training(results):
     """A row for each recipe, in Markdown."""
     yield "| batch | recipe | ms a step | rows/s | times the notebook | peak GB | GB in use |"
     yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"
-    notebook = {r["batch_size"]: r["ms_per_step"] for r in reversed(results) if r["variant"] == "notebook"}
+    notebook, seen = notebook_ms(results), set()
     for r in results:
-        start = f"| {r['batch_size']} | {NAMES[r['variant']]} |"
+        key = r["variant"], r["batch_size"]
+        start = (
+            f"| {r['batch_size']} | {NAMES[r['variant']] if key not in seen else 'the first once more, at the end'} |"
+        )
+        seen.add(key)
         if "error" in r:
             yield f"{start} {r['error']} | | | | |"
             continue
@@ -32,6 +36,12 @@ def training(results):
             f"{start} {ms(r['ms_per_step'])} ({ms(r['ms_fastest'])}–{ms(r['ms_slowest'])}) "
             f"| {r['rows_per_second']:.0f} | {times:.1f} | {gb(r, 'peak_allocated_gb')} | {gb(r, 'nvml_used_gb')} |"
         )
+
+
+def notebook_ms(results):
+    """{batch size: ms a step of the notebook's recipe}, its fastest run's."""
+    runs = sorted((r for r in results if r["variant"] == "notebook"), key=lambda r: -r["ms_per_step"])
+    return {r["batch_size"]: r["ms_per_step"] for r in runs}
 
 
 def evaluation(results):
