@@ -1,10 +1,10 @@
-"""The notebook's recipe, an ordinary Trainer at its best settings and ours, on one GPU in one process: time, memory.
+"""The notebook's recipe, an ordinary Trainer well set and ours, on one GPU in one process: time, memory.
 
     PYTHONPATH=. python benchmarks/compare.py MODEL DATA --out benchmarks/results/h100.json
 
 MODEL is a folder with phi-2 or a model of its shape (benchmarks/random_phi.py): neither time nor memory depends on the
-weights' values. DATA is a folder with SNLI's splits. After warm-up and captures each recipe takes as many steps as go
-over all rows once. They are timed in blocks, with a synchronisation between two. Ms a step is that of all blocks
+weights' values. DATA is a folder with SNLI's splits. After warm-up and captures each recipe takes as many steps as
+take 1,000 rows once. They are timed in blocks, with a synchronisation between two. Ms a step is that of all blocks
 together, since batches differ in length; beside it stand the fastest and the slowest block.
 """
 
@@ -152,7 +152,7 @@ def train_ours(folder, rows, tokenizer, p, batch_size, steps, **changes):
     classifier = model.add_lora(
         model.load_base(manifest, p.model, DEVICE, p.seed, tokenizer), p.lora, p.seed, "trained"
     )
-    recorder = SimpleNamespace(mark=lambda moment: None)
+    recorder = SimpleNamespace()  # only the name of the phase is set on it
     trainer = training.make_trainer(
         classifier, rows["ours"], rows["ours"][:100], p, tokenizer.pad_token_id, "/tmp/benchmark", recorder
     )
@@ -209,7 +209,8 @@ def time_training(name, batch_size, warm_up, block, blocks, *inputs):
         "rows_per_second": statistics.mean(map(len, measured)) / mean * 1e3,
         "tokens_per_second": statistics.mean(map(sum, measured)) / mean * 1e3,
         "capture_seconds": step.capture_seconds if step else 0.0,
-        "graphs": len(step.graphs) if step else 0,
+        "graphs": sum(graph is not None for graph in step.graphs.values()) if step else 0,
+        "lengths_without_graph": sum(graph is None for graph in step.graphs.values()) if step else 0,
         **result,
     }
 
@@ -248,7 +249,6 @@ def time_recorder(folder, rows, tokenizer, p, block=63, blocks=12):
         "blocks_each": blocks // 2,
         "steps_per_block": block,
         "ms_per_sample": statistics.median(samples),
-        "samples_per_second": 1,
     }
 
 
@@ -302,7 +302,7 @@ def rows_per_second(rows, call, *inputs):
 def spread(values):
     values = sorted(values)
     return {
-        "rows_per_second": values[len(values) // 2],
+        "rows_per_second": statistics.median(values),
         "slowest": values[0],
         "fastest": values[-1],
         "repeats": len(values),
@@ -345,7 +345,7 @@ def median_seconds(call, repeats=20):
 
 
 def load_rows(folder, tokenizer, p):
-    """The published 1,000 training rows and all test rows, as the notebook and as ours reads them."""
+    """1,000 training rows, evenly spaced as published, and all test rows, as the notebook and as ours reads them."""
     splits = data.load_splits(Path(folder))
     train = data.resolve_unlabelled(data.choose(splits["train"], 1000), "drop")
     test = data.resolve_unlabelled(splits["test"], "drop")
@@ -417,7 +417,7 @@ def main():
         "cpu": f"{os.cpu_count()} cores, {cpu_name()}",  # eager recipes wait for it
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")},
-        "command": "python " + " ".join(sys.argv),
+        "command": "PYTHONPATH=. python " + " ".join(sys.argv),
         "commit": arguments.commit or subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
         "model": "phi-2's shape, random weights" if "random" in str(arguments.model) else str(arguments.model),
         "training": [],

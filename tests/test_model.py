@@ -317,7 +317,7 @@ def test_truncated_weights_are_one_line(load_nano, nano_copy):
         load_nano(nano_copy)
 
 
-def test_weights_changed_since_download_are_one_line(load_nano, nano_copy):
+def test_weights_changed_since_download_are_one_line(nano_copy):
     manifest = manifest_of(nano_copy)
     (nano_copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: missing or changed since `download`"):
@@ -397,7 +397,7 @@ def test_asked_for_a_gpu_where_none_is_the_line_names_the_way_out(monkeypatch):
         model.pick_device("cuda", None)
 
 
-def test_threads_are_set(monkeypatch):
+def test_threads_are_set():
     before = torch.get_num_threads()
     try:
         assert model.pick_device("cpu", 2) == CPU

@@ -1,4 +1,4 @@
-"""The layers of a LoRA classifier with fewer kernels: same mathematics, for training on a GPU.
+"""The layers of a LoRA classifier with fewer kernels: same mathematics, for a GPU; phi's layers in evaluation too.
 
 - `LoraLinears` computes LoRA layers that share their input (phi's q, k, v and fc1) in one autograd function, in the
   activations' precision, where PEFT casts every input to fp32 and back; `Rotary` turns phi's queries and keys in one
@@ -108,7 +108,7 @@ def layers_by_input(model):
 
 
 def use_fused_layers(model, groups, masks, lora, dequantize_once):
-    """Let LoRA layers, dropouts and phi's layers in `model` compute as below while it trains."""
+    """Let LoRA layers and dropouts in `model` compute as below while it trains, and phi's layers always."""
     in_lora = {module for group in groups for layer in group for module in layer.modules()}
     group_of = {}
     for group, a in zip(groups, lora.stacked_a, strict=True):
@@ -263,8 +263,8 @@ def _phi_layer_forward(layer, group, x, *_, position_embeddings, **__):
 class LoraLinears(torch.autograd.Function):
     """y_i = x W_i' + bias_i + dropout_i(x) A_i' B_i', i = 1 to n, with W frozen and B scaled by alpha / r.
 
-    Shapes: x [..., in], a [n, r, in], b_i [out_i, r]. Saved for the backward: x and dropout(x) A'; W is dequantized
-    again. Source: Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA).
+    Shapes: x [..., in], a [n, r, in], b_i [out_i, r]. Saved for the backward: x and dropout(x) A'; W is kept, or
+    dequantized again. Source: Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA).
     """
 
     @staticmethod

@@ -75,7 +75,7 @@ def describe(folder, source, kind):
 def model_folder(manifest):
     """The folder that holds the model of a manifest; fetched again where the cache lacks a file of it.
 
-    Sizes are compared, not hashes: `download` hashed the files, and 5.5 GB would be read twice at each load.
+    Sizes are compared, not hashes: `download` hashed the files, and 5.6 GB would be read twice at each load.
     """
     if is_folder(manifest["name"]):
         folder = Path(manifest["name"])
