@@ -17,22 +17,53 @@ HITS = {  # each way once, at the moments where a half-done thing could be taken
 }
 
 
-def test_killed_in_five_ways_nothing_is_lost_and_nothing_survives(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    undisturbed = kill.small_clone(tmp_path / "a")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """(clone in which a run was killed and came through, contents of an undisturbed run, [(stage, epochs kept)])."""
+    undisturbed = kill.small_clone(tmp_path_factory.mktemp("undisturbed"))
     for done in run_stage_in_each(",".join(kill.STAGES), [undisturbed.folder / "embedded"]).values():
         assert done.returncode == 0, done.stdout + done.stderr
-    clone = kill.small_clone(tmp_path / "b")
+    expected = kill.contents(undisturbed)
+    clone = kill.small_clone(tmp_path_factory.mktemp("killed"))
     hits = [
         SimpleNamespace(stage=moment[0], moment=moment, way=HITS[moment[1]], after=0)
         for moment in kill.MOMENTS
         if moment[1] in HITS
     ]
     struck = []
-    kill.killed_run(clone, hits, kill.contents(undisturbed), lambda hit, way, stage, kept: struck.append((stage, kept)))
-    stages, kept = zip(*struck, strict=True)
+    kill.killed_run(clone, hits, expected, lambda hit, way, stage, kept: struck.append((stage, kept)))
+    return clone, expected, struck
+
+
+def test_killed_in_five_ways_nothing_is_lost_and_nothing_survives(killed):
+    stages, kept = zip(*killed[2], strict=True)
     assert stages == ("download", "train_qlora", "train_qlora", "train_qlora", "analyze")
     assert kept[1] == 1
     assert kept[2] >= 2, "a stage whose dvc is gone may finish an epoch in the half second until it looks"
     assert kept[3] == kill.EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("name", "ends_after", "refused"),
+    [
+        ("embedded/dvc.lock", "", True),
+        ("embedded/dvc.lock", "stages:\n", True),
+        ("embedded/dvc.lock", "  tokenize:\n", True),
+        ("embedded/dvc.lock", "stages.train_qlora\n", False),
+        (".dvc/tmp/rwlock", "", True),
+    ],
+)
+def test_a_file_of_dvcs_own_that_was_cut_costs_no_training(killed, name, ends_after, refused):
+    """DVC writes it in place. Cut, it is refused in words that name it, or good for less; all comes from the cache."""
+    clone, expected, _ = killed
+    path = clone.folder / name
+    whole = path.read_text()
+    path.write_text(whole[: whole.index(ends_after) + len(ends_after)])
+    done = clone.dvc("repro")
+    assert (done.returncode != 0) == refused, done.stdout + done.stderr
+    if refused:
+        assert kill.remove_cut(clone, done.stdout + done.stderr) == name
+        done = clone.dvc("repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train_qlora" not in done.ran
+    assert kill.contents(clone) == expected
