@@ -196,6 +196,7 @@ def time_training(name, batch_size, warm_up, block, blocks, *inputs):
     mean = statistics.mean(times)
     measured = lengths[warm_up : warm_up + block * blocks]
     step = getattr(trainer, "fast_step", None)
+    captured = [graph is not None for graph in step.graphs.values()] if step else []
     del trainer
     return {
         "variant": name,
@@ -209,8 +210,8 @@ def time_training(name, batch_size, warm_up, block, blocks, *inputs):
         "rows_per_second": statistics.mean(map(len, measured)) / mean * 1e3,
         "tokens_per_second": statistics.mean(map(sum, measured)) / mean * 1e3,
         "capture_seconds": step.capture_seconds if step else 0.0,
-        "graphs": sum(graph is not None for graph in step.graphs.values()) if step else 0,
-        "lengths_without_graph": sum(graph is None for graph in step.graphs.values()) if step else 0,
+        "graphs": captured.count(True),
+        "lengths_without_graph": captured.count(False),
         **result,
     }
 
@@ -274,8 +275,7 @@ def time_evaluation(folder, rows, tokenizer, p, repeats=3):
         speeds = [rows_per_second(len(rows["test"]), evaluation.predict, classifier, rows["test"],
                                   tokenizer.pad_token_id, p.eval.batch_size, p.batches, p.tokenize.max_length, name)
                   for _ in range(repeats + 1)]  # fmt: skip
-        first = {"first_rows_per_second": speeds[0]}  # kernels are compiled and loaded in it
-        first["rows"] = len(rows["test"])
+        first = {"first_rows_per_second": speeds[0], "rows": len(rows["test"])}  # kernels are compiled and loaded in it
         results.append({"variant": name, "batch_size": p.eval.batch_size, **first, **spread(speeds[1:]), **memory()})
     return results
 
@@ -300,11 +300,10 @@ def rows_per_second(rows, call, *inputs):
 
 
 def spread(values):
-    values = sorted(values)
     return {
         "rows_per_second": statistics.median(values),
-        "slowest": values[0],
-        "fastest": values[-1],
+        "slowest": min(values),
+        "fastest": max(values),
         "repeats": len(values),
     }
 

@@ -15,6 +15,7 @@ NAMES = {
     "ours, dequantizing each": "ours, dequantizing at each use (`train.dequantize_once: false`)",
     "ours, checkpointing": "ours, gradient checkpointing",
 }
+AGAIN = "the first once more, at the end"
 
 
 def training(results):
@@ -24,9 +25,7 @@ def training(results):
     notebook, seen = notebook_ms(results), set()
     for r in results:
         key = r["variant"], r["batch_size"]
-        start = (
-            f"| {r['batch_size']} | {NAMES[r['variant']] if key not in seen else 'the first once more, at the end'} |"
-        )
+        start = f"| {r['batch_size']} | {AGAIN if key in seen else NAMES[r['variant']]} |"
         seen.add(key)
         if "error" in r:
             yield f"{start} {r['error']} | | | | |"

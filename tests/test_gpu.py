@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 import torch
+from conftest import ROOT
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.core import evaluation, hub, model, monitor, params, training
@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
 ]
 PAD = 0
-ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "params.yaml"
 DEVICE = torch.device("cuda", 0)
 
