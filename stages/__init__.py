@@ -5,6 +5,8 @@ import os
 import signal
 import warnings
 
+from stages.core import watchdog
+
 # Leave the terminal to progress bars and to what a user can act on. Before the libraries are imported: they ask then.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,3 +17,4 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to a
 # they are imported, and DVC waits for the stage.
 if "DVC_STAGE" in os.environ:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watchdog.end_with_dvc()  # now, not after the imports, which take seconds

@@ -16,8 +16,8 @@ READ_ON_A_GPU_ALONE = {}
 
 
 def imported(path):
-    """Files of the project that a file imports, itself included, directly or by way of others."""
-    found, open_ends = set(), [path]
+    """Files of the project that a file imports, itself and its package included, directly or by way of others."""
+    found, open_ends = set(), [path, ROOT / "stages/__init__.py"]
     while open_ends:
         file = open_ends.pop()
         if file in found or not file.is_file():

@@ -161,12 +161,12 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed_but_removed(killed
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):
-    """DVC runs a shell that runs the stage; a killed `dvc` tells neither."""
+    """A killed `dvc` tells its stage nothing."""
     folder = prepare(tmp_path / "orphan", train__epochs=500)
     (tmp_path / "dvc").write_text(
         "import subprocess, sys\nsubprocess.run(sys.argv[1], shell=True)\n"
-    )  # stands for dvc: a parent of that name that starts a shell
-    command = f"echo shell; {sys.executable} -m stages.train_qlora & echo $! > pid; wait"
+    )  # stands for dvc, which starts a shell
+    command = f"echo $$ > pid; exec env DVC_PID=$PPID {sys.executable} -m stages.train_qlora"
     parent = subprocess.Popen(
         [sys.executable, str(tmp_path / "dvc"), command], cwd=folder, env=stage_env(DVC_STAGE="train_qlora"),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
