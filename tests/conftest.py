@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,31 @@ CPU = torch.device("cpu")
 
 torch.set_num_threads(1)
 
+# What a user changes by using the project: parameters by `dvc exp run -S`, results by any run. The tests take these as
+# Git has them, staged or committed, so that an experiment in the workspace is no failure.
+OF_THE_USER = ("params.yaml", "dvc.lock", "metrics", *(f"embedded/{n}" for n in ("params.yaml", "dvc.lock", "metrics")))
+
+
+def _as_git_has(paths):
+    """A temporary folder with these files and folders as Git's index has them; outside of Git, as they lie here."""
+    folder = tempfile.TemporaryDirectory()
+    git = shutil.which("git") and subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode == 0
+    if git:
+        listed = subprocess.run(["git", "ls-files", "-z", *paths], cwd=ROOT, capture_output=True, check=True).stdout
+        command = ["git", "checkout-index", "-z", "--stdin", f"--prefix={folder.name}/"]
+        subprocess.run(command, cwd=ROOT, input=listed, check=True)
+    else:
+        for path in (ROOT / path for path in paths):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            if path.exists():
+                (folder.name / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+                copy(path, folder.name / path.relative_to(ROOT))
+    return folder
+
+
+_committed = _as_git_has(OF_THE_USER)  # kept, since the folder goes with it
+COMMITTED = Path(_committed.name)
+
 
 def pytest_collection_modifyitems(items):
     """Fast tests first, so that a mistake shows in seconds."""
@@ -49,7 +75,7 @@ def raw_params():
 
 def unpinned_params():
     """The embedded params.yaml as plain dicts, without its pins: these would refuse any other folder."""
-    raw = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
     raw["model"]["revision"] = raw["data"]["revision"] = "none"
     return raw
 
@@ -156,12 +182,14 @@ def written(folder):
 class Clone:
     """A new repository with the files of this one, in which `dvc` can run without touching anything else.
 
+    Code is as it lies here; parameters and results are the committed ones.
+
     Attributes:
         folder: its root.
         reads: folder where the stages' parameter reads are written, one file a stage.
     """
 
-    def __init__(self, top):
+    def __init__(self, top, left_out=("tests/",)):
         self.folder, self.reads = top / "clone", top / "reads"
         self.reads.mkdir()
         self.env = stage_env(
@@ -180,9 +208,10 @@ class Clone:
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         for name in filter(None, listed.stdout.split("\0")):
-            if (ROOT / name).is_file() and not name.startswith("tests/"):
+            if (ROOT / name).is_file() and not name.startswith((*left_out, *OF_THE_USER)):
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.folder / name)
+        shutil.copytree(COMMITTED, self.folder, dirs_exist_ok=True)
         self.git("init", "--quiet")
         self.git("config", "user.name", "test")
         self.git("config", "user.email", "test")

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
-from conftest import EMBEDDED
+from conftest import COMMITTED
 
 from stages.core.labels import LABELS
 
@@ -46,7 +46,7 @@ def make(folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi"
         premise: text of the first row's premise and hypothesis.
     """
     rng = np.random.default_rng(seed)
-    shutil.copy(EMBEDDED / "params.yaml", folder)
+    shutil.copy(COMMITTED / "embedded/params.yaml", folder)
     premises, hypotheses = texts(rng, rows)
     if premise is not None:
         premises[0] = hypotheses[0] = premise

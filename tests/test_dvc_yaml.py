@@ -5,11 +5,11 @@ import json
 
 import pytest
 import yaml
-from conftest import EMBEDDED, ROOT
+from conftest import COMMITTED, EMBEDDED, ROOT
 
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = DVC_YAML["stages"]
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PARAMS = yaml.safe_load((COMMITTED / "params.yaml").read_text())
 
 # Leaves that a stage lists and does not read when it runs on a CPU, each with the place that reads it.
 READ_ON_A_GPU_ALONE = {}

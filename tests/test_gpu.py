@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 import torch
-from conftest import ROOT
+from conftest import COMMITTED, ROOT
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.core import evaluation, hub, model, monitor, params, training
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
 ]
 PAD = 0
-PARAMS = ROOT / "params.yaml"
+PARAMS = COMMITTED / "params.yaml"
 DEVICE = torch.device("cuda", 0)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import EMBEDDED, NANO, assert_refused, error_line, run_stage_in_each, written
+from conftest import COMMITTED, NANO, assert_refused, error_line, run_stage_in_each, written
 from hub_server import refuse, send_file
 from huggingface_hub import constants
 
@@ -113,7 +113,7 @@ FAULTS = {
 
 def case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
     """A folder with a params.yaml that names these repositories."""
-    raw = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
     raw["model"] |= {"name": model, "revision": revision}
     raw["data"] |= {"name": data, "revision": REVISION}
     (top / folder).mkdir()

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import CPU, NANO, ROOT, error_line, manifest_of, run_stage, written
+from conftest import COMMITTED, CPU, NANO, error_line, manifest_of, run_stage, written
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, PhiConfig
 
 from stages.core import evaluation, model, params
@@ -199,7 +199,7 @@ def quantised_shape(config):
 
 
 def test_phi_2_has_the_published_number_of_parameters():
-    published_recipe = params.load(ROOT / "params.yaml").lora
+    published_recipe = params.load(COMMITTED / "params.yaml").lora
     base = quantised_shape(PHI_2)
     # What quantisation leaves trainable, as the notebook printed it: 131,248,640, and today the biases too.
     left = sum(p.numel() for p in base.parameters() if p.requires_grad)
@@ -217,7 +217,7 @@ def test_phi_2_has_the_published_number_of_parameters():
 
 def test_the_published_loop_leaves_lora_alone_trainable():
     base = quantised_shape(PHI_2).requires_grad_(False)
-    tuned = model.add_lora(base, params.load(ROOT / "params.yaml").lora, 42, "frozen")
+    tuned = model.add_lora(base, params.load(COMMITTED / "params.yaml").lora, 42, "frozen")
     assert model.count_parameters(tuned)["trainable"] == 23_592_960
 
 

@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 import yaml
-from conftest import EMBEDDED, ROOT, error_line, run_stage, run_stage_in_each, set_key, written
+from conftest import COMMITTED, error_line, run_stage, run_stage_in_each, set_key, written
 from dvc.utils.serialize import modify_yaml
 
 from stages.core import params
 from stages.core.errors import UserError
 
+BOTH = (COMMITTED, COMMITTED / "embedded")
 GONE = object()
 
 # name: (key, bad value, what the line must say besides the key)
@@ -56,7 +57,7 @@ BAD_FILES = {
 def outcomes(tmp_path_factory):
     """{case: what a real stage did with it}."""
     folder = tmp_path_factory.mktemp("params")
-    good = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    good = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
     contents = {name: content for name, (content, _) in BAD_FILES.items()}
     for name, (key, value, _) in BAD_VALUES.items():
         raw = copy.deepcopy(good)
@@ -115,14 +116,14 @@ def test_every_mistake_is_named(tmp_path, raw_params):
     ("text", "number"), [("2e-05", 2e-5), ("1e-4", 1e-4), ("0.5", 0.5)]
 )  # DVC's -S writes 2e-05 without quotes, and YAML 1.1 reads that as text
 def test_a_number_written_as_text_is_a_number(tmp_path, text, number):
-    content = (EMBEDDED / "params.yaml").read_text()
+    content = (COMMITTED / "embedded/params.yaml").read_text()
     changed, times = re.subn(r"learning_rate: \S+", f"learning_rate: {text}", content)
     assert times == 1
     (tmp_path / "params.yaml").write_text(changed)
     assert params.load(tmp_path / "params.yaml").train.learning_rate == number
 
 
-@pytest.mark.parametrize("folder", [ROOT, EMBEDDED], ids=["root", "embedded"])
+@pytest.mark.parametrize("folder", BOTH, ids=["root", "embedded"])
 def test_the_committed_files_are_valid(folder):
     assert params.load(folder / "params.yaml").seed == 42
 
@@ -137,12 +138,14 @@ def leaves(raw, prefix=""):
 
 
 def test_root_and_embedded_have_the_same_keys_in_the_same_order():
-    root, embedded = (yaml.safe_load((folder / "params.yaml").read_text()) for folder in (ROOT, EMBEDDED))
+    root, embedded = (
+        yaml.safe_load((folder / "params.yaml").read_text()) for folder in (COMMITTED, COMMITTED / "embedded")
+    )
     assert leaves(root) == leaves(embedded)
 
 
 def test_the_root_holds_the_published_recipe():
-    p = params.load(ROOT / "params.yaml")
+    p = params.load(COMMITTED / "params.yaml")
     assert (p.model.name, p.data.name, p.device) == ("microsoft/phi-2", "stanfordnlp/snli", "cuda")
     assert len(p.model.revision) == len(p.data.revision) == 40, "pinned to a commit"
     assert (p.data.train_rows, p.data.validation_rows, p.data.test_rows) == (1000, 100, 100)
@@ -158,7 +161,7 @@ def test_parameters_cannot_be_changed_by_a_stage(make_params):
 
 def test_dvc_writes_a_changed_value_without_touching_other_lines(tmp_path):
     """`dvc exp run -S` rewrites the file; one changed value should be one changed line."""
-    for folder in (ROOT, EMBEDDED):
+    for folder in BOTH:
         path = tmp_path / "params.yaml"
         shutil.copy(folder / "params.yaml", path)
         before = path.read_text().splitlines()

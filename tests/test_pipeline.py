@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import EMBEDDED
+from conftest import COMMITTED
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def experiment(repro):
 @pytest.fixture(scope="module")
 def back(repro, experiment):
     """The first parameters again."""
-    epochs = yaml.safe_load((EMBEDDED / "params.yaml").read_text())["train"]["epochs"]
+    epochs = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())["train"]["epochs"]
     done = repro.clone.dvc("exp", "run", "-S", "lora.r=16", "-S", f"train.epochs={epochs}")
     assert done.returncode == 0, done.stdout + done.stderr
     return SimpleNamespace(run=done, metrics=repro.clone.metrics())

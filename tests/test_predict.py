@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, EMBEDDED, NANO, error_line, manifest_of, stage_env
+from conftest import COMMITTED, CPU, NANO, error_line, manifest_of, stage_env
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -29,7 +29,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     """An adapter as `train_qlora` writes it, its weights drawn at random: it answers otherwise than the base."""
-    p = params.load(EMBEDDED / "params.yaml")
+    p = params.load(COMMITTED / "embedded/params.yaml")
     manifest = manifest_of(NANO)
     words = tokenizer.load_tokenizer(manifest)
     classifier = model.add_lora(model.load_base(manifest, p.model, CPU, p.seed, words), p.lora, p.seed, "trained")

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import COMMITTED, ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import table
@@ -38,7 +38,7 @@ def test_what_the_text_says_of_speed_is_the_results():
     assert checkpointing["peak_allocated_gb"] < lines["notebook", 16]["peak_allocated_gb"]
     minutes = 549_367 / lines["ours", 128]["rows_per_second"] / 60
     assert f"{lines['ours', 128]['rows_per_second']:.0f} rows/s" in text and f"would take {minutes:.0f} minutes" in text
-    comments = (ROOT / "params.yaml").read_text()
+    comments = (COMMITTED / "params.yaml").read_text()
     less, more = (r["peak_allocated_gb"] for r in (checkpointing, ours))
     times = checkpointing["ms_per_step"] / ours["ms_per_step"]
     assert f"{less:.1f} GB instead of {more:.1f}, {times:.1f} times the time" in comments
@@ -63,7 +63,7 @@ def test_the_other_machines_figures_are_its_results():
 
 
 def test_the_small_pipelines_scores_are_its_metrics():
-    report = (ROOT / "embedded/metrics/report.md").read_text().splitlines()
+    report = (COMMITTED / "embedded/metrics/report.md").read_text().splitlines()
     for start in ("**", "| accuracy", "| weighted F1"):
         line = next(line for line in report if line.startswith(start))
         assert line in README.splitlines()

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import EMBEDDED, NANO, manifest_of, run_stage_in_each, set_key, stage_env
+from conftest import COMMITTED, NANO, manifest_of, run_stage_in_each, set_key, stage_env
 
 from stages.core import training
 from stages.core.errors import UserError
@@ -29,7 +29,7 @@ QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01, 
 
 def prepare(folder, **changes):
     """A folder in which `train_qlora` can run: parameters, manifest, a few tokenized rows."""
-    raw = yaml.safe_load((EMBEDDED / "params.yaml").read_text())
+    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
     for key, value in {**QUICK, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         set_key(raw, key, value)
     (folder / "data/tokenized").mkdir(parents=True)

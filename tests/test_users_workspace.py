@@ -1,0 +1,27 @@
+"""An experiment in the workspace is the user's own: the tests pass beside it."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import Clone, set_key, stage_env
+from dvc.utils.serialize import modify_yaml
+
+TESTS = ["test_params.py", "test_readme.py", "test_dvc_yaml.py"]
+
+
+@pytest.mark.slow
+def test_the_tests_pass_after_the_readmes_experiment(tmp_path):
+    """As `dvc exp run -S lora.r=8` leaves it, and with parameters that change much more."""
+    clone = Clone(tmp_path, left_out=())
+    for folder in ("embedded", "."):
+        with modify_yaml(clone.folder / folder / "params.yaml") as raw:
+            for key, value in {"lora.r": 8, "train.epochs": 1, "seed": 7, "tokenize.max_length": 64}.items():
+                set_key(raw, key, value)
+        shutil.rmtree(clone.folder / folder / "metrics")
+    tests = [f"tests/{name}" for name in TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not slow", *tests]
+    done = subprocess.run(command, cwd=clone.folder, env=stage_env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
