@@ -5,13 +5,13 @@ from stages.core import data, errors, files, hub, params
 
 def main():
     p = params.load()
-    model_folder, manifest = hub.fetch(p.model, "model")
+    model_folder, manifest = hub.fetch(p.model, "model", p.watch.model)
     if "config.json" not in manifest["files"] or not any(name.endswith(".safetensors") for name in manifest["files"]):
         raise errors.UserError(
             f"params.yaml: model.name: {model_folder}: no model here (config.json and *.safetensors)"
         )
-    data_folder, source = hub.fetch(p.data, "dataset")
-    splits = data.load_splits(data_folder)
+    data_folder, source = hub.fetch(p.data, "dataset", p.watch.data)
+    splits = data.load_splits(data_folder, source["files"])
     with files.new_folder("data/raw") as folder:
         for split, rows in splits.items():
             rows.to_parquet(folder / f"{split}.parquet", index=False)

@@ -11,25 +11,37 @@ def main():
     p = params.load()
     tokenizer = load_tokenizer(files.read_json("models/base.json"))
     wanted = {"train": p.data.train_rows, "validation": p.data.validation_rows, "test": p.data.test_rows}
+    rows = {split: files.read_table(f"data/raw/{split}.parquet") for split in SPLITS}
+    chosen = {split: choose(rows[split], split, wanted[split]) for split in SPLITS}
+    labelled = {split: with_label(chosen[split], split, p.data.unlabelled) for split in SPLITS}
     summary = {}
-    with files.new_folder("data/tokenized") as folder:
-        for split in tqdm(SPLITS, desc="tokenize", unit="split"):
-            rows = files.read_table(f"data/raw/{split}.parquet")
-            try:
-                chosen = data.choose(rows, wanted[split])
-            except errors.UserError as error:
-                raise errors.UserError(f"params.yaml: data.{split}_rows: {wanted[split]}: {error}") from error
-            labelled = data.resolve_unlabelled(chosen, p.data.unlabelled)
-            if labelled.empty:
-                raise errors.UserError(
-                    f"data: split '{split}': column 'label' is -1 (no gold label) in every chosen row"
-                )
-            kept = data.tokenize(labelled, tokenizer, p.tokenize.template, p.tokenize.max_length)
+    with (
+        files.new_folder("data/tokenized") as folder,
+        tqdm(total=sum(map(len, labelled.values())), desc="tokenize", unit="row") as bar,
+    ):
+        for split in SPLITS:
+            kept = data.tokenize(labelled[split], tokenizer, p.tokenize.template, p.tokenize.max_length, bar.update)
             data.to_table(kept).to_parquet(folder / f"{split}.parquet", index=False)
-            summary[split] = data.summarize(rows, chosen, kept)
+            summary[split] = data.summarize(rows[split], chosen[split], kept)
             if split == "train":
                 summary["padding"] = padding(kept["input_ids"].map(len).to_numpy(), p)
+            else:
+                summary[split]["in_train"] = data.in_train(kept, labelled["train"])
     files.write_json("data/summary.json", summary)
+
+
+def choose(rows, split, samples):
+    try:
+        return data.choose(rows, samples)
+    except errors.UserError as error:
+        raise errors.UserError(f"params.yaml: data.{split}_rows: {samples}: {error}") from error
+
+
+def with_label(rows, split, unlabelled):
+    labelled = data.resolve_unlabelled(rows, unlabelled)
+    if labelled.empty:
+        raise errors.UserError(f"data: split '{split}': column 'label' is -1 (no gold label) in every chosen row")
+    return labelled
 
 
 def padding(lengths, p):

@@ -101,6 +101,12 @@ def set_key(raw, key, value):
     raw[leaf] = value
 
 
+def use(raw, key, name):
+    """Let nested parameters take their model or data from a folder, or from the hub."""
+    raw[key]["name"] = name
+    raw["watch"][key] = name if hub.is_folder(name) else hub.HUB
+
+
 def manifest_of(folder):
     """The manifest that `download` would write for a model in a folder."""
     return hub.describe(Path(folder), SimpleNamespace(name=str(folder), revision="none"), "model")
@@ -249,5 +255,5 @@ def repro(tmp_path_factory):
     status = clone.git("status", "--porcelain")
     clone.git("add", "--all")
     clone.git("commit", "--quiet", "--allow-empty", "--message", "embedded results")
-    reads = {path.name: set(path.read_text().split()) for path in clone.reads.iterdir()}
+    reads = {path.name: set(path.read_text().splitlines()) for path in clone.reads.iterdir()}
     return SimpleNamespace(clone=clone, run=done, metrics=clone.metrics(), status=status, reads=reads)

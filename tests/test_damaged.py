@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import NANO, assert_refused, manifest_of, run_stage_in_each, unpinned_params, written
+from conftest import NANO, assert_refused, manifest_of, run_stage_in_each, unpinned_params, use, written
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GOOD = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}
@@ -15,7 +15,7 @@ GOOD = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat
 @pytest.fixture(scope="module")
 def raw():
     raw = unpinned_params()
-    raw["model"]["name"] = str(NANO)
+    use(raw, "model", str(NANO))
     return raw
 
 
@@ -36,7 +36,7 @@ FILES = {"no parquet": b"PK\x03\x04", "empty file": b"", "a pickle": b"\x80\x04]
 @pytest.fixture(scope="module")
 def downloads(raw, tmp_path_factory):
     top = tmp_path_factory.mktemp("damaged")
-    raw["data"]["name"] = "nli"
+    use(raw, "data", "./nli")
     contents = {name: pa.table(GOOD | columns) for name, (columns, _) in DATA.items()} | FILES
     for name, content in contents.items():
         (top / name / "nli").mkdir(parents=True)

@@ -1,15 +1,29 @@
 """Rows: chosen as published, checked, put into the template, cut to length."""
 
 import json
+import os
+from types import SimpleNamespace
 
+import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import NANO, SHARED, assert_refused, error_line, manifest_of, run_stage_in_each, unpinned_params, written
+from conftest import (
+    NANO,
+    SHARED,
+    assert_refused,
+    error_line,
+    manifest_of,
+    run_stage_in_each,
+    unpinned_params,
+    use,
+    written,
+)
 
-from stages.core import data
+from stages.core import data, hub
 from stages.core.errors import UserError
 from stages.core.tokenizer import load_tokenizer
 
@@ -31,11 +45,21 @@ def table(**columns):
 
 @pytest.mark.parametrize(
     ("rows", "samples", "published"),
-    [(550_152, 1000, range(0, 550_000, 550)), (10_000, 100, range(0, 10_000, 100)), (7, 7, range(7)), (7, 5, range(5))],
+    [(550_152, 1000, range(0, 550_000, 550)), (10_000, 100, range(0, 10_000, 100)), (7, 7, range(7))],
 )
 def test_rows_are_chosen_as_the_published_notebook_chose(rows, samples, published):
     chosen = data.choose(pd.DataFrame({"row": range(rows)}), samples)
     assert list(chosen["row"]) == list(published)
+
+
+@pytest.mark.parametrize(("rows", "samples"), [(1000, 334), (550_152, 300_000), (26_288, 1000), (7, 5), (1000, 999)])
+def test_any_other_number_of_rows_spreads_over_the_whole_split(rows, samples):
+    """A split may be sorted by class: its end may not be left out."""
+    chosen = data.choose(pd.DataFrame({"row": range(rows)}), samples)["row"].to_numpy()
+    assert len(chosen) == samples
+    steps = np.diff([*chosen, rows])  # the last one: what is left behind the last row
+    assert chosen[0] == 0
+    assert steps.min() >= rows // samples and steps.max() <= rows // samples + 1
 
 
 def test_null_chooses_every_row():
@@ -56,8 +80,9 @@ def test_the_first_ten_test_labels_of_snli_are_the_published_ones():
 
 
 @pytest.mark.skipif(not SNLI.is_dir(), reason="SNLI is not in the project; needs ../shared/data/snli")
-def test_all_of_snli_passes_the_checks_and_loses_its_unlabelled_rows():
-    splits = data.load_splits(SNLI)
+def test_all_of_snli_passes_the_checks_and_loses_its_unlabelled_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    splits = data.load_splits(SNLI, [path.name for path in SNLI.glob("*.parquet")])
     unlabelled = {name: len(rows) - len(data.resolve_unlabelled(rows, "drop")) for name, rows in splits.items()}
     assert unlabelled["validation"] == 158
     assert unlabelled["test"] == 176
@@ -121,6 +146,112 @@ def test_a_bad_column_is_named_with_its_split(columns, column, said):
     assert said in str(caught.value)
 
 
+# --- what a data set says of its own classes ---
+
+SWAPPED = ["contradiction", "Neutral ", "entailment"]
+
+
+def parquet_folder(folder, names, label=(0, 1, 2, -1)):
+    """A data set as `datasets` writes it, whose label column names its classes."""
+    features = datasets.Features(
+        {"premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
+         "label": datasets.ClassLabel(names=list(names))}
+    )  # fmt: skip
+    texts = [f"text {code}" for code in label]
+    rows = datasets.Dataset.from_dict({"premise": texts, "hypothesis": texts, "label": list(label)}, features=features)
+    for split in ("train", "validation", "test"):
+        rows.to_parquet(folder / f"{split}.parquet")
+    return sorted(path.name for path in folder.glob("*.parquet"))
+
+
+@pytest.fixture
+def nli(tmp_path, monkeypatch):
+    """An empty folder for a data set, named relative to the folder of the run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nli").mkdir()
+    return tmp_path / "nli"
+
+
+def test_classes_are_matched_by_the_names_that_the_data_set_gives_them(nli):
+    for split, rows in data.load_splits(nli, parquet_folder(nli, SWAPPED)).items():
+        assert list(rows["premise"]) == ["text 0", "text 1", "text 2", "text -1"], split
+        assert list(rows["label"]) == [2, 1, 0, -1], split
+
+
+@pytest.mark.parametrize(
+    "names", [["entailment", "neutral"], ["yes", "maybe", "no"], ["neutral", "entailment", "contradiction", "hidden"]]
+)
+def test_classes_of_other_names_are_refused_with_both_lists(nli, names):
+    with pytest.raises(UserError) as caught:
+        data.load_splits(nli, parquet_folder(nli, names, [0, 1]))
+    assert ", ".join(names) in str(caught.value)
+    assert "entailment, neutral, contradiction" in str(caught.value)
+
+
+# --- the files that are read are the files that are pinned ---
+
+
+def test_rows_changed_under_the_same_path_and_time_are_read_anew(nli):
+    """As by `cp -p`, or from an archive that gives all files one time."""
+    names = parquet_folder(nli, data.LABELS)
+    before = data.load_splits(nli, names)
+    times = {name: (nli / name).stat().st_mtime_ns for name in names}
+    parquet_folder(nli, data.LABELS, [2, 2, 2, 2])
+    for name, time in times.items():
+        os.utime(nli / name, ns=(time, time))
+    assert list(before["test"]["label"]) == [0, 1, 2, -1]
+    assert list(data.load_splits(nli, names)["test"]["label"]) == [2, 2, 2, 2]
+
+
+WRITERS = {
+    "csv": lambda rows, path: rows.to_csv(path, index=False),
+    "tsv": lambda rows, path: rows.to_csv(path, index=False, sep="\t"),
+    "csv.gz": lambda rows, path: rows.to_csv(path, index=False),
+    "json": lambda rows, path: rows.to_json(path, orient="records"),
+    "jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True),
+    "jsonl.xz": lambda rows, path: rows.to_json(path, orient="records", lines=True),
+    "json.gz": lambda rows, path: rows.to_json(path, orient="records", lines=True),
+    "arrow": lambda rows, path: pa.RecordBatchStreamWriter(path, pa.Table.from_pandas(rows).schema).write_table(
+        pa.Table.from_pandas(rows)
+    ),
+    "parquet": lambda rows, path: rows.to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_format_that_is_read_is_pinned(nli, ending):
+    def written(label):
+        for split in ("train", "validation", "test"):
+            WRITERS[ending](
+                frame(("A man runs.", "He moves.", 0), ("A dog.", "A cat.", label)), nli / f"{split}.{ending}"
+            )
+        return hub.describe(nli, SimpleNamespace(name="nli", revision="none"), "dataset")
+
+    first = written(1)
+    assert [list(rows["label"]) for rows in data.load_splits(nli, first["files"]).values()] == [[0, 1]] * 3
+    assert written(2)["digest"] != first["digest"]
+
+
+def test_a_format_that_is_not_pinned_is_not_read(nli):
+    """Else its rows could change under the same digest."""
+    for split in ("train", "validation", "test"):
+        (nli / f"{split}.xml").write_text("<r><premise>a</premise><hypothesis>b</hypothesis><label>0</label></r>")
+    manifest = hub.describe(nli, SimpleNamespace(name="nli", revision="none"), "dataset")
+    assert manifest["files"] == {}
+    with pytest.raises(UserError, match=r"data\.name: .*nli: no table"):
+        data.load_splits(nli, manifest["files"])
+
+
+# --- rows that stand in two splits ---
+
+
+def test_rows_that_stand_in_the_training_split_are_counted():
+    train = frame(("a", "b", 0), ("c", "d", 1), ("e", "f", 2))
+    rows = frame(("a", "b", 0), ("a", "b", 2), ("c", "x", 1), ("y", "f", 2))
+    assert data.in_train(rows, train) == {"rows": 2, "premises": 3}
+    assert data.in_train(rows.iloc[3:], train) == {"rows": 0, "premises": 0}
+
+
 def test_a_split_without_rows_is_an_error():
     with pytest.raises(UserError, match="split 'test' has no rows"):
         data.check_split(table().slice(0, 0), "test")
@@ -147,6 +278,12 @@ def words():
 
 def encoded(words, premise, hypothesis, max_length=128, template=TEMPLATE):
     return data.tokenize(frame((premise, hypothesis, 0)), words, template, max_length).iloc[0]
+
+
+def test_progress_counts_rows(words):
+    told = []
+    data.tokenize(frame(*[("a man sleeps", "a man runs", 0)] * 2500), words, TEMPLATE, 128, told.append)
+    assert told == [1000, 1000, 500]
 
 
 def test_braces_in_a_text_are_text():
@@ -228,7 +365,7 @@ def stage_outcomes(tmp_path_factory):
     """{case: what `download` did with a damaged data folder}; the model is the nano one."""
     top = tmp_path_factory.mktemp("data")
     raw = unpinned_params()
-    raw["model"]["name"] = str(NANO)
+    use(raw, "model", str(NANO))
 
     def case(name, **files):
         folder = top / name
@@ -239,7 +376,7 @@ def stage_outcomes(tmp_path_factory):
                 path.write_bytes(content)
             else:
                 pq.write_table(content, path)
-        raw["data"]["name"] = "nli"
+        use(raw, "data", "./nli")
         (folder / "params.yaml").write_text(yaml.safe_dump(raw))
         return folder
 

@@ -10,17 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import COMMITTED, NANO, assert_refused, error_line, run_stage_in_each, written
+from conftest import COMMITTED, NANO, assert_refused, error_line, run_stage_in_each, use, written
 from hub_server import refuse, send_file
 from huggingface_hub import constants
 
-from stages.core import hub
+from stages.core import hashes, hub
 from stages.core.errors import UserError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # the client keeps whole chunks of a file whose connection was cut
 LARGE = bytes(2 * CHUNK + 4_000_000)
 TOKEN = "hf_ThisTokenMustNeverBeSeen"
+PASSWORD = "pw_ThisPasswordMustNeverBeSeen"
 WEIGHTS = "model.safetensors"
 OUTS = [
     "data/raw/test.parquet", "data/raw/train.parquet", "data/raw/validation.parquet", "data/source.json",
@@ -38,6 +39,13 @@ def data_files():
     pq.write_table(pa.table(columns), sink)
     content = sink.getvalue().to_pybytes()
     return {f"data/{split}-00000-of-00001.parquet": content for split in ("train", "validation", "test")}
+
+
+def sharded_data_files():
+    """The same data; its training rows in two files."""
+    files = data_files()
+    content = files.pop("data/train-00000-of-00001.parquet")
+    return files | {f"data/train-0000{number}-of-00002.parquet": content for number in range(2)}
 
 
 def times(count, answer):
@@ -114,8 +122,9 @@ FAULTS = {
 def case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
     """A folder with a params.yaml that names these repositories."""
     raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
-    raw["model"] |= {"name": model, "revision": revision}
-    raw["data"] |= {"name": data, "revision": REVISION}
+    raw["model"]["revision"], raw["data"]["revision"] = revision, REVISION
+    use(raw, "model", model)
+    use(raw, "data", data)
     (top / folder).mkdir()
     (top / folder / "params.yaml").write_text(yaml.safe_dump(raw))
     return top / folder
@@ -130,6 +139,7 @@ def outcomes(tmp_path_factory):
             larger = {WEIGHTS: LARGE} if name == "cut" else {}
             served.add("models", f"tests/{name}", REVISION, model_files() | larger, fault)
         served.add("datasets", "tests/nli", REVISION, data_files())
+        served.add("datasets", "tests/shards", REVISION, sharded_data_files())
         folders = [case(top, name, f"tests/{name}") for name in FAULTS]
         folders += [
             case(top, "no repository", "tests/none"),
@@ -138,6 +148,7 @@ def outcomes(tmp_path_factory):
             case(top, "no branch", revision="elsewhere"),
             case(top, "pwned", "$(touch pwned)"),
             case(top, "bytes again", "tests/bytes-once"),
+            case(top, "shards", data="tests/shards"),
         ]
         env = {
             "HF_ENDPOINT": served.url,
@@ -159,9 +170,17 @@ def outcomes(tmp_path_factory):
         full = {"HF_HOME": str(top / "hf full"), "LARGEST_FILE": "1000000"}
         done |= run_stage_in_each("download", [case(top, "full")], **env | full)
     offline = [case(top, "offline warm"), case(top, "offline cold", "tests/never")]
+    shutil.copytree(top / "hf", top / "hf in part", symlinks=True)
+    (repository,) = (top / "hf in part").glob("hub/*shards")
+    shutil.rmtree(repository / "trees")  # the hub's listing, which older clients and single downloads don't leave
+    next(repository.glob("snapshots/*/data/train-00001-of-00002.parquet")).unlink()
+    in_part = {**env, "HF_HUB_OFFLINE": "1", "HF_HOME": str(top / "hf in part")}
+    done |= run_stage_in_each("download", [case(top, "offline in part", data="tests/shards")], **in_part)
     done |= run_stage_in_each("download", offline, **env | {"HF_HUB_OFFLINE": "1"})
     gone = [case(top, "unreachable warm"), case(top, "unreachable cold", "tests/never")]
     done |= run_stage_in_each("download", gone, **env)
+    told = {**env, "HF_ENDPOINT": served.url.replace("://", f"://user:{PASSWORD}@")}
+    done |= run_stage_in_each("download", [case(top, "endpoint with a password", "tests/never")], **told)
     for name, outcome in done.items():
         outcome.written = written(top / name)
     return SimpleNamespace(done=done, served=served, top=top)
@@ -169,7 +188,7 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["good", "busy", "recovering", "broken-file", "cut", "bytes again", "offline warm", "unreachable warm"],
+    ["good", "busy", "recovering", "broken-file", "cut", "bytes again", "offline warm", "unreachable warm", "shards"],
 )
 def test_the_files_arrive(outcomes, name):
     done = outcomes.done[name]
@@ -198,6 +217,8 @@ def test_the_files_arrive(outcomes, name):
         ("full", ["model.name", "File too large", "hub cache"]),
         ("offline cold", ["model.name", "not in the local cache", "HF_HUB_OFFLINE", "make demo"]),
         ("unreachable cold", ["model.name", "not in the local cache", "refused", "make demo"]),
+        ("offline in part", ["data.name", "tests/shards", "1 of 2 files data/train-"]),
+        ("endpoint with a password", ["model.name", "not in the local cache", "http://127.0.0.1"]),
         ("pwned", ["params.yaml: model.name", "$(touch pwned)"]),
     ],
 )
@@ -231,6 +252,7 @@ def test_the_token_is_sent_to_the_hub_and_shown_nowhere(outcomes):
     assert any(headers.get("authorization") == f"Bearer {TOKEN}" for headers in outcomes.served.headers)
     for done in outcomes.done.values():
         assert TOKEN not in done.stdout + done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
     for name in outcomes.done:
         for path in written(outcomes.top / name):
             assert TOKEN.encode() not in (outcomes.top / name / path).read_bytes()
@@ -252,16 +274,17 @@ def test_files_that_changed_on_the_hub_since_download_are_refused(outcomes):
 
 def test_a_folder_pinned_by_its_digest_is_checked(nano_copy):
     source = SimpleNamespace(name=str(nano_copy), revision="none")
-    digest = hub.fetch(source, "model")[1]["digest"]
+    digest = hub.fetch(source, "model", source.name)[1]["digest"]
     source.revision = digest
-    assert hub.fetch(source, "model")[1]["digest"] == digest
+    assert hub.fetch(source, "model", source.name)[1]["digest"] == digest
     (nano_copy / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"params\.yaml: model\.revision: .* have the digest"):
-        hub.fetch(source, "model")
+        hub.fetch(source, "model", source.name)
 
 
 def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):
-    digest = hub.fetch(SimpleNamespace(name=str(nano_copy), revision="none"), "model")[1]["digest"]
+    source = SimpleNamespace(name=str(nano_copy), revision="none")
+    digest = hub.fetch(source, "model", source.name)[1]["digest"]
     assert f"model.revision: {digest}" in capsys.readouterr().out
 
 
@@ -281,4 +304,125 @@ def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
 @pytest.mark.parametrize("name", ["./none", "/none", "../none"])
 def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(name):
     with pytest.raises(UserError, match=r"params\.yaml: data\.name: no folder"):
-        hub.fetch(SimpleNamespace(name=name, revision="none"), "dataset")
+        hub.fetch(SimpleNamespace(name=name, revision="none"), "dataset", name)
+
+
+def test_a_home_folder_is_found(nano_copy, monkeypatch):
+    monkeypatch.setenv("HOME", str(nano_copy.parent))
+    source = SimpleNamespace(name="~/nano", revision="none")
+    folder, manifest = hub.fetch(source, "model", str(nano_copy))
+    assert folder == nano_copy
+    assert hub.model_folder(manifest) == nano_copy
+
+
+@pytest.mark.parametrize(
+    ("name", "watched", "said"),
+    [
+        ("./nano", "hub", ["watch.model: hub", "set watch.model: nano"]),
+        ("./nano", "other", ["watch.model: other", "set watch.model: nano"]),
+        ("tests/good", "./nano", ["watch.model: ./nano", "allowed: hub"]),
+        ("~/nano", "~/nano", ["set watch.model: /"]),
+    ],
+)
+def test_a_folder_that_dvc_does_not_watch_is_refused(nano_copy, monkeypatch, name, watched, said):
+    """Else DVC would say of changed files that nothing changed."""
+    monkeypatch.setenv("HOME", str(nano_copy.parent))
+    monkeypatch.chdir(nano_copy.parent)
+    with pytest.raises(UserError) as caught:
+        hub.fetch(SimpleNamespace(name=name, revision="none"), "model", watched)
+    assert all(part in str(caught.value) for part in ["params.yaml: ", *said]), caught.value
+
+
+def test_another_folder_in_place_of_a_pinned_one_says_all_that_is_to_be_set(nano_copy):
+    with pytest.raises(UserError) as caught:
+        hub.fetch(SimpleNamespace(name=str(nano_copy), revision="0" * 64), "model", "assets/nano-phi")
+    digest = hub.describe(nano_copy, SimpleNamespace(name="x", revision="y"), "model")["digest"]
+    for part in (f"set watch.model: {nano_copy}", f"digest {digest}; set model.revision to it, or to none"):
+        assert part in str(caught.value)
+
+
+def test_a_relative_folder_in_an_experiments_copy_of_the_repository_says_why_it_is_not_there(tmp_path, monkeypatch):
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(UserError, match="this experiment runs in a copy of the repository"):
+        hub.fetch(SimpleNamespace(name="../none", revision="none"), "model", "../none")
+
+
+@pytest.mark.parametrize("change", ["same size", "gone", "one more"])
+def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_load(nano_copy, change):
+    manifest = hub.describe(nano_copy, SimpleNamespace(name=str(nano_copy), revision="none"), "model")
+    assert hub.model_folder(manifest) == nano_copy
+    weights, stat = nano_copy / WEIGHTS, (nano_copy / WEIGHTS).stat()
+    if change == "same size":
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "gone":
+        weights.unlink()
+    else:
+        (nano_copy / "adapter.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="missing or changed since `download`"):
+        hub.model_folder(manifest)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [["data/train-00000-of-00002.parquet"], ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]],
+)
+def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, left):
+    for name in left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"weight_map": {"w": "model-00002-of-00002.safetensors"}}')
+    kind = "dataset" if "data" in left[0] else "model"
+    with pytest.raises(UserError, match="fetch or copy it whole"):
+        hub.fetch(SimpleNamespace(name=str(tmp_path), revision="none"), kind, str(tmp_path))
+
+
+# --- hashes of large files ---
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that counts as large and was left alone for long -> (its path, list of the paths that were read)."""
+    monkeypatch.setattr(hashes, "LARGE", 4)
+    monkeypatch.setattr(hashes, "SETTLED", 0)
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    read, plain = [], hashes.sha256
+    monkeypatch.setattr(hashes, "sha256", lambda path: read.append(path) or plain(path))
+    (tmp_path / "weights").write_bytes(b"12345678")
+    return tmp_path / "weights", read
+
+
+def test_a_large_file_is_read_once(large):
+    path, read = large
+    assert hashes.sha256_once(path) == hashes.sha256_once(path) == hub_server.sha256(b"12345678")
+    assert len(read) == 1
+
+
+def test_a_large_file_changed_in_place_is_read_again_though_size_and_time_are_the_same(large):
+    path, _ = large
+    hashes.sha256_once(path)
+    stat = path.stat()
+    path.write_bytes(b"12345670")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hashes.sha256_once(path) == hub_server.sha256(b"12345670")
+
+
+def test_a_file_touched_just_now_is_read_again(large, monkeypatch):
+    """Its clock may not have ticked before it changes again."""
+    path, read = large
+    monkeypatch.setattr(hashes, "SETTLED", 2 * 10**9)
+    hashes.sha256_once(path)
+    hashes.sha256_once(path)
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("damage", ["[", "{}", None])
+def test_a_damaged_store_of_hashes_costs_a_reading(large, damage, monkeypatch):
+    path, _ = large
+    hashes.sha256_once(path)
+    store = path.parent / "hf" / hashes.STAMPS
+    store.unlink()
+    store.mkdir() if damage is None else store.write_text(damage)
+    assert hashes.sha256_once(path) == hub_server.sha256(b"12345678")

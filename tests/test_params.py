@@ -37,6 +37,8 @@ BAD_VALUES = {
     "empty text": ("model.name", "", "at least 1 character"),
     "number for text": ("model.name", 5, "not 5"),
     "NUL in text": ("data.name", "a\0b", "pattern"),
+    "no regular expression": ("lora.target_modules", "*proj", "nothing to repeat"),
+    "fp16 without 4-bit products": ("model.precision", "fp16", "quantization: none"),
     "no modules": ("lora.target_modules", [], "at least 1 item"),
     "template without hypothesis": ("tokenize.template", "{premise}", "hypothesis"),
     "template in the wrong order": ("tokenize.template", "{hypothesis} {premise}", "pattern"),
@@ -62,6 +64,8 @@ def outcomes(tmp_path_factory):
     for name, (key, value, _) in BAD_VALUES.items():
         raw = copy.deepcopy(good)
         set_key(raw, key, value)
+        if name == "fp16 without 4-bit products":
+            raw["model"]["quantization"] = "none"
         if value is GONE:
             *groups, leaf = key.split(".")
             del (raw[groups[0]] if groups else raw)[leaf]

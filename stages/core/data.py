@@ -1,37 +1,57 @@
 """NLI rows: read, checked, chosen, turned into tokens."""
 
 import bisect
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
 import pyarrow.types as types
 
+from stages.core import hub
 from stages.core.errors import UserError
+from stages.core.files import scratch_folder
 from stages.core.labels import LABELS, SPLITS
 
 
-def load_splits(folder):
-    """Read the three splits of a folder in any format that `datasets` reads.
+def load_splits(folder, names):
+    """Read the three splits of a folder by `datasets`.
+
+    Only the named files are read, those that the manifest pins, and never out of the cache of `datasets`: it takes a
+    file of the same path and time for the same rows.
+
+    Args:
+        names: files, relative to `folder`.
 
     Returns:
         {split: data frame with the columns premise, hypothesis, label}, checked.
     """
-    try:
-        loaded = datasets.load_dataset(str(folder))
-    except Exception as error:  # `datasets` raises a dozen kinds here, plain Exception among them
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(f"data.name: {folder}: not readable as a data set ({reason})") from error
-    for split in SPLITS:
-        if split not in loaded:
-            raise UserError(
-                f"data.name: {folder}: no split '{split}' (has {', '.join(loaded)}); needed: {', '.join(SPLITS)}"
-            )
-    return {split: check_split(loaded[split].data.table, split) for split in SPLITS}
+    if not set(names) - {"README.md"}:
+        raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(hub.TABLES)}")
+    with scratch_folder("data/source") as scratch:
+        for name in names:
+            (scratch / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / "files" / name).symlink_to((Path(folder) / name).resolve())
+        try:
+            loaded = datasets.load_dataset(str(scratch / "files"), cache_dir=str(scratch / "cache"))
+        except Exception as error:  # `datasets` raises a dozen kinds here, plain Exception among them
+            reason = str(error.__cause__ or error).strip().splitlines()[0].replace(f"{scratch}/files", str(folder))
+            raise UserError(f"data.name: {folder}: not readable as a data set ({reason})") from error
+        for split in SPLITS:
+            if split not in loaded:
+                raise UserError(
+                    f"data.name: {folder}: no split '{split}' (has {', '.join(loaded)}); needed: {', '.join(SPLITS)}"
+                )
+        names_of = {split: getattr(loaded[split].features.get("label"), "names", None) for split in SPLITS}
+        return {split: check_split(loaded[split].data.table, split, names_of[split]) for split in SPLITS}
 
 
-def check_split(table, split):
+def check_split(table, split, names=None):
     """Check one split, an arrow table, and return it as a data frame.
+
+    Args:
+        names: the classes that the data set itself says its codes 0, 1, … mean, or None where it says nothing and
+            they are SNLI's.
 
     Raises:
         UserError: naming the split and the column: missing, of another type, empty; no rows.
@@ -60,6 +80,8 @@ def check_split(table, split):
             raise UserError(
                 f"data: split '{split}': column '{column}' holds {table.schema.field(column).type}; allowed: text"
             )
+    if names is not None:
+        rows["label"] = rows["label"].map(own_codes(names, split))
     labelled = rows[rows["label"] >= 0]
     for column in ("premise", "hypothesis"):
         empty = labelled[column].str.strip() == ""
@@ -68,8 +90,26 @@ def check_split(table, split):
     return rows.astype({"label": "int64"})
 
 
+def own_codes(names, split):
+    """{code of a data set: our code of the class of that name}; -1 stays.
+
+    Args:
+        names: the data set's classes in the order of its codes.
+    """
+    places = {name.strip().casefold(): code for code, name in enumerate(names)}
+    if places.keys() != set(LABELS):
+        raise UserError(
+            f"data: split '{split}': column 'label' has the classes {', '.join(names)}; needed: {', '.join(LABELS)}"
+        )
+    return {-1: -1} | {places[name]: code for code, name in enumerate(LABELS)}
+
+
 def choose(rows, samples):
-    """Every (rows // samples)-th row in order, as the published notebook chose: 550 and 100 apart on SNLI.
+    """Rows at equal distances over a whole split, in order, without chance.
+
+    Where a whole number of rows apart reaches the split's end, that is every (rows // samples)-th row, as the
+    published notebook chose: 550 and 100 apart on SNLI. Else the distance is a fraction, so that the end is not left
+    out.
 
     Args:
         rows: data frame of a whole split.
@@ -80,7 +120,9 @@ def choose(rows, samples):
     if samples > len(rows):
         raise UserError(f"the split has {len(rows)} rows; allowed: 1 to {len(rows)}, or null for all")
     step = len(rows) // samples
-    return rows.iloc[: step * samples : step]
+    if len(rows) - step * samples < step:
+        return rows.iloc[: step * samples : step]
+    return rows.iloc[np.arange(samples) * len(rows) // samples]
 
 
 def resolve_unlabelled(rows, unlabelled):
@@ -90,17 +132,24 @@ def resolve_unlabelled(rows, unlabelled):
     return rows[rows["label"] != -1]
 
 
-def tokenize(rows, tokenizer, template, max_length):
+def tokenize(rows, tokenizer, template, max_length, progress=lambda rows: None):
     """Add the column `input_ids` (list of int, at most `max_length`) and `truncated` (bool).
 
     An over-long text loses the end of its premise or hypothesis, the longer first, never the template's end: the
     model reads its class from the last token.
+
+    Args:
+        progress: told how many rows are done since it was told last.
     """
 
     def encode(texts):  # a special token's name in a text is text
         return tokenizer(texts, split_special_tokens=True)["input_ids"] if texts else []
 
-    encoded = encode([fill(template, p, h) for p, h in zip(rows["premise"], rows["hypothesis"], strict=True)])
+    texts = [fill(template, p, h) for p, h in zip(rows["premise"], rows["hypothesis"], strict=True)]
+    encoded = []
+    for start in range(0, len(texts), 1000):
+        encoded += encode(texts[start : start + 1000])
+        progress(len(encoded) - start)
     truncated = [len(ids) > max_length for ids in encoded]
     for i in np.flatnonzero(truncated):
         premise, hypothesis = rows["premise"].iloc[i], rows["hypothesis"].iloc[i]
@@ -138,6 +187,13 @@ def summarize(rows, chosen, kept):
         "tokens_max": int(lengths.max()),
         "classes": {name: int((kept["label"] == i).sum()) for i, name in enumerate(LABELS)},
     }
+
+
+def in_train(rows, train):
+    """How many rows stand in the training split too, word for word: premise and hypothesis, and the premise alone."""
+    pairs, premises = set(zip(train["premise"], train["hypothesis"], strict=True)), set(train["premise"])
+    both = zip(rows["premise"], rows["hypothesis"], strict=True)
+    return {"rows": sum(pair in pairs for pair in both), "premises": int(rows["premise"].isin(premises).sum())}
 
 
 def to_table(frame):

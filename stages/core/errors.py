@@ -1,5 +1,6 @@
 """The one exception that a user's mistake raises, and what running a stage means."""
 
+import re
 import sys
 
 
@@ -16,6 +17,11 @@ def run(main):
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def one_line(error):
+    """An error as one line; an address in it loses user and password (HF_ENDPOINT may hold them)."""
+    return re.sub(r"(\w://)[^/\s@]+@", r"\1", " ".join(str(error).split()))

@@ -41,6 +41,17 @@ def new_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path):
+    """Yield an empty temporary folder beside `path`, gone when the block ends."""
+    temporary = _temporary(Path(path))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_folder(path):
     """Remove a folder if it is there, under another name: whoever is killed here leaves no half of it behind."""
     path = Path(path)

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import importlib
+import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,19 +20,24 @@ from huggingface_hub.errors import (
 )
 
 from stages.core.errors import UserError
-from stages.core.files import sha256
+from stages.core.hashes import sha256_once
 
 # The HTTP library that the hub's client uses, and whose errors it lets through: httpx, or httpx2 in newer releases.
 http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
 
-# safetensors only: a pickled checkpoint runs whatever code is in it.
+# safetensors only: a pickled checkpoint runs whatever code is in it. Of data, the tables that `datasets` reads.
+TABLES = ["parquet", "arrow", *(f"{text}{packed}" for text in ("csv", "tsv", "json", "jsonl", "ndjson")
+                                for packed in ("", ".gz", ".bz2", ".xz", ".zst"))]  # fmt: skip
 PATTERNS = {
     "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
-    "dataset": ["README.md", "*.parquet", "*.csv", "*.json", "*.jsonl"],
+    "dataset": ["README.md", *(f"*.{ending}" for ending in TABLES)],
 }
+KEYS = {"model": "model", "dataset": "data"}  # the groups of params.yaml
+HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
+SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b")
 
 
-def fetch(source, kind):
+def fetch(source, kind, watched):
     """Return a local folder with the files of `source` (its `name` and `revision`), and their manifest.
 
     From the hub the pinned revision lands in the hub's own cache; a folder is used where it lies, and is checked
@@ -39,64 +46,97 @@ def fetch(source, kind):
     Args:
         source: the `model` or `data` group of params.yaml.
         kind: "model" or "dataset".
+        watched: the same source's path in `watch`, which DVC compares.
 
     Returns:
         (folder, manifest): manifest has `name`, `revision`, `digest` and `files` {path: {size in bytes, sha256}}.
     """
-    key = {"model": "model", "dataset": "data"}[kind]
-    local = is_folder(source.name)
-    folder = Path(source.name) if local else _download(source.name, source.revision, kind, PATTERNS[kind])
-    manifest = describe(folder, source, kind)
-    if not local:
+    key = KEYS[kind]
+    if not is_folder(source.name):
+        if watched != HUB:
+            raise UserError(f"params.yaml: watch.{key}: {watched}, but {key}.name is no folder; allowed: {HUB}")
+        folder = _download(source.name, source.revision, kind, PATTERNS[kind])
+        manifest = describe(folder, source, kind)
         _check_announced(folder, manifest, key)
-    if local and len(source.revision) == 64 and source.revision != manifest["digest"]:
-        raise UserError(f"params.yaml: {key}.revision: the files in {source.name} have the digest {manifest['digest']}")
-    if local and source.revision != manifest["digest"]:
+        _check_whole(folder, manifest, key)
+        return folder, manifest
+    folder = local(source.name)
+    manifest = describe(folder, source, kind)
+    _check_whole(folder, manifest, key)
+    wrong = []
+    if Path(watched) != folder:
+        wrong.append(f"watch.{key}: {watched}, but {key}.name is a folder; set watch.{key}: {folder}")
+    if len(source.revision) == 64 and source.revision != manifest["digest"]:
+        wrong.append(
+            f"{key}.revision: the files in {source.name} have the digest {manifest['digest']}; "
+            f"set {key}.revision to it, or to none for no pin"
+        )
+    if wrong:
+        raise UserError(f"params.yaml: {'; '.join(wrong)}")
+    if source.revision != manifest["digest"]:
         print(f"{source.name} is a folder and not pinned; to pin it, set {key}.revision: {manifest['digest']}")
     return folder, manifest
 
 
 def is_folder(name):
     """Whether a name means a local folder: one that exists, or that is written as a path."""
-    return Path(name).is_dir() or name.startswith((".", "/", "~"))
+    return local(name).is_dir() or name.startswith((".", "/", "~"))
+
+
+def local(name):
+    """The path of a local folder; `~` is the home."""
+    return Path(name).expanduser()
 
 
 def describe(folder, source, kind):
     """Manifest of the files that count, by relative path. The digest is over names and contents."""
     if not folder.is_dir():
-        raise UserError(f"params.yaml: {'model' if kind == 'model' else 'data'}.name: no folder {folder}")
+        raise UserError(f"params.yaml: {KEYS[kind]}.name: no folder {folder}{_where(folder)}")
     paths = sorted({path for pattern in PATTERNS[kind] for path in folder.rglob(pattern) if path.is_file()})
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in paths}
+    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256_once(p)} for p in paths}
     whole = hashlib.sha256("".join(f"{name} {f['sha256']}\n" for name, f in files.items()).encode())
     return {"name": source.name, "revision": source.revision, "digest": whole.hexdigest(), "files": files}
+
+
+def _where(folder):
+    """A hint for a relative folder that is not there because the experiment runs in a copy of the repository."""
+    copied = not folder.is_absolute() and {"tmp", "exps"} <= set(Path.cwd().parts)
+    return f": this experiment runs in a copy of the repository, {Path.cwd()}; name the whole path" if copied else ""
 
 
 def model_folder(manifest):
     """The folder that holds the model of a manifest; fetched again where the cache lacks a file of it.
 
-    Sizes are compared, not hashes: `download` hashed the files, and 5.6 GB would be read twice at each load.
+    A local folder's files are compared by their hash. In the hub's cache nobody edits files, and their sizes do:
+    `download` hashed them, and 5.6 GB would be read twice at each load.
     """
+    source = SimpleNamespace(**manifest)
     if is_folder(manifest["name"]):
-        folder = Path(manifest["name"])
-    else:
-        place = (manifest["name"], manifest["revision"], "model", list(manifest["files"]))
-        try:
-            folder = _snapshot(*place, local_files_only=True)
-            whole = _changed(folder, manifest) is None
-        except LocalEntryNotFoundError:
-            whole = False
-        if not whole:
-            folder = _download(*place)
-            if describe(folder, SimpleNamespace(**manifest), "model")["digest"] != manifest["digest"]:
-                raise UserError(f"model.name: {manifest['name']} changed on the hub; run `dvc repro --force download`")
-    changed = _changed(folder, manifest)
-    if changed:
-        raise UserError(f"{folder / changed}: missing or changed since `download`; run `dvc repro --force download`")
+        folder = local(manifest["name"])
+        now = describe(folder, source, "model")["files"]
+        changed = sorted(name for name in {*now, *manifest["files"]} if now.get(name) != manifest["files"].get(name))
+        if changed:
+            raise UserError(
+                f"{folder / changed[0]}: missing or changed since `download` read it; "
+                "bring it back, or run the pipeline again"
+            )
+        return folder
+    place = (manifest["name"], manifest["revision"], "model", list(manifest["files"]))
+    try:
+        folder = _snapshot(*place, local_files_only=True)
+        if _changed(folder, manifest) is None:
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    folder = _download(*place)
+    if describe(folder, source, "model")["digest"] != manifest["digest"]:
+        raise UserError(f"model.name: {manifest['name']} changed on the hub; set model.revision to a commit")
     return folder
 
 
 def _changed(folder, manifest):
+    """A file of a manifest that is gone or of another size, or None."""
     for name, file in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file["size"]:
@@ -125,6 +165,28 @@ def _check_announced(folder, manifest, key):
             raise UserError(f"{key}.name: {manifest['name']}: {path} is not what the hub announced; run again")
 
 
+def _check_whole(folder, manifest, key):
+    """A cache or a copy that holds a part of a source's shards is not taken for all of it.
+
+    A shard's name tells how many there are, `train-00000-of-00002.parquet`, and a model's index names all of its.
+    """
+    names, shards = manifest["files"], {}
+    for name in names:
+        if numbered := SHARD.match(name):
+            shards.setdefault(numbered.groups(), []).append(name)
+    for (start, count), found in shards.items():
+        if len(found) < int(count):
+            raise UserError(
+                f"{key}.name: {manifest['name']}: {len(found)} of {int(count)} files {start}-… are in {folder}; "
+                "fetch or copy it whole"
+            )
+    for index in (name for name in names if name.endswith(".safetensors.index.json")):
+        with contextlib.suppress(ValueError, AttributeError, KeyError):  # no index: the model's loader says so
+            parts = json.loads((folder / index).read_text())["weight_map"].values()
+            for part in sorted({str(Path(index).with_name(part)) for part in parts} - names.keys()):
+                raise UserError(f"{key}.name: {manifest['name']}: no {part} in {folder}; fetch or copy it whole")
+
+
 def _git_hash(path):
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -132,7 +194,7 @@ def _git_hash(path):
 
 def _download(name, revision, kind, patterns):
     """The folder of a snapshot: from the hub, or from the cache where the hub can't be reached; or one line why not."""
-    key = {"model": "model", "dataset": "data"}[kind]
+    key = KEYS[kind]
     reason = None
     try:
         reason = _unreachable(name, revision, kind)

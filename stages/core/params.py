@@ -1,13 +1,24 @@
 """params.yaml, read once and checked whole: types, ranges, no unknown key, no missing key."""
 
+import re
 import reprlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from stages.core.errors import UserError
+
+
+def _regular_expression(value):
+    """PEFT takes a text for one, but for its own word all-linear."""
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"must be all-linear, a list of names, or a regular expression ({error})") from error
+    return value
 
 
 def _number(value):
@@ -38,6 +49,13 @@ class Model(Group):
     hidden_act: Literal["gelu_pytorch_tanh", "gelu_new"] | None
     head: Literal["seeded", "random"]
 
+    @field_validator("precision")
+    @classmethod
+    def _fp16_needs_4_bits(cls, value, info):
+        if value == "fp16" and info.data.get("quantization") == "none":  # phi-2's attention overflows in float16
+            raise ValueError("is for the 4-bit products alone (with quantization: none allowed: auto, bf16, fp32)")
+        return value
+
 
 class Data(Group):
     name: Text
@@ -46,6 +64,11 @@ class Data(Group):
     validation_rows: Count | None
     test_rows: Count | None
     unlabelled: Literal["drop", "neutral"]
+
+
+class Watch(Group):
+    model: Text
+    data: Text
 
 
 class Tokenize(Group):
@@ -63,7 +86,7 @@ class Lora(Group):
     r: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
     alpha: Positive
     dropout: Fraction
-    target_modules: Text | Annotated[list[Text], Field(min_length=1)]
+    target_modules: Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_regular_expression)]
 
 
 class Train(Group):
@@ -97,6 +120,7 @@ class Params(Group):
     seed: Seed
     model: Model
     data: Data
+    watch: Watch
     tokenize: Tokenize
     batches: Batches
     lora: Lora

@@ -1,11 +1,28 @@
 """Python imports this when it starts with this folder on PYTHONPATH.
 
 In a stage that DVC runs, it writes the dotted name of every parameter that the stage reads to $RECORD_READS/<stage>,
-and it stops the process at the moment that $STOP_AT names.
+each file that Python opens to read to $RECORD_READS/<stage>.files, and it stops the process at the moment that $STOP_AT
+names.
 """
 
 import os
+import sys
 from pathlib import Path
+
+if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
+    opened = set()
+
+    def note(event, arguments):
+        """Write down a file that is opened to be read; the import of a module opens its file too."""
+        if event != "open" or not isinstance(arguments[0], str) or arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        path = os.path.abspath(arguments[0])  # noqa: PTH100 -- links are not to be followed
+        if path not in opened:
+            opened.add(path)
+            with open(f"{os.environ['RECORD_READS']}/{os.environ['DVC_STAGE'].rpartition(':')[2]}.files", "a") as file:
+                file.write(f"{path}\n")
+
+    sys.addaudithook(note)
 
 if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     from stages.core import params
@@ -41,7 +58,6 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
 if "DVC_STAGE" in os.environ and os.environ.get("STOP_AT"):
     import re
     import signal
-    import sys
 
     moment = re.compile(os.environ["STOP_AT"])
 

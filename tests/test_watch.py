@@ -1,0 +1,72 @@
+"""Model and data in local folders: `dvc repro` itself sees that their files changed."""
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import Clone
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone whose embedded model and data are not pinned, and were downloaded and tokenized once."""
+    clone = Clone(tmp_path_factory.mktemp("watch"))
+    path = clone.folder / "embedded/params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    raw["model"]["revision"] = raw["data"]["revision"] = "none"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    (clone.folder / "embedded/dvc.lock").unlink()
+    assert run(clone) == ["download", "tokenize"]
+    return clone
+
+
+def run(clone, **env):
+    done = clone.dvc("repro", "tokenize", **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.ran
+
+
+def test_unchanged_folders_run_nothing(clone):
+    assert run(clone) == []
+
+
+def test_weights_changed_in_place_with_equal_size_run_again(clone):
+    weights = clone.folder / "embedded/assets/nano-phi/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert run(clone) == ["download", "tokenize"]
+
+
+def test_changed_rows_run_again_and_are_the_ones_read(clone):
+    path = clone.folder / "embedded/assets/everyday-nli/test.parquet"
+    pd.read_parquet(path).iloc[::-1].to_parquet(path)
+    last = pd.read_parquet(path)["premise"].iloc[0]
+    assert run(clone) == ["download", "tokenize"]
+    assert pd.read_parquet(clone.folder / "embedded/data/raw/test.parquet")["premise"].iloc[0] == last
+
+
+def test_a_file_added_to_the_folder_runs_again(clone):
+    (clone.folder / "embedded/assets/everyday-nli/more.md").write_text("not data\n")
+    assert run(clone) == ["download"]
+    readme = clone.folder / "embedded/assets/everyday-nli/README.md"
+    readme.chmod(0o644)
+    readme.write_text(f"{readme.read_text()}\nOnce more.\n")
+    assert "download" in run(clone)
+
+
+def test_a_pinned_folder_that_changed_is_refused(clone):
+    path = clone.folder / "embedded/params.yaml"
+    committed = yaml.safe_load(clone.git("show", "HEAD:embedded/params.yaml"))
+    path.write_text(yaml.safe_dump(committed, sort_keys=False))
+    done = clone.dvc("repro", "tokenize")
+    assert done.returncode != 0
+    assert "params.yaml: model.revision: the files in assets/nano-phi have the digest" in done.stderr
+
+
+def test_another_folder_is_refused_with_all_that_is_to_be_set(clone):
+    clone.git("checkout", "--", "embedded")
+    done = clone.dvc("exp", "run", "download", "-S", "data.name=assets/nano-phi")
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "set watch.data: assets/nano-phi" in line and "set data.revision to it, or to none" in line
