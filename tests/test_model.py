@@ -1,14 +1,24 @@
 """The quantised base, its head and its adapter, with the real bitsandbytes and PEFT."""
 
 import json
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import COMMITTED, CPU, NANO, error_line, manifest_of, run_stage, written
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, PhiConfig
+from conftest import COMMITTED, CPU, NANO, error_line, manifest_of, run_stage, use, written
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PhiConfig,
+)
+from transformers.activations import ACT2FN
 
 from stages.core import evaluation, model, params
 from stages.core.errors import UserError
@@ -373,7 +383,7 @@ def test_download_says_where_there_is_no_model(nano_copy, raw_params, tmp_path, 
     (nano_copy / missing).unlink()
     folder = tmp_path / "run"
     folder.mkdir()
-    raw_params["model"]["name"] = str(nano_copy)
+    use(raw_params, "model", str(nano_copy))
     (folder / "params.yaml").write_text(yaml.safe_dump(raw_params))
     line = error_line(run_stage("download", folder))
     assert "model.name" in line
@@ -406,6 +416,81 @@ def test_threads_are_set():
         torch.set_num_threads(before)
 
 
-def test_a_cpu_computes_in_full_precision_unless_told_otherwise():
-    assert model.pick_precision("auto", CPU) == "fp32"
-    assert model.pick_precision("bf16", CPU) == "bf16"
+def test_a_cpu_computes_in_full_precision_unless_told_otherwise(make_params):
+    group = make_params().model
+    assert model.pick_precision(group, CPU) == "fp32"
+    assert model.pick_precision(group.model_copy(update={"precision": "bf16"}), CPU) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bf16", "precision"), [("nf4", True, "bf16"), ("nf4", False, "fp16"), ("none", False, "fp32")]
+)
+def test_a_gpu_without_bf16_keeps_fp16_to_the_4_bit_products(make_params, monkeypatch, quantization, bf16, precision):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    group = make_params(model__quantization=quantization).model
+    assert model.pick_precision(group, torch.device("cuda")) == precision
+
+
+# --- what a model computes ---
+
+
+@pytest.mark.parametrize("name", sorted(model.TANH_GELUS))
+def test_the_activations_that_may_be_exchanged_are_one_function(name):
+    x = torch.linspace(-8, 8, 2001)
+    assert torch.allclose(ACT2FN[name](x), ACT2FN["gelu_new"](x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("own", "allowed"),
+    [
+        ({"hidden_act": "gelu_new"}, True),
+        ({"activation_function": "gelu_fast"}, True),
+        ({"hidden_act": "gelu_new", "hidden_activation": "gelu_pytorch_tanh"}, True),
+        ({"hidden_act": "silu"}, False),
+        ({"hidden_act": "gelu"}, False),
+        ({"hidden_act": "gelu_new", "hidden_activation": "silu"}, False),
+        ({}, False),
+    ],
+)
+def test_an_activation_is_exchanged_for_a_form_of_itself_alone(own, allowed):
+    config = SimpleNamespace(**own)
+    if allowed:
+        model.exchange_activation(config, "gelu_pytorch_tanh", "x")
+        assert vars(config) == dict.fromkeys(own, "gelu_pytorch_tanh")
+    else:
+        with pytest.raises(UserError, match=r"params\.yaml: model\.hidden_act: .*x computes .*allowed: null"):
+            model.exchange_activation(config, "gelu_pytorch_tanh", "x")
+        assert vars(config) == own
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def save_model(folder, config):
+    """Give a folder, which keeps its tokenizer, another model with random weights."""
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config.update({"vocab_size": size})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def test_a_llama_keeps_its_activation(nano_copy, load_nano):
+    save_model(nano_copy, LlamaConfig(**SMALL))
+    with pytest.raises(UserError, match=r"model\.hidden_act: gelu_pytorch_tanh, but .* computes silu"):
+        load_nano(nano_copy)
+    assert load_nano(nano_copy, hidden_act=None)[0].config.hidden_act == "silu"
+
+
+@pytest.mark.parametrize("said", [{"use_bidirectional_attention": True}, {"is_causal": False}], ids=str)
+def test_a_bidirectional_base_is_refused(nano_copy, load_nano, said):
+    """Batches carry no mask: a row's answer would depend on how long its neighbour is."""
+    config = (
+        Gemma3TextConfig(**SMALL, head_dim=16, num_key_value_heads=2)
+        if "use_bidirectional_attention" in said
+        else LlamaConfig(**SMALL)
+    )
+    save_model(nano_copy, config)
+    assert load_nano(nano_copy, hidden_act=None)
+    written_config = json.loads((nano_copy / "config.json").read_text())
+    (nano_copy / "config.json").write_text(json.dumps(written_config | said))
+    with pytest.raises(UserError, match=r"model\.name: .* is bidirectional"):
+        load_nano(nano_copy, hidden_act=None)

@@ -13,6 +13,9 @@ from stages.core.errors import UserError
 from stages.core.files import new_folder, read_json, write_json
 from stages.core.labels import LABELS
 
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
+TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function
+
 
 def pick_device(name, threads):
     """The torch device of params.yaml's `device`; one line where there is no such GPU.
@@ -31,13 +34,19 @@ def pick_device(name, threads):
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
 
 
-def pick_precision(name, device):
-    """What `auto` means on a device: bf16 where the GPU has it, fp16 products on older GPUs, fp32 on a CPU."""
-    if name != "auto":
-        return name
+def pick_precision(group, device):
+    """What `auto` means on a device: bf16 where the GPU has it, else fp16 for 4-bit products; fp32 on a CPU.
+
+    Args:
+        group: the group `model` of params.yaml.
+    """
+    if group.precision != "auto":
+        return group.precision
     if device.type == "cpu":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if group.quantization == "nf4" else "fp32"
 
 
 @contextlib.contextmanager
@@ -63,7 +72,7 @@ def load_base(manifest, group, device, seed, tokenizer):
         a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
     """
     folder = hub.model_folder(manifest)
-    precision = pick_precision(group.precision, device)
+    precision = pick_precision(group, device)
     product_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     # fp16 is kept to the 4-bit products: phi-2's attention overflows in float16 activations.
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -86,7 +95,7 @@ def load_base(manifest, group, device, seed, tokenizer):
                 f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
             )
         if group.hidden_act:
-            config.hidden_act = group.hidden_act
+            exchange_activation(config, group.hidden_act, manifest["name"])
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -112,7 +121,44 @@ def load_base(manifest, group, device, seed, tokenizer):
                 module.bias.data = module.bias.data.to(product_dtype)  # bitsandbytes does so at the first use
     _make_head(model, seed if group.head == "seeded" else None)
     model.requires_grad_(False)
-    return model.eval()
+    _check_causal(model.eval(), manifest["name"])
+    return model
+
+
+def exchange_activation(config, wanted, name):
+    """Set a model's activation to another form of the same function, in place; refuse to make it another function.
+
+    Args:
+        config: of the model; its activation has one of the names `ACTIVATION_KEYS`.
+        wanted: one of `TANH_GELUS`.
+        name: of the model, for the error.
+    """
+    own = {key: getattr(config, key, None) for key in ACTIVATION_KEYS}
+    own = {key: value for key, value in own.items() if value}
+    if not own or not TANH_GELUS.issuperset(own.values()):
+        raise UserError(
+            f"params.yaml: model.hidden_act: {wanted}, but {name} computes "
+            f"{', '.join(own.values()) or 'an activation that its config does not name'}; allowed: null (its own)"
+        )
+    for key in own:
+        setattr(config, key, wanted)
+
+
+@torch.no_grad()
+def _check_causal(model, name):
+    """Refuse a model whose tokens see those after them.
+
+    Batches carry no attention mask, so its answers would change with the padding, which is a neighbour's length. Tried
+    on the model itself, since configs name this in many ways: other tokens at the end must not change the first states.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (2, 8), generator=generator)
+    ids[1, :4] = ids[0, :4]
+    one, other = (model.base_model(input_ids=row[None].to(model.device)).last_hidden_state[:, :4] for row in ids)
+    if (one - other).abs().max() > 0.01 * one.abs().max():  # rounding: under 1e-6; a bidirectional model: over 0.3
+        raise UserError(
+            f"model.name: {name} is bidirectional: a token sees those after it, padding too; allowed: a causal model"
+        )
 
 
 def _make_head(model, seed):
