@@ -146,7 +146,7 @@ def train_peer(folder, rows, tokenizer, p, batch_size, steps):
 
 
 def train_ours(folder, rows, tokenizer, p, batch_size, steps, **changes):
-    _, manifest = hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model")
+    _, manifest = hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model", str(folder))
     group = p.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
     p = p.model_copy(update={"train": group})
     classifier = model.add_lora(
@@ -265,7 +265,7 @@ def time_evaluation(folder, rows, tokenizer, p, repeats=3):
         results.append({"variant": name, "batch_size": 1, **spread(speeds[1:]), **memory()})
         del classifier
     clean()
-    _, manifest = hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model")
+    _, manifest = hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model", str(folder))
     classifier = model.load_base(manifest, p.model, DEVICE, p.seed, tokenizer)
     for name in ("ours, base", "ours, tuned"):
         if name == "ours, tuned":
@@ -345,7 +345,8 @@ def median_seconds(call, repeats=20):
 
 def load_rows(folder, tokenizer, p):
     """1,000 training rows, evenly spaced as published, and all test rows, as the notebook and as ours reads them."""
-    splits = data.load_splits(Path(folder))
+    source = SimpleNamespace(name=str(folder), revision="")
+    splits = data.load_splits(folder, hub.fetch(source, "dataset", source.name)[1]["files"])
     train = data.resolve_unlabelled(data.choose(splits["train"], 1000), "drop")
     test = data.resolve_unlabelled(splits["test"], "drop")
 
@@ -400,7 +401,8 @@ def main():
     arguments = parser.parse_args()
 
     p = params.load()
-    manifest = hub.fetch(SimpleNamespace(name=str(arguments.model), revision=""), "model")[1]
+    source = SimpleNamespace(name=str(arguments.model), revision="")
+    manifest = hub.fetch(source, "model", source.name)[1]
     tokenizer = load_tokenizer(manifest)
     rows = load_rows(arguments.data, tokenizer, p)
     inputs = (arguments.model, rows, tokenizer, p)

@@ -43,7 +43,7 @@ def small_phi(tmp_path_factory):
     )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model")[1]
+    return hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model", str(folder))[1]
 
 
 @pytest.fixture(autouse=True)
