@@ -18,8 +18,9 @@ def main():
     groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
     groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
     checkpoints = Path("checkpoints") / training.run_digest(
-        groups, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"], digests
-    )
+        groups, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"], digests,
+        training.code_digests(__file__), training.versions(device),
+    )  # fmt: skip
 
     with monitor.Recorder(device) as recorder:
         recorder.mark("before_loading")

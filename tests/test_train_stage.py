@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import COMMITTED, NANO, manifest_of, run_stage_in_each, set_key, stage_env
+from conftest import COMMITTED, NANO, ROOT, manifest_of, run_stage_in_each, set_key, stage_env
 
 from stages.core import training
 from stages.core.errors import UserError
@@ -123,11 +123,15 @@ def kill_after_an_epoch(folder):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A training killed after its first epoch, and what became of it: run again as it was, and with another seed."""
+    """A training killed after its first epoch, and what became of it: run again as it was, and with another seed.
+
+    `moved` and `edited` are copies of it, not run again.
+    """
     top = tmp_path_factory.mktemp("killed")
     kill_after_an_epoch(prepare(top / "same"))
     left = sorted(str(path.relative_to(top / "same")) for path in (top / "same").glob("*/*"))
-    shutil.copytree(top / "same", top / "seed")
+    for name in ("seed", "moved", "edited"):
+        shutil.copytree(top / "same", top / name)
     raw = yaml.safe_load((top / "seed/params.yaml").read_text())
     (top / "seed/params.yaml").write_text(yaml.safe_dump(raw | {"seed": 7}))
     done = run_stage_in_each("train_qlora", [top / "same", top / "seed"])
@@ -158,6 +162,36 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed_but_removed(killed
     assert json.loads((folder / "runs/train/run.json").read_text())["resumed"] is False
     assert adapter_bytes(folder) != adapter_bytes(folders["one"]), "another seed"
     assert not (folder / "checkpoints").exists()
+
+
+def copy_of_the_code(root, **edits):
+    """A copy of stages/ below `root`; each edit is {file: (text, text to put in its place)}."""
+    shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (old, new) in edits.items():
+        path = root / "stages" / name
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+    return str(root)
+
+
+def test_a_killed_training_resumes_in_a_moved_clone_whose_other_stages_were_edited(killed, folders, tmp_path):
+    code = copy_of_the_code(tmp_path, **{"predict.py": ("import json\n", "import json  # edited\n")})
+    done = run_stage_in_each("train_qlora", [killed.top / "moved"], PYTHONPATH=code)["moved"]
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout
+    assert adapter_bytes(killed.top / "moved") == adapter_bytes(folders["one"])
+
+
+def test_a_checkpoint_of_other_code_is_not_resumed(killed, folders, tmp_path):
+    max_grad_norm = "        max_grad_norm=group.max_grad_norm,\n"
+    edit = (max_grad_norm, f"{max_grad_norm}        adam_beta2=0.9,\n")
+    code = copy_of_the_code(tmp_path, **{"core/training.py": edit})
+    edited, undisturbed = killed.top / "edited", prepare(tmp_path / "undisturbed")
+    done = run_stage_in_each("train_qlora", [edited, undisturbed], PYTHONPATH=code)
+    assert [outcome.returncode for outcome in done.values()] == [0, 0], done
+    assert "resuming" not in done["edited"].stdout
+    assert adapter_bytes(edited) == adapter_bytes(undisturbed)
+    assert adapter_bytes(edited) != adapter_bytes(folders["one"]), "the edit changes the training"
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):

@@ -1,9 +1,14 @@
 """The parts of training: orders, digests, histories, checkpoints."""
 
+import importlib.metadata
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from conftest import CPU, ROOT
 
 from stages.core import training
 
@@ -29,6 +34,50 @@ def test_another_configuration_has_another_digest(make_params):
 
     assert digest() == digest()
     assert len({digest(), digest(lora__r=8), digest(seed=1), digest(train__keep="last")}) == 4
+
+
+def test_the_code_of_a_training_is_all_that_it_imports():
+    files = training.code_digests(ROOT / "stages/train_qlora.py")
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["deps"]
+    of_code = {dep.removeprefix("${root}/") for dep in deps if dep.startswith("${root}/")}
+    assert of_code | {"stages/__init__.py", "stages/core/__init__.py"} == set(files)
+    assert "stages/core/fused_layers.py" in files, "it is imported inside a function"
+
+
+def test_an_edit_of_what_a_script_imports_is_another_digest_and_an_edit_of_anything_else_is_not(tmp_path):
+    def digests():
+        return training.code_digests(tmp_path / "stages/script.py")
+
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "torch").mkdir()  # a folder of the user's that has a library's name
+    for name in ("__init__", "used", "other"):
+        (tmp_path / f"stages/{name}.py").touch()
+    (tmp_path / "stages/script.py").write_text("import torch\n\ndef f():\n    from stages import used\n")
+    before = digests()
+    assert list(before) == ["stages/script.py", "stages/__init__.py", "stages/used.py"]
+    (tmp_path / "stages/other.py").write_text("edited = 1\n")
+    assert digests() == before
+    (tmp_path / "stages/used.py").write_text("edited = 1\n")
+    assert digests() != before
+
+
+def test_another_version_or_gpu_is_another_digest(monkeypatch):
+    def digest(device=CPU, **others):
+        version = importlib.metadata.version
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", lambda name: others.get(name) or version(name))
+            patch.setattr(torch.cuda, "get_device_name", lambda device: others.get("gpu", "NVIDIA H100"))
+            return training.run_digest(training.versions(device))
+
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    gpu = torch.device("cuda", 0)
+    changed = [digest(**{name: "0.1"}) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")]
+    assert digest() == digest()
+    assert len({digest(), digest(gpu), digest(gpu, gpu="Tesla T4"), *changed}) == 8
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    assert training.versions(CPU) == {"python": "{}.{}".format(*sys.version_info)}
 
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch():

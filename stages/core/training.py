@@ -1,9 +1,14 @@
 """Training by the Hugging Face Trainer: schedule, logging, evaluation, checkpoints, resuming."""
 
+import contextlib
 import hashlib
+import importlib.metadata
 import json
 import shutil
+import sys
 from functools import partial
+from importlib.machinery import PathFinder
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import torch
@@ -13,7 +18,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stages.core.batching import collate, length_grouped_order, random_order
 from stages.core.errors import StepUnavailable
+from stages.core.files import sha256
 
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
 WHOLE = "whole"  # marks a checkpoint that was written to its end
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -136,6 +143,40 @@ def checkpoint_to_resume(folder):
 def run_digest(*values):
     """Digest of all that determines a run; names the folder of its checkpoints."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Imports(ModuleFinder):
+    """A ModuleFinder that passes over folders without `__init__.py`, which it can't read."""
+
+    def find_module(self, name, path, parent=None):
+        spec = PathFinder.find_spec(name, path or self.path)
+        if spec and spec.loader is None:
+            raise ImportError(name)
+        return super().find_module(name, path, parent)
+
+
+def code_digests(script):
+    """{file, seen from the root: SHA-256} of a stage's script and of every file of this repository that it imports.
+
+    Imports inside functions count too; nothing is run.
+    """
+    script = Path(script).resolve()
+    root = script.parent.parent
+    imports = _Imports([str(root)])
+    imports.run_script(str(script))
+    paths = [Path(module.__file__) for module in imports.modules.values() if module.__file__]  # a built-in one has none
+    return {path.relative_to(root).as_posix(): sha256(path) for path in paths}
+
+
+def versions(device):
+    """{name: version} of what computes a training's numbers besides this repository's code; on a GPU its name too."""
+    found = {"python": "{}.{}".format(*sys.version_info)}
+    for library in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Triton comes with PyTorch for CUDA alone
+            found[library] = importlib.metadata.version(library)
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def make_trainer(model, train_rows, validation_rows, params, pad_id, output_dir, recorder):
