@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from stages.core import analysis, card, claims, errors, figures, files, params, report, slices
@@ -19,7 +20,7 @@ def main():
     if list(base["row"]) != list(tuned["row"]):
         raise errors.UserError("runs/base and runs/lora hold predictions of different rows; run `dvc repro`")
     train = files.read_table("data/tokenized/train.parquet")
-    epochs = pd.read_csv("runs/train/epochs.csv")
+    epochs = read_curve("epochs")
     cases = case_table(base, tuned, train)
 
     metrics = {
@@ -49,6 +50,11 @@ def main():
     write_text("metrics/report.html", report.html(context))
     write_text("metrics/report.md", report.markdown(context))
     write_text("metrics/model_card.md", card.text(metrics, about))
+
+
+def read_curve(name):
+    """A table of the training's history; an infinite loss is missing, as one that is NaN."""
+    return pd.read_csv(f"runs/train/{name}.csv").replace([np.inf, -np.inf], np.nan)
 
 
 def case_table(base, tuned, train):
@@ -132,7 +138,7 @@ def plot_tables(cases, epochs, confidence):
     usage["seconds"] = (usage["seconds"] + usage["stage"].map(offsets(usage))).round(3)
     tables = {
         "epochs": epochs,
-        "steps": analysis.thinned(pd.read_csv("runs/train/steps.csv"), 1000),
+        "steps": analysis.thinned(read_curve("steps"), 1000),
         "usage": usage,
     }
     for name in ("base", "tuned"):

@@ -104,6 +104,30 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
         assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
 
 
+def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
+    """Epoch 2 is kept; the first began with infinite steps, the last ended in NaN."""
+    folder = finished_run.make(tmp_path)
+    epochs, steps = (pd.read_csv(folder / f"runs/train/{name}.csv") for name in ("epochs", "steps"))
+    epochs["train_loss"] = [float("inf"), 0.7, float("nan")]
+    epochs["validation_loss"] = [float("inf"), 0.6, float("nan")]
+    steps.loc[3, "loss"], steps.loc[30:, "loss"] = float("inf"), float("nan")
+    epochs.to_csv(folder / "runs/train/epochs.csv", index=False)
+    steps.to_csv(folder / "runs/train/steps.csv", index=False)
+    monkeypatch.chdir(folder)
+    analyze.main()
+    metrics = folder / "metrics"
+    for path in metrics.glob("*.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+    page = (metrics / "report.html").read_text().split('id="data"')[0]
+    for epoch, losses in ((1, ["–", "–"]), (2, ["0.700", "0.600"]), (3, ["–", "–"])):
+        cells = re.search(rf"<tr><td>{epoch}</td>(.*?)</tr>", page)[1]
+        assert re.findall(r">([^<]+)</td>", cells)[-2:] == losses
+    for path in (*metrics.glob("report.*"), metrics / "model_card.md", *metrics.glob("plots/*s.csv")):
+        assert not re.search(r"\b(nan|inf)\b", path.read_text().split('id="data"')[0]), path.name
+    for name in ("loss", "validation"):
+        assert (metrics / f"figures/{name}.png").stat().st_size > 10_000
+
+
 def test_a_gpu_run(gpu_metrics):
     assert read(gpu_metrics / "train.json")["gpu"]["after_training"] == 4.0
     page = (gpu_metrics / "report.html").read_text()

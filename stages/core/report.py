@@ -1,6 +1,7 @@
 """The report: numbers, sentences and pictures as one web page that needs no network, and as Markdown."""
 
 import json
+import math
 from pathlib import Path
 
 import jinja2
@@ -151,12 +152,12 @@ def beside(metrics):
 
 
 def found(values, key, show):
-    """A nested value as text, or a dash where it was not measured."""
+    """A nested value as text, or a dash where it was not measured or is not finite."""
     for part in key.split("."):
         if part not in values:
             return "–"
         values = values[part]
-    return show.format(values)
+    return show.format(values) if math.isfinite(values) else "–"
 
 
 def epochs_beside(published, epochs):
