@@ -61,7 +61,7 @@ def main():
             "gpu": recorder.summary(),
         }
         files.write_json(folder / "run.json", run)
-    files.remove_folder("checkpoints")
+    training.remove_checkpoints(checkpoints)
 
 
 if __name__ == "__main__":

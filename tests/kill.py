@@ -57,8 +57,8 @@ MOMENTS = [
     ("train_qlora", "while an old checkpoint is removed", "os.remove optimizer.pt "),
     ("train_qlora", "between training and the adapter", r"os.mkdir models/\.adapter"),
     ("train_qlora", "before the adapter gets its name", r"os.rename \S+ models/adapter "),
-    ("train_qlora", "before the checkpoints are removed", "os.rename checkpoints "),
-    ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree \.checkpoints\.old"),
+    ("train_qlora", "before the checkpoints are removed", r"os.rename checkpoints/\w+ "),
+    ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree checkpoints/\.\w+\.old"),
     ("eval_lora", "before the predictions get their name", r"os.rename \S+ runs/lora "),
     ("analyze", "between two metrics", r"os.rename \S+ metrics/eval_lora.json "),
     ("analyze", "while the report is written", r"open metrics/\.report.html"),
@@ -113,7 +113,7 @@ def untimed(value):
 
 def whole_epochs(clone):
     """Epochs that the newest whole checkpoint holds."""
-    whole = (clone.folder / "embedded/checkpoints").glob("*/checkpoint-*/whole")
+    whole = (clone.folder / "embedded/checkpoints").glob("[!.]*/checkpoint-*/whole")  # a hidden one is being removed
     return max((int(path.parent.name.split("-")[1]) // STEPS for path in whole), default=0)
 
 

@@ -156,11 +156,19 @@ def test_a_killed_training_resumes_and_ends_as_an_undisturbed_one(killed, folder
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_checkpoint_of_another_configuration_is_not_resumed_but_removed(killed, folders):
+def test_a_checkpoint_of_another_configuration_is_not_resumed_but_kept_for_its_own(killed, folders):
     folder = killed.top / "seed"
     assert "resuming" not in killed.stdout["seed"]
     assert json.loads((folder / "runs/train/run.json").read_text())["resumed"] is False
     assert adapter_bytes(folder) != adapter_bytes(folders["one"]), "another seed"
+    (left,) = (folder / "checkpoints").iterdir()
+    said = [line for line in killed.stdout["seed"].splitlines() if f"checkpoints/{left.name}" in line]
+    assert len(said) == 1 and " MB" in said[0] and "rm -r" in said[0], killed.stdout["seed"]
+    raw = yaml.safe_load((folder / "params.yaml").read_text())
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw | {"seed": 42}))
+    done = run_stage_in_each("train_qlora", [folder])["seed"]
+    assert f"resuming from checkpoints/{left.name}/" in done.stdout
+    assert adapter_bytes(folder) == adapter_bytes(folders["one"])
     assert not (folder / "checkpoints").exists()
 
 

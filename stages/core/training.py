@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stages.core.batching import collate, length_grouped_order, random_order
 from stages.core.errors import StepUnavailable
-from stages.core.files import sha256
+from stages.core.files import remove_folder, sha256
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
 WHOLE = "whole"  # marks a checkpoint that was written to its end
@@ -138,6 +138,24 @@ def checkpoint_to_resume(folder):
             shutil.rmtree(checkpoint)
     whole = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
     return whole[-1] if whole else None
+
+
+def remove_checkpoints(folder):
+    """Remove a run's checkpoints, and what a kill left of such a removal; say which other runs' stay beside them."""
+    remove_folder(folder)
+    top = folder.parent
+    for remains in top.glob(".*.tmp"):
+        shutil.rmtree(remains)
+    others = sorted(top.iterdir())
+    if others:
+        names = ", ".join(f"{other} ({_megabytes(other):.1f} MB)" for other in others)
+        print(f"checkpoints of runs that were broken off are kept for them: {names}; `rm -r {top}` removes them")
+    else:
+        top.rmdir()
+
+
+def _megabytes(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def run_digest(*values):
