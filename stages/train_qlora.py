@@ -41,7 +41,7 @@ def main():
             "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller batch"
         ):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        seconds = recorder.seconds() - start
+        seconds = training.seconds_before(resumed, trainer.state) + recorder.seconds() - start
         recorder.mark("after_training")
 
     steps, epochs = training.history(trainer.state)

@@ -18,7 +18,8 @@ import torch
 import yaml
 from conftest import COMMITTED, NANO, ROOT, manifest_of, run_stage_in_each, set_key, stage_env
 
-from stages.core import training
+from stages import train_qlora
+from stages.core import monitor, training
 from stages.core.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -200,6 +201,32 @@ def test_a_checkpoint_of_other_code_is_not_resumed(killed, folders, tmp_path):
     assert "resuming" not in done["edited"].stdout
     assert adapter_bytes(edited) == adapter_bytes(undisturbed)
     assert adapter_bytes(edited) != adapter_bytes(folders["one"]), "the edit changes the training"
+
+
+class Killed(Exception):
+    pass
+
+
+def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypatch):
+    """Each step takes a second by a clock of the test's; the first run ends in the second epoch's second step."""
+    monkeypatch.chdir(prepare(tmp_path / "run"))
+    clock, plain = SimpleNamespace(now=0), training.ClassifierTrainer.training_step
+
+    def training_step(*arguments, **named):
+        clock.now += 1
+        if clock.now == 6:
+            raise Killed
+        return plain(*arguments, **named)
+
+    for module in (monitor, training):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(training.ClassifierTrainer, "training_step", training_step)
+    with pytest.raises(Killed):
+        train_qlora.main()
+    train_qlora.main()
+    run = json.loads((tmp_path / "run/runs/train/run.json").read_text())
+    assert run["resumed"] is True
+    assert run["seconds"] == 4 + 8, "an epoch before the kill and two after it, without the step that was lost"
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):

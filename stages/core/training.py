@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
+import time
 from functools import partial
 from importlib.machinery import PathFinder
 from modulefinder import ModuleFinder
@@ -97,19 +98,23 @@ class ClassifierTrainer(Trainer):
 
 
 class History(TrainerCallback):
-    """Puts each step's loss into the state at the end of an epoch, so that a checkpoint carries it."""
+    """Puts each step's loss and an epoch's seconds into the state, so that the epoch's checkpoint carries them."""
 
     def __init__(self, trainer, recorder):
         self.trainer, self.recorder = trainer, recorder
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.recorder.phase = f"epoch_{round(state.epoch) + 1}"
+        self.begun = time.perf_counter()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         losses = torch.stack(self.trainer.step_losses).float().tolist()
         self.trainer.step_losses.clear()
         first = state.global_step - len(losses) + 1
         state.log_history += [{"step": first + i, "step_loss": loss} for i, loss in enumerate(losses)]
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.begun})
 
 
 class WholeCheckpoints(TrainerCallback):
@@ -132,12 +137,31 @@ def _discard(checkpoint):
 
 def checkpoint_to_resume(folder):
     """The newest whole checkpoint below `folder`, or None; broken ones are removed."""
-    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=_step)
     for checkpoint in checkpoints:
         if not (checkpoint / WHOLE).exists():
             shutil.rmtree(checkpoint)
     whole = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
     return whole[-1] if whole else None
+
+
+def _step(checkpoint):
+    return int(checkpoint.name.split("-")[1])
+
+
+def seconds_before(checkpoint, state):
+    """Seconds of the epochs that a run resumed from `checkpoint` did not train again; 0 where it is None.
+
+    An epoch's seconds are those of its steps and its validation. The part of an epoch that a kill cut off is not in
+    them, nor what loading and saving took.
+
+    Args:
+        state: the `TrainerState` of the run, resumed.
+    """
+    if checkpoint is None:
+        return 0.0
+    epochs = [entry for entry in state.log_history if "epoch_seconds" in entry]
+    return sum(epoch["epoch_seconds"] for epoch in epochs if epoch["step"] <= _step(checkpoint))
 
 
 def remove_checkpoints(folder):
