@@ -45,7 +45,14 @@ def main():
         recorder.mark("after_training")
 
     steps, epochs = training.history(trainer.state)
-    best = training.best_epoch(epochs) if p.train.keep == "best" else len(epochs)
+    keep_best = p.train.keep == "best"
+    best = training.best_epoch(epochs if keep_best else epochs[-1:])
+    if best is None:
+        training.remove_checkpoints(checkpoints)
+        raise errors.UserError(
+            f"params.yaml: train.learning_rate: {p.train.learning_rate}: training diverged: the validation loss of "
+            f"{'every' if keep_best else 'the last'} epoch is NaN or infinite; a smaller learning rate is needed"
+        )
     base_as = groups["model"] | {"name": manifest["name"], "revision": manifest["revision"]}
     reading = {"seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(), "batches": groups["batches"]}
     model.save_adapter(classifier, tokenizer, manifest, reading, "models/adapter")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,11 +13,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import COMMITTED, NANO, ROOT, manifest_of, run_stage_in_each, set_key, stage_env
+from conftest import COMMITTED, NANO, ROOT, error_line, manifest_of, run_stage_in_each, set_key, stage_env, written
 
 from stages import train_qlora
 from stages.core import monitor, training
@@ -227,6 +229,57 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
     run = json.loads((tmp_path / "run/runs/train/run.json").read_text())
     assert run["resumed"] is True
     assert run["seconds"] == 4 + 8, "an epoch before the kill and two after it, without the step that was lost"
+
+
+def set_validation_loss(monkeypatch, epoch, loss):
+    """Let an epoch's validation end in this loss; returns {epoch: its adapter's weights}, filled while it trains."""
+    plain, adapters = training.ClassifierTrainer.evaluation_loop, {}
+
+    def evaluation_loop(self, *arguments, **named):
+        output, number = plain(self, *arguments, **named), round(self.state.epoch)
+        adapters[number] = {k: v.clone() for k, v in peft.get_peft_model_state_dict(self.model).items()}
+        if number == epoch:
+            output.metrics["eval_loss"] = loss
+        return output
+
+    monkeypatch.setattr(training.ClassifierTrainer, "evaluation_loop", evaluation_loop)
+    return adapters
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_an_epoch_whose_validation_loss_is_not_finite_is_never_the_best(tmp_path, monkeypatch, folders, loss):
+    undisturbed = curves(folders["one"])["epochs"].set_index("epoch")["validation_loss"]
+    assert undisturbed.idxmin() == 1, "else this test tests less"
+    folder = prepare(tmp_path / "run")
+    monkeypatch.chdir(folder)
+    adapters = set_validation_loss(monkeypatch, 1, loss)
+    train_qlora.main()
+    best = undisturbed.drop(1).idxmin()
+    assert json.loads((folder / "runs/train/run.json").read_text())["best_epoch"] == best
+    kept = safetensors.torch.load_file(folder / "models/adapter/adapter_model.safetensors")
+    equal = [n for n, adapter in adapters.items() if all(torch.equal(adapter[name], kept[name]) for name in kept)]
+    assert equal == [best]
+
+
+def assert_diverged(folder, line, learning_rate):
+    assert "params.yaml: train.learning_rate" in line and learning_rate in line and "diverged" in line
+    assert written(folder) == ["data/tokenized/train.parquet", "data/tokenized/validation.parquet", "models/base.json"]
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_diverged_training_is_one_line_and_writes_nothing(tmp_path):
+    made = {keep: prepare(tmp_path / keep, train__learning_rate=1e6, train__keep=keep) for keep in ("best", "last")}
+    for name, done in run_stage_in_each("train_qlora", made.values()).items():
+        assert_diverged(made[name], error_line(done), "1000000.0")
+
+
+def test_a_last_epoch_that_diverged_can_not_be_kept(tmp_path, monkeypatch):
+    folder = prepare(tmp_path / "run", train__keep="last")
+    monkeypatch.chdir(folder)
+    set_validation_loss(monkeypatch, 3, math.nan)
+    with pytest.raises(UserError) as raised:
+        train_qlora.main()
+    assert_diverged(folder, str(raised.value), "0.01")
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):

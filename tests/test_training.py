@@ -1,6 +1,7 @@
 """The parts of training: orders, digests, histories, checkpoints."""
 
 import importlib.metadata
+import math
 import sys
 from types import SimpleNamespace
 
@@ -95,6 +96,12 @@ def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
 def test_the_best_epoch_is_the_first_of_lowest_validation_loss():
     epochs = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate([0.5, 0.3, 0.4, 0.3], start=1)]
     assert training.best_epoch(epochs) == 2
+
+
+def test_an_epoch_whose_loss_is_not_finite_is_not_the_best():
+    epochs = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate([math.nan, math.inf, 0.4, 0.3, -math.inf])]
+    assert training.best_epoch(epochs) == 3
+    assert training.best_epoch(epochs[:2]) is None
 
 
 def test_the_history_joins_steps_and_evaluations():

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import shutil
 import sys
 import time
@@ -313,5 +314,6 @@ def history(state):
 
 
 def best_epoch(epochs):
-    """Number of the epoch with the lowest validation loss, the first of equals."""
-    return min(epochs, key=lambda epoch: epoch["validation_loss"])["epoch"]
+    """Number of the epoch with the lowest validation loss, the first of equals; None where no loss is finite."""
+    finite = [epoch for epoch in epochs if math.isfinite(epoch["validation_loss"])]
+    return min(finite, key=lambda epoch: epoch["validation_loss"])["epoch"] if finite else None
