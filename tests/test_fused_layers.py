@@ -151,6 +151,31 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
         FastStep(classifier(folder=families["opt with layerdrop"]), 4, 42, 0, dequantize_once=False)
 
 
+def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, monkeypatch):
+    """Zeros in the fast step, where the eager one has none; all other gradients are the eager ones."""
+    from stages.core.fast_step import FastStep
+
+    if not ON_GPU:
+        for name in ("graph_pool_handle", "Stream"):
+            monkeypatch.setattr(torch.cuda, name, lambda: None)
+    grads = []
+    for fast in (False, True):
+        lora = classifier(folder=families["llama"])
+        lora.get_base_model().model.layers[1].mlp.forward = lambda x: x
+        if fast:
+            step = FastStep(lora, 4, 42, 0, dequantize_once=False)
+            step.capturable = False
+            step(*batch(), 0)
+        else:
+            lora(input_ids=batch()[0], labels=batch()[1]).loss.backward()
+        grads.append({n: p.grad for n, p in lora.named_parameters() if p.requires_grad})
+    unused = {name for name, grad in grads[0].items() if grad is None}
+    assert len(unused) == 6 and all("layers.1.mlp" in name for name in unused)
+    assert all(not grads[1][name].any() for name in unused)
+    used = {name: grad for name, grad in grads[0].items() if name not in unused}
+    assert distance(grads[1], used) < (1e-3 if ON_GPU else 1e-5)
+
+
 def test_more_elements_than_the_kernels_count_are_refused():
     from stages.core.fused_layers import dropped, rotated
 

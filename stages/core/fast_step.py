@@ -84,7 +84,8 @@ class FastStep:
         """The step itself, eager: gradients into the buffers, the loss returned."""
         self.lora.refresh()
         loss = self.model(input_ids=ids, labels=gold).loss
-        grads = torch.autograd.grad(loss, self.lora.copies + self.others)
+        # Zeros for a weight that the forward goes round: whatever the optimizer makes of it, no answer changes.
+        grads = torch.autograd.grad(loss, self.lora.copies + self.others, materialize_grads=True)
         self.lora.take_grads(grads[: len(self.lora.copies)])
         for buffer, grad in zip(self.other_grads, grads[len(self.lora.copies) :], strict=True):
             buffer.copy_(grad)
