@@ -167,6 +167,16 @@ def test_a_refused_run_writes_nothing(refused):
     )
 
 
+def test_what_dvc_took_away_before_a_refused_run_comes_back_by_checkout(repro, refused):
+    """DVC removes a stage's outs before it starts the stage, so a refusal leaves none."""
+    gone = refused.before - refused.after
+    assert {"models/adapter/adapter_model.safetensors", "runs/train/run.json"} <= gone
+    done = repro.clone.dvc("checkout", "dvc.yaml")
+    assert done.returncode == 0, done.stderr
+    assert outs(repro.clone) == refused.before
+    assert "up to date" in repro.clone.dvc("status", "dvc.yaml").stdout
+
+
 def test_parameters_never_reach_a_shell(repro, refused):
     done = repro.clone.dvc("exp", "run", "-S", "model.name='$(touch pwned)'", "-S", "data.name='`touch pwned`'")
     repro.clone.git("checkout", "--", "embedded/params.yaml")
