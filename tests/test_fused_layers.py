@@ -1,5 +1,7 @@
 """The fused layers' mathematics: on a GPU if there is one, else with Triton's interpreter on the CPU."""
 
+import functools
+
 import pytest
 import torch
 from conftest import NANO, manifest_of
@@ -151,21 +153,31 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
         FastStep(classifier(folder=families["opt with layerdrop"]), 4, 42, 0, dequantize_once=False)
 
 
-def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, monkeypatch):
-    """Zeros in the fast step, where the eager one has none; all other gradients are the eager ones."""
+@pytest.fixture
+def fast_step(monkeypatch):
+    """The fast step of a classifier, its steps run eagerly; without a GPU too."""
     from stages.core.fast_step import FastStep
 
     if not ON_GPU:
         for name in ("graph_pool_handle", "Stream"):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+    def make(lora):
+        step = FastStep(lora, 4, 42, 0, dequantize_once=False)
+        step.capturable = False
+        return step
+
+    return make
+
+
+def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_step):
+    """Zeros in the fast step, where the eager one has none; all other gradients are the eager ones."""
     grads = []
     for fast in (False, True):
         lora = classifier(folder=families["llama"])
         lora.get_base_model().model.layers[1].mlp.forward = lambda x: x
         if fast:
-            step = FastStep(lora, 4, 42, 0, dequantize_once=False)
-            step.capturable = False
-            step(*batch(), 0)
+            fast_step(lora)(*batch(), 0)
         else:
             lora(input_ids=batch()[0], labels=batch()[1]).loss.backward()
         grads.append({n: p.grad for n, p in lora.named_parameters() if p.requires_grad})
@@ -174,6 +186,16 @@ def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, monkeypa
     assert all(not grads[1][name].any() for name in unused)
     used = {name: grad for name, grad in grads[0].items() if name not in unused}
     assert distance(grads[1], used) < (1e-3 if ON_GPU else 1e-5)
+
+
+def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(families, fast_step):
+    """Its weights would stay as they are without a word."""
+    lora = classifier(folder=families["llama"])
+    step = fast_step(lora)
+    layer = lora.get_base_model().model.layers[1].mlp.up_proj
+    layer.forward = functools.partial(type(layer).forward, layer)
+    with pytest.raises(RuntimeError, match="PEFT's own forward"):
+        step(*batch(), 0)
 
 
 def test_more_elements_than_the_kernels_count_are_refused():

@@ -84,8 +84,12 @@ class FastStep:
         """The step itself, eager: gradients into the buffers, the loss returned."""
         self.lora.refresh()
         loss = self.model(input_ids=ids, labels=gold).loss
+        wanted = [*self.lora.copies, *self.others]
+        grads = torch.autograd.grad(loss, [*wanted, *self.lora.weights], allow_unused=True)
+        if any(grad is not None for grad in grads[len(wanted) :]):  # it would train on without a word, and wrongly
+            raise RuntimeError("a LoRA layer computed by PEFT's own forward: its gradients are not the copies'")
         # Zeros for a weight that the forward goes round: whatever the optimizer makes of it, no answer changes.
-        grads = torch.autograd.grad(loss, self.lora.copies + self.others, materialize_grads=True)
+        grads = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=False)]
         self.lora.take_grads(grads[: len(self.lora.copies)])
         for buffer, grad in zip(self.other_grads, grads[len(self.lora.copies) :], strict=True):
             buffer.copy_(grad)
