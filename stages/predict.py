@@ -13,15 +13,69 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
+from peft import LoraConfig
+from pydantic import ConfigDict, Field, create_model
 
 from stages.core import batching, data, errors, evaluation, files, model, params
 from stages.core.labels import LABELS
 from stages.core.tokenizer import load_tokenizer
 
 BATCH = 64  # pairs
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Reading(params.Group):
+    """classifier.json: how the adapter is to be read."""
+
+    seed: params.Seed
+    model: params.Model
+    tokenize: params.Tokenize
+    batches: params.Batches
+
+
+class ManifestFile(params.Group):
+    """A file of the base: its size in bytes, and its SHA-256."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class Manifest(params.Group):
+    """base.json: the base and its files."""
+
+    name: params.Text
+    revision: params.Text
+    digest: Sha256
+    files: dict[params.Text, ManifestFile]
+
+
+class LoraSettings(params.Group):
+    """The keys of adapter_config.json without which PEFT would take a default of its own, and answer otherwise."""
+
+    model_config = ConfigDict(strict=True)  # PEFT reads the file itself, and takes no number written as text
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["SEQ_CLS"]
+    r: params.Count
+    lora_alpha: params.Positive
+    target_modules: params.Text | Annotated[list[params.Text], Field(min_length=1)]
+
+
+# PEFT's other keys may be missing (another version wrote the file); one that it does not know it would leave out.
+AdapterConfig = create_model(
+    "AdapterConfig",
+    __base__=LoraSettings,
+    **{
+        key: (Any if default is None else type(default), default)
+        for key, default in LoraConfig().to_dict().items()
+        if key not in LoraSettings.model_fields
+    },
+)
 
 
 def main():
@@ -52,16 +106,29 @@ def load(adapter, base_only):
     Args:
         adapter: folder that `train_qlora` wrote.
         base_only: leave the adapter off.
+
+    Raises:
+        UserError: naming the file of the folder, and each key that is missing, unknown or of another type.
     """
-    saved, manifest = files.read_json(adapter / "classifier.json"), files.read_json(adapter / "base.json")
+    saved = read(adapter / "classifier.json", Reading)
+    manifest = read(adapter / "base.json", Manifest).model_dump()
+    if not base_only:
+        read(adapter / "adapter_config.json", AdapterConfig)
     device = model.pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
     tokenizer = load_tokenizer(manifest)
-    classifier = model.load_base(manifest, params.Model(**saved["model"]), device, saved["seed"], tokenizer)
+    classifier = model.load_base(manifest, saved.model, device, saved.seed, tokenizer)
     if not base_only:
         classifier = model.load_adapter(classifier, adapter, manifest)
     evaluation.speed_up(classifier)
-    groups = params.Tokenize(**saved["tokenize"]), params.Batches(**saved["batches"])
-    return partial(answers, classifier, tokenizer, *groups)
+    return partial(answers, classifier, tokenizer, saved.tokenize, saved.batches)
+
+
+def read(path, group):
+    """A JSON file of the adapter's folder, checked."""
+    try:
+        return params.checked(files.read_json(path), group, path)
+    except RecursionError as error:
+        raise errors.UserError(f"{path}: not readable as JSON (nested too deep)") from error
 
 
 def answers(classifier, tokenizer, tokenize, batches, pairs):

@@ -100,6 +100,50 @@ def test_a_bad_line_is_named(line):
         predict.parsed(7, line)
 
 
+DAMAGED = {
+    "no seed": ("classifier.json", lambda saved: saved.pop("seed"), "seed: missing"),
+    "no group": ("classifier.json", lambda saved: saved.pop("batches"), "batches: missing"),
+    "a template without premise": (
+        "classifier.json", lambda saved: saved["tokenize"].update(template="{hypothesis}"), "tokenize.template: ",
+    ),
+    "an unknown key of a group": (
+        "classifier.json", lambda saved: saved["model"].update(adapter="b"), "model.adapter: unknown key",
+    ),
+    "no digest": ("base.json", lambda saved: saved.pop("digest"), "digest: missing"),
+    "a list of files": ("base.json", lambda saved: saved.update(files=["config.json"]), "files: "),
+    "a size in words": (
+        "base.json", lambda saved: saved["files"]["config.json"].update(size="small"), "files.config.json.size: ",
+    ),
+    "an unknown key": ("base.json", lambda saved: saved.update(base="b"), "base: unknown key"),
+    "no alpha": ("adapter_config.json", lambda saved: saved.pop("lora_alpha"), "lora_alpha: missing"),
+    "a rank as text": ("adapter_config.json", lambda saved: saved.update(r="16"), "r: "),
+    "a switch as text": ("adapter_config.json", lambda saved: saved.update(use_rslora="no"), "use_rslora: "),
+    "another method": ("adapter_config.json", lambda saved: saved.update(peft_type="IA3"), "peft_type: "),
+    "a key of a later PEFT": ("adapter_config.json", lambda saved: saved.update(use_x=True), "use_x: unknown key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file, damage, said", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_of_the_adapter_is_named_with_its_key(adapter, tmp_path, file, damage, said):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    saved = json.loads((folder / file).read_text())
+    damage(saved)
+    (folder / file).write_text(json.dumps(saved))
+    with pytest.raises(errors.UserError) as refused:
+        predict.load(folder, base_only=False)
+    assert f"{folder / file}: {said}" in str(refused.value)
+
+
+@pytest.mark.parametrize("file", ["classifier.json", "base.json", "adapter_config.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "\xff"])
+def test_a_file_of_the_adapter_that_is_no_json_is_named(adapter, tmp_path, file, text):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    (folder / file).write_text(text, encoding="latin-1")
+    with pytest.raises(errors.UserError) as refused:
+        predict.load(folder, base_only=False)
+    assert str(refused.value).startswith(f"{folder / file}: ") and len(str(refused.value)) < 300
+
+
 def test_a_lone_premise_is_refused(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         run(capsys, monkeypatch, ["a premise"])

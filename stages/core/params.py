@@ -156,10 +156,23 @@ def load(path="params.yaml"):
         raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of 5000 digits, 1000 brackets
         raise UserError(f"{path}: not valid YAML ({error})") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: must hold groups of keys, not {type(raw).__name__}")
+    return checked(raw, Params, path)
+
+
+def checked(values, group, path):
+    """The values of a file as a `group`.
+
+    Args:
+        values: what was read from the file `path`.
+        group: a class of this module, or another `Group`.
+
+    Raises:
+        UserError: one line that names the file, each bad key and what is allowed.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold groups of keys, not {type(values).__name__}")
     try:
-        return Params.model_validate(raw)
+        return group.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: " + "; ".join(_complaint(e) for e in error.errors())) from error
 
