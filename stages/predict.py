@@ -2,14 +2,14 @@
 
     python -m stages.predict "A man is sleeping." "A man is awake."
     python -m stages.predict                        asks for one pair after another
-    python -m stages.predict < pairs.jsonl          JSON lines in, JSON lines out
+    python -m stages.predict < pairs.jsonl          JSON lines in, JSON lines out, both UTF-8
 
 No stage of the pipeline, and no params.yaml: the adapter's folder says how it is to be read, and names its base.
 """
 
 import argparse
-import itertools
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from stages.core.labels import LABELS
 from stages.core.tokenizer import load_tokenizer
 
 BATCH = 64  # pairs
+CHUNK = 1 << 20  # bytes; a bulk file arrives in whole batches but for the last of each chunk
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -89,15 +90,19 @@ def main():
         "--base", action="store_true", help="ask the untuned model, with the head that tuning began from"
     )
     arguments = parser.parse_args()
-    if arguments.premise and not arguments.hypothesis:
+    if arguments.premise is not None and arguments.hypothesis is None:
         parser.error("a premise needs a hypothesis")
+    if arguments.premise is not None:
+        for name in ("premise", "hypothesis"):
+            check_text(getattr(arguments, name), name)
     ask = load(arguments.adapter, arguments.base)
-    if arguments.premise:
-        print(shown(ask([(arguments.premise, arguments.hypothesis)])[0]))
+    if arguments.premise is not None:
+        say(shown(ask([(arguments.premise, arguments.hypothesis)])[0]))
     elif sys.stdin.isatty():
         converse(ask)
     else:
-        answer_lines(ask, sys.stdin)
+        sys.stdout.reconfigure(encoding="utf-8")
+        answer_lines(ask, sys.stdin.buffer)
 
 
 def load(adapter, base_only):
@@ -152,33 +157,126 @@ def shown(answer):
     return "\n".join([answer["label"], *(f"  {p:6.1%} {name}" for name, p in answer["probabilities"].items())])
 
 
+def say(text):
+    """Print at once. Ends quietly where the reader has closed the pipe, as `head -1` does.
+
+    Raises:
+        UserError: where standard output can't be written (a full disk).
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer Python writes at its end, and would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        raise errors.UserError(f"standard output: {error.strerror}") from error
+
+
+def check_text(text, name):
+    """Refuse what can't be asked: another type, nothing but blanks, bytes or escapes that are no characters."""
+    if not isinstance(text, str) or not text.strip():
+        raise errors.UserError(f"{name}: must be text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise errors.UserError(f"{name}: not valid text (character {error.start + 1}: {error.reason})") from error
+
+
 def converse(ask):
     """Ask for pairs until an empty line or the end of input."""
-    print("An empty line ends.")
+    say("An empty line ends.")
     try:
-        while (premise := input("premise:    ").strip()) and (hypothesis := input("hypothesis: ").strip()):
-            print(shown(ask([(premise, hypothesis)])[0]))
+        while (premise := heard("premise")) and (hypothesis := heard("hypothesis")):
+            say(shown(ask([(premise, hypothesis)])[0]))
     except EOFError:
-        print()
+        say("")
 
 
-def answer_lines(ask, lines):
-    """Read {"premise", "hypothesis"} a line, write the same with label and probabilities, a batch at a time."""
-    read = (parsed(number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    while batch := list(itertools.islice(read, BATCH)):
-        for line, answer in zip(batch, ask([(line["premise"], line["hypothesis"]) for line in batch]), strict=True):
-            print(json.dumps(line | answer, ensure_ascii=False), flush=True)
+def heard(name):
+    """What is typed for a premise or a hypothesis; empty at the end."""
+    try:
+        text = input(f"{name}:".ljust(12)).strip()
+    except UnicodeDecodeError as error:
+        raise errors.UserError(f"{name}: not valid text ({error})") from error
+    if text:
+        check_text(text, name)
+    return text
+
+
+def answer_lines(ask, stream):
+    """Read {"premise", "hypothesis"} a line, write the same with `prediction` and `probabilities`.
+
+    Args:
+        stream: binary, with `read1`.
+
+    Raises:
+        UserError: naming the first line that is no such pair; those before it are answered.
+    """
+    for batch in batches_of(stream):
+        asked = ask([(line["premise"], line["hypothesis"]) for line in batch])
+        answered = [
+            line | {"prediction": answer["label"], "probabilities": answer["probabilities"]}
+            for line, answer in zip(batch, asked, strict=True)
+        ]
+        say("\n".join(json.dumps(line, ensure_ascii=False) for line in answered))
+
+
+def batches_of(stream):
+    """Lists of at most BATCH lines as dicts. What has arrived is never held back to wait for more."""
+    number, batch = 0, []
+    for lines in arriving(stream):
+        for line in lines:
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                batch.append(parsed(number, line))
+            except errors.UserError:
+                if batch:
+                    yield batch
+                raise
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+            batch = []
+
+
+def arriving(stream):
+    """Lists of the whole lines that a stream has brought, as bytes; the last line needs no end."""
+    started = []  # parts of a line, joined once: a long line comes in many
+    while chunk := stream.read1(CHUNK):
+        started.append(chunk)
+        if b"\n" in chunk:
+            *whole, rest = b"".join(started).split(b"\n")
+            started = [rest]
+            yield whole
+    yield [b"".join(started)]
 
 
 def parsed(number, line):
-    """A line of input as a dict, checked."""
+    """A line of input, UTF-8 bytes, as a dict, checked."""
+    place = f"standard input, line {number}"
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # it goes out again with its answer
+    except UnicodeDecodeError as error:
+        raise errors.UserError(f"{place}: not UTF-8 (byte {error.start + 1}: {error.reason})") from error
+    except UnicodeEncodeError as error:
+        raise errors.UserError(f"{place}: not valid text (an escape that is half a character)") from error
     except ValueError as error:
-        raise errors.UserError(f"standard input, line {number}: not JSON ({error})") from error
+        raise errors.UserError(f"{place}: not JSON ({error})") from error
+    except RecursionError as error:
+        raise errors.UserError(f"{place}: nested too deep") from error
+    if not isinstance(value, dict):
+        raise errors.UserError(f"{place}: must be an object with 'premise' and 'hypothesis'")
     for key in ("premise", "hypothesis"):
-        if not isinstance(value, dict) or not isinstance(value.get(key), str) or not value[key].strip():
-            raise errors.UserError(f"standard input, line {number}: '{key}' must be text that is not empty")
+        check_text(value.get(key), f"{place}: '{key}'")
+    for key in ("prediction", "probabilities"):
+        if key in value:
+            raise errors.UserError(f"{place}: has the key '{key}', which the answer takes; give it another name")
     return value
 
 

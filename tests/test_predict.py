@@ -1,17 +1,21 @@
 """Asking a trained adapter: by arguments, by JSON lines, in conversation, and by plain peft."""
 
+import contextlib
 import io
 import json
 import os
+import selectors
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import COMMITTED, CPU, NANO, error_line, manifest_of, stage_env
+from conftest import CPU, NANO, error_line, manifest_of, set_key, stage_env, unpinned_params
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -26,10 +30,16 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory):
-    """An adapter as `train_qlora` writes it, its weights drawn at random: it answers otherwise than the base."""
-    p = params.load(COMMITTED / "embedded/params.yaml")
+def make_adapter(folder, **model_settings):
+    """An adapter as `train_qlora` writes it, its weights drawn at random: it answers otherwise than the base.
+
+    Args:
+        model_settings: keys of the group `model` of params.yaml.
+    """
+    raw = unpinned_params()
+    for key, value in model_settings.items():
+        set_key(raw, f"model.{key}", value)
+    p = params.Params.model_validate(raw)
     manifest = manifest_of(NANO)
     words = tokenizer.load_tokenizer(manifest)
     classifier = model.add_lora(model.load_base(manifest, p.model, CPU, p.seed, words), p.lora, p.seed, "trained")
@@ -37,16 +47,20 @@ def adapter(tmp_path_factory):
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    folder = tmp_path_factory.mktemp("trained") / "adapter"
     groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
     model.save_adapter(classifier, words, manifest, {"seed": p.seed, **groups}, folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return make_adapter(tmp_path_factory.mktemp("trained") / "adapter")
+
+
 def run(capsys, monkeypatch, arguments, lines=None):
     """Run `predict` in this process -> what it printed."""
     monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((lines or "").encode())))
     predict.main()
     return capsys.readouterr().out
 
@@ -68,7 +82,7 @@ def test_json_lines_in_batches(adapter, capsys, monkeypatch):
     ask = predict.load(adapter, base_only=False)
     for pair, answer in zip(pairs, answers, strict=True):
         (alone,) = ask([pair])
-        assert answer["label"] == alone["label"]
+        assert answer["prediction"] == alone["label"]
         assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
@@ -97,7 +111,155 @@ def test_conversation(capsys, monkeypatch):
 )
 def test_a_bad_line_is_named(line):
     with pytest.raises(errors.UserError, match="standard input, line 7: "):
+        predict.parsed(7, line.encode())
+
+
+NOT_A_PAIR = {
+    "bytes that are not UTF-8": (b'{"premise": "caf\xe9", "hypothesis": "a"}', "not UTF-8"),
+    "half a character, escaped": (rb'{"premise": "a\ud800", "hypothesis": "a"}', "not valid text"),
+    "half a character beside the pair": (rb'{"premise": "a", "hypothesis": "b", "note": ["\udfff"]}', "not valid text"),
+    "brackets without end": (b"[" * 100_000, "nested too deep"),
+    "brackets beside the pair": (
+        b'{"premise": "a", "hypothesis": "b", "note": %s}' % (b"[" * 100_000 + b"]" * 100_000),
+        "nested too deep",
+    ),
+    "no object": (b"[]", "must be an object with 'premise' and 'hypothesis'"),
+    "a number that JSON does not have": (b'{"premise": "a", "hypothesis": "b", "note": 1e999}', "not JSON"),
+    "the answer's own key": (b'{"premise": "a", "hypothesis": "b", "prediction": 1}', "has the key 'prediction'"),
+    "the answer's other key": (b'{"premise": "a", "hypothesis": "b", "probabilities": 1}', "the key 'probabilities'"),
+}
+
+
+@pytest.mark.parametrize("line, said", NOT_A_PAIR.values(), ids=NOT_A_PAIR)
+def test_what_is_no_pair_of_texts_is_named(line, said):
+    with pytest.raises(errors.UserError, match="standard input, line 7: ") as refused:
         predict.parsed(7, line)
+    assert said in str(refused.value) and len(str(refused.value)) < 200
+
+
+class Sleepy:
+    """A model that is never sure: it notes how many pairs it is asked at a time."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, pairs):
+        self.asked.append(len(pairs))
+        return [{"label": "neutral", "probabilities": {"neutral": 0.5}} for _ in pairs]
+
+
+def numbered(count):
+    return [json.dumps({"premise": "a", "hypothesis": "b", "id": i}) for i in range(count)]
+
+
+@pytest.mark.parametrize("bad", [6, 65, 130])
+def test_lines_before_a_bad_one_are_answered(capsys, bad):
+    lines = numbered(140)
+    lines[bad - 1] = "{"
+    with pytest.raises(errors.UserError, match=f"standard input, line {bad}: not JSON"):
+        predict.answer_lines(Sleepy(), io.BytesIO("\n".join(lines).encode()))
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == list(range(bad - 1))
+
+
+def test_a_bulk_file_is_answered_in_batches(capsys):
+    model = Sleepy()
+    lines = numbered(3 * predict.BATCH + 5)
+    predict.answer_lines(model, io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
+    assert model.asked == [predict.BATCH] * 3 + [5]
+    assert len(capsys.readouterr().out.splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize("parts", [[b"ab", b"c\nd", b"\n\ne", b"f"], [b"abc\n", b"d\n\nef\n"]])
+def test_lines_arrive_whole_however_they_are_cut(parts):
+    left = iter(parts)
+    groups = list(predict.arriving(SimpleNamespace(read1=lambda size: next(left, b""))))
+    assert [line for lines in groups for line in lines if line] == [b"abc", b"d", b"ef"]
+
+
+def test_what_stood_in_a_line_stays(capsys):
+    line = {"premise": "a", "hypothesis": "b", "label": 2, "note": {"label": None}}
+    predict.answer_lines(Sleepy(), io.BytesIO(json.dumps(line).encode()))
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == line | {"prediction": "neutral", "probabilities": {"neutral": 0.5}}
+
+
+def test_lines_are_utf8_whatever_the_locale(adapter, monkeypatch):
+    line = '{"premise": "Zoë is asleep.", "hypothesis": "她睡着了。"}'
+    monkeypatch.setattr(sys, "argv", ["predict", "--adapter", str(adapter)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line.encode()), encoding="ascii"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    predict.main()
+    printed = sys.stdout.buffer.getvalue().decode()
+    assert json.loads(printed).items() >= json.loads(line).items() and "她睡着了。" in printed
+
+
+@contextlib.contextmanager
+def asked(adapter, *arguments, **streams):
+    """`predict` in a process of its own, ended at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.predict", *arguments, "--adapter", str(adapter)],
+        env=stage_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_program_that_waits_for_each_answer_gets_it(adapter):
+    with asked(adapter, stdin=subprocess.PIPE) as process, selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        for line in numbered(3):
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            assert selector.select(timeout=120), "no answer while the input is open"
+            assert json.loads(process.stdout.readline()).items() > json.loads(line).items()
+        process.stdin.write(numbered(1)[0].encode())  # the last line needs no end
+        left, complaints = process.communicate(timeout=120)
+        assert json.loads(left)["id"] == 0
+        assert process.returncode == 0, complaints
+
+
+@pytest.mark.parametrize("arguments", [PAIRS[0], ()], ids=["two arguments", "lines"])
+def test_ends_quietly_when_its_reader_has_gone(adapter, tmp_path, arguments):
+    (tmp_path / "pairs.jsonl").write_text("\n".join(numbered(200)))
+    with (tmp_path / "pairs.jsonl").open() as lines, asked(adapter, *arguments, stdin=lines) as process:
+        process.stdout.close()
+        complaints = process.stderr.read().decode()
+        assert process.wait(timeout=120) == 1
+    assert not any(word in complaints for word in ("Traceback", "BrokenPipe", "Exception", "error")), complaints
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_one_line(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(errors.UserError, match="standard output: No space left on device"):
+            predict.say("entailment")
+
+
+@pytest.mark.parametrize(
+    "pair, said",
+    [
+        (("", "A man sleeps."), "premise: must be text that is not empty"),
+        ((" ", "A man sleeps."), "premise: must be text that is not empty"),
+        (("A man sleeps.", ""), "hypothesis: must be text that is not empty"),
+        (("A man sleeps.", "\t\n"), "hypothesis: must be text that is not empty"),
+        (("caf\udce9", "A man sleeps."), "premise: not valid text"),
+        (("A man sleeps.", "\ud800"), "hypothesis: not valid text"),
+    ],
+)
+def test_an_argument_that_is_no_text_is_named(capsys, monkeypatch, pair, said):
+    with pytest.raises(errors.UserError, match=said):
+        run(capsys, monkeypatch, pair)
+
+
+def test_what_is_typed_and_is_no_text_is_named(monkeypatch):
+    typed = iter(["caf\udce9", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    with pytest.raises(errors.UserError, match="premise: not valid text"):
+        predict.converse(Sleepy())
 
 
 DAMAGED = {
@@ -198,6 +360,6 @@ def test_answers_what_eval_lora_wrote(repro):
         input=lines, capture_output=True, text=True, check=True,
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["label"] for answer in answers] == [LABELS[label] for label in rows["prediction"]]
+    assert [answer["prediction"] for answer in answers] == [LABELS[label] for label in rows["prediction"]]
     ours = np.array([list(answer["probabilities"].values()) for answer in answers])
     assert ours == pytest.approx(rows[[f"p_{name}" for name in LABELS]].to_numpy(), abs=1e-3)
