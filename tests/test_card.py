@@ -39,7 +39,7 @@ def test_metadata_of_a_base_on_the_hub(card):
     for name, key in (("Accuracy", "accuracy"), ("Weighted F1", "f1_weighted"), ("Macro F1", "f1_macro")):
         assert results[name].metric_value == pytest.approx(scores[key], abs=5e-5)
         assert results[name].dataset_revision == "cdb5c3d" and results[name].dataset_split == "test"
-    assert 'from_pretrained("microsoft/phi-2", revision="none", config=config)' in made.text
+    assert '    "microsoft/phi-2",\n    revision="none",\n' in made.text
 
 
 def test_a_local_folder_is_no_name_on_the_hub(card, tmp_path):
@@ -47,7 +47,7 @@ def test_a_local_folder_is_no_name_on_the_hub(card, tmp_path):
         (tmp_path / "assets" / name).mkdir(parents=True)
     made, _ = card()
     assert made.data.base_model is None and made.data.datasets is None
-    assert "assets/nano-phi" in made.text
+    assert '    "assets/nano-phi",\n' in made.text and "revision=" not in made.text
 
 
 def test_the_card_says_what_it_is_not_good_for(card):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -11,17 +12,21 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import bitsandbytes
+import finished_run
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, NANO, error_line, manifest_of, set_key, stage_env, unpinned_params
-from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+import yaml
+from conftest import CPU, NANO, ROOT, error_line, manifest_of, set_key, stage_env, unpinned_params
+from transformers import AutoConfig
 
-from stages import predict
-from stages.core import data, errors, model, params, tokenizer
+from stages import analyze, predict
+from stages.core import errors, model, params, tokenizer
 from stages.core.labels import LABELS
+
+README = (ROOT / "README.md").read_text()
 
 PAIRS = [
     ("A man is sleeping in the park.", "A man is awake."),
@@ -332,21 +337,70 @@ def test_works_from_a_copied_folder_without_params(adapter, tmp_path):
     assert shown.splitlines()[0] == predict.load(adapter, base_only=False)(PAIRS[:1])[0]["label"]
 
 
-def test_plain_peft_in_three_lines(adapter):
-    """As the README has it: labels by name, and probabilities near ours (here the base is not quantised)."""
-    config = AutoConfig.from_pretrained(adapter)
-    base = AutoModelForSequenceClassification.from_pretrained(NANO, config=config)
-    classifier = PeftModel.from_pretrained(base, adapter)
+def python_block(text):
+    """The one block of Python in a Markdown text."""
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return block
 
-    assert classifier.config.id2label == dict(enumerate(LABELS))
-    words = AutoTokenizer.from_pretrained(adapter)
-    template = json.loads((adapter / "classifier.json").read_text())["tokenize"]["template"]
-    ours = predict.load(adapter, base_only=False)(PAIRS)
-    for (premise, hypothesis), answer in zip(PAIRS, ours, strict=True):
-        tokens = words(data.fill(template, premise, hypothesis), return_tensors="pt")
-        with torch.inference_mode():
-            shares = classifier.eval()(input_ids=tokens["input_ids"]).logits.softmax(-1)[0]
-        assert shares.tolist() == pytest.approx(list(answer["probabilities"].values()), abs=0.1)
+
+def card_of_a_run(folder, **model_settings):
+    """The model card of a made run, with some keys of the group `model`."""
+    finished_run.make(folder, model="microsoft/phi-2")
+    raw = yaml.safe_load((folder / "params.yaml").read_text())
+    raw["model"] |= model_settings
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    analyze.main()
+    return (folder / "metrics/model_card.md").read_text()
+
+
+def run_plain(block, folder, adapter):
+    """Run a block's lines in a process of their own, the two names put in -> (label, probabilities)."""
+    for name, ours in (("microsoft/phi-2", NANO), (re.search(r'Path\("(.+/.+)"\)', block)[1], adapter)):
+        assert block.count(f'"{name}"') == 1
+        block = block.replace(f'"{name}"', f'"{ours}"')
+    (folder / "plain.py").write_text(block)
+    # Where the CPU has AVX512-BF16 bitsandbytes rounds to bfloat16, which `predict` forbids it: off here too.
+    start = "import bitsandbytes.nn.modules as layers, runpy; layers.has_avx512bf16 = lambda: False"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{start}; runpy.run_path('plain.py')"],
+        cwd=folder, env=stage_env(TRANSFORMERS_VERBOSITY="warning"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"score.weight +\| MISSING", done.stderr), "the README says so"
+    label, _, shares = done.stdout.strip().partition(" ")
+    return label, json.loads(shares)
+
+
+PLAIN = {
+    "README": ({}, lambda folder, **settings: README),
+    "card": ({}, card_of_a_run),
+    "card, not quantised": ({"quantization": "none"}, card_of_a_run),
+}
+
+
+@pytest.mark.parametrize("settings, text", PLAIN.values(), ids=PLAIN)
+def test_the_lines_of_plain_transformers_and_peft_answer_as_predict_does(tmp_path, monkeypatch, settings, text):
+    adapter = make_adapter(tmp_path / "adapter", **settings)
+    assert AutoConfig.from_pretrained(adapter).id2label == dict(enumerate(LABELS))
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    label, shares = run_plain(python_block(text(tmp_path / "run", **settings)), tmp_path, adapter)
+    (ours,) = predict.load(adapter, base_only=False)([("Two dogs are running in the park.", "Animals are outside.")])
+    assert label == ours["label"]
+    assert shares == pytest.approx(list(ours["probabilities"].values()), abs=1e-4)
+
+
+def test_the_plain_lines_take_any_text_for_text(adapter, capsys, monkeypatch):
+    """Braces, and the name of a special token, as `predict` reads them."""
+    block = python_block(README)
+    pair = {"premise": "{hypothesis} <|endoftext|>", "hypothesis": "{premise} {0}"}
+    block = re.sub(r"^pair = .*$", lambda line: f"pair = {pair}", block, flags=re.MULTILINE)
+    block = block.replace("microsoft/phi-2", str(NANO)).replace("models/adapter", str(adapter))
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+    exec(block, {})
+    _, _, shares = capsys.readouterr().out.strip().partition(" ")
+    (ours,) = predict.load(adapter, base_only=False)([tuple(pair.values())])
+    assert json.loads(shares) == pytest.approx(list(ours["probabilities"].values()), abs=1e-4)
 
 
 @pytest.mark.slow

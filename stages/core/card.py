@@ -17,6 +17,8 @@ def text(metrics, about):
         .get_template("model_card.md")
         .render(
             model=about["model"],
+            nf4=about["params"].model.quantization == "nf4",
+            **dtypes(about["params"].model.precision),
             on_hub=not hub.is_folder(about["model"]["name"]),
             base=metrics["eval_base"],
             tuned=metrics["eval_lora"],
@@ -26,6 +28,18 @@ def text(metrics, about):
         )
     )
     return f"---\n{metadata(metrics, about).to_yaml()}\n---\n\n{body}"
+
+
+def dtypes(precision):
+    """The torch dtypes of the lines that load the base anywhere, by the names that the template gives them.
+
+    `auto` is float32 there: every machine has it. Not the checkpoint's float16, in which phi-2's attention overflows.
+
+    Args:
+        precision: `model.precision` of params.yaml.
+    """
+    products = {"bf16": "bfloat16", "fp16": "float16"}.get(precision, "float32")
+    return {"dtype": "bfloat16" if precision == "bf16" else "float32", "product_dtype": products}
 
 
 def metadata(metrics, about):
