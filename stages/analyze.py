@@ -78,13 +78,17 @@ def in_words(cases):
 def model_metrics(table, folder, p):
     """Scores of one model with their intervals, calibration, and what its run measured of itself."""
     gold, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
-    scores = analysis.scores(gold, predicted)
-    confusion = analysis.confusion_counts(gold, predicted)
-    bins = analysis.reliability(predicted == gold, table[PROBABILITIES].max(axis=1))
+    right = predicted == gold
+    measured = accuracy(right, table["premise"], p)
+    f1 = analysis.f1_intervals(
+        analysis.confusion_counts(gold, predicted), measured["design_effect"],
+        p.analysis.bootstrap_samples, p.analysis.confidence, p.seed,
+    )  # fmt: skip
+    bins = analysis.reliability(right, table[PROBABILITIES].max(axis=1))
     return {
-        **scores,
-        "accuracy_interval": ends(analysis.wilson((predicted == gold).sum(), len(gold), p.analysis.confidence)),
-        "f1_weighted_interval": ends(resampled(confusion, analysis.f1_weighted, p)),
+        **analysis.scores(gold, predicted),
+        **measured,
+        **{f"{name}_interval": ends(interval) for name, interval in f1.items()},
         "calibration_error": analysis.calibration_error(bins),
         "brier": analysis.brier(gold, table[PROBABILITIES].to_numpy()),
         **for_device(files.read_json(f"{folder}/run.json")),
@@ -93,25 +97,25 @@ def model_metrics(table, folder, p):
 
 def comparison(cases, majority, p):
     """The gain with its interval and its McNemar p; and what guesses right that reads no premise."""
-    counts = analysis.gain(cases["gold"], cases["base"], cases["tuned"])
-    interval = resampled([counts[fate] for fate in analysis.FATES], analysis.accuracy_gain, p)
+    changed = analysis.changes(cases["gold"], cases["base"], cases["tuned"])
     references = {"majority_class": cases["gold"] == majority, "hypothesis_only": cases["baseline"] == cases["gold"]}
     return {
-        **counts,
-        "accuracy_gain_interval": ends(interval),
-        "mcnemar_p": analysis.mcnemar(counts["fixed"], counts["broken"]),
-        **{
-            name: {
-                "accuracy": float(right.mean()),
-                "accuracy_interval": ends(analysis.wilson(right.sum(), len(right), p.analysis.confidence)),
-            }
-            for name, right in references.items()
-        },
+        **analysis.gain(cases["gold"], cases["base"], cases["tuned"]),
+        "accuracy_gain_interval": ends(analysis.gain_interval(changed, cases["premise"], p.analysis.confidence)),
+        "design_effect": analysis.design_effect(changed, cases["premise"]),
+        "mcnemar_p": analysis.mcnemar(changed, cases["premise"]),
+        **{name: accuracy(right, cases["premise"], p) for name, right in references.items()},
     }
 
 
-def resampled(counts, statistic, p):
-    return analysis.bootstrap(counts, statistic, p.analysis.bootstrap_samples, p.analysis.confidence, p.seed)
+def accuracy(right, premises, p):
+    """Share of right rows, its interval, and the design effect of rows that share a premise, which widens it."""
+    counts = analysis.effective_counts(right, premises)
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_interval": ends(analysis.wilson(*counts, p.analysis.confidence)),
+        "design_effect": analysis.design_effect(right, premises),
+    }
 
 
 def ends(interval):
@@ -148,7 +152,7 @@ def plot_tables(cases, epochs, confidence):
         )
         tables[f"reliability_{name}"] = bins_with_rows(right, cases[f"{name}_confidence"])
         cut = slices.cuts(cases["gold"], cases, cases[f"{name}_confidence"])
-        tables[f"slices_{name}"] = slices.slice_table(cut, right, confidence)
+        tables[f"slices_{name}"] = slices.slice_table(cut, right, cases["premise"], confidence)
     return tables
 
 

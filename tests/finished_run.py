@@ -22,7 +22,8 @@ def texts(rng, rows):
             f" in the {rng.choice(WHERE)}." if words else "."
         )
 
-    return [sentence(True) for _ in range(rows)], [sentence(rng.random() < 0.5) for _ in range(rows)]
+    premises = [f"{sentence(True)[:-1]} at number {row}." for row in range(rows)]  # no two are the same
+    return premises, [sentence(rng.random() < 0.5) for _ in range(rows)]
 
 
 def predictions(table, rng, right):
@@ -37,11 +38,12 @@ def predictions(table, rng, right):
     return pd.concat([table, columns.assign(prediction=answers)], axis=1)
 
 
-def make(folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", gpu=None, premise=None):
+def make(folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", gpu=None, premise=None, copies=1):
     """Write a finished run into a folder.
 
     Args:
         base, tuned: share of the rows that each model gets right.
+        copies: how often each row stands there, with the same premise and predictions.
         gpu: name of a GPU, or None for a run on a CPU.
         premise: text of the first row's premise and hypothesis.
     """
@@ -57,8 +59,10 @@ def make(folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi"
     for name in ("data/tokenized", "runs/base", "runs/lora", "runs/train", "models"):
         (folder / name).mkdir(parents=True)
     train.to_parquet(folder / "data/tokenized/train.parquet")
-    predictions(test, rng, base).to_parquet(folder / "runs/base/predictions.parquet")
-    predictions(test, rng, tuned).to_parquet(folder / "runs/lora/predictions.parquet")
+    for name, right in (("base", base), ("lora", tuned)):
+        table = predictions(test, rng, right)
+        table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
+        table.assign(row=range(len(table))).to_parquet(folder / f"runs/{name}/predictions.parquet")
     counts = {split: {"kept": n} for split, n in (("train", 200), ("validation", 50), ("test", rows))}
     write(folder / "data/summary.json", counts)
     write(folder / "data/source.json", {"name": "assets/everyday-nli", "revision": "none", "digest": "d" * 64})

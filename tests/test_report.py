@@ -91,6 +91,58 @@ def test_numbers(metrics):
     assert "gpu" not in train and train["memory_peak_gb"] == 4.2
 
 
+def test_the_report_says_how_its_claims_are_tested(metrics):
+    for name in ("report.md", "report.html"):
+        assert "Each of these 6 claims is tested at 95% by itself" in (metrics / name).read_text(), name
+
+
+def test_a_class_that_is_not_there_has_no_f1(analyzed):
+    """One row: two classes are neither gold nor predicted."""
+    metrics = analyzed(rows=1, tuned=1)
+    scores = read(metrics / "eval_lora.json")
+    (there,) = scores["f1"]
+    assert scores["f1"][there] == scores["f1_macro"] == 1
+    page = (metrics / "report.html").read_text()
+    for label in {"entailment", "neutral", "contradiction"} - {there}:
+        assert re.search(rf"<th>F1, {label}</th>.*?<td class=\"number\">–</td></tr>", page), label
+
+
+def test_no_interval_collapses_where_all_is_right(analyzed):
+    metrics = analyzed(rows=100, base=1, tuned=1)
+    gain = read(metrics / "analysis.json")["accuracy_gain_interval"]
+    assert gain["low"] == pytest.approx(-gain["high"]) and 0.03 < gain["high"] < 0.05
+    assert "Interval of the gain: −3.7 to +3.7." in (metrics / "report.md").read_text()
+    scores = read(metrics / "eval_lora.json")
+    for name in ("accuracy", "f1_weighted", "f1_macro"):
+        assert 0.94 < scores[f"{name}_interval"]["low"] < 0.99 and scores[f"{name}_interval"]["high"] == 1, name
+
+
+def test_rows_that_say_the_same_of_a_premise_narrow_no_interval(tmp_path):
+    """Each row once, and four times: four times the rows, none of which says anything new."""
+    once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
+    for name in ("eval_base", "eval_lora", "analysis"):
+        first, second = read(once / f"{name}.json"), read(often / f"{name}.json")
+        assert second["rows"] == 4 * first["rows"] and first["design_effect"] == 1 and second["design_effect"] >= 4
+        compared = [(first, second), *((first[key], second[key]) for key in first if isinstance(first[key], dict))]
+        keys = [(a[key], b[key]) for a, b in compared for key in a if key.endswith("_interval")]
+        assert len(keys) == 3
+        for a, b in keys:
+            assert b["high"] - b["low"] > 0.99 * (a["high"] - a["low"]), (name, a, b)  # draws differ
+    first, second = read(once / "analysis.json"), read(often / "analysis.json")
+    assert second["mcnemar_p"] >= first["mcnemar_p"] and second["claims"] == first["claims"]
+    for report, effects in ((once, "base 1.00, tuned 1.00; gain 1.00"), (often, "base 4.04, tuned 4.04; gain 4.04")):
+        for name in ("report.md", "report.html", "model_card.md"):
+            assert f"(accuracy: {effects})" in (report / name).read_text(), name
+    first, second = (pd.read_csv(metrics / "plots/slices_tuned.csv") for metrics in (once, often))
+    narrower = (second["high"] - second["low"]) < (first["high"] - first["low"]) - 1e-12
+    assert len(first) > 10 and not narrower.any()
+
+
+def folder(path):
+    path.mkdir()
+    return path
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"rows": 1}, {"rows": 2, "base": 0, "tuned": 1}, {"base": 1, "tuned": 1}, {"base": 0, "tuned": 0}, {"tuned": 0.1}],

@@ -3,7 +3,7 @@
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.core import hub
-from stages.core.report import environment, recipe
+from stages.core.report import environment, intervals, level_of, recipe
 
 
 def text(metrics, about):
@@ -23,7 +23,7 @@ def text(metrics, about):
             base=metrics["eval_base"],
             tuned=metrics["eval_lora"],
             gained=metrics["analysis"],
-            level=f"{about['params'].analysis.confidence * 100:g}%",
+            intervals=intervals(metrics, level_of(about)),
             recipe=recipe(metrics, about),
         )
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stages.core.analysis import difference, wilson
+from stages.core.analysis import difference, effective_counts, wilson
 from stages.core.labels import LABELS
 from stages.core.slices import quartiles
 
@@ -18,7 +18,7 @@ def claims(cases, confidence):
     told from these rows where the bar is inside.
 
     Args:
-        cases: data frame with `gold`, `base`, `tuned`, `baseline` (labels) and `overlap`, one line a test row.
+        cases: data frame with `gold`, `base`, `tuned`, `baseline` (labels), `overlap` and `premise`, a line a test row.
         confidence: of the intervals, such as 0.95.
 
     Returns:
@@ -50,10 +50,21 @@ def finding(claim, interval, bar, evidence):
     return {"claim": claim, "verdict": verdict(*interval, bar), "evidence": evidence}
 
 
+def share_interval(happened, cases, confidence):
+    """Interval of the share of rows in which something happened; happened: bool, its index that of rows in `cases`."""
+    return wilson(*effective_counts(happened, cases["premise"][happened.index]), confidence)
+
+
+def gap_between(cases, here, elsewhere, confidence):
+    """By how much more often something happened here than elsewhere: (gap, low, high); both as `share_interval`'s."""
+    sides = [effective_counts(side, cases["premise"][side.index]) for side in (here, elsewhere)]
+    return difference(*sides[0], *sides[1], confidence)
+
+
 def base_answers_one_class(cases, confidence):
     counts = np.bincount(cases["base"], minlength=len(LABELS))
     most, rows = counts.max(), len(cases)
-    interval = wilson(most, rows, confidence)
+    interval = share_interval(cases["base"] == counts.argmax(), cases, confidence)
     evidence = (
         f"{share(most, rows, interval)} of the base's answers are {LABELS[counts.argmax()]}; "
         f"almost one class is taken as {ALMOST_ALL:.0%} or more."
@@ -63,9 +74,9 @@ def base_answers_one_class(cases, confidence):
 
 def tuning_fixes_most(cases, confidence):
     wrong = cases[cases["base"] != cases["gold"]]
-    fixed = int((wrong["tuned"] == wrong["gold"]).sum())
-    interval = wilson(fixed, len(wrong), confidence)
-    evidence = f"Of the rows that the base gets wrong, tuning corrects {share(fixed, len(wrong), interval)}."
+    fixed = wrong["tuned"] == wrong["gold"]
+    interval = share_interval(fixed, cases, confidence)
+    evidence = f"Of the rows that the base gets wrong, tuning corrects {share(fixed.sum(), len(wrong), interval)}."
     return finding("Tuning fixes most of the base's mistakes", interval, MOST, evidence)
 
 
@@ -78,7 +89,7 @@ def neutral_is_hardest(cases, confidence):
     if not present or not len(neutral):
         return finding(claim, (np.nan, np.nan), 0, "These rows do not hold neutral and another class.")
     rival = max(present, key=lambda i: wrong[i].mean())
-    gap, *interval = difference(neutral.sum(), len(neutral), wrong[rival].sum(), len(wrong[rival]), confidence)
+    gap, *interval = gap_between(cases, neutral, wrong[rival], confidence)
     evidence = (
         f"The tuned model misses {percent(neutral.mean())} of {len(neutral):,} neutral rows and "
         f"{percent(wrong[rival].mean())} of {len(wrong[rival]):,} {LABELS[rival]} rows, the worst of the others: "
@@ -93,7 +104,7 @@ def high_overlap_pulls(cases, high, confidence):
     other = cases["gold"] != LABELS.index("entailment")
     pulled = cases["tuned"] == LABELS.index("entailment")
     return compare(
-        claim, pulled, other & high, other & ~high, confidence,
+        claim, cases, pulled, other & high, other & ~high, confidence,
         "Of rows that are not entailment, {} are called so by tuned where overlap is highest, {} elsewhere: {}.",
     )  # fmt: skip
 
@@ -103,30 +114,29 @@ def low_overlap_fails(cases, low, confidence):
     claim = "Low word overlap fails more often"
     wrong = cases["tuned"] != cases["gold"]
     return compare(
-        claim, wrong, low, ~low, confidence,
+        claim, cases, wrong, low, ~low, confidence,
         "The tuned model misses {} where overlap is lowest and {} elsewhere: {}.",
     )  # fmt: skip
 
 
-def compare(claim, happened, here, elsewhere, confidence, sentence):
+def compare(claim, cases, happened, here, elsewhere, confidence, sentence):
     """Whether something happens more often in some rows than in others."""
-    counts = [int(v) for v in (happened[here].sum(), here.sum(), happened[elsewhere].sum(), elsewhere.sum())]
-    gap, *interval = difference(*counts, confidence)
-    if not counts[1] or not counts[3]:
+    gap, *interval = gap_between(cases, happened[here], happened[elsewhere], confidence)
+    if not here.any() or not elsewhere.any():
         return finding(claim, interval, 0, "Too few different overlaps in these rows to compare.")
-    first, second = (f"{percent(k / n)} of {n:,}" for k, n in (counts[:2], counts[2:]))
+    first, second = (f"{percent(happened[side].mean())} of {side.sum():,}" for side in (here, elsewhere))
     return finding(claim, interval, 0, sentence.format(first, second, points(gap, interval)))
 
 
 def premise_is_read(cases, confidence):
     """Of the rows on which the tuned model and the hypothesis-only one differ in being right, the share it wins."""
     right, guessed = cases["tuned"] == cases["gold"], cases["baseline"] == cases["gold"]
-    won, lost = int((right & ~guessed).sum()), int((guessed & ~right).sum())
-    interval = wilson(won, won + lost, confidence)
+    won = right[right != guessed]
+    interval = share_interval(won, cases, confidence)
     evidence = (
         f"A classifier that sees the hypothesis alone gets {percent(guessed.mean())} right, the tuned model "
         f"{percent(right.mean())}; where one is right and the other wrong, the tuned model is right in "
-        f"{share(won, won + lost, interval)}."
+        f"{share(won.sum(), len(won), interval)}."
     )
     return finding("The tuned model does better than the hypothesis alone allows", interval, MOST, evidence)
 
@@ -141,9 +151,10 @@ def headline(counts, p, gain_interval):
     """
     gap = counts["accuracy_gain"]
     verb = "raised" if gap > 0 else "lowered" if gap < 0 else "did not move"
-    by = f" by {abs(gap) * 100:.1f} points (interval {bounds(gain_interval, points=True)})" if gap else ""
+    interval = bounds(gain_interval, points=True)
+    by = f" by {abs(gap) * 100:.1f} points (interval {interval})." if gap else f". Interval of the gain: {interval}."
     return (
-        f"Tuning {verb} accuracy{by}. Of {counts['rows']:,} rows it corrected {counts['fixed']:,} and "
+        f"Tuning {verb} accuracy{by} Of {counts['rows']:,} rows it corrected {counts['fixed']:,} and "
         f"broke {counts['broken']:,}; {chance(p)}"
     )
 
@@ -151,15 +162,13 @@ def headline(counts, p, gain_interval):
 def chance(p):
     """A McNemar p in words."""
     value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    if p < 0.001:
-        return f"chance alone would almost never split them so ({value}, exact McNemar test)."
-    if p < 0.05:
-        return f"chance alone would seldom split them so ({value}, exact McNemar test)."
-    return f"chance alone could well split them so ({value}, exact McNemar test)."
+    how = "almost never" if p < 0.001 else "seldom" if p < 0.05 else None
+    split = f"would {how} split them so" if how else "could well split them so"
+    return f"chance alone {split} ({value}, McNemar test)."
 
 
 def percent(value):
-    return f"{value * 100:.1f}%"
+    return "–" if np.isnan(value) else f"{value * 100:.1f}%"
 
 
 def bounds(interval, points=False):

@@ -70,14 +70,17 @@ def context(metrics, findings, cases, tables, pictures, about):
     """
     gained = metrics["analysis"]
     ends = gained["accuracy_gain_interval"]
+    level = level_of(about)
     return {
         "model": Path(about["model"]["name"]).name,
         "data": Path(about["data"]["name"]).name,
-        "level": f"{about['params'].analysis.confidence * 100:g}%",
+        "level": level,
         "base": metrics["eval_base"],
         "tuned": metrics["eval_lora"],
         "gained": gained,
         "headline": claims.headline(gained, gained["mcnemar_p"], (ends["low"], ends["high"])),
+        "intervals": intervals(metrics, level),
+        "claims_note": f"Each of these {len(findings)} claims is tested at {level} by itself, not all of them at once.",
         "findings": findings.values(),
         "pictures": {
             name: {"title": title, "caption": caption, "svg": labelled(pictures[name][1], title)}
@@ -94,6 +97,24 @@ def context(metrics, findings, cases, tables, pictures, about):
         "groups": {name: int(inside.sum()) for name, inside in groups(cases).items()},
         "rows_json": script_json(case_rows(cases)),
     }
+
+
+def level_of(about):
+    """The confidence of every interval, in words."""
+    return f"{about['params'].analysis.confidence * 100:g}%"
+
+
+def intervals(metrics, level):
+    """Which intervals the report shows, and by what they are widened."""
+    effects = [metrics[name]["design_effect"] for name in ("eval_base", "eval_lora", "analysis")]
+    base, tuned, gain = (f"{effect:.2f}" for effect in effects)
+    return (
+        f"Intervals of {level}: Wilson's of accuracies and shares, Newcombe's of differences between groups of rows, "
+        "Tango's of the gain, percentiles of a Dirichlet posterior for F1. Rows that share a premise are not "
+        "independent: counts are divided by the design effect first "
+        f"(accuracy: base {base}, tuned {tuned}; gain {gain}). The gain's p is the largest of three McNemar tests: "
+        "exact by rows, exact by premises, and the score test that goes with Tango's interval."
+    )
 
 
 def labelled(svg, title):

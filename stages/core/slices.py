@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from stages.core.analysis import wilson
+from stages.core.analysis import effective_counts, wilson
 from stages.core.labels import LABELS
 
 NEGATIONS = frozenset(
@@ -95,12 +95,13 @@ def cuts(gold, traits, confidence):
     }
 
 
-def slice_table(cut, right, confidence_level):
+def slice_table(cut, right, premises, confidence_level):
     """Rows and accuracy of each slice; a name says what is cut by, so that no two slices share one.
 
     Args:
         cut: from `cuts`.
         right: whether the model is right, [rows].
+        premises: rows that share one are not independent, [rows].
 
     Returns:
         data frame: `cut`, `slice`, `rows`, `right`, `accuracy`, `low`, `high` (NaN where a slice has no rows).
@@ -109,7 +110,7 @@ def slice_table(cut, right, confidence_level):
     for by, (names, group) in cut.items():
         for number, name in enumerate(names):
             inside = right[group == number]
-            low, high = wilson(inside.sum(), len(inside), confidence_level)
+            low, high = wilson(*effective_counts(inside, premises[group == number]), confidence_level)
             accuracy = inside.mean() if len(inside) else np.nan
             table.append((by, f"{by}: {name}", len(inside), int(inside.sum()), accuracy, low, high))
     return pd.DataFrame(table, columns=["cut", "slice", "rows", "right", "accuracy", "low", "high"])
