@@ -1,5 +1,6 @@
 """Stage `analyze`: from predictions and histories to metrics/, of which it is the only writer."""
 
+import csv
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from stages.core import analysis, card, claims, errors, figures, files, params, 
 from stages.core.labels import LABELS, PROBABILITIES
 
 STAGES = {"eval_base": "runs/base", "train_qlora": "runs/train", "eval_lora": "runs/lora"}
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 PUBLISHED = Path(__file__).parent / "core" / "published.json"
 
 
@@ -39,7 +41,7 @@ def main():
 
     for name, values in metrics.items():
         files.write_json(f"metrics/{name}.json", values)
-    write_csv("metrics/cases.csv", in_words(cases))
+    write_csv("metrics/cases.csv", as_plain_text(in_words(cases)), quoting=csv.QUOTE_NONNUMERIC)
     with files.new_folder("metrics/plots") as folder:
         for name, table in tables.items():
             write_csv(folder / f"{name}.csv", table)
@@ -73,6 +75,15 @@ def in_words(cases):
     """The cases with the classes' names for their numbers."""
     names = dict(enumerate(LABELS))
     return cases.assign(**{column: cases[column].map(names) for column in ("gold", "base", "tuned", "baseline")})
+
+
+def as_plain_text(cases):
+    """The cases with an apostrophe before each text that a spreadsheet would take for a formula, as OWASP advises."""
+    quoted = {
+        column: [f"'{text}" if text.startswith(FORMULA_STARTS) else text for text in cases[column]]
+        for column in ("premise", "hypothesis")
+    }
+    return cases.assign(**quoted)
 
 
 def model_metrics(table, folder, p):
@@ -189,9 +200,10 @@ def drawings(metrics, tables, cases):
     }
 
 
-def write_csv(path, table):
+def write_csv(path, table, quoting=csv.QUOTE_MINIMAL):
+    """Write a table; where it holds any text, all text is to be quoted, else a bare carriage return ends the row."""
     with files.new_file(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
 
 def write_text(path, text):

@@ -1,5 +1,6 @@
 """`analyze` on made runs: what it writes, that it escapes and repeats itself and is quick; the page by clicks."""
 
+import csv
 import html.parser
 import json
 import re
@@ -17,6 +18,7 @@ from conftest import ROOT, run_stage, stage_env
 
 from stages import analyze
 from stages.core import errors, figures
+from stages.core.labels import LABELS
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""
@@ -105,6 +107,27 @@ def test_a_class_that_is_not_there_has_no_f1(analyzed):
     page = (metrics / "report.html").read_text()
     for label in {"entailment", "neutral", "contradiction"} - {there}:
         assert re.search(rf"<th>F1, {label}</th>.*?<td class=\"number\">–</td></tr>", page), label
+
+
+ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc", 'a "b", c', "'quoted'", "", "plain ="]
+
+
+def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeypatch):
+    finished_run.make(tmp_path, rows=len(ODD_TEXTS))
+    for name in ("base", "lora"):
+        path = tmp_path / f"runs/{name}/predictions.parquet"
+        pd.read_parquet(path).assign(premise=ODD_TEXTS, hypothesis=ODD_TEXTS[::-1]).to_parquet(path)
+    monkeypatch.chdir(tmp_path)
+    analyze.main()
+    expected = [f"'{text}" for text in ODD_TEXTS[:6]] + ODD_TEXTS[6:]
+    by_pandas = pd.read_csv("metrics/cases.csv", keep_default_na=False)
+    with open("metrics/cases.csv", newline="", encoding="utf-8") as file:
+        by_csv = list(csv.DictReader(file))
+    for rows in (by_pandas.to_dict("records"), by_csv):
+        assert [row["premise"] for row in rows] == expected
+        assert [row["hypothesis"] for row in rows] == expected[::-1]
+        assert [row["gold"] in LABELS and float(row["base_neutral"]) <= 1 for row in rows] == [True] * len(rows)
+    assert by_pandas["base_neutral"].dtype == float and by_pandas["negated"].dtype == bool
 
 
 def test_no_interval_collapses_where_all_is_right(analyzed):
