@@ -38,7 +38,10 @@ def predictions(table, rng, right):
     return pd.concat([table, columns.assign(prediction=answers)], axis=1)
 
 
-def make(folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", gpu=None, premise=None, copies=1):
+def make(
+    folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", data="assets/everyday-nli", gpu=None,
+    premise=None, copies=1,
+):  # fmt: skip
     """Write a finished run into a folder.
 
     Args:
@@ -63,9 +66,9 @@ def make(folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi"
         table = predictions(test, rng, right)
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
         table.assign(row=range(len(table))).to_parquet(folder / f"runs/{name}/predictions.parquet")
-    counts = {split: {"kept": n} for split, n in (("train", 200), ("validation", 50), ("test", rows))}
+    counts = {split: {"kept": n} for split, n in (("train", 200), ("validation", 50), ("test", rows * copies))}
     write(folder / "data/summary.json", counts)
-    write(folder / "data/source.json", {"name": "assets/everyday-nli", "revision": "none", "digest": "d" * 64})
+    write(folder / "data/source.json", {"name": data, "revision": "none", "digest": "d" * 64})
     write(folder / "models/base.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}
     for name in ("base", "train", "lora"):

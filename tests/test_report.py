@@ -1,6 +1,7 @@
 """`analyze` on made runs: what it writes, that it escapes and repeats itself and is quick; the page by clicks."""
 
 import csv
+import html
 import html.parser
 import json
 import re
@@ -46,7 +47,9 @@ def metrics(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gpu_metrics(tmp_path_factory):
-    return analyze_in(tmp_path_factory.mktemp("finished"), gpu="NVIDIA H100", model="microsoft/phi-2")
+    return analyze_in(
+        tmp_path_factory.mktemp("finished"), gpu="NVIDIA H100", model="microsoft/phi-2", data="stanfordnlp/snli"
+    )
 
 
 def read(path):
@@ -209,12 +212,29 @@ def test_a_gpu_run(gpu_metrics):
     assert "allocated by PyTorch" in page and "NVIDIA H100" in page
 
 
-def test_published_figures_compare_with_phi_2_alone(metrics, gpu_metrics):
+def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics):
     assert "These do not compare" in (metrics / "report.html").read_text()
     page = (gpu_metrics / "report.html").read_text()
     assert "These do not compare" not in page and "The same base model, microsoft/phi-2" in page
+    assert "the same data, stanfordnlp/snli" in page
     published = read(metrics / "published.json")
     assert published["eval_lora"]["accuracy"] == 0.91 and published["train"]["parameters"]["stored"] == 1413877760
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"model": "microsoft/phi-2"}, "The published data is stanfordnlp/snli, this run's assets/everyday-nli."),
+        ({"data": "stanfordnlp/snli"}, "The published base model is microsoft/phi-2, this run's assets/nano-phi."),
+        ({}, "The published base model is microsoft/phi-2, this run's assets/nano-phi. "
+             "The published data is stanfordnlp/snli, this run's assets/everyday-nli."),
+    ],
+    ids=("data", "model", "both"),
+)  # fmt: skip
+def test_figures_that_do_not_compare_say_what_differs(analyzed, settings, said):
+    page = (analyzed(rows=3, **settings) / "report.html").read_text()
+    words = html.unescape(re.search(r"These do not compare:</strong>(.*?)They stand here", page, re.DOTALL).group(1))
+    assert " ".join(words.split()) == said
 
 
 def test_equal_inputs_make_equal_bytes(tmp_path):

@@ -88,7 +88,7 @@ def context(metrics, findings, cases, tables, pictures, about):
         },
         "slices": list(zip(tables["slices_base"].itertuples(), tables["slices_tuned"].itertuples(), strict=True)),
         "published": metrics["published"],
-        "comparable": about["model"]["name"] == metrics["published"]["model"],
+        "differing": differing(metrics["published"], about),
         "beside": beside(metrics),
         "epochs": epochs_beside(metrics["published"]["train"]["epochs"], tables["epochs"]),
         "recipe": recipe(metrics, about),
@@ -115,6 +115,15 @@ def intervals(metrics, level):
         f"(accuracy: base {base}, tuned {tuned}; gain {gain}). The gain's p is the largest of three McNemar tests: "
         "exact by rows, exact by premises, and the score test that goes with Tango's interval."
     )
+
+
+def differing(published, about):
+    """What makes the published figures and this run's another matter: list of (what, the published one, this run's)."""
+    pairs = [
+        ("base model", published["model"], about["model"]["name"]),
+        ("data", published["data"], about["data"]["name"]),
+    ]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def labelled(svg, title):
