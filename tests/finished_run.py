@@ -40,13 +40,14 @@ def predictions(table, rng, right):
 
 def make(
     folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", data="assets/everyday-nli", gpu=None,
-    premise=None, copies=1,
+    premise=None, copies=1, in_train=(0, 0),
 ):  # fmt: skip
     """Write a finished run into a folder.
 
     Args:
         base, tuned: share of the rows that each model gets right.
         copies: how often each row stands there, with the same premise and predictions.
+        in_train: how many test rows, and the premises of how many, stand in the training rows.
         gpu: name of a GPU, or None for a run on a CPU.
         premise: text of the first row's premise and hypothesis.
     """
@@ -67,6 +68,7 @@ def make(
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
         table.assign(row=range(len(table))).to_parquet(folder / f"runs/{name}/predictions.parquet")
     counts = {split: {"kept": n} for split, n in (("train", 200), ("validation", 50), ("test", rows * copies))}
+    counts["test"]["in_train"] = dict(zip(("rows", "premises"), in_train, strict=True))
     write(folder / "data/summary.json", counts)
     write(folder / "data/source.json", {"name": data, "revision": "none", "digest": "d" * 64})
     write(folder / "models/base.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})

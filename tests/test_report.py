@@ -237,6 +237,24 @@ def test_figures_that_do_not_compare_say_what_differs(analyzed, settings, said):
     assert " ".join(words.split()) == said
 
 
+@pytest.mark.parametrize(
+    "in_train, said",
+    [
+        ((0, 0), "No test row stands in the training rows, and none shares its premise with one."),
+        ((0, 1), "No test row stands in the training rows; 1 of 60 shares its premise with one."),
+        ((0, 7), "No test row stands in the training rows; 7 of 60 share their premise with one."),
+        ((1, 7), "Of 60 test rows, 1 stands in the training rows, premise and hypothesis, and 7 share"),
+        ((5, 5), "Of 60 test rows, 5 stand in the training rows, premise and hypothesis, and 5 share"),
+    ],
+)
+def test_test_rows_that_were_trained_on_are_named(analyzed, in_train, said):
+    metrics = analyzed(in_train=in_train)
+    for name in ("report.md", "report.html", "model_card.md"):
+        text = (metrics / name).read_text()
+        assert said in text and ("Warning" in text) == (in_train[0] > 0), name
+    assert read(metrics / "data.json")["test"]["in_train"] == dict(zip(("rows", "premises"), in_train, strict=True))
+
+
 def test_equal_inputs_make_equal_bytes(tmp_path):
     """In two processes with other hash seeds."""
     finished_run.make(tmp_path)

@@ -3,7 +3,7 @@
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.core import hub
-from stages.core.report import environment, intervals, level_of, recipe
+from stages.core.report import environment, in_train, intervals, level_of, recipe
 
 
 def text(metrics, about):
@@ -24,6 +24,7 @@ def text(metrics, about):
             tuned=metrics["eval_lora"],
             gained=metrics["analysis"],
             intervals=intervals(metrics, level_of(about)),
+            in_train=in_train(metrics["data"]["test"]),
             recipe=recipe(metrics, about),
         )
     )

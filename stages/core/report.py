@@ -80,6 +80,7 @@ def context(metrics, findings, cases, tables, pictures, about):
         "gained": gained,
         "headline": claims.headline(gained, gained["mcnemar_p"], (ends["low"], ends["high"])),
         "intervals": intervals(metrics, level),
+        "in_train": in_train(metrics["data"]["test"]),
         "claims_note": f"Each of these {len(findings)} claims is tested at {level} by itself, not all of them at once.",
         "findings": findings.values(),
         "pictures": {
@@ -115,6 +116,24 @@ def intervals(metrics, level):
         f"(accuracy: base {base}, tuned {tuned}; gain {gain}). The gain's p is the largest of three McNemar tests: "
         "exact by rows, exact by premises, and the score test that goes with Tango's interval."
     )
+
+
+def in_train(test):
+    """How far the test rows were seen in training: {"warning": whether whole rows were, "text"}.
+
+    Args:
+        test: {"kept", "in_train": {"rows", "premises"}}, of data/summary.json.
+    """
+    kept, rows, premises = test["kept"], test["in_train"]["rows"], test["in_train"]["premises"]
+    share = "shares its premise with one" if premises == 1 else "share their premise with one"
+    if rows:
+        stand = f"{rows:,} {'stands' if rows == 1 else 'stand'} in the training rows, premise and hypothesis"
+        text = f"Of {kept:,} test rows, {stand}, and {premises:,} {share}: scores may be too high."
+    elif premises:
+        text = f"No test row stands in the training rows; {premises:,} of {kept:,} {share}."
+    else:
+        text = "No test row stands in the training rows, and none shares its premise with one."
+    return {"warning": rows > 0, "text": text}
 
 
 def differing(published, about):
