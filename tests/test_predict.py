@@ -203,7 +203,7 @@ def asked(adapter, *arguments, **streams):
     """`predict` in a process of its own, ended at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.predict", *arguments, "--adapter", str(adapter)],
-        env=stage_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams,
+        env=stage_env(PYTHONUNBUFFERED=""), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams,
     )  # fmt: skip
     try:
         yield process
