@@ -62,9 +62,14 @@ _committed = _as_git_has(OF_THE_USER)  # kept, since the folder goes with it
 COMMITTED = Path(_committed.name)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Fast tests first, so that a mistake shows in seconds."""
+    """Fast tests first, so that a mistake shows in seconds; what shares a costly fixture in one process of `-n 2`."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    for item in items:
+        costly = "repro" in item.fixturenames
+        slow = "slow" if item.get_closest_marker("slow") else "fast"
+        item.add_marker(pytest.mark.xdist_group("repro" if costly else f"{item.path.stem} {slow}"))
 
 
 @pytest.fixture
