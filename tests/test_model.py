@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 
 from stages.core import evaluation, model, params
 from stages.core.errors import UserError
+from stages.core.labels import LABELS
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 
@@ -315,6 +316,24 @@ def test_an_adapter_without_its_manifest_is_one_line(trained, load_nano, tmp_pat
     (tmp_path / "adapter/base.json").unlink()
     with pytest.raises(UserError, match=r"base\.json"):
         model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])  # without a head PEFT itself fails
+def test_an_adapter_that_lacks_a_weight_is_one_line(trained, load_nano, tmp_path, part):
+    classifier, words, manifest = trained
+    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    path = tmp_path / "adapter/adapter_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    name = next(name for name in weights if part in name)
+    safetensors.torch.save_file({key: value for key, value in weights.items() if key != name}, path)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: lacks 1 of the adapter's weights"):
+        model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
+
+
+def test_the_classes_are_named_both_ways(load_nano):
+    config = load_nano()[0].config
+    assert config.id2label == dict(enumerate(LABELS))
+    assert config.label2id == {name: code for code, name in enumerate(LABELS)}
 
 
 # --- bases that cannot be loaded ---

@@ -5,7 +5,8 @@ import json
 
 import bitsandbytes as bnb
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, set_seed
 
 from stages.core import hub
@@ -87,6 +88,7 @@ def load_base(manifest, group, device, seed, tokenizer):
             folder,
             num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
+            label2id={name: code for code, name in enumerate(LABELS)},
             problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
         )
         if config.vocab_size < len(tokenizer):
@@ -250,7 +252,7 @@ def load_adapter(model, folder, manifest):
     """Put a saved adapter and its head on the base, for prediction.
 
     Raises:
-        UserError: where the adapter was trained on another base.
+        UserError: where the adapter was trained on another base, or is not whole.
     """
     trained_on = read_json(folder / "base.json")
     if trained_on["digest"] != manifest["digest"]:
@@ -258,9 +260,15 @@ def load_adapter(model, folder, manifest):
             f"{folder}: trained on another base ({trained_on['name']} {trained_on['digest'][:12]}); run `dvc repro`"
         )
     try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        model = PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as error:  # missing or truncated weights, shapes of another base
         raise UserError(f"{folder}: not loadable as an adapter ({_first_line(error)}); run `dvc repro`") from error
+    weights = folder / "adapter_model.safetensors"
+    with safe_open(weights, "pt") as saved:  # PEFT only warns, and leaves what is missing as it was drawn
+        missing = sorted(set(get_peft_model_state_dict(model)) - set(saved.keys()))
+    if missing:
+        raise UserError(f"{weights}: lacks {len(missing)} of the adapter's weights ({missing[0]}); run `dvc repro`")
+    return model
 
 
 def count_parameters(model):
