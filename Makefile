@@ -22,7 +22,7 @@ repro: setup     ## the published recipe: phi-2 on SNLI, on a GPU
 	dvc repro dvc.yaml
 
 test: setup      ## all tests that need no GPU
-	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: setup      ## style and common mistakes
 	ruff check .

@@ -1,4 +1,4 @@
-"""500 mistakes in params.yaml, drawn by a seed: each is taken at its word, or is one line that names its key."""
+"""600 mistakes in params.yaml, drawn by a seed: each is taken at its word, or is one line that names its key."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from conftest import COMMITTED, error_line, run_stage_in_each, set_key, written
 from stages.core import params
 from stages.core.errors import UserError
 
-COUNT, THROUGH_A_STAGE = 500, 60
+COUNT, THROUGH_A_STAGE = 600, 60
 GOOD = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
 TEXT = (COMMITTED / "embedded/params.yaml").read_text()
 VALUES = [
