@@ -368,7 +368,11 @@ def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_l
 
 @pytest.mark.parametrize(
     "left",
-    [["data/train-00000-of-00002.parquet"], ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]],
+    [
+        ["data/train-00000-of-00002.parquet"],
+        ["model.safetensors.index.json", "model-00001-of-00002.safetensors"],
+        ["model.safetensors.index.json", "other.safetensors"],
+    ],
 )
 def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, left):
     for name in left:
