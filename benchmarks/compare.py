@@ -36,8 +36,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.core import batching, data, errors, evaluation, hub, model, monitor, params, training
+from stages.core import batching, data, evaluation, hub, model, training
 from stages.core.tokenizer import load_tokenizer
+from stages.runtime import errors, monitor, params
 
 DEVICE = torch.device("cuda", 0)
 GB = 1e9

@@ -5,7 +5,7 @@ import os
 import signal
 import warnings
 
-from stages.core import watchdog
+from stages.runtime import watchdog
 
 # Leave the terminal to progress bars and to what a user can act on. Before the libraries are imported: they ask then.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.core import analysis, card, claims, errors, figures, files, params, report, slices
+from stages.core import analysis, card, claims, figures, report, slices
 from stages.core.labels import LABELS, PROBABILITIES
+from stages.runtime import errors, files, params
 
 STAGES = {"eval_base": "runs/base", "train_qlora": "runs/train", "eval_lora": "runs/lora"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

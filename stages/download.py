@@ -1,6 +1,7 @@
 """Stage `download`: model and data, from the hub or a folder, at a pinned revision."""
 
-from stages.core import data, errors, files, hub, params
+from stages.core import data, hub
+from stages.runtime import errors, files, params
 
 
 def main():

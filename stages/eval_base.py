@@ -1,6 +1,7 @@
 """Stage `eval_base`: what the quantised base answers with an untrained head."""
 
-from stages.core import errors, evaluation_stage
+from stages.core import evaluation_stage
+from stages.runtime import errors
 
 
 def main():

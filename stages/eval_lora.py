@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from stages.core import errors, evaluation_stage
+from stages.core import evaluation_stage
+from stages.runtime import errors
 
 
 def main():

@@ -20,9 +20,10 @@ import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
-from stages.core import batching, data, errors, evaluation, files, model, params
+from stages.core import batching, data, evaluation, model
 from stages.core.labels import LABELS
 from stages.core.tokenizer import load_tokenizer
+from stages.runtime import errors, files, params
 
 BATCH = 64  # pairs
 CHUNK = 1 << 20  # bytes; a bulk file arrives in whole batches but for the last of each chunk

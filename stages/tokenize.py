@@ -2,9 +2,10 @@
 
 from tqdm.auto import tqdm
 
-from stages.core import batching, data, errors, files, params
+from stages.core import batching, data
 from stages.core.labels import SPLITS
 from stages.core.tokenizer import load_tokenizer
+from stages.runtime import errors, files, params
 
 
 def main():

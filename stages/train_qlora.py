@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.core import batching, errors, files, model, monitor, params, training
+from stages.core import batching, model, training
 from stages.core.tokenizer import load_tokenizer
+from stages.runtime import errors, files, monitor, params
 
 
 def main():

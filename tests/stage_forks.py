@@ -11,7 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
-from stages.core import errors
+from stages.runtime import errors
 
 if "LARGEST_FILE" in os.environ:  # stands for a full disk
     limit = int(os.environ["LARGEST_FILE"])

@@ -24,8 +24,8 @@ from conftest import (
 )
 
 from stages.core import data, hub
-from stages.core.errors import UserError
 from stages.core.tokenizer import load_tokenizer
+from stages.runtime.errors import UserError
 
 SNLI = SHARED / "data" / "snli"
 TEMPLATE = "Premise: {premise}\nHypothesis: {hypothesis}\nLabel:"

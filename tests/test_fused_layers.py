@@ -9,8 +9,9 @@ from test_gpu import PARAMS, Tokenizer, distance, eager, gradients
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core import model, params
-from stages.core.errors import StepUnavailable, UserError
+from stages.core import model
+from stages.runtime import params
+from stages.runtime.errors import StepUnavailable, UserError
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")

@@ -13,7 +13,8 @@ import torch
 from conftest import COMMITTED, ROOT
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core import evaluation, hub, model, monitor, params, training
+from stages.core import evaluation, hub, model, training
+from stages.runtime import monitor, params
 
 pytestmark = [
     pytest.mark.gpu,
@@ -377,7 +378,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch see
 
 SECOND_ALONE = """
 import json, pynvml, torch
-from stages.core import monitor
+from stages.runtime import monitor
 device = torch.device("cuda", 0)
 torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
 with monitor.Recorder(device) as recorder:

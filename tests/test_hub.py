@@ -15,7 +15,7 @@ from hub_server import refuse, send_file
 from huggingface_hub import constants
 
 from stages.core import hashes, hub
-from stages.core.errors import UserError
+from stages.runtime.errors import UserError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # the client keeps whole chunks of a file whose connection was cut

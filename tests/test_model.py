@@ -20,9 +20,10 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from stages.core import evaluation, model, params
-from stages.core.errors import UserError
+from stages.core import evaluation, model
 from stages.core.labels import LABELS
+from stages.runtime import params
+from stages.runtime.errors import UserError
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 

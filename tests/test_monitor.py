@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from stages.core import files, monitor
-from stages.core.errors import UserError
+from stages.runtime import files, monitor
+from stages.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 

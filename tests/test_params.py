@@ -9,8 +9,8 @@ import yaml
 from conftest import COMMITTED, error_line, run_stage, run_stage_in_each, set_key, written
 from dvc.utils.serialize import modify_yaml
 
-from stages.core import params
-from stages.core.errors import UserError
+from stages.runtime import params
+from stages.runtime.errors import UserError
 
 BOTH = (COMMITTED, COMMITTED / "embedded")
 GONE = object()

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from conftest import COMMITTED, error_line, run_stage_in_each, set_key, written
 
-from stages.core import params
-from stages.core.errors import UserError
+from stages.runtime import params
+from stages.runtime.errors import UserError
 
 COUNT, THROUGH_A_STAGE = 600, 60
 GOOD = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())

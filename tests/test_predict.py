@@ -23,8 +23,9 @@ from conftest import CPU, NANO, ROOT, error_line, manifest_of, set_key, stage_en
 from transformers import AutoConfig
 
 from stages import analyze, predict
-from stages.core import errors, model, params, tokenizer
+from stages.core import model, tokenizer
 from stages.core.labels import LABELS
+from stages.runtime import errors, params
 
 README = (ROOT / "README.md").read_text()
 

@@ -18,8 +18,9 @@ import yaml
 from conftest import ROOT, run_stage, stage_env
 
 from stages import analyze
-from stages.core import errors, figures
+from stages.core import figures
 from stages.core.labels import LABELS
+from stages.runtime import errors
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, stage_env
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-RUNS = "from stages.core import errors; errors.run(lambda: print('ran'))"
+RUNS = "from stages.runtime import errors; errors.run(lambda: print('ran'))"
 # A stage that has begun and goes on importing: what `python -m stages.x` is for its first seconds.
 SLOW_IMPORTS = "import stages, pathlib, time; pathlib.Path('begun').touch(); time.sleep(60)"
 

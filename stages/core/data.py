@@ -9,9 +9,9 @@ import pandas as pd
 import pyarrow.types as types
 
 from stages.core import hub
-from stages.core.errors import UserError
-from stages.core.files import scratch_folder
 from stages.core.labels import LABELS, SPLITS
+from stages.runtime.errors import UserError
+from stages.runtime.files import scratch_folder
 
 
 def load_splits(folder, names):

@@ -1,7 +1,8 @@
 """What the two evaluation stages have in common: all but the adapter."""
 
-from stages.core import batching, evaluation, files, model, monitor, params
+from stages.core import batching, evaluation, model
 from stages.core.tokenizer import load_tokenizer
+from stages.runtime import files, monitor, params
 
 
 def evaluate(title, adapter, out):

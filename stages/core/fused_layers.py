@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core.errors import StepUnavailable, UserError
+from stages.runtime.errors import StepUnavailable, UserError
 
 SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
 

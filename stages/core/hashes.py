@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from stages.core.files import new_file, sha256
+from stages.runtime.files import new_file, sha256
 
 LARGE = 64 * 1024**2  # bytes; less takes no longer to read than to look up
 SETTLED = 2 * 10**9  # ns; a file touched later than this before its reading may change again within its clock's tick

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, set_seed
 
 from stages.core import hub
-from stages.core.errors import UserError
-from stages.core.files import new_folder, read_json, write_json
 from stages.core.labels import LABELS
+from stages.runtime.errors import UserError
+from stages.runtime.files import new_folder, read_json, write_json
 
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
 TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function

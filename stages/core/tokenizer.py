@@ -3,7 +3,7 @@
 from transformers import AutoTokenizer
 
 from stages.core import hub
-from stages.core.errors import UserError
+from stages.runtime.errors import UserError
 
 
 def load_tokenizer(manifest):

@@ -19,8 +19,8 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stages.core.batching import collate, length_grouped_order, random_order
-from stages.core.errors import StepUnavailable
-from stages.core.files import remove_folder, sha256
+from stages.runtime.errors import StepUnavailable
+from stages.runtime.files import remove_folder, sha256
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
 WHOLE = "whole"  # marks a checkpoint that was written to its end

@@ -25,7 +25,7 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     sys.addaudithook(note)
 
 if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
-    from stages.core import params
+    from stages.runtime import params
 
     stage = os.environ["DVC_STAGE"].rpartition(":")[2]
     report = Path(os.environ["RECORD_READS"]) / stage

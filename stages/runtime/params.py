@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from stages.core.errors import UserError
+from stages.runtime.errors import UserError
 
 
 def _regular_expression(value):

@@ -10,7 +10,7 @@ import psutil
 import pynvml
 import torch
 
-from stages.core.files import new_file
+from stages.runtime.files import new_file
 
 GB = 1e9
 FIELDS = [

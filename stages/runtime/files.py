@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from stages.core.errors import UserError
+from stages.runtime.errors import UserError
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What every stage stands on: parameters, files, errors, the watchdog and the recorder."""
