@@ -36,9 +36,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.core import batching, data, evaluation, hub, model, training
+from stages.core import batching, data, evaluation, model, training
 from stages.core.tokenizer import load_tokenizer
 from stages.runtime import errors, monitor, params
+from stages.sources import hub
 
 DEVICE = torch.device("cuda", 0)
 GB = 1e9

@@ -1,7 +1,8 @@
 """Stage `download`: model and data, from the hub or a folder, at a pinned revision."""
 
-from stages.core import data, hub
+from stages.core import data
 from stages.runtime import errors, files, params
+from stages.sources import hub
 
 
 def main():

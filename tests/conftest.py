@@ -27,8 +27,9 @@ from xdist.scheduler import LoadScopeScheduling
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
 
-from stages.core import hub, model, tokenizer
+from stages.core import model, tokenizer
 from stages.runtime import params
+from stages.sources import hub
 
 EMBEDDED = ROOT / "embedded"
 NANO = EMBEDDED / "assets" / "nano-phi"

@@ -23,9 +23,10 @@ from conftest import (
     written,
 )
 
-from stages.core import data, hub
+from stages.core import data
 from stages.core.tokenizer import load_tokenizer
 from stages.runtime.errors import UserError
+from stages.sources import hub
 
 SNLI = SHARED / "data" / "snli"
 TEMPLATE = "Premise: {premise}\nHypothesis: {hypothesis}\nLabel:"

@@ -13,8 +13,9 @@ import torch
 from conftest import COMMITTED, ROOT
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core import evaluation, hub, model, training
+from stages.core import evaluation, model, training
 from stages.runtime import monitor, params
+from stages.sources import hub
 
 pytestmark = [
     pytest.mark.gpu,

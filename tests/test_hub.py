@@ -14,8 +14,8 @@ from conftest import COMMITTED, NANO, assert_refused, error_line, run_stage_in_e
 from hub_server import refuse, send_file
 from huggingface_hub import constants
 
-from stages.core import hashes, hub
 from stages.runtime.errors import UserError
+from stages.sources import hashes, hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # the client keeps whole chunks of a file whose connection was cut

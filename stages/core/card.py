@@ -2,8 +2,8 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.core import hub
 from stages.core.report import environment, in_train, intervals, level_of, recipe
+from stages.sources import hub
 
 
 def text(metrics, about):

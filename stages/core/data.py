@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.types as types
 
-from stages.core import hub
 from stages.core.labels import LABELS, SPLITS
 from stages.runtime.errors import UserError
 from stages.runtime.files import scratch_folder
+from stages.sources import hub
 
 
 def load_splits(folder, names):

@@ -2,8 +2,8 @@
 
 from transformers import AutoTokenizer
 
-from stages.core import hub
 from stages.runtime.errors import UserError
+from stages.sources import hub
 
 
 def load_tokenizer(manifest):

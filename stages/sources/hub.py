@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from stages.core.hashes import sha256_once
 from stages.runtime.errors import UserError
+from stages.sources.hashes import sha256_once
 
 # The HTTP library that the hub's client uses, and whose errors it lets through: httpx, or httpx2 in newer releases.
 http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
