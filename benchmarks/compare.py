@@ -36,10 +36,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.core import batching, data, evaluation, model, training
-from stages.core.tokenizer import load_tokenizer
+from stages.core import evaluation, model, training
 from stages.runtime import errors, monitor, params
 from stages.sources import hub
+from stages.task import batching, data
+from stages.task.tokenizer import load_tokenizer
 
 DEVICE = torch.device("cuda", 0)
 GB = 1e9

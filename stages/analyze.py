@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from stages.core import analysis, card, claims, figures, report, slices
-from stages.core.labels import LABELS, PROBABILITIES
 from stages.runtime import errors, files, params
+from stages.task.labels import LABELS, PROBABILITIES
 
 STAGES = {"eval_base": "runs/base", "train_qlora": "runs/train", "eval_lora": "runs/lora"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

@@ -1,8 +1,8 @@
 """Stage `download`: model and data, from the hub or a folder, at a pinned revision."""
 
-from stages.core import data
 from stages.runtime import errors, files, params
 from stages.sources import hub
+from stages.task import data
 
 
 def main():

@@ -20,10 +20,11 @@ import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
-from stages.core import batching, data, evaluation, model
-from stages.core.labels import LABELS
-from stages.core.tokenizer import load_tokenizer
+from stages.core import evaluation, model
 from stages.runtime import errors, files, params
+from stages.task import batching, data
+from stages.task.labels import LABELS
+from stages.task.tokenizer import load_tokenizer
 
 BATCH = 64  # pairs
 CHUNK = 1 << 20  # bytes; a bulk file arrives in whole batches but for the last of each chunk

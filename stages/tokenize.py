@@ -2,10 +2,10 @@
 
 from tqdm.auto import tqdm
 
-from stages.core import batching, data
-from stages.core.labels import SPLITS
-from stages.core.tokenizer import load_tokenizer
 from stages.runtime import errors, files, params
+from stages.task import batching, data
+from stages.task.labels import SPLITS
+from stages.task.tokenizer import load_tokenizer
 
 
 def main():

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.core import batching, model, training
-from stages.core.tokenizer import load_tokenizer
+from stages.core import model, training
 from stages.runtime import errors, files, monitor, params
+from stages.task import batching
+from stages.task.tokenizer import load_tokenizer
 
 
 def main():

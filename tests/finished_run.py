@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from conftest import COMMITTED
 
-from stages.core.labels import LABELS
+from stages.task.labels import LABELS
 
 WHO = ["man", "woman", "child", "dog", "girl", "boy"]
 DOES = ["sleeping", "running", "reading", "eating", "singing", "waiting"]

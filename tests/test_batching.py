@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.core import batching
+from stages.task import batching
 
 
 @pytest.fixture

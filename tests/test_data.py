@@ -23,10 +23,10 @@ from conftest import (
     written,
 )
 
-from stages.core import data
-from stages.core.tokenizer import load_tokenizer
 from stages.runtime.errors import UserError
 from stages.sources import hub
+from stages.task import data
+from stages.task.tokenizer import load_tokenizer
 
 SNLI = SHARED / "data" / "snli"
 TEMPLATE = "Premise: {premise}\nHypothesis: {hypothesis}\nLabel:"

@@ -8,8 +8,8 @@ import yaml
 from conftest import run_stage_in_each
 from test_train_stage import adapter_bytes, prepare
 
-from stages.core import data
-from stages.core.tokenizer import load_tokenizer
+from stages.task import data
+from stages.task.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -21,9 +21,9 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from stages.core import evaluation, model
-from stages.core.labels import LABELS
 from stages.runtime import params
 from stages.runtime.errors import UserError
+from stages.task.labels import LABELS
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 

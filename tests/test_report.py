@@ -19,8 +19,8 @@ from conftest import ROOT, run_stage, stage_env
 
 from stages import analyze
 from stages.core import figures
-from stages.core.labels import LABELS
 from stages.runtime import errors
+from stages.task.labels import LABELS
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
 
-from stages.core.labels import LABELS
+from stages.task.labels import LABELS
 
 FATES = ("both_right", "fixed", "broken", "both_wrong")
 BINS = 10  # of confidence, each 0.1 wide

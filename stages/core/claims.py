@@ -3,8 +3,8 @@
 import numpy as np
 
 from stages.core.analysis import difference, effective_counts, wilson
-from stages.core.labels import LABELS
 from stages.core.slices import quartiles
+from stages.task.labels import LABELS
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "can't be told"
 ALMOST_ALL = 0.8  # the share of answers from which on we call them almost one class

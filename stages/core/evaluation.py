@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from stages.core.batching import collate
-from stages.core.labels import LABELS, PROBABILITIES
+from stages.task.batching import collate
+from stages.task.labels import LABELS, PROBABILITIES
 
 # All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -1,8 +1,9 @@
 """What the two evaluation stages have in common: all but the adapter."""
 
-from stages.core import batching, evaluation, model
-from stages.core.tokenizer import load_tokenizer
+from stages.core import evaluation, model
 from stages.runtime import files, monitor, params
+from stages.task import batching
+from stages.task.tokenizer import load_tokenizer
 
 
 def evaluate(title, adapter, out):

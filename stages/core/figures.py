@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from stages.core.labels import LABELS
+from stages.task.labels import LABELS
 
 ON_WHITE = {
     "ink": "#1f2933",

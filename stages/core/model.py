@@ -9,10 +9,10 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, set_seed
 
-from stages.core.labels import LABELS
 from stages.runtime.errors import UserError
 from stages.runtime.files import new_folder, read_json, write_json
 from stages.sources import hub
+from stages.task.labels import LABELS
 
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
 TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function

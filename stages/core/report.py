@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from stages.core import claims
 from stages.core.claims import bounds, percent
-from stages.core.labels import LABELS, SPLITS
+from stages.task.labels import LABELS, SPLITS
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURES = {

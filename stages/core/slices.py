@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.analysis import effective_counts, wilson
-from stages.core.labels import LABELS
+from stages.task.labels import LABELS
 
 NEGATIONS = frozenset(
     ["no", "not", "never", "none", "nobody", "nothing", "nowhere", "neither", "nor", "without", "cannot"]

@@ -18,9 +18,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from stages.core.batching import collate, length_grouped_order, random_order
 from stages.runtime.errors import StepUnavailable
 from stages.runtime.files import remove_folder, sha256
+from stages.task.batching import collate, length_grouped_order, random_order
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
 WHOLE = "whole"  # marks a checkpoint that was written to its end

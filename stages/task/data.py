@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.types as types
 
-from stages.core.labels import LABELS, SPLITS
 from stages.runtime.errors import UserError
 from stages.runtime.files import scratch_folder
 from stages.sources import hub
+from stages.task.labels import LABELS, SPLITS
 
 
 def load_splits(folder, names):

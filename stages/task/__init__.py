@@ -1,0 +1,1 @@
+"""What is learnt: classes, rows, tokens, batches."""
