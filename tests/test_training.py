@@ -55,7 +55,7 @@ def test_the_code_of_a_training_is_all_that_it_imports():
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["deps"]
     of_code = {dep.removeprefix("${root}/") for dep in deps if dep.startswith("${root}/")}
     assert of_code | {"stages/__init__.py", "stages/core/__init__.py"} == set(files)
-    assert "stages/core/fused_layers.py" in files, "it is imported inside a function"
+    assert "stages/kernels/fused_layers.py" in files, "it is imported inside a function"
 
 
 def test_an_edit_of_what_a_script_imports_is_another_digest_and_an_edit_of_anything_else_is_not(tmp_path):

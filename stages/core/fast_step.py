@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from stages.core.fused_layers import LoraCopies, Masks, layers_by_input, use_fused_layers
+from stages.kernels.fused_layers import LoraCopies, Masks, layers_by_input, use_fused_layers
 from stages.runtime.errors import StepUnavailable
 
 ROOMY = 24e9  # bytes: phi-2 at batch 16 with its weights kept in bf16 takes 15

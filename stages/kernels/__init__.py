@@ -1,0 +1,1 @@
+"""Layers with fewer kernels, for a GPU."""
