@@ -36,7 +36,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.core import evaluation, model, training
+from stages.core import training
+from stages.model import evaluation, model
 from stages.runtime import errors, monitor, params
 from stages.sources import hub
 from stages.task import batching, data

@@ -1,6 +1,6 @@
 """Stage `eval_base`: what the quantised base answers with an untrained head."""
 
-from stages.core import evaluation_stage
+from stages.model import evaluation_stage
 from stages.runtime import errors
 
 

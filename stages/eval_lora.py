@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.core import evaluation_stage
+from stages.model import evaluation_stage
 from stages.runtime import errors
 
 

@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
-from stages.core import evaluation, model
+from stages.model import evaluation, model
 from stages.runtime import errors, files, params
 from stages.task import batching, data
 from stages.task.labels import LABELS

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.core import model, training
+from stages.core import training
+from stages.model import model
 from stages.runtime import errors, files, monitor, params
 from stages.task import batching
 from stages.task.tokenizer import load_tokenizer

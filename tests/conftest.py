@@ -27,7 +27,7 @@ from xdist.scheduler import LoadScopeScheduling
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
 
-from stages.core import model
+from stages.model import model
 from stages.runtime import params
 from stages.sources import hub
 from stages.task import tokenizer

@@ -9,7 +9,7 @@ from test_gpu import PARAMS, Tokenizer, distance, eager, gradients
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core import model
+from stages.model import model
 from stages.runtime import params
 from stages.runtime.errors import StepUnavailable, UserError
 

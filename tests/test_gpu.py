@@ -13,7 +13,8 @@ import torch
 from conftest import COMMITTED, ROOT
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core import evaluation, model, training
+from stages.core import training
+from stages.model import evaluation, model
 from stages.runtime import monitor, params
 from stages.sources import hub
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from stages.core import evaluation, model
+from stages.model import evaluation, model
 from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.task.labels import LABELS

@@ -23,7 +23,7 @@ from conftest import CPU, NANO, ROOT, error_line, manifest_of, set_key, stage_en
 from transformers import AutoConfig
 
 from stages import analyze, predict
-from stages.core import model
+from stages.model import model
 from stages.runtime import errors, params
 from stages.task import tokenizer
 from stages.task.labels import LABELS

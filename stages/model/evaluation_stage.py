@@ -1,6 +1,6 @@
 """What the two evaluation stages have in common: all but the adapter."""
 
-from stages.core import evaluation, model
+from stages.model import evaluation, model
 from stages.runtime import files, monitor, params
 from stages.task import batching
 from stages.task.tokenizer import load_tokenizer

@@ -1,0 +1,1 @@
+"""The classifier: quantised base, head, adapter, prediction."""
