@@ -36,12 +36,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.core import training
 from stages.model import evaluation, model
 from stages.runtime import errors, monitor, params
 from stages.sources import hub
 from stages.task import batching, data
 from stages.task.tokenizer import load_tokenizer
+from stages.training import training
 
 DEVICE = torch.device("cuda", 0)
 GB = 1e9

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.core import training
 from stages.model import model
 from stages.runtime import errors, files, monitor, params
 from stages.task import batching
 from stages.task.tokenizer import load_tokenizer
+from stages.training import training
 
 
 def main():

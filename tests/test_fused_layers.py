@@ -137,7 +137,7 @@ def test_a_layer_computed_again_by_checkpointing_finds_its_masks(families, famil
 
 
 def test_dropouts_that_no_module_carries_are_known(families):
-    from stages.core.fast_step import functional_dropouts
+    from stages.training.fast_step import functional_dropouts
 
     assert functional_dropouts(classifier(dropout=0.05, folder=families["opt"])) == ["dropout"]
     assert functional_dropouts(classifier(dropout=0.05, folder=families["gpt-neox"])) == []
@@ -148,7 +148,7 @@ def test_dropouts_that_no_module_carries_are_known(families):
 
 
 def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
-    from stages.core.fast_step import FastStep
+    from stages.training.fast_step import FastStep
 
     with pytest.raises(StepUnavailable, match="layerdrop"):
         FastStep(classifier(folder=families["opt with layerdrop"]), 4, 42, 0, dequantize_once=False)
@@ -157,7 +157,7 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
 @pytest.fixture
 def fast_step(monkeypatch):
     """The fast step of a classifier, its steps run eagerly; without a GPU too."""
-    from stages.core.fast_step import FastStep
+    from stages.training.fast_step import FastStep
 
     if not ON_GPU:
         for name in ("graph_pool_handle", "Stream"):

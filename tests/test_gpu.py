@@ -13,10 +13,10 @@ import torch
 from conftest import COMMITTED, ROOT
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.core import training
 from stages.model import evaluation, model
 from stages.runtime import monitor, params
 from stages.sources import hub
+from stages.training import training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -84,7 +84,7 @@ def batch(rows, length, seed=0):
 
 
 def fast(lora, rows=16, dequantize_once=False):
-    from stages.core.fast_step import FastStep
+    from stages.training.fast_step import FastStep
 
     return FastStep(lora, rows, 42, PAD, dequantize_once)
 

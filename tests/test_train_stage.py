@@ -21,9 +21,9 @@ import yaml
 from conftest import COMMITTED, NANO, ROOT, error_line, manifest_of, run_stage_in_each, set_key, stage_env, written
 
 from stages import train_qlora
-from stages.core import training
 from stages.runtime import monitor
 from stages.runtime.errors import UserError
+from stages.training import training
 
 pytestmark = pytest.mark.slow
 

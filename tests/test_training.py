@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import CPU, ROOT
 
-from stages.core import training
+from stages.training import training
 
 
 def test_the_newest_whole_checkpoint_is_resumed_and_broken_ones_are_removed(tmp_path):

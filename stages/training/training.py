@@ -84,7 +84,7 @@ class ClassifierTrainer(Trainer):
         if self.args.device.type != "cuda":
             return None
         try:
-            from stages.core import fast_step  # needs Triton, which comes with PyTorch for CUDA alone
+            from stages.training import fast_step  # needs Triton, which comes with PyTorch for CUDA alone
 
             model.train()
             return fast_step.FastStep(

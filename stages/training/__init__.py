@@ -1,0 +1,1 @@
+"""Training: the Trainer, its checkpoints and its step as a CUDA graph."""
