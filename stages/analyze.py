@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.core import analysis, card, claims, figures, report, slices
+from stages.analysis import analysis, claims, slices
+from stages.core import card, figures, report
 from stages.runtime import errors, files, params
 from stages.task.labels import LABELS, PROBABILITIES
 

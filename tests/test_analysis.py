@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from stages.core import analysis, claims, slices
+from stages.analysis import analysis, claims, slices
 
 CASES = {
     "mixed": ([0, 1, 2, 0, 1, 2, 0], [0, 2, 2, 0, 1, 1, 1]),

@@ -7,8 +7,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from stages.core import claims
-from stages.core.claims import bounds, percent
+from stages.analysis import claims
+from stages.analysis.claims import bounds, percent
 from stages.task.labels import LABELS, SPLITS
 
 TEMPLATES = Path(__file__).parent / "templates"

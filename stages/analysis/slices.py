@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from stages.core.analysis import effective_counts, wilson
+from stages.analysis.analysis import effective_counts, wilson
 from stages.task.labels import LABELS
 
 NEGATIONS = frozenset(

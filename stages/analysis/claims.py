@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stages.core.analysis import difference, effective_counts, wilson
-from stages.core.slices import quartiles
+from stages.analysis.analysis import difference, effective_counts, wilson
+from stages.analysis.slices import quartiles
 from stages.task.labels import LABELS
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "can't be told"

@@ -1,0 +1,1 @@
+"""What tuning was worth: pure functions of the two models' predictions."""
