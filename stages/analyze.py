@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import analysis, claims, slices
-from stages.core import card, figures, report
+from stages.report import card, figures, report
 from stages.runtime import errors, files, params
 from stages.task.labels import LABELS, PROBABILITIES
 
 STAGES = {"eval_base": "runs/base", "train_qlora": "runs/train", "eval_lora": "runs/lora"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-PUBLISHED = Path(__file__).parent / "core" / "published.json"
+PUBLISHED = Path(__file__).parent / "report" / "published.json"
 
 
 def main():

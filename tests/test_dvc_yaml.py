@@ -20,12 +20,13 @@ READ_ON_A_GPU_ALONE = {}
 
 def imported(path):
     """Files of the project that a file imports, itself and its package included, directly or by way of others."""
-    found, open_ends = set(), [path, ROOT / "stages/__init__.py", ROOT / "stages/core/__init__.py"]
+    found, open_ends = set(), [path]
     while open_ends:
         file = open_ends.pop()
         if file in found or not file.is_file():
             continue
         found.add(file)
+        open_ends += [ROOT / folder / "__init__.py" for folder in file.relative_to(ROOT).parents if folder.name]
         for node in ast.walk(ast.parse(file.read_text())):
             names = []
             if isinstance(node, ast.Import):

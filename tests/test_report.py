@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, run_stage, stage_env
 
 from stages import analyze
-from stages.core import figures
+from stages.report import figures
 from stages.runtime import errors
 from stages.task.labels import LABELS
 

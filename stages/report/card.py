@@ -2,7 +2,7 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.core.report import environment, in_train, intervals, level_of, recipe
+from stages.report.report import environment, in_train, intervals, level_of, recipe
 from stages.sources import hub
 
 

@@ -1,1 +1,0 @@
-"""What the stages share: parameters, data, model, training, evaluation, measuring, analysis."""
