@@ -33,4 +33,4 @@ embedded-assets: setup  ## make embedded/assets anew: the small world's sentence
 	PYTHONPATH=embedded python embedded/make_model.py
 
 clean:           ## remove what the stages made, but not what Git or DVC's cache holds
-	rm -rf data models runs checkpoints embedded/data embedded/models embedded/runs embedded/checkpoints
+	rm -rf data models results measurements checkpoints embedded/data embedded/models embedded/results embedded/measurements embedded/checkpoints

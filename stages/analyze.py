@@ -12,26 +12,26 @@ from stages.report import card, figures, report
 from stages.runtime import errors, files, params
 from stages.task.labels import LABELS, PROBABILITIES
 
-STAGES = {"eval_base": "runs/base", "train_qlora": "runs/train", "eval_lora": "runs/lora"}
+STAGES = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 PUBLISHED = Path(__file__).parent / "report" / "published.json"
 
 
 def main():
     p = params.load()
-    base = files.read_table("runs/base/predictions.parquet")
-    tuned = files.read_table("runs/lora/predictions.parquet")
+    base = files.read_table("results/base/predictions.parquet")
+    tuned = files.read_table("results/tuned/predictions.parquet")
     if list(base["row"]) != list(tuned["row"]):
-        raise errors.UserError("runs/base and runs/lora hold predictions of different rows; run `dvc repro`")
+        raise errors.UserError("results/base and results/tuned hold predictions of different rows; run `dvc repro`")
     train = files.read_table("data/tokenized/train.parquet")
     epochs = read_curve("epochs")
     cases = case_table(base, tuned, train)
 
     metrics = {
         "data": files.read_json("data/summary.json"),
-        "eval_base": model_metrics(base, "runs/base", p),
+        "eval_base": model_metrics(base, "base", p),
         "train": train_metrics(epochs),
-        "eval_lora": model_metrics(tuned, "runs/lora", p),
+        "eval_lora": model_metrics(tuned, "tuned", p),
         "analysis": comparison(cases, analysis.majority_class(train["label"]), p),
         "published": files.read_json(PUBLISHED),
     }
@@ -58,7 +58,7 @@ def main():
 
 def read_curve(name):
     """A table of the training's history; an infinite loss is missing, as one that is NaN."""
-    return pd.read_csv(f"runs/train/{name}.csv").replace([np.inf, -np.inf], np.nan)
+    return pd.read_csv(f"results/train/{name}.csv").replace([np.inf, -np.inf], np.nan)
 
 
 def case_table(base, tuned, train):
@@ -88,7 +88,7 @@ def as_plain_text(cases):
     return cases.assign(**quoted)
 
 
-def model_metrics(table, folder, p):
+def model_metrics(table, name, p):
     """Scores of one model with their intervals, calibration, and what its run measured of itself."""
     gold, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
     right = predicted == gold
@@ -104,7 +104,7 @@ def model_metrics(table, folder, p):
         **{f"{name}_interval": ends(interval) for name, interval in f1.items()},
         "calibration_error": analysis.calibration_error(bins),
         "brier": analysis.brier(gold, table[PROBABILITIES].to_numpy()),
-        **for_device(files.read_json(f"{folder}/run.json")),
+        **run_figures(name),
     }
 
 
@@ -135,15 +135,16 @@ def ends(interval):
     return {"low": interval[0], "high": interval[1]}
 
 
-def for_device(run):
-    """What a run measured of itself; a CPU's memory is no `gpu`."""
+def run_figures(name):
+    """What a run found of its model and measured of itself; a CPU's memory is no `gpu`."""
+    run = files.read_json(f"results/{name}/summary.json") | files.read_json(f"measurements/{name}/run.json")
     used = run.pop("gpu")
     return run | ({"gpu": used} if used["name"] != "cpu" else {"memory_peak_gb": used["peak"]})
 
 
 def train_metrics(epochs):
     """Figures of the training run, with the validation scores of the epoch that was kept."""
-    run = for_device(files.read_json("runs/train/run.json"))
+    run = run_figures("train")
     kept = epochs.set_index("epoch").loc[run["best_epoch"]]
     return run | {name: float(value) for name, value in kept.items()}
 
@@ -151,7 +152,8 @@ def train_metrics(epochs):
 def plot_tables(cases, epochs, confidence):
     """The points that dvc.yaml's plots and the report draw."""
     names = dict(enumerate(LABELS))
-    usage = pd.concat([pd.read_csv(f"{folder}/usage.csv").assign(stage=stage) for stage, folder in STAGES.items()])
+    samples = {stage: pd.read_csv(f"measurements/{name}/usage.csv") for stage, name in STAGES.items()}
+    usage = pd.concat([table.assign(stage=stage) for stage, table in samples.items()])
     usage["seconds"] = (usage["seconds"] + usage["stage"].map(offsets(usage))).round(3)
     tables = {
         "epochs": epochs,

@@ -5,7 +5,7 @@ from stages.runtime import errors
 
 
 def main():
-    evaluation_stage.evaluate("eval_base", adapter=None, out="runs/base")
+    evaluation_stage.evaluate("eval_base", adapter=None, name="base")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from stages.runtime import errors
 
 
 def main():
-    evaluation_stage.evaluate("eval_lora", adapter=Path("models/adapter"), out="runs/lora")
+    evaluation_stage.evaluate("eval_lora", adapter=Path("models/adapter"), name="tuned")
 
 
 if __name__ == "__main__":

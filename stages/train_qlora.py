@@ -22,7 +22,7 @@ def main():
     groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
     checkpoints = Path("checkpoints") / training.run_digest(
         groups, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"], digests,
-        training.code_digests(__file__), training.versions(device),
+        training.code_digests(__file__), monitor.versions(device),
     )  # fmt: skip
 
     with monitor.Recorder(device) as recorder:
@@ -59,18 +59,12 @@ def main():
     base_as = groups["model"] | {"name": manifest["name"], "revision": manifest["revision"]}
     reading = {"seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(), "batches": groups["batches"]}
     model.save_adapter(classifier, tokenizer, manifest, reading, "models/adapter")
-    with files.new_folder("runs/train") as folder:
+    with files.new_folder("results/train") as folder:
         pd.DataFrame(steps).to_csv(folder / "steps.csv", index=False)
         pd.DataFrame(epochs).to_csv(folder / "epochs.csv", index=False)
-        recorder.write(folder / "usage.csv")
-        run = {
-            "seconds": seconds,
-            "resumed": resumed is not None,
-            "best_epoch": best,
-            "parameters": model.count_parameters(classifier),
-            "gpu": recorder.summary(),
-        }
-        files.write_json(folder / "run.json", run)
+        summary = {"best_epoch": best, "parameters": model.count_parameters(classifier)}
+        files.write_json(folder / "summary.json", summary)
+    recorder.save("measurements/train", {"seconds": seconds, "resumed": resumed is not None})
     training.remove_checkpoints(checkpoints)
 
 

@@ -60,32 +60,35 @@ def make(
     test["label"] = rng.integers(0, 3, rows)
     train_premises, train_hypotheses = texts(rng, 200)
     train = pd.DataFrame({"premise": train_premises, "hypothesis": train_hypotheses, "label": rng.integers(0, 3, 200)})
-    for name in ("data/tokenized", "runs/base", "runs/lora", "runs/train", "models"):
+    made = [f"{top}/{name}" for top in ("results", "measurements") for name in ("base", "train", "tuned")]
+    for name in ("data/tokenized", "models", *made):
         (folder / name).mkdir(parents=True)
     train.to_parquet(folder / "data/tokenized/train.parquet")
-    for name, right in (("base", base), ("lora", tuned)):
+    for name, right in (("base", base), ("tuned", tuned)):
         table = predictions(test, rng, right)
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
-        table.assign(row=range(len(table))).to_parquet(folder / f"runs/{name}/predictions.parquet")
+        table.assign(row=range(len(table))).to_parquet(folder / f"results/{name}/predictions.parquet")
     counts = {split: {"kept": n} for split, n in (("train", 200), ("validation", 50), ("test", rows * copies))}
     counts["test"]["in_train"] = dict(zip(("rows", "premises"), in_train, strict=True))
     write(folder / "data/summary.json", counts)
     write(folder / "data/source.json", {"name": data, "revision": "none", "digest": "d" * 64})
     write(folder / "models/base.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}
-    for name in ("base", "train", "lora"):
-        run = {"seconds": 12.5, "parameters": {"stored": 5, "total": 8, "trainable": 1}, "gpu": memory}
-        write(folder / f"runs/{name}/run.json", run | ({"resumed": False, "best_epoch": 2} if name == "train" else {}))
+    for name in ("base", "train", "tuned"):
+        found = {"parameters": {"stored": 5, "total": 8, "trainable": 1}}
+        write(folder / f"results/{name}/summary.json", found | ({"best_epoch": 2} if name == "train" else {}))
+        run = {"seconds": 12.5, "gpu": memory, "versions": {"python": "3.11"}}
+        write(folder / f"measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
         usage = pd.DataFrame({"seconds": np.arange(30.0), "phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0,
                               "utilization_percent": 50.0, "power_w": None, "allocated_gb": 1.5 if gpu else None,
                               "reserved_gb": None})  # fmt: skip
-        usage.to_csv(folder / f"runs/{name}/usage.csv", index=False)
+        usage.to_csv(folder / f"measurements/{name}/usage.csv", index=False)
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})
-    steps.to_csv(folder / "runs/train/steps.csv", index=False)
+    steps.to_csv(folder / "results/train/steps.csv", index=False)
     epochs = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.0, 0.7, 0.5], "validation_loss": [0.9, 0.6, 0.8],
                            "validation_accuracy": [0.5, 0.8, 0.7]})  # fmt: skip
     epochs["validation_f1_weighted"] = [0.4, 0.8, 0.7]
-    epochs.to_csv(folder / "runs/train/epochs.csv", index=False)
+    epochs.to_csv(folder / "results/train/epochs.csv", index=False)
     return folder
 
 

@@ -50,7 +50,7 @@ MOMENTS = [
     ("download", "before the tables get their name", r"os.rename \S+ data/raw "),
     ("download", "between two outs", r"os.rename \S+ data/source.json "),
     ("tokenize", "before the tables get their name", r"os.rename \S+ data/tokenized "),
-    ("eval_base", "before the predictions get their name", r"os.rename \S+ runs/base "),
+    ("eval_base", "before the predictions get their name", r"os.rename \S+ measurements/base "),
     ("train_qlora", "in the first checkpoint's save", rf"open \S+/checkpoint-{STEPS}/trainer_state.json "),
     ("train_qlora", "in a later checkpoint's save", rf"open \S+/checkpoint-{2 * STEPS}/adapter_config.json "),
     ("train_qlora", "before a checkpoint is marked as whole", rf"open \S+/checkpoint-{3 * STEPS}/whole "),
@@ -59,7 +59,7 @@ MOMENTS = [
     ("train_qlora", "before the adapter gets its name", r"os.rename \S+ models/adapter "),
     ("train_qlora", "before the checkpoints are removed", r"os.rename checkpoints/\w+ "),
     ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree checkpoints/\.\w+\.old"),
-    ("eval_lora", "before the predictions get their name", r"os.rename \S+ runs/lora "),
+    ("eval_lora", "before the predictions get their name", r"os.rename \S+ results/tuned "),
     ("analyze", "between two metrics", r"os.rename \S+ metrics/eval_lora.json "),
     ("analyze", "while the report is written", r"open metrics/\.report.html"),
 ]  # fmt: skip

@@ -13,8 +13,6 @@ from stages.task.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
-TIMED = ("seconds", "rows_per_second", "gpu")
-
 
 def folder_with_rows(folder, **changes):
     """A folder in which `train_qlora` and `eval_lora` can run."""
@@ -29,14 +27,10 @@ def folder_with_rows(folder, **changes):
 
 
 def made(folder):
-    """{file: its bytes, or for figures what is no timing}."""
+    """{file: its bytes}, of all that two stages found."""
     found = {f"adapter/{name}": content for name, content in adapter_bytes(folder).items()}
-    for name in ("train/steps.csv", "train/epochs.csv", "lora/predictions.parquet"):
-        found[name] = (folder / "runs" / name).read_bytes()
-    for name in ("train", "lora"):
-        run = json.loads((folder / f"runs/{name}/run.json").read_text())
-        found[f"{name}/run.json"] = {key: value for key, value in run.items() if key not in TIMED}
-    return found
+    paths = (path for path in (folder / "results").rglob("*") if path.is_file())
+    return found | {str(path.relative_to(folder / "results")): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +52,6 @@ def test_two_runs_from_nothing_are_equal_whatever_the_hash_seed(runs):
     assert runs["once"].keys() == runs["again"].keys()
 
 
-@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "train/steps.csv", "lora/predictions.parquet"])
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "train/steps.csv", "tuned/predictions.parquet"])
 def test_another_seed_gives_another_model(runs, name):
     assert runs["once"][name] != runs["seed"][name]

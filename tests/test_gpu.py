@@ -347,8 +347,8 @@ def test_recorder_reads_this_gpu(tmp_path):
     assert used["name"] == torch.cuda.get_device_name(DEVICE)
     assert recorder.samples[0]["power_w"] > 0
     del block
-    recorder.write(tmp_path / "usage.csv")
-    assert len((tmp_path / "usage.csv").read_text().splitlines()) == len(recorder.samples) + 1
+    recorder.save(tmp_path / "run", {})
+    assert len((tmp_path / "run/usage.csv").read_text().splitlines()) == len(recorder.samples) + 1
 
 
 def test_recorder_does_without_nvml(monkeypatch):

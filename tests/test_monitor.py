@@ -20,8 +20,10 @@ def test_samples_come_at_their_interval_and_know_their_phase(tmp_path):
         time.sleep(0.1)
         recorder.mark("loaded")
         time.sleep(0.1)
-    recorder.write(tmp_path / "usage.csv")
-    with open(tmp_path / "usage.csv", newline="") as file:
+    recorder.save(tmp_path / "run", {"resumed": False})
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run == {"resumed": False, "gpu": recorder.summary(), "versions": monitor.versions(CPU)}
+    with open(tmp_path / "run/usage.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == monitor.FIELDS
     assert {row["phase"] for row in rows} == {"start", "loaded"}

@@ -10,13 +10,14 @@ from conftest import COMMITTED
 
 pytestmark = pytest.mark.slow
 
+MADE = ("data", "models", "results", "measurements")
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 
 def outs(clone):
     """Files that the stages made, by name."""
     folder = clone.folder / "embedded"
-    return {str(p.relative_to(folder)) for top in ("data", "models", "runs") for p in (folder / top).rglob("*")}
+    return {str(p.relative_to(folder)) for top in MADE for p in (folder / top).rglob("*")}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
     assert repro.run.ran == STAGES
     for path in (
         "data/raw/train.parquet", "data/source.json", "models/base.json", "data/tokenized/test.parquet",
-        "data/summary.json", "runs/base/predictions.parquet", "runs/train/steps.csv", "runs/lora/predictions.parquet",
+        "data/summary.json", "results/base/predictions.parquet", "results/train/steps.csv",
+        "results/tuned/predictions.parquet", "measurements/base/run.json",
         "models/adapter/adapter_model.safetensors",
     ):  # fmt: skip
         assert (repro.clone.folder / "embedded" / path).is_file(), path
@@ -162,7 +164,7 @@ def test_a_refused_run_writes_nothing(refused):
     new = refused.after - refused.before
     assert new == set()
     gone = refused.before - refused.after
-    assert all(name.startswith(("models/adapter", "runs/train")) for name in gone), (
+    assert all(name.startswith(("models/adapter", "results/train", "measurements/train")) for name in gone), (
         "DVC takes a stage's outs away first"
     )
 
@@ -170,7 +172,7 @@ def test_a_refused_run_writes_nothing(refused):
 def test_what_dvc_took_away_before_a_refused_run_comes_back_by_checkout(repro, refused):
     """DVC removes a stage's outs before it starts the stage, so a refusal leaves none."""
     gone = refused.before - refused.after
-    assert {"models/adapter/adapter_model.safetensors", "runs/train/run.json"} <= gone
+    assert {"models/adapter/adapter_model.safetensors", "measurements/train/run.json"} <= gone
     done = repro.clone.dvc("checkout", "dvc.yaml")
     assert done.returncode == 0, done.stderr
     assert outs(repro.clone) == refused.before
@@ -198,4 +200,4 @@ def test_the_root_without_hub_and_gpu_stops_in_seconds_with_one_line(repro, tmp_
     assert "microsoft/phi-2" in errors[0]
     assert "make demo" in errors[0]
     assert not any("Traceback" in line for line in printed)
-    assert [file for name in ("data", "models", "runs") for file in (repro.clone.folder / name).rglob("*")] == []
+    assert [file for name in MADE for file in (repro.clone.folder / name).rglob("*")] == []

@@ -118,8 +118,8 @@ ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc"
 
 def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeypatch):
     finished_run.make(tmp_path, rows=len(ODD_TEXTS))
-    for name in ("base", "lora"):
-        path = tmp_path / f"runs/{name}/predictions.parquet"
+    for name in ("base", "tuned"):
+        path = tmp_path / f"results/{name}/predictions.parquet"
         pd.read_parquet(path).assign(premise=ODD_TEXTS, hypothesis=ODD_TEXTS[::-1]).to_parquet(path)
     monkeypatch.chdir(tmp_path)
     analyze.main()
@@ -186,12 +186,12 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
 def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
     """Epoch 2 is kept; the first began with infinite steps, the last ended in NaN."""
     folder = finished_run.make(tmp_path)
-    epochs, steps = (pd.read_csv(folder / f"runs/train/{name}.csv") for name in ("epochs", "steps"))
+    epochs, steps = (pd.read_csv(folder / f"results/train/{name}.csv") for name in ("epochs", "steps"))
     epochs["train_loss"] = [float("inf"), 0.7, float("nan")]
     epochs["validation_loss"] = [float("inf"), 0.6, float("nan")]
     steps.loc[3, "loss"], steps.loc[30:, "loss"] = float("inf"), float("nan")
-    epochs.to_csv(folder / "runs/train/epochs.csv", index=False)
-    steps.to_csv(folder / "runs/train/steps.csv", index=False)
+    epochs.to_csv(folder / "results/train/epochs.csv", index=False)
+    steps.to_csv(folder / "results/train/steps.csv", index=False)
     monkeypatch.chdir(folder)
     analyze.main()
     metrics = folder / "metrics"
@@ -327,7 +327,7 @@ def test_analyze_leaves_the_heavy_libraries_alone():
 
 def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
     finished_run.make(tmp_path)
-    path = tmp_path / "runs/lora/predictions.parquet"
+    path = tmp_path / "results/tuned/predictions.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.UserError, match="different rows"):

@@ -53,7 +53,7 @@ def adapter_bytes(folder):
 
 
 def curves(folder):
-    return {name: pd.read_csv(folder / f"runs/train/{name}.csv") for name in ("steps", "epochs")}
+    return {name: pd.read_csv(folder / f"results/train/{name}.csv") for name in ("steps", "epochs")}
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,14 @@ def folders(tmp_path_factory):
 
 def test_training_writes_adapter_curves_and_figures_and_no_checkpoint(folders):
     assert not (folders["one"] / "checkpoints").exists()
-    assert {path.name for path in (folders["one"] / "runs/train").iterdir()} == {
-        "steps.csv", "epochs.csv", "usage.csv", "run.json",
-    }  # fmt: skip
-    run = json.loads((folders["one"] / "runs/train/run.json").read_text())
+    folder = folders["one"]
+    for name, wanted in (("results", "steps.csv epochs.csv summary.json"), ("measurements", "usage.csv run.json")):
+        assert {path.name for path in (folder / name / "train").iterdir()} == set(wanted.split())
+    run = json.loads((folder / "measurements/train/run.json").read_text())
     assert run["seconds"] > 0
     assert run["resumed"] is False
-    assert run["parameters"]["trainable"] < run["parameters"]["stored"] < run["parameters"]["total"]
+    counts = json.loads((folder / "results/train/summary.json").read_text())["parameters"]
+    assert counts["trainable"] < counts["stored"] < counts["total"]
 
 
 def test_each_step_and_each_epoch_is_in_the_history(folders):
@@ -104,7 +105,7 @@ def test_the_adapter_holds_nothing_of_the_base(folders):
 
 
 def test_the_best_epoch_is_kept_and_the_last_on_request(folders):
-    best, last = (json.loads((folders[name] / "runs/train/run.json").read_text()) for name in ("one", "last"))
+    best, last = (json.loads((folders[name] / "results/train/summary.json").read_text()) for name in ("one", "last"))
     epochs = curves(folders["one"])["epochs"]
     assert epochs.equals(curves(folders["last"])["epochs"])
     assert best["best_epoch"] == epochs.loc[epochs["validation_loss"].idxmin(), "epoch"]
@@ -153,7 +154,7 @@ def test_a_killed_training_leaves_no_out(killed):
 def test_a_killed_training_resumes_and_ends_as_an_undisturbed_one(killed, folders):
     folder = killed.top / "same"
     assert "resuming from" in killed.stdout["same"]
-    assert json.loads((folder / "runs/train/run.json").read_text())["resumed"] is True
+    assert json.loads((folder / "measurements/train/run.json").read_text())["resumed"] is True
     assert adapter_bytes(folder) == adapter_bytes(folders["one"])
     for name, curve in curves(folder).items():
         assert curve.equals(curves(folders["one"])[name]), f"{name}: epochs before the kill are in it, and the same"
@@ -163,7 +164,7 @@ def test_a_killed_training_resumes_and_ends_as_an_undisturbed_one(killed, folder
 def test_a_checkpoint_of_another_configuration_is_not_resumed_but_kept_for_its_own(killed, folders):
     folder = killed.top / "seed"
     assert "resuming" not in killed.stdout["seed"]
-    assert json.loads((folder / "runs/train/run.json").read_text())["resumed"] is False
+    assert json.loads((folder / "measurements/train/run.json").read_text())["resumed"] is False
     assert adapter_bytes(folder) != adapter_bytes(folders["one"]), "another seed"
     (left,) = (folder / "checkpoints").iterdir()
     said = [line for line in killed.stdout["seed"].splitlines() if f"checkpoints/{left.name}" in line]
@@ -197,7 +198,7 @@ def test_a_killed_training_resumes_in_a_moved_clone_whose_other_stages_were_edit
 def test_a_checkpoint_of_other_code_is_not_resumed(killed, folders, tmp_path):
     max_grad_norm = "        max_grad_norm=group.max_grad_norm,\n"
     edit = (max_grad_norm, f"{max_grad_norm}        adam_beta2=0.9,\n")
-    code = copy_of_the_code(tmp_path, **{"core/training.py": edit})
+    code = copy_of_the_code(tmp_path, **{"training/training.py": edit})
     edited, undisturbed = killed.top / "edited", prepare(tmp_path / "undisturbed")
     done = run_stage_in_each("train_qlora", [edited, undisturbed], PYTHONPATH=code)
     assert [outcome.returncode for outcome in done.values()] == [0, 0], done
@@ -227,7 +228,7 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
     with pytest.raises(Killed):
         train_qlora.main()
     train_qlora.main()
-    run = json.loads((tmp_path / "run/runs/train/run.json").read_text())
+    run = json.loads((tmp_path / "run/measurements/train/run.json").read_text())
     assert run["resumed"] is True
     assert run["seconds"] == 4 + 8, "an epoch before the kill and two after it, without the step that was lost"
 
@@ -256,7 +257,7 @@ def test_an_epoch_whose_validation_loss_is_not_finite_is_never_the_best(tmp_path
     adapters = set_validation_loss(monkeypatch, 1, loss)
     train_qlora.main()
     best = undisturbed.drop(1).idxmin()
-    assert json.loads((folder / "runs/train/run.json").read_text())["best_epoch"] == best
+    assert json.loads((folder / "results/train/summary.json").read_text())["best_epoch"] == best
     kept = safetensors.torch.load_file(folder / "models/adapter/adapter_model.safetensors")
     equal = [n for n, adapter in adapters.items() if all(torch.equal(adapter[name], kept[name]) for name in kept)]
     assert equal == [best]

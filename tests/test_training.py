@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import CPU, ROOT
 
+from stages.runtime import monitor
 from stages.training import training
 
 
@@ -81,7 +82,7 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(importlib.metadata, "version", lambda name: others.get(name) or version(name))
             patch.setattr(torch.cuda, "get_device_name", lambda device: others.get("gpu", "NVIDIA H100"))
-            return training.run_digest(training.versions(device))
+            return training.run_digest(monitor.versions(device))
 
     def not_installed(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -91,7 +92,9 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
     assert digest() == digest()
     assert len({digest(), digest(gpu), digest(gpu, gpu="Tesla T4"), *changed}) == 8
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
-    assert training.versions(CPU) == {"python": "{}.{}".format(*sys.version_info)}
+    assert monitor.versions(CPU) == {
+        "python": "{}.{}".format(*sys.version_info), "cpu": torch.backends.cpu.get_cpu_capability(),
+    }  # fmt: skip
 
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch():

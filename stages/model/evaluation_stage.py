@@ -6,13 +6,13 @@ from stages.task import batching
 from stages.task.tokenizer import load_tokenizer
 
 
-def evaluate(title, adapter, out):
-    """Predict the test rows and write predictions, seconds and GPU samples.
+def evaluate(title, adapter, name):
+    """Predict the test rows; write what was found to results/, what the run measured of itself to measurements/.
 
     Args:
         title: names the progress bar.
         adapter: folder of a trained adapter, or None for the base alone.
-        out: folder to write.
+        name: of the folder below each of the two.
     """
     p = params.load()
     device = model.pick_device(p.device, p.threads)
@@ -41,13 +41,7 @@ def evaluate(title, adapter, out):
             )
         seconds = recorder.seconds() - start
         recorder.mark("after_evaluation")
-    with files.new_folder(out) as folder:
+    with files.new_folder(f"results/{name}") as folder:
         evaluation.prediction_table(table, probabilities).to_parquet(folder / "predictions.parquet", index=False)
-        recorder.write(folder / "usage.csv")
-        run = {
-            "seconds": seconds,
-            "rows_per_second": len(table) / seconds,
-            "parameters": model.count_parameters(classifier),
-            "gpu": recorder.summary(),
-        }
-        files.write_json(folder / "run.json", run)
+        files.write_json(folder / "summary.json", {"parameters": model.count_parameters(classifier)})
+    recorder.save(f"measurements/{name}", {"seconds": seconds, "rows_per_second": len(table) / seconds})

@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import importlib.metadata
 import os
+import sys
 import threading
 import time
 
@@ -10,9 +12,10 @@ import psutil
 import pynvml
 import torch
 
-from stages.runtime.files import new_file
+from stages.runtime.files import new_folder, write_json
 
 GB = 1e9
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
 FIELDS = [
     "seconds",
     "phase",
@@ -66,12 +69,20 @@ class Recorder:
         """Seconds since the start."""
         return time.perf_counter() - self._start
 
-    def write(self, path):
-        """Write the samples as CSV."""
-        with new_file(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(sorted(self.samples, key=lambda sample: sample["seconds"]))
+    def save(self, folder, figures):
+        """Write the samples (usage.csv) and the figures of the run (run.json): what differs when it is run again.
+
+        Args:
+            folder: a new one, or one to replace.
+            figures: {name: number} of what the stage itself measured; memory and versions are added.
+        """
+        with new_folder(folder) as temporary:
+            with open(temporary / "usage.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                writer.writeheader()
+                writer.writerows(sorted(self.samples, key=lambda sample: sample["seconds"]))
+            run = figures | {"gpu": self.summary(), "versions": versions(self.device)}
+            write_json(temporary / "run.json", run)
 
     def summary(self):
         """Memory in GB at each moment, the highest seen, and torch's own peaks; the GPU's name."""
@@ -128,3 +139,15 @@ def _nvml_handle(device):
         return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     except pynvml.NVMLError:
         return None
+
+
+def versions(device):
+    """{name: version} of what computes a run's numbers besides this repository's code, and the kind of its device."""
+    found = {"python": "{}.{}".format(*sys.version_info)}
+    for library in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Triton comes with PyTorch for CUDA alone
+            found[library] = importlib.metadata.version(library)
+    found["cpu"] = torch.backends.cpu.get_cpu_capability()  # the instructions that PyTorch's kernels are chosen by
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found

@@ -1,12 +1,9 @@
 """Training by the Hugging Face Trainer: schedule, logging, evaluation, checkpoints, resuming."""
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 import math
 import shutil
-import sys
 import time
 from functools import partial
 from importlib.machinery import PathFinder
@@ -22,7 +19,6 @@ from stages.runtime.errors import StepUnavailable
 from stages.runtime.files import remove_folder, sha256
 from stages.task.batching import collate, length_grouped_order, random_order
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
 WHOLE = "whole"  # marks a checkpoint that was written to its end
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -209,17 +205,6 @@ def code_digests(script):
     imports.run_script(str(script))
     paths = [Path(module.__file__) for module in imports.modules.values() if module.__file__]  # a built-in one has none
     return {path.relative_to(root).as_posix(): sha256(path) for path in paths}
-
-
-def versions(device):
-    """{name: version} of what computes a training's numbers besides this repository's code; on a GPU its name too."""
-    found = {"python": "{}.{}".format(*sys.version_info)}
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Triton comes with PyTorch for CUDA alone
-            found[library] = importlib.metadata.version(library)
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
 
 
 def make_trainer(model, train_rows, validation_rows, params, pad_id, output_dir, recorder):
