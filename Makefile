@@ -15,11 +15,11 @@ setup: .venv/installed  ## .venv with requirements.txt, again only when that fil
 	touch $@
 
 demo: setup      ## the pipeline at CPU size: about a minute
-	dvc repro embedded/dvc.yaml
+	cd embedded && dvc repro
 	@echo; sed -n 1,12p embedded/metrics/report.md
 
 repro: setup     ## the published recipe: phi-2 on SNLI, on a GPU
-	dvc repro dvc.yaml
+	dvc repro
 
 test: setup      ## all tests that need no GPU
 	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

@@ -91,7 +91,7 @@ def test_git_ignores_what_dvc_keeps(repro):
 
 def test_a_second_run_runs_nothing(repro):
     """Before any experiment: the test asks for no other fixture, and the others come after."""
-    done = repro.clone.dvc("repro", "embedded/dvc.yaml", below=".")
+    done = repro.clone.dvc("repro")
     assert done.returncode == 0
     assert done.ran == []
 
@@ -173,10 +173,10 @@ def test_what_dvc_took_away_before_a_refused_run_comes_back_by_checkout(repro, r
     """DVC removes a stage's outs before it starts the stage, so a refusal leaves none."""
     gone = refused.before - refused.after
     assert {"models/adapter/adapter_model.safetensors", "measurements/train/run.json"} <= gone
-    done = repro.clone.dvc("checkout", "dvc.yaml")
+    done = repro.clone.dvc("checkout")
     assert done.returncode == 0, done.stderr
     assert outs(repro.clone) == refused.before
-    assert "up to date" in repro.clone.dvc("status", "dvc.yaml").stdout
+    assert "up to date" in repro.clone.dvc("status").stdout
 
 
 def test_parameters_never_reach_a_shell(repro, refused):

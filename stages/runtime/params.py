@@ -114,7 +114,6 @@ class Analysis(Group):
 
 
 class Params(Group):
-    root: Text
     device: Literal["cuda", "cpu"]
     threads: Annotated[int, BeforeValidator(_number), Field(ge=1, le=4096)] | None
     seed: Seed

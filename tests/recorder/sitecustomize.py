@@ -25,8 +25,10 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     sys.addaudithook(note)
 
 if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- `python -m` puts it there, but later than this runs
     from stages.runtime import params
 
+    sys.path.pop(0)
     stage = os.environ["DVC_STAGE"].rpartition(":")[2]
     report = Path(os.environ["RECORD_READS"]) / stage
     fields = {name: field.annotation for name, field in params.Params.model_fields.items()}
