@@ -68,7 +68,9 @@ class Fused:
     """Loss and LoRA gradients by the fused layers."""
 
     def __init__(self, lora):
-        from stages.kernels.fused_layers import LoraCopies, Masks, layers_by_input, use_fused_layers
+        from stages.kernels.dropout import Masks
+        from stages.kernels.fusion import layers_by_input, use_fused_layers
+        from stages.kernels.lora import LoraCopies
 
         self.model, self.masks, groups = lora, Masks(DEVICE), layers_by_input(lora)
         self.group_sizes = sorted(len(group) for group in groups)
@@ -200,7 +202,8 @@ def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(fam
 
 
 def test_more_elements_than_the_kernels_count_are_refused():
-    from stages.kernels.fused_layers import dropped, rotated
+    from stages.kernels.dropout import dropped
+    from stages.kernels.rotary import rotated
 
     x = torch.empty(1, device=DEVICE).expand(2**18, 128, 64)  # takes no memory
     with pytest.raises(UserError, match="batch_size must be smaller"):
@@ -218,7 +221,7 @@ def test_masks_differ_between_steps():
 @pytest.mark.parametrize("tuned", [False, True])
 def test_phis_layers_answer_as_transformers_do(tuned):
     """Rows are padded on the right, and read at their last token."""
-    from stages.kernels.fused_layers import use_fused_phi_layers
+    from stages.kernels.fusion import use_fused_phi_layers
 
     plain = classifier().eval() if tuned else classifier().get_base_model().eval()
     ids = batch()[0]

@@ -157,7 +157,7 @@ def test_masks_differ_between_steps_and_repeat_for_the_same_step(small_phi):
 
 
 def test_dropout_keeps_its_share_and_scale():
-    from stages.kernels.fused_layers import dropped
+    from stages.kernels.dropout import dropped
 
     x, seed = torch.ones(1024, 640, device=DEVICE), torch.tensor(7, device=DEVICE)
     out, other = dropped(x, 2, 0.05, seed, 3)

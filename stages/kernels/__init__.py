@@ -1,1 +1,1 @@
-"""Layers with fewer kernels, for a GPU."""
+"""Layers with fewer kernels, for a GPU: the same mathematics."""

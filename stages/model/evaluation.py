@@ -23,7 +23,7 @@ def speed_up(model):
             parameter.data = parameter.data.to(model.dtype)
     if next(model.parameters()).is_cuda:
         with contextlib.suppress(ImportError):  # no Triton
-            from stages.kernels.fused_layers import use_fused_phi_layers
+            from stages.kernels.fusion import use_fused_phi_layers
 
             use_fused_phi_layers(model)
 

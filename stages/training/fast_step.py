@@ -2,7 +2,7 @@
 
 An eager step of a 2.6-billion-weight model on short rows waits for the host: thousands of kernels of a few
 microseconds, each launched from Python. Here the step is captured once for each length and then replayed: one launch.
-`fused_layers` makes the kernels themselves fewer. The Trainer stays in charge of everything else: gradients end up in
+`stages/kernels` makes the kernels themselves fewer. The Trainer stays in charge of everything else: gradients end up in
 `.grad` as after `loss.backward()`.
 """
 
@@ -10,7 +10,9 @@ import time
 
 import torch
 
-from stages.kernels.fused_layers import LoraCopies, Masks, layers_by_input, use_fused_layers
+from stages.kernels.dropout import Masks
+from stages.kernels.fusion import layers_by_input, use_fused_layers
+from stages.kernels.lora import LoraCopies
 from stages.runtime.errors import StepUnavailable
 
 ROOMY = 24e9  # bytes: phi-2 at batch 16 with its weights kept in bf16 takes 15
