@@ -52,9 +52,7 @@ def classifier(dropout=0.0, targets="all-linear", quantization="none", checkpoin
         if "lora_B" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     if checkpointing:
-        lora.get_base_model().gradient_checkpointing_enable(
-            {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-        )
+        lora.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     return lora.train()
 
 
@@ -69,13 +67,13 @@ class Fused:
 
     def __init__(self, lora):
         from stages.kernels.dropout import Masks
-        from stages.kernels.fusion import layers_by_input, use_fused_layers
+        from stages.kernels.fusion import fuse_for_training, layers_by_input
         from stages.kernels.lora import LoraCopies
 
         self.model, self.masks, groups = lora, Masks(DEVICE), layers_by_input(lora)
         self.group_sizes = sorted(len(group) for group in groups)
         self.copies = LoraCopies(groups, torch.float32)
-        use_fused_layers(lora, groups, self.masks, self.copies, dequantize_once=False)
+        fuse_for_training(lora, groups, self.masks, self.copies, dequantize_once=False)
 
     def __call__(self, ids, labels, step=0):
         self.masks.set(42, step)
@@ -136,6 +134,44 @@ def test_a_layer_computed_again_by_checkpointing_finds_its_masks(families, famil
         forwards.append(len(count))
     assert forwards == [1, 2]
     assert distance(grads[1], grads[0]) < 1e-6
+
+
+def llama():
+    """Llama's layer as another architecture: two groups that share an input, each with its own norm before it."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+
+    from stages.kernels.architecture import Architecture
+
+    def shared_inputs(layer):
+        attention, mlp = layer.self_attn, layer.mlp
+        return [(attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)]
+
+    def forward(layer, project, x, *_, position_embeddings, **__):
+        attention, mlp, (qkv, gate_up) = layer.self_attn, layer.mlp, shared_inputs(layer)
+        heads = (*x.shape[:-1], -1, attention.head_dim)
+        q, k, v = (y.view(heads).transpose(1, 2) for y in project(qkv, layer.input_layernorm(x)))
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + attention.o_proj(attended.transpose(1, 2).reshape(x.shape))
+        gate, up = project(gate_up, layer.post_attention_layernorm(x))
+        return x + mlp.down_proj(mlp.act_fn(gate) * up)
+
+    return Architecture(LlamaDecoderLayer, lambda layer: True, shared_inputs, forward)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_another_architecture_takes_one_registration(families, monkeypatch, checkpointing):
+    """Its LoRA layers then compute in its groups, and loss and gradients are PEFT's."""
+    from stages.kernels import registry
+
+    how = {"folder": families["llama"], "checkpointing": checkpointing}
+    loss, grads = eager(classifier(**how), *batch())
+    monkeypatch.setattr(registry, "ARCHITECTURES", (*registry.ARCHITECTURES, llama()))
+    lora = classifier(**how)
+    fused = Fused(lora)
+    assert fused.group_sizes == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert fused(*batch()) == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
 def test_dropouts_that_no_module_carries_are_known(families):
@@ -221,14 +257,14 @@ def test_masks_differ_between_steps():
 @pytest.mark.parametrize("tuned", [False, True])
 def test_phis_layers_answer_as_transformers_do(tuned):
     """Rows are padded on the right, and read at their last token."""
-    from stages.kernels.fusion import use_fused_phi_layers
+    from stages.kernels.fusion import fuse_decoder_layers
 
     plain = classifier().eval() if tuned else classifier().get_base_model().eval()
     ids = batch()[0]
     ids[1, 9:] = plain.config.pad_token_id
     with torch.inference_mode():
         expected = plain(input_ids=ids).logits
-        use_fused_phi_layers(plain)
+        fuse_decoder_layers(plain)
         layers = [module for module in plain.modules() if isinstance(module, PhiDecoderLayer)]
         assert layers and all(type(layer) is not PhiDecoderLayer for layer in layers)
         assert torch.allclose(plain(input_ids=ids).logits, expected, atol=1e-3 if ON_GPU else 1e-5)

@@ -1,30 +1,40 @@
-"""Fits the fused layers into a model: which LoRA layers compute together, and whose dropout mask is which."""
+"""Fits the fused layers into a model: which LoRA layers compute together, and which dropout has which mask."""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stages.kernels.dropout import SeededDropout
-from stages.kernels.lora import LoraGroup
-from stages.kernels.phi import is_fused_phi_layer, phi_layer_forward, phi_shared
+from stages.kernels.architecture import Architecture
+from stages.kernels.dropout import Masks, SeededDropout
+from stages.kernels.lora import LoraCopies, LoraGroup
+from stages.kernels.registry import architecture_of
 
 
-def layers_by_input(model):
-    """The LoRA layers in groups that share their input: q, k, v and fc1 of a phi layer; every other one alone."""
+def layers_by_input(model: torch.nn.Module) -> list[list[LoraLayer]]:
+    """The LoRA layers in groups that share their input: as the model's architecture says, every other one alone."""
     groups = []
-    for layer in model.modules():
-        if is_fused_phi_layer(layer):
-            groups.append([module for module in phi_shared(layer) if isinstance(module, LoraLayer)])
+    for layer, architecture in _known_layers(model):
+        for modules in architecture.shared_inputs(layer):
+            groups.append([module for module in modules if isinstance(module, LoraLayer)])
     grouped = {layer for group in groups for layer in group}
     alone = [[module] for module in model.modules() if isinstance(module, LoraLayer) and module not in grouped]
     return [group for group in groups if group] + alone
 
 
-def use_fused_layers(model, groups, masks, lora, dequantize_once):
-    """Let LoRA layers and dropouts in `model` compute as below while it trains, and phi's layers always."""
+def fuse_for_training(
+    model: PeftModel, groups: list[list[LoraLayer]], masks: Masks, lora: LoraCopies, dequantize_once: bool
+) -> None:
+    """Let a LoRA model compute by fused layers, in place: LoRA and dropouts in training, decoder layers always.
+
+    Args:
+        groups: from `layers_by_input`; `lora` has their copies.
+        dequantize_once: keep dequantized weights, or dequantize them at each use.
+    """
     in_lora = {module for group in groups for layer in group for module in layer.modules()}
     group_of = {}
     for group, a in zip(groups, lora.stacked_a, strict=True):
@@ -35,20 +45,61 @@ def use_fused_layers(model, groups, masks, lora, dequantize_once):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
             module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
-    use_fused_phi_layers(model, group_of)
+    fuse_decoder_layers(model, group_of)
     model.register_forward_pre_hook(lambda *_: masks.start_layer(0))
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers, start=1):
         _set_forward(layer, _numbered(type(layer).forward, masks, number))
+    if is_checkpointed(model):  # masks need no random state, and a capture has none to save
+        kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+        model.get_base_model().gradient_checkpointing_enable(kwargs)
 
 
-def _set_forward(layer, forward):
-    """Let a decoder layer compute by forward(layer, …), set at a class of its own: an instance's forward would go round
-    checkpointing, which transformers 5.17 has in the class's call and 5.23 in the class's forward, without hooks."""
+def fuse_decoder_layers(
+    model: torch.nn.Module, group_of: Mapping[torch.nn.Module, LoraGroup] = MappingProxyType({})
+) -> None:
+    """Let the decoder layers of a known architecture compute in fewer kernels, in place; in evaluation too.
+
+    Args:
+        group_of: {LoRA layer: its `LoraGroup`}, used while the model trains.
+    """
+    project = functools.partial(_project, group_of)
+    for layer, architecture in _known_layers(model):
+        _set_forward(layer, functools.partialmethod(architecture.forward, project))
+
+
+def is_checkpointed(model: torch.nn.Module) -> bool:
+    """Whether layers are computed again in the backward, to save memory."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _known_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Architecture]]:
+    pairs = [(module, architecture_of(module)) for module in model.modules()]
+    return [(module, architecture) for module, architecture in pairs if architecture]
+
+
+def _project(
+    group_of: Mapping[torch.nn.Module, LoraGroup], modules: Sequence[torch.nn.Module], x: torch.Tensor
+) -> list[torch.Tensor]:
+    """The outputs of modules that share the input x: LoRA layers together while the model trains, the rest one by one.
+
+    Of `architecture.Project`.
+    """
+    group = next((group_of[module] for module in modules if module in group_of), None)
+    together = group(x) if group and modules[0].training and torch.is_grad_enabled() else {}
+    return [together[module] if module in together else module(x) for module in modules]
+
+
+def _set_forward(layer: torch.nn.Module, forward: Callable) -> None:
+    """Let a decoder layer compute by forward(layer, …), set on a class of its own.
+
+    A forward of the instance would go round checkpointing: transformers 5.17 has it in the class's call and 5.23 in the
+    class's forward.
+    """
     layer.__class__ = type(type(layer).__name__, (type(layer),), {"forward": forward})
 
 
-def _numbered(forward, masks, number):
+def _numbered(forward: Callable, masks: Masks, number: int) -> Callable:
     def numbered(layer, *args, **kwargs):
         masks.start_layer(number)
         return forward(layer, *args, **kwargs)
@@ -56,25 +107,13 @@ def _numbered(forward, masks, number):
     return numbered
 
 
-def use_fused_phi_layers(model, group_of=MappingProxyType({})):
-    """Let phi's layers in `model` compute as below, in evaluation too.
-
-    Args:
-        group_of: {LoRA layer: its `LoraGroup`}, used while the model trains.
-    """
-    for module in list(model.modules()):
-        if is_fused_phi_layer(module):
-            group = next((group_of[shared] for shared in phi_shared(module) if shared in group_of), None)
-            _set_forward(module, functools.partialmethod(phi_layer_forward, group))
-
-
-def _lora_forward(layer, original, group, x, *args, **kwargs):
+def _lora_forward(layer: LoraLayer, original: Callable, group: LoraGroup, x: torch.Tensor, *args, **kwargs):
     if not (layer.training and torch.is_grad_enabled()):
         return original(x, *args, **kwargs)
     return group(x)[layer]
 
 
-def _dropout_forward(module, original, masks, x):
+def _dropout_forward(module: torch.nn.Dropout, original: Callable, masks: Masks, x: torch.Tensor) -> torch.Tensor:
     if not (module.training and torch.is_grad_enabled()):
         return original(x)
     return SeededDropout.apply(x, module.p, masks.seed, masks.next_sites(1))

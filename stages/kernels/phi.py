@@ -3,30 +3,41 @@
 import torch
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
+from stages.kernels.architecture import Architecture, Project
 from stages.kernels.rotary import Rotary
 
 
-def is_fused_phi_layer(module):
-    if not isinstance(module, PhiDecoderLayer):
-        return False
-    return not module.self_attn.qk_layernorm and module.self_attn.attention_dropout == 0
+def can_fuse(layer: PhiDecoderLayer) -> bool:
+    """Whether `forward` computes all that this layer does."""
+    return not layer.self_attn.qk_layernorm and layer.self_attn.attention_dropout == 0
 
 
-def phi_shared(layer):
-    """The modules that read the normed input of a phi layer."""
+def shared_inputs(layer: PhiDecoderLayer) -> list[tuple[torch.nn.Module, ...]]:
+    """One group: the modules that read the normed input."""
     attention = layer.self_attn
-    return attention.q_proj, attention.k_proj, attention.v_proj, layer.mlp.fc1
+    return [(attention.q_proj, attention.k_proj, attention.v_proj, layer.mlp.fc1)]
 
 
-def phi_layer_forward(layer, group, x, *_, position_embeddings, **__):
-    """transformers' PhiDecoderLayer.forward, `group` computed together and rotary embedding in one kernel.
+def forward(
+    layer: PhiDecoderLayer,
+    project: Project,
+    x: torch.Tensor,
+    *_,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **__,
+) -> torch.Tensor:
+    """transformers' PhiDecoderLayer.forward, with q, k, v and fc1 computed together and rotary embedding in one kernel.
 
     The attention mask is not looked at: batches have none, and the causal one that transformers makes under a capture
     says no more than `is_causal`.
+
+    Args:
+        x: [batch, length, hidden].
+        position_embeddings: cos and sin, each [1, length, rotated].
     """
-    attention, normed = layer.self_attn, layer.input_layernorm(x)
-    together = group(normed) if group and layer.training and torch.is_grad_enabled() else {}
-    q, k, v, up = (together[module] if module in together else module(normed) for module in phi_shared(layer))
+    attention = layer.self_attn
+    (modules,) = shared_inputs(layer)
+    q, k, v, up = project(modules, layer.input_layernorm(x))
     cos, sin = (t.contiguous() for t in position_embeddings)
     heads = (*x.shape[:-1], -1, attention.head_dim)
     attended = torch.nn.functional.scaled_dot_product_attention(
@@ -40,3 +51,6 @@ def phi_layer_forward(layer, group, x, *_, position_embeddings, **__):
     attended = attention.dense(attended.transpose(1, 2).reshape(*x.shape[:-1], -1))
     grown = layer.mlp.fc2(layer.mlp.activation_fn(up))
     return layer.resid_dropout(attended) + layer.resid_dropout(grown) + x
+
+
+PHI = Architecture(PhiDecoderLayer, can_fuse, shared_inputs, forward)

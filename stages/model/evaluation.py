@@ -17,15 +17,15 @@ ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 
 def speed_up(model):
     """Let a classifier evaluate faster, in place: LoRA in the precision of the activations, as the fast step has it,
-    and on a GPU phi's layers in fewer kernels. It can't be trained further."""
+    and on a GPU the layers of a known architecture in fewer kernels. It can't be trained further."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)
     if next(model.parameters()).is_cuda:
         with contextlib.suppress(ImportError):  # no Triton
-            from stages.kernels.fusion import use_fused_phi_layers
+            from stages.kernels.fusion import fuse_decoder_layers
 
-            use_fused_phi_layers(model)
+            fuse_decoder_layers(model)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import time
 import torch
 
 from stages.kernels.dropout import Masks
-from stages.kernels.fusion import layers_by_input, use_fused_layers
+from stages.kernels.fusion import fuse_for_training, is_checkpointed, layers_by_input
 from stages.kernels.lora import LoraCopies
 from stages.runtime.errors import StepUnavailable
 
@@ -42,15 +42,12 @@ class FastStep:
         self.other_grads = [torch.zeros_like(p) for p in self.others]
         if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
             raise StepUnavailable("layerdrop: each step has layers of its own")
-        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        checkpointing = is_checkpointed(model)
         if checkpointing and (names := functional_dropouts(model)):
             raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
         if dequantize_once == "auto":
             dequantize_once = not checkpointing and torch.cuda.mem_get_info(device)[0] >= ROOMY
-        use_fused_layers(model, groups, self.masks, self.lora, dequantize_once)
-        if checkpointing:  # masks need no random state, and a capture has none to save
-            kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-            model.get_base_model().gradient_checkpointing_enable(kwargs)
+        fuse_for_training(model, groups, self.masks, self.lora, dequantize_once)
         self.graphs, self.pool, self.stream = {}, torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         self.capturable = True  # until a capture says otherwise
         self.capture_seconds = 0.0
