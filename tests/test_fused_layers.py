@@ -9,9 +9,10 @@ from test_gpu import PARAMS, Tokenizer, distance, eager, gradients
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
+from stages.kernels.errors import StepUnavailable
 from stages.model import model
 from stages.runtime import params
-from stages.runtime.errors import StepUnavailable, UserError
+from stages.runtime.errors import UserError
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")

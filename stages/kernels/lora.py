@@ -10,7 +10,7 @@ import bitsandbytes as bnb
 import torch
 
 from stages.kernels.dropout import add_dropped_, dropped
-from stages.runtime.errors import StepUnavailable
+from stages.kernels.errors import StepUnavailable
 
 
 class LoraCopies:

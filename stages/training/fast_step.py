@@ -11,9 +11,9 @@ import time
 import torch
 
 from stages.kernels.dropout import Masks
+from stages.kernels.errors import StepUnavailable
 from stages.kernels.fusion import fuse_for_training, is_checkpointed, layers_by_input
 from stages.kernels.lora import LoraCopies
-from stages.runtime.errors import StepUnavailable
 
 ROOMY = 24e9  # bytes: phi-2 at batch 16 with its weights kept in bf16 takes 15
 IGNORED = -100  # label of a row that only fills a batch: cross-entropy leaves it out

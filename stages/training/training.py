@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from stages.runtime.errors import StepUnavailable
+from stages.kernels.errors import StepUnavailable
 from stages.runtime.files import remove_folder, sha256
 from stages.task.batching import collate, length_grouped_order, random_order
 
