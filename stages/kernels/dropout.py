@@ -14,22 +14,28 @@ SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
 
 
 class Masks:
-    """Where a dropout mask comes from: `seed` on the device, one a step, and the number of the place in the model."""
+    """Where the dropout masks come from.
 
-    def __init__(self, device):
+    Attributes:
+        seed: int64 scalar on the device, another one at each step.
+        site: number of the place in the model that the next dropout has.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.seed = torch.zeros((), dtype=torch.int64, device=device)
         self.site = 0
 
-    def set(self, seed, step):
+    def set(self, seed: int, step: int) -> None:
+        """Choose the masks of a step."""
         self.seed.fill_((seed * 0x9E3779B1 + step * 0x85EBCA77) & 0x7FFFFFFF)
 
-    def next_sites(self, count):
+    def next_sites(self, count: int) -> int:
         """The first of `count` places that follow one another."""
         self.site += count
         return self.site - count
 
-    def start_layer(self, number):
-        """Called at the start of each decoder layer, so that one computed again by checkpointing finds its masks."""
+    def start_layer(self, number: int) -> None:
+        """Called where decoder layer `number` begins: a layer that checkpointing computes again finds its masks."""
         self.site = number * SITES_PER_LAYER
 
 
@@ -37,19 +43,27 @@ class SeededDropout(torch.autograd.Function):
     """Dropout whose mask is drawn anew in the backward instead of being saved."""
 
     @staticmethod
-    def forward(ctx, x, p, seed, site):
+    def forward(ctx, x: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
         ctx.p, ctx.seed, ctx.site = p, seed, site
         return dropped(x.contiguous(), 1, p, seed, site)[0]
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         return dropped(dy.contiguous(), 1, ctx.p, ctx.seed, ctx.site)[0], None, None, None
 
 
-def dropped(x, count, p, seed, site):
-    """dropout(x) by `count` masks, [count, *x.shape], for a contiguous x.
+def dropped(x: torch.Tensor, count: int, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
+    """dropout(x) by each of `count` masks.
 
-    The masks are functions of `seed` (a tensor on the device) and of the places `site`, `site` + 1, … alone.
+    The masks follow from `seed` and the places `site`, `site` + 1, … alone.
+
+    Args:
+        x: contiguous.
+        p: share of the elements that become 0; the others are multiplied by 1 / (1 - p).
+        seed: of `Masks`.
+
+    Returns:
+        [count, *x.shape]; a view of x where p is 0.
     """
     if p == 0:
         return x.expand(count, *x.shape)
@@ -58,8 +72,8 @@ def dropped(x, count, p, seed, site):
     return out
 
 
-def add_dropped_(out, x, p, seed, site):
-    """out += the sum of dropout(x[i]), in place, x [count, *out.shape], with the masks that `dropped` has."""
+def add_dropped_(out: torch.Tensor, x: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
+    """out += the sum of dropout(x[i]), in place, with the masks of `dropped`; x is [count, *out.shape]."""
     _launch(_add_dropped_kernel, x, out, out.numel(), len(x), p, seed, site)
     return out
 
@@ -100,7 +114,7 @@ def _keeps(index, seed, site, threshold):
 
 @triton.jit
 def _mix(h):
-    """A 32-bit integer hash of low bias: «lowbias32», Wellons 2018. A tenth of the cost of Philox."""
+    """A 32-bit integer hash of low bias: "lowbias32", Wellons 2018. It costs a tenth of Philox."""
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
     return h ^ (h >> 16)

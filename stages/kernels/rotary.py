@@ -8,22 +8,23 @@ from stages.kernels.launch import grid
 
 
 class Rotary(torch.autograd.Function):
-    """Rotary position embedding of the first dimensions of each head (Su et al. 2021), as transformers' phi has it.
+    """Rotary position embedding of the first dimensions of each head (Su et al. 2021).
 
-    Shapes: x [batch, length, heads, head_dim]; cos, sin [1, length, rotated]; the rest of head_dim is passed through.
+    As in transformers, dimension i turns with i + rotated / 2. Shapes: x [batch, length, heads, head_dim]; cos, sin
+    [1, length, rotated]; the rest of head_dim stays as it is.
     """
 
     @staticmethod
-    def forward(ctx, x, cos, sin):
+    def forward(ctx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         return rotated(x.contiguous(), cos, sin, sign=1.0)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return rotated(dy.contiguous(), *ctx.saved_tensors, sign=-1.0), None, None  # the transposed rotation
 
 
-def rotated(x, cos, sin, sign):
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
     """x with the first cos.shape[-1] dimensions of each head rotated; `sign` -1 rotates back."""
     out = torch.empty_like(x)
     _, length, heads, head_dim = x.shape

@@ -1,37 +1,44 @@
 """The training step on a GPU: forward and backward as one CUDA graph for each length of a batch.
 
-An eager step of a 2.6-billion-weight model on short rows waits for the host: thousands of kernels of a few
-microseconds, each launched from Python. Here the step is captured once for each length and then replayed: one launch.
-`stages/kernels` makes the kernels themselves fewer. The Trainer stays in charge of everything else: gradients end up in
-`.grad` as after `loss.backward()`.
+An eager step of a 2.6-billion-weight model on short rows waits for the host: it is thousands of kernels of a few
+microseconds, each launched from Python. Here the step is captured once for each length and then replayed by one launch.
+`stages/kernels` makes the kernels themselves fewer. The Trainer does everything else: the gradients are in `.grad` as
+after `loss.backward()`.
 """
 
 import time
+from typing import Literal
 
 import torch
+from peft import PeftModel
 
 from stages.kernels.dropout import Masks
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.fusion import fuse_for_training, is_checkpointed, layers_by_input
 from stages.kernels.lora import LoraCopies
 
-ROOMY = 24e9  # bytes: phi-2 at batch 16 with its weights kept in bf16 takes 15
+ROOMY = 24e9  # bytes: 2.6 billion weights kept in bf16, at batch 16, take 15e9
 IGNORED = -100  # label of a row that only fills a batch: cross-entropy leaves it out
 
 
 class FastStep:
-    """Forward and backward of one batch; a `StepUnavailable` on construction says why this model can't have it.
+    """Forward and backward of one batch.
 
     Args:
         model: a PEFT LoRA classifier in training mode, on a CUDA device.
-        rows: rows of a whole batch; a smaller one is filled up with ignored rows.
+        rows: rows of a whole batch; a smaller one is filled up with rows that the loss ignores.
         seed: of the dropout masks.
-        pad_id: token of the filling rows.
-        dequantize_once: keep the 4-bit weights in the precision of the products too, or dequantize them at each use;
-            "auto" keeps them where `ROOMY` bytes are free and checkpointing does not say that memory is short.
+        pad_id: token of these filling rows.
+        dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use; "auto" keeps
+            the copy where `ROOMY` bytes are free and no checkpointing says that memory is short.
+
+    Raises:
+        StepUnavailable: why this model can't have such a step.
     """
 
-    def __init__(self, model, rows, seed, pad_id, dequantize_once):
+    def __init__(
+        self, model: PeftModel, rows: int, seed: int, pad_id: int, dequantize_once: bool | Literal["auto"]
+    ) -> None:
         self.model, self.rows, self.seed, self.pad_id = model, rows, seed, pad_id
         device = next(model.parameters()).device
         self.masks = Masks(device)
@@ -52,12 +59,12 @@ class FastStep:
         self.capturable = True  # until a capture says otherwise
         self.capture_seconds = 0.0
 
-    def __call__(self, input_ids, labels, step):
+    def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         """Put the batch's gradients into `.grad` and return its mean loss.
 
         Args:
             input_ids: int64 [rows or fewer, length]; labels: int64 [rows or fewer].
-            step: number of the step in the whole run; chooses the dropout masks.
+            step: number of the step in the whole run; it chooses the dropout masks.
         """
         missing = self.rows - len(labels)
         if missing:
@@ -79,22 +86,24 @@ class FastStep:
             parameter.grad = grad
         return loss.clone()
 
-    def run(self, ids, gold):
-        """The step itself, eager: gradients into the buffers, the loss returned."""
+    def run(self, ids: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+        """The step itself, eager: put the gradients into the buffers, return the loss."""
         self.lora.refresh()
         loss = self.model(input_ids=ids, labels=gold).loss
         wanted = [*self.lora.copies, *self.others]
         grads = torch.autograd.grad(loss, [*wanted, *self.lora.weights], allow_unused=True)
-        if any(grad is not None for grad in grads[len(wanted) :]):  # it would train on without a word, and wrongly
+        if any(grad is not None for grad in grads[len(wanted) :]):  # training would go on, and wrongly
             raise RuntimeError("a LoRA layer computed by PEFT's own forward: its gradients are not the copies'")
-        # Zeros for a weight that the forward goes round: whatever the optimizer makes of it, no answer changes.
+        # Zeros for a weight that the forward does not use: however the optimizer changes it, no answer changes.
         grads = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=False)]
         self.lora.take_grads(grads[: len(self.lora.copies)])
         for buffer, grad in zip(self.other_grads, grads[len(self.lora.copies) :], strict=True):
             buffer.copy_(grad)
         return loss.detach()
 
-    def _capture(self, input_ids, labels):
+    def _capture(
+        self, input_ids: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """The step on a batch of this shape as (graph, ids, labels, loss), or None where it can't be captured."""
         start, before = time.perf_counter(), torch.cuda.current_stream()
         ids, gold = input_ids.clone(), labels.clone()
@@ -121,15 +130,15 @@ class FastStep:
         return graph, ids, gold, loss
 
 
-def leave_broken_capture(stream):
+def leave_broken_capture(stream: torch.cuda.Stream) -> None:
     """Go back to `stream`, with a random generator that captures nothing: PyTorch leaves both as they were inside."""
     torch.cuda.set_stream(stream)
     generator = torch.cuda.default_generators[stream.device_index]
     generator.graphsafe_set_state(generator.clone_state())
 
 
-def functional_dropouts(model):
-    """Names in the model's config of the dropouts that no module carries; attention's never has one of its own."""
+def functional_dropouts(model: PeftModel) -> list[str]:
+    """Names in the model's config of the dropouts that no module carries; attention's dropout never has a module."""
     base = model.get_base_model()
     modules = {name: module for name, module in base.named_modules() if "lora_" not in name}
     carried = {module.p for module in modules.values() if isinstance(module, torch.nn.Dropout)}
