@@ -3,19 +3,17 @@
 import functools
 
 import pytest
+import small_classifier
 import torch
 from conftest import NANO, manifest_of
-from test_gpu import PARAMS, Tokenizer, distance, eager, gradients
+from small_classifier import DEVICE, batch, distance, eager, gradients
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.kernels.errors import StepUnavailable
-from stages.model import model
-from stages.runtime import params
 from stages.runtime.errors import UserError
 
 ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
 pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
@@ -38,29 +36,10 @@ def families(tmp_path_factory):
     return folders
 
 
-def classifier(dropout=0.0, targets="all-linear", quantization="none", checkpointing=False, folder=NANO):
-    """A small model in fp32 with a LoRA whose B is not zero, in training mode."""
-    p = params.load(PARAMS)
-    group = p.model.model_copy(update={"precision": "fp32", "quantization": quantization, "hidden_act": None})
-    base = model.load_base(manifest_of(folder), group, DEVICE, 42, Tokenizer())
-    for module in base.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = dropout
-    changes = {"dropout": dropout, "target_modules": targets}
-    lora = model.add_lora(base, p.lora.model_copy(update=changes), 42, "frozen")
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in lora.named_parameters():
-        if "lora_B" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    if checkpointing:
-        lora.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    return lora.train()
-
-
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, 1000, (4, 16), generator=generator)
-    return ids.to(DEVICE), torch.tensor([0, 1, 2, 0], device=DEVICE)
+def classifier(folder=NANO, **changes):
+    """In fp32, the head frozen."""
+    defaults = {"head": "frozen", "precision": "fp32", "quantization": "none", "hidden_act": None}
+    return small_classifier.classifier(manifest_of(folder), **defaults | changes)
 
 
 class Fused:

@@ -1,5 +1,6 @@
 """The captured step against the eager one, and the recorder, on a real GPU: `pytest -m gpu`."""
 
+import functools
 import gc
 import json
 import os
@@ -9,8 +10,10 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+import small_classifier
 import torch
-from conftest import COMMITTED, ROOT
+from conftest import ROOT
+from small_classifier import DEVICE, PAD, PARAMS, Tokenizer, batch, distance, eager, gradients
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.model import evaluation, model
@@ -22,16 +25,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
 ]
-PAD = 0
-PARAMS = COMMITTED / "params.yaml"
-DEVICE = torch.device("cuda", 0)
-
-
-class Tokenizer:
-    pad_token_id = PAD
-
-    def __len__(self):
-        return 1000
+classifier = functools.partial(small_classifier.classifier, head="trained", precision="bf16", quantization="nf4")
 
 
 @pytest.fixture(scope="module")
@@ -56,55 +50,10 @@ def release():
     torch.cuda.empty_cache()
 
 
-def classifier(manifest, dropout, precision="bf16", quantization="nf4", checkpointing=False):
-    """A LoRA classifier in training mode whose B matrices are not zero, so that every gradient says something."""
-    p = params.load(PARAMS)
-    group = p.model.model_copy(update={"precision": precision, "quantization": quantization})
-    base = model.load_base(manifest, group, DEVICE, 42, Tokenizer())
-    if not dropout:
-        for module in base.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-    lora = model.add_lora(base, p.lora.model_copy(update={"dropout": 0.05 if dropout else 0.0}), 42, "trained")
-    generator = torch.Generator("cuda").manual_seed(1)
-    for name, parameter in lora.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.02, generator=generator)
-    if checkpointing:
-        lora.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    return lora.train()
-
-
-def batch(rows, length, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, 1000, (rows, length), generator=generator)
-    for row in range(rows):
-        ids[row, length - row % 7 :] = PAD if row % 7 else ids[row, -1]
-    return ids.to(DEVICE), torch.randint(0, 3, (rows,), generator=generator).to(DEVICE)
-
-
 def fast(lora, rows=16, dequantize_once=False):
     from stages.training.fast_step import FastStep
 
     return FastStep(lora, rows, 42, PAD, dequantize_once)
-
-
-def gradients(lora):
-    return {n: p.grad.detach().float().clone() for n, p in lora.named_parameters() if p.requires_grad}
-
-
-def eager(lora, ids, labels):
-    loss = lora(input_ids=ids, labels=labels).loss
-    loss.backward()
-    result = loss.item(), gradients(lora)
-    lora.zero_grad()
-    return result
-
-
-def distance(ours, theirs):
-    """Relative distance of all gradients together."""
-    difference = sum((ours[name] - theirs[name]).norm() ** 2 for name in theirs)
-    return (difference / sum(value.norm() ** 2 for value in theirs.values())).sqrt().item()
 
 
 @pytest.mark.parametrize(
@@ -114,10 +63,10 @@ def distance(ours, theirs):
 )  # fmt: skip
 def test_gradients_of_all_parameters_equal_the_eager_ones(small_phi, precision, quantization, once, tolerance):
     torch.backends.cuda.matmul.allow_tf32 = False
-    reference = classifier(small_phi, dropout=False, precision=precision, quantization=quantization)
+    reference = classifier(small_phi, dropout=0.0, precision=precision, quantization=quantization)
     batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 32), (16, 48), (16, 32), (9, 48)])]
     expected = [eager(reference, *pair) for pair in batches]
-    lora = classifier(small_phi, dropout=False, precision=precision, quantization=quantization)
+    lora = classifier(small_phi, dropout=0.0, precision=precision, quantization=quantization)
     step = fast(lora, dequantize_once=once)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
         assert step(*pair, number).item() == pytest.approx(loss, rel=tolerance)
@@ -128,7 +77,7 @@ def test_gradients_of_all_parameters_equal_the_eager_ones(small_phi, precision, 
 def test_several_optimizer_steps_follow_the_eager_ones(small_phi):
     losses = []
     for use_graphs in (False, True):
-        lora = classifier(small_phi, dropout=False)
+        lora = classifier(small_phi, dropout=0.0)
         step = fast(lora) if use_graphs else None
         optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-3)
         curve = []
@@ -149,7 +98,7 @@ def test_several_optimizer_steps_follow_the_eager_ones(small_phi):
 
 
 def test_masks_differ_between_steps_and_repeat_for_the_same_step(small_phi):
-    lora = classifier(small_phi, dropout=True)
+    lora = classifier(small_phi, dropout=0.1)
     step, pair = fast(lora), batch(16, 32)
     first, second, again = (step(*pair, number).item() for number in (3, 4, 3))
     assert first == again
@@ -174,7 +123,7 @@ def test_dropout_keeps_its_share_and_scale():
 def test_checkpointed_layers_find_the_masks_of_their_forward_and_take_less_memory(small_phi):
     pair, grads, peaks = batch(16, 128), [], []
     for checkpointing in (False, True):
-        lora = classifier(small_phi, dropout=True, checkpointing=checkpointing)
+        lora = classifier(small_phi, dropout=0.1, checkpointing=checkpointing)
         step = fast(lora)
         step(*batch(16, 16), 4)  # cuBLAS takes its workspaces
         torch.cuda.reset_peak_memory_stats()
@@ -190,9 +139,9 @@ def test_checkpointed_layers_find_the_masks_of_their_forward_and_take_less_memor
 
 def test_a_step_that_can_not_be_captured_runs_eagerly(small_phi, capsys):
     batches = [batch(16, length) for length in (32, 48)]
-    reference = classifier(small_phi, dropout=False)
+    reference = classifier(small_phi, dropout=0.0)
     expected = [eager(reference, *pair) for pair in batches]
-    lora = classifier(small_phi, dropout=False)
+    lora = classifier(small_phi, dropout=0.0)
     step, stream = fast(lora), torch.cuda.current_stream()
     norm = lora.get_base_model().model.layers[1].input_layernorm
     norm.register_forward_hook(lambda _, __, output: output.sum().item() and None)  # waits for the GPU
@@ -207,13 +156,13 @@ def test_a_step_that_can_not_be_captured_runs_eagerly(small_phi, capsys):
     if torch.__version__ < "2.12":  # its allocator stays in the broken capture: pytorch/pytorch#180395
         torch._C._cuda_endAllocateToPool(0, step.pool)
     torch.rand(1, device=DEVICE)
-    another = fast(classifier(small_phi, dropout=False))
+    another = fast(classifier(small_phi, dropout=0.0))
     assert another(*batches[0], 0).item() == pytest.approx(expected[0][0], rel=0.03)
     assert another.graphs[32] is not None, "PyTorch was left in the broken capture"
 
 
 def test_nothing_stale_is_replayed(small_phi):
-    lora = classifier(small_phi, dropout=True)
+    lora = classifier(small_phi, dropout=0.1)
     step, pair = fast(lora), batch(16, 32)
     loss, grads = step(*pair, 1).item(), gradients(lora)
     _, ids, labels, held = step.graphs[32]
@@ -234,7 +183,7 @@ def test_nothing_stale_is_replayed(small_phi):
 
 
 def test_a_loss_is_not_overwritten_by_the_next_step(small_phi):
-    lora = classifier(small_phi, dropout=True)
+    lora = classifier(small_phi, dropout=0.1)
     step = fast(lora)
     first = step(*batch(16, 32, 0), 0)
     value = first.item()
@@ -243,7 +192,7 @@ def test_a_loss_is_not_overwritten_by_the_next_step(small_phi):
 
 
 def test_validation_uses_the_weights_of_now(small_phi):
-    lora = classifier(small_phi, dropout=True)
+    lora = classifier(small_phi, dropout=0.1)
     step, pair = fast(lora), batch(16, 32)
     step(*pair, 0)
     lora.eval()
@@ -258,7 +207,7 @@ def test_validation_uses_the_weights_of_now(small_phi):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.03), ("fp16", 0.01), ("fp32", 1e-3)])
 def test_evaluation_in_fewer_kernels_gives_the_plain_answers(small_phi, precision, tolerance):
-    lora = classifier(small_phi, dropout=True, precision=precision).eval()
+    lora = classifier(small_phi, dropout=0.1, precision=precision).eval()
     examples = [{"input_ids": torch.randint(1, 1000, (5 + i % 40,)).numpy(), "labels": 0} for i in range(50)]
     p = params.load(PARAMS)
     with torch.inference_mode():
@@ -362,7 +311,7 @@ def test_recorder_does_without_nvml(monkeypatch):
 def test_recorder_without_nvml_leaves_a_capture_alone(small_phi, monkeypatch):
     """It then asks CUDA itself, from its own thread, and may do so while a graph is captured."""
     monkeypatch.setattr(monitor, "_nvml_handle", lambda device: None)
-    step = fast(classifier(small_phi, dropout=True))
+    step = fast(classifier(small_phi, dropout=0.1))
     with monitor.Recorder(DEVICE, interval=1e-4) as recorder:
         for number, length in enumerate((16, 32, 48, 64)):
             step(*batch(16, length), number)

@@ -1,0 +1,70 @@
+"""A small LoRA classifier, batches for it, and its gradients: for the tests of fused layers and captured step."""
+
+import torch
+from conftest import COMMITTED
+
+from stages.model import model
+from stages.runtime import params
+
+PAD = 0
+PARAMS = COMMITTED / "params.yaml"
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class Tokenizer:
+    pad_token_id = PAD
+
+    def __len__(self):
+        return 1000
+
+
+def classifier(manifest, head, dropout=0.0, targets="all-linear", checkpointing=False, **of_model):
+    """A LoRA classifier in training mode whose B matrices are not zero, so that every gradient says something.
+
+    Args:
+        manifest: of a small model's folder.
+        dropout: of every dropout, LoRA's too.
+        of_model: changes of params.yaml's group `model`.
+    """
+    p = params.load(PARAMS)
+    base = model.load_base(manifest, p.model.model_copy(update=of_model), DEVICE, 42, Tokenizer())
+    for module in base.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    group = p.lora.model_copy(update={"dropout": dropout, "target_modules": targets})
+    lora = model.add_lora(base, group, 42, head)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    if checkpointing:
+        lora.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    return lora.train()
+
+
+def batch(rows=4, length=16, seed=0):
+    """Token ids [rows, length], padded on the right by 0 to 6 tokens, and labels [rows]."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 1000, (rows, length), generator=generator)
+    for row in range(rows):
+        ids[row, length - row % 7 :] = PAD if row % 7 else ids[row, -1]
+    return ids.to(DEVICE), torch.randint(0, 3, (rows,), generator=generator).to(DEVICE)
+
+
+def eager(lora, ids, labels):
+    """Loss and gradients as PyTorch computes them."""
+    loss = lora(input_ids=ids, labels=labels).loss
+    loss.backward()
+    result = loss.item(), gradients(lora)
+    lora.zero_grad()
+    return result
+
+
+def gradients(lora):
+    return {n: p.grad.detach().float().clone() for n, p in lora.named_parameters() if p.requires_grad}
+
+
+def distance(ours, theirs):
+    """Relative distance of all gradients together."""
+    difference = sum((ours[name] - theirs[name]).norm() ** 2 for name in theirs)
+    return (difference / sum(value.norm() ** 2 for value in theirs.values())).sqrt().item()
