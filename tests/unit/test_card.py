@@ -3,9 +3,9 @@
 import json
 import subprocess
 
-import finished_run
 import pytest
-from conftest import ROOT
+from helpers import finished_run
+from helpers.project import ROOT
 from huggingface_hub import ModelCard
 
 from stages import analyze

@@ -2,9 +2,9 @@
 
 from types import SimpleNamespace
 
-import kill
 import pytest
-from conftest import run_stage_in_each
+from helpers import kill
+from helpers.stages import run_stage_in_each
 
 pytestmark = pytest.mark.slow
 

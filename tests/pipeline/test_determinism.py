@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_stage_in_each
-from test_train_stage import adapter_bytes, prepare
+from helpers.stages import run_stage_in_each
+from helpers.training_folder import adapter_bytes, prepare
 
 from stages.task import data
 from stages.task.tokenizer import load_tokenizer

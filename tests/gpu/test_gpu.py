@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
-import small_classifier
 import torch
-from conftest import ROOT
-from small_classifier import DEVICE, PAD, PARAMS, Tokenizer, batch, distance, eager, gradients
+from helpers import small_classifier
+from helpers.project import ROOT
+from helpers.small_classifier import DEVICE, PAD, PARAMS, Tokenizer, batch, distance, eager, gradients
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.model import evaluation, model

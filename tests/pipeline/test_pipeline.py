@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import COMMITTED
+from helpers.project import COMMITTED
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from conftest import COMMITTED, EMBEDDED, ROOT
+from helpers.project import COMMITTED, EMBEDDED, ROOT
 
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = DVC_YAML["stages"]

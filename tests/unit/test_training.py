@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CPU, ROOT
+from helpers.project import CPU, ROOT
 
 from stages.runtime import monitor
 from stages.training import training

@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 import yaml
-from conftest import COMMITTED, error_line, run_stage, run_stage_in_each, set_key, written
 from dvc.utils.serialize import modify_yaml
+from helpers.parameters import set_key
+from helpers.project import COMMITTED
+from helpers.stages import error_line, run_stage, run_stage_in_each, written
 
 from stages.runtime import params
 from stages.runtime.errors import UserError

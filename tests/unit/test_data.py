@@ -11,17 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import (
-    NANO,
-    SHARED,
-    assert_refused,
-    error_line,
-    manifest_of,
-    run_stage_in_each,
-    unpinned_params,
-    use,
-    written,
-)
+from helpers.parameters import manifest_of, unpinned_params, use
+from helpers.project import NANO, SHARED
+from helpers.stages import assert_refused, error_line, run_stage_in_each, written
 
 from stages.runtime.errors import UserError
 from stages.sources import hub

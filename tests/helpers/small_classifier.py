@@ -1,8 +1,8 @@
 """A small LoRA classifier, batches for it, and its gradients: for the tests of fused layers and captured step."""
 
 import torch
-from conftest import COMMITTED
 
+from helpers.project import COMMITTED
 from stages.model import model
 from stages.runtime import params
 

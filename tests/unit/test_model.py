@@ -8,7 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import COMMITTED, CPU, NANO, error_line, manifest_of, run_stage, use, written
+from helpers.parameters import manifest_of, use
+from helpers.project import COMMITTED, CPU, NANO
+from helpers.stages import error_line, run_stage, written
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,

@@ -3,10 +3,11 @@
 import functools
 
 import pytest
-import small_classifier
 import torch
-from conftest import NANO, manifest_of
-from small_classifier import DEVICE, batch, distance, eager, gradients
+from helpers import small_classifier
+from helpers.parameters import manifest_of
+from helpers.project import NANO
+from helpers.small_classifier import DEVICE, batch, distance, eager, gradients
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 

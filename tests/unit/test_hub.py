@@ -5,13 +5,15 @@ import os
 import shutil
 from types import SimpleNamespace
 
-import hub_server
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import COMMITTED, NANO, assert_refused, error_line, run_stage_in_each, use, written
-from hub_server import refuse, send_file
+from helpers import hub_server
+from helpers.hub_server import refuse, send_file
+from helpers.parameters import use
+from helpers.project import COMMITTED, NANO
+from helpers.stages import assert_refused, error_line, run_stage_in_each, written
 from huggingface_hub import constants
 
 from stages.runtime.errors import UserError

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pandas as pd
-from conftest import COMMITTED
 
+from helpers.project import COMMITTED
 from stages.task.labels import LABELS
 
 WHO = ["man", "woman", "child", "dog", "girl", "boy"]

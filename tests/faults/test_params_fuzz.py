@@ -6,7 +6,9 @@ import random
 
 import pytest
 import yaml
-from conftest import COMMITTED, error_line, run_stage_in_each, set_key, written
+from helpers.parameters import set_key
+from helpers.project import COMMITTED
+from helpers.stages import error_line, run_stage_in_each, written
 
 from stages.runtime import params
 from stages.runtime.errors import UserError

@@ -6,7 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import NANO, assert_refused, manifest_of, run_stage_in_each, unpinned_params, use, written
+from helpers.parameters import manifest_of, unpinned_params, use
+from helpers.project import NANO
+from helpers.stages import assert_refused, run_stage_in_each, written
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GOOD = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}

@@ -11,7 +11,8 @@ import dvc
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, stage_env
+from helpers.project import ROOT
+from helpers.stages import stage_env
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 RUNS = "from stages.runtime import errors; errors.run(lambda: print('ran'))"

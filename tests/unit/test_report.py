@@ -10,12 +10,12 @@ import sys
 import time
 from functools import partial
 
-import browser
-import finished_run
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, run_stage, stage_env
+from helpers import browser, finished_run
+from helpers.project import ROOT
+from helpers.stages import run_stage, stage_env
 
 from stages import analyze
 from stages.report import figures

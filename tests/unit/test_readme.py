@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import COMMITTED, ROOT
+from helpers.project import COMMITTED, ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import table

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Clone, set_key, stage_env
 from dvc.utils.serialize import modify_yaml
+from helpers.clone import Clone
+from helpers.parameters import set_key
+from helpers.stages import stage_env
 
-TESTS = ["test_params.py", "test_readme.py", "test_dvc_yaml.py"]
+TESTS = ["unit/test_params.py", "unit/test_readme.py", "pipeline/test_dvc_yaml.py"]
 
 
 @pytest.mark.slow

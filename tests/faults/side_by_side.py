@@ -1,10 +1,11 @@
 """Experiments side by side: queued, in a temporary folder, and two `dvc repro` at once in one clone.
 
-    python tests/side_by_side.py --seed 1
+    python tests/faults/side_by_side.py --seed 1
 
 Each must leave the workspace as it was, and give the numbers of a run alone. Prints what happened; exits 1 if one did
 not.
 """
+# ruff: noqa: E402 -- the path comes first
 
 import argparse
 import json
@@ -15,9 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import kill
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # helpers, stages
+
 import yaml
-from conftest import run_stage_in_each
+from helpers import kill
+from helpers.stages import run_stage_in_each
 
 
 def change(folder, **values):

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import yaml
-from conftest import Clone
+from helpers.clone import Clone
 
 pytestmark = pytest.mark.slow
 

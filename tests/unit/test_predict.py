@@ -13,13 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bitsandbytes
-import finished_run
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CPU, NANO, ROOT, error_line, manifest_of, set_key, stage_env, unpinned_params
+from helpers import finished_run
+from helpers.parameters import manifest_of, set_key, unpinned_params
+from helpers.project import CPU, NANO, ROOT
+from helpers.stages import error_line, stage_env
 from transformers import AutoConfig
 
 from stages import analyze, predict

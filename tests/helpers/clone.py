@@ -1,0 +1,75 @@
+"""A temporary repository in which `dvc` can run."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers.project import COMMITTED, OF_THE_USER, ROOT
+from helpers.stages import stage_env
+
+RECORDER = Path(__file__).with_name("recorder")  # its sitecustomize.py writes down which parameters a stage reads
+
+
+class Clone:
+    """A new repository with the files of this one, in which `dvc` can run without touching anything else.
+
+    Code is as it lies here; parameters and results are the committed ones.
+
+    Attributes:
+        folder: its root.
+        reads: folder where the stages' parameter reads are written, one file a stage.
+    """
+
+    def __init__(self, top, left_out=("tests/",)):
+        self.folder, self.reads = top / "clone", top / "reads"
+        self.reads.mkdir()
+        self.env = stage_env(
+            PYTHONPATH=str(RECORDER),
+            RECORD_READS=str(self.reads),
+            HF_HOME=str(top / "hf"),
+            HF_HUB_OFFLINE="1",
+            **{
+                f"DVC_{name}": str(top / name.lower())
+                for name in ("SITE_CACHE_DIR", "GLOBAL_CONFIG_DIR", "SYSTEM_CONFIG_DIR")
+            },
+            **{f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        )
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        for name in filter(None, listed.stdout.split("\0")):
+            there = (ROOT / name).is_file() or (ROOT / name).is_symlink()
+            if there and not name.startswith((*left_out, *OF_THE_USER)):
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, self.folder / name, follow_symlinks=False)
+        shutil.copytree(COMMITTED, self.folder, dirs_exist_ok=True)
+        self.git("init", "--quiet")
+        self.git("config", "user.name", "test")
+        self.git("config", "user.email", "test")
+        self.commit("as it is")
+
+    def git(self, *arguments):
+        done = subprocess.run(["git", *arguments], cwd=self.folder, env=self.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def commit(self, message):
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
+
+    def dvc(self, *arguments, below="embedded", **env):
+        """Run `dvc` -> namespace with returncode, stdout, stderr, and `ran`: the stages that it ran."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments], cwd=self.folder / below, env={**self.env, **env},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        done.ran = re.findall(r"Running stage '(?:.*:)?(\w+)'", done.stdout)
+        return done
+
+    def metrics(self):
+        """{name: content of embedded/metrics/name.json}."""
+        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "embedded/metrics").glob("*.json")}

@@ -1,0 +1,35 @@
+"""The embedded parameters as plain dicts, to be changed; the manifest of a model's folder."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from helpers.project import COMMITTED
+from stages.sources import hub
+
+
+def unpinned_params():
+    """The embedded params.yaml as plain dicts, without its pins: these would refuse any other folder."""
+    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    raw["model"]["revision"] = raw["data"]["revision"] = "none"
+    return raw
+
+
+def set_key(raw, key, value):
+    """Set a dotted key in nested dicts."""
+    *groups, leaf = key.split(".")
+    for group in groups:
+        raw = raw[group]
+    raw[leaf] = value
+
+
+def use(raw, key, name):
+    """Let nested parameters take their model or data from a folder, or from the hub."""
+    raw[key]["name"] = name
+    raw["watch"][key] = name if hub.is_folder(name) else hub.HUB
+
+
+def manifest_of(folder):
+    """The manifest that `download` would write for a model in a folder."""
+    return hub.describe(Path(folder), SimpleNamespace(name=str(folder), revision="none"), "model")

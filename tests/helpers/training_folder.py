@@ -1,0 +1,34 @@
+"""A folder in which `train_qlora` runs on a few rows, and the adapter that it made there."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from helpers.parameters import manifest_of, set_key
+from helpers.project import COMMITTED, NANO
+
+ROWS = {"train": 32, "validation": 12}
+QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01, "model.name": str(NANO)}
+
+
+def prepare(folder, **changes):
+    """A folder in which `train_qlora` can run: parameters, manifest, a few tokenized rows."""
+    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    for key, value in {**QUICK, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
+        set_key(raw, key, value)
+    (folder / "data/tokenized").mkdir(parents=True)
+    (folder / "models").mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    (folder / "models/base.json").write_text(json.dumps(manifest_of(NANO)))
+    rng = np.random.default_rng(0)
+    for split, count in ROWS.items():
+        ids = [rng.integers(10, 200, size=rng.integers(5, 40)).tolist() for _ in range(count)]
+        rows = pd.DataFrame({"row": range(count), "label": np.arange(count) % 3, "input_ids": ids})
+        rows.to_parquet(folder / f"data/tokenized/{split}.parquet", index=False)
+    return folder
+
+
+def adapter_bytes(folder):
+    return {path.name: path.read_bytes() for path in (folder / "models/adapter").iterdir()}
