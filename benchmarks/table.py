@@ -5,11 +5,12 @@ python benchmarks/table.py benchmarks/results/h100.json
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
-    "trainer at its best": "HF Trainer: bf16, like lengths together, no checkpointing, not compiled",
+    "trainer at its best": "HF Trainer: bf16, similar lengths together, no checkpointing, not compiled",
     "ours, eager": "ours, eager (`train.cuda_graphs: false`)",
     "ours": "**ours**",
     "ours, dequantizing each": "ours, dequantizing at each use (`train.dequantize_once: false`)",
@@ -18,7 +19,7 @@ NAMES = {
 AGAIN = "the first once more, at the end"
 
 
-def training(results):
+def training(results: list[dict]) -> Iterator[str]:
     """A row for each recipe, in Markdown."""
     yield "| batch | recipe | ms a step | rows/s | times the notebook | peak GB | GB in use |"
     yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"
@@ -37,13 +38,13 @@ def training(results):
         )
 
 
-def notebook_ms(results):
+def notebook_ms(results: list[dict]) -> dict[int, float]:
     """{batch size: ms a step of the notebook's recipe}, its fastest run's."""
     runs = sorted((r for r in results if r["variant"] == "notebook"), key=lambda r: -r["ms_per_step"])
     return {r["batch_size"]: r["ms_per_step"] for r in runs}
 
 
-def evaluation(results):
+def evaluation(results: list[dict]) -> Iterator[str]:
     """A row for each model, in Markdown."""
     yield "| evaluation | the notebook's, rows/s | ours, rows/s | times the notebook |"
     yield "| --- | ---: | ---: | ---: |"
@@ -54,24 +55,46 @@ def evaluation(results):
         yield f"| {name} | {speed(theirs)} | {speed(ours)} | {times:.0f} |"
 
 
-def speed(result):
+def speed(result: dict) -> str:
     digits = 1 if result["rows_per_second"] < 100 else 0
     median, low, high = (f"{result[key]:,.{digits}f}" for key in ("rows_per_second", "slowest", "fastest"))
     return f"{median} ({low}–{high})"
 
 
-def ms(value):
+def ms(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def gb(result, key):
+def gb(result: dict, key: str) -> str:
     return f"{result[key]:.1f}" if key in result else ""
 
 
-def tables(path):
+def tables(path: Path | str) -> list[str]:
     """All lines of a result's tables."""
     results = json.loads(Path(path).read_text())
     return [*training(results["training"]), "", *evaluation(results["evaluation"])]
+
+
+def show(results: dict) -> None:
+    """Print all that was measured, for the terminal."""
+    print(f"\n{'training':24}{'batch':>6}{'ms a step':>11}{'spread':>16}{'rows/s':>8}{'tokens/s':>10}"
+          f"{'times':>7}{'peak GB':>9}{'reserved':>9}{'NVML':>7}{'capture s':>10}")  # fmt: skip
+    notebook = notebook_ms(results["training"])
+    for r in results["training"]:
+        if "error" in r:
+            print(f"{r['variant']:24}{r['batch_size']:6}  {r['error']}")
+            continue
+        times = notebook[r["batch_size"]] / r["ms_per_step"]
+        print(f"{r['variant']:24}{r['batch_size']:6}{r['ms_per_step']:11.1f}"
+              f"{r['ms_fastest']:8.1f}–{r['ms_slowest']:<7.1f}{r['rows_per_second']:8.0f}{r['tokens_per_second']:10.0f}"
+              f"{times:7.1f}{r['peak_allocated_gb']:9.2f}{r['peak_reserved_gb']:9.2f}{r['nvml_used_gb']:7.2f}"
+              f"{r['capture_seconds']:10.1f}")  # fmt: skip
+    print(f"\n{'evaluation':24}{'batch':>6}{'rows/s':>9}{'spread':>16}{'peak GB':>9}")
+    for r in results["evaluation"]:
+        print(f"{r['variant']:24}{r['batch_size']:6}{r['rows_per_second']:9.1f}{r['slowest']:8.1f}–{r['fastest']:<7.1f}"
+              f"{r['peak_allocated_gb']:9.2f}")  # fmt: skip
+    print("\nrecorder: " + ", ".join(f"{key} {value:.2f}" for key, value in results["recorder"].items()))
+    print("\nlimits: " + ", ".join(f"{key} {value:.2f}" for key, value in results["limits"].items()))
 
 
 if __name__ == "__main__":

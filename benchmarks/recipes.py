@@ -1,0 +1,195 @@
+"""What is compared: the notebook's recipe, an ordinary Trainer with good settings, and ours."""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from clock import DEVICE
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from stages.model import model
+from stages.runtime.params import Params
+from stages.sources import hub
+from stages.task import batching, data
+from stages.task.tokenizer import load_tokenizer
+from stages.training import training
+
+OUT = str(Path(tempfile.gettempdir()) / "benchmark")  # Trainers want a folder; nothing is saved
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Model and rows of all recipes.
+
+    Attributes:
+        folder: of the model.
+        manifest: of this folder, as `download` writes it.
+        rows: {name: examples}; training and test rows, as the notebook and as ours reads them.
+        params: params.yaml's.
+    """
+
+    folder: Path
+    manifest: dict
+    tokenizer: PreTrainedTokenizerBase
+    rows: dict[str, list[dict]]
+    params: Params
+
+
+def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
+    """1,000 training rows, evenly spaced as published, and all test rows."""
+    manifest = fetch(model_folder, "model")
+    tokenizer = load_tokenizer(manifest)
+    splits = data.load_splits(data_folder, fetch(data_folder, "dataset")["files"])
+    train = data.resolve_unlabelled(data.choose(splits["train"], 1000), "drop")
+    test = data.resolve_unlabelled(splits["test"], "drop")
+
+    def examples(rows, template):
+        return batching.as_examples(data.tokenize(rows, tokenizer, template, p.tokenize.max_length))
+
+    glued = "{premise}{hypothesis}"
+    rows = {
+        "notebook": [
+            {"input_ids": r["input_ids"].tolist(), "labels": r["labels"]} for r in examples(train, glued)
+        ],  # as the DataCollator wants them
+        "notebook test": examples(test, glued),
+        "ours": examples(train, p.tokenize.template),
+        "test": examples(test, p.tokenize.template),
+    }
+    return Inputs(model_folder, manifest, tokenizer, rows, p)
+
+
+def fetch(folder: Path, kind: str) -> dict:
+    """The manifest of a folder with a "model" or a "dataset"."""
+    return hub.fetch(SimpleNamespace(name=str(folder), revision=""), kind, str(folder))[1]
+
+
+def notebook_base(inputs: Inputs) -> PreTrainedModel:
+    """As published: NF4 with float16 products, all else fp32, reentrant checkpointing."""
+    return prepare_model_for_kbit_training(quantized(inputs, torch.float16), use_gradient_checkpointing=True)
+
+
+def notebook_model(inputs: Inputs) -> PeftModel:
+    """As published: LoRA on it, the head frozen."""
+    lora = get_peft_model(notebook_base(inputs), lora_config())
+    for name, parameter in lora.named_parameters():
+        parameter.requires_grad_("lora" in name)
+    return lora
+
+
+def peer_model(inputs: Inputs) -> PeftModel:
+    """What a user would write today: NF4 with bf16 products, bf16 weights, no checkpointing."""
+    return get_peft_model(quantized(inputs, torch.bfloat16), lora_config())
+
+
+def our_base(inputs: Inputs) -> PreTrainedModel:
+    """Ours, as params.yaml has it."""
+    return model.load_base(inputs.manifest, inputs.params.model, DEVICE, inputs.params.seed, inputs.tokenizer)
+
+
+def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:
+    """LoRA on `our_base`, the head trained."""
+    return model.add_lora(base, inputs.params.lora, inputs.params.seed, "trained")
+
+
+def quantized(inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
+    """The base in NF4, its products and its other weights in `dtype`, as transformers makes it."""
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        inputs.folder, num_labels=3, quantization_config=config, device_map={"": DEVICE}, dtype=dtype
+    )
+    base.config.pad_token_id = inputs.tokenizer.pad_token_id
+    return base
+
+
+def lora_config() -> LoraConfig:
+    """LoRA as published."""
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=16, lora_alpha=64, lora_dropout=0.05, bias="none", target_modules="all-linear"
+    )
+
+
+def frozen_weights(folder: Path) -> int:
+    """The weights of a model that LoRA leaves as they are: those of its linear layers, without the head."""
+    with torch.device("meta"):
+        shape = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
+    linear = (module for module in shape.base_model.modules() if isinstance(module, torch.nn.Linear))
+    return sum(module.weight.numel() for module in linear)
+
+
+def ordinary_trainer(
+    peft_model: PeftModel, rows: list[dict], inputs: Inputs, batch_size: int, steps: int, padding: dict, **settings
+) -> Trainer:
+    """Hugging Face's Trainer as it is."""
+    arguments = TrainingArguments(
+        output_dir=OUT,
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=1e-4,
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        **settings,
+    )
+    collator = DataCollatorWithPadding(inputs.tokenizer, **padding)
+    return Trainer(model=peft_model, args=arguments, train_dataset=rows, data_collator=collator)
+
+
+def train_notebook(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
+    """The notebook's training."""
+    return ordinary_trainer(
+        notebook_model(inputs), inputs.rows["notebook"], inputs, batch_size, steps,
+        padding={"padding": "max_length", "max_length": 128}, gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": True},
+    )  # fmt: skip
+
+
+def train_peer(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
+    """The Trainer with what makes it fast, but for `torch_compile`, whose first step takes minutes."""
+    return ordinary_trainer(
+        peer_model(inputs), inputs.rows["ours"], inputs, batch_size, steps,
+        padding={"padding": "longest", "pad_to_multiple_of": 8}, bf16=True, optim="adamw_torch_fused",
+        train_sampling_strategy="group_by_length", dataloader_pin_memory=True,
+    )  # fmt: skip
+
+
+def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes) -> Trainer:
+    """The stage `train_qlora`'s training; `changes` are of params.yaml's group `train`."""
+    group = inputs.params.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
+    p = inputs.params.model_copy(update={"train": group})
+    rows, recorder = inputs.rows["ours"], SimpleNamespace()  # only the name of the phase is set on it
+    trainer = training.make_trainer(
+        our_model(inputs, our_base(inputs)), rows, rows[:100], p, inputs.tokenizer.pad_token_id, OUT, recorder
+    )
+    trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = steps, "no", "no"
+    return trainer
+
+
+TRAINERS: dict[str, Callable[[Inputs, int, int], Trainer]] = {
+    "notebook": train_notebook,
+    "trainer at its best": train_peer,
+    "ours": train_ours,
+    "ours, eager": functools.partial(train_ours, cuda_graphs=False),
+    "ours, checkpointing": functools.partial(train_ours, gradient_checkpointing=True),
+    "ours, dequantizing each": functools.partial(train_ours, dequantize_once=False),
+}
+
+
+@torch.no_grad()
+def one_by_one(classifier: torch.nn.Module, batches: list) -> None:
+    """As the notebook evaluates: a row, its answer, the next row."""
+    for batch in batches:
+        classifier(**batch.to(DEVICE)).logits.argmax().item()
