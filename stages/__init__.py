@@ -1,4 +1,4 @@
-"""One file a stage of dvc.yaml; what they share is in `core`."""
+"""One file for each stage of dvc.yaml; the rooms below hold what they call."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from stages.runtime import watchdog
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a data folder needs no card
 warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
 
 # Ctrl-C ends a stage at once: Python's KeyboardInterrupt is lost where a library catches everything, as some do while

@@ -1,19 +1,19 @@
 """Stage `download`: model and data, from the hub or a folder, at a pinned revision."""
 
 from stages.runtime import errors, files, params
-from stages.sources import hub
-from stages.task import data
+from stages.sources.fetch import fetch
+from stages.task.dataset import load_splits
 
 
-def main():
+def main() -> None:
     p = params.load()
-    model_folder, manifest = hub.fetch(p.model, "model", p.watch.model)
+    model_folder, manifest = fetch(p.model, "model", p.watch.model)
     if "config.json" not in manifest["files"] or not any(name.endswith(".safetensors") for name in manifest["files"]):
         raise errors.UserError(
             f"params.yaml: model.name: {model_folder}: no model here (config.json and *.safetensors)"
         )
-    data_folder, source = hub.fetch(p.data, "dataset", p.watch.data)
-    splits = data.load_splits(data_folder, source["files"])
+    data_folder, source = fetch(p.data, "data", p.watch.data)
+    splits = load_splits(data_folder, source["files"])
     with files.new_folder("data/raw") as folder:
         for split, rows in splits.items():
             rows.to_parquet(folder / f"{split}.parquet", index=False)

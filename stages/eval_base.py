@@ -1,11 +1,56 @@
 """Stage `eval_base`: what the quantised base answers with an untrained head."""
 
-from stages.model import evaluation_stage
-from stages.runtime import errors
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.model.adapter import count_parameters
+from stages.model.classifier import Classifier
+from stages.model.devices import out_of_memory_means, pick_device
+from stages.runtime import errors, files, params
+from stages.runtime.recorder import Recorder
+from stages.task.batching import as_examples
+from stages.task.labels import PROBABILITIES
 
 
-def main():
-    evaluation_stage.evaluate("eval_base", adapter=None, name="base")
+def main() -> None:
+    evaluate("base", adapter=None)
+
+
+def evaluate(name: str, adapter: Path | None) -> None:
+    """Predict the test rows; write what was found to results/, what the run measured of itself to measurements/.
+
+    Args:
+        name: of the folder below each of the two.
+        adapter: folder of a trained adapter, or None for the base alone.
+    """
+    p = params.load()
+    device = pick_device(p.device, p.threads)
+    manifest = files.read_json("models/base.json")
+    test = files.read_table("data/tokenized/test.parquet")
+    with Recorder(device) as recorder:
+        recorder.mark("before_loading")
+        classifier = Classifier.load(manifest, p, device, adapter)
+        recorder.mark("loaded")
+        start = recorder.seconds()
+        with out_of_memory_means(
+            f"params.yaml: eval.batch_size: {p.eval.batch_size} rows do not fit this GPU's memory"
+        ):
+            probabilities = classifier.predict(as_examples(test), p.eval.batch_size, title=f"predict, {name}")
+        seconds = recorder.seconds() - start
+        recorder.mark("after_evaluation")
+    with files.new_folder(f"results/{name}") as folder:
+        prediction_table(test, probabilities).to_parquet(folder / "predictions.parquet", index=False)
+        files.write_json(folder / "summary.json", {"parameters": count_parameters(classifier.model)})
+    recorder.save(f"measurements/{name}", {"seconds": seconds, "rows_per_second": len(test) / seconds})
+
+
+def prediction_table(tokenized: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """One line a test row: its texts, gold label, prediction and class probabilities (rounded to 1e-6)."""
+    table = tokenized[["row", "premise", "hypothesis", "label"]].reset_index(drop=True)
+    columns = pd.DataFrame(probabilities.round(6), columns=PROBABILITIES)
+    return pd.concat([table, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)
 
 
 if __name__ == "__main__":

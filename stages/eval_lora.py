@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from stages.model import evaluation_stage
+from stages.eval_base import evaluate
 from stages.runtime import errors
 
 
-def main():
-    evaluation_stage.evaluate("eval_lora", adapter=Path("models/adapter"), name="tuned")
+def main() -> None:
+    evaluate("tuned", adapter=Path("models/adapter"))
 
 
 if __name__ == "__main__":

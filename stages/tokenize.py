@@ -3,12 +3,12 @@
 from tqdm.auto import tqdm
 
 from stages.runtime import errors, files, params
-from stages.task import batching, data
+from stages.task import batching, dataset
 from stages.task.labels import SPLITS
-from stages.task.tokenizer import load_tokenizer
+from stages.task.tokens import load_tokenizer, tokenize
 
 
-def main():
+def main() -> None:
     p = params.load()
     tokenizer = load_tokenizer(files.read_json("models/base.json"))
     wanted = {"train": p.data.train_rows, "validation": p.data.validation_rows, "test": p.data.test_rows}
@@ -18,28 +18,28 @@ def main():
     summary = {}
     with (
         files.new_folder("data/tokenized") as folder,
-        tqdm(total=sum(map(len, labelled.values())), desc="tokenize", unit="row") as bar,
+        tqdm(total=sum(map(len, labelled.values())), desc="tokenize", unit="row", disable=None) as bar,
     ):
         for split in SPLITS:
-            kept = data.tokenize(labelled[split], tokenizer, p.tokenize.template, p.tokenize.max_length, bar.update)
-            data.to_table(kept).to_parquet(folder / f"{split}.parquet", index=False)
-            summary[split] = data.summarize(rows[split], chosen[split], kept)
+            kept = tokenize(labelled[split], tokenizer, p.tokenize.template, p.tokenize.max_length, bar.update)
+            dataset.to_table(kept).to_parquet(folder / f"{split}.parquet", index=False)
+            summary[split] = dataset.summarize(rows[split], chosen[split], kept)
             if split == "train":
                 summary["padding"] = padding(kept["input_ids"].map(len).to_numpy(), p)
             else:
-                summary[split]["in_train"] = data.in_train(kept, labelled["train"])
+                summary[split]["in_train"] = dataset.in_train(kept, labelled["train"])
     files.write_json("data/summary.json", summary)
 
 
 def choose(rows, split, samples):
     try:
-        return data.choose(rows, samples)
+        return dataset.choose(rows, samples)
     except errors.UserError as error:
         raise errors.UserError(f"params.yaml: data.{split}_rows: {samples}: {error}") from error
 
 
 def with_label(rows, split, unlabelled):
-    labelled = data.resolve_unlabelled(rows, unlabelled)
+    labelled = dataset.resolve_unlabelled(rows, unlabelled)
     if labelled.empty:
         raise errors.UserError(f"data: split '{split}': column 'label' is -1 (no gold label) in every chosen row")
     return labelled

@@ -15,9 +15,9 @@ from xdist.scheduler import LoadScopeScheduling
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
 
-from stages.model import model
+from stages.model.base import load_base
 from stages.runtime import params
-from stages.task import tokenizer
+from stages.task.tokens import load_tokenizer
 
 torch.set_num_threads(1)
 
@@ -60,9 +60,9 @@ def load_nano(make_params):
 
     def load(folder=NANO, seed=42, **changes):
         manifest = manifest_of(folder)
-        words = tokenizer.load_tokenizer(manifest)
+        words = load_tokenizer(manifest)
         group = make_params().model.model_copy(update=changes)
-        return model.load_base(manifest, group, CPU, seed, words), words, manifest
+        return load_base(manifest, group, CPU, seed, words), words, manifest
 
     return load
 

@@ -3,7 +3,7 @@
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.report.report import environment, in_train, intervals, level_of, recipe
-from stages.sources import hub
+from stages.sources.manifest import is_folder
 
 
 def text(metrics, about):
@@ -19,7 +19,7 @@ def text(metrics, about):
             model=about["model"],
             nf4=about["params"].model.quantization == "nf4",
             **dtypes(about["params"].model.precision),
-            on_hub=not hub.is_folder(about["model"]["name"]),
+            on_hub=not is_folder(about["model"]["name"]),
             base=metrics["eval_base"],
             tuned=metrics["eval_lora"],
             gained=metrics["analysis"],
@@ -47,7 +47,7 @@ def metadata(metrics, about):
     """What the hub reads of a card; a base or a data set that is a local folder has no name there."""
     model, data = about["model"], about["data"]
     tuned = metrics["eval_lora"]
-    on_hub = {"model": not hub.is_folder(model["name"]), "data": not hub.is_folder(data["name"])}
+    on_hub = {"model": not is_folder(model["name"]), "data": not is_folder(data["name"])}
     results = [
         EvalResult(
             task_type="text-classification",

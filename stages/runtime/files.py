@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stages.runtime.errors import UserError
 
 
 @contextmanager
-def new_file(path):
+def new_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,7 @@ def new_file(path):
 
 
 @contextmanager
-def new_folder(path):
+def new_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it takes the place of `path` when the block ends well."""
     path = Path(path)
     temporary = _temporary(path)
@@ -42,7 +43,7 @@ def new_folder(path):
 
 
 @contextmanager
-def scratch_folder(path):
+def scratch_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, gone when the block ends."""
     temporary = _temporary(Path(path))
     temporary.mkdir(parents=True)
@@ -52,7 +53,7 @@ def scratch_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_folder(path):
+def remove_folder(path: str | Path) -> None:
     """Remove a folder if it is there, under another name: whoever is killed here leaves no half of it behind."""
     path = Path(path)
     temporary = _temporary(path.with_name(f"{path.name}.old"))
@@ -70,7 +71,7 @@ def _temporary(path):
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write_json(path, value):
+def write_json(path: str | Path, value: dict) -> None:
     """Write JSON that DVC can read as metrics: numbers that are not finite are left out."""
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
@@ -84,15 +85,16 @@ def _finite(value):
     return value
 
 
-def read_json(path):
+def read_json(path: str | Path) -> dict:
     """Read a JSON file that an earlier stage wrote."""
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); run `dvc repro`") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not readable as JSON ({reason}); run `dvc repro`") from error
 
 
-def read_table(path):
+def read_table(path: str | Path) -> pd.DataFrame:
     """Read a parquet file as a data frame."""
     try:
         return pd.read_parquet(path)
@@ -100,7 +102,7 @@ def read_table(path):
         raise UserError(f"{path}: not readable as parquet ({error}); run `dvc repro`") from error
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,7 +47,7 @@ class Model(Group):
     quantization: Literal["nf4", "none"]
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     hidden_act: Literal["gelu_pytorch_tanh", "gelu_new"] | None
-    head: Literal["seeded", "random"]
+    head_init: Literal["seeded", "random"]
 
     @field_validator("precision")
     @classmethod
@@ -97,7 +97,7 @@ class Train(Group):
     warmup_ratio: Fraction
     weight_decay: NotNegative
     max_grad_norm: Positive
-    head: Literal["trained", "frozen"]
+    freeze_head: bool
     keep: Literal["best", "last"]
     gradient_checkpointing: bool
     cuda_graphs: bool
@@ -140,7 +140,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(path="params.yaml"):
+def load(path: str | Path = "params.yaml") -> Params:
     """Read and check `path`.
 
     Raises:
@@ -158,7 +158,7 @@ def load(path="params.yaml"):
     return checked(raw, Params, path)
 
 
-def checked(values, group, path):
+def checked(values: object, group: type[Group], path: str | Path) -> Group:
     """The values of a file as a `group`.
 
     Args:

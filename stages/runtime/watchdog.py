@@ -8,7 +8,7 @@ import time
 import psutil
 
 
-def end_with_dvc():
+def end_with_dvc() -> None:
     """End this process when the `dvc` that started it is gone, or a program that runs DVC by its API.
 
     DVC's stage outlives a killed `dvc` otherwise, and goes on holding the GPU. `cmd` in dvc.yaml hands over dvc's

@@ -13,7 +13,7 @@ SETTLED = 2 * 10**9  # ns; a file touched later than this before its reading may
 STAMPS = "qlora-file-hashes.json"  # in the folder of the hub's cache: what a file's stamp and hash were
 
 
-def sha256_once(path):
+def sha256_once(path: Path) -> str:
     """SHA-256 of a file's bytes, hex; of a large file as read before, where place, size, times and inode are the same.
 
     The change time stands in the stamp since no program can set it back, as `cp -p` does the modification time.
@@ -39,9 +39,10 @@ def _stamp(path):
 
 def _read(store):
     try:
-        return json.loads(store.read_text())
+        known = json.loads(store.read_text())
     except (OSError, ValueError):
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _write(store, known):

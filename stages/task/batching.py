@@ -1,10 +1,13 @@
 """Rows of tokens into batches: their order, their padding."""
 
 import numpy as np
+import pandas as pd
 import torch
 
+from stages.runtime.params import Batches
 
-def collate(batch, pad_id, batches, max_length):
+
+def collate(batch: list[dict], pad_id: int, batches: Batches, max_length: int) -> dict[str, torch.Tensor]:
     """Pad rows on the right into tensors.
 
     No attention mask: in a causal model a token never sees the padding to its right, and the classifier reads the
@@ -25,14 +28,14 @@ def collate(batch, pad_id, batches, max_length):
     return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in batch])}
 
 
-def padded_length(longest, batches, max_length):
+def padded_length(longest: int, batches: Batches, max_length: int) -> int:
     """Length of a batch whose longest row has `longest` tokens."""
     if batches.padding == "max_length":
         return max_length
     return -(-longest // batches.multiple_of) * batches.multiple_of
 
 
-def padding_share(lengths, order, batch_size, batches, max_length):
+def padding_share(lengths: np.ndarray, order: list[int], batch_size: int, batches: Batches, max_length: int) -> float:
     """Part of all tokens in the batches that is padding, 0 to 1."""
     lengths = np.asarray(lengths)[np.asarray(order)]
     rows = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
@@ -40,8 +43,8 @@ def padding_share(lengths, order, batch_size, batches, max_length):
     return 1 - lengths.sum() / padded if padded else 0.0
 
 
-def length_grouped_order(lengths, batch_size, seed):
-    """A random order of rows in which rows of like length stand together.
+def length_grouped_order(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
+    """A random order of rows in which rows of similar length stand together.
 
     As transformers' group_by_length (shuffle, then sort by length within 50 batches), but a function of its seed
     alone, so that a resumed run sees the rows that an undisturbed one sees; and whole batches are shuffled again, so
@@ -58,12 +61,12 @@ def length_grouped_order(lengths, batch_size, seed):
     return np.concatenate([shuffled, order[whole:]]).tolist()
 
 
-def random_order(rows, seed):
+def random_order(rows: int, seed: int | list[int]) -> list[int]:
     """A random order of `rows` rows, a function of its seed alone."""
     return np.random.default_rng(seed).permutation(rows).tolist()
 
 
-def as_examples(table):
+def as_examples(table: pd.DataFrame) -> list[dict]:
     """Rows of a tokenized table as the list of dicts that `collate` takes."""
     return [
         {"input_ids": np.asarray(ids, dtype=np.int64), "labels": int(label)}

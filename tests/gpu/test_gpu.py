@@ -16,16 +16,21 @@ from helpers.project import ROOT
 from helpers.small_classifier import DEVICE, PAD, PARAMS, Tokenizer, batch, distance, eager, gradients
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.model import evaluation, model
-from stages.runtime import monitor, params
-from stages.sources import hub
-from stages.training import training
+from stages.model.adapter import add_lora
+from stages.model.base import load_base
+from stages.model.classifier import Classifier
+from stages.runtime import params
+from stages.runtime import recorder as recorder_module
+from stages.runtime.recorder import Recorder
+from stages.sources.fetch import fetch
+from stages.training import checkpoints, history
+from stages.training.trainer import make_trainer
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
 ]
-classifier = functools.partial(small_classifier.classifier, head="trained", precision="bf16", quantization="nf4")
+classifier = functools.partial(small_classifier.classifier, freeze=False, precision="bf16", quantization="nf4")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def small_phi(tmp_path_factory):
     )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return hub.fetch(SimpleNamespace(name=str(folder), revision=""), "model", str(folder))[1]
+    return fetch(SimpleNamespace(name=str(folder), revision=""), "model", str(folder))[1]
 
 
 @pytest.fixture(autouse=True)
@@ -212,9 +217,9 @@ def test_evaluation_in_fewer_kernels_gives_the_plain_answers(small_phi, precisio
     p = params.load(PARAMS)
     with torch.inference_mode():
         plain = [lora(input_ids=torch.tensor(e["input_ids"])[None].to(DEVICE)).logits.double() for e in examples]
-    evaluation.speed_up(lora)
+    ours = Classifier(lora, Tokenizer(), p.batches, 128)
     assert all(type(layer) is not PhiDecoderLayer for layer in lora.get_base_model().model.layers)
-    fast = evaluation.predict(lora, examples, PAD, 16, p.batches, 128, title=None)
+    fast = ours.predict(examples, 16)
     expected = torch.softmax(torch.cat(plain), dim=-1).cpu().numpy()
     assert abs(fast - expected).max() < tolerance
     assert abs(fast - expected[::-1]).max() > tolerance, "the rows are too much alike"
@@ -231,10 +236,10 @@ def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, r
         ids = torch.randint(1, 1000, (20 + i % 29,), generator=generator)
         ids[-3:] = 1 + i % 3
         examples.append({"input_ids": ids.numpy(), "labels": i % 3})
-    base = model.load_base(manifest, p.model, DEVICE, 42, Tokenizer())
-    lora = model.add_lora(base, p.lora, 42, "trained")
+    base = load_base(manifest, p.model, DEVICE, 42, Tokenizer())
+    lora = add_lora(base, p.lora, 42)
     recorder = SimpleNamespace()  # only the name of the phase is set on it
-    trainer = training.make_trainer(lora, examples, examples[:32], p, PAD, folder, recorder)
+    trainer = make_trainer(lora, examples, examples[:32], p, PAD, folder, recorder)
     if stop_after:
         from transformers import TrainerCallback
 
@@ -251,7 +256,7 @@ def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, r
 
 def test_the_loss_curve_lies_within_the_noise_of_eager_seeds(small_phi, tmp_path):
     def curve(name, **how):
-        steps, _ = training.history(trained(small_phi, tmp_path / name, **how)[1].state)
+        steps, _ = history.history(trained(small_phi, tmp_path / name, **how)[1].state)
         return torch.tensor([step["loss"] for step in steps])
 
     first, second = (curve(f"eager{seed}", cuda_graphs=False, seed=seed) for seed in (42, 43))
@@ -274,7 +279,7 @@ def test_two_trainings_are_equal_to_the_byte(small_phi, tmp_path):
 def test_resuming_goes_on_as_before(small_phi, tmp_path):
     whole, _ = trained(small_phi, tmp_path / "whole", True, epochs=2, rows=160)
     trained(small_phi, tmp_path / "cut", True, epochs=2, rows=160, stop_after=1)
-    resume = training.checkpoint_to_resume(tmp_path / "cut")
+    resume = checkpoints.checkpoint_to_resume(tmp_path / "cut")
     assert resume.name == "checkpoint-10"
     resumed, trainer = trained(small_phi, tmp_path / "cut", True, epochs=2, rows=160, resume=str(resume))
     assert trainer.state.global_step == 20
@@ -285,7 +290,7 @@ def test_resuming_goes_on_as_before(small_phi, tmp_path):
 
 def test_recorder_reads_this_gpu(tmp_path):
     torch.zeros(1, device=DEVICE)  # CUDA's own memory comes with the first tensor
-    with monitor.Recorder(DEVICE, interval=0.05) as recorder:
+    with Recorder(DEVICE, interval=0.05) as recorder:
         recorder.mark("before")
         block = torch.ones(2**30, dtype=torch.uint8, device=DEVICE)
         torch.cuda.synchronize()
@@ -301,8 +306,8 @@ def test_recorder_reads_this_gpu(tmp_path):
 
 
 def test_recorder_does_without_nvml(monkeypatch):
-    monkeypatch.setattr(monitor, "_nvml_handle", lambda device: None)
-    with monitor.Recorder(DEVICE) as recorder:
+    monkeypatch.setattr(recorder_module, "_nvml_handle", lambda device: None)
+    with Recorder(DEVICE) as recorder:
         recorder.mark("now")
     assert recorder.marks["now"]["memory_gb"] > 0
     assert recorder.marks["now"]["power_w"] is None
@@ -310,9 +315,9 @@ def test_recorder_does_without_nvml(monkeypatch):
 
 def test_recorder_without_nvml_leaves_a_capture_alone(small_phi, monkeypatch):
     """It then asks CUDA itself, from its own thread, and may do so while a graph is captured."""
-    monkeypatch.setattr(monitor, "_nvml_handle", lambda device: None)
+    monkeypatch.setattr(recorder_module, "_nvml_handle", lambda device: None)
     step = fast(classifier(small_phi, dropout=0.1))
-    with monitor.Recorder(DEVICE, interval=1e-4) as recorder:
+    with Recorder(DEVICE, interval=1e-4) as recorder:
         for number, length in enumerate((16, 32, 48, 64)):
             step(*batch(16, length), number)
     assert len(recorder.samples) > 100
@@ -321,7 +326,7 @@ def test_recorder_without_nvml_leaves_a_capture_alone(small_phi, monkeypatch):
 
 def test_recorder_finds_the_visible_gpu_by_uuid():
     pynvml.nvmlInit()
-    handle = monitor._nvml_handle(DEVICE)
+    handle = recorder_module._nvml_handle(DEVICE)
     assert pynvml.nvmlDeviceGetUUID(handle).endswith(str(torch.cuda.get_device_properties(DEVICE).uuid))
 
 
@@ -329,10 +334,18 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch see
 
 SECOND_ALONE = """
 import json, pynvml, torch
-from stages.runtime import monitor
+from stages.model.adapter import add_lora
+from stages.model.base import load_base
+from stages.model.classifier import Classifier
+from stages.runtime import recorder as recorder_module
+from stages.runtime.recorder import Recorder
+from stages.sources.fetch import fetch
+from stages.training import checkpoints
+from stages.training import history
+from stages.training.trainer import make_trainer
 device = torch.device("cuda", 0)
 torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
-with monitor.Recorder(device) as recorder:
+with Recorder(device) as recorder:
     recorder.mark("before")
     block = torch.ones(4 * 2**30, dtype=torch.uint8, device=device)
     torch.cuda.synchronize()

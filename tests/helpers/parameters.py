@@ -1,12 +1,12 @@
 """The embedded parameters as plain dicts, to be changed; the manifest of a model's folder."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import yaml
 
 from helpers.project import COMMITTED
-from stages.sources import hub
+from stages.sources.fetch import HUB
+from stages.sources.manifest import describe, is_folder
 
 
 def unpinned_params():
@@ -27,9 +27,9 @@ def set_key(raw, key, value):
 def use(raw, key, name):
     """Let nested parameters take their model or data from a folder, or from the hub."""
     raw[key]["name"] = name
-    raw["watch"][key] = name if hub.is_folder(name) else hub.HUB
+    raw["watch"][key] = name if is_folder(name) else HUB
 
 
 def manifest_of(folder):
     """The manifest that `download` would write for a model in a folder."""
-    return hub.describe(Path(folder), SimpleNamespace(name=str(folder), revision="none"), "model")
+    return describe(Path(folder), str(folder), "none", "model")

@@ -3,7 +3,9 @@
 import torch
 
 from helpers.project import COMMITTED
-from stages.model import model
+from stages.model.adapter import add_lora
+from stages.model.base import load_base
+from stages.model.head import freeze_head
 from stages.runtime import params
 
 PAD = 0
@@ -18,21 +20,24 @@ class Tokenizer:
         return 1000
 
 
-def classifier(manifest, head, dropout=0.0, targets="all-linear", checkpointing=False, **of_model):
+def classifier(manifest, freeze, dropout=0.0, targets="all-linear", checkpointing=False, **of_model):
     """A LoRA classifier in training mode whose B matrices are not zero, so that every gradient says something.
 
     Args:
         manifest: of a small model's folder.
+        freeze: the head.
         dropout: of every dropout, LoRA's too.
         of_model: changes of params.yaml's group `model`.
     """
     p = params.load(PARAMS)
-    base = model.load_base(manifest, p.model.model_copy(update=of_model), DEVICE, 42, Tokenizer())
+    base = load_base(manifest, p.model.model_copy(update=of_model), DEVICE, 42, Tokenizer())
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
     group = p.lora.model_copy(update={"dropout": dropout, "target_modules": targets})
-    lora = model.add_lora(base, group, 42, head)
+    lora = add_lora(base, group, 42)
+    if freeze:
+        freeze_head(lora)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in lora.named_parameters():
         if "lora_B" in name:

@@ -8,8 +8,8 @@ import yaml
 from helpers.stages import run_stage_in_each
 from helpers.training_folder import adapter_bytes, prepare
 
-from stages.task import data
-from stages.task.tokenizer import load_tokenizer
+from stages.task import dataset, tokens
+from stages.task.tokens import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def folder_with_rows(folder, **changes):
     words = load_tokenizer(json.loads((folder / "models/base.json").read_text()))
     texts = [f"a man {verb} a {noun}" for verb in ("sees", "holds", "likes") for noun in ("dog", "cat", "red ball")]
     rows = pd.DataFrame({"premise": texts, "hypothesis": texts[::-1], "label": [0, 1, 2] * 3})
-    test = data.to_table(data.tokenize(rows, words, p["tokenize"]["template"], 128))
+    test = dataset.to_table(tokens.tokenize(rows, words, p["tokenize"]["template"], 128))
     test.to_parquet(folder / "data/tokenized/test.parquet", index=False)
     return folder
 

@@ -23,9 +23,10 @@ from helpers.stages import error_line, run_stage_in_each, stage_env, written
 from helpers.training_folder import adapter_bytes, prepare
 
 from stages import train_qlora
-from stages.runtime import monitor
+from stages.runtime import recorder as recorder_module
 from stages.runtime.errors import UserError
-from stages.training import training
+from stages.training import checkpoints, history
+from stages.training.trainer import ClassifierTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ def curves(folder):
 def folders(tmp_path_factory):
     """{case: folder of a finished training}."""
     top = tmp_path_factory.mktemp("training")
-    cases = {"one": {}, "last": {"train__keep": "last"}, "frozen": {"train__head": "frozen", "train__epochs": 1}}
+    cases = {"one": {}, "last": {"train__keep": "last"}, "frozen": {"train__freeze_head": True, "train__epochs": 1}}
     made = {name: prepare(top / name, **changes) for name, changes in cases.items()}
     for name, done in run_stage_in_each("train_qlora", made.values()).items():
         assert done.returncode == 0, f"{name}: {done.stderr}"
@@ -98,7 +99,7 @@ def kill_after_an_epoch(folder):
         [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    while process.poll() is None and not list(folder.glob(f"checkpoints/*/checkpoint-*/{training.WHOLE}")):
+    while process.poll() is None and not list(folder.glob(f"checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
@@ -192,7 +193,7 @@ class Killed(Exception):
 def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypatch):
     """Each step takes a second by a clock of the test's; the first run ends in the second epoch's second step."""
     monkeypatch.chdir(prepare(tmp_path / "run"))
-    clock, plain = SimpleNamespace(now=0), training.ClassifierTrainer.training_step
+    clock, plain = SimpleNamespace(now=0), ClassifierTrainer.training_step
 
     def training_step(*arguments, **named):
         clock.now += 1
@@ -200,9 +201,9 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
             raise Killed
         return plain(*arguments, **named)
 
-    for module in (monitor, training):
+    for module in (recorder_module, history):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(training.ClassifierTrainer, "training_step", training_step)
+    monkeypatch.setattr(ClassifierTrainer, "training_step", training_step)
     with pytest.raises(Killed):
         train_qlora.main()
     train_qlora.main()
@@ -213,7 +214,7 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
 
 def set_validation_loss(monkeypatch, epoch, loss):
     """Let an epoch's validation end in this loss; returns {epoch: its adapter's weights}, filled while it trains."""
-    plain, adapters = training.ClassifierTrainer.evaluation_loop, {}
+    plain, adapters = ClassifierTrainer.evaluation_loop, {}
 
     def evaluation_loop(self, *arguments, **named):
         output, number = plain(self, *arguments, **named), round(self.state.epoch)
@@ -222,7 +223,7 @@ def set_validation_loss(monkeypatch, epoch, loss):
             output.metrics["eval_loss"] = loss
         return output
 
-    monkeypatch.setattr(training.ClassifierTrainer, "evaluation_loop", evaluation_loop)
+    monkeypatch.setattr(ClassifierTrainer, "evaluation_loop", evaluation_loop)
     return adapters
 
 
@@ -300,7 +301,7 @@ def out_of_memory(*_, **__):
 @pytest.mark.parametrize(
     ("stage", "broken", "key"),
     [("train_qlora", "transformers.Trainer.train", "train.batch_size: 8 rows"),
-     ("eval_base", "stages.model.evaluation.predict", "eval.batch_size: 256 rows")],
+     ("eval_base", "stages.model.classifier.Classifier.predict", "eval.batch_size: 256 rows")],
 )  # fmt: skip
 def test_a_batch_that_does_not_fit_the_gpu_is_one_line(tmp_path, monkeypatch, stage, broken, key):
     folder = prepare(tmp_path / "run", eval__batch_size=256)

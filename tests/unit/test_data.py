@@ -2,7 +2,6 @@
 
 import json
 import os
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,9 +15,10 @@ from helpers.project import NANO, SHARED
 from helpers.stages import assert_refused, error_line, run_stage_in_each, written
 
 from stages.runtime.errors import UserError
-from stages.sources import hub
-from stages.task import data
-from stages.task.tokenizer import load_tokenizer
+from stages.sources.manifest import describe
+from stages.task import dataset, tokens
+from stages.task.labels import LABELS
+from stages.task.tokens import load_tokenizer
 
 SNLI = SHARED / "data" / "snli"
 TEMPLATE = "Premise: {premise}\nHypothesis: {hypothesis}\nLabel:"
@@ -41,14 +41,14 @@ def table(**columns):
     [(550_152, 1000, range(0, 550_000, 550)), (10_000, 100, range(0, 10_000, 100)), (7, 7, range(7))],
 )
 def test_rows_are_chosen_as_the_published_notebook_chose(rows, samples, published):
-    chosen = data.choose(pd.DataFrame({"row": range(rows)}), samples)
+    chosen = dataset.choose(pd.DataFrame({"row": range(rows)}), samples)
     assert list(chosen["row"]) == list(published)
 
 
 @pytest.mark.parametrize(("rows", "samples"), [(1000, 334), (550_152, 300_000), (26_288, 1000), (7, 5), (1000, 999)])
 def test_any_other_number_of_rows_spreads_over_the_whole_split(rows, samples):
     """A split may be sorted by class: its end may not be left out."""
-    chosen = data.choose(pd.DataFrame({"row": range(rows)}), samples)["row"].to_numpy()
+    chosen = dataset.choose(pd.DataFrame({"row": range(rows)}), samples)["row"].to_numpy()
     assert len(chosen) == samples
     steps = np.diff([*chosen, rows])  # the last one: what is left behind the last row
     assert chosen[0] == 0
@@ -56,18 +56,18 @@ def test_any_other_number_of_rows_spreads_over_the_whole_split(rows, samples):
 
 
 def test_null_chooses_every_row():
-    assert len(data.choose(pd.DataFrame({"row": range(10)}), None)) == 10
+    assert len(dataset.choose(pd.DataFrame({"row": range(10)}), None)) == 10
 
 
 def test_more_rows_than_there_are_is_an_error_that_says_how_many_there_are():
     with pytest.raises(UserError, match="10 rows"):
-        data.choose(pd.DataFrame({"row": range(10)}), 11)
+        dataset.choose(pd.DataFrame({"row": range(10)}), 11)
 
 
 @pytest.mark.skipif(not SNLI.is_dir(), reason="SNLI is not in the project; needs ../shared/data/snli")
 def test_the_first_ten_test_labels_of_snli_are_the_published_ones():
-    rows = data.check_split(pq.read_table(SNLI / "test.parquet"), "test")
-    published = data.resolve_unlabelled(data.choose(rows, 100), "neutral")
+    rows = dataset.check_split(pq.read_table(SNLI / "test.parquet"), "test")
+    published = dataset.resolve_unlabelled(dataset.choose(rows, 100), "neutral")
     assert len(published) == 100
     assert list(published["label"])[:10] == [1, 0, 1, 1, 1, 2, 1, 2, 0, 1]
 
@@ -75,8 +75,8 @@ def test_the_first_ten_test_labels_of_snli_are_the_published_ones():
 @pytest.mark.skipif(not SNLI.is_dir(), reason="SNLI is not in the project; needs ../shared/data/snli")
 def test_all_of_snli_passes_the_checks_and_loses_its_unlabelled_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    splits = data.load_splits(SNLI, [path.name for path in SNLI.glob("*.parquet")])
-    unlabelled = {name: len(rows) - len(data.resolve_unlabelled(rows, "drop")) for name, rows in splits.items()}
+    splits = dataset.load_splits(SNLI, [path.name for path in SNLI.glob("*.parquet")])
+    unlabelled = {name: len(rows) - len(dataset.resolve_unlabelled(rows, "drop")) for name, rows in splits.items()}
     assert unlabelled["validation"] == 158
     assert unlabelled["test"] == 176
 
@@ -85,17 +85,17 @@ UNLABELLED = frame(("a", "b", 0), ("c", "d", -1), ("e", "f", 2), ("g", "h", -1))
 
 
 def test_unlabelled_rows_are_dropped_and_the_others_keep_their_place():
-    assert list(data.resolve_unlabelled(UNLABELLED, "drop").index) == [0, 2]
+    assert list(dataset.resolve_unlabelled(UNLABELLED, "drop").index) == [0, 2]
 
 
 def test_unlabelled_rows_become_neutral_as_published():
-    assert list(data.resolve_unlabelled(UNLABELLED, "neutral")["label"]) == [0, 1, 2, 1]
+    assert list(dataset.resolve_unlabelled(UNLABELLED, "neutral")["label"]) == [0, 1, 2, 1]
     assert list(UNLABELLED["label"]) == [0, -1, 2, -1], "the rows given are left alone"
 
 
 def test_the_summary_counts_rows_chosen_dropped_kept_and_cut():
-    kept = data.resolve_unlabelled(UNLABELLED, "drop").assign(input_ids=[[1, 2, 3], [1]], truncated=[True, False])
-    assert data.summarize(pd.concat([UNLABELLED] * 3), UNLABELLED, kept) == {
+    kept = dataset.resolve_unlabelled(UNLABELLED, "drop").assign(input_ids=[[1, 2, 3], [1]], truncated=[True, False])
+    assert dataset.summarize(pd.concat([UNLABELLED] * 3), UNLABELLED, kept) == {
         "rows": 12,
         "chosen": 4,
         "unlabelled": 2,
@@ -133,7 +133,7 @@ def test_the_summary_counts_rows_chosen_dropped_kept_and_cut():
 )
 def test_a_bad_column_is_named_with_its_split(columns, column, said):
     with pytest.raises(UserError) as caught:
-        data.check_split(table(**columns), "validation")
+        dataset.check_split(table(**columns), "validation")
     assert "split 'validation'" in str(caught.value)
     assert f"column '{column}'" in str(caught.value)
     assert said in str(caught.value)
@@ -166,7 +166,7 @@ def nli(tmp_path, monkeypatch):
 
 
 def test_classes_are_matched_by_the_names_that_the_data_set_gives_them(nli):
-    for split, rows in data.load_splits(nli, parquet_folder(nli, SWAPPED)).items():
+    for split, rows in dataset.load_splits(nli, parquet_folder(nli, SWAPPED)).items():
         assert list(rows["premise"]) == ["text 0", "text 1", "text 2", "text -1"], split
         assert list(rows["label"]) == [2, 1, 0, -1], split
 
@@ -176,7 +176,7 @@ def test_classes_are_matched_by_the_names_that_the_data_set_gives_them(nli):
 )
 def test_classes_of_other_names_are_refused_with_both_lists(nli, names):
     with pytest.raises(UserError) as caught:
-        data.load_splits(nli, parquet_folder(nli, names, [0, 1]))
+        dataset.load_splits(nli, parquet_folder(nli, names, [0, 1]))
     assert ", ".join(names) in str(caught.value)
     assert "entailment, neutral, contradiction" in str(caught.value)
 
@@ -186,14 +186,14 @@ def test_classes_of_other_names_are_refused_with_both_lists(nli, names):
 
 def test_rows_changed_under_the_same_path_and_time_are_read_anew(nli):
     """As by `cp -p`, or from an archive that gives all files one time."""
-    names = parquet_folder(nli, data.LABELS)
-    before = data.load_splits(nli, names)
+    names = parquet_folder(nli, LABELS)
+    before = dataset.load_splits(nli, names)
     times = {name: (nli / name).stat().st_mtime_ns for name in names}
-    parquet_folder(nli, data.LABELS, [2, 2, 2, 2])
+    parquet_folder(nli, LABELS, [2, 2, 2, 2])
     for name, time in times.items():
         os.utime(nli / name, ns=(time, time))
     assert list(before["test"]["label"]) == [0, 1, 2, -1]
-    assert list(data.load_splits(nli, names)["test"]["label"]) == [2, 2, 2, 2]
+    assert list(dataset.load_splits(nli, names)["test"]["label"]) == [2, 2, 2, 2]
 
 
 WRITERS = {
@@ -218,10 +218,10 @@ def test_a_format_that_is_read_is_pinned(nli, ending):
             WRITERS[ending](
                 frame(("A man runs.", "He moves.", 0), ("A dog.", "A cat.", label)), nli / f"{split}.{ending}"
             )
-        return hub.describe(nli, SimpleNamespace(name="nli", revision="none"), "dataset")
+        return describe(nli, "nli", "none", "data")
 
     first = written(1)
-    assert [list(rows["label"]) for rows in data.load_splits(nli, first["files"]).values()] == [[0, 1]] * 3
+    assert [list(rows["label"]) for rows in dataset.load_splits(nli, first["files"]).values()] == [[0, 1]] * 3
     assert written(2)["digest"] != first["digest"]
 
 
@@ -229,10 +229,10 @@ def test_a_format_that_is_not_pinned_is_not_read(nli):
     """Else its rows could change under the same digest."""
     for split in ("train", "validation", "test"):
         (nli / f"{split}.xml").write_text("<r><premise>a</premise><hypothesis>b</hypothesis><label>0</label></r>")
-    manifest = hub.describe(nli, SimpleNamespace(name="nli", revision="none"), "dataset")
+    manifest = describe(nli, "nli", "none", "data")
     assert manifest["files"] == {}
     with pytest.raises(UserError, match=r"data\.name: .*nli: no table"):
-        data.load_splits(nli, manifest["files"])
+        dataset.load_splits(nli, manifest["files"])
 
 
 # --- rows that stand in two splits ---
@@ -241,22 +241,22 @@ def test_a_format_that_is_not_pinned_is_not_read(nli):
 def test_rows_that_stand_in_the_training_split_are_counted():
     train = frame(("a", "b", 0), ("c", "d", 1), ("e", "f", 2))
     rows = frame(("a", "b", 0), ("a", "b", 2), ("c", "x", 1), ("y", "f", 2))
-    assert data.in_train(rows, train) == {"rows": 2, "premises": 3}
-    assert data.in_train(rows.iloc[3:], train) == {"rows": 0, "premises": 0}
+    assert dataset.in_train(rows, train) == {"rows": 2, "premises": 3}
+    assert dataset.in_train(rows.iloc[3:], train) == {"rows": 0, "premises": 0}
 
 
 def test_a_split_without_rows_is_an_error():
     with pytest.raises(UserError, match="split 'test' has no rows"):
-        data.check_split(table().slice(0, 0), "test")
+        dataset.check_split(table().slice(0, 0), "test")
 
 
 def test_an_unlabelled_row_may_be_empty():
-    rows = data.check_split(table(label=[-1, 0], hypothesis=["", "A cat."]), "train")
+    rows = dataset.check_split(table(label=[-1, 0], hypothesis=["", "A cat."]), "train")
     assert list(rows["label"]) == [-1, 0]
 
 
 def test_small_integers_and_further_columns_are_taken():
-    rows = data.check_split(table(label=pa.array([0, 2], pa.int8()), genre=["x", "y"]), "train")
+    rows = dataset.check_split(table(label=pa.array([0, 2], pa.int8()), genre=["x", "y"]), "train")
     assert list(rows.columns) == ["premise", "hypothesis", "label"]
     assert rows["label"].dtype == "int64"
 
@@ -270,17 +270,17 @@ def words():
 
 
 def encoded(words, premise, hypothesis, max_length=128, template=TEMPLATE):
-    return data.tokenize(frame((premise, hypothesis, 0)), words, template, max_length).iloc[0]
+    return tokens.tokenize(frame((premise, hypothesis, 0)), words, template, max_length).iloc[0]
 
 
 def test_progress_counts_rows(words):
     told = []
-    data.tokenize(frame(*[("a man sleeps", "a man runs", 0)] * 2500), words, TEMPLATE, 128, told.append)
+    tokens.tokenize(frame(*[("a man sleeps", "a man runs", 0)] * 2500), words, TEMPLATE, 128, told.append)
     assert told == [1000, 1000, 500]
 
 
 def test_braces_in_a_text_are_text():
-    assert data.fill("P: {premise} H: {hypothesis}.", "{hypothesis} {0}", "{premise}") == (
+    assert tokens.fill("P: {premise} H: {hypothesis}.", "{hypothesis} {0}", "{premise}") == (
         "P: {hypothesis} {0} H: {premise}."
     )
 
@@ -347,7 +347,7 @@ def test_any_text_comes_out_as_it_went_in(words, text):
 
 
 def test_no_rows_make_no_tokens(words):
-    assert len(data.tokenize(frame(), words, TEMPLATE, 128)) == 0
+    assert len(tokens.tokenize(frame(), words, TEMPLATE, 128)) == 0
 
 
 # --- the stages ---

@@ -39,7 +39,7 @@ def families(tmp_path_factory):
 
 def classifier(folder=NANO, **changes):
     """In fp32, the head frozen."""
-    defaults = {"head": "frozen", "precision": "fp32", "quantization": "none", "hidden_act": None}
+    defaults = {"freeze": True, "precision": "fp32", "quantization": "none", "hidden_act": None}
     return small_classifier.classifier(manifest_of(folder), **defaults | changes)
 
 

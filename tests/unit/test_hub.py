@@ -17,7 +17,9 @@ from helpers.stages import assert_refused, error_line, run_stage_in_each, writte
 from huggingface_hub import constants
 
 from stages.runtime.errors import UserError
-from stages.sources import hashes, hub
+from stages.sources import hashes
+from stages.sources.fetch import fetch, model_folder
+from stages.sources.manifest import describe
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # the client keeps whole chunks of a file whose connection was cut
@@ -276,23 +278,23 @@ def test_files_that_changed_on_the_hub_since_download_are_refused(outcomes):
 
 def test_a_folder_pinned_by_its_digest_is_checked(nano_copy):
     source = SimpleNamespace(name=str(nano_copy), revision="none")
-    digest = hub.fetch(source, "model", source.name)[1]["digest"]
+    digest = fetch(source, "model", source.name)[1]["digest"]
     source.revision = digest
-    assert hub.fetch(source, "model", source.name)[1]["digest"] == digest
+    assert fetch(source, "model", source.name)[1]["digest"] == digest
     (nano_copy / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"params\.yaml: model\.revision: .* have the digest"):
-        hub.fetch(source, "model", source.name)
+        fetch(source, "model", source.name)
 
 
 def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):
     source = SimpleNamespace(name=str(nano_copy), revision="none")
-    digest = hub.fetch(source, "model", source.name)[1]["digest"]
+    digest = fetch(source, "model", source.name)[1]["digest"]
     assert f"model.revision: {digest}" in capsys.readouterr().out
 
 
 def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
     def digest():
-        return hub.describe(nano_copy, SimpleNamespace(name="x", revision="y"), "model")["digest"]
+        return describe(nano_copy, "x", "y", "model")["digest"]
 
     first = digest()
     os.utime(nano_copy / "config.json", (0, 0))
@@ -306,15 +308,15 @@ def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
 @pytest.mark.parametrize("name", ["./none", "/none", "../none"])
 def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(name):
     with pytest.raises(UserError, match=r"params\.yaml: data\.name: no folder"):
-        hub.fetch(SimpleNamespace(name=name, revision="none"), "dataset", name)
+        fetch(SimpleNamespace(name=name, revision="none"), "data", name)
 
 
 def test_a_home_folder_is_found(nano_copy, monkeypatch):
     monkeypatch.setenv("HOME", str(nano_copy.parent))
     source = SimpleNamespace(name="~/nano", revision="none")
-    folder, manifest = hub.fetch(source, "model", str(nano_copy))
+    folder, manifest = fetch(source, "model", str(nano_copy))
     assert folder == nano_copy
-    assert hub.model_folder(manifest) == nano_copy
+    assert model_folder(manifest) == nano_copy
 
 
 @pytest.mark.parametrize(
@@ -331,14 +333,14 @@ def test_a_folder_that_dvc_does_not_watch_is_refused(nano_copy, monkeypatch, nam
     monkeypatch.setenv("HOME", str(nano_copy.parent))
     monkeypatch.chdir(nano_copy.parent)
     with pytest.raises(UserError) as caught:
-        hub.fetch(SimpleNamespace(name=name, revision="none"), "model", watched)
+        fetch(SimpleNamespace(name=name, revision="none"), "model", watched)
     assert all(part in str(caught.value) for part in ["params.yaml: ", *said]), caught.value
 
 
 def test_another_folder_in_place_of_a_pinned_one_says_all_that_is_to_be_set(nano_copy):
     with pytest.raises(UserError) as caught:
-        hub.fetch(SimpleNamespace(name=str(nano_copy), revision="0" * 64), "model", "assets/nano-phi")
-    digest = hub.describe(nano_copy, SimpleNamespace(name="x", revision="y"), "model")["digest"]
+        fetch(SimpleNamespace(name=str(nano_copy), revision="0" * 64), "model", "assets/nano-phi")
+    digest = describe(nano_copy, "x", "y", "model")["digest"]
     for part in (f"set watch.model: {nano_copy}", f"digest {digest}; set model.revision to it, or to none"):
         assert part in str(caught.value)
 
@@ -348,13 +350,13 @@ def test_a_relative_folder_in_an_experiments_copy_of_the_repository_says_why_it_
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     with pytest.raises(UserError, match="this experiment runs in a copy of the repository"):
-        hub.fetch(SimpleNamespace(name="../none", revision="none"), "model", "../none")
+        fetch(SimpleNamespace(name="../none", revision="none"), "model", "../none")
 
 
 @pytest.mark.parametrize("change", ["same size", "gone", "one more"])
 def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_load(nano_copy, change):
-    manifest = hub.describe(nano_copy, SimpleNamespace(name=str(nano_copy), revision="none"), "model")
-    assert hub.model_folder(manifest) == nano_copy
+    manifest = describe(nano_copy, str(nano_copy), "none", "model")
+    assert model_folder(manifest) == nano_copy
     weights, stat = nano_copy / WEIGHTS, (nano_copy / WEIGHTS).stat()
     if change == "same size":
         content = weights.read_bytes()
@@ -365,7 +367,7 @@ def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_l
     else:
         (nano_copy / "adapter.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="missing or changed since `download`"):
-        hub.model_folder(manifest)
+        model_folder(manifest)
 
 
 @pytest.mark.parametrize(
@@ -380,9 +382,9 @@ def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, left):
     for name in left:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"weight_map": {"w": "model-00002-of-00002.safetensors"}}')
-    kind = "dataset" if "data" in left[0] else "model"
+    kind = "data" if "data" in left[0] else "model"
     with pytest.raises(UserError, match="fetch or copy it whole"):
-        hub.fetch(SimpleNamespace(name=str(tmp_path), revision="none"), kind, str(tmp_path))
+        fetch(SimpleNamespace(name=str(tmp_path), revision="none"), kind, str(tmp_path))
 
 
 # --- hashes of large files ---

@@ -22,9 +22,14 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from stages.model import evaluation, model
+from stages.model.adapter import add_lora, count_parameters, load_adapter, save_adapter
+from stages.model.base import TANH_GELUS, exchange_activation
+from stages.model.classifier import Classifier
+from stages.model.devices import pick_device, pick_precision
+from stages.model.head import freeze_head
 from stages.runtime import params
 from stages.runtime.errors import UserError
+from stages.sources.fetch import model_folder
 from stages.task.labels import LABELS
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
@@ -62,7 +67,7 @@ def lora(make_params):
 def trained(load_nano, lora):
     """A nano model whose LoRA and head have moved -> (classifier, tokenizer, manifest)."""
     base, words, manifest = load_nano()
-    return train_a_step(model.add_lora(base, lora, 42, "trained")), words, manifest
+    return train_a_step(add_lora(base, lora, 42)), words, manifest
 
 
 # --- the base and its head ---
@@ -86,7 +91,7 @@ def test_the_seeded_head_is_the_same_at_each_load_and_on_base_and_tuned(load_nan
     first, second = load_nano()[0], load_nano()[0]
     assert torch.equal(first.score.weight, second.score.weight)
     torch.manual_seed(7)
-    tuned = model.add_lora(second, lora, 42, "trained")
+    tuned = add_lora(second, lora, 42)
     assert torch.equal(head_of(tuned), first.score.weight)
     assert not torch.equal(load_nano(seed=43)[0].score.weight, first.score.weight)
     assert torch.equal(load_nano(quantization="none")[0].score.weight, first.score.weight)
@@ -94,9 +99,9 @@ def test_the_seeded_head_is_the_same_at_each_load_and_on_base_and_tuned(load_nan
 
 def test_the_random_head_of_the_published_run_is_another_at_each_load(load_nano):
     torch.manual_seed(0)
-    first = load_nano(head="random")[0].score.weight
+    first = load_nano(head_init="random")[0].score.weight
     torch.manual_seed(0)
-    assert not torch.equal(load_nano(head="random")[0].score.weight, first)
+    assert not torch.equal(load_nano(head_init="random")[0].score.weight, first)
 
 
 def test_bfloat16_products_leave_the_head_in_full_precision(load_nano):
@@ -133,8 +138,8 @@ def test_predictions_come_in_the_rows_order_whatever_the_batches(load_nano, make
     examples = [{"input_ids": row, "labels": 0} for row in ROWS * 5]
     one = make_params(batches__group_by_length=False, batches__multiple_of=1).batches
     many = make_params().batches
-    singly = evaluation.predict(base, examples, words.pad_token_id, 1, one, 128, "test")
-    batched = evaluation.predict(base, examples, words.pad_token_id, 4, many, 128, "test")
+    singly = Classifier(base, words, one, 128).predict(examples, 1)
+    batched = Classifier(base, words, many, 128).predict(examples, 4)
     assert singly.shape == (15, 3)
     assert abs(singly.sum(axis=1) - 1).max() < 1e-9
     assert abs(singly - batched).max() < 1e-5
@@ -145,7 +150,7 @@ def test_training_works_after_an_evaluation(load_nano, lora):
     """bitsandbytes repacks 4-bit weights at the first evaluation on some CPUs, after which training fails."""
     base, _, _ = load_nano()
     logits_of(base, *ROWS)
-    classifier = model.add_lora(base, lora, 42, "trained")
+    classifier = add_lora(base, lora, 42)
     logits_of(classifier, *ROWS)
     before = head_of(classifier).clone()
     train_a_step(classifier)
@@ -158,21 +163,23 @@ def test_training_works_after_an_evaluation(load_nano, lora):
 
 def test_a_fresh_adapter_changes_nothing(load_nano, lora):
     before = logits_of(load_nano()[0], *ROWS)
-    assert torch.equal(logits_of(model.add_lora(load_nano()[0], lora, 42, "trained").eval(), *ROWS), before)
+    assert torch.equal(logits_of(add_lora(load_nano()[0], lora, 42).eval(), *ROWS), before)
 
 
 def test_the_adapter_is_a_function_of_the_seed(load_nano, lora):
     def first_a(seed):
-        classifier = model.add_lora(load_nano()[0], lora, seed, "trained")
+        classifier = add_lora(load_nano()[0], lora, seed)
         return next(p for name, p in classifier.named_parameters() if "lora_A" in name)
 
     assert torch.equal(first_a(42), first_a(42))
     assert not torch.equal(first_a(42), first_a(43))
 
 
-@pytest.mark.parametrize(("head", "trains"), [("trained", True), ("frozen", False)])
-def test_the_head_is_trained_or_frozen_as_asked(load_nano, lora, head, trains):
-    classifier = model.add_lora(load_nano()[0], lora, 42, head)
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_head_is_trained_or_frozen_as_asked(load_nano, lora, trains):
+    classifier = add_lora(load_nano()[0], lora, 42)
+    if not trains:
+        freeze_head(classifier)
     before = head_of(classifier).clone()
     names = {name for name, p in classifier.named_parameters() if p.requires_grad}
     assert all("lora" in name or "score" in name for name in names)
@@ -184,7 +191,7 @@ def test_the_head_is_trained_or_frozen_as_asked(load_nano, lora, head, trains):
 def test_unknown_target_modules_are_named(load_nano, make_params):
     group = make_params(lora__target_modules=["w_pack"]).lora
     with pytest.raises(UserError, match=r"lora\.target_modules: .*w_pack"):
-        model.add_lora(load_nano()[0], group, 42, "trained")
+        add_lora(load_nano()[0], group, 42)
 
 
 PHI_2 = PhiConfig(
@@ -221,9 +228,9 @@ def test_phi_2_has_the_published_number_of_parameters():
     assert (left, left - biases) == (131_985_920, 131_248_640)
 
     base.requires_grad_(False)
-    assert model.count_parameters(base) == {"stored": 1_390_277_120, "total": 2_648_568_320, "trainable": 0}
-    tuned = model.add_lora(base, published_recipe, 42, "trained")
-    counts = model.count_parameters(tuned)
+    assert count_parameters(base) == {"stored": 1_390_277_120, "total": 2_648_568_320, "trainable": 0}
+    tuned = add_lora(base, published_recipe, 42)
+    counts = count_parameters(tuned)
     assert counts["stored"] == 1_413_877_760
     assert counts["trainable"] == 23_600_640
     assert sum(p.numel() for name, p in tuned.named_parameters() if "lora_" in name) == 23_592_960
@@ -231,17 +238,18 @@ def test_phi_2_has_the_published_number_of_parameters():
 
 def test_the_published_loop_leaves_lora_alone_trainable():
     base = quantised_shape(PHI_2).requires_grad_(False)
-    tuned = model.add_lora(base, params.load(COMMITTED / "params.yaml").lora, 42, "frozen")
-    assert model.count_parameters(tuned)["trainable"] == 23_592_960
+    tuned = add_lora(base, params.load(COMMITTED / "params.yaml").lora, 42)
+    freeze_head(tuned)
+    assert count_parameters(tuned)["trainable"] == 23_592_960
 
 
 def test_the_shapes_counted_are_those_of_a_loaded_model(load_nano):
     """The count above stands on meta tensors; a model that is really loaded must count the same."""
     base, _, _ = load_nano()
-    loaded = model.count_parameters(base)
+    loaded = count_parameters(base)
     shape = quantised_shape(base.config).requires_grad_(False)
-    assert model.count_parameters(shape) == loaded
-    exact = model.count_parameters(load_nano(quantization="none")[0])
+    assert count_parameters(shape) == loaded
+    exact = count_parameters(load_nano(quantization="none")[0])
     assert exact["stored"] == exact["total"] == loaded["total"] > loaded["stored"]
 
 
@@ -252,9 +260,9 @@ def test_a_saved_adapter_answers_as_before_on_a_freshly_loaded_base(trained, loa
     classifier, words, manifest = trained
     before = logits_of(classifier, *ROWS)
     assert not torch.equal(before, logits_of(load_nano()[0], *ROWS)), "the training changed something"
-    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     del classifier
-    reloaded = model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
+    reloaded = load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
     assert torch.equal(logits_of(reloaded, *ROWS), before)
     assert not reloaded.training
     assert not any(p.requires_grad for p in reloaded.parameters())
@@ -262,8 +270,8 @@ def test_a_saved_adapter_answers_as_before_on_a_freshly_loaded_base(trained, loa
 
 def test_the_head_comes_from_the_adapter_not_from_the_seed(trained, load_nano, tmp_path):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
-    reloaded = model.load_adapter(load_nano(seed=7)[0], tmp_path / "adapter", manifest)
+    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    reloaded = load_adapter(load_nano(seed=7)[0], tmp_path / "adapter", manifest)
     assert torch.equal(head_of(reloaded), head_of(classifier))
 
 
@@ -271,7 +279,7 @@ def test_plain_transformers_and_peft_load_the_adapter(trained, tmp_path):
     from peft import AutoPeftModelForSequenceClassification
 
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     plain = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
     saved, loaded = (
         {name.split(".", 2)[-1]: p for name, p in m.named_parameters() if "lora_" in name} for m in (classifier, plain)
@@ -285,7 +293,7 @@ def test_plain_transformers_and_peft_load_the_adapter(trained, tmp_path):
 def test_a_saved_adapter_is_the_same_bytes_each_time(trained, tmp_path):
     classifier, words, manifest = trained
     for name in ("one", "two"):
-        model.save_adapter(classifier, words, manifest, {}, tmp_path / name)
+        save_adapter(classifier, words, manifest, {}, tmp_path / name)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     targets = json.loads(one["adapter_config.json"])["target_modules"]
@@ -296,41 +304,41 @@ def test_a_saved_adapter_is_the_same_bytes_each_time(trained, tmp_path):
 
 def test_an_adapter_of_another_base_is_refused(trained, load_nano, nano_copy, tmp_path):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     (nano_copy / "generation_config.json").write_text("{}")
     base, _, other = load_nano(nano_copy)
     with pytest.raises(UserError, match="trained on another base"):
-        model.load_adapter(base, tmp_path / "adapter", other)
+        load_adapter(base, tmp_path / "adapter", other)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_damaged_adapter_is_one_line(trained, load_nano, tmp_path, damage):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000]) if damage == "cut" else weights.unlink()
     with pytest.raises(UserError, match=r"adapter.*not loadable as an adapter"):
-        model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
+        load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
 
 
 def test_an_adapter_without_its_manifest_is_one_line(trained, load_nano, tmp_path):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     (tmp_path / "adapter/base.json").unlink()
     with pytest.raises(UserError, match=r"base\.json"):
-        model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
+        load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
 
 
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])  # without a head PEFT itself fails
 def test_an_adapter_that_lacks_a_weight_is_one_line(trained, load_nano, tmp_path, part):
     classifier, words, manifest = trained
-    model.save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
     path = tmp_path / "adapter/adapter_model.safetensors"
     weights = safetensors.torch.load_file(path)
     name = next(name for name in weights if part in name)
     safetensors.torch.save_file({key: value for key, value in weights.items() if key != name}, path)
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: lacks 1 of the adapter's weights"):
-        model.load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
+        load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
 
 
 def test_the_classes_are_named_both_ways(load_nano):
@@ -353,7 +361,7 @@ def test_weights_changed_since_download_are_one_line(nano_copy):
     manifest = manifest_of(nano_copy)
     (nano_copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: missing or changed since `download`"):
-        model.hub.model_folder(manifest)
+        model_folder(manifest)
 
 
 def test_a_pickled_checkpoint_is_refused_even_where_it_is_harmless(nano_copy, load_nano):
@@ -426,13 +434,13 @@ def test_a_tokenizer_without_pad_token_pads_with_its_end_token(load_nano):
 def test_asked_for_a_gpu_where_none_is_the_line_names_the_way_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"params\.yaml: device: cuda.*make demo"):
-        model.pick_device("cuda", None)
+        pick_device("cuda", None)
 
 
 def test_threads_are_set():
     before = torch.get_num_threads()
     try:
-        assert model.pick_device("cpu", 2) == CPU
+        assert pick_device("cpu", 2) == CPU
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -440,8 +448,8 @@ def test_threads_are_set():
 
 def test_a_cpu_computes_in_full_precision_unless_told_otherwise(make_params):
     group = make_params().model
-    assert model.pick_precision(group, CPU) == "fp32"
-    assert model.pick_precision(group.model_copy(update={"precision": "bf16"}), CPU) == "bf16"
+    assert pick_precision(group, CPU) == "fp32"
+    assert pick_precision(group.model_copy(update={"precision": "bf16"}), CPU) == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -450,13 +458,13 @@ def test_a_cpu_computes_in_full_precision_unless_told_otherwise(make_params):
 def test_a_gpu_without_bf16_keeps_fp16_to_the_4_bit_products(make_params, monkeypatch, quantization, bf16, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     group = make_params(model__quantization=quantization).model
-    assert model.pick_precision(group, torch.device("cuda")) == precision
+    assert pick_precision(group, torch.device("cuda")) == precision
 
 
 # --- what a model computes ---
 
 
-@pytest.mark.parametrize("name", sorted(model.TANH_GELUS))
+@pytest.mark.parametrize("name", sorted(TANH_GELUS))
 def test_the_activations_that_may_be_exchanged_are_one_function(name):
     x = torch.linspace(-8, 8, 2001)
     assert torch.allclose(ACT2FN[name](x), ACT2FN["gelu_new"](x), atol=1e-6)
@@ -477,11 +485,11 @@ def test_the_activations_that_may_be_exchanged_are_one_function(name):
 def test_an_activation_is_exchanged_for_a_form_of_itself_alone(own, allowed):
     config = SimpleNamespace(**own)
     if allowed:
-        model.exchange_activation(config, "gelu_pytorch_tanh", "x")
+        exchange_activation(config, "gelu_pytorch_tanh", "x")
         assert vars(config) == dict.fromkeys(own, "gelu_pytorch_tanh")
     else:
         with pytest.raises(UserError, match=r"params\.yaml: model\.hidden_act: .*x computes .*allowed: null"):
-            model.exchange_activation(config, "gelu_pytorch_tanh", "x")
+            exchange_activation(config, "gelu_pytorch_tanh", "x")
         assert vars(config) == own
 
 

@@ -9,23 +9,25 @@ import pandas as pd
 import pytest
 import torch
 
-from stages.runtime import files, monitor
+from stages.runtime import files
+from stages.runtime import recorder as recorder_module
 from stages.runtime.errors import UserError
+from stages.runtime.recorder import FIELDS, Recorder, versions
 
 CPU = torch.device("cpu")
 
 
 def test_samples_come_at_their_interval_and_know_their_phase(tmp_path):
-    with monitor.Recorder(CPU, interval=0.02) as recorder:
+    with Recorder(CPU, interval=0.02) as recorder:
         time.sleep(0.1)
         recorder.mark("loaded")
         time.sleep(0.1)
     recorder.save(tmp_path / "run", {"resumed": False})
     run = json.loads((tmp_path / "run/run.json").read_text())
-    assert run == {"resumed": False, "gpu": recorder.summary(), "versions": monitor.versions(CPU)}
+    assert run == {"resumed": False, "gpu": recorder.summary(), "versions": versions(CPU)}
     with open(tmp_path / "run/usage.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == monitor.FIELDS
+    assert list(rows[0]) == FIELDS
     assert {row["phase"] for row in rows} == {"start", "loaded"}
     assert len(rows) >= 6
     seconds = [float(row["seconds"]) for row in rows]
@@ -34,7 +36,7 @@ def test_samples_come_at_their_interval_and_know_their_phase(tmp_path):
 
 
 def test_on_a_cpu_the_summary_is_the_process_own_memory():
-    with monitor.Recorder(CPU, interval=10) as recorder:
+    with Recorder(CPU, interval=10) as recorder:
         recorder.mark("before")
         block = torch.ones(50_000_000)  # 0.2 GB
         recorder.mark("after")
@@ -58,7 +60,7 @@ def two_gpus(monkeypatch):
         "nvmlDeviceGetPowerUsage": lambda handle: 300_000,
     }
     for name, fake in fakes.items():
-        monkeypatch.setattr(monitor.pynvml, name, fake)
+        monkeypatch.setattr(recorder_module.pynvml, name, fake)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="second"))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
@@ -66,7 +68,7 @@ def two_gpus(monkeypatch):
 
 
 def test_the_gpu_that_is_read_is_the_one_that_torch_sees(two_gpus):
-    with monitor.Recorder(torch.device("cuda", 0), interval=10) as recorder:
+    with Recorder(torch.device("cuda", 0), interval=10) as recorder:
         recorder.mark("now")
     now = recorder.marks["now"]
     assert (now["memory_gb"], now["memory_total_gb"], now["utilization_percent"], now["power_w"]) == (2, 8, 50, 300)
@@ -74,18 +76,18 @@ def test_the_gpu_that_is_read_is_the_one_that_torch_sees(two_gpus):
 
 def test_a_gpu_whose_nvml_does_not_tell_is_read_through_torch(two_gpus, monkeypatch):
     def refuse(handle):
-        raise monitor.pynvml.NVMLError(monitor.pynvml.NVML_ERROR_NOT_SUPPORTED)
+        raise recorder_module.pynvml.NVMLError(recorder_module.pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     for name in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage"):
-        monkeypatch.setattr(monitor.pynvml, name, refuse)
-    with monitor.Recorder(torch.device("cuda", 0), interval=10) as recorder:
+        monkeypatch.setattr(recorder_module.pynvml, name, refuse)
+    with Recorder(torch.device("cuda", 0), interval=10) as recorder:
         recorder.mark("now")
     now = recorder.marks["now"]
     assert (now["memory_gb"], now["memory_total_gb"], now["utilization_percent"], now["power_w"]) == (3, 8, None, None)
 
 
 def test_the_sampling_thread_ends_with_the_block_even_after_an_error():
-    with pytest.raises(RuntimeError), monitor.Recorder(CPU, interval=0.01) as recorder:
+    with pytest.raises(RuntimeError), Recorder(CPU, interval=0.01) as recorder:
         raise RuntimeError
     count = len(recorder.samples)
     time.sleep(0.05)

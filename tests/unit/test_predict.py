@@ -24,11 +24,13 @@ from helpers.project import CPU, NANO, ROOT
 from helpers.stages import error_line, stage_env
 from transformers import AutoConfig
 
-from stages import analyze, predict
-from stages.model import model
+from stages import analyze
+from stages.model.adapter import add_lora, save_adapter
+from stages.model.base import load_base
 from stages.runtime import errors, params
-from stages.task import tokenizer
 from stages.task.labels import LABELS
+from stages.task.tokens import load_tokenizer
+from tools import predict
 
 README = (ROOT / "README.md").read_text()
 
@@ -50,14 +52,14 @@ def make_adapter(folder, **model_settings):
         set_key(raw, f"model.{key}", value)
     p = params.Params.model_validate(raw)
     manifest = manifest_of(NANO)
-    words = tokenizer.load_tokenizer(manifest)
-    classifier = model.add_lora(model.load_base(manifest, p.model, CPU, p.seed, words), p.lora, p.seed, "trained")
+    words = load_tokenizer(manifest)
+    classifier = add_lora(load_base(manifest, p.model, CPU, p.seed, words), p.lora, p.seed)
     torch.manual_seed(0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
     groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    model.save_adapter(classifier, words, manifest, {"seed": p.seed, **groups}, folder)
+    save_adapter(classifier, words, manifest, {"seed": p.seed, **groups}, folder)
     return folder
 
 
@@ -206,7 +208,7 @@ def test_lines_are_utf8_whatever_the_locale(adapter, monkeypatch):
 def asked(adapter, *arguments, **streams):
     """`predict` in a process of its own, ended at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.predict", *arguments, "--adapter", str(adapter)],
+        [sys.executable, "-m", "tools.predict", *arguments, "--adapter", str(adapter)],
         env=stage_env(PYTHONUNBUFFERED=""), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams,
     )  # fmt: skip
     try:
@@ -323,7 +325,7 @@ def test_a_lone_premise_is_refused(capsys, monkeypatch):
 
 def test_no_adapter_is_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "stages.predict", "a", "b"],
+        [sys.executable, "-m", "tools.predict", "a", "b"],
         cwd=tmp_path,
         env=stage_env(),
         capture_output=True,
@@ -335,7 +337,7 @@ def test_no_adapter_is_one_line(tmp_path):
 def test_works_from_a_copied_folder_without_params(adapter, tmp_path):
     copy = shutil.copytree(adapter, tmp_path / "elsewhere")
     shown = subprocess.run(
-        [sys.executable, "-m", "stages.predict", *PAIRS[0], "--adapter", str(copy)],
+        [sys.executable, "-m", "tools.predict", *PAIRS[0], "--adapter", str(copy)],
         cwd=tmp_path, env=stage_env(), capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert shown.splitlines()[0] == predict.load(adapter, base_only=False)(PAIRS[:1])[0]["label"]
@@ -438,7 +440,7 @@ def test_answers_what_eval_lora_wrote(repro):
     rows = pd.read_parquet(folder / "results/tuned/predictions.parquet").head(100)
     lines = "".join(json.dumps({"premise": r.premise, "hypothesis": r.hypothesis}) + "\n" for r in rows.itertuples())
     done = subprocess.run(
-        [sys.executable, "-m", "stages.predict"], cwd=folder, env={**os.environ, "PYTHONPATH": str(repro.clone.folder)},
+        [sys.executable, "-m", "tools.predict"], cwd=folder, env={**os.environ, "PYTHONPATH": str(repro.clone.folder)},
         input=lines, capture_output=True, text=True, check=True,
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]

@@ -11,8 +11,9 @@ import torch
 import yaml
 from helpers.project import CPU, ROOT
 
-from stages.runtime import monitor
-from stages.training import training
+from stages.runtime.recorder import versions
+from stages.training import checkpoints, history
+from stages.training.trainer import EpochOrder
 
 
 def test_the_newest_whole_checkpoint_is_resumed_and_broken_ones_are_removed(tmp_path):
@@ -20,13 +21,13 @@ def test_the_newest_whole_checkpoint_is_resumed_and_broken_ones_are_removed(tmp_
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
         if whole:
-            (tmp_path / f"checkpoint-{step}" / training.WHOLE).touch()
-    assert training.checkpoint_to_resume(tmp_path) == tmp_path / "checkpoint-40"
+            (tmp_path / f"checkpoint-{step}" / checkpoints.WHOLE).touch()
+    assert checkpoints.checkpoint_to_resume(tmp_path) == tmp_path / "checkpoint-40"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-40", "checkpoint-5"]
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
-    assert training.checkpoint_to_resume(tmp_path / "none") is None
+    assert checkpoints.checkpoint_to_resume(tmp_path / "none") is None
 
 
 def test_removing_a_runs_checkpoints_leaves_those_of_others_and_no_remains(tmp_path, capsys):
@@ -34,10 +35,10 @@ def test_removing_a_runs_checkpoints_leaves_those_of_others_and_no_remains(tmp_p
     for name, size in (("a", 1), ("b", 2_500_000), (".c.old.12.tmp", 1)):
         (tmp_path / f"checkpoints/{name}/checkpoint-5").mkdir(parents=True)
         (tmp_path / f"checkpoints/{name}/checkpoint-5/optimizer.pt").write_bytes(b"0" * size)
-    training.remove_checkpoints(tmp_path / "checkpoints/a")
+    checkpoints.remove_checkpoints(tmp_path / "checkpoints/a")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["b"]
     assert "checkpoints/b (2.5 MB)" in capsys.readouterr().out
-    training.remove_checkpoints(tmp_path / "checkpoints/b")
+    checkpoints.remove_checkpoints(tmp_path / "checkpoints/b")
     assert not (tmp_path / "checkpoints").exists()
     assert capsys.readouterr().out == ""
 
@@ -45,14 +46,14 @@ def test_removing_a_runs_checkpoints_leaves_those_of_others_and_no_remains(tmp_p
 def test_another_configuration_has_another_digest(make_params):
     def digest(**changes):
         p = make_params(**changes)
-        return training.run_digest({"lora": p.lora.model_dump(), "train": p.train.model_dump()}, p.seed, ["data"])
+        return checkpoints.run_digest({"lora": p.lora.model_dump(), "train": p.train.model_dump()}, p.seed, ["data"])
 
     assert digest() == digest()
     assert len({digest(), digest(lora__r=8), digest(seed=1), digest(train__keep="last")}) == 4
 
 
 def test_the_code_of_a_training_is_all_that_it_imports():
-    files = training.code_digests(ROOT / "stages/train_qlora.py")
+    files = checkpoints.code_digests(ROOT / "stages/train_qlora.py")
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["deps"]
     rooms = {name if name.count("/") == 1 else name.rpartition("/")[0] for name in files}
     assert rooms == {dep for dep in deps if dep.startswith("stages/")}
@@ -61,7 +62,7 @@ def test_the_code_of_a_training_is_all_that_it_imports():
 
 def test_an_edit_of_what_a_script_imports_is_another_digest_and_an_edit_of_anything_else_is_not(tmp_path):
     def digests():
-        return training.code_digests(tmp_path / "stages/script.py")
+        return checkpoints.code_digests(tmp_path / "stages/script.py")
 
     (tmp_path / "stages").mkdir()
     (tmp_path / "torch").mkdir()  # a folder of the user's that has a library's name
@@ -82,7 +83,7 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(importlib.metadata, "version", lambda name: others.get(name) or version(name))
             patch.setattr(torch.cuda, "get_device_name", lambda device: others.get("gpu", "NVIDIA H100"))
-            return training.run_digest(monitor.versions(device))
+            return checkpoints.run_digest(versions(device))
 
     def not_installed(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -92,14 +93,14 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
     assert digest() == digest()
     assert len({digest(), digest(gpu), digest(gpu, gpu="Tesla T4"), *changed}) == 8
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
-    assert monitor.versions(CPU) == {
+    assert versions(CPU) == {
         "python": "{}.{}".format(*sys.version_info), "cpu": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
 
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
     def order(seed, epoch, group):
-        sampler = training.EpochOrder([3, 1, 4, 1, 5, 9, 2, 6] * 4, 4, group, seed)
+        sampler = EpochOrder([3, 1, 4, 1, 5, 9, 2, 6] * 4, 4, group, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -111,13 +112,13 @@ def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
 
 def test_the_best_epoch_is_the_first_of_lowest_validation_loss():
     epochs = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate([0.5, 0.3, 0.4, 0.3], start=1)]
-    assert training.best_epoch(epochs) == 2
+    assert history.best_epoch(epochs) == 2
 
 
 def test_an_epoch_whose_loss_is_not_finite_is_not_the_best():
     epochs = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate([math.nan, math.inf, 0.4, 0.3, -math.inf])]
-    assert training.best_epoch(epochs) == 3
-    assert training.best_epoch(epochs[:2]) is None
+    assert history.best_epoch(epochs) == 3
+    assert history.best_epoch(epochs[:2]) is None
 
 
 def test_the_history_joins_steps_and_evaluations():
@@ -130,7 +131,7 @@ def test_the_history_joins_steps_and_evaluations():
         {"step": 4, "eval_loss": 0.6, **scores},
         {"step": 4, "train_runtime": 3.0},
     ]
-    steps, epochs = training.history(SimpleNamespace(log_history=log))
+    steps, epochs = history.history(SimpleNamespace(log_history=log))
     assert steps == [{"step": n, "loss": float(n)} for n in (1, 2, 3, 4)]
     assert [(e["epoch"], e["train_loss"], e["validation_loss"]) for e in epochs] == [(1, 1.5, 0.7), (2, 3.5, 0.6)]
     assert epochs[0]["validation_accuracy"] == 0.5
@@ -139,6 +140,6 @@ def test_the_history_joins_steps_and_evaluations():
 
 def test_validation_scores_are_those_of_scikit_learn():
     logits = np.array([[2, 1, 0], [0, 2, 1], [0, 1, 2], [2, 1, 0]])
-    scores = training.validation_metrics(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1, 0])))
+    scores = history.validation_metrics(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1, 0])))
     # class 0: F1 1 of 2 rows; class 1: precision 1, recall 1/2, F1 2/3 of 2 rows
     assert scores == {"accuracy": 0.75, "f1_weighted": pytest.approx((1 + 2 / 3) / 2)}

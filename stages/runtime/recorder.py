@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pynvml
@@ -40,7 +41,7 @@ class Recorder:
         marks: {moment: sample}.
     """
 
-    def __init__(self, device, interval=1.0):
+    def __init__(self, device: torch.device, interval: float = 1.0):
         self.device, self.interval = device, interval
         self.samples, self.marks, self.phase = [], {}, "start"
         self._stop = threading.Event()
@@ -59,17 +60,17 @@ class Recorder:
         self._thread.join()
         self.mark("end")
 
-    def mark(self, moment):
+    def mark(self, moment: str) -> None:
         """Read now, under a name; the samples that follow belong to the phase of that name."""
         self.marks[moment] = self._read()
         self.samples.append(self.marks[moment])
         self.phase = moment
 
-    def seconds(self):
+    def seconds(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self._start
 
-    def save(self, folder, figures):
+    def save(self, folder: str | Path, figures: dict) -> None:
         """Write the samples (usage.csv) and the figures of the run (run.json): what differs when it is run again.
 
         Args:
@@ -84,7 +85,7 @@ class Recorder:
             run = figures | {"gpu": self.summary(), "versions": versions(self.device)}
             write_json(temporary / "run.json", run)
 
-    def summary(self):
+    def summary(self) -> dict:
         """Memory in GB at each moment, the highest seen, and torch's own peaks; the GPU's name."""
         used = {moment: sample["memory_gb"] for moment, sample in self.marks.items()}
         result = {"name": "cpu", **used, "peak": max(sample["memory_gb"] for sample in self.samples)}
@@ -141,7 +142,7 @@ def _nvml_handle(device):
         return None
 
 
-def versions(device):
+def versions(device: torch.device) -> dict[str, str]:
     """{name: version} of what computes a run's numbers besides this repository's code, and the kind of its device."""
     found = {"python": "{}.{}".format(*sys.version_info)}
     for library in LIBRARIES:

@@ -1,8 +1,8 @@
 """Ask a trained adapter whether a hypothesis follows from a premise.
 
-    python -m stages.predict "A man is sleeping." "A man is awake."
-    python -m stages.predict                        asks for one pair after another
-    python -m stages.predict < pairs.jsonl          JSON lines in, JSON lines out, both UTF-8
+    python -m tools.predict "A man is sleeping." "A man is awake."
+    python -m tools.predict                        asks for one pair after another
+    python -m tools.predict < pairs.jsonl          JSON lines in, JSON lines out, both UTF-8
 
 No stage of the pipeline, and no params.yaml: the adapter's folder says how it is to be read, and names its base.
 """
@@ -11,20 +11,22 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import pandas as pd
 import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
-from stages.model import evaluation, model
+from stages.model.classifier import Classifier
+from stages.model.devices import pick_device
 from stages.runtime import errors, files, params
-from stages.task import batching, data
+from stages.task.batching import as_examples
 from stages.task.labels import LABELS
-from stages.task.tokenizer import load_tokenizer
+from stages.task.tokens import tokenize
 
 BATCH = 64  # pairs
 CHUNK = 1 << 20  # bytes; a bulk file arrives in whole batches but for the last of each chunk
@@ -81,9 +83,9 @@ AdapterConfig = create_model(
 )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("premise", nargs="?")
     parser.add_argument("hypothesis", nargs="?")
@@ -107,7 +109,7 @@ def main():
         answer_lines(ask, sys.stdin.buffer)
 
 
-def load(adapter, base_only):
+def load(adapter: Path, base_only: bool) -> Callable[[list[tuple[str, str]]], list[dict]]:
     """The model behind a function: list of (premise, hypothesis) -> list of {"label", "probabilities"}.
 
     Args:
@@ -121,30 +123,21 @@ def load(adapter, base_only):
     manifest = read(adapter / "base.json", Manifest).model_dump()
     if not base_only:
         read(adapter / "adapter_config.json", AdapterConfig)
-    device = model.pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
-    tokenizer = load_tokenizer(manifest)
-    classifier = model.load_base(manifest, saved.model, device, saved.seed, tokenizer)
-    if not base_only:
-        classifier = model.load_adapter(classifier, adapter, manifest)
-    evaluation.speed_up(classifier)
-    return partial(answers, classifier, tokenizer, saved.tokenize, saved.batches)
+    device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
+    classifier = Classifier.load(manifest, saved, device, None if base_only else adapter)
+    return partial(answers, classifier, saved.tokenize.template)
 
 
-def read(path, group):
+def read(path: Path, group: type[params.Group]) -> params.Group:
     """A JSON file of the adapter's folder, checked."""
-    try:
-        return params.checked(files.read_json(path), group, path)
-    except RecursionError as error:
-        raise errors.UserError(f"{path}: not readable as JSON (nested too deep)") from error
+    return params.checked(files.read_json(path), group, path)
 
 
-def answers(classifier, tokenizer, tokenize, batches, pairs):
+def answers(classifier: Classifier, template: str, pairs: list[tuple[str, str]]) -> list[dict]:
     """Label and probabilities of each pair, by the classes' names."""
     rows = pd.DataFrame(pairs, columns=["premise", "hypothesis"]).assign(label=0)
-    rows = data.tokenize(rows, tokenizer, tokenize.template, tokenize.max_length)
-    probabilities = evaluation.predict(
-        classifier, batching.as_examples(rows), tokenizer.pad_token_id, BATCH, batches, tokenize.max_length, title=None
-    )
+    rows = tokenize(rows, classifier.tokenizer, template, classifier.max_length)
+    probabilities = classifier.predict(as_examples(rows), BATCH)
     return [
         {
             "label": LABELS[row.argmax()],
@@ -154,12 +147,12 @@ def answers(classifier, tokenizer, tokenize, batches, pairs):
     ]
 
 
-def shown(answer):
+def shown(answer: dict) -> str:
     """An answer for people."""
     return "\n".join([answer["label"], *(f"  {p:6.1%} {name}" for name, p in answer["probabilities"].items())])
 
 
-def say(text):
+def say(text: str) -> None:
     """Print at once. Ends quietly where the reader has closed the pipe, as `head -1` does.
 
     Raises:
@@ -175,7 +168,7 @@ def say(text):
         raise errors.UserError(f"standard output: {error.strerror}") from error
 
 
-def check_text(text, name):
+def check_text(text: object, name: str) -> None:
     """Refuse what can't be asked: another type, nothing but blanks, bytes or escapes that are no characters."""
     if not isinstance(text, str) or not text.strip():
         raise errors.UserError(f"{name}: must be text that is not empty")
@@ -185,7 +178,7 @@ def check_text(text, name):
         raise errors.UserError(f"{name}: not valid text (character {error.start + 1}: {error.reason})") from error
 
 
-def converse(ask):
+def converse(ask: Callable) -> None:
     """Ask for pairs until an empty line or the end of input."""
     say("An empty line ends.")
     try:
@@ -195,7 +188,7 @@ def converse(ask):
         say("")
 
 
-def heard(name):
+def heard(name: str) -> str:
     """What is typed for a premise or a hypothesis; empty at the end."""
     try:
         text = input(f"{name}:".ljust(12)).strip()
@@ -206,7 +199,7 @@ def heard(name):
     return text
 
 
-def answer_lines(ask, stream):
+def answer_lines(ask: Callable, stream: BinaryIO) -> None:
     """Read {"premise", "hypothesis"} a line, write the same with `prediction` and `probabilities`.
 
     Args:
@@ -224,7 +217,7 @@ def answer_lines(ask, stream):
         say("\n".join(json.dumps(line, ensure_ascii=False) for line in answered))
 
 
-def batches_of(stream):
+def batches_of(stream: BinaryIO) -> Iterator[list[dict]]:
     """Lists of at most BATCH lines as dicts. What has arrived is never held back to wait for more."""
     number, batch = 0, []
     for lines in arriving(stream):
@@ -246,7 +239,7 @@ def batches_of(stream):
             batch = []
 
 
-def arriving(stream):
+def arriving(stream: BinaryIO) -> Iterator[list[bytes]]:
     """Lists of the whole lines that a stream has brought, as bytes; the last line needs no end."""
     started = []  # parts of a line, joined once: a long line comes in many
     while chunk := stream.read1(CHUNK):
@@ -258,7 +251,7 @@ def arriving(stream):
     yield [b"".join(started)]
 
 
-def parsed(number, line):
+def parsed(number: int, line: bytes) -> dict:
     """A line of input, UTF-8 bytes, as a dict, checked."""
     place = f"standard input, line {number}"
     try:

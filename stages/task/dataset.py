@@ -1,20 +1,20 @@
-"""NLI rows: read, checked, chosen, turned into tokens."""
+"""NLI rows: read, checked, chosen, counted."""
 
-import bisect
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
-import pyarrow.types as types
+import pyarrow as pa
 
 from stages.runtime.errors import UserError
 from stages.runtime.files import scratch_folder
-from stages.sources import hub
+from stages.sources.manifest import TABLES
 from stages.task.labels import LABELS, SPLITS
 
 
-def load_splits(folder, names):
+def load_splits(folder: Path, names: Iterable[str]) -> dict[str, pd.DataFrame]:
     """Read the three splits of a folder by `datasets`.
 
     Only the named files are read, those that the manifest pins, and never out of the cache of `datasets`: it takes a
@@ -27,11 +27,12 @@ def load_splits(folder, names):
         {split: data frame with the columns premise, hypothesis, label}, checked.
     """
     if not set(names) - {"README.md"}:
-        raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(hub.TABLES)}")
+        raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLES)}")
     with scratch_folder("data/source") as scratch:
         for name in names:
             (scratch / "files" / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / "files" / name).symlink_to((Path(folder) / name).resolve())
+        datasets.disable_progress_bars()  # seconds even for SNLI, and they would stay in every log
         try:
             loaded = datasets.load_dataset(str(scratch / "files"), cache_dir=str(scratch / "cache"))
         except Exception as error:  # `datasets` raises a dozen kinds here, plain Exception among them
@@ -46,7 +47,7 @@ def load_splits(folder, names):
         return {split: check_split(loaded[split].data.table, split, names_of[split]) for split in SPLITS}
 
 
-def check_split(table, split, names=None):
+def check_split(table: pa.Table, split: str, names: list[str] | None = None) -> pd.DataFrame:
     """Check one split, an arrow table, and return it as a data frame.
 
     Args:
@@ -61,7 +62,7 @@ def check_split(table, split, names=None):
             raise UserError(f"data: split '{split}' has no column '{column}' (has {', '.join(table.column_names)})")
     if table.num_rows == 0:
         raise UserError(f"data: split '{split}' has no rows")
-    if not types.is_integer(table.schema.field("label").type):
+    if not pa.types.is_integer(table.schema.field("label").type):
         raise UserError(
             f"data: split '{split}': column 'label' holds {table.schema.field('label').type}; "
             "allowed: integers 0 (entailment), 1 (neutral), 2 (contradiction), -1 (no gold label)"
@@ -90,7 +91,7 @@ def check_split(table, split, names=None):
     return rows.astype({"label": "int64"})
 
 
-def own_codes(names, split):
+def own_codes(names: list[str], split: str) -> dict[int, int]:
     """{code of a data set: our code of the class of that name}; -1 stays.
 
     Args:
@@ -104,7 +105,7 @@ def own_codes(names, split):
     return {-1: -1} | {places[name]: code for code, name in enumerate(LABELS)}
 
 
-def choose(rows, samples):
+def choose(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
     """Rows at equal distances over a whole split, in order, without chance.
 
     Where a whole number of rows apart reaches the split's end, that is every (rows // samples)-th row, as the
@@ -125,54 +126,14 @@ def choose(rows, samples):
     return rows.iloc[np.arange(samples) * len(rows) // samples]
 
 
-def resolve_unlabelled(rows, unlabelled):
-    """Drop the rows without a gold label (SNLI's authors: «should not be used»), or call them neutral as published."""
+def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str) -> pd.DataFrame:
+    """Drop the rows without a gold label (SNLI's authors: "should not be used"), or call them neutral as published."""
     if unlabelled == "neutral":
         return rows.assign(label=rows["label"].replace(-1, LABELS.index("neutral")))
     return rows[rows["label"] != -1]
 
 
-def tokenize(rows, tokenizer, template, max_length, progress=lambda rows: None):
-    """Add the column `input_ids` (list of int, at most `max_length`) and `truncated` (bool).
-
-    An over-long text loses the end of its premise or hypothesis, the longer first, never the template's end: the
-    model reads its class from the last token.
-
-    Args:
-        progress: told how many rows are done since it was told last.
-    """
-
-    def encode(texts):  # a special token's name in a text is text
-        return tokenizer(texts, split_special_tokens=True)["input_ids"] if texts else []
-
-    texts = [fill(template, p, h) for p, h in zip(rows["premise"], rows["hypothesis"], strict=True)]
-    encoded = []
-    for start in range(0, len(texts), 1000):
-        encoded += encode(texts[start : start + 1000])
-        progress(len(encoded) - start)
-    truncated = [len(ids) > max_length for ids in encoded]
-    for i in np.flatnonzero(truncated):
-        premise, hypothesis = rows["premise"].iloc[i], rows["hypothesis"].iloc[i]
-
-        def cut(characters, premise=premise, hypothesis=hypothesis):
-            return encode([fill(template, premise[:characters], hypothesis[:characters])])[0]
-
-        longest = min(max(len(premise), len(hypothesis)), 64 * max_length)
-        fits = bisect.bisect_right(range(longest + 1), max_length, key=lambda n: len(cut(n))) - 1
-        if fits < 0:
-            raise UserError(f"params.yaml: tokenize.max_length: {max_length} is less than the template alone")
-        encoded[i] = cut(fits)
-    return rows.assign(input_ids=encoded, truncated=truncated)
-
-
-def fill(template, premise, hypothesis):
-    """The text that the model reads. Not str.format: braces in a text are text."""
-    before, _, rest = template.partition("{premise}")
-    between, _, after = rest.partition("{hypothesis}")
-    return f"{before}{premise}{between}{hypothesis}{after}"
-
-
-def summarize(rows, chosen, kept):
+def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame) -> dict:
     """Counts of one split: rows in it, chosen, without gold label, kept, truncated, tokens; rows of each class."""
     lengths = kept["input_ids"].map(len)
     return {
@@ -189,13 +150,13 @@ def summarize(rows, chosen, kept):
     }
 
 
-def in_train(rows, train):
+def in_train(rows: pd.DataFrame, train: pd.DataFrame) -> dict[str, int]:
     """How many rows stand in the training split too, word for word: premise and hypothesis, and the premise alone."""
     pairs, premises = set(zip(train["premise"], train["hypothesis"], strict=True)), set(train["premise"])
     both = zip(rows["premise"], rows["hypothesis"], strict=True)
     return {"rows": sum(pair in pairs for pair in both), "premises": int(rows["premise"].isin(premises).sum())}
 
 
-def to_table(frame):
+def to_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Data frame with a plain 0..n-1 index, the row's place in its split kept as `row`."""
     return pd.DataFrame(frame).rename_axis("row").reset_index()

@@ -1,0 +1,130 @@
+"""The quantised base: loaded from its pinned files, frozen, checked."""
+
+import bitsandbytes as bnb
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from stages.model.devices import pick_precision
+from stages.model.head import draw_head
+from stages.runtime import params
+from stages.runtime.errors import UserError, kind_and_line
+from stages.sources.fetch import model_folder
+from stages.task.labels import LABELS
+
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
+TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function
+
+
+def load_base(
+    manifest: dict, group: params.Model, device: torch.device, seed: int, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The base with a classification head, quantised, frozen, in evaluation mode.
+
+    Args:
+        manifest: what `download` wrote.
+        group: the group `model` of params.yaml.
+        device: torch.device.
+        seed: seeds the head, on the CPU, so that every device and every stage gets the same.
+        tokenizer: its pad token tells where a row ends; its size must fit the embedding.
+
+    Returns:
+        a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
+    """
+    folder = model_folder(manifest)
+    precision = pick_precision(group, device)
+    product_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    # fp16 is kept to the 4-bit products: phi-2's attention overflows in float16 activations.
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=False,
+        bnb_4bit_compute_dtype=product_dtype,
+    )
+    logging.disable_progress_bar()  # weights load in a second, and the bar would stay in every log
+    try:
+        config = AutoConfig.from_pretrained(
+            folder,
+            num_labels=len(LABELS),
+            id2label=dict(enumerate(LABELS)),
+            label2id={name: code for code, name in enumerate(LABELS)},
+            problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
+        )
+        if config.vocab_size < len(tokenizer):
+            raise UserError(
+                f"model.name: {manifest['name']}: "
+                f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
+            )
+        if group.hidden_act:
+            exchange_activation(config, group.hidden_act, manifest["name"])
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            **({"quantization_config": quantization} if group.quantization == "nf4" else {}),
+        )
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"model.name: {manifest['name']} does not fit this GPU's memory ({kind_and_line(error)})"
+        ) from error
+    except Exception as error:  # a truncated shard, an unknown architecture, a pickled checkpoint: a dozen kinds
+        raise UserError(f"model.name: {manifest['name']}: not loadable as a model ({kind_and_line(error)})") from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # else one evaluation repacks the weights and training fails
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(product_dtype)  # bitsandbytes does so at the first use
+    draw_head(model, seed if group.head_init == "seeded" else None)
+    model.requires_grad_(False)
+    _check_causal(model.eval(), manifest["name"])
+    return model
+
+
+def exchange_activation(config: PreTrainedConfig, wanted: str, name: str) -> None:
+    """Set a model's activation to another form of the same function, in place; refuse to make it another function.
+
+    Args:
+        config: of the model; its activation has one of the names `ACTIVATION_KEYS`.
+        wanted: one of `TANH_GELUS`.
+        name: of the model, for the error.
+    """
+    own = {key: getattr(config, key, None) for key in ACTIVATION_KEYS}
+    own = {key: value for key, value in own.items() if value}
+    if not own or not TANH_GELUS.issuperset(own.values()):
+        raise UserError(
+            f"params.yaml: model.hidden_act: {wanted}, but {name} computes "
+            f"{', '.join(own.values()) or 'an activation that its config does not name'}; allowed: null (its own)"
+        )
+    for key in own:
+        setattr(config, key, wanted)
+
+
+@torch.no_grad()
+def _check_causal(model, name):
+    """Refuse a model whose tokens see those after them.
+
+    Batches carry no attention mask, so its answers would change with the padding, which is a neighbour's length. Tried
+    on the model itself, since configs name this in many ways: other tokens at the end must not change the first states.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (2, 8), generator=generator)
+    ids[1, :4] = ids[0, :4]
+    one, other = (model.base_model(input_ids=row[None].to(model.device)).last_hidden_state[:, :4] for row in ids)
+    if (one - other).abs().max() > 0.01 * one.abs().max():  # rounding: under 1e-6; a bidirectional model: over 0.3
+        raise UserError(
+            f"model.name: {name} is bidirectional: a token sees those after it, padding too; allowed: a causal model"
+        )

@@ -1,0 +1,105 @@
+"""The classifier that answers: base, head and adapter, loaded once, and one forward pass over rows."""
+
+import contextlib
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
+
+from stages.model.adapter import load_adapter
+from stages.model.base import load_base
+from stages.runtime import params
+from stages.task.batching import collate
+from stages.task.labels import LABELS
+from stages.task.tokens import load_tokenizer
+
+# All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class Reading(Protocol):
+    """How a classifier is built and its inputs are read: params.yaml, or an adapter's classifier.json."""
+
+    seed: int
+    model: params.Model
+    tokenize: params.Tokenize
+    batches: params.Batches
+
+
+class Classifier:
+    """A model that predicts; it can't be trained further.
+
+    Args:
+        model: gives `.logits` [rows, classes] for `input_ids` [rows, length]; in evaluation mode.
+        tokenizer: its pad token fills batches.
+        batches: the group `batches` of params.yaml.
+        max_length: `tokenize.max_length`.
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer, batches: params.Batches, max_length: int):
+        self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
+        speed_up(model)
+
+    @classmethod
+    def load(cls, manifest: dict, reading: Reading, device: torch.device, adapter: Path | None = None) -> Self:
+        """The classifier of a base that `download` described.
+
+        Args:
+            manifest: what `download` wrote.
+            adapter: folder that `train_qlora` wrote, or None for the base with an untrained head.
+        """
+        tokenizer = load_tokenizer(manifest)
+        model = load_base(manifest, reading.model, device, reading.seed, tokenizer)
+        if adapter:
+            model = load_adapter(model, adapter, manifest)
+        return cls(model, tokenizer, reading.batches, reading.tokenize.max_length)
+
+    @torch.inference_mode()
+    def predict(self, examples: list[dict], batch_size: int, title: str | None = None) -> np.ndarray:
+        """Class probabilities.
+
+        Args:
+            examples: list of {"input_ids", "labels"}.
+            title: names a terminal's progress bar, which counts rows given to the device; None for no bar.
+
+        Returns:
+            float64 [rows, classes], in the order of `examples`.
+        """
+        device = next(self.model.parameters()).device
+        order = range(len(examples))
+        if self.batches.group_by_length:  # longest first: running out of memory shows at once
+            order = sorted(order, key=lambda i: -len(examples[i]["input_ids"]))
+        batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
+        done = []
+        with (
+            sdpa_kernel(ATTENTION),
+            tqdm(total=len(examples), desc=title, unit="row", disable=None if title else True) as bar,
+        ):
+            for start in range(0, len(examples), batch_size):
+                rows = order[start : start + batch_size]
+                batch = collate([examples[i] for i in rows], self.tokenizer.pad_token_id, batches, self.max_length)
+                logits = self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits
+                done.append(
+                    (list(rows), torch.softmax(logits.double(), dim=-1))
+                )  # fetched later: the GPU need not wait
+                bar.update(len(rows))
+        probabilities = np.empty((len(examples), len(LABELS)))
+        for rows, values in done:
+            probabilities[rows] = values.cpu().numpy()
+        return probabilities
+
+
+def speed_up(model: torch.nn.Module) -> None:
+    """Let a classifier evaluate faster, in place: LoRA in the precision of the activations, as the fast step has it,
+    and on a GPU the layers of a known architecture in fewer kernels. It can't be trained further."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(model.dtype)
+    if next(model.parameters()).is_cuda:
+        with contextlib.suppress(ImportError):  # no Triton
+            from stages.kernels.fusion import fuse_decoder_layers
+
+            fuse_decoder_layers(model)

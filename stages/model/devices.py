@@ -1,0 +1,50 @@
+"""The device a stage works on, and the precision it computes in."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from stages.runtime import params
+from stages.runtime.errors import UserError
+
+
+def pick_device(name: str, threads: int | None) -> torch.device:
+    """The torch device of params.yaml's `device`; one line where there is no such GPU.
+
+    Args:
+        name: "cuda" or "cpu".
+        threads: CPU threads that PyTorch may use, or None for its own choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "params.yaml: device: cuda, but PyTorch sees no CUDA GPU on this machine; "
+            "`make demo` runs the same pipeline at CPU size"
+        )
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
+
+
+def pick_precision(group: params.Model, device: torch.device) -> str:
+    """What `auto` means on a device: bf16 where the GPU has it, else fp16 for 4-bit products; fp32 on a CPU.
+
+    Args:
+        group: the group `model` of params.yaml.
+    """
+    if group.precision != "auto":
+        return group.precision
+    if device.type == "cpu":
+        return "fp32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if group.quantization == "nf4" else "fp32"
+
+
+@contextlib.contextmanager
+def out_of_memory_means(message: str) -> Iterator[None]:
+    """Running out of the GPU's memory inside is the user's mistake, told by `message`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(message) from error

@@ -1,0 +1,86 @@
+"""Where models and data come from: a pinned revision on the Hugging Face hub, or a local folder."""
+
+from pathlib import Path
+from typing import Protocol
+
+from stages.runtime.errors import UserError
+from stages.sources import hub
+from stages.sources.manifest import PATTERNS, changed_size, check_whole, describe, is_folder, local
+
+HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
+
+
+class Source(Protocol):
+    """The group `model` or `data` of params.yaml."""
+
+    name: str
+    revision: str
+
+
+def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
+    """Return a local folder with the files of `source`, and their manifest.
+
+    From the hub the pinned revision lands in the hub's own cache; a folder is used where it lies, and is checked
+    against `revision` where that is a digest (64 hex digits).
+
+    Args:
+        key: the group's name, "model" or "data".
+        watched: the same source's path in `watch`, which DVC compares.
+
+    Returns:
+        (folder, manifest as `manifest.describe` has it)
+    """
+    if is_folder(source.name):
+        folder, manifest = _from_folder(source, key, watched)
+    elif watched != HUB:
+        raise UserError(f"params.yaml: watch.{key}: {watched}, but {key}.name is no folder; allowed: {HUB}")
+    else:
+        folder = hub.download(source.name, source.revision, key, PATTERNS[key])
+        manifest = describe(folder, source.name, source.revision, key)
+        hub.check_announced(folder, manifest, key)
+    check_whole(folder, manifest, key)
+    return folder, manifest
+
+
+def _from_folder(source, key, watched):
+    folder = local(source.name)
+    manifest = describe(folder, source.name, source.revision, key)
+    wrong = []
+    if Path(watched) != folder:
+        wrong.append(f"watch.{key}: {watched}, but {key}.name is a folder; set watch.{key}: {folder}")
+    if len(source.revision) == 64 and source.revision != manifest["digest"]:
+        wrong.append(
+            f"{key}.revision: the files in {source.name} have the digest {manifest['digest']}; "
+            f"set {key}.revision to it, or to none for no pin"
+        )
+    if wrong:
+        raise UserError(f"params.yaml: {'; '.join(wrong)}")
+    if source.revision != manifest["digest"]:
+        print(f"{source.name} is a folder and not pinned; to pin it, set {key}.revision: {manifest['digest']}")
+    return folder, manifest
+
+
+def model_folder(manifest: dict) -> Path:
+    """The folder that holds the model of a manifest; fetched again where the cache lacks a file of it.
+
+    A local folder's files are compared by their hash. In the hub's cache nobody edits files, and their sizes do:
+    `download` hashed them, and 5.6 GB would be read twice at each load.
+    """
+    name, revision, files = manifest["name"], manifest["revision"], manifest["files"]
+    if is_folder(name):
+        folder = local(name)
+        now = describe(folder, name, revision, "model")["files"]
+        changed = sorted(path for path in {*now, *files} if now.get(path) != files.get(path))
+        if changed:
+            raise UserError(
+                f"{folder / changed[0]}: missing or changed since `download` read it; "
+                "bring it back, or run the pipeline again"
+            )
+        return folder
+    folder = hub.cached(name, revision, "model", list(files))
+    if folder and changed_size(folder, manifest) is None:
+        return folder
+    folder = hub.download(name, revision, "model", list(files))
+    if describe(folder, name, revision, "model")["digest"] != manifest["digest"]:
+        raise UserError(f"model.name: {name} changed on the hub; set model.revision to a commit")
+    return folder

@@ -1,0 +1,86 @@
+"""Manifests: which files of a model or a data set count, their sizes and hashes, and whether all are there."""
+
+import contextlib
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from stages.runtime.errors import UserError
+from stages.sources.hashes import sha256_once
+
+# safetensors only: a pickled checkpoint runs whatever code is in it. Of data, the tables that `datasets` reads.
+TABLES = ["parquet", "arrow", *(f"{text}{packed}" for text in ("csv", "tsv", "json", "jsonl", "ndjson")
+                                for packed in ("", ".gz", ".bz2", ".xz", ".zst"))]  # fmt: skip
+PATTERNS = {
+    "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
+    "data": ["README.md", *(f"*.{ending}" for ending in TABLES)],
+}
+SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b")
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name means a local folder: one that exists, or that is written as a path."""
+    return local(name).is_dir() or name.startswith((".", "/", "~"))
+
+
+def local(name: str) -> Path:
+    """The path of a local folder; `~` is the home."""
+    return Path(name).expanduser()
+
+
+def describe(folder: Path, name: str, revision: str, key: str) -> dict:
+    """Manifest of the files that count in a folder.
+
+    Args:
+        name, revision: of the source, as params.yaml has them.
+        key: its group there, "model" or "data".
+
+    Returns:
+        {"name", "revision", "digest" (SHA-256 over names and contents), "files": {relative path: {"size" in bytes,
+        "sha256"}}}
+    """
+    if not folder.is_dir():
+        raise UserError(f"params.yaml: {key}.name: no folder {folder}{_where(folder)}")
+    paths = sorted({path for pattern in PATTERNS[key] for path in folder.rglob(pattern) if path.is_file()})
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256_once(p)} for p in paths}
+    whole = hashlib.sha256("".join(f"{path} {f['sha256']}\n" for path, f in files.items()).encode())
+    return {"name": name, "revision": revision, "digest": whole.hexdigest(), "files": files}
+
+
+def _where(folder):
+    """A hint for a relative folder that is not there because the experiment runs in a copy of the repository."""
+    copied = not folder.is_absolute() and {"tmp", "exps"} <= set(Path.cwd().parts)
+    return f": this experiment runs in a copy of the repository, {Path.cwd()}; name the whole path" if copied else ""
+
+
+def changed_size(folder: Path, manifest: dict) -> str | None:
+    """A file of a manifest that is gone or of another size, or None."""
+    for name, file in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != file["size"]:
+            return name
+    return None
+
+
+def check_whole(folder: Path, manifest: dict, key: str) -> None:
+    """A cache or a copy that holds a part of a source's shards is not taken for all of it.
+
+    A shard's name tells how many there are, `train-00000-of-00002.parquet`, and a model's index names all of its.
+    """
+    names, shards = manifest["files"], {}
+    for name in names:
+        if numbered := SHARD.match(name):
+            shards.setdefault(numbered.groups(), []).append(name)
+    for (start, count), found in shards.items():
+        if len(found) < int(count):
+            raise UserError(
+                f"{key}.name: {manifest['name']}: {len(found)} of {int(count)} files {start}-… are in {folder}; "
+                "fetch or copy it whole"
+            )
+    for index in (name for name in names if name.endswith(".safetensors.index.json")):
+        with contextlib.suppress(ValueError, AttributeError, KeyError):  # no index: the model's loader says so
+            parts = json.loads((folder / index).read_text())["weight_map"].values()
+            for part in sorted({str(Path(index).with_name(part)) for part in parts} - names.keys()):
+                raise UserError(f"{key}.name: {manifest['name']}: no {part} in {folder}; fetch or copy it whole")

@@ -1,0 +1,76 @@
+"""From rows to tokens: the base's tokenizer, the template, the cut of what is too long."""
+
+import bisect
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from stages.runtime.errors import UserError
+from stages.sources.fetch import model_folder
+
+
+def load_tokenizer(manifest: dict) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, padding on the right, with eos where it has no pad token (phi-2 has none).
+
+    Args:
+        manifest: what `download` wrote.
+    """
+    folder = model_folder(manifest)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the loaders raise a dozen kinds
+        raise UserError(f"model.name: {manifest['name']}: no usable tokenizer ({str(error).strip()})") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"model.name: {manifest['name']}: its tokenizer has neither a pad token nor an eos token")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def tokenize(
+    rows: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    max_length: int,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> pd.DataFrame:
+    """Add the column `input_ids` (list of int, at most `max_length`) and `truncated` (bool).
+
+    An over-long text loses the end of its premise or hypothesis, the longer first, never the template's end: the
+    model reads its class from the last token.
+
+    Args:
+        progress: told how many rows are done since it was told last.
+    """
+
+    def encode(texts):  # a special token's name in a text is text
+        return tokenizer(texts, split_special_tokens=True)["input_ids"] if texts else []
+
+    texts = [fill(template, p, h) for p, h in zip(rows["premise"], rows["hypothesis"], strict=True)]
+    encoded = []
+    for start in range(0, len(texts), 1000):
+        encoded += encode(texts[start : start + 1000])
+        progress(len(encoded) - start)
+    truncated = [len(ids) > max_length for ids in encoded]
+    for i in np.flatnonzero(truncated):
+        premise, hypothesis = rows["premise"].iloc[i], rows["hypothesis"].iloc[i]
+
+        def cut(characters, premise=premise, hypothesis=hypothesis):
+            return encode([fill(template, premise[:characters], hypothesis[:characters])])[0]
+
+        longest = min(max(len(premise), len(hypothesis)), 64 * max_length)
+        fits = bisect.bisect_right(range(longest + 1), max_length, key=lambda n: len(cut(n))) - 1
+        if fits < 0:
+            raise UserError(f"params.yaml: tokenize.max_length: {max_length} is less than the template alone")
+        encoded[i] = cut(fits)
+    return rows.assign(input_ids=encoded, truncated=truncated)
+
+
+def fill(template: str, premise: str, hypothesis: str) -> str:
+    """The text that the model reads. Not str.format: braces in a text are text."""
+    before, _, rest = template.partition("{premise}")
+    between, _, after = rest.partition("{hypothesis}")
+    return f"{before}{premise}{between}{hypothesis}{after}"

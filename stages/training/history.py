@@ -1,0 +1,92 @@
+"""The history of a training: what each step and epoch lost and scored, kept for the curves and shown as it comes."""
+
+import math
+import time
+
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from tqdm.auto import tqdm
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
+
+from stages.runtime.recorder import Recorder
+
+
+class History(TrainerCallback):
+    """Puts each step's loss and an epoch's seconds into the state, so that the epoch's checkpoint carries them."""
+
+    def __init__(self, trainer: Trainer, recorder: Recorder):
+        self.trainer, self.recorder = trainer, recorder
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.recorder.phase = f"epoch_{round(state.epoch) + 1}"
+        self.begun = time.perf_counter()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        losses = torch.stack(self.trainer.step_losses).float().tolist()
+        self.trainer.step_losses.clear()
+        first = state.global_step - len(losses) + 1
+        state.log_history += [{"step": first + i, "step_loss": loss} for i, loss in enumerate(losses)]
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.begun})
+
+
+class Progress(TrainerCallback):
+    """A line for each epoch in place of the Trainer's dictionaries; on a terminal a bar of the steps beside it."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        epoch = history(state)[1][-1]
+        self.bar.write(
+            f"epoch {epoch['epoch']} of {round(state.num_train_epochs)}: "
+            f"training loss {epoch['train_loss']:.4f}, validation loss {epoch['validation_loss']:.4f}, "
+            f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
+        )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy and weighted F1 of an epoch's validation."""
+    predicted = prediction.predictions.argmax(axis=-1)
+    return {
+        "accuracy": accuracy_score(prediction.label_ids, predicted),
+        "f1_weighted": f1_score(prediction.label_ids, predicted, average="weighted", zero_division=0),
+    }
+
+
+def history(state: TrainerState) -> tuple[list[dict], list[dict]]:
+    """Per-step and per-epoch curves of a finished run.
+
+    Returns:
+        (steps, epochs): lists of dicts; steps have `step`, `loss`; epochs have `epoch`, `train_loss` (mean over the
+        epoch's steps), `validation_loss`, `validation_accuracy`, `validation_f1_weighted`.
+    """
+    steps = [{"step": e["step"], "loss": e["step_loss"]} for e in state.log_history if "step_loss" in e]
+    evaluations = [e for e in state.log_history if "eval_loss" in e]
+    epochs, first = [], 0
+    for number, entry in enumerate(evaluations, start=1):
+        losses = [s["loss"] for s in steps if first < s["step"] <= entry["step"]]
+        first = entry["step"]
+        epochs.append(
+            {
+                "epoch": number,
+                "train_loss": sum(losses) / len(losses),
+                "validation_loss": entry["eval_loss"],
+                "validation_accuracy": entry["eval_accuracy"],
+                "validation_f1_weighted": entry["eval_f1_weighted"],
+            }
+        )
+    return steps, epochs
+
+
+def best_epoch(epochs: list[dict]) -> int | None:
+    """Number of the epoch with the lowest validation loss, the first of equals; None where no loss is finite."""
+    finite = [epoch for epoch in epochs if math.isfinite(epoch["validation_loss"])]
+    return min(finite, key=lambda epoch: epoch["validation_loss"])["epoch"] if finite else None
