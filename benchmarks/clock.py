@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from transformers import Trainer, TrainerCallback
 
-from stages.runtime import monitor
+from stages.runtime.recorder import Recorder
 
 DEVICE = torch.device("cuda", 0)
 GB = 1e9
@@ -47,7 +47,7 @@ class RecorderByTurns(Clock):
             return
         if self.recorder:
             self.recorder.__exit__()
-        self.recorder = monitor.Recorder(DEVICE).__enter__() if len(self.times) % 2 == 0 else None
+        self.recorder = Recorder(DEVICE).__enter__() if len(self.times) % 2 == 0 else None
 
 
 def time_training(make_trainer: Callable[[int], Trainer], warm_up: int, block: int, blocks: int) -> dict:
@@ -71,7 +71,7 @@ def time_training(make_trainer: Callable[[int], Trainer], warm_up: int, block: i
         return collate(batch)
 
     trainer.data_collator = counting
-    with monitor.Recorder(DEVICE, interval=0.1) as recorder:
+    with Recorder(DEVICE, interval=0.1) as recorder:
         try:
             trainer.train()
         except torch.OutOfMemoryError:
@@ -107,7 +107,7 @@ def time_recorder(make_trainer: Callable[[int], Trainer], block: int = 63, block
     trainer.add_callback(turns)
     trainer.train()
     times, samples = turns.blocks(), []
-    with monitor.Recorder(DEVICE) as recorder:
+    with Recorder(DEVICE) as recorder:
         for _ in range(100):
             begin = time.perf_counter()
             recorder.mark("now")

@@ -24,7 +24,7 @@ import table
 import torch
 from tqdm.auto import tqdm
 
-from stages.model import evaluation
+from stages.model.classifier import Classifier
 from stages.runtime import errors, params
 
 PLAN = [  # recipe, batch size, steps to warm up, steps a block, blocks; ours captures for up to two epochs
@@ -58,14 +58,13 @@ def time_evaluation(inputs: recipes.Inputs, repeats: int = 3) -> list[dict]:
         results.append({"variant": name, "batch_size": 1, **clock.spread(speeds[1:]), **clock.memory()})
         del classifier
     clock.clean()
-    classifier = recipes.our_base(inputs)
+    model = recipes.our_base(inputs)
     for name in ("ours, base", "ours, tuned"):
         if name == "ours, tuned":
-            classifier = recipes.our_model(inputs, classifier).eval()
-        evaluation.speed_up(classifier)
+            model = recipes.our_model(inputs, model).eval()
+        ours = Classifier(model, tokenizer, p.batches, p.tokenize.max_length)
         torch.cuda.reset_peak_memory_stats()
-        speeds = [clock.rows_per_second(len(rows), evaluation.predict, classifier, rows, tokenizer.pad_token_id,
-                                        p.eval.batch_size, p.batches, p.tokenize.max_length, name)
+        speeds = [clock.rows_per_second(len(rows), ours.predict, rows, p.eval.batch_size, name)
                   for _ in range(repeats + 1)]  # fmt: skip
         first = {"first_rows_per_second": speeds[0], "rows": len(rows)}  # kernels are compiled and loaded in it
         size = p.eval.batch_size

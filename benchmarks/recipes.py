@@ -21,12 +21,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.model import model
+from stages.model.adapter import add_lora
+from stages.model.base import load_base
 from stages.runtime.params import Params
-from stages.sources import hub
-from stages.task import batching, data
-from stages.task.tokenizer import load_tokenizer
-from stages.training import training
+from stages.sources.fetch import fetch
+from stages.task import batching, dataset, tokens
+from stages.training.trainer import make_trainer
 
 OUT = str(Path(tempfile.gettempdir()) / "benchmark")  # Trainers want a folder; nothing is saved
 
@@ -51,14 +51,14 @@ class Inputs:
 
 def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     """1,000 training rows, evenly spaced as published, and all test rows."""
-    manifest = fetch(model_folder, "model")
-    tokenizer = load_tokenizer(manifest)
-    splits = data.load_splits(data_folder, fetch(data_folder, "dataset")["files"])
-    train = data.resolve_unlabelled(data.choose(splits["train"], 1000), "drop")
-    test = data.resolve_unlabelled(splits["test"], "drop")
+    manifest = manifest_of(model_folder, "model")
+    tokenizer = tokens.load_tokenizer(manifest)
+    splits = dataset.load_splits(data_folder, manifest_of(data_folder, "data")["files"])
+    train = dataset.resolve_unlabelled(dataset.choose(splits["train"], 1000), "drop")
+    test = dataset.resolve_unlabelled(splits["test"], "drop")
 
     def examples(rows, template):
-        return batching.as_examples(data.tokenize(rows, tokenizer, template, p.tokenize.max_length))
+        return batching.as_examples(tokens.tokenize(rows, tokenizer, template, p.tokenize.max_length))
 
     glued = "{premise}{hypothesis}"
     rows = {
@@ -72,9 +72,9 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     return Inputs(model_folder, manifest, tokenizer, rows, p)
 
 
-def fetch(folder: Path, kind: str) -> dict:
+def manifest_of(folder: Path, key: str) -> dict:
     """The manifest of a folder with a "model" or a "dataset"."""
-    return hub.fetch(SimpleNamespace(name=str(folder), revision=""), kind, str(folder))[1]
+    return fetch(SimpleNamespace(name=str(folder), revision=""), key, str(folder))[1]
 
 
 def notebook_base(inputs: Inputs) -> PreTrainedModel:
@@ -97,12 +97,12 @@ def peer_model(inputs: Inputs) -> PeftModel:
 
 def our_base(inputs: Inputs) -> PreTrainedModel:
     """Ours, as params.yaml has it."""
-    return model.load_base(inputs.manifest, inputs.params.model, DEVICE, inputs.params.seed, inputs.tokenizer)
+    return load_base(inputs.manifest, inputs.params.model, DEVICE, inputs.params.seed, inputs.tokenizer)
 
 
 def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:
     """LoRA on `our_base`, the head trained."""
-    return model.add_lora(base, inputs.params.lora, inputs.params.seed, "trained")
+    return add_lora(base, inputs.params.lora, inputs.params.seed)
 
 
 def quantized(inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
@@ -171,7 +171,7 @@ def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes) -> Traine
     group = inputs.params.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
     p = inputs.params.model_copy(update={"train": group})
     rows, recorder = inputs.rows["ours"], SimpleNamespace()  # only the name of the phase is set on it
-    trainer = training.make_trainer(
+    trainer = make_trainer(
         our_model(inputs, our_base(inputs)), rows, rows[:100], p, inputs.tokenizer.pad_token_id, OUT, recorder
     )
     trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = steps, "no", "no"
