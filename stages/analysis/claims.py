@@ -1,28 +1,32 @@
-"""What the published report claims from ten rows, put to the test on all of them; and the headline, in words."""
+"""What the published report claims from ten rows, put to the test on all of them. The report has the words."""
+
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from stages.analysis.analysis import difference, effective_counts, wilson
 from stages.analysis.slices import quartiles
-from stages.task.labels import LABELS
+from stages.analysis.statistics import difference, effective_counts, wilson
+from stages.task.labels import GROUP, LABELS
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "can't be told"
 ALMOST_ALL = 0.8  # the share of answers from which on we call them almost one class
 MOST = 0.5
 
 
-def claims(cases, confidence):
-    """Each claim with its verdict and its evidence, both made from the numbers.
+def claims(cases: pd.DataFrame, confidence: float) -> dict[str, dict[str, Any]]:
+    """Each claim with its verdict and the numbers that it rests on.
 
     A claim holds where the whole interval lies on its side of the bar, fails where it lies on the other, and can't be
     told from these rows where the bar is inside.
 
     Args:
-        cases: data frame with `gold`, `base`, `tuned`, `baseline` (labels), `overlap` and `premise`, a line a test row.
+        cases: from `comparison.case_table`, one line a test row.
         confidence: of the intervals, such as 0.95.
 
     Returns:
-        {key: {"claim", "verdict", "evidence"}}
+        {key: finding}. Every finding has `verdict` and `interval` (low, high). A finding about one share has `part` and
+        `rows` too; a finding about two shares has `gap`, `here` and `elsewhere`, each of these (part, rows).
     """
     low, high = overlap_ends(cases)
     return {
@@ -35,155 +39,81 @@ def claims(cases, confidence):
     }
 
 
-def overlap_ends(cases):
+def overlap_ends(cases: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Which rows are in the lowest and which in the highest quartile of word overlap, bool [rows] each."""
     groups, edges = quartiles(cases["overlap"])
     return (groups == 0) & (len(edges) > 0), (groups == len(edges)) & (len(edges) > 0)
 
 
-def verdict(low, high, bar):
-    """What an interval says of «more than the bar». A NaN interval says nothing."""
+def verdict(low: float, high: float, bar: float) -> str:
+    """What an interval says of "more than the bar". A NaN interval says nothing."""
     return HOLDS if low > bar else FAILS if high < bar else OPEN
 
 
-def finding(claim, interval, bar, evidence):
-    return {"claim": claim, "verdict": verdict(*interval, bar), "evidence": evidence}
+def share_finding(cases: pd.DataFrame, happened: pd.Series, bar: float, confidence: float) -> dict[str, Any]:
+    """Whether something happened in more than `bar` of some rows; happened: bool, its index that of rows in `cases`."""
+    interval = wilson(*effective_counts(happened, cases[GROUP][happened.index]), confidence)
+    return {"verdict": verdict(*interval, bar), "interval": interval, **counts(happened)}
 
 
-def share_interval(happened, cases, confidence):
-    """Interval of the share of rows in which something happened; happened: bool, its index that of rows in `cases`."""
-    return wilson(*effective_counts(happened, cases["premise"][happened.index]), confidence)
+def gap_finding(cases: pd.DataFrame, here: pd.Series, elsewhere: pd.Series, confidence: float) -> dict[str, Any]:
+    """Whether something happened more often here than elsewhere; both as in `share_finding`."""
+    sides = [effective_counts(side, cases[GROUP][side.index]) for side in (here, elsewhere)]
+    gap, *interval = difference(*sides[0], *sides[1], confidence)
+    return {
+        "verdict": verdict(*interval, 0),
+        "interval": tuple(interval),
+        "gap": gap,
+        "here": counts(here),
+        "elsewhere": counts(elsewhere),
+    }
 
 
-def gap_between(cases, here, elsewhere, confidence):
-    """By how much more often something happened here than elsewhere: (gap, low, high); both as `share_interval`'s."""
-    sides = [effective_counts(side, cases["premise"][side.index]) for side in (here, elsewhere)]
-    return difference(*sides[0], *sides[1], confidence)
+def counts(happened: pd.Series) -> dict[str, int]:
+    """In how many rows it happened, and of how many."""
+    return {"part": int(happened.sum()), "rows": len(happened)}
 
 
-def base_answers_one_class(cases, confidence):
-    counts = np.bincount(cases["base"], minlength=len(LABELS))
-    most, rows = counts.max(), len(cases)
-    interval = share_interval(cases["base"] == counts.argmax(), cases, confidence)
-    evidence = (
-        f"{share(most, rows, interval)} of the base's answers are {LABELS[counts.argmax()]}; "
-        f"almost one class is taken as {ALMOST_ALL:.0%} or more."
-    )
-    return finding("The base model answers almost one class", interval, ALMOST_ALL, evidence)
+def base_answers_one_class(cases: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """The share of the base's most frequent answer; the finding names the `answer` and the `bar`."""
+    answer = np.bincount(cases["base"], minlength=len(LABELS)).argmax()
+    found = share_finding(cases, cases["base"] == answer, ALMOST_ALL, confidence)
+    return found | {"answer": LABELS[answer], "bar": ALMOST_ALL}
 
 
-def tuning_fixes_most(cases, confidence):
+def tuning_fixes_most(cases: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """Of the rows that the base gets wrong, the share that tuning gets right."""
     wrong = cases[cases["base"] != cases["gold"]]
-    fixed = wrong["tuned"] == wrong["gold"]
-    interval = share_interval(fixed, cases, confidence)
-    evidence = f"Of the rows that the base gets wrong, tuning corrects {share(fixed.sum(), len(wrong), interval)}."
-    return finding("Tuning fixes most of the base's mistakes", interval, MOST, evidence)
+    return share_finding(cases, wrong["tuned"] == wrong["gold"], MOST, confidence)
 
 
-def neutral_is_hardest(cases, confidence):
-    """Neutral against the class that the tuned model gets wrong most often of the other two."""
-    wrong = {i: (cases["tuned"] != i)[cases["gold"] == i] for i in range(len(LABELS))}
-    present = [i for i, rows in wrong.items() if len(rows) and LABELS[i] != "neutral"]
-    neutral = wrong[LABELS.index("neutral")]
-    claim = "Neutral is the hardest class"
-    if not present or not len(neutral):
-        return finding(claim, (np.nan, np.nan), 0, "These rows do not hold neutral and another class.")
-    rival = max(present, key=lambda i: wrong[i].mean())
-    gap, *interval = gap_between(cases, neutral, wrong[rival], confidence)
-    evidence = (
-        f"The tuned model misses {percent(neutral.mean())} of {len(neutral):,} neutral rows and "
-        f"{percent(wrong[rival].mean())} of {len(wrong[rival]):,} {LABELS[rival]} rows, the worst of the others: "
-        f"{points(gap, interval)}."
-    )
-    return finding(claim, interval, 0, evidence)
+def neutral_is_hardest(cases: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """Neutral against the class that the tuned model gets wrong most often of the others, the finding's `rival`."""
+    wrong = {name: (cases["tuned"] != i)[cases["gold"] == i] for i, name in enumerate(LABELS)}
+    neutral = wrong.pop("neutral")
+    others = {name: missed for name, missed in wrong.items() if len(missed)}
+    rival = max(others, key=lambda name: others[name].mean(), default=None)
+    return gap_finding(cases, neutral, others.get(rival, neutral[:0]), confidence) | {"rival": rival}
 
 
-def high_overlap_pulls(cases, high, confidence):
+def high_overlap_pulls(cases: pd.DataFrame, high: np.ndarray, confidence: float) -> dict[str, Any]:
     """Entailment answered where it is wrong: rows of the highest quartile of overlap against the others."""
-    claim = "High word overlap pulls towards entailment"
     other = cases["gold"] != LABELS.index("entailment")
     pulled = cases["tuned"] == LABELS.index("entailment")
-    return compare(
-        claim, cases, pulled, other & high, other & ~high, confidence,
-        "Of rows that are not entailment, {} are called so by tuned where overlap is highest, {} elsewhere: {}.",
-    )  # fmt: skip
+    return gap_finding(cases, pulled[other & high], pulled[other & ~high], confidence)
 
 
-def low_overlap_fails(cases, low, confidence):
+def low_overlap_fails(cases: pd.DataFrame, low: np.ndarray, confidence: float) -> dict[str, Any]:
     """Mistakes in the rows of the lowest quartile of overlap against the others."""
-    claim = "Low word overlap fails more often"
     wrong = cases["tuned"] != cases["gold"]
-    return compare(
-        claim, cases, wrong, low, ~low, confidence,
-        "The tuned model misses {} where overlap is lowest and {} elsewhere: {}.",
-    )  # fmt: skip
+    return gap_finding(cases, wrong[low], wrong[~low], confidence)
 
 
-def compare(claim, cases, happened, here, elsewhere, confidence, sentence):
-    """Whether something happens more often in some rows than in others."""
-    gap, *interval = gap_between(cases, happened[here], happened[elsewhere], confidence)
-    if not here.any() or not elsewhere.any():
-        return finding(claim, interval, 0, "Too few different overlaps in these rows to compare.")
-    first, second = (f"{percent(happened[side].mean())} of {side.sum():,}" for side in (here, elsewhere))
-    return finding(claim, interval, 0, sentence.format(first, second, points(gap, interval)))
+def premise_is_read(cases: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """Of the rows on which the tuned model and the hypothesis-only one differ in being right, the share it wins.
 
-
-def premise_is_read(cases, confidence):
-    """Of the rows on which the tuned model and the hypothesis-only one differ in being right, the share it wins."""
-    right, guessed = cases["tuned"] == cases["gold"], cases["baseline"] == cases["gold"]
-    won = right[right != guessed]
-    interval = share_interval(won, cases, confidence)
-    evidence = (
-        f"A classifier that sees the hypothesis alone gets {percent(guessed.mean())} right, the tuned model "
-        f"{percent(right.mean())}; where one is right and the other wrong, the tuned model is right in "
-        f"{share(won.sum(), len(won), interval)}."
-    )
-    return finding("The tuned model does better than the hypothesis alone allows", interval, MOST, evidence)
-
-
-def headline(counts, p, gain_interval):
-    """What tuning was worth, in one sentence or two.
-
-    Args:
-        counts: from `analysis.gain`.
-        p: from `analysis.mcnemar`.
-        gain_interval: (low, high) of the gain in accuracy.
+    The finding has the accuracy of both, `right` and `guessed`.
     """
-    gap = counts["accuracy_gain"]
-    verb = "raised" if gap > 0 else "lowered" if gap < 0 else "did not move"
-    interval = bounds(gain_interval, points=True)
-    by = f" by {abs(gap) * 100:.1f} points (interval {interval})." if gap else f". Interval of the gain: {interval}."
-    return (
-        f"Tuning {verb} accuracy{by} Of {counts['rows']:,} rows it corrected {counts['fixed']:,} and "
-        f"broke {counts['broken']:,}; {chance(p)}"
-    )
-
-
-def chance(p):
-    """A McNemar p in words."""
-    value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    how = "almost never" if p < 0.001 else "seldom" if p < 0.05 else None
-    split = f"would {how} split them so" if how else "could well split them so"
-    return f"chance alone {split} ({value}, McNemar test)."
-
-
-def percent(value):
-    return "–" if np.isnan(value) else f"{value * 100:.1f}%"
-
-
-def bounds(interval, points=False):
-    low, high = interval
-    return f"{signed(low)} to {signed(high)}" if points else f"{low * 100:.1f} to {high * 100:.1f}%"
-
-
-def signed(share):
-    """Points with their sign, a true minus."""
-    return f"{share * 100:+.1f}".replace("-", "−")
-
-
-def share(part, whole, interval):
-    return f"{percent(part / whole)} ({part:,} of {whole:,}, {bounds(interval)})" if whole else "none of 0"
-
-
-def points(gap, interval):
-    return f"{signed(gap)} points ({bounds(interval, points=True)})"
+    right, guessed = cases["tuned"] == cases["gold"], cases["baseline"] == cases["gold"]
+    found = share_finding(cases, right[right != guessed], MOST, confidence)
+    return found | {"right": right.mean(), "guessed": guessed.mean()}

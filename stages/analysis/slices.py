@@ -2,11 +2,12 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from stages.analysis.analysis import effective_counts, wilson
+from stages.analysis.statistics import effective_counts, wilson
 from stages.task.labels import LABELS
 
 NEGATIONS = frozenset(
@@ -15,23 +16,23 @@ NEGATIONS = frozenset(
 CONFIDENCES = (0.5, 0.7, 0.9)  # a model is sure of its class above the last, and of three classes none is under 1/3
 
 
-def words(text):
+def words(text: str) -> list[str]:
     """Lower-case words of a text, in order."""
     return re.findall(r"\w+(?:['’]\w+)*", text.lower())
 
 
-def overlap(premise, hypothesis):
+def overlap(premise: str, hypothesis: str) -> float:
     """Share of the hypothesis's different words that stand in the premise, 0 to 1; 0 if it has no word."""
     wanted = set(words(hypothesis))
     return len(wanted & set(words(premise))) / len(wanted) if wanted else 0.0
 
 
-def is_negated(hypothesis):
+def is_negated(hypothesis: str) -> bool:
     """Whether a hypothesis has a word of negation."""
     return any(word in NEGATIONS or word.endswith(("n't", "n’t")) for word in words(hypothesis))
 
 
-def features(premises, hypotheses):
+def features(premises: pd.Series, hypotheses: pd.Series) -> pd.DataFrame:
     """What rows are cut by, as a data frame: `overlap`, `negated`, `words` (of the hypothesis)."""
     pairs = list(zip(premises, hypotheses, strict=True))
     return pd.DataFrame(
@@ -43,7 +44,7 @@ def features(premises, hypotheses):
     )
 
 
-def quartiles(values):
+def quartiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values cut at their quartiles; equal values stay together, so that ties make fewer groups than four.
 
     Returns:
@@ -55,7 +56,7 @@ def quartiles(values):
     return np.searchsorted(edges, values), edges
 
 
-def share_names(edges):
+def share_names(edges: Sequence[float]) -> list[str]:
     """Names of the groups that `edges`, shares, make."""
     if not len(edges):
         return ["all alike"]
@@ -63,7 +64,7 @@ def share_names(edges):
     return [f"up to {edges[0]:.0%}", *between, f"over {edges[-1]:.0%}"]
 
 
-def length_names(edges):
+def length_names(edges: Sequence[int]) -> list[str]:
     """Names of the groups that `edges`, numbers of words, make."""
     if not len(edges):
         return ["all alike"]
@@ -73,7 +74,7 @@ def length_names(edges):
     return [f"up to {edges[0]} words", *between, f"over {edges[-1]} words"]
 
 
-def cuts(gold, traits, confidence):
+def cuts(gold: np.ndarray, traits: pd.DataFrame, confidence: np.ndarray) -> dict[str, tuple[Sequence[str], np.ndarray]]:
     """All ways of cutting the rows.
 
     Args:
@@ -95,13 +96,15 @@ def cuts(gold, traits, confidence):
     }
 
 
-def slice_table(cut, right, premises, confidence_level):
+def slice_table(
+    cut: dict[str, tuple[Sequence[str], np.ndarray]], right: np.ndarray, groups: np.ndarray, confidence_level: float
+) -> pd.DataFrame:
     """Rows and accuracy of each slice; a name says what is cut by, so that no two slices share one.
 
     Args:
         cut: from `cuts`.
         right: whether the model is right, [rows].
-        premises: rows that share one are not independent, [rows].
+        groups: rows of the same group are not independent, [rows].
 
     Returns:
         data frame: `cut`, `slice`, `rows`, `right`, `accuracy`, `low`, `high` (NaN where a slice has no rows).
@@ -110,7 +113,7 @@ def slice_table(cut, right, premises, confidence_level):
     for by, (names, group) in cut.items():
         for number, name in enumerate(names):
             inside = right[group == number]
-            low, high = wilson(*effective_counts(inside, premises[group == number]), confidence_level)
+            low, high = wilson(*effective_counts(inside, groups[group == number]), confidence_level)
             accuracy = inside.mean() if len(inside) else np.nan
             table.append((by, f"{by}: {name}", len(inside), int(inside.sum()), accuracy, low, high))
     return pd.DataFrame(table, columns=["cut", "slice", "rows", "right", "accuracy", "low", "high"])

@@ -1,17 +1,17 @@
 """The model card, in the hub's format: what the adapter is, how it was made, what it scores, where its limits are."""
 
+import math
+from typing import Any
+
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.report.report import environment, in_train, intervals, level_of, recipe
+from stages.analysis import metrics
+from stages.report.document import environment, results
 from stages.sources.manifest import is_folder
 
 
-def text(metrics, about):
-    """The card: metadata as YAML, then Markdown.
-
-    Args:
-        metrics, about: as `report.context` takes them.
-    """
+def text(details: dict[str, Any], about: dict[str, Any]) -> str:
+    """The card: metadata as YAML, then Markdown; details, about: as `document.context` takes them."""
     body = (
         environment()
         .get_template("model_card.md")
@@ -20,18 +20,13 @@ def text(metrics, about):
             nf4=about["params"].model.quantization == "nf4",
             **dtypes(about["params"].model.precision),
             on_hub=not is_folder(about["model"]["name"]),
-            base=metrics["eval_base"],
-            tuned=metrics["eval_lora"],
-            gained=metrics["analysis"],
-            intervals=intervals(metrics, level_of(about)),
-            in_train=in_train(metrics["data"]["test"]),
-            recipe=recipe(metrics, about),
+            **results(details, about),
         )
     )
-    return f"---\n{metadata(metrics, about).to_yaml()}\n---\n\n{body}"
+    return f"---\n{metadata(details['tuned'], about).to_yaml()}\n---\n\n{body}"
 
 
-def dtypes(precision):
+def dtypes(precision: str) -> dict[str, str]:
     """The torch dtypes of the lines that load the base anywhere, by the names that the template gives them.
 
     `auto` is float32 there: every machine has it. Not the checkpoint's float16, in which phi-2's attention overflows.
@@ -43,12 +38,16 @@ def dtypes(precision):
     return {"dtype": "bfloat16" if precision == "bf16" else "float32", "product_dtype": products}
 
 
-def metadata(metrics, about):
-    """What the hub reads of a card; a base or a data set that is a local folder has no name there."""
+def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
+    """What the hub reads of a card; a base or a data set that is a local folder has no name there.
+
+    Args:
+        scores: of the tuned model, from `metrics.scores`.
+    """
     model, data = about["model"], about["data"]
-    tuned = metrics["eval_lora"]
     on_hub = {"model": not is_folder(model["name"]), "data": not is_folder(data["name"])}
-    results = [
+    known = [metric for metric in metrics.METRICS if metric.hub and math.isfinite(scores[metric.key])]
+    evaluated = [
         EvalResult(
             task_type="text-classification",
             task_name="Natural language inference",
@@ -56,16 +55,12 @@ def metadata(metrics, about):
             dataset_name=data["name"],
             dataset_split="test",
             dataset_revision=data["revision"],
-            metric_type=kind,
-            metric_name=name,
-            metric_value=round(tuned[key], 4),
-            metric_args={"average": average} if average else None,
+            metric_type=metric.hub[0],
+            metric_name=metric.title[0].upper() + metric.title[1:],
+            metric_value=round(scores[metric.key], 4),
+            metric_args=metric.hub[1],
         )
-        for kind, name, key, average in (
-            ("accuracy", "Accuracy", "accuracy", None),
-            ("f1", "Weighted F1", "f1_weighted", "weighted"),
-            ("f1", "Macro F1", "f1_macro", "macro"),
-        )
+        for metric in known
     ]
     return ModelCardData(
         model_name=f"{model['name'].split('/')[-1]} for NLI",
@@ -75,6 +70,6 @@ def metadata(metrics, about):
         pipeline_tag="text-classification",
         tags=["lora", "qlora", "natural-language-inference"],
         language="en",
-        metrics=["accuracy", "f1"],
-        eval_results=results,
+        metrics=list(dict.fromkeys(metric.hub[0] for metric in known)),
+        eval_results=evaluated,
     )

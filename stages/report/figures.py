@@ -5,11 +5,18 @@ The SVG names its colours as CSS variables (`var(--tuned)`), so that one picture
 
 import io
 import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from stages.analysis.metrics import confusion_counts
 from stages.task.labels import LABELS
 
 ON_WHITE = {
@@ -36,7 +43,40 @@ STYLE = {
 }
 
 
-def render(draw):
+def of_results(
+    details: dict[str, Any], tables: dict[str, pd.DataFrame], cases: pd.DataFrame
+) -> dict[str, tuple[bytes, str]]:
+    """The pictures of what was found, rendered: {name: (PNG bytes, SVG text)}.
+
+    Args:
+        details, tables, cases: as `document.context` takes them.
+    """
+    kept = details["train"]["best_epoch"]
+    shown = {
+        "always one class": (details["comparison"]["majority_class"], "muted"),
+        "hypothesis alone": (details["comparison"]["hypothesis_only"], "muted"),
+        "base": (details["base"], "base"),
+        "tuned": (details["tuned"], "tuned"),
+    }
+    points = [(name, m["accuracy"], tuple(m["accuracy_interval"].values()), c) for name, (m, c) in shown.items()]
+    confusions = [confusion_counts(cases["gold"], cases[name]) for name in ("base", "tuned")]
+    drawings = {
+        "accuracy": partial(accuracy, points),
+        "loss": partial(loss, tables["epochs"], tables["steps"], kept),
+        "validation": partial(validation, tables["epochs"], kept),
+        "confusion": partial(confusion, *confusions),
+        "slices": partial(slices, tables["slices_base"], tables["slices_tuned"]),
+        "reliability": partial(reliability, tables["reliability_base"], tables["reliability_tuned"]),
+    }
+    return {name: render(draw) for name, draw in drawings.items()}
+
+
+def of_usage(table: pd.DataFrame, on_gpu: bool) -> tuple[bytes, str]:
+    """The picture of what the run measured of itself, rendered: (PNG bytes, SVG text); both as `usage` takes them."""
+    return render(partial(usage, table, on_gpu))
+
+
+def render(draw: Callable[[dict[str, str]], Figure]) -> tuple[bytes, str]:
     """Draw a picture both ways.
 
     Args:
@@ -54,7 +94,7 @@ def render(draw):
     return png.getvalue(), inline(svg.getvalue())
 
 
-def themed(colours):
+def themed(colours: dict[str, str]) -> dict[str, str]:
     """Matplotlib's settings for a set of colours."""
     ink, muted, line = colours["ink"], colours["muted"], colours["line"]
     return {
@@ -64,7 +104,7 @@ def themed(colours):
     }  # fmt: skip
 
 
-def inline(svg):
+def inline(svg: str) -> str:
     """Matplotlib's SVG as an element of a page: no prolog, no metadata, no ids but those referred to, CSS colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
@@ -75,13 +115,13 @@ def inline(svg):
     return svg.strip()
 
 
-def plot(height):
+def plot(height: float) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, height in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def accuracy(table, colours):
+def accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
     """Points with intervals, one a line.
 
     Args:
@@ -99,14 +139,14 @@ def accuracy(table, colours):
     return figure
 
 
-def share_axis(axis, set_limits):
+def share_axis(axis: Axis, set_limits: Callable[[float, float], object]) -> None:
     """An axis from 0 to 100%."""
     set_limits(0, 1)
     axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
     axis.grid(True, linewidth=0.6)
 
 
-def loss(epochs, steps, kept, colours):
+def loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept: int, colours: dict[str, str]) -> Figure:
     """Loss by epoch, the steps' own behind it, the kept epoch marked."""
     figure, axes = plot(2.9)
     per_epoch = steps["step"].max() / epochs["epoch"].max()
@@ -118,7 +158,7 @@ def loss(epochs, steps, kept, colours):
     return figure
 
 
-def validation(epochs, kept, colours):
+def validation(epochs: pd.DataFrame, kept: int, colours: dict[str, str]) -> Figure:
     """Validation accuracy and weighted F1 by epoch."""
     figure, axes = plot(2.9)
     lines = {
@@ -131,7 +171,7 @@ def validation(epochs, kept, colours):
     return figure
 
 
-def by_epoch(axes, epochs, lines, kept, colours):
+def by_epoch(axes: Axes, epochs: pd.DataFrame, lines: dict[str, tuple], kept: int, colours: dict[str, str]) -> None:
     for column, (name, colour, mark) in lines.items():
         axes.plot(epochs["epoch"], epochs[column], mark, color=colours[colour], label=name, markersize=4.5)
     axes.axvline(kept, color=colours["muted"], linewidth=0.8, linestyle=":", label="kept")
@@ -141,7 +181,7 @@ def by_epoch(axes, epochs, lines, kept, colours):
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 
 
-def confusion(base, tuned, colours):
+def confusion(base: np.ndarray, tuned: np.ndarray, colours: dict[str, str]) -> Figure:
     """The two confusion matrices side by side; a cell is shaded by its share of the gold class."""
     figure = Figure(figsize=(WIDTH, 2.35), layout="constrained")
     for axes, (title, colour, counts) in zip(
@@ -162,7 +202,7 @@ def confusion(base, tuned, colours):
     return figure
 
 
-def slices(base, tuned, colours):
+def slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """Accuracy with interval in each slice, base and tuned.
 
     Args:
@@ -196,17 +236,17 @@ def slices(base, tuned, colours):
     return figure
 
 
-def model_legend(axes, colours):
+def model_legend(axes: Axes, colours: dict[str, str]) -> None:
     for name in ("base", "tuned"):
         axes.plot([], [], "o", color=colours[name], label=name)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
-def reliability(base, tuned, colours):
+def reliability(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """Accuracy beside confidence; the area of a dot is its bin's share of the rows.
 
     Args:
-        base, tuned: from `analysis.reliability`, the bins that have rows.
+        base, tuned: from `metrics.reliability`, the bins that have rows.
     """
     figure, axes = plot(3.3)
     axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=0.8, linestyle=":")
@@ -221,7 +261,7 @@ def reliability(base, tuned, colours):
     return figure
 
 
-def usage(table, on_gpu, colours):
+def usage(table: pd.DataFrame, on_gpu: bool, colours: dict[str, str]) -> Figure:
     """Memory and load over time, the stages laid end to end.
 
     Args:

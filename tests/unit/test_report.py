@@ -219,7 +219,7 @@ def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics
     assert "These do not compare" not in page and "The same base model, microsoft/phi-2" in page
     assert "the same data, stanfordnlp/snli" in page
     published = read(metrics / "published.json")
-    assert published["eval_lora"]["accuracy"] == 0.91 and published["train"]["parameters"]["stored"] == 1413877760
+    assert published["tuned"]["accuracy"] == 0.91 and published["train"]["parameters"]["stored"] == 1413877760
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,215 @@
+"""What one model's predictions are measured by. A new metric is a function and one entry in `METRICS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix
+
+from stages.analysis.statistics import design_effect, posterior, posterior_interval, wilson
+from stages.task.labels import GROUP, LABELS, PROBABILITIES
+
+BINS = 10  # of confidence, each 0.1 wide
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One model's predictions of the test rows, and what several metrics need of them.
+
+    Attributes:
+        gold, predicted: numbers of classes, int [rows].
+        probabilities: float [rows, classes].
+        groups: rows of the same group are not independent, [rows].
+        confidence: of every interval, such as 0.95.
+        samples: number of draws for the intervals of what is computed from the confusion matrix.
+        seed: of these draws.
+    """
+
+    gold: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    groups: np.ndarray
+    confidence: float
+    samples: int
+    seed: int
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Whether each prediction is right, bool [rows]."""
+        return self.predicted == self.gold
+
+    @cached_property
+    def effect(self) -> float:
+        """Design effect of right and wrong."""
+        return design_effect(self.right, self.groups)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Rows of each gold class (down) and predicted class (across), int [classes, classes]."""
+        return confusion_counts(self.gold, self.predicted)
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Confusion matrices that these rows make likely, float [samples, classes, classes]."""
+        return posterior(self.confusion, self.effect, self.samples, self.seed)
+
+    def interval(self, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+        """Interval of a function of the confusion matrix, as `posterior_interval` takes it."""
+        return posterior_interval(statistic, self.confusion, self.drawn, self.confidence)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, declared once: details.json, the tables of the reports and the model card are made of these.
+
+    Attributes:
+        key: its name in details.json, and with `_interval` that of its interval.
+        title: its name for readers.
+        value: one number; or {class: number}, shown in report.html alone.
+        interval: (low, high), if it has one.
+        form: how the report writes it: a share as a percentage, or a number as it is.
+        hub: its type on the Hugging Face hub and the arguments there, if the card's metadata are to have it.
+    """
+
+    key: str
+    title: str
+    value: Callable[[Predictions], float | dict[str, float]]
+    interval: Callable[[Predictions], tuple[float, float]] | None = None
+    form: Literal["percent", "number"] = "percent"
+    hub: tuple[str, dict[str, str] | None] | None = None
+
+
+def confusion_counts(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Rows of each gold class (down) and predicted class (across), int [classes, classes]."""
+    return confusion_matrix(gold, predicted, labels=range(len(LABELS)))
+
+
+def f1_per_class(confusion: np.ndarray) -> np.ndarray:
+    """F1 = 2 tp / (2 tp + fp + fn) of each class; NaN for a class that is neither in the rows nor predicted.
+
+    Args:
+        confusion: counts or shares [..., classes, classes], as `confusion_counts` has them.
+
+    Returns:
+        float [..., classes].
+    """
+    twice_right = 2 * np.diagonal(confusion, axis1=-2, axis2=-1)
+    counted = confusion.sum(axis=-1) + confusion.sum(axis=-2)
+    return np.divide(twice_right, counted, out=np.full(counted.shape, np.nan), where=counted > 0)
+
+
+def f1_weighted(confusion: np.ndarray) -> np.ndarray:
+    """Mean F1 of the classes, each weighted by its rows: [..., classes, classes] -> [...]."""
+    rows = confusion.sum(axis=-1)
+    return np.nansum(f1_per_class(confusion) * rows, axis=-1) / rows.sum(axis=-1)
+
+
+def f1_macro(confusion: np.ndarray, classes: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Mean F1 of the classes that are there, as scikit-learn has it: [..., classes, classes] -> [...].
+
+    Args:
+        classes: which classes count, bool [classes]: drawn matrices hold a little of every class.
+    """
+    return np.nanmean(f1_per_class(confusion)[..., classes], axis=-1)
+
+
+def present(confusion: np.ndarray) -> np.ndarray:
+    """Which classes are in the rows or predicted, bool [classes]."""
+    return np.isfinite(f1_per_class(confusion))
+
+
+def reliability(right: np.ndarray, confidence: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy beside confidence in `BINS` bins of equal width, open below (Guo et al. 2017).
+
+    Args:
+        right: whether each prediction is right, [rows].
+        confidence: the probability of the predicted class, [rows].
+
+    Returns:
+        dict of arrays [BINS]: `low`, `high`, `rows`, `confidence` and `accuracy` (means, NaN where there are no rows).
+    """
+    bins = np.clip(np.ceil(np.asarray(confidence) * BINS).astype(int) - 1, 0, BINS - 1)
+    rows = np.bincount(bins, minlength=BINS)
+
+    def mean(values):
+        sums = np.bincount(bins, weights=values, minlength=BINS)
+        return np.divide(sums, rows, out=np.full(BINS, np.nan), where=rows > 0)
+
+    edges = np.arange(BINS + 1) / BINS
+    return {
+        "low": edges[:-1],
+        "high": edges[1:],
+        "rows": rows,
+        "confidence": mean(confidence),
+        "accuracy": mean(right),
+    }
+
+
+def calibration_error(bins: dict[str, np.ndarray]) -> float:
+    """Expected calibration error: mean gap between accuracy and confidence, weighted by rows (Guo et al. 2017)."""
+    gaps = np.abs(bins["accuracy"] - bins["confidence"])
+    return float(np.nansum(gaps * bins["rows"]) / bins["rows"].sum())
+
+
+def brier(gold: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean squared distance of the probabilities from the gold class, summed over classes: 0 to 2 (Brier 1950)."""
+    return float(((probabilities - np.eye(len(LABELS))[gold]) ** 2).sum(axis=1).mean())
+
+
+METRICS = (
+    Metric(
+        "accuracy",
+        "accuracy",
+        lambda made: made.right.mean(),
+        interval=lambda made: wilson(made.right.sum() / made.effect, len(made.right) / made.effect, made.confidence),
+        hub=("accuracy", None),
+    ),
+    Metric(
+        "f1_weighted",
+        "weighted F1",
+        lambda made: f1_weighted(made.confusion),
+        interval=lambda made: made.interval(f1_weighted),
+        hub=("f1", {"average": "weighted"}),
+    ),
+    Metric(
+        "f1_macro",
+        "macro F1",
+        lambda made: f1_macro(made.confusion),
+        interval=lambda made: made.interval(partial(f1_macro, classes=present(made.confusion))),
+        hub=("f1", {"average": "macro"}),
+    ),
+    Metric("f1", "F1", lambda made: dict(zip(LABELS, f1_per_class(made.confusion), strict=True))),
+    Metric(
+        "calibration_error",
+        "expected calibration error",
+        lambda made: calibration_error(reliability(made.right, made.probabilities.max(axis=1))),
+    ),
+    Metric("brier", "Brier score (0 best, 2 worst)", lambda made: brier(made.gold, made.probabilities), form="number"),
+)
+
+
+def scores(made: Predictions) -> dict[str, Any]:
+    """Every metric with its interval, the number of rows, and the design effect that widens the intervals."""
+    found = {"rows": len(made.gold), "design_effect": made.effect}
+    for metric in METRICS:
+        value = metric.value(made)
+        by_class = isinstance(value, dict)
+        found[metric.key] = {name: float(v) for name, v in value.items()} if by_class else float(value)
+        if metric.interval:
+            found[f"{metric.key}_interval"] = ends(metric.interval(made))
+    return found
+
+
+def of_table(table: pd.DataFrame, confidence: float, samples: int, seed: int) -> Predictions:
+    """The predictions of a model's predictions.parquet."""
+    gold, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
+    groups = table[GROUP].to_numpy()
+    return Predictions(gold, predicted, table[PROBABILITIES].to_numpy(), groups, confidence, samples, seed)
+
+
+def ends(interval: tuple[float, float]) -> dict[str, float]:
+    """An interval as details.json has it."""
+    return {"low": interval[0], "high": interval[1]}

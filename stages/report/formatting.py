@@ -1,0 +1,89 @@
+"""Numbers as text."""
+
+import math
+from typing import Any
+
+from stages.analysis import metrics
+
+
+def percent(share: float) -> str:
+    """A share, 0 to 1, in percent; a dash where it can't be known."""
+    return f"{share * 100:.1f}%" if math.isfinite(share) else "–"
+
+
+def number(value: float) -> str:
+    """A number as it is; a dash where it can't be known."""
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def bounds(interval: tuple[float, float]) -> str:
+    """An interval of a share, in percent."""
+    low, high = interval
+    return f"{low * 100:.1f} to {high * 100:.1f}%"
+
+
+def number_bounds(interval: tuple[float, float]) -> str:
+    """An interval of a number."""
+    low, high = interval
+    return f"{low:.3f} to {high:.3f}"
+
+
+def signed(difference: float) -> str:
+    """A difference of shares in percentage points with its sign, a true minus."""
+    return f"{difference * 100:+.1f}".replace("-", "−")
+
+
+def signed_bounds(interval: tuple[float, float]) -> str:
+    """An interval of a difference of shares, in percentage points."""
+    low, high = interval
+    return f"{signed(low)} to {signed(high)}"
+
+
+def share(part: int, rows: int, interval: tuple[float, float]) -> str:
+    """A share with its counts and its interval."""
+    return f"{percent(part / rows)} ({part:,} of {rows:,}, {bounds(interval)})" if rows else "none of 0"
+
+
+def points(gap: float, interval: tuple[float, float]) -> str:
+    """A difference of shares with its interval, in percentage points."""
+    return f"{signed(gap)} points ({signed_bounds(interval)})"
+
+
+FORMS = {"percent": (percent, bounds), "number": (number, number_bounds)}  # how a metric and its interval are written
+
+
+def numbers(details: dict[str, Any], by_class: bool = False) -> list[tuple[str, list[tuple[str, str | None]]]]:
+    """The table of metrics: (title, [(value, interval or None) of base, of tuned]) a row.
+
+    Args:
+        details: metrics/details.json.
+        by_class: include the metrics that have a value for each class, a row each.
+    """
+    table = []
+    for metric in metrics.METRICS:
+        write, write_interval = FORMS[metric.form]
+        values = [details[name][metric.key] for name in ("base", "tuned")]
+        if isinstance(values[0], dict):
+            if by_class:
+                table += [
+                    (f"{metric.title}, {name}", [(write(value[name]), None) for value in values]) for name in values[0]
+                ]
+            continue
+        ends = [details[name].get(f"{metric.key}_interval") for name in ("base", "tuned")]
+        intervals = [end and write_interval((end["low"], end["high"])) for end in ends]
+        table.append((metric.title, list(zip(map(write, values), intervals, strict=True))))
+    return table
+
+
+def found(values: dict[str, Any], key: str, show: str) -> str:
+    """A nested value as text, or a dash where it was not measured or is not finite.
+
+    Args:
+        key: with dots, such as "train.seconds".
+        show: a format string, such as "{:.3f}".
+    """
+    for part in key.split("."):
+        if part not in values:
+            return "–"
+        values = values[part]
+    return show.format(values) if math.isfinite(values) else "–"

@@ -1,0 +1,144 @@
+"""What the numbers say, in words."""
+
+from collections.abc import Callable
+from typing import Any
+
+from stages.report.formatting import percent, points, share, signed_bounds
+
+FATES = {
+    "fixed": "corrected by tuning",
+    "broken": "broken by tuning",
+    "both_right": "right twice",
+    "both_wrong": "wrong twice",
+}
+
+
+def headline(gained: dict[str, Any]) -> str:
+    """What tuning was worth, in one sentence or two.
+
+    Args:
+        gained: from `comparison.comparison`.
+    """
+    gap, interval = gained["accuracy_gain"], gained["accuracy_gain_interval"]
+    ends = signed_bounds((interval["low"], interval["high"]))
+    verb = "raised" if gap > 0 else "lowered" if gap < 0 else "did not move"
+    by = f" by {abs(gap) * 100:.1f} points (interval {ends})." if gap else f". Interval of the gain: {ends}."
+    return (
+        f"Tuning {verb} accuracy{by} Of {gained['rows']:,} rows it corrected {gained['fixed']:,} and "
+        f"broke {gained['broken']:,}; {chance(gained['mcnemar_p'])}"
+    )
+
+
+def chance(p: float) -> str:
+    """A McNemar p in words."""
+    value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    how = "almost never" if p < 0.001 else "seldom" if p < 0.05 else None
+    split = f"would {how} split them so" if how else "could well split them so"
+    return f"chance alone {split} ({value}, McNemar test)."
+
+
+def level(confidence: float) -> str:
+    """The confidence of every interval, in percent."""
+    return f"{confidence * 100:g}%"
+
+
+def intervals(base_effect: float, tuned_effect: float, gain_effect: float, confidence: float) -> str:
+    """Which intervals the report shows, and by which design effects they are widened."""
+    return (
+        f"Intervals of {level(confidence)}: Wilson's of accuracies and shares, Newcombe's of differences between "
+        "groups of rows, Tango's of the gain, percentiles of a Dirichlet posterior for F1. Rows that share a premise "
+        "are not independent: counts are divided by the design effect first "
+        f"(accuracy: base {base_effect:.2f}, tuned {tuned_effect:.2f}; gain {gain_effect:.2f}). The gain's p is the "
+        "largest of three McNemar tests: exact by rows, exact by premises, and the score test that goes with Tango's "
+        "interval."
+    )
+
+
+def in_train(test: dict[str, Any]) -> dict[str, Any]:
+    """How far the test rows were seen in training: {"warning": whether whole rows were, "text"}.
+
+    Args:
+        test: {"kept", "in_train": {"rows", "premises"}}, of data/summary.json.
+    """
+    kept, rows, premises = test["kept"], test["in_train"]["rows"], test["in_train"]["premises"]
+    sharing = "shares its premise with one" if premises == 1 else "share their premise with one"
+    if rows:
+        stand = f"{rows:,} {'stands' if rows == 1 else 'stand'} in the training rows, premise and hypothesis"
+        text = f"Of {kept:,} test rows, {stand}, and {premises:,} {sharing}: scores may be too high."
+    elif premises:
+        text = f"No test row stands in the training rows; {premises:,} of {kept:,} {sharing}."
+    else:
+        text = "No test row stands in the training rows, and none shares its premise with one."
+    return {"warning": rows > 0, "text": text}
+
+
+def claims(findings: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Findings of `analysis.claims` in words: a list of {"claim", "verdict", "evidence"}."""
+    return [
+        {"claim": CLAIMS[key][0], "verdict": found["verdict"], "evidence": CLAIMS[key][1](found)}
+        for key, found in findings.items()
+    ]
+
+
+def _base_answers_one_class(found: dict[str, Any]) -> str:
+    answers = share(found["part"], found["rows"], found["interval"])
+    return (
+        f"{answers} of the base's answers are {found['answer']}; "
+        f"almost one class is taken as {found['bar']:.0%} or more."
+    )
+
+
+def _tuning_fixes_most(found: dict[str, Any]) -> str:
+    corrected = share(found["part"], found["rows"], found["interval"])
+    return f"Of the rows that the base gets wrong, tuning corrects {corrected}."
+
+
+def _neutral_is_hardest(found: dict[str, Any]) -> str:
+    if not _both_sides(found):
+        return "These rows do not hold neutral and another class."
+    return (
+        f"The tuned model misses {_part(found['here'])} neutral rows and {_part(found['elsewhere'])} {found['rival']} "
+        f"rows, the worst of the others: {points(found['gap'], found['interval'])}."
+    )
+
+
+def _high_overlap_pulls(found: dict[str, Any]) -> str:
+    sentence = "Of rows that are not entailment, {} are called so by tuned where overlap is highest, {} elsewhere: {}."
+    return _overlap(found, sentence)
+
+
+def _low_overlap_fails(found: dict[str, Any]) -> str:
+    return _overlap(found, "The tuned model misses {} where overlap is lowest and {} elsewhere: {}.")
+
+
+def _premise_is_read(found: dict[str, Any]) -> str:
+    won = share(found["part"], found["rows"], found["interval"])
+    return (
+        f"A classifier that sees the hypothesis alone gets {percent(found['guessed'])} right, the tuned model "
+        f"{percent(found['right'])}; where one is right and the other wrong, the tuned model is right in {won}."
+    )
+
+
+def _overlap(found: dict[str, Any], sentence: str) -> str:
+    if not _both_sides(found):
+        return "Too few different overlaps in these rows to compare."
+    gap = points(found["gap"], found["interval"])
+    return sentence.format(_part(found["here"]), _part(found["elsewhere"]), gap)
+
+
+def _both_sides(found: dict[str, Any]) -> bool:
+    return bool(found["here"]["rows"] and found["elsewhere"]["rows"])
+
+
+def _part(side: dict[str, int]) -> str:
+    return f"{percent(side['part'] / side['rows'])} of {side['rows']:,}"
+
+
+CLAIMS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "base_answers_one_class": ("The base model answers almost one class", _base_answers_one_class),
+    "tuning_fixes_most": ("Tuning fixes most of the base's mistakes", _tuning_fixes_most),
+    "neutral_is_hardest": ("Neutral is the hardest class", _neutral_is_hardest),
+    "high_overlap_pulls_to_entailment": ("High word overlap pulls towards entailment", _high_overlap_pulls),
+    "low_overlap_fails": ("Low word overlap fails more often", _low_overlap_fails),
+    "premise_is_read": ("The tuned model does better than the hypothesis alone allows", _premise_is_read),
+}
