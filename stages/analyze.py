@@ -36,25 +36,24 @@ def main():
 
     rows = comparison.case_table(base, tuned, train)
     findings = claims.claims(rows, settings.confidence)
+    made = [metrics.of_table(t, settings.confidence, settings.bootstrap_samples, p.seed) for t in (base, tuned)]
+    verdicts = {key: finding["verdict"] for key, finding in findings.items()}
     details = {
         "data": files.read_json("data/summary.json"),
+        "base": metrics.scores(made[0]) | found["base"],
         "train": found["train"] | tables.kept_epoch(epochs, found["train"]["best_epoch"]),
-        "comparison": comparison.comparison(rows, train["label"], settings.confidence)
-        | {"claims": {key: finding["verdict"] for key, finding in findings.items()}},
+        "tuned": metrics.scores(made[1]) | found["tuned"],
+        "comparison": comparison.comparison(rows, train["label"], settings.confidence) | {"claims": verdicts},
     }
-    for name, table in (("base", base), ("tuned", tuned)):
-        made = metrics.of_table(table, settings.confidence, settings.bootstrap_samples, p.seed)
-        details[name] = metrics.scores(made) | found[name]
-    plots = tables.plot_tables(rows, epochs, steps, settings.confidence) | {"usage": usage.end_to_end(samples)}
+    plots = tables.plot_tables(rows, epochs, steps, settings.confidence)
+    load = usage.end_to_end(samples)
     pictures = figures.of_results(details, plots, rows)
-    pictures["usage"] = figures.of_usage(plots["usage"], "gpu" in measured["train"])
+    load_picture = figures.of_usage(load, "gpu" in measured["train"])
+    context = document.context(details, measured, findings, rows, plots, pictures | {"usage": load_picture}, about)
 
-    files.write_json("metrics/data.json", details["data"])
-    files.write_json("metrics/eval_base.json", details["base"] | measured["base"])
-    files.write_json("metrics/train.json", details["train"] | measured["train"])
-    files.write_json("metrics/eval_lora.json", details["tuned"] | measured["tuned"])
-    files.write_json("metrics/analysis.json", details["comparison"])
-    files.write_json("metrics/published.json", about["published"])
+    # What was found: the same bytes when the same is run again.
+    files.write_json("metrics/scores.json", comparison.summary(details))
+    files.write_json("metrics/details.json", details)
     write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows), quoting=csv.QUOTE_NONNUMERIC)
     with files.new_folder("metrics/plots") as folder:
         for name, table in plots.items():
@@ -62,10 +61,16 @@ def main():
     with files.new_folder("metrics/figures") as folder:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-    context = document.context(details, measured, findings, rows, plots, pictures, about)
-    write_text("metrics/report.html", document.html(context))
     write_text("metrics/report.md", document.markdown(context))
     write_text("metrics/model_card.md", card.text(details, about))
+
+    # What the run measured of itself.
+    files.write_json("metrics/usage.json", usage.summary(measured))
+    with files.new_folder("metrics/measurements") as folder:
+        files.write_json(folder / "stages.json", measured)
+        write_csv(folder / "usage.csv", load)
+        (folder / "usage.png").write_bytes(load_picture[0])
+    write_text("metrics/report.html", document.html(context))
 
 
 def read_curve(path: str) -> pd.DataFrame:

@@ -53,6 +53,21 @@ def comparison(cases: pd.DataFrame, train_gold: np.ndarray, confidence: float) -
     }
 
 
+def summary(details: dict[str, Any]) -> dict[str, float]:
+    """The few scores that runs are compared by, in reading order; details: metrics/details.json."""
+    base, train, tuned = (details[name] for name in ("base", "train", "tuned"))
+    return {
+        "base_accuracy": base["accuracy"],
+        "tuned_accuracy": tuned["accuracy"],
+        "accuracy_gain": details["comparison"]["accuracy_gain"],
+        "base_f1": base["f1_weighted"],
+        "tuned_f1": tuned["f1_weighted"],
+        "train_loss": train["train_loss"],
+        "validation_loss": train["validation_loss"],
+        "trained_parameters": train["parameters"]["trainable"],
+    }
+
+
 def accuracy(right: pd.Series, groups: pd.Series, confidence: float) -> dict[str, Any]:
     """Share of right rows, its interval, and the design effect of rows that share a group, which widens it."""
     effect = design_effect(right, groups)

@@ -17,6 +17,21 @@ def device(run: dict[str, Any]) -> str:
     return run["gpu"]["name"] if "gpu" in run else "CPU"
 
 
+def summary(measured: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """What runs are compared by besides their scores: seconds, and the highest memory in GB.
+
+    Args:
+        measured: {"base", "train", "tuned"}: each from `figures`.
+    """
+    train = measured["train"]
+    return {
+        "train_seconds": train["seconds"],
+        "train_peak_gb": train["gpu"]["peak"] if "gpu" in train else train["memory_peak_gb"],
+        "eval_base_seconds": measured["base"]["seconds"],
+        "eval_tuned_seconds": measured["tuned"]["seconds"],
+    }
+
+
 def end_to_end(samples: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The samples of several stages as one table, the stages laid end to end.
 

@@ -86,7 +86,7 @@ def context(
         "claims_note": f"Each of these {len(findings)} claims is tested at {level} by itself, not all of them at once.",
         "findings": sentences.claims(findings),
         "pictures": {
-            name: {"title": title, "caption": caption, "svg": labelled(pictures[name][1], title)}
+            name: {"title": title, "caption": caption, "svg": labelled(pictures[name][1], title), "file": file(name)}
             for name, (title, caption) in PICTURES.items()
         },
         "slices": list(zip(tables["slices_base"].itertuples(), tables["slices_tuned"].itertuples(), strict=True)),
@@ -115,6 +115,11 @@ def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         "in_train": sentences.in_train(details["data"]["test"]),
         "recipe": recipe(details["data"], about),
     }
+
+
+def file(picture: str) -> str:
+    """Where a picture lies beside the report: what a run measured of itself is not among what it found."""
+    return f"{'measurements' if picture == 'usage' else 'figures'}/{picture}.png"
 
 
 def labelled(svg: str, title: str) -> Markup:

@@ -48,8 +48,7 @@ def alone(top, ranks):
 
 
 def metrics(read):
-    names = ("data", "eval_base", "train", "eval_lora", "analysis")
-    return {name: kill.untimed(json.loads(read(name))) for name in names}
+    return {name: json.loads(read(name)) for name in ("scores", "details")}
 
 
 def workspace(clone):

@@ -71,5 +71,5 @@ class Clone:
         return done
 
     def metrics(self):
-        """{name: content of embedded/metrics/name.json}."""
-        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "embedded/metrics").glob("*.json")}
+        """{name: content} of the JSON files in embedded/metrics and its folders."""
+        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "embedded/metrics").rglob("*.json")}

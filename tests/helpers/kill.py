@@ -52,7 +52,7 @@ MOMENTS = [
     ("train_qlora", "before the checkpoints are removed", r"os.rename checkpoints/\w+ "),
     ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree checkpoints/\.\w+\.old"),
     ("eval_lora", "before the predictions get their name", r"os.rename \S+ results/tuned "),
-    ("analyze", "between two metrics", r"os.rename \S+ metrics/eval_lora.json "),
+    ("analyze", "between two metrics", r"os.rename \S+ metrics/details.json "),
     ("analyze", "while the report is written", r"open metrics/\.report.html"),
 ]  # fmt: skip
 
@@ -76,31 +76,25 @@ def small_clone(top):
 # --- what is there ---
 
 
+MEASURED = ("measurements/", "metrics/measurements/", "metrics/usage.json", "metrics/report.html")
+
+
 def contents(clone):
-    """{file that a stage made: digest of what must not depend on a kill}; temporary files and timings left out."""
+    """{file that a stage made: digest of what must not depend on a kill}; of what a run measured of itself, the end."""
     folder = clone.folder / "embedded"
     found = {}
-    for path in sorted(path for top in ("data", "models", "runs", "metrics") for path in (folder / top).rglob("*")):
+    tops = ("data", "models", "results", "measurements", "metrics")
+    for path in sorted(path for top in tops for path in (folder / top).rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_dir() or re.search(r"/\.[^/]*\.tmp(/|$)", name):
             continue
         content = path.read_bytes()
-        if name.endswith(".json"):  # a half-written one is no JSON
-            content = json.dumps(untimed(json.loads(content)), sort_keys=True).encode()
-        elif path.name in ("usage.csv", "usage.png", "report.html", "report.md", "model_card.md"):
-            content = content[-1:] if path.suffix in (".csv", ".md") else content[-8:]  # its end: it holds seconds
+        if name.endswith(".json"):
+            json.loads(content)  # a half-written one is no JSON
+        if name.startswith(MEASURED):
+            content = content[-1:] if path.suffix in (".csv", ".json") else content[-8:]
         found[name] = hashlib.sha256(content).hexdigest()
     return found
-
-
-TIMED = ("seconds", "rows_per_second", "gpu", "memory_peak_gb", "resumed")
-
-
-def untimed(value):
-    """JSON without what a run measures of itself."""
-    if isinstance(value, dict):
-        return {key: untimed(v) for key, v in value.items() if key not in TIMED}
-    return value
 
 
 def whole_epochs(clone):

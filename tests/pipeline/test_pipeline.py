@@ -66,22 +66,24 @@ def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
         "models/adapter/adapter_model.safetensors",
     ):  # fmt: skip
         assert (repro.clone.folder / "embedded" / path).is_file(), path
-    assert {"data", "eval_base", "train", "eval_lora", "analysis"} <= set(repro.metrics)
+    assert {"scores", "usage", "details", "stages"} <= set(repro.metrics)
+    assert {"data", "base", "train", "tuned", "comparison"} == set(repro.metrics["details"])
 
 
 def test_tuning_turns_a_base_at_chance_into_a_classifier(repro):
-    assert repro.metrics["eval_base"]["accuracy"] <= 0.45
-    assert repro.metrics["eval_lora"]["accuracy"] >= 0.85
+    assert repro.metrics["scores"]["base_accuracy"] <= 0.45
+    assert repro.metrics["scores"]["tuned_accuracy"] >= 0.85
 
 
 def test_the_metrics_agree_with_one_another(repro):
-    base, tuned, analysis = (repro.metrics[name] for name in ("eval_base", "eval_lora", "analysis"))
+    details = repro.metrics["details"]
+    base, tuned, analysis = (details[name] for name in ("base", "tuned", "comparison"))
     rows = base["rows"]
-    assert rows == tuned["rows"] == repro.metrics["data"]["test"]["kept"]
+    assert rows == tuned["rows"] == details["data"]["test"]["kept"]
     assert sum(analysis[fate] for fate in ("both_right", "fixed", "broken", "both_wrong")) == rows
     assert analysis["accuracy_gain"] == pytest.approx(tuned["accuracy"] - base["accuracy"])
     assert (analysis["both_right"] + analysis["fixed"]) / rows == pytest.approx(tuned["accuracy"])
-    assert {"stored", "total", "trainable"} <= set(repro.metrics["train"]["parameters"])
+    assert {"stored", "total", "trainable"} <= set(details["train"]["parameters"])
 
 
 def test_git_ignores_what_dvc_keeps(repro):
@@ -104,10 +106,10 @@ def test_another_rank_trains_again_and_nothing_before(experiment):
 
 def test_metrics_diff_shows_the_change(repro, experiment):
     changed = json.loads(experiment.seen["metrics"].stdout)
-    trainable = changed["metrics/train.json"]["parameters.trainable"]
-    assert trainable["old"] == repro.metrics["train"]["parameters"]["trainable"]
-    assert trainable["new"] == experiment.metrics["train"]["parameters"]["trainable"] < trainable["old"]
-    assert "accuracy" not in changed.get("metrics/eval_base.json", {}), "the base is the same"
+    trainable = changed["metrics/scores.json"]["trained_parameters"]
+    assert trainable["old"] == repro.metrics["details"]["train"]["parameters"]["trainable"]
+    assert trainable["new"] == experiment.metrics["details"]["train"]["parameters"]["trainable"] < trainable["old"]
+    assert "base_accuracy" not in changed["metrics/scores.json"], "the base is the same"
 
 
 def test_params_diff_shows_the_change(experiment):

@@ -34,7 +34,7 @@ def test_metadata_of_a_base_on_the_hub(card):
     assert made.data.base_model == "microsoft/phi-2"
     assert made.data.datasets == ["stanfordnlp/snli"]
     assert made.data.library_name == "peft" and made.data.pipeline_tag == "text-classification"
-    scores = json.loads((metrics / "eval_lora.json").read_text())
+    scores = json.loads((metrics / "details.json").read_text())["tuned"]
     results = {result.metric_name: result for result in made.data.eval_results}
     for name, key in (("Accuracy", "accuracy"), ("Weighted F1", "f1_weighted"), ("Macro F1", "f1_macro")):
         assert results[name].metric_value == pytest.approx(scores[key], abs=5e-5)

@@ -10,14 +10,18 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from helpers import browser, finished_run
 from helpers.project import ROOT
 from helpers.stages import run_stage, stage_env
+from huggingface_hub import ModelCard
+from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
+from stages.analysis import metrics as model_metrics
 from stages.report import figures
 from stages.runtime import errors
 from stages.task.labels import LABELS
@@ -53,8 +57,13 @@ def gpu_metrics(tmp_path_factory):
     )
 
 
-def read(path):
-    return json.loads(path.read_text())
+def details(metrics):
+    return json.loads((metrics / "details.json").read_text())
+
+
+def measured(metrics, name):
+    """What one of the three runs measured of itself."""
+    return json.loads((metrics / "measurements/stages.json").read_text())[name]
 
 
 def contents(folder):
@@ -80,21 +89,96 @@ def test_plots_of_dvc_yaml_have_their_columns(metrics):
 
 def test_numbers(metrics):
     cases = pd.read_csv(metrics / "cases.csv")
-    for name, column in (("eval_base", "base"), ("eval_lora", "tuned")):
-        values = read(metrics / f"{name}.json")
+    for column in ("base", "tuned"):
+        values = details(metrics)[column]
         assert values["accuracy"] == pytest.approx((cases[column] == cases["gold"]).mean())
         assert values["rows"] == 220
         for key in ("accuracy", "f1_weighted"):
             assert values[f"{key}_interval"]["low"] < values[key] < values[f"{key}_interval"]["high"]
         assert 0 <= values["calibration_error"] <= 1 and 0 <= values["brier"] <= 2
-    gained = read(metrics / "analysis.json")
+    gained = details(metrics)["comparison"]
     assert {fate: gained[fate] for fate in set(cases["fate"])} == cases["fate"].value_counts().to_dict()
     assert gained["accuracy_gain"] == pytest.approx((gained["fixed"] - gained["broken"]) / 220)
     assert gained["accuracy_gain_interval"]["low"] < gained["accuracy_gain"] < gained["accuracy_gain_interval"]["high"]
     assert gained["mcnemar_p"] < 0.001
-    train = read(metrics / "train.json")
+    train = details(metrics)["train"]
     assert (train["best_epoch"], train["validation_loss"], train["parameters"]["trainable"]) == (2, 0.6, 1)
-    assert "gpu" not in train and train["memory_peak_gb"] == 4.2
+    run = measured(metrics, "train")
+    assert "gpu" not in run and run["memory_peak_gb"] == 4.2
+
+
+def test_what_is_declared_to_dvc_is_few_and_finite(metrics):
+    found = details(metrics)
+    scores, usage = (json.loads((metrics / f"{name}.json").read_text()) for name in ("scores", "usage"))
+    assert scores == {
+        "base_accuracy": found["base"]["accuracy"],
+        "tuned_accuracy": found["tuned"]["accuracy"],
+        "accuracy_gain": found["comparison"]["accuracy_gain"],
+        "base_f1": found["base"]["f1_weighted"],
+        "tuned_f1": found["tuned"]["f1_weighted"],
+        "train_loss": 0.7,
+        "validation_loss": 0.6,
+        "trained_parameters": 1,
+    }
+    assert usage == {"train_seconds": 12.5, "train_peak_gb": 4.2, "eval_base_seconds": 12.5, "eval_tuned_seconds": 12.5}
+    assert PIPELINE["metrics"] == ["metrics/scores.json", "metrics/usage.json"]
+
+
+def test_what_a_run_measured_of_itself_is_apart_from_what_it_found(tmp_path):
+    """The same run, on a machine that is slower and fuller."""
+    first = contents(analyze_in(tmp_path, gpu="NVIDIA H100"))
+    for name in ("base", "train", "tuned"):
+        path = tmp_path / f"measurements/{name}/run.json"
+        run = json.loads(path.read_text())
+        memory = {key: value if key == "name" else 3 * value for key, value in run["gpu"].items()}
+        path.write_text(json.dumps(run | {"seconds": 99, "gpu": memory, "versions": {"python": "3.12"}}))
+        path = path.with_name("usage.csv")
+        pd.read_csv(path).assign(memory_gb=9.0).to_csv(path, index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        analyze.main()
+    second = contents(tmp_path / "metrics")
+    measurements = {f"measurements/{name}" for name in ("stages.json", "usage.csv", "usage.png")}
+    assert {name for name in first if first[name] != second[name]} == {"usage.json", "report.html", *measurements}
+
+
+def test_a_metric_is_one_entry(tmp_path, monkeypatch):
+    """Matthews correlation: in every output that shows metrics, with its interval and the hub's name."""
+
+    def matthews(confusion):
+        right, rows = np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1))
+        gold, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+        apart = [rows**2 - (side**2).sum(axis=-1) for side in (gold, predicted)]
+        return (right * rows - (gold * predicted).sum(axis=-1)) / np.sqrt(apart[0] * apart[1])
+
+    entry = model_metrics.Metric(
+        "matthews",
+        "Matthews correlation",
+        lambda made: matthews(made.confusion),
+        interval=lambda made: made.interval(matthews),
+        form="number",
+        hub=("matthews_correlation", None),
+    )
+    monkeypatch.setattr(model_metrics, "METRICS", (*model_metrics.METRICS, entry))
+    metrics = analyze_in(tmp_path, rows=100)
+    cases = pd.read_csv(metrics / "cases.csv")
+    texts = []
+    for name in ("base", "tuned"):
+        scores = details(metrics)[name]
+        value, ends = scores["matthews"], scores["matthews_interval"]
+        assert value == pytest.approx(matthews_corrcoef(cases["gold"], cases[name]))
+        assert ends["low"] < value < ends["high"]
+        texts.append((f"{value:.3f}", f"({ends['low']:.3f} to {ends['high']:.3f})"))
+    line = "| Matthews correlation | {} {} | {} {} |".format(*texts[0], *texts[1])
+    for name in ("report.md", "model_card.md"):
+        assert line in (metrics / name).read_text().splitlines(), name
+    row = re.search(r"<tr><th>Matthews correlation</th>.*?</tr>", (metrics / "report.html").read_text())[0]
+    assert re.findall(r">([^<>]+)</span>", row) == [*texts[0], *texts[1]]
+    data = ModelCard.load(metrics / "model_card.md").data
+    assert data.metrics == ["accuracy", "f1", "matthews_correlation"]
+    (result,) = (r for r in data.eval_results if r.metric_type == "matthews_correlation")
+    assert result.metric_name == "Matthews correlation"
+    assert result.metric_value == pytest.approx(details(metrics)["tuned"]["matthews"], abs=5e-5)
 
 
 def test_the_report_says_how_its_claims_are_tested(metrics):
@@ -105,7 +189,7 @@ def test_the_report_says_how_its_claims_are_tested(metrics):
 def test_a_class_that_is_not_there_has_no_f1(analyzed):
     """One row: two classes are neither gold nor predicted."""
     metrics = analyzed(rows=1, tuned=1)
-    scores = read(metrics / "eval_lora.json")
+    scores = details(metrics)["tuned"]
     (there,) = scores["f1"]
     assert scores["f1"][there] == scores["f1_macro"] == 1
     page = (metrics / "report.html").read_text()
@@ -136,10 +220,10 @@ def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeyp
 
 def test_no_interval_collapses_where_all_is_right(analyzed):
     metrics = analyzed(rows=100, base=1, tuned=1)
-    gain = read(metrics / "analysis.json")["accuracy_gain_interval"]
+    gain = details(metrics)["comparison"]["accuracy_gain_interval"]
     assert gain["low"] == pytest.approx(-gain["high"]) and 0.03 < gain["high"] < 0.05
     assert "Interval of the gain: −3.7 to +3.7." in (metrics / "report.md").read_text()
-    scores = read(metrics / "eval_lora.json")
+    scores = details(metrics)["tuned"]
     for name in ("accuracy", "f1_weighted", "f1_macro"):
         assert 0.94 < scores[f"{name}_interval"]["low"] < 0.99 and scores[f"{name}_interval"]["high"] == 1, name
 
@@ -147,15 +231,15 @@ def test_no_interval_collapses_where_all_is_right(analyzed):
 def test_rows_that_say_the_same_of_a_premise_narrow_no_interval(tmp_path):
     """Each row once, and four times: four times the rows, none of which says anything new."""
     once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
-    for name in ("eval_base", "eval_lora", "analysis"):
-        first, second = read(once / f"{name}.json"), read(often / f"{name}.json")
+    for name in ("base", "tuned", "comparison"):
+        first, second = details(once)[name], details(often)[name]
         assert second["rows"] == 4 * first["rows"] and first["design_effect"] == 1 and second["design_effect"] >= 4
         compared = [(first, second), *((first[key], second[key]) for key in first if isinstance(first[key], dict))]
         keys = [(a[key], b[key]) for a, b in compared for key in a if key.endswith("_interval")]
         assert len(keys) == 3
         for a, b in keys:
             assert b["high"] - b["low"] > 0.99 * (a["high"] - a["low"]), (name, a, b)  # draws differ
-    first, second = read(once / "analysis.json"), read(often / "analysis.json")
+    first, second = details(once)["comparison"], details(often)["comparison"]
     assert second["mcnemar_p"] >= first["mcnemar_p"] and second["claims"] == first["claims"]
     for report, effects in ((once, "base 1.00, tuned 1.00; gain 1.00"), (often, "base 4.04, tuned 4.04; gain 4.04")):
         for name in ("report.md", "report.html", "model_card.md"):
@@ -177,7 +261,7 @@ def folder(path):
 )
 def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
     metrics = analyzed(**settings)
-    for path in metrics.glob("*.json"):
+    for path in metrics.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)
     for name in ("report.md", "report.html", "model_card.md"):
         assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
@@ -195,7 +279,7 @@ def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     analyze.main()
     metrics = folder / "metrics"
-    for path in metrics.glob("*.json"):
+    for path in metrics.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)
     page = (metrics / "report.html").read_text().split('id="data"')[0]
     for epoch, losses in ((1, ["–", "–"]), (2, ["0.700", "0.600"]), (3, ["–", "–"])):
@@ -208,7 +292,7 @@ def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
 
 
 def test_a_gpu_run(gpu_metrics):
-    assert read(gpu_metrics / "train.json")["gpu"]["after_training"] == 4.0
+    assert measured(gpu_metrics, "train")["gpu"]["after_training"] == 4.0
     page = (gpu_metrics / "report.html").read_text()
     assert "allocated by PyTorch" in page and "NVIDIA H100" in page
 
@@ -218,7 +302,7 @@ def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics
     page = (gpu_metrics / "report.html").read_text()
     assert "These do not compare" not in page and "The same base model, microsoft/phi-2" in page
     assert "the same data, stanfordnlp/snli" in page
-    published = read(metrics / "published.json")
+    published = json.loads(analyze.PUBLISHED.read_text())
     assert published["tuned"]["accuracy"] == 0.91 and published["train"]["parameters"]["stored"] == 1413877760
 
 
@@ -253,7 +337,7 @@ def test_test_rows_that_were_trained_on_are_named(analyzed, in_train, said):
     for name in ("report.md", "report.html", "model_card.md"):
         text = (metrics / name).read_text()
         assert said in text and ("Warning" in text) == (in_train[0] > 0), name
-    assert read(metrics / "data.json")["test"]["in_train"] == dict(zip(("rows", "premises"), in_train, strict=True))
+    assert details(metrics)["data"]["test"]["in_train"] == dict(zip(("rows", "premises"), in_train, strict=True))
 
 
 def test_equal_inputs_make_equal_bytes(tmp_path):
@@ -299,7 +383,7 @@ def test_the_page_needs_no_network(metrics):
 def test_pictures_of_the_markdown_are_there(metrics):
     shown = re.findall(r"!\[.*?\]\((.*?)\)", (metrics / "report.md").read_text())
     assert len(set(shown)) == 7
-    assert {path.name for path in (metrics / "figures").iterdir()} == {path.split("/")[1] for path in shown}
+    assert {str(path.relative_to(metrics)) for path in metrics.rglob("*.png")} == set(shown)
     assert all((metrics / path).read_bytes().startswith(b"\x89PNG") for path in shown)
 
 
