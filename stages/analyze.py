@@ -14,7 +14,7 @@ STAGES = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}
 PUBLISHED = Path(__file__).parent / "report" / "published.json"
 
 
-def main():
+def main() -> None:
     p = params.load()
     settings = p.analysis
     base = files.read_table("results/base/predictions.parquet")
@@ -54,39 +54,28 @@ def main():
     # What was found: the same bytes when the same is run again.
     files.write_json("metrics/scores.json", comparison.summary(details))
     files.write_json("metrics/details.json", details)
-    write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows), quoting=csv.QUOTE_NONNUMERIC)
+    files.write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows), quoting=csv.QUOTE_NONNUMERIC)
     with files.new_folder("metrics/plots") as folder:
         for name, table in plots.items():
-            write_csv(folder / f"{name}.csv", table)
+            files.write_csv(folder / f"{name}.csv", table)
     with files.new_folder("metrics/figures") as folder:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-    write_text("metrics/report.md", document.markdown(context))
-    write_text("metrics/model_card.md", card.text(details, about))
+    files.write_text("metrics/report.md", document.markdown(context))
+    files.write_text("metrics/model_card.md", card.text(details, about))
 
     # What the run measured of itself.
     files.write_json("metrics/usage.json", usage.summary(measured))
     with files.new_folder("metrics/measurements") as folder:
         files.write_json(folder / "stages.json", measured)
-        write_csv(folder / "usage.csv", load)
+        files.write_csv(folder / "usage.csv", load)
         (folder / "usage.png").write_bytes(load_picture[0])
-    write_text("metrics/report.html", document.html(context))
+    files.write_text("metrics/report.html", document.html(context))
 
 
 def read_curve(path: str) -> pd.DataFrame:
     """A table of the training's history; an infinite loss is missing, as one that is NaN."""
     return pd.read_csv(path).replace([np.inf, -np.inf], np.nan)
-
-
-def write_csv(path: Path | str, table: pd.DataFrame, quoting: int = csv.QUOTE_MINIMAL) -> None:
-    """Write a table; where it holds any text, all text is to be quoted, else a bare carriage return ends the row."""
-    with files.new_file(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
-
-
-def write_text(path: str, text: str) -> None:
-    with files.new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from stages.model.devices import out_of_memory_means, pick_device
 from stages.runtime import errors, files, params
 from stages.runtime.recorder import Recorder
 from stages.task.batching import as_examples
-from stages.task.labels import PROBABILITIES
+from stages.task.labels import PROBABILITIES, TEXTS
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def evaluate(name: str, adapter: Path | None) -> None:
 
 def prediction_table(tokenized: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """One line a test row: its texts, gold label, prediction and class probabilities (rounded to 1e-6)."""
-    table = tokenized[["row", "premise", "hypothesis", "label"]].reset_index(drop=True)
+    table = tokenized[["row", *TEXTS, "label"]].reset_index(drop=True)
     columns = pd.DataFrame(probabilities.round(6), columns=PROBABILITIES)
     return pd.concat([table, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)
 

@@ -64,8 +64,8 @@ def main() -> None:
     reading = {"seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(), "batches": groups["batches"]}
     save_adapter(classifier, tokenizer, manifest, reading, "models/adapter")
     with files.new_folder("results/train") as results:
-        pd.DataFrame(steps).to_csv(results / "steps.csv", index=False)
-        pd.DataFrame(epochs).to_csv(results / "epochs.csv", index=False)
+        files.write_csv(results / "steps.csv", pd.DataFrame(steps))
+        files.write_csv(results / "epochs.csv", pd.DataFrame(epochs))
         summary = {"best_epoch": best, "parameters": count_parameters(classifier)}
         files.write_json(results / "summary.json", summary)
     recorder.save("measurements/train", {"seconds": seconds, "resumed": resumed is not None})

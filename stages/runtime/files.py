@@ -1,5 +1,6 @@
 """Files that are whole or not there: everything is written under a temporary name, then renamed."""
 
+import csv
 import hashlib
 import json
 import math
@@ -83,6 +84,18 @@ def _finite(value):
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return value
+
+
+def write_csv(path: str | Path, table: pd.DataFrame, quoting: int = csv.QUOTE_MINIMAL) -> None:
+    """Write a table; where it holds any text, all text is to be quoted, else a bare carriage return ends the row."""
+    with new_file(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, with the same line ends on every machine."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_json(path: str | Path) -> dict:

@@ -1,7 +1,6 @@
 """What a stage uses while it runs, once a second: GPU memory, load and power; on a CPU its own memory and load."""
 
 import contextlib
-import csv
 import importlib.metadata
 import os
 import sys
@@ -9,11 +8,12 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pynvml
 import torch
 
-from stages.runtime.files import new_folder, write_json
+from stages.runtime.files import new_folder, write_csv, write_json
 
 GB = 1e9
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
@@ -78,10 +78,10 @@ class Recorder:
             figures: {name: number} of what the stage itself measured; memory and versions are added.
         """
         with new_folder(folder) as temporary:
-            with open(temporary / "usage.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                writer.writeheader()
-                writer.writerows(sorted(self.samples, key=lambda sample: sample["seconds"]))
+            write_csv(
+                temporary / "usage.csv",
+                pd.DataFrame(self.samples, columns=FIELDS).sort_values("seconds", kind="stable"),
+            )
             run = figures | {"gpu": self.summary(), "versions": versions(self.device)}
             write_json(temporary / "run.json", run)
 
