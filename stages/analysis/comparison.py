@@ -15,11 +15,11 @@ FATES = ("fixed", "broken", "both_right", "both_wrong")
 
 
 def case_table(base: pd.DataFrame, tuned: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Every test row with both predictions, their probabilities, two guesses that read no premise, and its fate.
+    """Every test row with both predictions, their probabilities, the guess from the hypothesis alone, and its fate.
 
     Args:
         base, tuned: predictions of the same rows in the same order.
-        train: the training rows, from which the guesses learn.
+        train: the training rows, from which the guess learns.
     """
     premise, hypothesis = TEXTS
     cases = base[["row", *TEXTS]].assign(gold=base["label"])
