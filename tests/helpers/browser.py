@@ -1,13 +1,27 @@
 """Chromium by its own driver: as much of the W3C WebDriver protocol as the tests use."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-MISSING = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+import pytest
+
+
+def _first_there(*names: str) -> str | None:
+    """Path of the first of these programs that is installed."""
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+CHROMIUM = _first_there("chromium", "chromium-browser", "google-chrome")
+DRIVER = _first_there("chromedriver")
+MISSING = [name for name, path in (("chromium or google-chrome", CHROMIUM), ("chromedriver", DRIVER)) if not path]
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -23,52 +37,55 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a ref
 
 
 class Browser:
-    """One session of a browser."""
+    """One session of a browser, of a screen of `width` x `height` pixels.
 
-    def __init__(self, url, width, height):
+    Selectors are CSS's. What the driver refuses, as an element that is not there, raises urllib.error.HTTPError.
+    """
+
+    def __init__(self, url: str, width: int, height: int):
         self.url = url
         screen = {"width": width, "height": height, "pixelRatio": 1, "touch": False}  # a window has 500 pixels at least
-        chrome = {"binary": shutil.which("chromium"), "args": ARGUMENTS, "mobileEmulation": {"deviceMetrics": screen}}
+        chrome = {"binary": CHROMIUM, "args": ARGUMENTS, "mobileEmulation": {"deviceMetrics": screen}}
         options = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
         session = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": options}})
         self.url += f"/session/{session['sessionId']}"
 
-    def ask(self, method, path, value=None):
+    def ask(self, method: str, path: str, value: dict | None = None) -> Any:
         body = None if value is None else json.dumps(value).encode()
         request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"}, method=method)
         with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)["value"]
 
-    def open(self, path):
+    def open(self, path: Path) -> None:
         self.ask("POST", "/url", {"url": path.as_uri()})
 
-    def find(self, selector):
+    def find(self, selector: str) -> str:
         found = self.ask("POST", "/element", {"using": "css selector", "value": selector})
         return f"/element/{found[ELEMENT]}"
 
-    def click(self, selector):
+    def click(self, selector: str) -> None:
         self.ask("POST", f"{self.find(selector)}/click", {})
 
-    def write(self, selector, text):
+    def write(self, selector: str, text: str) -> None:
         self.ask("POST", f"{self.find(selector)}/value", {"text": text})
 
-    def text(self, selector):
+    def text(self, selector: str) -> str:
         return self.ask("GET", f"{self.find(selector)}/text")
 
-    def run(self, script):
+    def run(self, script: str) -> Any:
         return self.ask("POST", "/execute/sync", {"script": script, "args": []})
 
-    def log(self):
+    def log(self) -> list[dict]:
         """What the console said."""
         return self.ask("POST", "/se/log", {"type": "browser"})
 
 
 @contextmanager
-def browser(width, height=900):
-    """A `Browser`, ended with its block."""
-    driver = subprocess.Popen(
-        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+def browser(width: int, height: int = 900) -> Iterator[Browser]:
+    """A `Browser`, ended with its block. Where none is installed the test is skipped; in CI (variable CI) it fails."""
+    if MISSING:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {', '.join(MISSING)}")
+    driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         port = next(found for line in driver.stdout if (found := re.search(r"successfully on port (\d+)", line)))
         session = Browser(f"http://127.0.0.1:{port[1]}", width, height)

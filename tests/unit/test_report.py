@@ -419,7 +419,6 @@ def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "metrics").exists()
 
 
-@pytest.mark.skipif(bool(browser.MISSING), reason=f"not here: {', '.join(browser.MISSING)}")
 @pytest.mark.parametrize("width", [375, 1280])
 def test_the_page_by_clicks(metrics, width):
     cases = pd.read_csv(metrics / "cases.csv")
