@@ -10,6 +10,7 @@ import torch
 from helpers.clone import Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO
+from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 if not torch.cuda.is_available():
@@ -22,12 +23,31 @@ from stages.task.tokens import load_tokenizer
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    """Fast tests first, so that a mistake shows in seconds."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+# Files whose tests share the session's fixture `repro`, and then those that take longest, longest first.
+SHARE_REPRO = ("pipeline/test_pipeline.py", "pipeline/test_dvc_yaml.py", "pipeline/test_predict.py")
+LONGEST = (
+    *SHARE_REPRO, "faults/test_kill.py", "pipeline/test_train_stage.py", "unit/test_predict.py",
+    "pipeline/test_watch.py", "unit/test_report.py", "pipeline/test_determinism.py", "unit/test_hub.py",
+    "unit/test_fused_layers.py",
+)  # fmt: skip
 
 
-def pytest_xdist_make_scheduler(config, log):
+def file_of(item_or_id: pytest.Item | str) -> str:
+    """A test's file, seen from tests/."""
+    return getattr(item_or_id, "nodeid", item_or_id).split("::")[0].removeprefix("tests/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, so that a mistake shows in seconds; where two processes share the tests, the longest files
+    first, so that none is left to one process alone in the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(file_of(item), len(order)))
+    else:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """For `-n 2`: a file's tests in one process, and so those of the files that share the fixture `repro`.
 
     Not by xdist_group: xdist 3.8 does not find the marks of pytest 9.2.
@@ -80,9 +100,9 @@ def nano_copy(tmp_path):
 class ByFixture(LoadScopeScheduling):
     """What runs in one process of several."""
 
-    def _split_scope(self, nodeid):
-        file = nodeid.split("::")[0]
-        return "repro" if file.endswith(("test_dvc_yaml.py", "test_pipeline.py", "test_predict.py")) else file
+    def _split_scope(self, nodeid: str) -> str:
+        file = file_of(nodeid)
+        return "repro" if file in SHARE_REPRO else file
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import re
 import selectors
 import shutil
@@ -13,8 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bitsandbytes
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
@@ -407,43 +404,3 @@ def test_the_plain_lines_take_any_text_for_text(adapter, capsys, monkeypatch):
     _, _, shares = capsys.readouterr().out.strip().partition(" ")
     (ours,) = predict.load(adapter, base_only=False)([tuple(pair.values())])
     assert json.loads(shares) == pytest.approx(list(ours["probabilities"].values()), abs=1e-4)
-
-
-@pytest.mark.slow
-def test_the_readmes_example_is_answered_as_it_says(repro):
-    """The README's own command lines, in the folder that they name; the answer it prints below them."""
-    block = re.search(r"```\n((?:\$ .*\n)+)(.*\n(?: +[\d.]+% \w+\n)+)```", README)
-    commands = re.findall(r"^\$ (.*)$", block[1], re.MULTILINE)
-    assert commands[0] == ". .venv/bin/activate && cd embedded"  # stage_env's PATH has the packages
-    done = subprocess.run(
-        ["bash", "-ec", "\n".join(["cd embedded", *commands[1:]])], cwd=repro.clone.folder, env=stage_env(),
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    label, *shares = done.stdout.splitlines()
-    shown_label, *shown_shares = block[2].splitlines()
-    assert label == shown_label
-    for line, shown in zip(shares, shown_shares, strict=True):
-        (share, name), (shown_share, shown_name) = line.split(), shown.split()
-        assert name == shown_name
-        assert float(share.rstrip("%")) == pytest.approx(float(shown_share.rstrip("%")), abs=1)
-    premise, hypothesis = re.findall(r'"(.*?)"', commands[-1])
-    rows = pd.read_parquet(repro.clone.folder / "embedded/results/tuned/predictions.parquet")
-    row = rows[(rows["premise"] == premise) & (rows["hypothesis"] == hypothesis)]
-    assert [LABELS[gold] for gold in row["label"]] == [label], "one of its test rows, answered rightly"
-
-
-@pytest.mark.slow
-def test_answers_what_eval_lora_wrote(repro):
-    """The pipeline's own adapter, asked for its first test rows."""
-    folder = repro.clone.folder / "embedded"
-    rows = pd.read_parquet(folder / "results/tuned/predictions.parquet").head(100)
-    lines = "".join(json.dumps({"premise": r.premise, "hypothesis": r.hypothesis}) + "\n" for r in rows.itertuples())
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.predict"], cwd=folder, env={**os.environ, "PYTHONPATH": str(repro.clone.folder)},
-        input=lines, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["prediction"] for answer in answers] == [LABELS[label] for label in rows["prediction"]]
-    ours = np.array([list(answer["probabilities"].values()) for answer in answers])
-    assert ours == pytest.approx(rows[[f"p_{name}" for name in LABELS]].to_numpy(), abs=1e-3)
