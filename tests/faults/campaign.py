@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # helpers, stages
 
-from helpers.kill import MOMENTS, STAGES, WAYS, contents, killed_run, small_clone, start
+from helpers.kill import MADE, MOMENTS, STAGES, WAYS, contents, killed_run, small_clone, start
 
 
 def undisturbed(clone):
@@ -41,11 +41,11 @@ def undisturbed(clone):
 
 def wipe(clone):
     """Everything that a run made."""
-    for name in ("data", "models", "runs", "metrics", "checkpoints", "dvc.lock"):
+    for name in (*MADE, "checkpoints", "dvc.lock"):
         path = clone.folder / "embedded" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name in ("cache", "tmp"):
-        shutil.rmtree(clone.folder / ".dvc" / name, ignore_errors=True)
+        shutil.rmtree(clone.folder / "embedded/.dvc" / name, ignore_errors=True)
 
 
 def random_hits(rng, seconds, most):

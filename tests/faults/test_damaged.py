@@ -85,7 +85,7 @@ def evaluations(raw, tmp_path_factory):
             (top / name / "data/tokenized/test.parquet").write_bytes(tokens)
     done = run_stage_in_each("eval_base", [top / name for name in cases])
     for name, outcome in done.items():
-        outcome.written = [path for path in written(top / name) if path.startswith("runs")]
+        outcome.written = [path for path in written(top / name) if path.startswith(("results", "measurements"))]
     return done
 
 

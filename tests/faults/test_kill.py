@@ -50,7 +50,7 @@ def test_killed_in_five_ways_nothing_is_lost_and_nothing_survives(killed):
         ("embedded/dvc.lock", "stages:\n", True),
         ("embedded/dvc.lock", "  tokenize:\n", True),
         ("embedded/dvc.lock", "stages.train_qlora\n", False),
-        (".dvc/tmp/rwlock", "", True),
+        ("embedded/.dvc/tmp/rwlock", "", True),
     ],
 )
 def test_a_file_of_dvcs_own_that_was_cut_costs_no_training(killed, name, ends_after, refused):

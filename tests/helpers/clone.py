@@ -23,7 +23,7 @@ class Clone:
         reads: folder where the stages' parameter reads are written, one file a stage.
     """
 
-    def __init__(self, top, left_out=("tests/",)):
+    def __init__(self, top: Path, left_out: tuple[str, ...] = ("tests/",)):
         self.folder, self.reads = top / "clone", top / "reads"
         self.reads.mkdir()
         self.env = stage_env(
@@ -52,16 +52,18 @@ class Clone:
         self.git("config", "user.email", "test")
         self.commit("as it is")
 
-    def git(self, *arguments):
+    def git(self, *arguments: str) -> str:
+        """Run `git` -> what it printed."""
         done = subprocess.run(["git", *arguments], cwd=self.folder, env=self.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def commit(self, message):
+    def commit(self, message: str) -> None:
+        """Commit all that is there."""
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", message)
 
-    def dvc(self, *arguments, below="embedded", **env):
+    def dvc(self, *arguments: str, below: str = "embedded", **env: str) -> subprocess.CompletedProcess:
         """Run `dvc` -> namespace with returncode, stdout, stderr, and `ran`: the stages that it ran."""
         done = subprocess.run(
             [sys.executable, "-m", "dvc", *arguments], cwd=self.folder / below, env={**self.env, **env},
@@ -70,6 +72,6 @@ class Clone:
         done.ran = re.findall(r"Running stage '(?:.*:)?(\w+)'", done.stdout)
         return done
 
-    def metrics(self):
+    def metrics(self) -> dict[str, dict]:
         """{name: content} of the JSON files in embedded/metrics and its folders."""
         return {path.stem: json.loads(path.read_text()) for path in (self.folder / "embedded/metrics").rglob("*.json")}

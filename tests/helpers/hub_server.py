@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LARGE = (".safetensors", ".parquet")  # announced by SHA-256, as the hub does with large files; others as Git does
@@ -21,7 +22,7 @@ class Hub:
         headers: request headers, in order, of each "get".
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.repos, self.faults, self.seen, self.headers = {}, {}, Counter(), []
         hub = self
 
@@ -47,13 +48,14 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
-    def add(self, kind, name, revision, files, fault=None):
+    def add(self, kind: str, name: str, revision: str, files: dict[str, bytes], fault: Callable | None = None) -> None:
         """Serve `files`, {path: bytes}, as a repository."""
         self.repos[kind, name] = (revision, files)
         if fault:
             self.faults[name] = fault
 
-    def answer(self, request):
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer a request, rightly or by its repository's fault."""
         path = request.path.split("?")[0].strip("/")
         parts = path.split("/")
         api = parts[0] == "api"
@@ -88,7 +90,7 @@ class Hub:
             send_file(request, held, file, files[file])
 
 
-def entry(path, content):
+def entry(path: str, content: bytes) -> dict:
     """A file as the hub lists it."""
     described = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
     if path.endswith(LARGE):
@@ -96,15 +98,15 @@ def entry(path, content):
     return described
 
 
-def sha256(content):
+def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def git_hash(content):
+def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def send(request, content, status=200, **headers):
+def send(request: BaseHTTPRequestHandler, content: bytes | str, status: int = 200, **headers: object) -> None:
     """Answer with a whole body."""
     content = content.encode() if isinstance(content, str) else content
     request.send_response(status)
@@ -115,12 +117,19 @@ def send(request, content, status=200, **headers):
         request.wfile.write(content)
 
 
-def refuse(request, status, code, message="no", **headers):
+def refuse(request: BaseHTTPRequestHandler, status: int, code: str, message: str = "no", **headers: object) -> None:
     """Answer as the hub does where it says no."""
     send(request, json.dumps({"error": message}), status, X_Error_Code=code, X_Error_Message=message, **headers)
 
 
-def send_file(request, revision, path, content, body=None, cut=None):
+def send_file(
+    request: BaseHTTPRequestHandler,
+    revision: str,
+    path: str,
+    content: bytes,
+    body: bytes | None = None,
+    cut: int | None = None,
+) -> None:
     """Answer with a file, or the part of it that is asked for.
 
     Args:

@@ -16,6 +16,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import psutil
 import yaml
@@ -31,10 +35,11 @@ SMALL = {
     "train": {"epochs": EPOCHS},
 }
 STEPS = 10  # an epoch's, of 160 rows less those without a gold label
+MADE = ("data", "models", "results", "measurements", "metrics")  # folders that the stages write
 SURVIVES_AT_MOST = 10  # seconds that a stage may outlive its dvc
 CUT = {  # DVC's own files, which it writes in place, and what it says of one that a kill has cut
     "embedded/dvc.lock": r"dvc\.lock' validation failed",
-    ".dvc/tmp/rwlock": r"rwlock'\. JSON structure is corrupted",
+    "embedded/.dvc/tmp/rwlock": r"rwlock'\. JSON structure is corrupted",
 }
 
 # Where a stage stops itself to be killed: (stage, what is going on, the file operation that is about to happen).
@@ -57,7 +62,7 @@ MOMENTS = [
 ]  # fmt: skip
 
 
-def small_clone(top):
+def small_clone(top: Path) -> Clone:
     """A clone whose embedded parameters make a run short."""
     clone = Clone(top)
     path = clone.folder / "embedded/params.yaml"
@@ -79,12 +84,11 @@ def small_clone(top):
 MEASURED = ("measurements/", "metrics/measurements/", "metrics/usage.json", "metrics/report.html")
 
 
-def contents(clone):
+def contents(clone: Clone) -> dict[str, str]:
     """{file that a stage made: digest of what must not depend on a kill}; of what a run measured of itself, the end."""
     folder = clone.folder / "embedded"
     found = {}
-    tops = ("data", "models", "results", "measurements", "metrics")
-    for path in sorted(path for top in tops for path in (folder / top).rglob("*")):
+    for path in sorted(path for top in MADE for path in (folder / top).rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_dir() or re.search(r"/\.[^/]*\.tmp(/|$)", name):
             continue
@@ -97,7 +101,7 @@ def contents(clone):
     return found
 
 
-def whole_epochs(clone):
+def whole_epochs(clone: Clone) -> int:
     """Epochs that the newest whole checkpoint holds."""
     whole = (clone.folder / "embedded/checkpoints").glob("[!.]*/checkpoint-*/whole")  # a hidden one is being removed
     return max((int(path.parent.name.split("-")[1]) // STEPS for path in whole), default=0)
@@ -106,7 +110,7 @@ def whole_epochs(clone):
 # --- killing ---
 
 
-def start(clone, log, moment=""):
+def start(clone: Clone, log: IO, moment: str = "") -> subprocess.Popen:
     """`dvc repro` in a process group of its own; its stages stop at a moment of `MOMENTS`."""
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro"], cwd=clone.folder / "embedded", env={**clone.env, "STOP_AT": moment},
@@ -114,7 +118,7 @@ def start(clone, log, moment=""):
     )  # fmt: skip
 
 
-def ours(clone):
+def ours(clone: Clone) -> list[psutil.Process]:
     """All living processes of a clone's `dvc repro`."""
     found = []
     for process in psutil.process_iter():
@@ -125,7 +129,7 @@ def ours(clone):
     return found
 
 
-def stage_process(clone):
+def stage_process(clone: Clone) -> tuple[psutil.Process | None, str]:
     """(process, stage) of the stage that is running, or (None, "between stages")."""
     for process in ours(clone):
         with contextlib.suppress(psutil.Error):
@@ -135,7 +139,8 @@ def stage_process(clone):
     return None, "between stages"
 
 
-def is_stopped(clone):
+def is_stopped(clone: Clone) -> bool:
+    """Whether the running stage has stopped itself, at a moment of `MOMENTS`."""
     process, _ = stage_process(clone)
     try:
         return process is not None and process.status() == psutil.STATUS_STOPPED
@@ -143,12 +148,12 @@ def is_stopped(clone):
         return False
 
 
-def is_through(stage, output):
+def is_through(stage: str, output: str) -> bool:
     """Whether `dvc repro`, by its output, has gone on to a stage after this one."""
     return any(f"Running stage '{later}'" in output for later in STAGES[STAGES.index(stage) + 1 :])
 
 
-def strike(clone, dvc, way):
+def strike(clone: Clone, dvc: subprocess.Popen, way: str) -> tuple[str, str, int]:
     """Kill in one of `WAYS`: everything is stopped, looked at, hit, and what is left goes on until it ends itself.
 
     Returns:
@@ -177,7 +182,7 @@ def strike(clone, dvc, way):
     return way, stage, whole_epochs(clone)
 
 
-def remove_cut(clone, output):
+def remove_cut(clone: Clone, output: str) -> str | None:
     """Do what docs/reliability.md says: remove the file of `CUT` that DVC's output complains of; returns its name."""
     for name, complaint in CUT.items():
         if re.search(complaint, output):
@@ -186,7 +191,12 @@ def remove_cut(clone, output):
     return None
 
 
-def killed_run(clone, hits, expected, report=lambda *_: None):
+def killed_run(
+    clone: Clone,
+    hits: Iterable[SimpleNamespace],
+    expected: dict[str, str],
+    report: Callable[[SimpleNamespace, str, str, int], None] = lambda *_: None,
+) -> None:
     """Run, be killed, run again, until a run comes through.
 
     Args:

@@ -9,14 +9,14 @@ from stages.sources.fetch import HUB
 from stages.sources.manifest import describe, is_folder
 
 
-def unpinned_params():
+def unpinned_params() -> dict:
     """The embedded params.yaml as plain dicts, without its pins: these would refuse any other folder."""
     raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
     raw["model"]["revision"] = raw["data"]["revision"] = "none"
     return raw
 
 
-def set_key(raw, key, value):
+def set_key(raw: dict, key: str, value: object) -> None:
     """Set a dotted key in nested dicts."""
     *groups, leaf = key.split(".")
     for group in groups:
@@ -24,12 +24,12 @@ def set_key(raw, key, value):
     raw[leaf] = value
 
 
-def use(raw, key, name):
+def use(raw: dict, key: str, name: str) -> None:
     """Let nested parameters take their model or data from a folder, or from the hub."""
     raw[key]["name"] = name
     raw["watch"][key] = name if is_folder(name) else HUB
 
 
-def manifest_of(folder):
+def manifest_of(folder: Path | str) -> dict:
     """The manifest that `download` would write for a model in a folder."""
     return describe(Path(folder), str(folder), "none", "model")

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 OF_THE_USER = ("params.yaml", "dvc.lock", "metrics", *(f"embedded/{n}" for n in ("params.yaml", "dvc.lock", "metrics")))
 
 
-def _as_git_has(paths):
+def _as_git_has(paths: Iterable[str]) -> tempfile.TemporaryDirectory:
     """A temporary folder with these files and folders as Git's index has them; outside of Git, as they lie here."""
     folder = tempfile.TemporaryDirectory()
     git = shutil.which("git") and subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode == 0

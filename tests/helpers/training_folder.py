@@ -1,6 +1,7 @@
 """A folder in which `train_qlora` runs on a few rows, and the adapter that it made there."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ ROWS = {"train": 32, "validation": 12}
 QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01, "model.name": str(NANO)}
 
 
-def prepare(folder, **changes):
+def prepare(folder: Path, **changes: object) -> Path:
     """A folder in which `train_qlora` can run: parameters, manifest, a few tokenized rows."""
     raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
     for key, value in {**QUICK, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
@@ -30,5 +31,6 @@ def prepare(folder, **changes):
     return folder
 
 
-def adapter_bytes(folder):
+def adapter_bytes(folder: Path) -> dict[str, bytes]:
+    """{file of the adapter: its bytes}."""
     return {path.name: path.read_bytes() for path in (folder / "models/adapter").iterdir()}

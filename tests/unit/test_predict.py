@@ -18,7 +18,7 @@ import yaml
 from helpers import finished_run
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO, ROOT
-from helpers.stages import error_line, stage_env
+from helpers.stages import error_line, run_in_each, stage_env
 from transformers import AutoConfig
 
 from stages import analyze
@@ -321,23 +321,15 @@ def test_a_lone_premise_is_refused(capsys, monkeypatch):
 
 
 def test_no_adapter_is_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.predict", "a", "b"],
-        cwd=tmp_path,
-        env=stage_env(),
-        capture_output=True,
-        text=True,
-    )
+    done = run_in_each(["tools.predict"], [tmp_path], ["a", "b"])[tmp_path.name]
     assert "models/adapter/classifier.json" in error_line(done)
 
 
 def test_works_from_a_copied_folder_without_params(adapter, tmp_path):
     copy = shutil.copytree(adapter, tmp_path / "elsewhere")
-    shown = subprocess.run(
-        [sys.executable, "-m", "tools.predict", *PAIRS[0], "--adapter", str(copy)],
-        cwd=tmp_path, env=stage_env(), capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert shown.splitlines()[0] == predict.load(adapter, base_only=False)(PAIRS[:1])[0]["label"]
+    done = run_in_each(["tools.predict"], [tmp_path], [*PAIRS[0], "--adapter", copy])[tmp_path.name]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == predict.load(adapter, base_only=False)(PAIRS[:1])[0]["label"]
 
 
 def python_block(text):
