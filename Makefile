@@ -29,8 +29,8 @@ lint: setup      ## style and common mistakes
 	ruff format --check .
 
 embedded-assets: setup  ## make embedded/assets anew: the small world's sentences and the nano model
-	PYTHONPATH=embedded python embedded/make_data.py
-	PYTHONPATH=embedded python embedded/make_model.py
+	python embedded/make/everyday_nli.py
+	python embedded/make/nano_phi.py
 
 clean:           ## remove what the stages made, but not what Git or DVC's cache holds
 	rm -rf data models results measurements checkpoints embedded/data embedded/models embedded/results embedded/measurements embedded/checkpoints

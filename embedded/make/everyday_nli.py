@@ -1,6 +1,6 @@
 """Write the data set `assets/everyday-nli`: three parquet files and their data card.
 
-    PYTHONPATH=. python embedded/make_data.py
+    python embedded/make/everyday_nli.py
 
 The words and the rule for the labels are in world.py; this file draws the rows, checks them and writes them.
 """
@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from world import CONTRADICTION, ENTAILMENT, NEUTRAL, PREMISE_VALUES, TREES, pair, remark, scene_for
 
-FOLDER = Path(__file__).parent / "assets" / "everyday-nli"
+FOLDER = Path(__file__).parent.parent / "assets" / "everyday-nli"
 SEED = 2024
 ROWS = {
     "train": 1000,
@@ -136,8 +136,8 @@ It stands in for SNLI where a pipeline is to run in a minute on a CPU. It says n
 
 - Columns: `premise` (string), `hypothesis` (string), `label` (int64). As in SNLI, -1 means that there is no
   gold label; such rows are to be dropped.
-- Made by `embedded/make_data.py` from the grammar in `embedded/world.py`, seed and all: synonyms, hypernyms,
-  negation, numbers, places, activities that exclude each other, and details that the premise leaves open.
+- Made by `embedded/make/everyday_nli.py` from the grammar in `embedded/make/world.py`, seed and all: synonyms,
+  hypernyms, negation, numbers, places, activities that exclude each other, and details that the premise leaves open.
 - One premise tells of one moment and one event, as in SNLI: who is reading is taken not to be eating.
 - Classes are balanced in each split, and no premise occurs twice.
 - The premise is needed: a hypothesis is drawn before its label is looked at, so a bag-of-words model of the

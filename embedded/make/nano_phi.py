@@ -1,6 +1,8 @@
 """Make `assets/nano-phi`: a byte-level tokenizer and a tiny Phi, pretrained on texts of the toy world.
 
-python embedded/make_model.py        (after make_data.py, whose premises are kept out of the texts)
+    python embedded/make/nano_phi.py
+
+After everyday_nli.py: that data set's premises are kept out of the texts.
 """
 
 import os
@@ -11,14 +13,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pandas as pd
 import torch
-from make_data import ANSWERS, pretraining_texts
-from make_data import FOLDER as DATA_FOLDER
+from everyday_nli import ANSWERS, pretraining_texts
+from everyday_nli import FOLDER as DATA_FOLDER
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
-FOLDER = Path(__file__).parent / "assets" / "nano-phi"
+FOLDER = Path(__file__).parent.parent / "assets" / "nano-phi"
 SEED = 2024
 END = "<|endoftext|>"
 VOCABULARY = 1000
@@ -27,7 +29,7 @@ STEPS, BATCH, WARMUP = 1000, 32, 50
 MUON_RATE, ADAM_RATE = 0.02, 3e-3  # in equal steps, Muon got further than AdamW alone
 # Most other words are chance: unweighted, as many texts were not enough to learn what an answer depends on.
 ANSWER_WEIGHT = 20
-CHUNK = 50  # batches of like length are made within so many steps' texts, which keeps simple texts first
+CHUNK = 50  # batches of similar length are made within so many steps' texts, which keeps simple texts first
 IGNORED = -100  # label of padding
 
 
@@ -74,7 +76,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> PhiForCausalLM:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(input ids, labels) of texts of like length; a text ends with the end token."""
+    """(input ids, labels) of texts of similar length; a text ends with the end token."""
     rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
     made = []
     for chunk in (rows[i : i + CHUNK * BATCH] for i in range(0, len(rows), CHUNK * BATCH)):
@@ -141,7 +143,7 @@ else; it is of no use outside tests and demonstrations.
 
 - Shape: {shape}, MLP {c.intermediate_size}, context {LENGTH}, float16 weights.
 - Tokenizer: byte-level BPE, {len(tokenizer)} tokens; an end token and, like phi-2's, no padding token.
-- Made by `embedded/make_model.py`, seed and all: next-token prediction on {STEPS * BATCH:,} texts of the world,
+- Made by `embedded/make/nano_phi.py`, seed and all: next-token prediction on {STEPS * BATCH:,} texts of the world,
   each seen once.
 - The texts: a scene and remarks on it, each answered "Yes.", "Maybe." or "No.", half of them under headings
   such as "Scene:", "Remark:", "Answer:"; and some premises and hypotheses in the classifier's template without
