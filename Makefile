@@ -7,11 +7,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*##/\t/'
 
-setup: .venv/installed  ## .venv with requirements.txt, again only when that file has changed
+setup: .venv/installed  ## .venv with requirements.txt and this project; again only when what it needs has changed
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check -r requirements.txt
+	pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 demo: setup      ## the pipeline at CPU size: about a minute

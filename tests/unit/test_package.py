@@ -1,0 +1,98 @@
+"""pyproject.toml: what the code imports, what requirements.txt pins, and what the package brings with it."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+
+import pytest
+import yaml
+from helpers.project import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
+DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+REQUIREMENTS = (ROOT / "requirements.txt").read_text()
+CODE = [path for top in ("stages", "tools") for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def pinned(lines):
+    """{package: Requirement} of lines of requirements.txt."""
+    found = [Requirement(line.partition("  #")[0]) for line in lines.splitlines() if line and line[0] != "#"]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def imported(path):
+    """Top-level names that a file imports, at its head or in a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_what_the_code_imports_is_declared():
+    own = {"stages", "tools"}
+    names = {name for path in CODE for name in imported(path)} - set(sys.stdlib_module_names) - own
+    assert "torch" in names
+    packages = packages_distributions()
+    packages.setdefault("triton", ["triton"])  # on Linux alone
+    declared = {canonicalize_name(requirement.name) for requirement in NEEDED}
+    missing = {n for n in names if not {canonicalize_name(p) for p in packages.get(n, [])} & declared}
+    assert not missing
+
+
+def test_the_lock_names_the_same_packages_first_and_pins_them_within_their_ranges():
+    first, _, rest = REQUIREMENTS.partition("\n# What those need (`pip freeze`, less the above):")
+    pins = pinned(first)
+    assert pins.keys() == {canonicalize_name(requirement.name) for requirement in (*NEEDED, *DEV)}
+    for requirement in (*NEEDED, *DEV):
+        pin = pins[canonicalize_name(requirement.name)]
+        version = re.fullmatch(r"(?:==|>=)(.+)", str(pin.specifier))[1]
+        assert requirement.specifier.contains(version), requirement
+    assert not pins.keys() & pinned(rest).keys()
+    unpinned = [name for name, pin in {**pins, **pinned(rest)}.items() if not str(pin.specifier).startswith("==")]
+    assert unpinned == ["triton"]
+
+
+def test_the_package_brings_the_files_that_are_no_python():
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    brought = {
+        path for name, globs in data.items() for glob in globs for path in (ROOT / name.replace(".", "/")).glob(glob)
+    }
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "stages", "tools"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert brought == {ROOT / name for name in listed if not name.endswith(".py") and (ROOT / name).exists()}
+    assert brought
+
+
+def test_each_folder_of_code_is_a_package():
+    assert all((folder / "__init__.py").is_file() for folder in {path.parent for path in CODE})
+
+
+def test_the_linter_of_pre_commit_is_the_pinned_one():
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repo["repo"].endswith("/ruff-pre-commit")
+    assert f"ruff=={repo['rev'].removeprefix('v')} " in REQUIREMENTS
+
+
+def test_a_copy_of_the_repository_runs_its_own_code(tmp_path):
+    """`make setup` installs this checkout. A copy, as `dvc exp run --temp` makes one, must not run the checkout's."""
+    try:
+        installed = distribution(PROJECT["name"])
+    except PackageNotFoundError:
+        pytest.skip("the project is not installed in place: run `make setup`")
+    assert json.loads(installed.read_text("direct_url.json"))["dir_info"]["editable"]
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/__init__.py").touch()
+    (tmp_path / "stages/download.py").write_text("print(__file__)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.download"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{tmp_path}/stages/download.py\n"
