@@ -145,6 +145,14 @@ def test_exp_show_lists_both(experiment):
     assert ranks == {8, 16}
 
 
+def test_an_experiment_keeps_the_link_to_the_code(repro, experiment):
+    """DVC would commit a copy of the code in its place; after `dvc exp apply` no change of stages/ would be seen."""
+    commits = repro.clone.git("for-each-ref", "--format=%(objectname)", "refs/exps").split()
+    assert commits
+    for commit in commits:
+        assert repro.clone.git("ls-tree", commit, "embedded/stages").startswith("120000 blob")
+
+
 def test_the_old_rank_comes_back_from_the_run_cache_without_training(repro, back):
     assert "train_qlora" not in back.run.ran
     assert "eval_lora" not in back.run.ran
