@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo repro test lint embedded-assets clean
+.PHONY: help setup demo repro verify test lint embedded-assets clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*##/\t/'
@@ -21,6 +21,9 @@ demo: setup      ## the pipeline at CPU size: about a minute
 
 repro: setup     ## the published recipe: phi-2 on SNLI, on a GPU
 	dvc repro
+
+verify: setup    ## run the pipeline at CPU size anew, and say which results came out as committed
+	python -m tools.verify
 
 test: setup      ## all tests that need no GPU
 	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
