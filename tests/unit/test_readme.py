@@ -1,23 +1,59 @@
-"""README's figures are those of the files that it names."""
+"""README and docs/: tables and figures are those of the files that they name; commands, parameters and links exist."""
 
+import importlib.util
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from dvc.cli import DvcParserError, parse_args
+from helpers.parameters import set_key
 from helpers.project import COMMITTED, ROOT
+
+from stages.analysis.metrics import METRICS
+from stages.runtime import params
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import table
 
-from stages.analysis.metrics import METRICS
-
-README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks/results"
+README = (ROOT / "README.md").read_text()
+SPEED = (ROOT / "docs/speed.md").read_text()
+SPEED_IN_A_LINE = " ".join(SPEED.split())
+NOTEBOOK = (ROOT / "docs/notebook.md").read_text()
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/random-phi-2/README.md")
+}
+COMMAND = r"(?:make|dvc|python|pytest) .+"
+PARAMS = yaml.safe_load((COMMITTED / "params.yaml").read_text())
 
 
-@pytest.mark.parametrize("line", [line for line in table.tables(RESULTS / "h100.json") if line])
-def test_a_line_of_the_speed_tables_is_the_results(line):
-    assert line in README.splitlines()
+def commands(text):
+    """The command lines of a document: in its blocks, and between backticks."""
+    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        shell = [line.removeprefix("$ ") for line in block.splitlines()]
+        yield from (part for line in shell for part in line.split(" && ") if re.fullmatch(COMMAND, part))
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(rf"^    ({COMMAND})$", prose, re.MULTILINE)
+    # A line break in backticks is a space, and "| the same" below such a cell is no command.
+    yield from (code for code in re.findall(r"`([^`]+)`", " ".join(prose.split())) if re.fullmatch(COMMAND, code))
+
+
+def words(command):
+    """A command's words without its comment and what it reads and writes."""
+    return shlex.split(re.split(r" [<>|] ", command)[0], comments=True)
+
+
+COMMANDS = sorted({(name, command) for name, text in DOCUMENTS.items() for command in commands(text)})
+
+
+def figures(text):
+    """All numbers of a text, as written."""
+    return set(re.findall(r"\d[\d,]*(?:\.\d+)?", text.replace(", ", " , ")))
 
 
 def results_of(name):
@@ -26,31 +62,31 @@ def results_of(name):
     return results, {(r["variant"], r["batch_size"]): r for r in reversed(results["training"]) if "error" not in r}
 
 
-def test_what_the_text_says_of_speed_is_the_results():
+@pytest.mark.parametrize("line", [line for line in table.tables(RESULTS / "h100.json") if line])
+def test_a_line_of_the_speed_tables_is_the_results(line):
+    assert line in SPEED.splitlines()
+
+
+def test_the_speeds_that_the_text_names_are_the_results():
     results, lines = results_of("h100.json")
-    text = " ".join(README.split())
     peer, ours, checkpointing = (lines[name, 16] for name in ("trainer at its best", "ours", "ours, checkpointing"))
     notebook = table.notebook_ms(results["training"])[16]
-    assert f"is {notebook / ours['ms_per_step']:.1f} times as fast as the notebook's" in text
-    assert f"and {peer['ms_per_step'] / ours['ms_per_step']:.1f} times as the HF Trainer's" in text
     medians = [r["ms_median"] for r in results["training"] if (r["variant"], r["batch_size"]) == ("notebook", 16)]
-    by_medians = [value / ours["ms_median"] for value in (min(medians), peer["ms_median"])]
-    assert "(by the median blocks, {:.1f} and {:.1f})".format(*by_medians) in text
-    assert f"with checkpointing {notebook / checkpointing['ms_per_step']:.1f} times" in text
+    recorder, limits, fast = results["recorder"], results["limits"], lines["ours", 128]["rows_per_second"]
+    times = [notebook / ours["ms_per_step"], peer["ms_per_step"] / ours["ms_per_step"]]
+    times += [min(medians) / ours["ms_median"], peer["ms_median"] / ours["ms_median"]]
+    times += [notebook / checkpointing["ms_per_step"]]
+    assert {f"{value:.1f}" for value in times} <= figures(SPEED)
+    assert {f"{recorder[key]:.1f}" for key in ("ms_per_step_with", "ms_per_step_without")} <= figures(SPEED)
+    assert f"{recorder['ms_per_sample']:.2f} ms" in SPEED_IN_A_LINE
+    assert f"{limits['product_ms']:.1f} ms" in SPEED_IN_A_LINE and f"{limits['moved_ms']:.1f} ms" in SPEED_IN_A_LINE
+    assert f"{limits['matrix_tflops']:.0f} TFLOP/s" in SPEED_IN_A_LINE
+    assert f"{fast:.0f} rows/s" in SPEED_IN_A_LINE and f"{549_367 / fast / 60:.0f} minutes" in SPEED_IN_A_LINE
     assert checkpointing["peak_allocated_gb"] < lines["notebook", 16]["peak_allocated_gb"]
-    minutes = 549_367 / lines["ours", 128]["rows_per_second"] / 60
-    assert f"{lines['ours', 128]['rows_per_second']:.0f} rows/s" in text and f"would take {minutes:.0f} minutes" in text
-    comments = (COMMITTED / "params.yaml").read_text()
     less, more = (r["peak_allocated_gb"] for r in (checkpointing, ours))
-    times = checkpointing["ms_per_step"] / ours["ms_per_step"]
-    assert f"{less:.1f} GB instead of {more:.1f}, {times:.1f} times the time" in comments
-    recorder, limits = results["recorder"], results["limits"]
-    assert (
-        f"{recorder['ms_per_step_with']:.1f} ms a step with it, {recorder['ms_per_step_without']:.1f} without" in text
-    )
-    assert f"{recorder['ms_per_sample']:.2f} ms for each of its samples" in text
-    assert f"{limits['product_ms']:.1f} ms for its matrix products" in text
-    assert f"{limits['matrix_tflops']:.0f} TFLOP/s), and {limits['moved_ms']:.1f} ms for reading" in text
+    slower = checkpointing["ms_per_step"] / ours["ms_per_step"]
+    comments = (COMMITTED / "params.yaml").read_text()
+    assert f"{less:.1f} GB instead of {more:.1f}, {slower:.1f} times the time" in comments
 
 
 def test_the_other_machines_figures_are_its_results():
@@ -58,10 +94,32 @@ def test_the_other_machines_figures_are_its_results():
     notebook, peer, ours, checkpointing = (
         lines[name, 16]["ms_per_step"] for name in ("notebook", "trainer at its best", "ours", "ours, checkpointing")
     )
-    text = " ".join(README.split())
-    assert f"the notebook's step took {notebook:.0f} ms" in text
-    assert f"ours {ours:.1f}: {notebook / ours:.1f} and {peer / ours:.1f} times" in text
-    assert f"with checkpointing {notebook / checkpointing:.1f}" in text
+    told = {f"{notebook:.0f}", f"{peer:.0f}", f"{ours:.1f}"}
+    assert told | {f"{notebook / value:.1f}" for value in (ours, checkpointing)} <= figures(SPEED)
+    assert f"{peer / ours:.1f}" in figures(SPEED)
+    assert told - {f"{peer:.0f}"} <= figures(README)
+
+
+def test_readmes_table_of_speed_is_the_results():
+    results, lines = results_of("h100.json")
+    notebook = min((r for r in results["training"] if r["variant"] == "notebook" and r["batch_size"] == 16),
+                   key=lambda r: r["ms_per_step"])  # fmt: skip
+    rows = (notebook, *(lines[name, 16] for name in ("trainer at its best", "ours", "ours, checkpointing")))
+    shown = re.findall(r"^\| .* \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert shown == [(table.ms(r["ms_per_step"]), f"{r['peak_allocated_gb']:.1f}") for r in rows]
+    speeds = {r["variant"]: r["rows_per_second"] for r in results["evaluation"]}
+    assert {f"{speeds['ours, tuned']:,.0f}", f"{speeds['notebook, tuned']:.1f}"} <= figures(README)
+
+
+def test_what_a_gpu_run_needs_is_what_was_measured():
+    _, lines = results_of("h100.json")
+    (memory,) = re.findall(r"^\| GPU memory \| (.*) \|$", README, re.MULTILINE)
+    measured = [lines[name, 16]["nvml_used_gb"] for name in ("ours", "ours, dequantizing each", "ours, checkpointing")]
+    assert {f"{gb:.1f}" for gb in measured} <= figures(memory)
+    train = json.loads((ROOT / "benchmarks/random-phi-2/train.json").read_text())
+    assert {f"{train['seconds']:.0f}", f"{train['gpu']['peak_allocated']:.1f}"} <= figures(SPEED)
+    (seconds,) = re.findall(r"says (\d+) s for all six", (ROOT / "benchmarks/random-phi-2/README.md").read_text())
+    assert seconds in figures(README) and seconds in figures(SPEED)
 
 
 def test_the_small_pipelines_scores_are_its_metrics():
@@ -69,3 +127,83 @@ def test_the_small_pipelines_scores_are_its_metrics():
     for start in ("**", *(f"| {metric.title} |" for metric in METRICS[:2])):
         line = next(line for line in report if line.startswith(start))
         assert line in README.splitlines()
+    (gain,) = re.findall(r"\*\*(\S+ → \S+)\*\*", README)
+    assert f"| {gain}, committed in" in README
+    results = json.loads((RESULTS / "embedded-on-h100.json").read_text())
+    base, tuned = (f"{results[name]['accuracy']:.1%}" for name in ("eval_base", "eval_lora"))
+    assert f"| {base} → {tuned} (" in README
+
+
+def test_the_notebooks_figures_are_the_published_ones():
+    published = json.loads((ROOT / "stages/report/published.json").read_text())
+    told = figures(NOTEBOOK)
+    for stage, key in (
+        ("base", "stored"),
+        ("base", "trainable"),
+        ("train", "stored"),
+        ("train", "trainable"),
+    ):
+        assert f"{published[stage]['parameters'][key]:,}" in told
+    best = min(published["train"]["epochs"], key=lambda epoch: epoch["validation_loss"])
+    losses = {f"{loss:.2f}" for loss in (published["train"]["validation_loss"], best["validation_loss"])}
+    assert losses <= told and f"at epoch {best['epoch']}" in NOTEBOOK
+    accuracies = [f"{published[stage]['accuracy']:.0%}" for stage in ("base", "tuned")]
+    assert " -> ".join(accuracies) in NOTEBOOK and all(value in README for value in accuracies)
+    own = json.loads((ROOT / "benchmarks/random-phi-2/train.json").read_text())["parameters"]
+    assert f"{own['trainable']:,}" in told
+
+
+def test_each_fix_has_a_parameter_that_takes_the_notebooks_value():
+    """The last column of the table in docs/notebook.md: `key: value`."""
+    rows = [re.findall(r"`([\w.]+): ([^`]+)`", line.rsplit(" | ", 1)[-1]) for line in NOTEBOOK.splitlines()]
+    fixes = [fix for row in rows if row for fix in row]
+    assert len(fixes) >= 11
+    for key, value in fixes:
+        changed = yaml.safe_load((COMMITTED / "params.yaml").read_text())
+        set_key(changed, key, yaml.safe_load(value))
+        assert params.Params.model_validate(changed) != params.Params.model_validate(PARAMS), key
+
+
+@pytest.mark.parametrize(("document", "command"), COMMANDS)
+def test_a_command_exists(document, command):
+    program, *arguments = words(command)
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "dvc":
+        try:
+            parsed = parse_args(arguments)
+        except DvcParserError as error:
+            pytest.fail(f"{document}: {command}: {error}")
+        for change in getattr(parsed, "set_param", None) or ():
+            value = PARAMS
+            for key in change.partition("=")[0].split("."):
+                value = value[key]
+    elif program == "pytest" or arguments[:2] == ["-m", "pytest"]:
+        assert all((ROOT / word).exists() for word in arguments if word.startswith("tests"))
+    elif arguments[0] == "-m":
+        assert arguments[1] == "venv" or importlib.util.find_spec(arguments[1])
+    else:
+        assert (ROOT / arguments[0]).is_file()
+
+
+def test_commands_are_found():
+    """A search that finds none would let all of the above pass."""
+    assert {"make", "dvc", "python", "pytest"} == {words(command)[0] for _, command in COMMANDS}
+    assert ("README.md", "dvc exp run -S lora.r=8") in COMMANDS
+
+
+def anchors(text):
+    """What a Git host calls a document's headings."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_link_leads_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[document]):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        name = Path(document).parent / path if path else document
+        assert (ROOT / name).exists() or (COMMITTED / name).exists(), target  # metrics/ may be the user's own
+        assert not anchor or anchor in anchors((ROOT / name).read_text()), target
