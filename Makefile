@@ -23,7 +23,7 @@ repro: setup     ## the published recipe: phi-2 on SNLI, on a GPU
 	dvc repro
 
 verify: setup    ## run the pipeline at CPU size anew, and say which results came out as committed
-	python -m tools.verify
+	cd embedded && python -m tools.verify
 
 test: setup      ## all tests that need no GPU
 	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

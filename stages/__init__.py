@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
+import sys
 import warnings
+from pathlib import Path
 
 from stages.runtime import watchdog
 
@@ -17,5 +19,8 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to a
 # Ctrl-C ends a stage at once: Python's KeyboardInterrupt is lost where a library catches everything, as some do while
 # they are imported, and DVC waits for the stage.
 if "DVC_STAGE" in os.environ:
+    here = Path("stages/__init__.py")
+    if here.is_file() and not here.samefile(__file__):  # PYTHONSAFEPATH, or another program put it first
+        sys.exit(f"error: Python imports {Path(__file__).parent}, not the code of this folder; unset PYTHONSAFEPATH")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watchdog.end_with_dvc()  # now, not after the imports, which take seconds

@@ -1,0 +1,141 @@
+"""Everyday DVC and Git around the small pipeline: what must not run again, and no warning where nothing is wrong.
+
+One story, told in order: a run, an experiment, Git's stash and branches, another machine.
+"""
+
+import copy
+import os
+import pty
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from helpers.clone import Clone
+from helpers.parameters import set_key
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"data.train_rows": 96, "data.validation_rows": 30, "data.test_rows": 60, "train.epochs": 1}
+
+
+def quiet(clone, *command):
+    """Run `dvc`: it must succeed, and warn of nothing."""
+    done = clone.dvc(*command)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    assert not [word for word in ("WARNING", "ERROR", "warning:", "No file hash info") if word in printed], printed
+    return done
+
+
+def up_to_date(clone):
+    """DVC finds nothing changed, and `dvc repro` runs no stage and takes nothing from the cache."""
+    assert "up to date" in quiet(clone, "status").stdout
+    done = quiet(clone, "repro")
+    return done.ran == [] and "cached" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """What each step of the story left: {step: outcome}."""
+    top = tmp_path_factory.mktemp("everyday")
+    clone, told = Clone(top), {}
+    path = clone.folder / "embedded/params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    for key, value in SMALL.items():
+        set_key(raw, key, value)
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    quiet(clone, "remote", "add", "--default", "store", str(top / "store"))  # DVC asks an experiment's own commit for it
+    quiet(clone, "repro")
+    clone.commit("a run")
+    told["first"] = up_to_date(clone)
+    told["graph"] = quiet(clone, "dag").stdout
+
+    told["experiment"] = quiet(clone, "exp", "run", "-S", "lora.r=8", "--name", "r8")
+    told["metrics diff"] = quiet(clone, "metrics", "diff").stdout
+    told["experiment again"] = up_to_date(clone)
+    clone.git("stash")
+    quiet(clone, "checkout")
+    told["stashed"] = up_to_date(clone)
+    quiet(clone, "exp", "apply", "r8")
+    told["applied"] = up_to_date(clone)
+    clone.git("checkout", "--", ".")
+    clone.git("stash", "pop")
+    quiet(clone, "checkout")
+    told["popped"] = up_to_date(clone)
+    clone.git("switch", "--quiet", "--create", "r8")
+    clone.commit("r = 8")
+    clone.git("switch", "--quiet", "-")
+    quiet(clone, "checkout")
+    told["other branch"] = up_to_date(clone)
+
+    quiet(clone, "push", "--all-branches")
+    clone.git("clone", "--quiet", "--bare", str(clone.folder), str(top / "bare"))
+    clone.git("remote", "add", "origin", str(top / "bare"))
+    quiet(clone, "exp", "push", "origin", "r8")
+
+    other = copy.copy(clone)
+    other.folder = top / "other"
+    clone.git("clone", "--quiet", str(top / "bare"), str(other.folder))
+    quiet(other, "pull")
+    told["pulled"] = up_to_date(other)
+    quiet(other, "exp", "pull", "origin", "r8")
+    quiet(other, "exp", "apply", "r8")
+    told["pulled experiment"] = up_to_date(other)
+    told["pulled rank"] = yaml.safe_load((other.folder / "embedded/params.yaml").read_text())["lora"]["r"]
+    return SimpleNamespace(clone=clone, **{name.replace(" ", "_"): outcome for name, outcome in told.items()})
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["first", "experiment_again", "stashed", "applied", "popped", "other_branch", "pulled", "pulled_experiment"],
+)
+def test_nothing_runs_again(story, step):
+    assert getattr(story, step)
+
+
+def test_an_experiment_of_a_teammate_is_applied(story):
+    assert story.pulled_rank == 8
+
+
+def test_the_graph_shows_one_pipeline(story):
+    for stage in ("download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"):
+        assert story.graph.count(f" {stage} ") == 1
+
+
+def test_an_experiment_runs_what_depends_on_its_parameter_alone(story):
+    assert story.experiment.ran == ["train_qlora", "eval_lora", "analyze"]
+
+
+def test_the_log_of_a_training_is_a_line_an_epoch(story):
+    printed = story.experiment.stdout + story.experiment.stderr
+    epochs = [line for line in printed.splitlines() if line.startswith("epoch 1 of 1: training loss ")]
+    assert len(epochs) == 1
+    assert "\r" not in printed, "a bar, in a file"
+    assert "{'" not in printed, "a dictionary of the Trainer's"
+
+
+def test_metrics_diff_fits_a_screen_(story):
+    lines = story.metrics_diff.splitlines()
+    assert len(lines) <= 20
+    files = [line.split()[0] for line in lines[1:]]
+    assert {"metrics/scores.json", "metrics/usage.json"} == set(files)
+
+
+def shown(clone, *command, columns=160):
+    """What `dvc` prints on a terminal of this width."""
+    master, slave = pty.openpty()
+    env = clone.env | {"COLUMNS": str(columns), "TERM": "dumb"}
+    done = subprocess.Popen(
+        [sys.executable, "-m", "dvc", *command], cwd=clone.folder / "embedded", env=env, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    printed = b""
+    try:
+        while chunk := os.read(master, 65536):
+            printed += chunk
+    except OSError:  # Linux says so at the end of a terminal
+        pass
+    assert done.wait() == 0, printed
+    return printed.decode()

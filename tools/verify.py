@@ -1,0 +1,113 @@
+"""Run a pipeline anew and say which of its results came out as its committed dvc.lock has them.
+
+    make verify                                     the small pipeline of embedded/
+    python -m tools.verify                          the pipeline of the folder where you are
+
+dvc.lock names every file that a run read and wrote by its hash, so that it is the proof of a run: the same code,
+parameters and inputs give the same results, byte for byte, on the same kind of machine with the same versions. What a
+run measures of itself, seconds and memory, differs each time and is left out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from stages.runtime import errors
+
+LOCK = "dvc.lock"
+MEASURED = ("measurements", "metrics/measurements", "metrics/usage.json", "metrics/report.html")
+VERSIONS = "metrics/measurements/stages.json"
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m tools.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    committed = yaml.safe_load(of_git(LOCK))["stages"]
+    versions = versions_of(of_git(VERSIONS))
+    if subprocess.run([sys.executable, "-m", "dvc", "repro", "--force"], check=False).returncode:
+        raise errors.UserError("the pipeline did not run to its end; nothing can be said of its results")
+    now = yaml.safe_load(Path(LOCK).read_text())["stages"]
+    differing = {name: differences(committed.get(name, {}), stage) for name, stage in now.items()}
+    print("\n" + "\n".join(lines(differing, versions, versions_of(Path(VERSIONS).read_text()))))
+    sys.exit(1 if any(found["outs"] for found in differing.values()) else 0)
+
+
+def of_git(path: str) -> str:
+    """A file of this folder as the last commit has it."""
+    done = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise errors.UserError(f"{path}: the last commit has none here; run the pipeline and commit what it wrote")
+    return done.stdout
+
+
+def versions_of(stages: str) -> dict[str, str]:
+    """The versions and the device with which the model was trained."""
+    return json.loads(stages)["train"]["versions"]
+
+
+def differences(committed: dict, now: dict) -> dict[str, list[str]]:
+    """What differs between two entries of dvc.lock for one stage.
+
+    Returns:
+        {"code", "inputs", "params", "outs", "equal": names}; `outs` and `equal` are the results, without what was
+        measured.
+    """
+
+    def hashes(entry, kind):
+        return {file["path"]: file["md5"] for file in entry.get(kind, [])}
+
+    def changed(before, after):
+        return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+    deps = [path for path in changed(hashes(committed, "deps"), hashes(now, "deps")) if not is_measured(path)]
+    before, after = ({n: h for n, h in hashes(e, "outs").items() if not is_measured(n)} for e in (committed, now))
+    outs = changed(before, after)
+    return {
+        "code": [path for path in deps if path.startswith("stages/")],
+        "inputs": [path for path in deps if not path.startswith("stages/")],
+        "params": changed(*(entry.get("params", {}).get("params.yaml", {}) for entry in (committed, now))),
+        "outs": outs,
+        "equal": [name for name in after if name not in outs],
+    }
+
+
+def is_measured(path: str) -> bool:
+    """Whether a file holds what a run measured of itself."""
+    return f"{path}/".startswith(tuple(f"{name}/" for name in MEASURED))
+
+
+def lines(differing: dict[str, dict], then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """What to say of a run, in words.
+
+    Args:
+        differing: {stage, in their order: `differences`}.
+        then, now: versions of the committed run and of this one.
+    """
+    said = []
+    for stage, found in differing.items():
+        said += [f"{stage}: equal: {', '.join(found['equal'])}"] if found["equal"] else []
+        said += [f"{stage}: DIFFERENT: {', '.join(found['outs'])}"] if found["outs"] else []
+    first = next((stage for stage, found in differing.items() if found["outs"]), None)
+    if first is None:
+        return [*said, "Every result is byte for byte that of the last commit; seconds and memory were measured anew."]
+    found = differing[first]
+    reasons = [f"{kind}: {', '.join(found[kind])}" for kind in ("code", "params", "inputs") if found[kind]]
+    reasons += [
+        f"{name}: {then.get(name, 'none')} then, {now.get(name, 'none')} now"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+    because = "; ".join(reasons) or (
+        "code, parameters, inputs and versions are the same, so it is the machine: "
+        "another processor or GPU rounds sums otherwise"
+    )
+    return [*said, f"The first stage to differ is {first}. What differs before it: {because}."]
+
+
+if __name__ == "__main__":
+    errors.run(main)
