@@ -52,7 +52,6 @@ def main() -> None:
     context = document.context(details, measured, findings, rows, plots, pictures | {"usage": load_picture}, about)
 
     # What was found: the same bytes when the same is run again.
-    files.write_json("metrics/scores.json", comparison.summary(details))
     files.write_json("metrics/details.json", details)
     files.write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows), quoting=csv.QUOTE_NONNUMERIC)
     with files.new_folder("metrics/plots") as folder:
@@ -64,8 +63,8 @@ def main() -> None:
     files.write_text("metrics/report.md", document.markdown(context))
     files.write_text("metrics/model_card.md", card.text(details, about))
 
-    # What the run measured of itself.
-    files.write_json("metrics/usage.json", usage.summary(measured))
+    # What the run measured of itself, and what shows both.
+    files.write_json("metrics/summary.json", comparison.summary(details) | usage.summary(measured))
     with files.new_folder("metrics/measurements") as folder:
         files.write_json(folder / "stages.json", measured)
         files.write_csv(folder / "usage.csv", load)

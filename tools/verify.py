@@ -19,7 +19,7 @@ import yaml
 from stages.runtime import errors
 
 LOCK = "dvc.lock"
-MEASURED = ("measurements", "metrics/measurements", "metrics/usage.json", "metrics/report.html")
+MEASURED = ("measurements", "metrics/measurements", "metrics/summary.json", "metrics/report.html")
 VERSIONS = "metrics/measurements/stages.json"
 
 

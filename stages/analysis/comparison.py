@@ -54,17 +54,20 @@ def comparison(cases: pd.DataFrame, train_gold: np.ndarray, confidence: float) -
 
 
 def summary(details: dict[str, Any]) -> dict[str, float]:
-    """The few scores that runs are compared by, in reading order; details: metrics/details.json."""
+    """The few scores that runs are compared by; details: metrics/details.json.
+
+    DVC sorts by name, so the kind of figure comes first in it: scores before memory and seconds (`usage.summary`).
+    """
     base, train, tuned = (details[name] for name in ("base", "train", "tuned"))
     return {
-        "base_accuracy": base["accuracy"],
-        "tuned_accuracy": tuned["accuracy"],
+        "accuracy_base": base["accuracy"],
         "accuracy_gain": details["comparison"]["accuracy_gain"],
-        "base_f1": base["f1_weighted"],
-        "tuned_f1": tuned["f1_weighted"],
-        "train_loss": train["train_loss"],
-        "validation_loss": train["validation_loss"],
-        "trained_parameters": train["parameters"]["trainable"],
+        "accuracy_tuned": tuned["accuracy"],
+        "f1_base": base["f1_weighted"],
+        "f1_tuned": tuned["f1_weighted"],
+        "loss_train": train["train_loss"],
+        "loss_validation": train["validation_loss"],
+        "parameters_trained": train["parameters"]["trainable"],
     }
 
 

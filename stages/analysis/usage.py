@@ -25,10 +25,10 @@ def summary(measured: dict[str, dict[str, Any]]) -> dict[str, float]:
     """
     train = measured["train"]
     return {
-        "train_seconds": train["seconds"],
-        "train_peak_gb": train["gpu"]["peak"] if "gpu" in train else train["memory_peak_gb"],
-        "eval_base_seconds": measured["base"]["seconds"],
-        "eval_tuned_seconds": measured["tuned"]["seconds"],
+        "peak_gb_train": train["gpu"]["peak"] if "gpu" in train else train["memory_peak_gb"],
+        "seconds_eval_base": measured["base"]["seconds"],
+        "seconds_eval_tuned": measured["tuned"]["seconds"],
+        "seconds_train": train["seconds"],
     }
 
 

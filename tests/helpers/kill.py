@@ -81,7 +81,7 @@ def small_clone(top: Path) -> Clone:
 # --- what is there ---
 
 
-MEASURED = ("measurements/", "metrics/measurements/", "metrics/usage.json", "metrics/report.html")
+MEASURED = ("measurements/", "metrics/measurements/", "metrics/summary.json", "metrics/report.html")
 
 
 def contents(clone: Clone) -> dict[str, str]:

@@ -5,7 +5,6 @@ One story, told in order: a run, an experiment, Git's stash and branches, anothe
 
 import copy
 import os
-import pty
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,6 +13,8 @@ import pytest
 import yaml
 from helpers.clone import Clone
 from helpers.parameters import set_key
+
+from tools.verify import is_measured
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +31,19 @@ def quiet(clone, *command):
 
 
 def up_to_date(clone):
-    """DVC finds nothing changed, and `dvc repro` runs no stage and takes nothing from the cache."""
-    assert "up to date" in quiet(clone, "status").stdout
-    done = quiet(clone, "repro")
-    return done.ran == [] and "cached" not in done.stdout
+    """`dvc repro` finds nothing changed: it runs no stage, and takes nothing from the cache."""
+    return "Data and pipelines are up to date." in quiet(clone, "repro").stdout
+
+
+def lock(clone):
+    return yaml.safe_load((clone.folder / "embedded/dvc.lock").read_text())["stages"]
+
+
+def verify(clone):
+    """Run the tool as `make verify` does; its stages import the clone's own code all the same."""
+    env = clone.env | {"PYTHONPATH": f"{clone.env['PYTHONPATH']}{os.pathsep}{clone.folder}"}
+    command = [sys.executable, "-m", "tools.verify"]
+    return subprocess.run(command, cwd=clone.folder / "embedded", env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +56,11 @@ def story(tmp_path_factory):
     for key, value in SMALL.items():
         set_key(raw, key, value)
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    quiet(clone, "remote", "add", "--default", "store", str(top / "store"))  # DVC asks an experiment's own commit for it
+    quiet(clone, "remote", "add", "--default", "store", str(top / "store"))  # an experiment's own commit must have it
     quiet(clone, "repro")
     clone.commit("a run")
     told["first"] = up_to_date(clone)
+    told["status"] = quiet(clone, "status").stdout
     told["graph"] = quiet(clone, "dag").stdout
 
     told["experiment"] = quiet(clone, "exp", "run", "-S", "lora.r=8", "--name", "r8")
@@ -84,6 +95,10 @@ def story(tmp_path_factory):
     quiet(other, "exp", "apply", "r8")
     told["pulled experiment"] = up_to_date(other)
     told["pulled rank"] = yaml.safe_load((other.folder / "embedded/params.yaml").read_text())["lora"]["r"]
+
+    before = lock(clone)
+    told["verified"] = verify(clone)
+    told["locks"] = before, lock(clone)
     return SimpleNamespace(clone=clone, **{name.replace(" ", "_"): outcome for name, outcome in told.items()})
 
 
@@ -97,6 +112,10 @@ def test_nothing_runs_again(story, step):
 
 def test_an_experiment_of_a_teammate_is_applied(story):
     assert story.pulled_rank == 8
+
+
+def test_the_status_is_one_line(story):
+    assert story.status.strip() == "Data and pipelines are up to date."
 
 
 def test_the_graph_shows_one_pipeline(story):
@@ -116,26 +135,24 @@ def test_the_log_of_a_training_is_a_line_an_epoch(story):
     assert "{'" not in printed, "a dictionary of the Trainer's"
 
 
-def test_metrics_diff_fits_a_screen_(story):
+def test_metrics_diff_fits_a_screen_and_shows_scores_first(story):
     lines = story.metrics_diff.splitlines()
     assert len(lines) <= 20
-    files = [line.split()[0] for line in lines[1:]]
-    assert {"metrics/scores.json", "metrics/usage.json"} == set(files)
+    names = [line.split()[1] for line in lines[1:]]
+    assert "loss_train" in names and "seconds_train" in names
+    first_measured = next(i for i, name in enumerate(names) if name.startswith(("peak_gb", "seconds")))
+    assert all(name.startswith(("peak_gb", "seconds")) for name in names[first_measured:])
 
 
-def shown(clone, *command, columns=160):
-    """What `dvc` prints on a terminal of this width."""
-    master, slave = pty.openpty()
-    env = clone.env | {"COLUMNS": str(columns), "TERM": "dumb"}
-    done = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *command], cwd=clone.folder / "embedded", env=env, stdout=slave, stderr=slave
-    )
-    os.close(slave)
-    printed = b""
-    try:
-        while chunk := os.read(master, 65536):
-            printed += chunk
-    except OSError:  # Linux says so at the end of a terminal
-        pass
-    assert done.wait() == 0, printed
-    return printed.decode()
+def test_a_run_by_force_finds_every_result_equal(story):
+    """On the same machine a lock differs from itself in what was measured, and the tool says so in words."""
+    assert story.verified.returncode == 0, story.verified.stdout + story.verified.stderr
+    assert story.verified.stdout.splitlines()[-1].startswith("Every result is byte for byte that of the last commit")
+    before, after = story.locks
+    files = {
+        stage: [{file["path"]: file["md5"] for file in entry[stage]["outs"]} for entry in (before, after)]
+        for stage in before
+    }
+    changed = {path for old, new in files.values() for path in new if old[path] != new[path]}
+    assert changed >= {"measurements/base", "measurements/train", "measurements/tuned"}, "or it was not run"
+    assert all(is_measured(path) for path in changed)

@@ -71,8 +71,8 @@ def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
 
 
 def test_tuning_turns_a_base_at_chance_into_a_classifier(repro):
-    assert repro.metrics["scores"]["base_accuracy"] <= 0.45
-    assert repro.metrics["scores"]["tuned_accuracy"] >= 0.85
+    assert repro.metrics["summary"]["accuracy_base"] <= 0.45
+    assert repro.metrics["summary"]["accuracy_tuned"] >= 0.85
 
 
 def test_the_metrics_agree_with_one_another(repro):
@@ -106,10 +106,10 @@ def test_another_rank_trains_again_and_nothing_before(experiment):
 
 def test_metrics_diff_shows_the_change(repro, experiment):
     changed = json.loads(experiment.seen["metrics"].stdout)
-    trainable = changed["metrics/scores.json"]["trained_parameters"]
+    trainable = changed["metrics/summary.json"]["parameters_trained"]
     assert trainable["old"] == repro.metrics["details"]["train"]["parameters"]["trainable"]
     assert trainable["new"] == experiment.metrics["details"]["train"]["parameters"]["trainable"] < trainable["old"]
-    assert "base_accuracy" not in changed["metrics/scores.json"], "the base is the same"
+    assert "accuracy_base" not in changed["metrics/summary.json"], "the base is the same"
 
 
 def test_params_diff_shows_the_change(experiment):

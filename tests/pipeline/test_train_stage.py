@@ -167,7 +167,7 @@ def copy_of_the_code(root, **edits):
 
 
 def test_a_killed_training_resumes_in_a_moved_clone_whose_other_stages_were_edited(killed, folders, tmp_path):
-    code = copy_of_the_code(tmp_path, **{"predict.py": ("import json\n", "import json  # edited\n")})
+    code = copy_of_the_code(tmp_path, **{"analyze.py": ("import csv\n", "import csv  # edited\n")})
     done = run_stage_in_each("train_qlora", [killed.top / "moved"], PYTHONPATH=code)["moved"]
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout
@@ -177,7 +177,7 @@ def test_a_killed_training_resumes_in_a_moved_clone_whose_other_stages_were_edit
 def test_a_checkpoint_of_other_code_is_not_resumed(killed, folders, tmp_path):
     max_grad_norm = "        max_grad_norm=group.max_grad_norm,\n"
     edit = (max_grad_norm, f"{max_grad_norm}        adam_beta2=0.9,\n")
-    code = copy_of_the_code(tmp_path, **{"training/training.py": edit})
+    code = copy_of_the_code(tmp_path, **{"training/trainer.py": edit})
     edited, undisturbed = killed.top / "edited", prepare(tmp_path / "undisturbed")
     done = run_stage_in_each("train_qlora", [edited, undisturbed], PYTHONPATH=code)
     assert [outcome.returncode for outcome in done.values()] == [0, 0], done

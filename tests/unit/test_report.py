@@ -109,19 +109,21 @@ def test_numbers(metrics):
 
 def test_what_is_declared_to_dvc_is_few_and_finite(metrics):
     found = details(metrics)
-    scores, usage = (json.loads((metrics / f"{name}.json").read_text()) for name in ("scores", "usage"))
-    assert scores == {
-        "base_accuracy": found["base"]["accuracy"],
-        "tuned_accuracy": found["tuned"]["accuracy"],
+    summary = json.loads((metrics / "summary.json").read_text())
+    assert list(summary) == sorted(summary), "as DVC will sort it: scores first"
+    assert summary == {
+        "accuracy_base": found["base"]["accuracy"],
+        "accuracy_tuned": found["tuned"]["accuracy"],
         "accuracy_gain": found["comparison"]["accuracy_gain"],
-        "base_f1": found["base"]["f1_weighted"],
-        "tuned_f1": found["tuned"]["f1_weighted"],
-        "train_loss": 0.7,
-        "validation_loss": 0.6,
-        "trained_parameters": 1,
+        "f1_base": found["base"]["f1_weighted"],
+        "f1_tuned": found["tuned"]["f1_weighted"],
+        "loss_train": 0.7,
+        "loss_validation": 0.6,
+        "parameters_trained": 1,
+        "peak_gb_train": 4.2,
+        **dict.fromkeys(("seconds_eval_base", "seconds_eval_tuned", "seconds_train"), 12.5),
     }
-    assert usage == {"train_seconds": 12.5, "train_peak_gb": 4.2, "eval_base_seconds": 12.5, "eval_tuned_seconds": 12.5}
-    assert PIPELINE["metrics"] == ["metrics/scores.json", "metrics/usage.json"]
+    assert PIPELINE["metrics"] == ["metrics/summary.json"]
 
 
 def test_what_a_run_measured_of_itself_is_apart_from_what_it_found(tmp_path):
@@ -139,7 +141,7 @@ def test_what_a_run_measured_of_itself_is_apart_from_what_it_found(tmp_path):
         analyze.main()
     second = contents(tmp_path / "metrics")
     measurements = {f"measurements/{name}" for name in ("stages.json", "usage.csv", "usage.png")}
-    assert {name for name in first if first[name] != second[name]} == {"usage.json", "report.html", *measurements}
+    assert {name for name in first if first[name] != second[name]} == {"summary.json", "report.html", *measurements}
 
 
 def test_a_metric_is_one_entry(tmp_path, monkeypatch):

@@ -1,0 +1,84 @@
+"""What `make verify` makes of two locks."""
+
+import copy
+
+import pytest
+import yaml
+from helpers.project import COMMITTED, ROOT
+
+from stages.runtime.errors import UserError
+from tools import verify
+
+LOCK = yaml.safe_load((COMMITTED / "embedded/dvc.lock").read_text())["stages"]
+VERSIONS = {"torch": "2.13.0", "cpu": "AVX2"}
+
+
+def edited(kind, path):
+    """The committed lock with another hash for one file of a kind, in each stage that has it."""
+    stages = copy.deepcopy(LOCK)
+    files = [file for stage in stages.values() for file in stage[kind] if file["path"] == path]
+    assert files
+    for file in files:
+        file["md5"] = "0" * 32
+    return stages
+
+
+def said(now, versions=VERSIONS):
+    differing = {name: verify.differences(LOCK[name], stage) for name, stage in now.items()}
+    return verify.lines(differing, VERSIONS, versions)
+
+
+def test_equal_results_are_named_stage_by_stage():
+    lines = said(LOCK)
+    assert lines[3] == "train_qlora: equal: models/adapter, results/train"
+    assert "DIFFERENT" not in "".join(lines)
+    assert lines[-1].startswith("Every result is byte for byte")
+
+
+@pytest.mark.parametrize("path", ["measurements/train", "metrics/summary.json", "metrics/report.html"])
+def test_what_was_measured_differs_at_will(path):
+    assert said(edited("outs", path)) == said(LOCK)
+
+
+def test_the_first_stage_to_differ_is_named_with_what_differs_before_it():
+    now = edited("outs", "results/train")
+    for file in now["analyze"]["outs"]:
+        file["md5"] = "0" * 32
+    lines = said(now, VERSIONS | {"torch": "2.14.0"})
+    assert "train_qlora: DIFFERENT: results/train" in lines
+    assert lines[-1].startswith("The first stage to differ is train_qlora.")
+    assert "torch: 2.13.0 then, 2.14.0 now" in lines[-1]
+
+
+def test_where_nothing_else_differs_it_is_the_machine():
+    assert "so it is the machine" in said(edited("outs", "results/base"))[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda now: now["eval_base"]["deps"].append({"path": "stages/model", "md5": "x"}), "code: stages/model"),
+        (lambda now: now["eval_base"]["params"]["params.yaml"].update(seed=7), "params: seed"),
+    ],
+    ids=["code", "parameters"],
+)
+def test_other_code_and_other_parameters_are_named(change, words):
+    now = edited("outs", "results/base")
+    change(now)
+    assert words in said(now)[-1]
+
+
+def test_a_folder_without_a_committed_run_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"dvc\.lock: the last commit has none here"):
+        verify.of_git("dvc.lock")
+
+
+def test_every_out_is_a_result_or_measured_and_not_both():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    outs = [out if isinstance(out, str) else next(iter(out)) for stage in stages.values() for out in stage["outs"]]
+    measured = {out for out in outs if verify.is_measured(out)}
+    assert measured == {
+        "measurements/base", "measurements/train", "measurements/tuned",
+        "metrics/summary.json", "metrics/measurements", "metrics/report.html",
+    }  # fmt: skip
