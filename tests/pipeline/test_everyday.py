@@ -5,6 +5,8 @@ One story, told in order: a run, an experiment, Git's stash and branches, anothe
 
 import copy
 import os
+import re
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from helpers.clone import Clone
 from helpers.parameters import set_key
+from helpers.project import ROOT
 
 from tools.verify import is_measured
 
@@ -66,6 +69,8 @@ def story(tmp_path_factory):
     told["experiment"] = quiet(clone, "exp", "run", "-S", "lora.r=8", "--name", "r8")
     told["metrics diff"] = quiet(clone, "metrics", "diff").stdout
     told["experiment again"] = up_to_date(clone)
+    command = re.search(r"^dvc (exp show .*?)  +#", (ROOT / "README.md").read_text(), re.MULTILINE)[1]
+    told["shown"] = clone.dvc(*shlex.split(command), "--no-pager", COLUMNS="160").stdout
     clone.git("stash")
     quiet(clone, "checkout")
     told["stashed"] = up_to_date(clone)
@@ -112,6 +117,14 @@ def test_nothing_runs_again(story, step):
 
 def test_an_experiment_of_a_teammate_is_applied(story):
     assert story.pulled_rank == 8
+
+
+def test_readmes_table_of_experiments_fits_160_columns(story):
+    lines = story.shown.splitlines()
+    assert max(map(len, lines)) <= 160
+    assert "…" not in story.shown, "a column that did not fit"
+    assert "loss_validation" in lines[1] and "lora.r" in lines[1]
+    assert any("[r8]" in line for line in lines)
 
 
 def test_the_status_is_one_line(story):
