@@ -73,7 +73,7 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
 
 
 def manifest_of(folder: Path, key: str) -> dict:
-    """The manifest of a folder with a "model" or a "dataset"."""
+    """The manifest of a folder; key: what it holds, "model" or "data"."""
     return fetch(SimpleNamespace(name=str(folder), revision=""), key, str(folder))[1]
 
 

@@ -1,4 +1,4 @@
-"""README's tables of speed and memory, made from a result of benchmarks/compare.py.
+"""The tables of speed and memory in README.md and docs/speed.md, made from a result of benchmarks/compare.py.
 
 python benchmarks/table.py benchmarks/results/h100.json
 """

@@ -28,7 +28,7 @@ SHARE_REPRO = ("pipeline/test_pipeline.py", "pipeline/test_dvc_yaml.py", "pipeli
 LONGEST = (
     *SHARE_REPRO, "faults/test_kill.py", "pipeline/test_train_stage.py", "unit/test_predict.py",
     "pipeline/test_watch.py", "unit/test_report.py", "pipeline/test_determinism.py", "unit/test_hub.py",
-    "unit/test_fused_layers.py",
+    "unit/test_kernels.py",
 )  # fmt: skip
 
 

@@ -5,7 +5,8 @@
 
 dvc.lock names every file that a run read and wrote by its hash, so that it is the proof of a run: the same code,
 parameters and inputs give the same results, byte for byte, on the same kind of machine with the same versions. What a
-run measures of itself, seconds and memory, differs each time and is left out.
+run measures of itself, seconds and memory, differs each time and is left out. Exit code 0: every result is equal.
+The run's own dvc.lock and metrics are left in the workspace; `git restore .` brings the committed ones back.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from stages.runtime import errors
 LOCK = "dvc.lock"
 MEASURED = ("measurements", "metrics/measurements", "metrics/summary.json", "metrics/report.html")
 VERSIONS = "metrics/measurements/stages.json"
+MEASURED_BY = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}  # the names of stages there
 
 
 def main() -> None:
@@ -28,12 +30,12 @@ def main() -> None:
         prog="python -m tools.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     committed = yaml.safe_load(of_git(LOCK))["stages"]
-    versions = versions_of(of_git(VERSIONS))
+    versions = json.loads(of_git(VERSIONS))
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--force"], check=False).returncode:
         raise errors.UserError("the pipeline did not run to its end; nothing can be said of its results")
     now = yaml.safe_load(Path(LOCK).read_text())["stages"]
     differing = {name: differences(committed.get(name, {}), stage) for name, stage in now.items()}
-    print("\n" + "\n".join(lines(differing, versions, versions_of(Path(VERSIONS).read_text()))))
+    print("\n" + "\n".join(lines(differing, versions, json.loads(Path(VERSIONS).read_text()))))
     sys.exit(1 if any(found["outs"] for found in differing.values()) else 0)
 
 
@@ -43,11 +45,6 @@ def of_git(path: str) -> str:
     if done.returncode:
         raise errors.UserError(f"{path}: the last commit has none here; run the pipeline and commit what it wrote")
     return done.stdout
-
-
-def versions_of(stages: str) -> dict[str, str]:
-    """The versions and the device with which the model was trained."""
-    return json.loads(stages)["train"]["versions"]
 
 
 def differences(committed: dict, now: dict) -> dict[str, list[str]]:
@@ -81,12 +78,12 @@ def is_measured(path: str) -> bool:
     return f"{path}/".startswith(tuple(f"{name}/" for name in MEASURED))
 
 
-def lines(differing: dict[str, dict], then: dict[str, str], now: dict[str, str]) -> list[str]:
+def lines(differing: dict[str, dict], then: dict[str, dict], now: dict[str, dict]) -> list[str]:
     """What to say of a run, in words.
 
     Args:
         differing: {stage, in their order: `differences`}.
-        then, now: versions of the committed run and of this one.
+        then, now: metrics/measurements/stages.json of the committed run and of this one, for their versions.
     """
     said = []
     for stage, found in differing.items():
@@ -94,8 +91,12 @@ def lines(differing: dict[str, dict], then: dict[str, str], now: dict[str, str])
         said += [f"{stage}: DIFFERENT: {', '.join(found['outs'])}"] if found["outs"] else []
     first = next((stage for stage, found in differing.items() if found["outs"]), None)
     if first is None:
-        return [*said, "Every result is byte for byte that of the last commit; seconds and memory were measured anew."]
-    found = differing[first]
+        return [
+            *said,
+            "Every result is byte for byte that of the committed dvc.lock; seconds and memory were measured anew.",
+        ]
+    found, measured = differing[first], MEASURED_BY.get(first, "train")
+    then, now = (run[measured]["versions"] for run in (then, now))
     reasons = [f"{kind}: {', '.join(found[kind])}" for kind in ("code", "params", "inputs") if found[kind]]
     reasons += [
         f"{name}: {then.get(name, 'none')} then, {now.get(name, 'none')} now"
@@ -103,8 +104,8 @@ def lines(differing: dict[str, dict], then: dict[str, str], now: dict[str, str])
         if then.get(name) != now.get(name)
     ]
     because = "; ".join(reasons) or (
-        "code, parameters, inputs and versions are the same, so it is the machine: "
-        "another processor or GPU rounds sums otherwise"
+        "nothing that is recorded (code, parameters, inputs, these versions); so it is the machine, whose processor or "
+        "GPU rounds sums otherwise, or the version of another package"
     )
     return [*said, f"The first stage to differ is {first}. What differs before it: {because}."]
 

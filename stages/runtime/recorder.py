@@ -148,7 +148,6 @@ def versions(device: torch.device) -> dict[str, str]:
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Triton comes with PyTorch for CUDA alone
             found[library] = importlib.metadata.version(library)
-    found["cpu"] = torch.backends.cpu.get_cpu_capability()  # the instructions that PyTorch's kernels are chosen by
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        return found | {"gpu": torch.cuda.get_device_name(device)}
+    return found | {"cpu": torch.backends.cpu.get_cpu_capability()}  # instructions by which PyTorch chooses its kernels

@@ -38,13 +38,14 @@ def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
         folder = hub.download(source.name, source.revision, key, PATTERNS[key])
         manifest = describe(folder, source.name, source.revision, key)
         hub.check_announced(folder, manifest, key)
-    check_whole(folder, manifest, key)
+        check_whole(folder, manifest, key)
     return folder, manifest
 
 
 def _from_folder(source, key, watched):
     folder = local(source.name)
     manifest = describe(folder, source.name, source.revision, key)
+    check_whole(folder, manifest, key)  # first: the digest of a part is nothing to pin
     wrong = []
     if Path(watched) != folder:
         wrong.append(f"watch.{key}: {watched}, but {key}.name is a folder; set watch.{key}: {folder}")

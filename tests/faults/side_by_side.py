@@ -48,7 +48,7 @@ def alone(top, ranks):
 
 
 def metrics(read):
-    return {name: json.loads(read(name)) for name in ("scores", "details")}
+    return {name: json.loads(read(name)) for name in ("details",)}
 
 
 def workspace(clone):

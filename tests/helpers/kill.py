@@ -25,6 +25,7 @@ import psutil
 import yaml
 
 from helpers.clone import Clone
+from tools.verify import is_measured
 
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 WAYS = ["SIGKILL to the stage", "SIGKILL to dvc", "SIGKILL to all", "SIGTERM to the stage", "Ctrl-C"]
@@ -47,7 +48,7 @@ MOMENTS = [
     ("download", "before the tables get their name", r"os.rename \S+ data/raw "),
     ("download", "between two outs", r"os.rename \S+ data/source.json "),
     ("tokenize", "before the tables get their name", r"os.rename \S+ data/tokenized "),
-    ("eval_base", "before the predictions get their name", r"os.rename \S+ measurements/base "),
+    ("eval_base", "between results and measurements", r"os.rename \S+ measurements/base "),
     ("train_qlora", "in the first checkpoint's save", rf"open \S+/checkpoint-{STEPS}/trainer_state.json "),
     ("train_qlora", "in a later checkpoint's save", rf"open \S+/checkpoint-{2 * STEPS}/adapter_config.json "),
     ("train_qlora", "before a checkpoint is marked as whole", rf"open \S+/checkpoint-{3 * STEPS}/whole "),
@@ -57,7 +58,7 @@ MOMENTS = [
     ("train_qlora", "before the checkpoints are removed", r"os.rename checkpoints/\w+ "),
     ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree checkpoints/\.\w+\.old"),
     ("eval_lora", "before the predictions get their name", r"os.rename \S+ results/tuned "),
-    ("analyze", "between two metrics", r"os.rename \S+ metrics/details.json "),
+    ("analyze", "between two metrics", r"os.rename \S+ metrics/model_card.md "),
     ("analyze", "while the report is written", r"open metrics/\.report.html"),
 ]  # fmt: skip
 
@@ -81,9 +82,6 @@ def small_clone(top: Path) -> Clone:
 # --- what is there ---
 
 
-MEASURED = ("measurements/", "metrics/measurements/", "metrics/summary.json", "metrics/report.html")
-
-
 def contents(clone: Clone) -> dict[str, str]:
     """{file that a stage made: digest of what must not depend on a kill}; of what a run measured of itself, the end."""
     folder = clone.folder / "embedded"
@@ -95,7 +93,7 @@ def contents(clone: Clone) -> dict[str, str]:
         content = path.read_bytes()
         if name.endswith(".json"):
             json.loads(content)  # a half-written one is no JSON
-        if name.startswith(MEASURED):
+        if is_measured(name):
             content = content[-1:] if path.suffix in (".csv", ".json") else content[-8:]
         found[name] = hashlib.sha256(content).hexdigest()
     return found
@@ -231,7 +229,7 @@ def killed_run(
         struck = running and dvc.returncode != 0  # else it was through, or at its very end
         output = log.read_text()
         if resume_at:
-            trained = output.count("'eval_loss'")
+            trained = len(re.findall(r"^epoch \d+ of \d+: ", output, re.MULTILINE))
             resumed = re.search(r"resuming from \S+/checkpoint-(\d+)\n", output)
             if resumed or trained or stage != "train_qlora":  # not hit again before it began
                 assert resumed and int(resumed[1]) == resume_at * STEPS, f"not resumed where it was:\n{output}"

@@ -12,9 +12,6 @@ DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = DVC_YAML["stages"]
 PARAMS = yaml.safe_load((COMMITTED / "params.yaml").read_text())
 
-# Leaves that a stage lists and does not read when it runs on a CPU, each with the place that reads it.
-READ_ON_A_GPU_ALONE = {}
-
 
 def imported(path):
     """Files of the project that a file imports, itself and its package included, directly or by way of others."""
@@ -108,7 +105,7 @@ def test_metrics_and_plots_are_outs_of_analyze():
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_lists_the_parameters_that_it_reads(repro, stage):
     read = repro.reads[stage]
-    listed = listed_leaves(stage) - READ_ON_A_GPU_ALONE.get(stage, set())
+    listed = listed_leaves(stage)
     assert read - listed == set(), "read, but not listed: DVC would not run the stage again"
     assert listed - read == set(), "listed, but not read: DVC would run the stage again for nothing"
 

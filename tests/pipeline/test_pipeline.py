@@ -66,7 +66,7 @@ def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
         "models/adapter/adapter_model.safetensors",
     ):  # fmt: skip
         assert (repro.clone.folder / "embedded" / path).is_file(), path
-    assert {"scores", "usage", "details", "stages"} <= set(repro.metrics)
+    assert {"summary", "details", "stages"} <= set(repro.metrics)
     assert {"data", "base", "train", "tuned", "comparison"} == set(repro.metrics["details"])
 
 

@@ -25,6 +25,18 @@ def imports(file: Path) -> set[Path]:
     return found & set(FILES)
 
 
+KNOWS = {  # the rooms below that a room may import
+    "report": {"analysis", "task", "sources", "runtime"},
+    "analysis": {"task"},
+    "training": {"kernels", "task", "runtime"},
+    "model": {"kernels", "task", "sources", "runtime"},
+    "kernels": {"runtime"},
+    "task": {"sources", "runtime"},
+    "sources": {"runtime"},
+    "runtime": set(),
+}
+
+
 def floor(file: Path) -> int:
     """0 for a stage or a tool, else the place of its room."""
     return ROOMS.index(file.parts[1]) + 1 if len(file.parts) == 3 else 0
@@ -40,6 +52,12 @@ def test_an_import_runs_downwards(file):
         return
     upwards = {other for other in imports(file) if floor(other) < floor(file)}
     assert upwards == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_knows_few_others(room):
+    others = {other.parts[1] for file in FILES if file.parts[1] == room for other in imports(file)}
+    assert others - {room} <= KNOWS[room]
 
 
 def test_no_files_import_each_other_in_a_circle():

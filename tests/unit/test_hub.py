@@ -378,13 +378,15 @@ def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_l
         ["model.safetensors.index.json", "other.safetensors"],
     ],
 )
-def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, left):
+@pytest.mark.parametrize("revision", ["none", "0" * 64])
+def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, capsys, left, revision):
     for name in left:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"weight_map": {"w": "model-00002-of-00002.safetensors"}}')
     kind = "data" if "data" in left[0] else "model"
     with pytest.raises(UserError, match="fetch or copy it whole"):
-        fetch(SimpleNamespace(name=str(tmp_path), revision="none"), kind, str(tmp_path))
+        fetch(SimpleNamespace(name=str(tmp_path), revision=revision), kind, str(tmp_path))
+    assert capsys.readouterr().out == "", "no digest of a part, to be pinned"
 
 
 # --- hashes of large files ---

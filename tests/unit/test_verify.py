@@ -10,7 +10,7 @@ from stages.runtime.errors import UserError
 from tools import verify
 
 LOCK = yaml.safe_load((COMMITTED / "embedded/dvc.lock").read_text())["stages"]
-VERSIONS = {"torch": "2.13.0", "cpu": "AVX2"}
+VERSIONS = {name: {"versions": {"torch": "2.13.0", "cpu": "AVX2"}} for name in ("base", "train", "tuned")}
 
 
 def edited(kind, path):
@@ -44,7 +44,7 @@ def test_the_first_stage_to_differ_is_named_with_what_differs_before_it():
     now = edited("outs", "results/train")
     for file in now["analyze"]["outs"]:
         file["md5"] = "0" * 32
-    lines = said(now, VERSIONS | {"torch": "2.14.0"})
+    lines = said(now, VERSIONS | {"train": {"versions": {"torch": "2.14.0", "cpu": "AVX2"}}})
     assert "train_qlora: DIFFERENT: results/train" in lines
     assert lines[-1].startswith("The first stage to differ is train_qlora.")
     assert "torch: 2.13.0 then, 2.14.0 now" in lines[-1]
