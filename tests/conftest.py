@@ -26,9 +26,9 @@ torch.set_num_threads(1)
 # Files whose tests share the session's fixture `repro`, and then those that take longest, longest first.
 SHARE_REPRO = ("pipeline/test_pipeline.py", "pipeline/test_dvc_yaml.py", "pipeline/test_predict.py")
 LONGEST = (
-    *SHARE_REPRO, "faults/test_kill.py", "pipeline/test_train_stage.py", "unit/test_predict.py",
-    "pipeline/test_watch.py", "unit/test_report.py", "pipeline/test_determinism.py", "unit/test_hub.py",
-    "unit/test_kernels.py",
+    *SHARE_REPRO, "pipeline/test_everyday.py", "faults/test_kill.py", "pipeline/test_train_stage.py",
+    "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_report.py", "pipeline/test_determinism.py",
+    "unit/test_hub.py", "unit/test_kernels.py",
 )  # fmt: skip
 
 
