@@ -21,11 +21,11 @@ class Clock(TrainerCallback):
     def __init__(self, warm_up: int, block: int) -> None:
         self.warm_up, self.block, self.times = warm_up, block, []
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()  # captures are to count, loading is not
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step >= self.warm_up and (state.global_step - self.warm_up) % self.block == 0:
             torch.cuda.synchronize()
             self.times.append(time.perf_counter())
@@ -40,7 +40,7 @@ class RecorderByTurns(Clock):
 
     recorder = None
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         ended = len(self.times)
         super().on_step_end(args, state, control, **kwargs)
         if len(self.times) == ended:

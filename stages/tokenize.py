@@ -1,5 +1,7 @@
 """Stage `tokenize`: rows chosen, unlabelled rows dropped, premise and hypothesis put into the template, tokens."""
 
+import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from stages.runtime import errors, files, params
@@ -31,21 +33,21 @@ def main() -> None:
     files.write_json("data/summary.json", summary)
 
 
-def choose(rows, split, samples):
+def choose(rows: pd.DataFrame, split: str, samples: int | None) -> pd.DataFrame:
     try:
         return dataset.choose(rows, samples)
     except errors.UserError as error:
         raise errors.UserError(f"params.yaml: data.{split}_rows: {samples}: {error}") from error
 
 
-def with_label(rows, split, unlabelled):
+def with_label(rows: pd.DataFrame, split: str, unlabelled: str) -> pd.DataFrame:
     labelled = dataset.resolve_unlabelled(rows, unlabelled)
     if labelled.empty:
         raise errors.UserError(f"data: split '{split}': column 'label' is -1 (no gold label) in every chosen row")
     return labelled
 
 
-def padding(lengths, p):
+def padding(lengths: np.ndarray, p: params.Params) -> dict[str, float]:
     """Share of padding in training batches: as set, padded to the batch in random order, and padded to `max_length`."""
     size, longest = p.train.batch_size, p.tokenize.max_length
     mixed = batching.random_order(len(lengths), [p.seed, 0])

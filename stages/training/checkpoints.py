@@ -18,7 +18,7 @@ WHOLE = "whole"  # marks a checkpoint that was written to its end
 class WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint as whole once it is; keeps the best and the last."""
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args, state, control, **kwargs) -> None:
         folder = Path(args.output_dir)
         last = folder / f"checkpoint-{state.global_step}"
         (last / WHOLE).touch()

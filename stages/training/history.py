@@ -17,30 +17,30 @@ class History(TrainerCallback):
     def __init__(self, trainer: Trainer, recorder: Recorder):
         self.trainer, self.recorder = trainer, recorder
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         self.recorder.phase = f"epoch_{round(state.epoch) + 1}"
         self.begun = time.perf_counter()
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
         losses = torch.stack(self.trainer.step_losses).float().tolist()
         self.trainer.step_losses.clear()
         first = state.global_step - len(losses) + 1
         state.log_history += [{"step": first + i, "step_loss": loss} for i, loss in enumerate(losses)]
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
         state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.begun})
 
 
 class Progress(TrainerCallback):
     """A line for each epoch in place of the Trainer's dictionaries; on a terminal a bar of the steps beside it."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
         epoch = history(state)[1][-1]
         self.bar.write(
             f"epoch {epoch['epoch']} of {round(state.num_train_epochs)}: "
@@ -48,7 +48,7 @@ class Progress(TrainerCallback):
             f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
         )
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, **kwargs) -> None:
         self.bar.close()
 
 

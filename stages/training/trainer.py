@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
@@ -24,7 +25,7 @@ class EpochOrder(Sampler):
         self.lengths, self.batch_size, self.group_by_length, self.seed = lengths, batch_size, group_by_length, seed
         self.epoch = 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self):
@@ -56,7 +57,7 @@ class ClassifierTrainer(Trainer):
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
         return EpochOrder(lengths, self.args.train_batch_size, self.group_by_length, self.args.seed)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.cuda_graphs and self.fast_step is None:
             self.fast_step = self._make_fast_step(model)
         if self.fast_step is None:
@@ -84,7 +85,7 @@ class ClassifierTrainer(Trainer):
             print(f"training without CUDA graphs: {error}")
             return None
 
-    def floating_point_ops(self, inputs):
+    def floating_point_ops(self, inputs) -> int:
         return 0  # counting parameters at each step takes the host longer than launching the step
 
 

@@ -82,9 +82,9 @@ class Browser:
 
 @contextmanager
 def browser(width: int, height: int = 900) -> Iterator[Browser]:
-    """A `Browser`, ended with its block. Where none is installed the test is skipped; in CI (variable CI) it fails."""
+    """A `Browser`, ended with its block. Where none is installed the test is skipped; on GitHub it fails."""
     if MISSING:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {', '.join(MISSING)}")
+        (pytest.fail if os.environ.get("GITHUB_ACTIONS") else pytest.skip)(f"not installed: {', '.join(MISSING)}")
     driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         port = next(found for line in driver.stdout if (found := re.search(r"successfully on port (\d+)", line)))
