@@ -1,6 +1,7 @@
-"""What `make verify` makes of two locks."""
+"""What `make verify` makes of two locks; the committed metrics are those that the committed lock names."""
 
 import copy
+import hashlib
 
 import pytest
 import yaml
@@ -82,3 +83,11 @@ def test_every_out_is_a_result_or_measured_and_not_both():
         "measurements/base", "measurements/train", "measurements/tuned",
         "metrics/summary.json", "metrics/measurements", "metrics/report.html",
     }  # fmt: skip
+
+
+def test_the_committed_metrics_are_those_of_the_committed_lock():
+    """verify compares locks: a report of another run beside the lock would pass it."""
+    hashes = {out["path"]: out["md5"] for out in LOCK["analyze"]["outs"] if not out["md5"].endswith(".dir")}
+    assert {"metrics/summary.json", "metrics/details.json", "metrics/report.md"} <= set(hashes)
+    for path, md5 in hashes.items():
+        assert hashlib.md5((COMMITTED / "embedded" / path).read_bytes()).hexdigest() == md5, path
