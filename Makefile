@@ -35,6 +35,7 @@ lint: setup      ## style and common mistakes
 embedded-assets: setup  ## make embedded/assets anew: the small world's sentences and the nano model
 	python embedded/make/everyday_nli.py
 	python embedded/make/nano_phi.py
+	python embedded/make/examples.py
 
 clean:           ## remove what the stages made, but not what Git or DVC's cache holds
 	rm -rf data models results measurements checkpoints embedded/data embedded/models embedded/results embedded/measurements embedded/checkpoints
