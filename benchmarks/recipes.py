@@ -25,7 +25,8 @@ from stages.model.adapter import add_lora
 from stages.model.base import load_base
 from stages.runtime.params import Params
 from stages.sources.fetch import fetch
-from stages.task import batching, dataset, tokens
+from stages.task import batching, dataset, source, tokens
+from stages.task.task import Task
 from stages.training.trainer import make_trainer
 
 OUT = str(Path(tempfile.gettempdir()) / "benchmark")  # Trainers want a folder; nothing is saved
@@ -45,6 +46,7 @@ class Inputs:
     folder: Path
     manifest: dict
     tokenizer: PreTrainedTokenizerBase
+    task: Task
     rows: dict[str, list[dict]]
     params: Params
 
@@ -53,9 +55,10 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     """1,000 training rows, evenly spaced as published, and all test rows."""
     manifest = manifest_of(model_folder, "model")
     tokenizer = tokens.load_tokenizer(manifest)
-    splits = dataset.load_splits(data_folder, manifest_of(data_folder, "data")["files"])
-    train = dataset.resolve_unlabelled(dataset.choose(splits["train"], 1000), "drop")
-    test = dataset.resolve_unlabelled(splits["test"], "drop")
+    splits = source.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
+    task, rows = dataset.take_rows(splits, p.data, tokens.columns_of(p.tokenize.template))
+    train = dataset.resolve_unlabelled(dataset.choose(rows["train"], 1000), "drop", task)
+    test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
     def examples(rows, template):
         return batching.as_examples(tokens.tokenize(rows, tokenizer, template, p.tokenize.max_length))
@@ -69,7 +72,7 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
         "ours": examples(train, p.tokenize.template),
         "test": examples(test, p.tokenize.template),
     }
-    return Inputs(model_folder, manifest, tokenizer, rows, p)
+    return Inputs(model_folder, manifest, tokenizer, task, rows, p)
 
 
 def manifest_of(folder: Path, key: str) -> dict:
@@ -97,7 +100,9 @@ def peer_model(inputs: Inputs) -> PeftModel:
 
 def our_base(inputs: Inputs) -> PreTrainedModel:
     """Ours, as params.yaml has it."""
-    return load_base(inputs.manifest, inputs.params.model, DEVICE, inputs.params.seed, inputs.tokenizer)
+    return load_base(
+        inputs.manifest, inputs.params.model, inputs.task.classes, DEVICE, inputs.params.seed, inputs.tokenizer
+    )
 
 
 def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:
@@ -109,7 +114,11 @@ def quantized(inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
     """The base in NF4, its products and its other weights in `dtype`, as transformers makes it."""
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     base = AutoModelForSequenceClassification.from_pretrained(
-        inputs.folder, num_labels=3, quantization_config=config, device_map={"": DEVICE}, dtype=dtype
+        inputs.folder,
+        num_labels=len(inputs.task.classes),
+        quantization_config=config,
+        device_map={"": DEVICE},
+        dtype=dtype,
     )
     base.config.pad_token_id = inputs.tokenizer.pad_token_id
     return base

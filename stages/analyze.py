@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.analysis import claims, comparison, metrics, tables, usage
+from stages.analysis import comparison, metrics, nli, tables, usage
 from stages.report import card, cases, document, figures
 from stages.runtime import errors, files, params
+from stages.task.task import Task
 
 STAGES = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}
 PUBLISHED = Path(__file__).parent / "report" / "published.json"
@@ -16,17 +17,19 @@ PUBLISHED = Path(__file__).parent / "report" / "published.json"
 
 def main() -> None:
     p = params.load()
-    settings = p.analysis
+    settings, task = p.analysis, Task.read("data/task.json")
     base = files.read_table("results/base/predictions.parquet")
     tuned = files.read_table("results/tuned/predictions.parquet")
     if list(base["row"]) != list(tuned["row"]):
         raise errors.UserError("results/base and results/tuned hold predictions of different rows; run `dvc repro`")
-    train = files.read_table("data/tokenized/train.parquet")
+    tokenized = {split: files.read_table(f"data/tokenized/{split}.parquet") for split in ("train", "test")}
     epochs, steps = (read_curve(f"results/train/{name}.csv") for name in ("epochs", "steps"))
     found = {name: files.read_json(f"results/{name}/summary.json") for name in STAGES.values()}
     measured = {name: usage.figures(files.read_json(f"measurements/{name}/run.json")) for name in STAGES.values()}
     samples = {stage: pd.read_csv(f"measurements/{name}/usage.csv") for stage, name in STAGES.items()}
     about = {
+        "task": task,
+        "versions": measured["train"]["versions"],
         "model": files.read_json("models/base.json"),
         "data": files.read_json("data/source.json"),
         "params": p,
@@ -34,26 +37,27 @@ def main() -> None:
         "published": files.read_json(PUBLISHED),
     }
 
-    rows = comparison.case_table(base, tuned, train)
-    findings = claims.claims(rows, settings.confidence)
-    made = [metrics.of_table(t, settings.confidence, settings.bootstrap_samples, p.seed) for t in (base, tuned)]
+    rows = comparison.case_table(base, tuned, tokenized, task)
+    findings = nli.claims(rows, kind, settings.confidence) if (kind := nli.Nli.of(task)) else {}
+    made = [metrics.of_table(t, task, settings.confidence, settings.bootstrap_samples, p.seed) for t in (base, tuned)]
     verdicts = {key: finding["verdict"] for key, finding in findings.items()}
     details = {
         "data": files.read_json("data/summary.json"),
         "base": metrics.scores(made[0]) | found["base"],
         "train": found["train"] | tables.kept_epoch(epochs, found["train"]["best_epoch"]),
         "tuned": metrics.scores(made[1]) | found["tuned"],
-        "comparison": comparison.comparison(rows, train["label"], settings.confidence) | {"claims": verdicts},
+        "comparison": comparison.comparison(rows, tokenized["train"]["label"], task, settings.confidence)
+        | ({"claims": verdicts} if verdicts else {}),
     }
-    plots = tables.plot_tables(rows, epochs, steps, settings.confidence)
+    plots = tables.plot_tables(rows, epochs, steps, task, settings.confidence)
     load = usage.end_to_end(samples)
-    pictures = figures.of_results(details, plots, rows)
+    pictures = figures.of_results(details, plots, rows, task)
     load_picture = figures.of_usage(load, "gpu" in measured["train"])
     context = document.context(details, measured, findings, rows, plots, pictures | {"usage": load_picture}, about)
 
     # What was found: the same bytes when the same is run again.
     files.write_json("metrics/details.json", details)
-    files.write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows), quoting=csv.QUOTE_NONNUMERIC)
+    files.write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows, task), quoting=csv.QUOTE_NONNUMERIC)
     with files.new_folder("metrics/plots") as folder:
         for name, table in plots.items():
             files.write_csv(folder / f"{name}.csv", table)

@@ -1,22 +1,24 @@
 """Stage `download`: model and data, from the hub or a folder, at a pinned revision."""
 
+import pyarrow.parquet as pq
+
 from stages.runtime import errors, files, params
 from stages.sources.fetch import fetch
-from stages.task.dataset import load_splits
+from stages.task.source import read_splits
 
 
 def main() -> None:
     p = params.load()
+    data_folder, source = fetch(p.data, "data", p.watch.data)
+    splits = read_splits(data_folder, source["files"], p.data)  # before the model, which may take an hour to fetch
     model_folder, manifest = fetch(p.model, "model", p.watch.model)
     if "config.json" not in manifest["files"] or not any(name.endswith(".safetensors") for name in manifest["files"]):
         raise errors.UserError(
             f"params.yaml: model.name: {model_folder}: no model here (config.json and *.safetensors)"
         )
-    data_folder, source = fetch(p.data, "data", p.watch.data)
-    splits = load_splits(data_folder, source["files"])
     with files.new_folder("data/raw") as folder:
         for split, rows in splits.items():
-            rows.to_parquet(folder / f"{split}.parquet", index=False)
+            pq.write_table(rows, folder / f"{split}.parquet")
     files.write_json("data/source.json", {key: source[key] for key in ("name", "revision", "digest")})
     files.write_json("models/base.json", manifest)
     print(f"{manifest['name']}: {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2f} GB; {p.data.name}: "

@@ -11,7 +11,7 @@ from stages.model.devices import out_of_memory_means, pick_device
 from stages.runtime import errors, files, params
 from stages.runtime.recorder import Recorder
 from stages.task.batching import as_examples
-from stages.task.labels import PROBABILITIES, TEXTS
+from stages.task.task import Task
 
 
 def main() -> None:
@@ -27,11 +27,11 @@ def evaluate(name: str, adapter: Path | None) -> None:
     """
     p = params.load()
     device = pick_device(p.device, p.threads)
-    manifest = files.read_json("models/base.json")
+    manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
     test = files.read_table("data/tokenized/test.parquet")
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
-        classifier = Classifier.load(manifest, p, device, adapter)
+        classifier = Classifier.load(manifest, p, task.classes, device, adapter)
         recorder.mark("loaded")
         start = recorder.seconds()
         with out_of_memory_means(
@@ -41,15 +41,15 @@ def evaluate(name: str, adapter: Path | None) -> None:
         seconds = recorder.seconds() - start
         recorder.mark("after_evaluation")
     with files.new_folder(f"results/{name}") as folder:
-        prediction_table(test, probabilities).to_parquet(folder / "predictions.parquet", index=False)
+        prediction_table(test, probabilities, task).to_parquet(folder / "predictions.parquet", index=False)
         files.write_json(folder / "summary.json", {"parameters": count_parameters(classifier.model)})
     recorder.save(f"measurements/{name}", {"seconds": seconds, "rows_per_second": len(test) / seconds})
 
 
-def prediction_table(tokenized: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """One line a test row: its texts, gold label, prediction and class probabilities (rounded to 1e-6)."""
-    table = tokenized[["row", *TEXTS, "label"]].reset_index(drop=True)
-    columns = pd.DataFrame(probabilities.round(6), columns=PROBABILITIES)
+def prediction_table(tokenized: pd.DataFrame, probabilities: np.ndarray, task: Task) -> pd.DataFrame:
+    """One line a test row: its texts, group, gold label, prediction and class probabilities (rounded to 1e-6)."""
+    table = tokenized[["row", *task.texts, "group", "label"]].reset_index(drop=True)
+    columns = pd.DataFrame(probabilities.round(6), columns=task.probabilities)
     return pd.concat([table, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)
 
 

@@ -1,22 +1,26 @@
-"""Stage `tokenize`: rows chosen, unlabelled rows dropped, premise and hypothesis put into the template, tokens."""
+"""Stage `tokenize`: the task of the data, rows chosen, unlabelled ones dropped, texts put into the template, tokens."""
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from stages.runtime import errors, files, params
 from stages.task import batching, dataset
-from stages.task.labels import SPLITS
-from stages.task.tokens import load_tokenizer, tokenize
+from stages.task.cautions import cautions
+from stages.task.task import SPLITS, Task
+from stages.task.tokens import columns_of, load_tokenizer, tokenize
 
 
 def main() -> None:
     p = params.load()
     tokenizer = load_tokenizer(files.read_json("models/base.json"))
     wanted = {"train": p.data.train_rows, "validation": p.data.validation_rows, "test": p.data.test_rows}
-    rows = {split: files.read_table(f"data/raw/{split}.parquet") for split in SPLITS}
+    columns = columns_of(p.tokenize.template)
+    task, rows = dataset.take_rows({split: read_raw(split) for split in SPLITS}, p.data, columns)
     chosen = {split: choose(rows[split], split, wanted[split]) for split in SPLITS}
-    labelled = {split: with_label(chosen[split], split, p.data.unlabelled) for split in SPLITS}
+    labelled = {split: with_label(chosen[split], split, p.data, task) for split in SPLITS}
     summary = {}
     with (
         files.new_folder("data/tokenized") as folder,
@@ -25,12 +29,27 @@ def main() -> None:
         for split in SPLITS:
             kept = tokenize(labelled[split], tokenizer, p.tokenize.template, p.tokenize.max_length, bar.update)
             dataset.to_table(kept).to_parquet(folder / f"{split}.parquet", index=False)
-            summary[split] = dataset.summarize(rows[split], chosen[split], kept)
+            summary[split] = dataset.summarize(rows[split], chosen[split], kept, task)
             if split == "train":
                 summary["padding"] = padding(kept["input_ids"].map(len).to_numpy(), p)
-            else:
-                summary[split]["in_train"] = dataset.in_train(kept, labelled["train"])
+            for other in SPLITS[: SPLITS.index(split)]:
+                summary[split][f"in_{other}"] = dataset.shared(kept, labelled[other], task)
     files.write_json("data/summary.json", summary)
+    task.write("data/task.json")
+    print("\n".join([f"{len(task.classes)} classes: {listed(task.classes)}", *cautions(summary)]))
+
+
+def read_raw(split: str) -> pa.Table:
+    try:
+        return pq.read_table(f"data/raw/{split}.parquet")
+    except (OSError, ValueError) as error:
+        raise errors.UserError(
+            f"data/raw/{split}.parquet: not readable as parquet ({error}); run `dvc repro`"
+        ) from error
+
+
+def listed(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
 
 
 def choose(rows: pd.DataFrame, split: str, samples: int | None) -> pd.DataFrame:
@@ -40,10 +59,10 @@ def choose(rows: pd.DataFrame, split: str, samples: int | None) -> pd.DataFrame:
         raise errors.UserError(f"params.yaml: data.{split}_rows: {samples}: {error}") from error
 
 
-def with_label(rows: pd.DataFrame, split: str, unlabelled: str) -> pd.DataFrame:
-    labelled = dataset.resolve_unlabelled(rows, unlabelled)
+def with_label(rows: pd.DataFrame, split: str, data: params.Data, task: Task) -> pd.DataFrame:
+    labelled = dataset.resolve_unlabelled(rows, data.unlabelled, task)
     if labelled.empty:
-        raise errors.UserError(f"data: split '{split}': column 'label' is -1 (no gold label) in every chosen row")
+        raise errors.UserError(f"data: split '{split}': column '{data.label}' has no label in any of the chosen rows")
     return labelled
 
 

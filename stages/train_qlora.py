@@ -1,5 +1,6 @@
 """Stage `train_qlora`: LoRA on the quantised base; the best epoch's adapter is kept."""
 
+import numpy as np
 import pandas as pd
 
 from stages.model.adapter import add_lora, count_parameters, save_adapter
@@ -9,30 +10,35 @@ from stages.model.head import freeze_head
 from stages.runtime import errors, files, params
 from stages.runtime.recorder import Recorder, versions
 from stages.task.batching import as_examples
+from stages.task.task import Task
 from stages.task.tokens import load_tokenizer
 from stages.training import checkpoints, history
+from stages.training.loss import balanced_weights, weigh_classes
 from stages.training.trainer import make_trainer
 
 
 def main() -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
-    manifest = files.read_json("models/base.json")
+    manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
     paths = {split: f"data/tokenized/{split}.parquet" for split in ("train", "validation")}
     rows = {split: as_examples(files.read_table(path)) for split, path in paths.items()}
     tokenizer = load_tokenizer(manifest)
     groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
     groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
     folder = checkpoints.TOP / checkpoints.run_digest(
-        groups, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"],
+        groups, task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"],
         [files.sha256(path) for path in paths.values()], checkpoints.code_digests(__file__), versions(device),
     )  # fmt: skip
 
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
-        base = load_base(manifest, p.model, device, p.seed, tokenizer)
+        base = load_base(manifest, p.model, task.classes, device, p.seed, tokenizer)
         recorder.mark("loaded")
         classifier = add_lora(base, p.lora, p.seed)
+        if p.train.class_weights == "balanced":
+            gold = np.array([row["labels"] for row in rows["train"]])
+            weigh_classes(base, balanced_weights(gold, len(task.classes)))
         if p.train.freeze_head:
             freeze_head(classifier)
         trainer = make_trainer(
@@ -61,7 +67,10 @@ def main() -> None:
             f"{which} epoch is NaN or infinite; a smaller learning rate is needed"
         )
     base_as = groups["model"] | {"name": manifest["name"], "revision": manifest["revision"]}
-    reading = {"seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(), "batches": groups["batches"]}
+    reading = {
+        "classes": task.classes, "seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(),
+        "batches": groups["batches"],
+    }  # fmt: skip
     save_adapter(classifier, tokenizer, manifest, reading, "models/adapter")
     with files.new_folder("results/train") as results:
         files.write_csv(results / "steps.csv", pd.DataFrame(steps))

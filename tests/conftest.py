@@ -10,6 +10,7 @@ import torch
 from helpers.clone import Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO
+from helpers.tables import CLASSES
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -26,9 +27,9 @@ torch.set_num_threads(1)
 # Files whose tests share the session's fixture `repro`, and then those that take longest, longest first.
 SHARE_REPRO = ("pipeline/test_pipeline.py", "pipeline/test_dvc_yaml.py", "pipeline/test_predict.py")
 LONGEST = (
-    *SHARE_REPRO, "pipeline/test_everyday.py", "faults/test_kill.py", "pipeline/test_train_stage.py",
-    "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_report.py", "pipeline/test_determinism.py",
-    "unit/test_hub.py", "unit/test_kernels.py",
+    *SHARE_REPRO, "pipeline/test_own_data.py", "pipeline/test_everyday.py", "faults/test_kill.py",
+    "pipeline/test_train_stage.py", "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_report.py",
+    "pipeline/test_determinism.py", "unit/test_hub.py", "unit/test_kernels.py",
 )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def load_nano(make_params):
         manifest = manifest_of(folder)
         words = load_tokenizer(manifest)
         group = make_params().model.model_copy(update=changes)
-        return load_base(manifest, group, CPU, seed, words), words, manifest
+        return load_base(manifest, group, CLASSES, CPU, seed, words), words, manifest
 
     return load
 

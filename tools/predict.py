@@ -1,10 +1,11 @@
-"""Ask a trained adapter whether a hypothesis follows from a premise.
+"""Ask a trained adapter for the class of a text, or of several that belong together, such as premise and hypothesis.
 
-    python -m tools.predict "A man is sleeping." "A man is awake."
-    python -m tools.predict                        asks for one pair after another
-    python -m tools.predict < pairs.jsonl          JSON lines in, JSON lines out, both UTF-8
+    python -m tools.predict "A man is sleeping." "A man is awake."       a text for each column of the template
+    python -m tools.predict                        asks for one row after another
+    python -m tools.predict < rows.jsonl           JSON lines in, JSON lines out, both UTF-8
 
-No stage of the pipeline, and no params.yaml: the adapter's folder says how it is to be read, and names its base.
+No stage of the pipeline, and no params.yaml: the adapter's folder says what it reads, knows and answers, and names its
+base.
 """
 
 import argparse
@@ -25,18 +26,20 @@ from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
 from stages.runtime import errors, files, params
 from stages.task.batching import as_examples
-from stages.task.labels import LABELS
-from stages.task.tokens import tokenize
+from stages.task.task import text_names
+from stages.task.tokens import columns_of, tokenize
 
-BATCH = 64  # pairs
+BATCH = 64  # rows
+SHOWN = 5  # classes of an answer for people
 CHUNK = 1 << 20  # bytes; a bulk file arrives in whole batches but for the last of each chunk
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Reading(params.Group):
-    """classifier.json: how the adapter is to be read."""
+    """classifier.json: what the adapter answers, and how it is to be read."""
 
+    classes: params.Classes
     seed: params.Seed
     model: params.Model
     tokenize: params.Tokenize
@@ -87,30 +90,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("premise", nargs="?")
-    parser.add_argument("hypothesis", nargs="?")
+    parser.add_argument("text", nargs="*", help="one for each column that the adapter's template reads, in its order")
     parser.add_argument("--adapter", type=Path, default=Path("models/adapter"), help="its folder (%(default)s)")
     parser.add_argument(
         "--base", action="store_true", help="ask the untuned model, with the head that tuning began from"
     )
     arguments = parser.parse_args()
-    if arguments.premise is not None and arguments.hypothesis is None:
-        parser.error("a premise needs a hypothesis")
-    if arguments.premise is not None:
-        for name in ("premise", "hypothesis"):
-            check_text(getattr(arguments, name), name)
+    columns = columns_of(read(arguments.adapter / "classifier.json", Reading).tokenize.template)
+    if arguments.text:
+        if len(arguments.text) != len(columns):
+            parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
+        check_row(dict(zip(columns, arguments.text, strict=True)))
     ask = load(arguments.adapter, arguments.base)
-    if arguments.premise is not None:
-        say(shown(ask([(arguments.premise, arguments.hypothesis)])[0]))
+    if arguments.text:
+        say(shown(ask([arguments.text])[0]))
     elif sys.stdin.isatty():
-        converse(ask)
+        converse(ask, columns)
     else:
         sys.stdout.reconfigure(encoding="utf-8")
-        answer_lines(ask, sys.stdin.buffer)
+        answer_lines(ask, columns, sys.stdin.buffer)
 
 
-def load(adapter: Path, base_only: bool) -> Callable[[list[tuple[str, str]]], list[dict]]:
-    """The model behind a function: list of (premise, hypothesis) -> list of {"label", "probabilities"}.
+def load(adapter: Path, base_only: bool) -> Callable[[list[list[str]]], list[dict]]:
+    """The model behind a function: list of rows, a text for each column -> list of {"label", "probabilities"}.
 
     Args:
         adapter: folder that `train_qlora` wrote.
@@ -124,8 +126,8 @@ def load(adapter: Path, base_only: bool) -> Callable[[list[tuple[str, str]]], li
     if not base_only:
         read(adapter / "adapter_config.json", AdapterConfig)
     device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
-    classifier = Classifier.load(manifest, saved, device, None if base_only else adapter)
-    return partial(answers, classifier, saved.tokenize.template)
+    classifier = Classifier.load(manifest, saved, saved.classes, device, None if base_only else adapter)
+    return partial(answers, classifier, saved)
 
 
 def read(path: Path, group: type[params.Group]) -> params.Group:
@@ -133,23 +135,28 @@ def read(path: Path, group: type[params.Group]) -> params.Group:
     return params.checked(files.read_json(path), group, path)
 
 
-def answers(classifier: Classifier, template: str, pairs: list[tuple[str, str]]) -> list[dict]:
-    """Label and probabilities of each pair, by the classes' names."""
-    rows = pd.DataFrame(pairs, columns=["premise", "hypothesis"]).assign(label=0)
-    rows = tokenize(rows, classifier.tokenizer, template, classifier.max_length)
-    probabilities = classifier.predict(as_examples(rows), BATCH)
+def answers(classifier: Classifier, saved: Reading, rows: list[list[str]]) -> list[dict]:
+    """Label and probabilities of each row, by the classes' names."""
+    template = saved.tokenize.template
+    table = pd.DataFrame(rows, columns=text_names(columns_of(template))).assign(label=0)
+    table = tokenize(table, classifier.tokenizer, template, classifier.max_length)
+    probabilities = classifier.predict(as_examples(table), BATCH)
     return [
         {
-            "label": LABELS[row.argmax()],
-            "probabilities": {name: round(float(value), 6) for name, value in zip(LABELS, row, strict=True)},
+            "label": saved.classes[row.argmax()],
+            "probabilities": {name: round(float(value), 6) for name, value in zip(saved.classes, row, strict=True)},
         }
         for row in probabilities
     ]
 
 
 def shown(answer: dict) -> str:
-    """An answer for people."""
-    return "\n".join([answer["label"], *(f"  {p:6.1%} {name}" for name, p in answer["probabilities"].items())])
+    """An answer for people; of many classes the likeliest."""
+    shares = answer["probabilities"]
+    if (more := len(shares) - SHOWN) > 0:
+        shares = dict(sorted(shares.items(), key=lambda item: -item[1])[:SHOWN])
+    lines = [answer["label"], *(f"  {share:6.1%} {name}" for name, share in shares.items())]
+    return "\n".join(lines + ([f"         {more} less likely"] if more > 0 else []))
 
 
 def say(text: str) -> None:
@@ -168,48 +175,64 @@ def say(text: str) -> None:
         raise errors.UserError(f"standard output: {error.strerror}") from error
 
 
-def check_text(text: object, name: str) -> None:
-    """Refuse what can't be asked: another type, nothing but blanks, bytes or escapes that are no characters."""
-    if not isinstance(text, str) or not text.strip():
-        raise errors.UserError(f"{name}: must be text that is not empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise errors.UserError(f"{name}: not valid text (character {error.start + 1}: {error.reason})") from error
+def check_row(texts: dict[str, object], place: str = "") -> None:
+    """Refuse what can't be asked: another type, bytes or escapes that are no characters, nothing but blanks in all.
+
+    Args:
+        texts: {column: text}.
+        place: where they stand, for the error.
+    """
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise errors.UserError(f"{place}{name}: must be text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise errors.UserError(
+                f"{place}{name}: not valid text (character {error.start + 1}: {error.reason})"
+            ) from error
+    if not any(text.strip() for text in texts.values()):
+        raise errors.UserError(f"{place}{' and '.join(texts)}: must be text that is not empty")
 
 
-def converse(ask: Callable) -> None:
-    """Ask for pairs until an empty line or the end of input."""
+def converse(ask: Callable, columns: tuple[str, ...]) -> None:
+    """Ask for rows until an empty line or the end of input."""
     say("An empty line ends.")
+    width = max(map(len, columns)) + 2
     try:
-        while (premise := heard("premise")) and (hypothesis := heard("hypothesis")):
-            say(shown(ask([(premise, hypothesis)])[0]))
+        while True:
+            row = []
+            for column in columns:
+                if not (text := heard(column, width)):
+                    return
+                row.append(text)
+            say(shown(ask([row])[0]))
     except EOFError:
         say("")
 
 
-def heard(name: str) -> str:
-    """What is typed for a premise or a hypothesis; empty at the end."""
+def heard(name: str, width: int) -> str:
+    """What is typed for a column; empty at the end."""
     try:
-        text = input(f"{name}:".ljust(12)).strip()
+        text = input(f"{name}:".ljust(width)).strip()
     except UnicodeDecodeError as error:
         raise errors.UserError(f"{name}: not valid text ({error})") from error
     if text:
-        check_text(text, name)
+        check_row({name: text})
     return text
 
 
-def answer_lines(ask: Callable, stream: BinaryIO) -> None:
-    """Read {"premise", "hypothesis"} a line, write the same with `prediction` and `probabilities`.
+def answer_lines(ask: Callable, columns: tuple[str, ...], stream: BinaryIO) -> None:
+    """Read an object with the columns a line, write the same with `prediction` and `probabilities`.
 
     Args:
         stream: binary, with `read1`.
 
     Raises:
-        UserError: naming the first line that is no such pair; those before it are answered.
+        UserError: naming the first line that is no such object; those before it are answered.
     """
-    for batch in batches_of(stream):
-        asked = ask([(line["premise"], line["hypothesis"]) for line in batch])
+    for batch in batches_of(stream, columns):
+        asked = ask([[line[column] for column in columns] for line in batch])
         answered = [
             line | {"prediction": answer["label"], "probabilities": answer["probabilities"]}
             for line, answer in zip(batch, asked, strict=True)
@@ -217,7 +240,7 @@ def answer_lines(ask: Callable, stream: BinaryIO) -> None:
         say("\n".join(json.dumps(line, ensure_ascii=False) for line in answered))
 
 
-def batches_of(stream: BinaryIO) -> Iterator[list[dict]]:
+def batches_of(stream: BinaryIO, columns: tuple[str, ...]) -> Iterator[list[dict]]:
     """Lists of at most BATCH lines as dicts. What has arrived is never held back to wait for more."""
     number, batch = 0, []
     for lines in arriving(stream):
@@ -226,7 +249,7 @@ def batches_of(stream: BinaryIO) -> Iterator[list[dict]]:
             if not line.strip():
                 continue
             try:
-                batch.append(parsed(number, line))
+                batch.append(parsed(number, line, columns))
             except errors.UserError:
                 if batch:
                     yield batch
@@ -251,7 +274,7 @@ def arriving(stream: BinaryIO) -> Iterator[list[bytes]]:
     yield [b"".join(started)]
 
 
-def parsed(number: int, line: bytes) -> dict:
+def parsed(number: int, line: bytes, columns: tuple[str, ...]) -> dict:
     """A line of input, UTF-8 bytes, as a dict, checked."""
     place = f"standard input, line {number}"
     try:
@@ -266,9 +289,8 @@ def parsed(number: int, line: bytes) -> dict:
     except RecursionError as error:
         raise errors.UserError(f"{place}: nested too deep") from error
     if not isinstance(value, dict):
-        raise errors.UserError(f"{place}: must be an object with 'premise' and 'hypothesis'")
-    for key in ("premise", "hypothesis"):
-        check_text(value.get(key), f"{place}: '{key}'")
+        raise errors.UserError(f"{place}: must be an object with {' and '.join(map(repr, columns))}")
+    check_row({column: value.get(column) for column in columns}, f"{place}: ")
     for key in ("prediction", "probabilities"):
         if key in value:
             raise errors.UserError(f"{place}: has the key '{key}', which the answer takes; give it another name")

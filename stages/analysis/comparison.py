@@ -5,35 +5,55 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.analysis import slices
-from stages.analysis.baselines import hypothesis_only, majority_class
+from stages.analysis import nli, slices
+from stages.analysis.baselines import ALL, bag_of_words, guess_of, majority_class
 from stages.analysis.metrics import ends
 from stages.analysis.statistics import design_effect, gain_interval, mcnemar, wilson
-from stages.task.labels import GROUP, LABELS, PROBABILITIES, TEXTS
+from stages.task.task import Task
 
 FATES = ("fixed", "broken", "both_right", "both_wrong")
 
 
-def case_table(base: pd.DataFrame, tuned: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Every test row with both predictions, their probabilities, the guess from the hypothesis alone, and its fate.
+def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.DataFrame], task: Task) -> pd.DataFrame:
+    """Every test row with both predictions, their probabilities, what bags of words guess, its lengths, and its fate.
 
     Args:
         base, tuned: predictions of the same rows in the same order.
-        train: the training rows, from which the guess learns.
+        tokenized: {"train", "test"}: the rows; the guesses learn from the training rows.
     """
-    premise, hypothesis = TEXTS
-    cases = base[["row", *TEXTS]].assign(gold=base["label"])
+    texts, train = own_names(base, task), own_names(tokenized["train"], task)
+    cases = base[["row", *task.texts, "group"]].assign(gold=base["label"])
+    cases["truncated"] = tokenized["test"]["truncated"].to_numpy()
     for name, table in (("base", base), ("tuned", tuned)):
+        shares = table[task.probabilities]
         cases[name] = table["prediction"]
-        cases[[f"{name}_{label}" for label in LABELS]] = table[PROBABILITIES]
-        cases[f"{name}_confidence"] = table[PROBABILITIES].max(axis=1)
-    cases["baseline"] = hypothesis_only(train[hypothesis], train["label"], cases[hypothesis])
+        cases = cases.join(shares.set_axis(probabilities_of(name, task), axis="columns"))
+        cases[f"{name}_confidence"] = shares.max(axis=1)
+    gold = tokenized["train"]["label"]
+    cases[ALL] = bag_of_words(train, gold, texts)
+    for column in task.columns:
+        alone = len(task.columns) == 1
+        cases[guess_of(column)] = cases[ALL] if alone else bag_of_words(train[[column]], gold, texts[[column]])
     cases["fate"] = fates(cases["gold"], cases["base"], cases["tuned"])
-    return cases.join(slices.features(cases[premise], cases[hypothesis]))
+    cases = cases.join(
+        slices.lengths(texts).set_axis([slices.words_of(column) for column in task.columns], axis="columns")
+    )
+    kind = nli.Nli.of(task)
+    return cases.join(nli.traits(texts, kind)) if kind else cases
 
 
-def comparison(cases: pd.DataFrame, train_gold: np.ndarray, confidence: float) -> dict[str, Any]:
-    """The gain with its interval and its McNemar p; and what guesses right that reads no premise.
+def own_names(table: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The texts of a table under the names that the data has for them."""
+    return table[task.texts].set_axis(list(task.columns), axis="columns")
+
+
+def probabilities_of(model: str, task: Task) -> list[str]:
+    """The columns of the case table that hold a model's probabilities; model: "base" or "tuned"."""
+    return [f"{model}_{name}" for name in task.probabilities]
+
+
+def comparison(cases: pd.DataFrame, train_gold: np.ndarray, task: Task, confidence: float) -> dict[str, Any]:
+    """The gain with its interval and its McNemar p; and what guesses right with less.
 
     Args:
         cases: from `case_table`.
@@ -41,15 +61,20 @@ def comparison(cases: pd.DataFrame, train_gold: np.ndarray, confidence: float) -
         confidence: of the intervals, such as 0.95.
     """
     changed = changes(cases["gold"], cases["base"], cases["tuned"])
-    effect = design_effect(changed, cases[GROUP])
-    p = mcnemar(changed, cases[GROUP], effect)
-    guesses = {"majority_class": majority_class(train_gold), "hypothesis_only": cases["baseline"]}
+    effect = design_effect(changed, cases["group"])
+    p = mcnemar(changed, cases["group"], effect)
+
+    def of(guess):
+        return accuracy(cases["gold"] == guess, cases["group"], confidence)
+
     return {
         **gain(cases["gold"], cases["base"], cases["tuned"]),
         "accuracy_gain_interval": ends(gain_interval(changed, effect, p, confidence)),
         "design_effect": effect,
         "mcnemar_p": p,
-        **{name: accuracy(cases["gold"] == guess, cases[GROUP], confidence) for name, guess in guesses.items()},
+        "majority_class": of(majority_class(train_gold)),
+        "bag_of_words": of(cases[ALL]),
+        "bag_of_words_by_column": {column: of(cases[guess_of(column)]) for column in task.columns},
     }
 
 
@@ -64,6 +89,7 @@ def summary(details: dict[str, Any]) -> dict[str, float]:
         "accuracy_gain": details["comparison"]["accuracy_gain"],
         "accuracy_tuned": tuned["accuracy"],
         "f1_base": base["f1_weighted"],
+        "f1_macro_tuned": tuned["f1_macro"],  # what the report leads with where classes are uneven
         "f1_tuned": tuned["f1_weighted"],
         "loss_train": train["train_loss"],
         "loss_validation": train["validation_loss"],

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from stages.analysis.statistics import design_effect, posterior, posterior_interval, wilson
-from stages.task.labels import GROUP, LABELS, PROBABILITIES
+from stages.analysis.statistics import design_effect, effective_counts, posterior, posterior_interval, wilson
+from stages.task.task import Task
 
-BINS = 10  # of confidence, each 0.1 wide
+BINS = 10  # of confidence
+BIN_ROWS = 30  # of a bin in a picture: the interval of its accuracy is 36 points wide at most
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Predictions:
         gold, predicted: numbers of classes, int [rows].
         probabilities: float [rows, classes].
         groups: rows of the same group are not independent, [rows].
+        classes: names, in the order of their numbers.
         confidence: of every interval, such as 0.95.
         samples: number of draws for the intervals of what is computed from the confusion matrix.
         seed: of these draws.
@@ -32,6 +34,7 @@ class Predictions:
     predicted: np.ndarray
     probabilities: np.ndarray
     groups: np.ndarray
+    classes: tuple[str, ...]
     confidence: float
     samples: int
     seed: int
@@ -49,16 +52,21 @@ class Predictions:
     @cached_property
     def confusion(self) -> np.ndarray:
         """Rows of each gold class (down) and predicted class (across), int [classes, classes]."""
-        return confusion_counts(self.gold, self.predicted)
+        return confusion_counts(self.gold, self.predicted, len(self.classes))
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """`class_counts` of the confusion matrix, int [3, classes]."""
+        return class_counts(self.confusion)
 
     @cached_property
     def drawn(self) -> np.ndarray:
-        """Confusion matrices that these rows make likely, float [samples, classes, classes]."""
-        return posterior(self.confusion, self.effect, self.samples, self.seed)
+        """`class_counts` of confusion matrices that these rows make likely, float [samples, 3, classes]."""
+        return posterior(class_counts, self.confusion, self.effect, self.samples, self.seed)
 
     def interval(self, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-        """Interval of a function of the confusion matrix, as `posterior_interval` takes it."""
-        return posterior_interval(statistic, self.confusion, self.drawn, self.confidence)
+        """Interval of a function of `class_counts`, as `posterior_interval` takes it."""
+        return posterior_interval(statistic, self.counts, self.drawn, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -82,43 +90,55 @@ class Metric:
     hub: tuple[str, dict[str, str] | None] | None = None
 
 
-def confusion_counts(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def confusion_counts(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Rows of each gold class (down) and predicted class (across), int [classes, classes]."""
-    return confusion_matrix(gold, predicted, labels=range(len(LABELS)))
+    return confusion_matrix(gold, predicted, labels=range(classes))
 
 
-def f1_per_class(confusion: np.ndarray) -> np.ndarray:
-    """F1 = 2 tp / (2 tp + fp + fn) of each class; NaN for a class that is neither in the rows nor predicted.
+def class_counts(confusion: np.ndarray) -> np.ndarray:
+    """Rows of each class that are right, that have it, and that are answered with it.
 
     Args:
         confusion: counts or shares [..., classes, classes], as `confusion_counts` has them.
 
     Returns:
+        [..., 3, classes]
+    """
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack([right, confusion.sum(axis=-1), confusion.sum(axis=-2)], axis=-2)
+
+
+def f1_per_class(counts: np.ndarray) -> np.ndarray:
+    """F1 = 2 tp / (2 tp + fp + fn) of each class; NaN for a class that is neither in the rows nor predicted.
+
+    Args:
+        counts: from `class_counts`, [..., 3, classes].
+
+    Returns:
         float [..., classes].
     """
-    twice_right = 2 * np.diagonal(confusion, axis1=-2, axis2=-1)
-    counted = confusion.sum(axis=-1) + confusion.sum(axis=-2)
-    return np.divide(twice_right, counted, out=np.full(counted.shape, np.nan), where=counted > 0)
+    right, gold, predicted = np.moveaxis(counts, -2, 0)
+    return np.divide(2 * right, gold + predicted, out=np.full(right.shape, np.nan), where=gold + predicted > 0)
 
 
-def f1_weighted(confusion: np.ndarray) -> np.ndarray:
-    """Mean F1 of the classes, each weighted by its rows: [..., classes, classes] -> [...]."""
-    rows = confusion.sum(axis=-1)
-    return np.nansum(f1_per_class(confusion) * rows, axis=-1) / rows.sum(axis=-1)
+def f1_weighted(counts: np.ndarray) -> np.ndarray:
+    """Mean F1 of the classes, each weighted by its rows: [..., 3, classes] -> [...]."""
+    rows = counts[..., 1, :]
+    return np.nansum(f1_per_class(counts) * rows, axis=-1) / rows.sum(axis=-1)
 
 
-def f1_macro(confusion: np.ndarray, classes: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """Mean F1 of the classes that are there, as scikit-learn has it: [..., classes, classes] -> [...].
+def f1_macro(counts: np.ndarray, classes: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Mean F1 of the classes that are there, as scikit-learn has it: [..., 3, classes] -> [...].
 
     Args:
         classes: which classes count, bool [classes]: drawn matrices hold a little of every class.
     """
-    return np.nanmean(f1_per_class(confusion)[..., classes], axis=-1)
+    return np.nanmean(f1_per_class(counts)[..., classes], axis=-1)
 
 
-def present(confusion: np.ndarray) -> np.ndarray:
+def present(counts: np.ndarray) -> np.ndarray:
     """Which classes are in the rows or predicted, bool [classes]."""
-    return np.isfinite(f1_per_class(confusion))
+    return np.isfinite(f1_per_class(counts))
 
 
 def reliability(right: np.ndarray, confidence: np.ndarray) -> dict[str, np.ndarray]:
@@ -148,6 +168,32 @@ def reliability(right: np.ndarray, confidence: np.ndarray) -> dict[str, np.ndarr
     }
 
 
+def calibration_curve(right: np.ndarray, sure: np.ndarray, groups: np.ndarray, confidence: float) -> pd.DataFrame:
+    """Accuracy beside confidence for a picture: bins of about equally many rows, each of `BIN_ROWS` or more.
+
+    Of bins of equal width most would hold a few rows, where a model is sure of nearly all.
+
+    Args:
+        right: whether each prediction is right, [rows].
+        sure: the probability of the predicted class, [rows]; equal ones share a bin.
+        groups: rows of the same group are not independent, [rows].
+        confidence: of the intervals, such as 0.95.
+
+    Returns:
+        data frame, a bin a line: `confidence`, `accuracy` (means), `low`, `high` (of the accuracy), `rows`.
+    """
+    right, sure, groups = np.asarray(right), np.asarray(sure), np.asarray(groups)
+    count = min(BINS, max(1, len(sure) // BIN_ROWS))
+    edges = np.unique(np.quantile(sure, np.arange(1, count) / count, method="inverted_cdf"))
+    bins = np.searchsorted(edges, sure)
+    table = []
+    for number in np.unique(bins):
+        inside = bins == number
+        low, high = wilson(*effective_counts(right[inside], groups[inside]), confidence)
+        table.append((sure[inside].mean(), right[inside].mean(), low, high, int(inside.sum())))
+    return pd.DataFrame(table, columns=["confidence", "accuracy", "low", "high", "rows"])
+
+
 def calibration_error(bins: dict[str, np.ndarray]) -> float:
     """Expected calibration error: mean gap between accuracy and confidence, weighted by rows (Guo et al. 2017)."""
     gaps = np.abs(bins["accuracy"] - bins["confidence"])
@@ -156,7 +202,7 @@ def calibration_error(bins: dict[str, np.ndarray]) -> float:
 
 def brier(gold: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean squared distance of the probabilities from the gold class, summed over classes: 0 to 2 (Brier 1950)."""
-    return float(((probabilities - np.eye(len(LABELS))[gold]) ** 2).sum(axis=1).mean())
+    return float(((probabilities - np.eye(probabilities.shape[1])[gold]) ** 2).sum(axis=1).mean())
 
 
 METRICS = (
@@ -170,18 +216,18 @@ METRICS = (
     Metric(
         "f1_weighted",
         "weighted F1",
-        lambda made: f1_weighted(made.confusion),
+        lambda made: f1_weighted(made.counts),
         interval=lambda made: made.interval(f1_weighted),
         hub=("f1", {"average": "weighted"}),
     ),
     Metric(
         "f1_macro",
         "macro F1",
-        lambda made: f1_macro(made.confusion),
-        interval=lambda made: made.interval(partial(f1_macro, classes=present(made.confusion))),
+        lambda made: f1_macro(made.counts),
+        interval=lambda made: made.interval(partial(f1_macro, classes=present(made.counts))),
         hub=("f1", {"average": "macro"}),
     ),
-    Metric("f1", "F1", lambda made: dict(zip(LABELS, f1_per_class(made.confusion), strict=True))),
+    Metric("f1", "F1", lambda made: dict(zip(made.classes, f1_per_class(made.counts), strict=True))),
     Metric(
         "calibration_error",
         "expected calibration error",
@@ -203,11 +249,18 @@ def scores(made: Predictions) -> dict[str, Any]:
     return found
 
 
-def of_table(table: pd.DataFrame, confidence: float, samples: int, seed: int) -> Predictions:
+def of_table(table: pd.DataFrame, task: Task, confidence: float, samples: int, seed: int) -> Predictions:
     """The predictions of a model's predictions.parquet."""
-    gold, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
-    groups = table[GROUP].to_numpy()
-    return Predictions(gold, predicted, table[PROBABILITIES].to_numpy(), groups, confidence, samples, seed)
+    return Predictions(
+        gold=table["label"].to_numpy(),
+        predicted=table["prediction"].to_numpy(),
+        probabilities=table[task.probabilities].to_numpy(),
+        groups=table["group"].to_numpy(),
+        classes=task.classes,
+        confidence=confidence,
+        samples=samples,
+        seed=seed,
+    )
 
 
 def ends(interval: tuple[float, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Test rows cut into slices by what they say: class, word overlap, negation, length, confidence."""
+"""Test rows cut into slices: by class, length, confidence, and what else a kind of task is cut by."""
 
 import itertools
 import re
@@ -8,12 +8,9 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis.statistics import effective_counts, wilson
-from stages.task.labels import LABELS
+from stages.task.task import Task
 
-NEGATIONS = frozenset(
-    ["no", "not", "never", "none", "nobody", "nothing", "nowhere", "neither", "nor", "without", "cannot"]
-)
-CONFIDENCES = (0.5, 0.7, 0.9)  # a model is sure of its class above the last, and of three classes none is under 1/3
+CONFIDENCES = (0.5, 0.7, 0.9)  # a model is sure of its class above the last; of two classes none is under the first
 
 
 def words(text: str) -> list[str]:
@@ -21,27 +18,9 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)*", text.lower())
 
 
-def overlap(premise: str, hypothesis: str) -> float:
-    """Share of the hypothesis's different words that stand in the premise, 0 to 1; 0 if it has no word."""
-    wanted = set(words(hypothesis))
-    return len(wanted & set(words(premise))) / len(wanted) if wanted else 0.0
-
-
-def is_negated(hypothesis: str) -> bool:
-    """Whether a hypothesis has a word of negation."""
-    return any(word in NEGATIONS or word.endswith(("n't", "n’t")) for word in words(hypothesis))
-
-
-def features(premises: pd.Series, hypotheses: pd.Series) -> pd.DataFrame:
-    """What rows are cut by, as a data frame: `overlap`, `negated`, `words` (of the hypothesis)."""
-    pairs = list(zip(premises, hypotheses, strict=True))
-    return pd.DataFrame(
-        {
-            "overlap": [overlap(premise, hypothesis) for premise, hypothesis in pairs],
-            "negated": [is_negated(hypothesis) for _, hypothesis in pairs],
-            "words": [len(words(hypothesis)) for _, hypothesis in pairs],
-        }
-    )
+def lengths(texts: pd.DataFrame) -> pd.DataFrame:
+    """Number of words of each text, under the same names."""
+    return texts.map(lambda text: len(words(text)))
 
 
 def quartiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,26 +53,38 @@ def length_names(edges: Sequence[int]) -> list[str]:
     return [f"up to {edges[0]} words", *between, f"over {edges[-1]} words"]
 
 
-def cuts(gold: np.ndarray, traits: pd.DataFrame, confidence: np.ndarray) -> dict[str, tuple[Sequence[str], np.ndarray]]:
+def cuts(
+    cases: pd.DataFrame,
+    sure: np.ndarray,
+    task: Task,
+    own: dict[str, tuple[Sequence[str], np.ndarray]],
+) -> dict[str, tuple[Sequence[str], np.ndarray]]:
     """All ways of cutting the rows.
 
     Args:
-        gold: labels, [rows].
-        traits: data frame with the columns of `features`.
-        confidence: one model's probability of the class it predicts, [rows].
+        cases: from `comparison.case_table`.
+        sure: one model's probability of the class it predicts, [rows].
+        own: what this kind of task adds.
 
     Returns:
         {what is cut by: (names of its slices, slice of each row [rows])}
     """
-    overlaps, overlap_edges = quartiles(traits["overlap"])
-    lengths, length_edges = quartiles(traits["words"])
-    return {
-        "class": (LABELS, gold),
-        "word overlap": (share_names(overlap_edges), overlaps),
-        "negation": (("without", "with"), traits["negated"].to_numpy().astype(int)),
-        "hypothesis length": (length_names(length_edges), lengths),
-        "confidence": (share_names(CONFIDENCES), np.searchsorted(CONFIDENCES, confidence)),
-    }
+    made = {"class": (task.classes, cases["gold"].to_numpy()), **own}
+    counts = {f"words in {column}": cases[words_of(column)] for column in task.columns}
+    if len(task.columns) > 1:
+        counts["words in all"] = sum(counts.values())
+    for name, values in counts.items():
+        groups, edges = quartiles(values)
+        made[name] = (length_names(edges), groups)
+    if cases["truncated"].any():
+        made["at max_length"] = (("whole", "cut"), cases["truncated"].to_numpy().astype(int))
+    edges = [edge for edge in CONFIDENCES if edge > 1 / len(task.classes)]
+    return made | {"confidence": (share_names(edges), np.searchsorted(edges, sure))}
+
+
+def words_of(column: str) -> str:
+    """The column of the case table that holds the number of words of one text column."""
+    return f"words_{column}"
 
 
 def slice_table(

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
+DRAWN = 1_000_000  # cells of confusion matrices at a time, 8 MB
 PRIOR_ROWS = 1  # the weight of the prior, spread over all cells: 0.5 to 1 cover best in simulation, 3 is too much
 
 
@@ -144,23 +145,30 @@ def gain_interval(changed: np.ndarray, effect: float, p: float, confidence: floa
     return (low, high) if p < 1 - confidence else (min(low, 0.0), max(high, 0.0))
 
 
-def posterior(confusion: np.ndarray, effect: float, samples: int, seed: int) -> np.ndarray:
-    """Confusion matrices, as shares, drawn from their posterior: floats [samples, classes, classes].
+def posterior(
+    statistic: Callable[[np.ndarray], np.ndarray], confusion: np.ndarray, effect: float, samples: int, seed: int
+) -> np.ndarray:
+    """A function of confusion matrices, as shares, that are drawn from their posterior: floats [samples, …].
 
     A Dirichlet distribution (Goutte and Gaussier 2005, ECIR; Caelen 2017, Annals of Mathematics and Artificial
-    Intelligence 81).
+    Intelligence 81). The matrices are drawn a few at a time: those of 77 classes would fill half a GB.
 
     Args:
+        statistic: of matrices [some, classes, classes] -> [some, …].
         confusion: counts [classes, classes].
         effect: design effect of right and wrong, by which the counts are divided.
         samples: number of draws.
     """
-    drawn = np.random.default_rng(seed).dirichlet(confusion.ravel() / effect + PRIOR_ROWS / confusion.size, samples)
-    return drawn.reshape(samples, *confusion.shape)
+    chances = np.random.default_rng(seed)
+    shape = confusion.ravel() / effect + PRIOR_ROWS / confusion.size
+    at_once = max(1, DRAWN // confusion.size)
+    parts = [min(at_once, samples - start) for start in range(0, samples, at_once)]
+    drawn = (chances.dirichlet(shape, part).reshape(part, *confusion.shape) for part in parts)
+    return np.concatenate([statistic(matrices) for matrices in drawn])
 
 
 def posterior_interval(
-    statistic: Callable[[np.ndarray], np.ndarray], confusion: np.ndarray, drawn: np.ndarray, confidence: float
+    statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, drawn: np.ndarray, confidence: float
 ) -> tuple[float, float]:
     """Interval of a function of the confusion matrix: (low, high), percentiles of its values for the draws.
 
@@ -168,11 +176,11 @@ def posterior_interval(
     Statistical Science 16, do at the edges).
 
     Args:
-        statistic: of counts or shares [..., classes, classes] -> [...].
-        confusion: counts [classes, classes].
+        statistic: of what `posterior` returned, [samples, …] -> [samples].
+        counts: the same of the confusion matrix itself, […].
         drawn: from `posterior`.
     """
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistic(drawn), [tail, 1 - tail])
-    estimate = statistic(confusion)
+    estimate = statistic(counts)
     return float(min(low, estimate)), float(max(high, estimate))

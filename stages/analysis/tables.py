@@ -3,15 +3,16 @@
 import numpy as np
 import pandas as pd
 
-from stages.analysis import slices
-from stages.analysis.metrics import reliability
-from stages.task.labels import GROUP, LABELS
+from stages.analysis import nli, slices
+from stages.analysis.metrics import calibration_curve
+from stages.task.task import Task
 
 POINTS = 1000  # of the curve by step, at most
+CONFUSIONS = 10
 
 
 def plot_tables(
-    cases: pd.DataFrame, epochs: pd.DataFrame, steps: pd.DataFrame, confidence: float
+    cases: pd.DataFrame, epochs: pd.DataFrame, steps: pd.DataFrame, task: Task, confidence: float
 ) -> dict[str, pd.DataFrame]:
     """The points that dvc.yaml's plots and the report draw, by name.
 
@@ -20,17 +21,16 @@ def plot_tables(
         epochs, steps: the training's history.
         confidence: of the intervals, such as 0.95.
     """
-    names = dict(enumerate(LABELS))
+    names, own = dict(enumerate(task.classes)), nli.cuts(cases) if nli.Nli.of(task) else {}
     tables = {"epochs": epochs, "steps": thinned(steps, POINTS)}
     for name in ("base", "tuned"):
         right, sure = cases[name] == cases["gold"], cases[f"{name}_confidence"]
         tables[f"confusion_{name}"] = pd.DataFrame(
             {"actual": cases["gold"].map(names), "predicted": cases[name].map(names)}
         )
-        bins = pd.DataFrame(reliability(right, sure))
-        tables[f"reliability_{name}"] = bins[bins["rows"] > 0]
-        cut = slices.cuts(cases["gold"], cases, sure)
-        tables[f"slices_{name}"] = slices.slice_table(cut, right, cases[GROUP], confidence)
+        tables[f"reliability_{name}"] = calibration_curve(right, sure, cases["group"], confidence)
+        cut = slices.cuts(cases, sure, task, own)
+        tables[f"slices_{name}"] = slices.slice_table(cut, right, cases["group"], confidence)
     return tables
 
 
@@ -47,3 +47,20 @@ def thinned(steps: pd.DataFrame, points: int) -> pd.DataFrame:
 def kept_epoch(epochs: pd.DataFrame, epoch: int) -> dict[str, float]:
     """Losses and validation scores of the epoch whose adapter was kept."""
     return {name: float(value) for name, value in epochs.set_index("epoch").loc[epoch].items()}
+
+
+def most_frequent_confusions(confusion: np.ndarray) -> pd.DataFrame:
+    """The pairs of classes that are mistaken for each other in most rows, first the most frequent.
+
+    Args:
+        confusion: from `metrics.confusion_counts`, [classes, classes].
+
+    Returns:
+        data frame of at most `CONFUSIONS` lines: `gold`, `predicted` (numbers of classes), `rows`, `share` of the gold
+        class's rows.
+    """
+    gold, predicted = np.nonzero(confusion)
+    pairs = pd.DataFrame({"gold": gold, "predicted": predicted, "rows": confusion[gold, predicted]})
+    pairs["share"] = pairs["rows"] / confusion.sum(axis=1)[gold]
+    wrong = pairs[pairs["gold"] != pairs["predicted"]]
+    return wrong.sort_values(["rows", "share"], ascending=False, kind="stable")[:CONFUSIONS]

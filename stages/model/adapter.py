@@ -45,8 +45,8 @@ def save_adapter(
     `config.json` is the base's, with the labels' names, so that plain transformers and peft load the adapter too.
 
     Args:
-        reading: what else `tools.predict` needs, kept as `classifier.json`: the seed, and the groups model, tokenize
-            and batches.
+        reading: what else `tools.predict` needs, kept as `classifier.json`: the classes, the seed, and the groups
+            model, tokenize and batches.
     """
     with new_folder(folder) as temporary:
         adapter = model.peft_config["default"]

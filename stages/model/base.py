@@ -1,5 +1,7 @@
 """The quantised base: loaded from its pinned files, frozen, checked."""
 
+from collections.abc import Sequence
+
 import bitsandbytes as bnb
 import torch
 from transformers import (
@@ -17,20 +19,25 @@ from stages.model.head import draw_head
 from stages.runtime import params
 from stages.runtime.errors import UserError, kind_and_line
 from stages.sources.fetch import model_folder
-from stages.task.labels import LABELS
 
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
 TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function
 
 
 def load_base(
-    manifest: dict, group: params.Model, device: torch.device, seed: int, tokenizer: PreTrainedTokenizerBase
+    manifest: dict,
+    group: params.Model,
+    classes: Sequence[str],
+    device: torch.device,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel:
     """The base with a classification head, quantised, frozen, in evaluation mode.
 
     Args:
         manifest: what `download` wrote.
         group: the group `model` of params.yaml.
+        classes: names, in the order of their numbers; the head has one output for each.
         device: torch.device.
         seed: seeds the head, on the CPU, so that every device and every stage gets the same.
         tokenizer: its pad token tells where a row ends; its size must fit the embedding.
@@ -53,9 +60,9 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(
             folder,
-            num_labels=len(LABELS),
-            id2label=dict(enumerate(LABELS)),
-            label2id={name: code for code, name in enumerate(LABELS)},
+            num_labels=len(classes),
+            id2label=dict(enumerate(classes)),
+            label2id={name: code for code, name in enumerate(classes)},
             problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
         )
         if config.vocab_size < len(tokenizer):

@@ -1,6 +1,7 @@
 """The classifier that answers: base, head and adapter, loaded once, and one forward pass over rows."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -13,7 +14,6 @@ from stages.model.adapter import load_adapter
 from stages.model.base import load_base
 from stages.runtime import params
 from stages.task.batching import collate
-from stages.task.labels import LABELS
 from stages.task.tokens import load_tokenizer
 
 # All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
@@ -44,15 +44,23 @@ class Classifier:
         speed_up(model)
 
     @classmethod
-    def load(cls, manifest: dict, reading: Reading, device: torch.device, adapter: Path | None = None) -> Self:
+    def load(
+        cls,
+        manifest: dict,
+        reading: Reading,
+        classes: Sequence[str],
+        device: torch.device,
+        adapter: Path | None = None,
+    ) -> Self:
         """The classifier of a base that `download` described.
 
         Args:
             manifest: what `download` wrote.
+            classes: names, in the order of their numbers.
             adapter: folder that `train_qlora` wrote, or None for the base with an untrained head.
         """
         tokenizer = load_tokenizer(manifest)
-        model = load_base(manifest, reading.model, device, reading.seed, tokenizer)
+        model = load_base(manifest, reading.model, classes, device, reading.seed, tokenizer)
         if adapter:
             model = load_adapter(model, adapter, manifest)
         return cls(model, tokenizer, reading.batches, reading.tokenize.max_length)
@@ -86,7 +94,7 @@ class Classifier:
                     (list(rows), torch.softmax(logits.double(), dim=-1))
                 )  # fetched later: the GPU need not wait
                 bar.update(len(rows))
-        probabilities = np.empty((len(examples), len(LABELS)))
+        probabilities = np.empty((len(examples), self.model.config.num_labels))
         for rows, values in done:
             probabilities[rows] = values.cpu().numpy()
         return probabilities

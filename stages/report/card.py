@@ -6,8 +6,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.analysis import metrics
+from stages.analysis.nli import Nli
 from stages.report.document import environment, results
 from stages.sources.manifest import is_folder
+from stages.task.task import Task
 
 
 def text(details: dict[str, Any], about: dict[str, Any]) -> str:
@@ -17,13 +19,30 @@ def text(details: dict[str, Any], about: dict[str, Any]) -> str:
         .get_template("model_card.md")
         .render(
             model=about["model"],
+            task=about["task"],
+            nli=Nli.of(about["task"]),
+            example=example(about["task"]),
             nf4=about["params"].model.quantization == "nf4",
             **dtypes(about["params"].model.precision),
+            title=title(about),
             on_hub=not is_folder(about["model"]["name"]),
             **results(details, about),
         )
     )
     return f"---\n{metadata(details['tuned'], about).to_yaml()}\n---\n\n{body}"
+
+
+def title(about: dict[str, Any]) -> str:
+    """The adapter's name for readers."""
+    model, data = (about[key]["name"].rstrip("/").split("/")[-1] for key in ("model", "data"))
+    return f"{model} for {data}"
+
+
+def example(task: Task) -> dict[str, str]:
+    """Texts for the lines that show how the adapter is asked."""
+    if nli := Nli.of(task):
+        return {nli.premise: "Two dogs are running in the park.", nli.hypothesis: "Animals are outside."}
+    return {column: f"The {column}." for column in task.columns}
 
 
 def dtypes(precision: str) -> dict[str, str]:
@@ -44,16 +63,17 @@ def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
     Args:
         scores: of the tuned model, from `metrics.scores`.
     """
-    model, data = about["model"], about["data"]
+    model, data, nli = about["model"], about["data"], Nli.of(about["task"])
     on_hub = {"model": not is_folder(model["name"]), "data": not is_folder(data["name"])}
     known = [metric for metric in metrics.METRICS if metric.hub and math.isfinite(scores[metric.key])]
     evaluated = [
         EvalResult(
             task_type="text-classification",
-            task_name="Natural language inference",
+            task_name="Natural language inference" if nli else "Text classification",
             dataset_type=data["name"],
             dataset_name=data["name"],
-            dataset_split="test",
+            dataset_config=about["params"].data.subset,
+            dataset_split=about["params"].data.splits.test,
             dataset_revision=data["revision"],
             metric_type=metric.hub[0],
             metric_name=metric.title[0].upper() + metric.title[1:],
@@ -63,13 +83,12 @@ def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
         for metric in known
     ]
     return ModelCardData(
-        model_name=f"{model['name'].split('/')[-1]} for NLI",
+        model_name=title(about),
         base_model=model["name"] if on_hub["model"] else None,
         datasets=[data["name"]] if on_hub["data"] else None,
         library_name="peft",
         pipeline_tag="text-classification",
-        tags=["lora", "qlora", "natural-language-inference"],
-        language="en",
+        tags=["lora", "qlora", *(["natural-language-inference"] if nli else [])],
         metrics=list(dict.fromkeys(metric.hub[0] for metric in known)),
         eval_results=evaluated,
     )

@@ -1,54 +1,129 @@
 """The test rows: to filter and search on the page, and as cases.csv for a spreadsheet."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from stages.analysis.claims import overlap_ends
-from stages.task.labels import LABELS, TEXTS
+from stages.analysis.baselines import ALL, guess_of
+from stages.analysis.comparison import probabilities_of
+from stages.analysis.nli import Nli, overlap_ends
+from stages.report.counts import FEW
+from stages.task.task import Task
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+ERRORS = 10  # of the surest ones
+LIKELIEST = 3  # classes beside a prediction
+LONGEST = 600  # characters of a text on the page; cases.csv has it whole
+LONGEST_ERROR = 300  # of all texts of a row among the surest errors, which are to be read at a glance
+MOST_ROWS = 10_000  # on the page; cases.csv has all
+MOST_CHARACTERS = 4_000_000  # of the texts on the page, which is to open on a phone
 
 
-def for_a_spreadsheet(cases: pd.DataFrame) -> pd.DataFrame:
+def for_a_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The cases with the classes' names for their numbers, and with an apostrophe before each text that a spreadsheet
     would take for a formula, as OWASP advises.
+
+    Of many classes the probabilities are left out but for the likeliest one's: Git keeps this table, and results/ has
+    them all.
     """
-    names = dict(enumerate(LABELS))
-    named = {column: cases[column].map(names) for column in ("gold", "base", "tuned", "baseline")}
+    names = dict(enumerate(task.classes))
+    coded = ["gold", "base", "tuned", ALL, *map(guess_of, task.columns)]
+    named = {column: cases[column].map(names) for column in coded}
+    shares = [*probabilities_of("base", task), *probabilities_of("tuned", task)] if len(task.classes) > FEW else []
+    table = cases.assign(**named).drop(columns=["group", *shares])
+    texts = [*task.texts, *coded]
     quoted = {
-        column: [f"'{text}" if text.startswith(FORMULA_STARTS) else text for text in cases[column]] for column in TEXTS
+        column: [f"'{text}" if text.startswith(FORMULA_STARTS) else text for text in table[column]] for column in texts
     }
-    return cases.assign(**named, **quoted)
+    return table.assign(**quoted)
 
 
-def groups(cases: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The groups of rows that the published report argues from: {name: whether a row is in it}."""
-    low, high = overlap_ends(cases)
-    missed = cases["tuned"] != cases["gold"]
-    entailment, neutral = LABELS.index("entailment"), LABELS.index("neutral")
-    return {
-        "the first ten rows": cases.index < 10,
-        "neutral, missed by tuned": missed & (cases["gold"] == neutral),
-        "high overlap, taken for entailment": missed & high & (cases["tuned"] == entailment),
-        "low overlap, missed by tuned": missed & low,
-    }
+def confident_errors(cases: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
+    """The rows that the tuned model gets wrong and is surest of, first the surest.
 
-
-def as_json(cases: pd.DataFrame) -> Markup:
-    """The cases as lists: row, texts, gold, base, tuned, fate, groups (a bit each), probabilities in percent."""
-    bits = sum(inside.astype(int) * 2**place for place, inside in enumerate(groups(cases).values()))
-    columns = [cases[name].tolist() for name in ("row", *TEXTS, "gold", "base", "tuned", "fate")]
-    shares = [
-        (cases[[f"{name}_{label}" for label in LABELS]] * 100).round().astype(int).to_numpy().tolist()
-        for name in ("base", "tuned")
+    Returns:
+        list of {"row", "texts": [(column, text)], "gold", "base", "tuned" (classes by name), "confidence"}
+    """
+    wrong = cases[cases["tuned"] != cases["gold"]]
+    longest = LONGEST_ERROR // len(task.columns)
+    surest = wrong.sort_values("tuned_confidence", ascending=False, kind="stable")[:ERRORS]
+    return [
+        {
+            "row": int(case["row"]),
+            "texts": [
+                (column, shortened(case[text], longest)) for column, text in zip(task.columns, task.texts, strict=True)
+            ],
+            **{who: task.classes[case[who]] for who in ("gold", "base", "tuned")},
+            "confidence": float(case["tuned_confidence"]),
+        }
+        for _, case in surest.iterrows()
     ]
-    return script_json(list(zip(*columns, bits.tolist(), *shares, strict=True)))
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text as the page shows it: what is left out is marked."""
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def groups(cases: pd.DataFrame, nli: Nli | None) -> dict[str, np.ndarray]:
+    """Groups of rows to look at: {name: whether a row is in it}; of NLI those that the published report argues from."""
+    found = {"cut at max_length": cases["truncated"].to_numpy()}
+    if nli:
+        low, high = overlap_ends(cases)
+        missed = cases["tuned"] != cases["gold"]
+        found |= {
+            "the first ten rows": cases.index < 10,
+            "neutral, missed by tuned": missed & (cases["gold"] == nli.neutral),
+            "high overlap, taken for entailment": missed & high & (cases["tuned"] == nli.entailment),
+            "low overlap, missed by tuned": missed & low,
+        }
+    return {name: np.asarray(inside) for name, inside in found.items() if name != "cut at max_length" or inside.any()}
+
+
+def as_json(cases: pd.DataFrame, inside: dict[str, np.ndarray], task: Task) -> Markup:
+    """The cases as lists: row, texts, gold, base, tuned, fate, groups (a bit each), the likeliest classes of base and
+    of tuned as [class, percent, class, percent, …].
+
+    Args:
+        inside: from `groups`.
+    """
+    bits = sum(
+        (member.astype(int) * 2**place for place, member in enumerate(inside.values())), np.zeros(len(cases), int)
+    )
+    room = rows_on_the_page(cases, task)
+    shown = cases.assign(groups=bits).iloc[np.arange(room) * len(cases) // room]  # evenly from all
+    texts = [[shortened(text, LONGEST) for text in row] for row in shown[task.texts].to_numpy().tolist()]
+    columns = [shown[name].tolist() for name in ("gold", "base", "tuned", "fate", "groups")]
+    shares = [likeliest(shown[probabilities_of(name, task)].to_numpy()) for name in ("base", "tuned")]
+    return script_json(list(zip(shown["row"].tolist(), texts, *columns, *shares, strict=True)))
+
+
+def rows_on_the_page(cases: pd.DataFrame, task: Task) -> int:
+    """How many rows the page has room for."""
+    characters = cases[task.texts].map(len).clip(upper=LONGEST).to_numpy().sum()
+    return min(len(cases), MOST_ROWS, max(1, int(len(cases) * MOST_CHARACTERS / max(1, characters))))
+
+
+def likeliest(probabilities: np.ndarray) -> list[list[int]]:
+    """The likeliest classes of each row with their probabilities in percent, in one list, first the likeliest.
+
+    Args:
+        probabilities: float [rows, classes].
+    """
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELIEST]
+    percent = (np.take_along_axis(probabilities, order, axis=1) * 100).round().astype(int)
+    return np.stack([order, percent], axis=2).reshape(len(order), -1).tolist()
 
 
 def script_json(value: Any) -> Markup:
     """JSON that stays data inside a <script> element: without `<` nothing can end it."""
     return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def page_json(values: Sequence[str]) -> Markup:
+    """Names for the page's script."""
+    return script_json(list(values))

@@ -1,5 +1,7 @@
 """The report: numbers, sentences and pictures as one web page that needs no network, and as Markdown."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +10,16 @@ import pandas as pd
 from markupsafe import Markup
 
 from stages.analysis.comparison import FATES
+from stages.analysis.nli import Nli
 from stages.report import cases as rows
-from stages.report import published, sentences
+from stages.report import counts, published, sentences
+from stages.report.captions import captions
 from stages.report.formatting import bounds, numbers, percent
-from stages.report.recipe import recipe
-from stages.task.labels import LABELS
+from stages.report.recipe import key_facts, recipe
+from stages.report.render import SHOWN, tallness
+from stages.task.cautions import cautions
 
 TEMPLATES = Path(__file__).parent / "templates"
-PICTURES = {
-    "accuracy": ("Accuracy", "On the test rows, with intervals: base, tuned, and two guesses that read no premise."),
-    "confusion": ("Confusion", "Test rows by gold label and prediction; darker is a greater share of the gold class."),
-    "loss": ("Loss", "Training and validation by epoch; behind them the loss of each step."),
-    "validation": ("Validation", "Accuracy and weighted F1 on the validation rows after each epoch."),
-    "slices": ("Slices", "Accuracy with intervals; in brackets a slice's rows (base / tuned where they differ)."),
-    "reliability": (
-        "Calibration",
-        "On the dotted line a model is as often right as it is sure. Larger dots, more rows.",
-    ),
-    "usage": ("Memory and load", "Over the three stages that run the model, laid end to end."),
-}
 
 
 def html(context: dict[str, Any]) -> str:
@@ -49,8 +42,14 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters.update(percent=percent, interval=lambda ends: bounds((ends["low"], ends["high"])))
+    made.filters.update(percent=percent, interval=lambda ends: bounds((ends["low"], ends["high"])), text=as_text)
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return made
+
+
+def as_text(value: str) -> str:
+    """Text of the data inside Markdown: what would be markup is escaped, and all is in one line."""
+    return re.sub(r"[\\`*<|\[\]~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(value.split()))
 
 
 def context(
@@ -67,52 +66,88 @@ def context(
     Args:
         details: metrics/details.json.
         usage: {"base", "train", "tuned"}: what each run measured of itself, from `usage.figures`.
-        findings: from `claims.claims`.
+        findings: from `nli.claims`; empty for another task.
         cases: from `comparison.case_table`.
         tables: from `tables.plot_tables`.
         pictures: {name: (PNG bytes, SVG text)}.
-        about: {"model": manifest, "data": source, "params": all of params.yaml, "device": name,
-            "published": published.json}.
+        about: {"model": manifest, "data": source, "task": `Task`, "params": all of params.yaml, "device": name,
+            "versions": {library: version}, "published": published.json}.
     """
-    theirs, gained = about["published"], details["comparison"]
-    level = sentences.level(about["params"].analysis.confidence)
-    return {
+    gained, task = details["comparison"], about["task"]
+    nli, few = Nli.of(task), len(task.classes) <= counts.FEW
+    inside, titled = rows.groups(cases, nli), captions(task, about["params"])
+    shown = {
         "model": Path(about["model"]["name"]).name,
         "data": Path(about["data"]["name"]).name,
-        "level": level,
+        "level": sentences.level(about["params"].analysis.confidence),
         **results(details, about),
-        "numbers_by_class": numbers(details, by_class=True),
         "headline": sentences.headline(gained),
-        "claims_note": f"Each of these {len(findings)} claims is tested at {level} by itself, not all of them at once.",
-        "findings": sentences.claims(findings),
+        "errors": rows.confident_errors(cases, task),
+        "facts": key_facts(details["data"], about),
         "pictures": {
             name: {"title": title, "caption": caption, "svg": labelled(pictures[name][1], title), "file": file(name)}
-            for name, (title, caption) in PICTURES.items()
+            for name, (title, caption) in titled.items()
+        },
+        "picture_width": SHOWN,
+        "picture_columns": in_two_columns(
+            {name: tallness(pictures[name][1]) for name in titled if few or name != "confusion"}
+        ),
+        "confusions": None
+        if few
+        else {
+            "tuned": counts.confusions(cases, task, "tuned"),
+            "base": counts.confusions(cases, task, "base")[: counts.OF_BASE],
         },
         "slices": list(zip(tables["slices_base"].itertuples(), tables["slices_tuned"].itertuples(), strict=True)),
+        "by_split": counts.by_split(details["data"], task),
+        "by_class": counts.by_class(details),
+        "few_classes": few,
+        "fates": {fate: (sentences.FATES[fate], gained[fate]) for fate in FATES},
+        "groups": {name: int(member.sum()) for name, member in inside.items()},
+        "columns": task.columns,
+        "classes": task.classes,
+        "columns_json": rows.page_json(task.columns),
+        "classes_json": rows.page_json(task.classes),
+        "rows_json": rows.as_json(cases, inside, task),
+        "all_rows": len(cases),
+        "legend": sentences.legend(min(rows.LIKELIEST, len(task.classes))),
+    }
+    return shown | {"nli": beside_the_published(details, usage, findings, tables, about) if nli else None}
+
+
+def beside_the_published(
+    details: dict[str, Any],
+    usage: dict[str, dict[str, Any]],
+    findings: dict[str, dict[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """What an NLI task's report has more: the published report's claims and figures; arguments: as of `context`."""
+    theirs, level = about["published"], sentences.level(about["params"].analysis.confidence)
+    return {
         "published": theirs,
+        "explained": sentences.published(theirs, details["tuned"]["rows"]),
+        "findings": sentences.claims(findings),
+        "claims_note": f"Each of these {len(findings)} claims is tested at {level} by itself, not all of them at once.",
         "differing": published.differing(theirs, about["model"]["name"], about["data"]["name"]),
         "beside": published.beside(theirs, details, usage),
         "epochs": published.epochs_beside(theirs, tables["epochs"]),
-        "fates": {fate: (sentences.FATES[fate], gained[fate]) for fate in FATES},
-        "classes": LABELS,
-        "groups": {name: int(inside.sum()) for name, inside in rows.groups(cases).items()},
-        "rows_json": rows.as_json(cases),
     }
 
 
 def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
     """What the reports and the model card both show."""
-    groups = ("base", "tuned", "comparison")
+    effects, group = (details[name]["design_effect"] for name in ("base", "tuned", "comparison")), about["task"].group
     return {
         "base": details["base"],
         "tuned": details["tuned"],
         "gained": details["comparison"],
+        "lead": sentences.lead(details),
+        "guessed": sentences.guessed(details["comparison"]),
         "numbers": numbers(details),
-        "intervals": sentences.intervals(
-            *(details[group]["design_effect"] for group in groups), about["params"].analysis.confidence
-        ),
-        "in_train": sentences.in_train(details["data"]["test"]),
+        "intervals": sentences.intervals(*effects, group, about["params"].analysis.confidence),
+        "cautions": cautions(details["data"]),
+        "overlap": sentences.overlap(details["data"]["test"], group),
         "recipe": recipe(details["data"], about),
     }
 
@@ -120,6 +155,24 @@ def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
 def file(picture: str) -> str:
     """Where a picture lies beside the report: what a run measured of itself is not among what it found."""
     return f"{'measurements' if picture == 'usage' else 'figures'}/{picture}.png"
+
+
+def in_two_columns(heights: dict[str, float]) -> list[list[str]]:
+    """Pictures in two columns as even as they can be, the first picture in the first column.
+
+    Args:
+        heights: of the pictures in the order of the page, in widths of a column.
+    """
+    first, *others = heights
+    words = 0.25  # what title, caption and frame of a picture take
+    whole = sum(heights.values()) + words * len(heights)
+
+    def unevenness(beside):
+        return abs(whole - 2 * sum(heights[name] + words for name in (first, *beside)))
+
+    subsets = itertools.chain.from_iterable(itertools.combinations(others, n) for n in range(len(others) + 1))
+    chosen = {first, *min(subsets, key=unevenness)}
+    return [[name for name in heights if name in chosen], [name for name in heights if name not in chosen]]
 
 
 def labelled(svg: str, title: str) -> Markup:

@@ -1,10 +1,5 @@
-"""The pictures of the report, each drawn twice by the same code: PNG on white, and SVG in the colours of the page.
+"""The pictures of the report: what each shows, and the drawing of it."""
 
-The SVG names its colours as CSS variables (`var(--tuned)`), so that one picture serves a light and a dark page.
-"""
-
-import io
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,34 +12,20 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from stages.analysis.metrics import confusion_counts
-from stages.task.labels import LABELS
+from stages.report.counts import FEW
+from stages.report.formatting import whole_percent
+from stages.report.render import WIDTH, render, short
+from stages.report.sentences import guesses
+from stages.task.task import Task
 
-ON_WHITE = {
-    "ink": "#1f2933",
-    "muted": "#66717f",
-    "line": "#d5dae1",
-    "base": "#b4610a",
-    "tuned": "#1f66d0",
-    "paper": "#ffffff",
-}
-STAND_INS = {name: f"#0a0b{number:02x}" for number, name in enumerate(ON_WHITE, start=0xC0)}  # found again in the SVG
-WIDTH = 4.2  # inches; narrow, so that a phone does not shrink the words
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
-}
+SIDE_BY_SIDE = 4  # classes; the matrices of more stand one above the other
+NAMED = 30  # classes; the axes of more show numbers
+NAME = 24  # characters of a name beside a picture
+LOWEST = 10  # classes in the picture of the slices
 
 
 def of_results(
-    details: dict[str, Any], tables: dict[str, pd.DataFrame], cases: pd.DataFrame
+    details: dict[str, Any], tables: dict[str, pd.DataFrame], cases: pd.DataFrame, task: Task
 ) -> dict[str, tuple[bytes, str]]:
     """The pictures of what was found, rendered: {name: (PNG bytes, SVG text)}.
 
@@ -52,20 +33,16 @@ def of_results(
         details, tables, cases: as `document.context` takes them.
     """
     kept = details["train"]["best_epoch"]
-    shown = {
-        "always one class": (details["comparison"]["majority_class"], "muted"),
-        "hypothesis alone": (details["comparison"]["hypothesis_only"], "muted"),
-        "base": (details["base"], "base"),
-        "tuned": (details["tuned"], "tuned"),
-    }
-    points = [(name, m["accuracy"], tuple(m["accuracy_interval"].values()), c) for name, (m, c) in shown.items()]
-    confusions = [confusion_counts(cases["gold"], cases[name]) for name in ("base", "tuned")]
+    shown = [(name, found, "muted") for name, found in guesses(details["comparison"])]
+    shown += [(name, details[name], name) for name in ("base", "tuned")]
+    points = [(name, m["accuracy"], tuple(m["accuracy_interval"].values()), colour) for name, m, colour in shown]
+    confusions = [confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in ("base", "tuned")]
     drawings = {
         "accuracy": partial(accuracy, points),
         "loss": partial(loss, tables["epochs"], tables["steps"], kept),
         "validation": partial(validation, tables["epochs"], kept),
-        "confusion": partial(confusion, *confusions),
-        "slices": partial(slices, tables["slices_base"], tables["slices_tuned"]),
+        "confusion": partial(confusion, *confusions, task.classes),
+        "slices": partial(slices, *worth_drawing(tables["slices_base"], tables["slices_tuned"])),
         "reliability": partial(reliability, tables["reliability_base"], tables["reliability_tuned"]),
     }
     return {name: render(draw) for name, draw in drawings.items()}
@@ -74,45 +51,6 @@ def of_results(
 def of_usage(table: pd.DataFrame, on_gpu: bool) -> tuple[bytes, str]:
     """The picture of what the run measured of itself, rendered: (PNG bytes, SVG text); both as `usage` takes them."""
     return render(partial(usage, table, on_gpu))
-
-
-def render(draw: Callable[[dict[str, str]], Figure]) -> tuple[bytes, str]:
-    """Draw a picture both ways.
-
-    Args:
-        draw: function of the colours {name: colour} that returns a `Figure`.
-
-    Returns:
-        (PNG bytes, SVG text): the same bytes for the same picture, on any day.
-    """
-    with matplotlib.rc_context(STYLE | themed(ON_WHITE)):
-        png = io.BytesIO()
-        draw(ON_WHITE).savefig(png, format="png", dpi=140, facecolor=ON_WHITE["paper"], metadata={"Software": None})
-    with matplotlib.rc_context(STYLE | themed(STAND_INS)):
-        svg = io.StringIO()
-        draw(STAND_INS).savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return png.getvalue(), inline(svg.getvalue())
-
-
-def themed(colours: dict[str, str]) -> dict[str, str]:
-    """Matplotlib's settings for a set of colours."""
-    ink, muted, line = colours["ink"], colours["muted"], colours["line"]
-    return {
-        "text.color": ink, "axes.labelcolor": muted, "axes.edgecolor": line, "axes.titlecolor": ink,
-        "xtick.color": line, "xtick.labelcolor": muted, "ytick.color": line, "ytick.labelcolor": ink,
-        "grid.color": line,
-    }  # fmt: skip
-
-
-def inline(svg: str) -> str:
-    """Matplotlib's SVG as an element of a page: no prolog, no metadata, no ids but those referred to, CSS colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1))
-    for name, colour in STAND_INS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg.strip()
 
 
 def plot(height: float) -> tuple[Figure, Axes]:
@@ -131,19 +69,46 @@ def accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
     for y, (_, value, (low, high), colour) in enumerate(table):
         axes.plot([low, high], [y, y], color=colours[colour], linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(value, y, "o", color=colours[colour], clip_on=False)
-        axes.annotate(f"{value:.1%}", (1.02, y), xycoords=("axes fraction", "data"), va="center")
-    axes.set_yticks(range(len(table)), [name for name, *_ in table])
+        axes.annotate(f"{value:.1%}", (1.04, y), xycoords=("axes fraction", "data"), va="center")
+    axes.set_yticks(range(len(table)), [short(name, NAME + 6) for name, *_ in table])
     axes.set_ylim(len(table) - 0.5, -0.5)
-    share_axis(axes.xaxis, axes.set_xlim)
+    whole_share_axis(axes)
     axes.set_xlabel("accuracy on the test rows")
     return figure
 
 
-def share_axis(axis: Axis, set_limits: Callable[[float, float], object]) -> None:
-    """An axis from 0 to 100%."""
-    set_limits(0, 1)
-    axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
+def whole_share_axis(axes: Axes) -> None:
+    """A horizontal axis from 0 to 100%."""
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
+    axes.xaxis.grid(True, linewidth=0.6)
+
+
+def share_axis(
+    axis: Axis, set_limits: Callable[[float, float], object], values: np.ndarray, least: float, ticks: int = 6
+) -> None:
+    """An axis of shares that is no wider than its values need.
+
+    Args:
+        values: what has to lie on it; any shape, NaN is left out.
+        least: how wide it is at least, so that what is next to nothing does not look like much.
+        ticks: how many intervals between its ticks at most.
+    """
+    set_limits(*room(values, least))
+    axis.set_major_locator(matplotlib.ticker.MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda share, _: f"{share * 100:g}%")
     axis.grid(True, linewidth=0.6)
+
+
+def room(values: np.ndarray, least: float) -> tuple[float, float]:
+    """Ends of an axis for shares, 0 to 1; arguments: as of `share_axis`."""
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = values.min(), values.max()
+    beside = max(0.1 * (high - low), (least - (high - low)) / 2)
+    return max(0.0, low - beside), min(1.0, high + beside)
 
 
 def loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept: int, colours: dict[str, str]) -> Figure:
@@ -163,43 +128,106 @@ def validation(epochs: pd.DataFrame, kept: int, colours: dict[str, str]) -> Figu
     figure, axes = plot(2.9)
     lines = {
         "validation_accuracy": ("accuracy", "tuned", "o-"),
-        "validation_f1_weighted": ("weighted F1", "base", "s--"),
+        "validation_f1_weighted": ("weighted F1", "base", "x--"),
     }
     by_epoch(axes, epochs, lines, kept, colours)
-    share_axis(axes.yaxis, axes.set_ylim)
+    share_axis(axes.yaxis, axes.set_ylim, epochs[list(lines)].to_numpy(), least=0.05)
     axes.set_ylabel("on the validation rows")
     return figure
 
 
 def by_epoch(axes: Axes, epochs: pd.DataFrame, lines: dict[str, tuple], kept: int, colours: dict[str, str]) -> None:
+    """Lines by epoch; a ring around each at the epoch that was kept, and a dashed line there."""
+    at = epochs["epoch"] == kept
+    axes.axvline(kept, color=colours["ink"], linewidth=1, linestyle="--")
     for column, (name, colour, mark) in lines.items():
         axes.plot(epochs["epoch"], epochs[column], mark, color=colours[colour], label=name, markersize=4.5)
-    axes.axvline(kept, color=colours["muted"], linewidth=0.8, linestyle=":", label="kept")
+        axes.plot(epochs["epoch"][at], epochs[column][at], "o", markersize=11, markerfacecolor="none",
+                  markeredgecolor=colours["ink"], clip_on=False)  # fmt: skip
+    axes.plot([], [], "o--", color=colours["ink"], markersize=8, markerfacecolor="none", label=f"kept, epoch {kept}")
+    axes.update_datalim([(epoch, 0) for epoch in epochs["epoch"]], updatey=False)  # one without a finite value too
+    axes.autoscale_view(scaley=False)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=8))
     axes.grid(True, axis="y", linewidth=0.6)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, columnspacing=1.2)
 
 
-def confusion(base: np.ndarray, tuned: np.ndarray, colours: dict[str, str]) -> Figure:
-    """The two confusion matrices side by side; a cell is shaded by its share of the gold class."""
-    figure = Figure(figsize=(WIDTH, 2.35), layout="constrained")
-    for axes, (title, colour, counts) in zip(
-        figure.subplots(1, 2, sharey=True), (("Base", "base", base), ("Tuned", "tuned", tuned)), strict=True
-    ):
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        for gold, predicted in np.ndindex(counts.shape):
-            corner = (predicted - 0.48, gold - 0.48)
-            shade = 0.06 + 0.5 * shares[gold, predicted]
-            axes.add_patch(matplotlib.patches.Rectangle(corner, 0.96, 0.96, color=colours[colour], alpha=shade, lw=0))
-            axes.text(predicted, gold, f"{counts[gold, predicted]:,}", ha="center", va="center")
-        axes.set(xlim=(-0.5, 2.5), ylim=(2.5, -0.5), title=title, xlabel="prediction", aspect="equal")
-        axes.set_xticks(range(len(LABELS)), [name[:7] + "." * (len(name) > 7) for name in LABELS], fontsize=8)
-        axes.set_yticks(range(len(LABELS)), LABELS)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    figure.axes[0].set_ylabel("gold label")
+def confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...], colours: dict[str, str]) -> Figure:
+    """The two confusion matrices: counts and shares of the gold class in the cells, or a heat map of many classes.
+
+    Args:
+        base, tuned: from `metrics.confusion_counts`.
+    """
+    count, beside = len(classes), len(classes) <= SIDE_BY_SIDE
+    names = [short(name, NAME) for name in classes] if count <= NAMED else None
+    longest = 0.075 * max(map(len, names)) if names else 0.1  # inches
+    side = min(3.4, 0.45 * count) if beside else min(2.9, 0.42 * count)
+    height = longest + (0.65 + side if beside else 0.9 + 2 * side)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    matrices = (("Base", "base", base), ("Tuned", "tuned", tuned))
+    pairs = figure.subplots(*((1, 2) if beside else (2, 1)), sharex=not beside, sharey=beside)
+    for axes, (title, colour, counts) in zip(pairs, matrices, strict=True):
+        (cells if count <= FEW else heat_map)(axes, counts, colours[colour])
+        axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), title=title)
+        if names:
+            size = min(8, 60 * side / count)
+            fits = longest < (1.4 if beside else 2.6) / count
+            axes.set_xticks(range(count), names, fontsize=size, rotation=0 if fits else 90)
+            axes.set_yticks(range(count), names, fontsize=size)
+        axes.tick_params(length=0 if names else 3)
+        axes.spines[:].set_visible(count > FEW)
+    what = "" if names else ", by its number"
+    figure.supxlabel(f"predicted class{what}", fontsize=9, color=colours["muted"])
+    figure.supylabel(f"gold class{what}", fontsize=9, color=colours["muted"])
     return figure
+
+
+def cells(axes: Axes, counts: np.ndarray, colour: str) -> None:
+    """A matrix with the rows of each cell and their share of the gold class, which is its shade too."""
+    shares = gold_shares(counts)
+    size = min(9, 44 / len(counts) + 2.2)
+    for gold, predicted in np.ndindex(counts.shape):
+        count, share = counts[gold, predicted], shares[gold, predicted]
+        corner = (predicted - 0.48, gold - 0.48)
+        axes.add_patch(
+            matplotlib.patches.Rectangle(corner, 0.96, 0.96, color=colour, alpha=0.06 + 0.5 * share, linewidth=0)
+        )
+        words = f"{count:,}\n{whole_percent(share)}" if count else "0"
+        axes.text(predicted, gold, words, ha="center", va="center", fontsize=size, linespacing=1.1)
+
+
+def heat_map(axes: Axes, counts: np.ndarray, colour: str) -> None:
+    """A matrix without words: one path for each of a few shades, which is small where classes are many."""
+    shares = gold_shares(counts)
+    shades = np.ceil(np.sqrt(shares) * 6).astype(int)  # the root, so that a single row of many is seen
+    for shade in range(1, 7):
+        squares = [
+            matplotlib.path.Path.unit_rectangle().transformed(
+                matplotlib.transforms.Affine2D().translate(predicted - 0.5, gold - 0.5)
+            )
+            for gold, predicted in np.argwhere(shades == shade)
+        ]
+        if squares:
+            path = matplotlib.path.Path.make_compound_path(*squares)
+            axes.add_patch(matplotlib.patches.PathPatch(path, color=colour, alpha=0.1 + 0.15 * shade, linewidth=0))
+
+
+def gold_shares(counts: np.ndarray) -> np.ndarray:
+    """Each cell's share of its gold class's rows, 0 where it has none; counts: from `metrics.confusion_counts`."""
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def worth_drawing(base: pd.DataFrame, tuned: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of slices without slices that have no row, and of many classes only those with the lowest tuned
+    accuracy, first the lowest.
+    """
+    there = tuned.index[(base["rows"] > 0) | (tuned["rows"] > 0)]
+    classes = tuned.loc[there].query("cut == 'class'")
+    if len(classes) > LOWEST:
+        lowest = classes.sort_values("accuracy", kind="stable").index[:LOWEST]
+        there = [*lowest, *there.difference(classes.index)]
+    return base.loc[there], tuned.loc[there]
 
 
 def slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
@@ -210,15 +238,17 @@ def slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> 
     """
     cuts = list(base["cut"].unique())
     figure, axes = plot(0.75 + 0.23 * (len(base) + len(cuts)))
-    y, ticks = 0, []
+    y, ticks, headings = 0, [], []
     for cut in cuts:
-        ticks.append((y, cut))
+        headings.append(len(ticks))
+        ticks.append((y, short(cut, NAME + 6)))
         for (_, first), (_, second) in zip(
             base[base["cut"] == cut].iterrows(), tuned[tuned["cut"] == cut].iterrows(), strict=True
         ):
             y += 1
             rows = {f"{first['rows']:,}": None, f"{second['rows']:,}": None}  # one number where they are the same
-            ticks.append((y, f"{first['slice'].removeprefix(f'{cut}: ')} ({' / '.join(rows)})"))
+            name = short(first["slice"].removeprefix(f"{cut}: "), NAME)
+            ticks.append((y, f"{name} ({' / '.join(rows)})"))
             for row, colour, offset in ((first, "base", -0.16), (second, "tuned", 0.16)):
                 if row["rows"]:
                     axes.plot([row["low"], row["high"]], [y + offset] * 2, color=colours[colour], linewidth=3.5,
@@ -226,11 +256,11 @@ def slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> 
                     axes.plot(row["accuracy"], y + offset, "o", color=colours[colour], markersize=4, clip_on=False)
         y += 1
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
-    for label in axes.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() in cuts else "normal")
+    for number, label in enumerate(axes.get_yticklabels()):
+        label.set_fontweight("bold" if number in headings else "normal")
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(y - 0.4, -0.6)
-    share_axis(axes.xaxis, axes.set_xlim)
+    whole_share_axis(axes)
     axes.set_xlabel("accuracy")
     model_legend(axes, colours)
     return figure
@@ -243,21 +273,21 @@ def model_legend(axes: Axes, colours: dict[str, str]) -> None:
 
 
 def reliability(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Accuracy beside confidence; the area of a dot is its bin's share of the rows.
+    """Accuracy with its interval beside confidence, each model on axes of its own, which need not be the same.
 
     Args:
-        base, tuned: from `metrics.reliability`, the bins that have rows.
+        base, tuned: from `metrics.calibration_curve`.
     """
-    figure, axes = plot(3.3)
-    axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=0.8, linestyle=":")
-    for bins, colour in ((base, "base"), (tuned, "tuned")):
-        axes.plot(bins["confidence"], bins["accuracy"], color=colours[colour], alpha=0.5, linewidth=1)
-        area = 15 + 300 * bins["rows"] / bins["rows"].sum()
-        axes.scatter(bins["confidence"], bins["accuracy"], area, color=colours[colour], alpha=0.75, lw=0, clip_on=False)
-    share_axis(axes.xaxis, axes.set_xlim)
-    share_axis(axes.yaxis, axes.set_ylim)
-    axes.set(xlabel="confidence: probability of the predicted class", ylabel="accuracy")
-    model_legend(axes, colours)
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    for axes, bins, name in zip(figure.subplots(1, 2), (base, tuned), ("base", "tuned"), strict=True):
+        axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=0.8, linestyle=":")
+        ends = np.abs(bins[["low", "high"]].to_numpy().T - bins["accuracy"].to_numpy())
+        axes.errorbar(bins["confidence"], bins["accuracy"], yerr=ends, fmt="o", markersize=4, color=colours[name],
+                      elinewidth=1.2, clip_on=False)  # fmt: skip
+        share_axis(axes.xaxis, axes.set_xlim, bins["confidence"], least=0.1, ticks=3)
+        share_axis(axes.yaxis, axes.set_ylim, bins[["low", "high", "confidence"]], least=0.1)
+        axes.set(title=name.capitalize(), xlabel="confidence")
+    figure.axes[0].set_ylabel("accuracy")
     return figure
 
 
@@ -269,20 +299,23 @@ def usage(table: pd.DataFrame, on_gpu: bool, colours: dict[str, str]) -> Figure:
     """
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     memory, load = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    names = {"memory_gb": ("tuned", "in use" if on_gpu else "of the process"),
+    names = {"memory_gb": ("tuned", "in use" if on_gpu else "used by the process"),
              "allocated_gb": ("base", "allocated by PyTorch")}  # fmt: skip
+    unit, seconds = ("minutes", 60) if table["seconds"].max() > 180 else ("seconds", 1)
     for number, (stage, inside) in enumerate(table.groupby("stage", sort=False)):
-        minutes = inside["seconds"] / 60
+        times = inside["seconds"] / seconds
         for column in ("memory_gb", "allocated_gb")[: 1 + on_gpu]:
             colour, label = names[column]
-            memory.plot(minutes, inside[column], color=colours[colour], lw=1.4, label=None if number else label)
-        load.plot(minutes, inside["utilization_percent"], color=colours["tuned"], lw=0.8)
-        memory.annotate(f" {number + 1} {stage}", (minutes.min(), 1.03 + 0.09 * (number % 2)), fontsize=8,
-                        xycoords=("data", "axes fraction"), color=colours["muted"])  # fmt: skip
+            memory.plot(times, inside[column], color=colours[colour], lw=1.4, label=None if number else label)
+        load.plot(times, inside["utilization_percent"], color=colours["tuned"], lw=0.8)
+        late = inside["seconds"].min() > 0.7 * table["seconds"].max()  # its name would stick out on the right
+        memory.annotate(f" {number + 1} {stage} ", (times.min(), 1.03 + 0.1 * (number % 2)), fontsize=8,
+                        xycoords=("data", "axes fraction"), ha="right" if late else "left",
+                        color=colours["muted"])  # fmt: skip
         for axes in (memory, load):
-            axes.axvline(minutes.min(), color=colours["line"], linewidth=0.8)
+            axes.axvline(times.min(), color=colours["line"], linewidth=0.8)
     memory.set(ylim=(0, 1.08 * table["memory_gb"].max()), ylabel="memory, GB")
-    load.set(ylim=(0, 105), ylabel="load, %", xlabel="minutes")
+    load.set(ylim=(0, 105), ylabel="load, %", xlabel=unit)
     for axes in (memory, load):
         axes.grid(True, axis="y", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=2)

@@ -11,6 +11,13 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f}%" if math.isfinite(share) else "–"
 
 
+def whole_percent(share: float) -> str:
+    """A share, 0 to 1, in whole percent; neither 0 nor 100 where it is more or less."""
+    if 0 < share < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < share < 1 else f"{share:.0%}"
+
+
 def number(value: float) -> str:
     """A number as it is; a dash where it can't be known."""
     return f"{value:.3f}" if math.isfinite(value) else "–"
@@ -52,22 +59,19 @@ def points(gap: float, interval: tuple[float, float]) -> str:
 FORMS = {"percent": (percent, bounds), "number": (number, number_bounds)}  # how a metric and its interval are written
 
 
-def numbers(details: dict[str, Any], by_class: bool = False) -> list[tuple[str, list[tuple[str, str | None]]]]:
+def numbers(details: dict[str, Any]) -> list[tuple[str, list[tuple[str, str | None]]]]:
     """The table of metrics: (title, [(value, interval or None) of base, of tuned]) a row.
+
+    Those that have a value for each class are in another table, `counts.by_class`.
 
     Args:
         details: metrics/details.json.
-        by_class: include the metrics that have a value for each class, a row each.
     """
     table = []
     for metric in metrics.METRICS:
         write, write_interval = FORMS[metric.form]
         values = [details[name][metric.key] for name in ("base", "tuned")]
         if isinstance(values[0], dict):
-            if by_class:
-                table += [
-                    (f"{metric.title}, {name}", [(write(value[name]), None) for value in values]) for name in values[0]
-                ]
             continue
         ends = [details[name].get(f"{metric.key}_interval") for name in ("base", "tuned")]
         intervals = [end and write_interval((end["low"], end["high"])) for end in ends]

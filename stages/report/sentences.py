@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from stages.report.formatting import percent, points, share, signed_bounds
+from stages.report.formatting import bounds, percent, points, share, signed_bounds
 
+UNEVEN = 3  # times as many rows in the most frequent class as in the rarest
 FATES = {
     "fixed": "corrected by tuning",
     "broken": "broken by tuning",
@@ -42,38 +43,93 @@ def level(confidence: float) -> str:
     return f"{confidence * 100:g}%"
 
 
-def intervals(base_effect: float, tuned_effect: float, gain_effect: float, confidence: float) -> str:
-    """Which intervals the report shows, and by which design effects they are widened."""
+def intervals(base_effect: float, tuned_effect: float, gain_effect: float, group: str | None, confidence: float) -> str:
+    """Which intervals the report shows, and by which design effects they are widened; group: `Task.group`."""
+    alike = f"share a {group}" if group else "have the same texts"
     return (
         f"Intervals of {level(confidence)}: Wilson's of accuracies and shares, Newcombe's of differences between "
-        "groups of rows, Tango's of the gain, percentiles of a Dirichlet posterior for F1. Rows that share a premise "
+        f"groups of rows, Tango's of the gain, percentiles of a Dirichlet posterior for F1. Rows that {alike} "
         "are not independent: counts are divided by the design effect first "
         f"(accuracy: base {base_effect:.2f}, tuned {tuned_effect:.2f}; gain {gain_effect:.2f}). The gain's p is the "
-        "largest of three McNemar tests: exact by rows, exact by premises, and the score test that goes with Tango's "
-        "interval."
+        "largest of three McNemar tests: exact by rows, exact by groups of such rows, and the score test that goes "
+        "with Tango's interval."
     )
 
 
-def in_train(test: dict[str, Any]) -> dict[str, Any]:
-    """How far the test rows were seen in training: {"warning": whether whole rows were, "text"}.
+def overlap(test: dict[str, Any], group: str | None) -> str | None:
+    """How far the test rows' groups were seen in training; None where whole rows were, of which `cautions` warns.
 
     Args:
-        test: {"kept", "in_train": {"rows", "premises"}}, of data/summary.json.
+        test: {"kept", "in_train": {"rows", "groups"}}, of data/summary.json; "groups" where the task has them.
+        group: `Task.group`.
     """
-    kept, rows, premises = test["kept"], test["in_train"]["rows"], test["in_train"]["premises"]
-    sharing = "shares its premise with one" if premises == 1 else "share their premise with one"
-    if rows:
-        stand = f"{rows:,} {'stands' if rows == 1 else 'stand'} in the training rows, premise and hypothesis"
-        text = f"Of {kept:,} test rows, {stand}, and {premises:,} {sharing}: scores may be too high."
-    elif premises:
-        text = f"No test row stands in the training rows; {premises:,} of {kept:,} {sharing}."
-    else:
-        text = "No test row stands in the training rows, and none shares its premise with one."
-    return {"warning": rows > 0, "text": text}
+    kept, found = test["kept"], test["in_train"]
+    if found["rows"]:
+        return None
+    if group is None:
+        return "No test row stands in the training rows."
+    count = found["groups"]
+    if not count:
+        return f"No test row stands in the training rows, and none shares its {group} with one."
+    sharing = f"shares its {group} with one" if count == 1 else f"share their {group} with one"
+    return f"No test row stands in the training rows; {count:,} of {kept:,} {sharing}."
+
+
+def lead(details: dict[str, Any]) -> dict[str, Any]:
+    """The score that the report leads with: accuracy, or macro F1 where classes are uneven.
+
+    Args:
+        details: metrics/details.json.
+
+    Returns:
+        {"key" in details.json, "title", "why" it is not accuracy, or None}
+    """
+    rows = {name: count for name, count in details["data"]["test"]["classes"].items() if count}
+    most, fewest = max(rows, key=rows.get), min(rows, key=rows.get)
+    if rows[most] <= UNEVEN * rows[fewest]:
+        return {"key": "accuracy", "title": "accuracy", "why": None}
+    always = percent(details["comparison"]["majority_class"]["accuracy"])
+    why = (
+        f"The classes are uneven: of the test rows, {rows[most]:,} are of class {most} and {rows[fewest]:,} of "
+        f"class {fewest}. Accuracy misleads there: always answering the most frequent class of training is right in "
+        f"{always}. In macro F1 every class counts alike."
+    )
+    return {"key": "f1_macro", "title": "macro F1", "why": why}
+
+
+def guesses(gained: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What guesses with less than the model: (name, its accuracy as in details.json) each; gained: as `headline`."""
+    by_column = gained["bag_of_words_by_column"]
+    alone = [(f"words of {column} alone", found) for column, found in by_column.items()] if len(by_column) > 1 else []
+    return [("always one class", gained["majority_class"]), *alone, ("bag of words", gained["bag_of_words"])]
+
+
+def guessed(gained: dict[str, Any]) -> str:
+    """What guesses with less than the model, in one sentence; gained: as `headline`."""
+    said = [
+        f"{name} {percent(m['accuracy'])} ({bounds(tuple(m['accuracy_interval'].values()))})"
+        for name, m in guesses(gained)
+    ]
+    return f"For reference, what is right with less: {', '.join(said)}."
+
+
+def legend(classes: int) -> str:
+    """What stands beneath each prediction; classes: how many of them."""
+    which = "both classes" if classes == 2 else f"the {classes} likeliest classes"
+    return f"✓ right, ✗ wrong. Beneath each prediction: {which}, with the model's probability of each in percent."
+
+
+def published(theirs: dict[str, Any], rows: int) -> str:
+    """What "the published report" is; theirs: published.json."""
+    return (
+        f"The published report is a student's, of {theirs['model']} tuned on {theirs['data']} ({theirs['source']}). "
+        f"This pipeline's recipe comes from its notebook. It argues from ten test rows; here its claims meet all "
+        f"{rows:,} of this run."
+    )
 
 
 def claims(findings: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """Findings of `analysis.claims` in words: a list of {"claim", "verdict", "evidence"}."""
+    """Findings of `analysis.nli` in words: a list of {"claim", "verdict", "evidence"}."""
     return [
         {"claim": CLAIMS[key][0], "verdict": found["verdict"], "evidence": CLAIMS[key][1](found)}
         for key, found in findings.items()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from stages.runtime.errors import UserError
 
@@ -21,6 +21,13 @@ def _regular_expression(value):
     return value
 
 
+def _class_name(value):
+    """YAML takes no, yes, true and false without quotes for truth values, and 3 for a number."""
+    if isinstance(value, bool):
+        raise ValueError("must be text: quote a name such as 'yes' or 'no', which YAML reads as true and false")
+    return str(value) if isinstance(value, int) else value
+
+
 def _number(value):
     if isinstance(value, bool):  # pydantic would take true for 1
         raise ValueError("must be a number, not true or false")
@@ -33,6 +40,8 @@ Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_in
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+ClassName = Annotated[str, BeforeValidator(_class_name), Field(pattern=r"^[^\x00]*\S[^\x00]*$")]
+COLUMN = r"\{([^{}]+)\}"  # a column's place in a template
 
 
 class Group(BaseModel):
@@ -57,13 +66,34 @@ class Model(Group):
         return value
 
 
+def _each_once(names):
+    stripped = [name.strip() for name in names]
+    if twice := next((name for name in stripped if stripped.count(name) > 1), None):
+        raise ValueError(f"must name each class once ({twice!r} stands twice)")
+    return stripped
+
+
+Classes = Annotated[list[ClassName], Field(min_length=2, max_length=1000), AfterValidator(_each_once)]
+
+
+class Splits(Group):
+    train: Text
+    validation: Text
+    test: Text
+
+
 class Data(Group):
     name: Text
+    subset: Text | None
     revision: Text
+    splits: Splits
+    label: Text
+    classes: Classes | None
+    group: Text | None
     train_rows: Count | None
     validation_rows: Count | None
     test_rows: Count | None
-    unlabelled: Literal["drop", "neutral"]
+    unlabelled: Text
 
 
 class Watch(Group):
@@ -72,8 +102,17 @@ class Watch(Group):
 
 
 class Tokenize(Group):
-    template: Annotated[str, Field(pattern=r"\{premise\}[\s\S]*\{hypothesis\}")]
+    template: Text
     max_length: Annotated[int, BeforeValidator(_number), Field(ge=8, le=8192)]
+
+    @field_validator("template")
+    @classmethod
+    def _reads_a_column(cls, value):
+        if not re.search(COLUMN, value):
+            raise ValueError("must name a column of the data in braces, such as {text}")
+        if "\\n" in value:  # -S and single quotes leave it so, and the model would read a backslash
+            raise ValueError("must not hold a backslash and an n: in double quotes \\n is a new line, with -S in $'…'")
+        return value
 
 
 class Batches(Group):
@@ -98,6 +137,7 @@ class Train(Group):
     weight_decay: NotNegative
     max_grad_norm: Positive
     freeze_head: bool
+    class_weights: Literal["balanced"] | None
     keep: Literal["best", "last"]
     gradient_checkpointing: bool
     cuda_graphs: bool

@@ -1,7 +1,4 @@
-"""NLI rows: read, checked, chosen, counted."""
-
-from collections.abc import Iterable
-from pathlib import Path
+"""Rows: texts and classes taken from a data set's columns, checked, chosen, counted."""
 
 import datasets
 import numpy as np
@@ -9,100 +6,82 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.runtime.errors import UserError
-from stages.runtime.files import scratch_folder
-from stages.sources.manifest import TABLES
-from stages.task.labels import LABELS, SPLITS
+from stages.runtime.params import Data
+from stages.task.classes import choose_classes, read_labels, to_codes
+from stages.task.task import NO_LABEL, Task
+
+BETWEEN = "\x1f"  # a character that no text is expected to have, between two texts
 
 
-def load_splits(folder: Path, names: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Read the three splits of a folder by `datasets`.
-
-    Only the named files are read, those that the manifest pins, and never out of the cache of `datasets`: it takes a
-    file of the same path and time for the same rows.
+def take_rows(
+    splits: dict[str, pa.Table], data: Data, columns: tuple[str, ...]
+) -> tuple[Task, dict[str, pd.DataFrame]]:
+    """The task of a data set, and the rows of its splits.
 
     Args:
-        names: files, relative to `folder`.
+        splits: {split: arrow table}; its schema carries what `datasets` knows of the columns.
+        data: the group `data` of params.yaml.
+        columns: those that the template reads.
 
     Returns:
-        {split: data frame with the columns premise, hypothesis, label}, checked.
-    """
-    if not set(names) - {"README.md"}:
-        raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLES)}")
-    with scratch_folder("data/source") as scratch:
-        for name in names:
-            (scratch / "files" / name).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / "files" / name).symlink_to((Path(folder) / name).resolve())
-        datasets.disable_progress_bars()  # seconds even for SNLI, and they would stay in every log
-        try:
-            loaded = datasets.load_dataset(str(scratch / "files"), cache_dir=str(scratch / "cache"))
-        except Exception as error:  # `datasets` raises a dozen kinds here, plain Exception among them
-            reason = str(error.__cause__ or error).strip().splitlines()[0].replace(f"{scratch}/files", str(folder))
-            raise UserError(f"data.name: {folder}: not readable as a data set ({reason})") from error
-        for split in SPLITS:
-            if split not in loaded:
-                raise UserError(
-                    f"data.name: {folder}: no split '{split}' (has {', '.join(loaded)}); needed: {', '.join(SPLITS)}"
-                )
-        names_of = {split: getattr(loaded[split].features.get("label"), "names", None) for split in SPLITS}
-        return {split: check_split(loaded[split].data.table, split, names_of[split]) for split in SPLITS}
-
-
-def check_split(table: pa.Table, split: str, names: list[str] | None = None) -> pd.DataFrame:
-    """Check one split, an arrow table, and return it as a data frame.
-
-    Args:
-        names: the classes that the data set itself says its codes 0, 1, … mean, or None where it says nothing and
-            they are SNLI's.
+        (task, {split: data frame with the task's texts, `label` (number of the class, -1 for none), `group` (text)})
 
     Raises:
-        UserError: naming the split and the column: missing, of another type, empty; no rows.
+        UserError: naming the key and the column: missing, of another type, empty.
     """
-    for column in ("premise", "hypothesis", "label"):
-        if column not in table.column_names:
-            raise UserError(f"data: split '{split}' has no column '{column}' (has {', '.join(table.column_names)})")
-    if table.num_rows == 0:
-        raise UserError(f"data: split '{split}' has no rows")
-    if not pa.types.is_integer(table.schema.field("label").type):
+    for split, table in splits.items():
+        check_columns(table, split, data, columns)
+    labels = [
+        read_labels(table, datasets.Features.from_arrow_schema(table.schema), split, data.label)
+        for split, table in splits.items()
+    ]
+    task = Task(choose_classes(labels, data.classes), columns, data.group)
+    if data.unlabelled not in ("drop", *task.classes):
         raise UserError(
-            f"data: split '{split}': column 'label' holds {table.schema.field('label').type}; "
-            "allowed: integers 0 (entailment), 1 (neutral), 2 (contradiction), -1 (no gold label)"
+            f"params.yaml: data.unlabelled: {data.unlabelled}; allowed: drop, or a class "
+            f"({', '.join(task.classes[:20])})"
         )
-    rows = table.select(["premise", "hypothesis", "label"]).to_pandas()
-    for column in rows.columns[rows.isna().any()]:
-        raise UserError(f"data: split '{split}': column '{column}' has nulls (row {rows[column].isna().idxmax()})")
-    wrong = ~rows["label"].isin([-1, 0, 1, 2])
-    if wrong.any():
-        row = wrong.idxmax()
-        raise UserError(
-            f"data: split '{split}': column 'label' has {rows['label'][row]} in row {row}; allowed: -1, 0, 1, 2"
-        )
-    for column in ("premise", "hypothesis"):
-        if not rows[column].map(lambda text: isinstance(text, str)).all():
-            raise UserError(
-                f"data: split '{split}': column '{column}' holds {table.schema.field(column).type}; allowed: text"
-            )
-    if names is not None:
-        rows["label"] = rows["label"].map(own_codes(names, split))
-    labelled = rows[rows["label"] >= 0]
-    for column in ("premise", "hypothesis"):
-        empty = labelled[column].str.strip() == ""
+    rows = {}
+    for split_labels, (split, table) in zip(labels, splits.items(), strict=True):
+        texts = table.select(list(columns)).to_pandas().fillna("").set_axis(task.texts, axis="columns")
+        rows[split] = texts.assign(label=to_codes(split_labels, task.classes), group=groups(table, task, texts, split))
+        empty = (texts.apply(lambda column: column.str.strip()) == "").all(axis=1) & (rows[split]["label"] != NO_LABEL)
         if empty.any():
-            raise UserError(f"data: split '{split}': column '{column}' is empty in row {empty.idxmax()}")
-    return rows.astype({"label": "int64"})
+            named = f"column '{columns[0]}' is" if len(columns) == 1 else f"columns {', '.join(columns)} are all"
+            raise UserError(f"data: split '{split}': {named} empty in row {empty.idxmax()}")
+    return task, rows
 
 
-def own_codes(names: list[str], split: str) -> dict[int, int]:
-    """{code of a data set: our code of the class of that name}; -1 stays.
+def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, ...]) -> None:
+    """Refuse a split that lacks a column that params.yaml names, or holds no text where text is read."""
+    has = f"split '{split}' has no such column; it has {', '.join(table.column_names)}"
+    for column in columns:
+        if column not in table.column_names:
+            raise UserError(f"params.yaml: tokenize.template: {{{column}}}: {has}")
+        kind = table.schema.field(column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(
+                f"params.yaml: tokenize.template: {{{column}}}: holds {kind} in split '{split}'; allowed: text"
+            )
+    for key, column in (("label", data.label), ("group", data.group)):
+        if column is not None and column not in table.column_names:
+            raise UserError(f"params.yaml: data.{key}: {column}: {has}")
+    if data.label in columns:
+        raise UserError(f"params.yaml: tokenize.template: {{{data.label}}}: is data.label, the class to be predicted")
 
-    Args:
-        names: the data set's classes in the order of its codes.
-    """
-    places = {name.strip().casefold(): code for code, name in enumerate(names)}
-    if places.keys() != set(LABELS):
-        raise UserError(
-            f"data: split '{split}': column 'label' has the classes {', '.join(names)}; needed: {', '.join(LABELS)}"
-        )
-    return {-1: -1} | {places[name]: code for code, name in enumerate(LABELS)}
+
+def groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.Series:
+    """What rows may share, as text: the task's group column, or all their texts; a row without a value is alone."""
+    if task.group is None:
+        first, *others = task.texts
+        return texts[first].str.cat([texts[other] for other in others], sep=BETWEEN) if others else texts[first]
+    kind = table.schema.field(task.group).type
+    values = (
+        table[task.group].cast(pa.string()) if pa.types.is_integer(kind) else table[task.group]
+    )  # 2**60 is no float
+    values = values.to_pandas()
+    alone = pd.Series([f"{BETWEEN}{split} {row}" for row in range(len(values))], dtype=object)
+    return values.astype(object).map(str, na_action="ignore").where(values.notna(), alone)
 
 
 def choose(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
@@ -126,37 +105,49 @@ def choose(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
     return rows.iloc[np.arange(samples) * len(rows) // samples]
 
 
-def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str) -> pd.DataFrame:
-    """Drop the rows without a gold label (SNLI's authors: "should not be used"), or call them neutral as published."""
-    if unlabelled == "neutral":
-        return rows.assign(label=rows["label"].replace(-1, LABELS.index("neutral")))
-    return rows[rows["label"] != -1]
+def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.DataFrame:
+    """Drop the rows without a gold label (SNLI's authors: "should not be used"), or give them a class.
+
+    Args:
+        unlabelled: "drop", or the name of a class, as the published notebook called them neutral.
+    """
+    if unlabelled == "drop":
+        return rows[rows["label"] != NO_LABEL]
+    return rows.assign(label=rows["label"].replace(NO_LABEL, task.classes.index(unlabelled)))
 
 
-def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame) -> dict:
-    """Counts of one split: rows in it, chosen, without gold label, kept, truncated, tokens; rows of each class."""
+def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task: Task) -> dict:
+    """Counts of one split: rows in it, chosen, without gold label, kept, with an empty text, truncated, tokens; rows of
+    each class."""
     lengths = kept["input_ids"].map(len)
+    empty = {
+        column: int((kept[text].str.strip() == "").sum()) for column, text in zip(task.columns, task.texts, strict=True)
+    }
     return {
         "rows": len(rows),
         "chosen": len(chosen),
-        "unlabelled": int((chosen["label"] == -1).sum()),
+        "unlabelled": int((chosen["label"] == NO_LABEL).sum()),
         "dropped": len(chosen) - len(kept),
         "kept": len(kept),
+        "empty": empty,
         "truncated": int(kept["truncated"].sum()),
         "tokens": int(lengths.sum()),
         "tokens_mean": round(float(lengths.mean()), 2),
         "tokens_max": int(lengths.max()),
-        "classes": {name: int((kept["label"] == i).sum()) for i, name in enumerate(LABELS)},
+        "classes": {name: int((kept["label"] == i).sum()) for i, name in enumerate(task.classes)},
     }
 
 
-def in_train(rows: pd.DataFrame, train: pd.DataFrame) -> dict[str, int]:
-    """How many rows stand in the training split too, word for word: premise and hypothesis, and the premise alone."""
-    pairs, premises = set(zip(train["premise"], train["hypothesis"], strict=True)), set(train["premise"])
-    both = zip(rows["premise"], rows["hypothesis"], strict=True)
-    return {"rows": sum(pair in pairs for pair in both), "premises": int(rows["premise"].isin(premises).sum())}
+def shared(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> dict[str, int]:
+    """How many rows stand in another split too, word for word; and how many share their group with a row of it."""
+
+    def whole(table):
+        return pd.MultiIndex.from_frame(table[task.texts])
+
+    found = {"rows": int(whole(rows).isin(whole(others)).sum())}
+    return found if task.group is None else found | {"groups": int(rows["group"].isin(others["group"]).sum())}
 
 
 def to_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Data frame with a plain 0..n-1 index, the row's place in its split kept as `row`."""
-    return pd.DataFrame(frame).rename_axis("row").reset_index()
+    """Data frame with a plain 0..n-1 index, the row's place in its split kept as `row`, groups as numbers."""
+    return frame.assign(group=pd.factorize(frame["group"])[0]).rename_axis("row").reset_index()

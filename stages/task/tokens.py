@@ -1,6 +1,7 @@
 """From rows to tokens: the base's tokenizer, the template, the cut of what is too long."""
 
 import bisect
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +9,9 @@ import pandas as pd
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.runtime.errors import UserError
+from stages.runtime.params import COLUMN
 from stages.sources.fetch import model_folder
+from stages.task.task import text_names
 
 
 def load_tokenizer(manifest: dict) -> PreTrainedTokenizerBase:
@@ -39,29 +42,31 @@ def tokenize(
 ) -> pd.DataFrame:
     """Add the column `input_ids` (list of int, at most `max_length`) and `truncated` (bool).
 
-    An over-long text loses the end of its premise or hypothesis, the longer first, never the template's end: the
-    model reads its class from the last token.
+    Of over-long texts the longest loses its end first, never the template's end: the model reads its class from the
+    last token.
 
     Args:
+        rows: has the columns that the template reads, under this project's names for them (`text_names`).
         progress: told how many rows are done since it was told last.
     """
+    names = columns_of(template)
 
     def encode(texts):  # a special token's name in a text is text
         return tokenizer(texts, split_special_tokens=True)["input_ids"] if texts else []
 
-    texts = [fill(template, p, h) for p, h in zip(rows["premise"], rows["hypothesis"], strict=True)]
+    parts = [dict(zip(names, texts, strict=True)) for texts in zip(*(rows[n] for n in text_names(names)), strict=True)]
+    texts = [fill(template, part) for part in parts]
     encoded = []
     for start in range(0, len(texts), 1000):
         encoded += encode(texts[start : start + 1000])
         progress(len(encoded) - start)
     truncated = [len(ids) > max_length for ids in encoded]
     for i in np.flatnonzero(truncated):
-        premise, hypothesis = rows["premise"].iloc[i], rows["hypothesis"].iloc[i]
 
-        def cut(characters, premise=premise, hypothesis=hypothesis):
-            return encode([fill(template, premise[:characters], hypothesis[:characters])])[0]
+        def cut(characters, part=parts[i]):
+            return encode([fill(template, {name: text[:characters] for name, text in part.items()})])[0]
 
-        longest = min(max(len(premise), len(hypothesis)), 64 * max_length)
+        longest = min(max(map(len, parts[i].values())), 64 * max_length)
         fits = bisect.bisect_right(range(longest + 1), max_length, key=lambda n: len(cut(n))) - 1
         if fits < 0:
             raise UserError(f"params.yaml: tokenize.max_length: {max_length} is less than the template alone")
@@ -69,8 +74,11 @@ def tokenize(
     return rows.assign(input_ids=encoded, truncated=truncated)
 
 
-def fill(template: str, premise: str, hypothesis: str) -> str:
+def columns_of(template: str) -> tuple[str, ...]:
+    """The columns that a template reads, each once, in its order."""
+    return tuple(dict.fromkeys(re.findall(COLUMN, template)))
+
+
+def fill(template: str, texts: dict[str, str]) -> str:
     """The text that the model reads. Not str.format: braces in a text are text."""
-    before, _, rest = template.partition("{premise}")
-    between, _, after = rest.partition("{hypothesis}")
-    return f"{before}{premise}{between}{hypothesis}{after}"
+    return re.sub(COLUMN, lambda column: texts[column[1]], template)

@@ -40,7 +40,9 @@ GROUPS = [name for name, value in GOOD.items() if isinstance(value, dict)]
 
 def place(raw, key):
     *groups, leaf = key.split(".")
-    return (raw[groups[0]] if groups else raw), leaf
+    for group in groups:
+        raw = raw[group]
+    return raw, leaf
 
 
 def mutation(rng):

@@ -14,6 +14,7 @@ import torch
 from helpers import small_classifier
 from helpers.project import ROOT
 from helpers.small_classifier import DEVICE, PAD, PARAMS, Tokenizer, batch, distance, eager, gradients
+from helpers.tables import CLASSES
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.model.adapter import add_lora
@@ -24,6 +25,7 @@ from stages.runtime import recorder as recorder_module
 from stages.runtime.recorder import Recorder
 from stages.sources.fetch import fetch
 from stages.training import checkpoints, history
+from stages.training.loss import weigh_classes
 from stages.training.trainer import make_trainer
 
 pytestmark = [
@@ -77,6 +79,25 @@ def test_gradients_of_all_parameters_equal_the_eager_ones(small_phi, precision, 
         assert step(*pair, number).item() == pytest.approx(loss, rel=tolerance)
         assert distance(gradients(lora), grads) < tolerance
     assert all(step.graphs.values()), "a length ran eagerly"
+
+
+def test_a_captured_step_weighs_classes_as_an_eager_one(small_phi):
+    """The last batch is filled up with rows that do not count."""
+    batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 32), (16, 48), (9, 48)])]
+    found = {}
+    for weights in (None, torch.tensor([0.3, 1.0, 4.0])):
+        reference, lora = (classifier(small_phi, dropout=0.0, precision="fp32") for _ in range(2))
+        if weights is not None:
+            for model in (reference, lora):
+                weigh_classes(model.get_base_model(), weights)
+        step = fast(lora)
+        found[weights is None] = [step(*pair, number).item() for number, pair in enumerate(batches)]
+        for pair, loss in zip(batches, found[weights is None], strict=True):
+            expected, grads = eager(reference, *pair)
+            assert loss == pytest.approx(expected, rel=1e-3)
+        assert distance(gradients(lora), grads) < 1e-3
+        assert all(step.graphs.values()), "a length ran eagerly"
+    assert found[True] != pytest.approx(found[False], rel=0.05)
 
 
 def test_several_optimizer_steps_follow_the_eager_ones(small_phi):
@@ -236,7 +257,7 @@ def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, r
         ids = torch.randint(1, 1000, (20 + i % 29,), generator=generator)
         ids[-3:] = 1 + i % 3
         examples.append({"input_ids": ids.numpy(), "labels": i % 3})
-    base = load_base(manifest, p.model, DEVICE, 42, Tokenizer())
+    base = load_base(manifest, p.model, CLASSES, DEVICE, 42, Tokenizer())
     lora = add_lora(base, p.lora, 42)
     recorder = SimpleNamespace()  # only the name of the phase is set on it
     trainer = make_trainer(lora, examples, examples[:32], p, PAD, folder, recorder)

@@ -1,20 +1,26 @@
-"""The inputs of `analyze`, as the stages before it leave them, made from few words: any number of rows in a second."""
+"""The inputs of `analyze`, as the stages before it leave them, made from few words: any task, any number of rows in a
+second.
+"""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from helpers.project import COMMITTED
-from stages.task.labels import LABELS
+from stages.task import dataset
+from stages.task.task import Task
 
+NLI = ("entailment", "neutral", "contradiction")
+PAIR = ("premise", "hypothesis")
 WHO = ["man", "woman", "child", "dog", "girl", "boy"]
 DOES = ["sleeping", "running", "reading", "eating", "singing", "waiting"]
 WHERE = ["street", "park", "kitchen", "station", "beach"]
+OTHER_WORDS = 2000  # of a task's texts that is not NLI: as many as a small data set has
 
 
-def texts(rng, rows):
+def pairs(rng, labels):
     """Premises and hypotheses of the kind that SNLI has."""
 
     def sentence(words):
@@ -22,55 +28,105 @@ def texts(rng, rows):
             f" in the {rng.choice(WHERE)}." if words else "."
         )
 
-    premises = [f"{sentence(True)[:-1]} at number {row}." for row in range(rows)]  # no two are the same
-    return premises, [sentence(rng.random() < 0.5) for _ in range(rows)]
+    premises = [f"{sentence(True)[:-1]} at number {row}." for row in range(len(labels))]  # no two are the same
+    return [premises, [sentence(rng.random() < 0.5) for _ in labels]]
 
 
-def predictions(table, rng, right):
+def told(rng, labels, words):
+    """Texts of about `words` words, of which a few tell the class; frequent words are more frequent, as in language."""
+    frequent = 1 / np.arange(1, OTHER_WORDS + 1)
+    drawn = rng.choice(OTHER_WORDS, (len(labels), words), p=frequent / frequent.sum())
+    hint = rng.random(drawn.shape) < 0.1
+    return [
+        " ".join(f"hint{label}" if tells else f"word{word}" for word, tells in zip(line, hints, strict=True))
+        for label, line, hints in zip(labels, drawn, hint, strict=True)
+    ]
+
+
+def rows_of(rng, task, rows, shares, words):
+    """Rows of a split: texts, `label`, `group`, tokens as many as words."""
+    labels = rng.choice(len(task.classes), rows, p=shares)
+    nli = task.classes == NLI and len(task.columns) == 2
+    texts = pairs(rng, labels) if nli else [told(rng, labels, words) for _ in task.columns]
+    table = pd.DataFrame(dict(zip(task.texts, texts, strict=True))).assign(label=labels)
+    place = task.columns.index(task.group) if task.group in task.columns else None
+    table["group"] = table[task.texts].agg("\x1f".join, axis=1) if place is None else table[task.texts[place]]
+    lengths = table[task.texts].agg(" ".join, axis=1).str.split().str.len()
+    return table.assign(input_ids=[list(range(length)) for length in lengths], truncated=False)
+
+
+def predictions(table, task, rng, right):
     """A model that is right in a share of the rows; its probabilities sum to 1 and agree with its answers."""
-    gold = table["label"].to_numpy()
-    answers = np.where(rng.random(len(gold)) < right, gold, (gold + rng.integers(1, 3, len(gold))) % 3)
-    shares = rng.dirichlet([1, 1, 1], len(gold))
+    gold, classes = table["label"].to_numpy(), len(task.classes)
+    answers = np.where(rng.random(len(gold)) < right, gold, (gold + rng.integers(1, classes, len(gold))) % classes)
+    shares = rng.dirichlet([1] * classes, len(gold))
     best = shares.argmax(axis=1)
     rows = np.arange(len(gold))
     shares[rows, best], shares[rows, answers] = shares[rows, answers], shares[rows, best]
-    columns = pd.DataFrame(shares.round(6), columns=[f"p_{name}" for name in LABELS])
-    return pd.concat([table, columns.assign(prediction=answers)], axis=1)
+    columns = pd.DataFrame(shares.round(6), columns=task.probabilities)
+    return pd.concat([table.drop(columns=["input_ids", "truncated"]), columns.assign(prediction=answers)], axis=1)
 
 
 def make(
     folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", data="assets/everyday-nli", gpu=None,
-    premise=None, copies=1, in_train=(0, 0),
+    text=None, copies=1, in_train=(0, 0), classes=NLI, columns=PAIR, group=None, shares=None, train_rows=200,
+    train_shares=None, words=12, cut=0,
 ):  # fmt: skip
     """Write a finished run into a folder.
 
     Args:
         base, tuned: share of the rows that each model gets right.
-        copies: how often each row stands there, with the same premise and predictions.
-        in_train: how many test rows, and the premises of how many, stand in the training rows.
+        copies: how often each row stands there, with the same texts and predictions.
+        in_train: how many test rows, and the groups of how many, stand in the training rows.
         gpu: name of a GPU, or None for a run on a CPU.
-        premise: text of the first row's premise and hypothesis.
+        text: of the first row, in each column.
+        classes, columns, group: the task; of NLI the group is the premise.
+        shares, train_shares: of each class in test and training rows; None: all alike.
+        words: of each text, where the task is not NLI.
+        cut: how many test rows were longer than max_length.
     """
     rng = np.random.default_rng(seed)
-    shutil.copy(COMMITTED / "embedded/params.yaml", folder)
-    premises, hypotheses = texts(rng, rows)
-    if premise is not None:
-        premises[0] = hypotheses[0] = premise
-    test = pd.DataFrame({"row": range(rows), "premise": premises, "hypothesis": hypotheses})
-    test["label"] = rng.integers(0, 3, rows)
-    train_premises, train_hypotheses = texts(rng, 200)
-    train = pd.DataFrame({"premise": train_premises, "hypothesis": train_hypotheses, "label": rng.integers(0, 3, 200)})
-    made = [f"{top}/{name}" for top in ("results", "measurements") for name in ("base", "train", "tuned")]
-    for name in ("data/tokenized", "models", *made):
+    group = "premise" if columns == PAIR and group is None else group
+    task = Task(tuple(classes), tuple(columns), group)
+    splits = {
+        "train": rows_of(rng, task, train_rows, train_shares, words),
+        "validation": rows_of(rng, task, 50, train_shares, words),
+        "test": rows_of(rng, task, rows, shares, words),
+    }
+    if text is not None:
+        splits["test"].loc[0, task.texts] = text
+    made = {name: predictions(splits["test"], task, rng, right) for name, right in (("base", base), ("tuned", tuned))}
+    splits["test"] = splits["test"].loc[splits["test"].index.repeat(copies)].reset_index(drop=True)
+    splits["test"].loc[: cut - 1, "truncated"] = True
+    for name in ("data/tokenized", "models", *(f"{top}/{name}" for top in ("results", "measurements")
+                                               for name in ("base", "train", "tuned"))):  # fmt: skip
         (folder / name).mkdir(parents=True)
-    train.to_parquet(folder / "data/tokenized/train.parquet")
-    for name, right in (("base", base), ("tuned", tuned)):
-        table = predictions(test, rng, right)
+    for split, table in splits.items():
+        dataset.to_table(table).to_parquet(folder / f"data/tokenized/{split}.parquet")
+    for name, table in made.items():
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
-        table.assign(row=range(len(table))).to_parquet(folder / f"results/{name}/predictions.parquet")
-    counts = {split: {"kept": n} for split, n in (("train", 200), ("validation", 50), ("test", rows * copies))}
-    counts["test"]["in_train"] = dict(zip(("rows", "premises"), in_train, strict=True))
-    write(folder / "data/summary.json", counts)
+        dataset.to_table(table).to_parquet(folder / f"results/{name}/predictions.parquet")
+    summary = {split: dataset.summarize(table, table, table, task) for split, table in splits.items()}
+    none = {"rows": 0} | ({"groups": 0} if group else {})
+    summary["validation"]["in_train"] = summary["test"]["in_validation"] = none
+    summary["test"]["in_train"] = dict(zip(none, in_train, strict=False))
+    write(folder / "data/summary.json", summary)
+    task.write(folder / "data/task.json")
+    write_parameters(folder / "params.yaml", task)
+    write_run(folder, model, data, gpu)
+    return folder
+
+
+def write_parameters(path, task):
+    """The embedded pipeline's parameters, for this task."""
+    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    raw["data"] |= {"classes": list(task.classes), "group": task.group}
+    raw["tokenize"]["template"] = "\n".join(f"{column.capitalize()}: {{{column}}}" for column in task.columns)
+    path.write_text(yaml.safe_dump(raw, allow_unicode=True))
+
+
+def write_run(folder, model, data, gpu):
+    """What base, training and tuned leave beside their predictions; the second of three epochs was kept."""
     write(folder / "data/source.json", {"name": data, "revision": "none", "digest": "d" * 64})
     write(folder / "models/base.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}
@@ -89,7 +145,6 @@ def make(
                            "validation_accuracy": [0.5, 0.8, 0.7]})  # fmt: skip
     epochs["validation_f1_weighted"] = [0.4, 0.8, 0.7]
     epochs.to_csv(folder / "results/train/epochs.csv", index=False)
-    return folder
 
 
 def write(path, value):

@@ -9,6 +9,8 @@ import yaml
 
 from helpers.parameters import manifest_of, set_key
 from helpers.project import COMMITTED, NANO
+from helpers.tables import CLASSES
+from stages.task.task import Task
 
 ROWS = {"train": 32, "validation": 12}
 QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01, "model.name": str(NANO)}
@@ -23,6 +25,7 @@ def prepare(folder: Path, **changes: object) -> Path:
     (folder / "models").mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
     (folder / "models/base.json").write_text(json.dumps(manifest_of(NANO)))
+    Task(CLASSES, ("text",), None).write(folder / "data/task.json")
     rng = np.random.default_rng(0)
     for split, count in ROWS.items():
         ids = [rng.integers(10, 200, size=rng.integers(5, 40)).tolist() for _ in range(count)]

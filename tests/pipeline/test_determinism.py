@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 import yaml
 from helpers.stages import run_stage_in_each
+from helpers.tables import CLASSES
 from helpers.training_folder import adapter_bytes, prepare
 
 from stages.task import dataset, tokens
+from stages.task.task import Task
 from stages.task.tokens import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -20,7 +22,8 @@ def folder_with_rows(folder, **changes):
     p = yaml.safe_load((folder / "params.yaml").read_text())
     words = load_tokenizer(json.loads((folder / "models/base.json").read_text()))
     texts = [f"a man {verb} a {noun}" for verb in ("sees", "holds", "likes") for noun in ("dog", "cat", "red ball")]
-    rows = pd.DataFrame({"premise": texts, "hypothesis": texts[::-1], "label": [0, 1, 2] * 3})
+    rows = pd.DataFrame({"text_premise": texts, "text_hypothesis": texts[::-1], "label": [0, 1, 2] * 3, "group": texts})
+    Task(CLASSES, ("premise", "hypothesis"), "premise").write(folder / "data/task.json")
     test = dataset.to_table(tokens.tokenize(rows, words, p["tokenize"]["template"], 128))
     test.to_parquet(folder / "data/tokenized/test.parquet", index=False)
     return folder

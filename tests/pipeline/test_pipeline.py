@@ -207,7 +207,7 @@ def test_the_root_without_hub_and_gpu_stops_in_seconds_with_one_line(repro, tmp_
     printed = (done.stdout + done.stderr).splitlines()
     errors = [line for line in printed if line.startswith("error: ")]
     assert len(errors) == 1, printed
-    assert "microsoft/phi-2" in errors[0]
+    assert "stanfordnlp/snli" in errors[0]
     assert "make demo" in errors[0]
     assert not any("Traceback" in line for line in printed)
     assert [file for name in MADE for file in (repro.clone.folder / name).rglob("*")] == []

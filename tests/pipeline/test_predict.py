@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 from helpers.project import ROOT
 from helpers.stages import stage_env
-
-from stages.task.labels import LABELS
+from helpers.tables import CLASSES
 
 pytestmark = pytest.mark.slow
 
@@ -38,20 +37,22 @@ def test_the_readmes_example_is_answered_as_it_says(repro):
         assert float(share.rstrip("%")) == pytest.approx(float(shown_share.rstrip("%")), abs=1)
     premise, hypothesis = re.findall(r'"(.*?)"', commands[-1])
     rows = pd.read_parquet(repro.clone.folder / "embedded/results/tuned/predictions.parquet")
-    row = rows[(rows["premise"] == premise) & (rows["hypothesis"] == hypothesis)]
-    assert [LABELS[gold] for gold in row["label"]] == [label], "one of its test rows, answered rightly"
+    row = rows[(rows["text_premise"] == premise) & (rows["text_hypothesis"] == hypothesis)]
+    assert [CLASSES[gold] for gold in row["label"]] == [label], "one of its test rows, answered rightly"
 
 
 def test_answers_what_eval_lora_wrote(repro):
     """The pipeline's own adapter, asked for its first test rows."""
     folder = repro.clone.folder / "embedded"
     rows = pd.read_parquet(folder / "results/tuned/predictions.parquet").head(100)
-    lines = "".join(json.dumps({"premise": r.premise, "hypothesis": r.hypothesis}) + "\n" for r in rows.itertuples())
+    lines = "".join(
+        json.dumps({"premise": r.text_premise, "hypothesis": r.text_hypothesis}) + "\n" for r in rows.itertuples()
+    )
     done = subprocess.run(
         [sys.executable, "-m", "tools.predict"], cwd=folder, env={**os.environ, "PYTHONPATH": str(repro.clone.folder)},
         input=lines, capture_output=True, text=True, check=True,
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["prediction"] for answer in answers] == [LABELS[label] for label in rows["prediction"]]
+    assert [answer["prediction"] for answer in answers] == [CLASSES[label] for label in rows["prediction"]]
     ours = np.array([list(answer["probabilities"].values()) for answer in answers])
-    assert ours == pytest.approx(rows[[f"p_{name}" for name in LABELS]].to_numpy(), abs=1e-3)
+    assert ours == pytest.approx(rows[[f"p_{name}" for name in CLASSES]].to_numpy(), abs=1e-3)

@@ -93,6 +93,26 @@ def test_the_best_epoch_is_kept_and_the_last_on_request(folders):
     assert adapter_bytes(folders["one"]) != adapter_bytes(folders["last"])
 
 
+def test_class_weights_change_the_training_of_uneven_classes_alone(tmp_path, folders):
+    """With as many rows of each class every weight is 1, and the same bytes come out."""
+    even, uneven, weighted = (tmp_path / name for name in ("even", "uneven", "weighted"))
+    prepare(even, train__class_weights="balanced")
+    prepare(uneven)
+    prepare(weighted, train__class_weights="balanced")
+    for folder, label in ((even, None), (uneven, 0), (weighted, 0)):
+        path = folder / "data/tokenized/train.parquet"
+        rows = pd.read_parquet(path)[:30]
+        rows["label"] = rows["label"] if label is None else np.where(rows.index % 10, label, 1)
+        rows.to_parquet(path, index=False)
+    plain = prepare(tmp_path / "plain")
+    shutil.copy(even / "data/tokenized/train.parquet", plain / "data/tokenized")
+    for name, done in run_stage_in_each("train_qlora", [even, uneven, weighted, plain]).items():
+        assert done.returncode == 0, (name, done.stderr)
+    losses = {folder.name: curves(folder)["steps"]["loss"] for folder in (even, plain, uneven, weighted)}
+    assert losses["even"].to_numpy() == pytest.approx(losses["plain"].to_numpy(), rel=1e-3)
+    assert abs(losses["weighted"] - losses["uneven"]).max() > 0.05
+
+
 def kill_after_an_epoch(folder):
     """Start `train_qlora` and kill it once its first checkpoint is whole."""
     process = subprocess.Popen(
@@ -125,6 +145,7 @@ def killed(tmp_path_factory):
 
 def test_a_killed_training_leaves_no_out(killed):
     assert [name for name in killed.left if not name.startswith("checkpoints/")] == [
+        "data/task.json",
         "data/tokenized",
         "models/base.json",
     ]
@@ -244,7 +265,12 @@ def test_an_epoch_whose_validation_loss_is_not_finite_is_never_the_best(tmp_path
 
 def assert_diverged(folder, line, learning_rate):
     assert "params.yaml: train.learning_rate" in line and learning_rate in line and "diverged" in line
-    assert written(folder) == ["data/tokenized/train.parquet", "data/tokenized/validation.parquet", "models/base.json"]
+    assert written(folder) == [
+        "data/task.json",
+        "data/tokenized/train.parquet",
+        "data/tokenized/validation.parquet",
+        "models/base.json",
+    ]
     assert not (folder / "checkpoints").exists()
 
 

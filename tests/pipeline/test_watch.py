@@ -61,7 +61,7 @@ def test_a_pinned_folder_that_changed_is_refused(clone):
     path.write_text(yaml.safe_dump(committed, sort_keys=False))
     done = clone.dvc("repro", "tokenize")
     assert done.returncode != 0
-    assert "params.yaml: model.revision: the files in assets/nano-phi have the digest" in done.stderr
+    assert "params.yaml: data.revision: the files in assets/everyday-nli have the digest" in done.stderr
 
 
 def test_another_folder_is_refused_with_all_that_is_to_be_set(clone):

@@ -7,17 +7,21 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.tables import CLASSES
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from stages.analysis import baselines, claims, comparison, metrics, slices, statistics, tables
+from stages.analysis import baselines, comparison, metrics, slices, statistics, tables
 from stages.report import sentences
+from stages.task.task import Task
 
 
 def scores(gold, predicted):
     """The scores of some rows, each of a group of its own, as sure of their answers as can be."""
     gold, predicted = np.array(gold), np.array(predicted)
-    made = metrics.Predictions(gold, predicted, np.eye(3)[predicted], np.arange(len(gold)), 0.95, samples=10, seed=0)
+    made = metrics.Predictions(
+        gold, predicted, np.eye(3)[predicted], np.arange(len(gold)), CLASSES, confidence=0.95, samples=10, seed=0
+    )
     return metrics.scores(made)
 
 
@@ -256,10 +260,11 @@ def test_the_gains_interval_covers_the_truth_where_rows_share_a_premise():
 def f1_interval(confusion, samples=400, seed=0, effect=1):
     """The intervals of both F1, as their metrics ask for them."""
     confusion = np.array(confusion)
-    macro = partial(metrics.f1_macro, classes=metrics.present(confusion))
-    drawn = statistics.posterior(confusion, effect, samples, seed)
+    counts = metrics.class_counts(confusion)
+    macro = partial(metrics.f1_macro, classes=metrics.present(counts))
+    drawn = statistics.posterior(metrics.class_counts, confusion, effect, samples, seed)
     return {
-        name: statistics.posterior_interval(statistic, confusion, drawn, 0.95)
+        name: statistics.posterior_interval(statistic, counts, drawn, 0.95)
         for name, statistic in (("f1_weighted", metrics.f1_weighted), ("f1_macro", macro))
     }
 
@@ -287,10 +292,11 @@ def test_f1_intervals_of_many_rows_are_those_of_resampled_rows():
     rng = np.random.default_rng(1)
     gold = rng.integers(0, 3, 1000)
     predicted = np.where(rng.random(1000) < 0.7, gold, rng.integers(0, 3, 1000))
-    confusion = metrics.confusion_counts(gold, predicted)
+    confusion = metrics.confusion_counts(gold, predicted, 3)
     ours = f1_interval(confusion, samples=4000)
     assert ours == f1_interval(confusion, samples=4000) != f1_interval(confusion, samples=4000, seed=1)
     drawn = np.random.default_rng(2).multinomial(1000, confusion.ravel() / 1000, size=4000).reshape(-1, 3, 3)
+    drawn = metrics.class_counts(drawn)
     for name, values in (("f1_weighted", metrics.f1_weighted(drawn)),
                          ("f1_macro", metrics.f1_per_class(drawn).mean(axis=1))):  # fmt: skip
         assert ours[name] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=0.004)
@@ -346,19 +352,45 @@ def test_majority_class_takes_the_first_of_equals():
     assert baselines.majority_class(np.array([2])) == 2
 
 
-def test_hypothesis_only_finds_an_artefact_and_nothing_else():
+def bag_of_words(train, gold, texts):
+    """Of one column, or of several given as lists of rows."""
+    tables = [pd.DataFrame([row if isinstance(row, tuple) else (row,) for row in rows]) for rows in (train, texts)]
+    for table in tables:
+        table.columns = [f"column {name}" for name in table.columns]
+    return baselines.bag_of_words(tables[0], np.array(gold), tables[1])
+
+
+def test_a_bag_of_words_finds_an_artefact_and_nothing_else():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
     telling = [f"the {('cat', 'perhaps', 'nobody')[label]} sat" for label in labels]
-    assert (baselines.hypothesis_only(telling[:200], labels[:200], telling[200:]) == labels[200:]).all()
+    assert (bag_of_words(telling[:200], labels[:200], telling[200:]) == labels[200:]).all()
     silent = ["the cat sat"] * 300
-    assert len(set(baselines.hypothesis_only(silent[:200], labels[:200], silent[200:]))) == 1
+    assert len(set(bag_of_words(silent[:200], labels[:200], silent[200:]))) == 1
 
 
-@pytest.mark.parametrize("hypotheses, labels", [(["a"], [2]), (["?", "!"], [1, 1]), (["猫が寝る", "🐈"], [0, 2])])
-def test_hypothesis_only_takes_any_text(hypotheses, labels):
-    guesses = baselines.hypothesis_only(hypotheses, np.array(labels), [*hypotheses, "other words"])
-    assert set(guesses) <= set(labels)
+def test_a_bag_of_words_takes_columns_of_any_name():
+    """scikit-learn forbids some names of steps."""
+    for name in ("a__b", "remainder", "verbose"):
+        table = pd.DataFrame({name: ["cat", "dog"]})
+        assert baselines.bag_of_words(table, np.array([0, 1]), table).tolist() == [0, 1]
+
+
+def test_a_bag_of_words_knows_which_column_a_word_stands_in():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    rows = [("cat", "dog") if label else ("dog", "cat") for label in labels]
+    assert (bag_of_words(rows[:200], labels[:200], rows[200:]) == labels[200:]).all()
+
+
+@pytest.mark.parametrize(
+    "texts, labels",
+    [(["a"], [2]), (["?", "!"], [1, 1]), (["猫が寝る", "🐈"], [0, 2]), (["", " "], [0, 1]),
+     ([("", "a"), ("", "b")], [0, 1])],
+)  # fmt: skip
+def test_a_bag_of_words_takes_any_text(texts, labels):
+    others = [("other", "words")] if isinstance(texts[0], tuple) else ["other words"]
+    assert set(bag_of_words(texts, labels, [*texts, *others])) <= set(labels)
 
 
 def test_thinned_keeps_short_curves_and_averages_long_ones():
@@ -367,21 +399,6 @@ def test_thinned_keeps_short_curves_and_averages_long_ones():
     thin = tables.thinned(steps, 4)
     assert list(thin["step"]) == [2, 4, 6, 7]
     assert list(thin["loss"]) == [2, 3, 4, 9]
-
-
-def test_overlap():
-    assert slices.overlap("A man sleeps.", "A MAN, a man!") == 1
-    assert slices.overlap("A man sleeps.", "The dog runs") == 0
-    assert slices.overlap("a b c d", "a b x y") == 0.5
-    assert slices.overlap("anything", "?!") == 0
-
-
-@pytest.mark.parametrize(
-    "text, negated",
-    [("Nobody is here.", True), ("He isn't in", True), ("He isn’t in", True), ("A knot, noted", False), ("", False)],
-)  # fmt: skip
-def test_negation(text, negated):
-    assert slices.is_negated(text) is negated
 
 
 def test_quartiles_keep_equal_values_together():
@@ -416,9 +433,12 @@ def test_slices_widen_by_the_premises_of_their_own_rows():
 def test_slice_table_counts_every_row_once_in_each_cut():
     rng = np.random.default_rng(5)
     gold = rng.integers(0, 2, 100)  # contradiction: no rows
-    traits = pd.DataFrame({"overlap": rng.random(100).round(1), "negated": False, "words": rng.integers(2, 9, 100)})
+    table = pd.DataFrame({"gold": gold, "words_a": rng.integers(2, 9, 100), "words_b": 4, "truncated": False})
     right, sure = rng.random(100) < 0.6, rng.uniform(0.4, 1, 100)
-    table = slices.slice_table(slices.cuts(gold, traits, sure), right, np.arange(100), 0.95)
+    own = {"negation": (("without", "with"), np.zeros(100, dtype=int))}
+    cut = slices.cuts(table, sure, Task(CLASSES, ("a", "b"), None), own)
+    assert list(cut) == ["class", "negation", "words in a", "words in b", "words in all", "confidence"]
+    table = slices.slice_table(cut, right, np.arange(100), 0.95)
     assert (table.groupby("cut")["rows"].sum() == 100).all()
     assert (table.groupby("cut")["right"].sum() == right.sum()).all()
     assert table["slice"].is_unique
@@ -430,65 +450,34 @@ def test_slice_table_counts_every_row_once_in_each_cut():
         assert line["rows"] == 0 and np.isnan([line["accuracy"], line["low"], line["high"]]).all()
 
 
-def cases(gold, base, tuned, baseline=None, overlap=None):
-    rows = len(gold)
-    return pd.DataFrame({"gold": gold, "base": base, "tuned": tuned, "premise": range(rows),
-                         "baseline": [0] * rows if baseline is None else baseline,
-                         "overlap": [0.5] * rows if overlap is None else overlap})  # fmt: skip
+def test_one_column_has_one_cut_by_length_and_cut_rows_are_a_slice():
+    table = pd.DataFrame({"gold": [0, 1, 1], "words_text": [2, 3, 9], "truncated": [False, False, True]})
+    cut = slices.cuts(table, np.array([0.6, 0.8, 0.95]), Task(("no", "yes"), ("text",), None), {})
+    assert list(cut) == ["class", "words in text", "at max_length", "confidence"]
+    assert cut["at max_length"][1].tolist() == [0, 0, 1]
+    assert cut["confidence"][0] == ["up to 70%", "70% to 90%", "over 90%"], "of two classes none is under a half"
 
 
-def verdicts(table):
-    return {key: found["verdict"] for key, found in claims.claims(table, 0.95).items()}
+def test_calibration_bins_hold_rows_enough():
+    rng = np.random.default_rng(3)
+    sure = np.concatenate([rng.uniform(0.5, 0.9, 60), rng.uniform(0.99, 1, 940)])
+    right = rng.random(1000) < sure
+    bins = metrics.calibration_curve(right, sure, np.arange(1000), 0.95)
+    assert len(bins) == metrics.BINS and bins["rows"].sum() == 1000
+    assert bins["rows"].between(95, 105).all()
+    assert ((bins["low"] <= bins["accuracy"]) & (bins["accuracy"] <= bins["high"])).all()
+    first = np.sort(sure)[: bins["rows"][0]]
+    assert bins["confidence"][0] == pytest.approx(first.mean())
+    assert len(metrics.calibration_curve(right[:59], sure[:59], np.arange(59), 0.95)) == 1
+    assert len(metrics.calibration_curve(right, np.ones(1000), np.arange(1000), 0.95)) == 1, "equal ones share a bin"
 
 
-def test_claims_that_hold():
-    """The base always says neutral; tuned is wrong in neutral alone, called entailment where overlap is high."""
-    gold = np.repeat([0, 1, 2], 100)
-    tuned, overlap = gold.copy(), np.tile([0.1, 0.3, 0.6, 0.9], 75)
-    tuned[(gold == 1) & (overlap > 0.8)] = 0
-    table = cases(gold, [1] * 300, tuned, overlap=overlap)
-    found = verdicts(table)
-    for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
-        assert found[key] == claims.HOLDS, key
-    assert found["high_overlap_pulls_to_entailment"] == claims.HOLDS
-    assert found["low_overlap_fails"] == claims.FAILS
-
-
-def test_claims_that_do_not_hold():
-    gold = np.repeat([0, 1, 2], 100)
-    base = np.tile([0, 1, 2, 1, 2, 0], 50)
-    tuned = np.where(gold == 2, 0, base)  # contradiction is never answered
-    found = verdicts(cases(gold, base, tuned, baseline=gold, overlap=np.tile([0, 1], 150)))
-    for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
-        assert found[key] == claims.FAILS, key
-
-
-@pytest.mark.parametrize("gold", [[0], [1], [0, 1]])
-def test_few_rows_tell_little(gold):
-    found = claims.claims(cases(gold, gold, gold), 0.95)
-    assert {f["verdict"] for f in found.values()} == {claims.OPEN}
-    assert not any("nan" in f["evidence"] for f in sentences.claims(found))
-
-
-def test_every_claim_takes_any_two_rows():
-    for gold, base, tuned in itertools.product(((0, 0), (0, 1), (1, 1), (2, 1)), repeat=3):
-        found = claims.claims(cases(gold, base, tuned, overlap=[0, 1]), 0.95)
-        assert not any("nan" in f["evidence"] for f in sentences.claims(found))
-
-
-def test_rows_that_share_a_premise_prove_no_claim():
-    """Eight rows tell nothing; forty copies of each, of the same eight premises, no more."""
-    eight = cases([0, 1, 1, 2] * 2, [1, 1, 0, 1] * 2, [0, 1, 0, 2] * 2, [0, 0, 1, 2] * 2, [0.1, 0.4, 0.6, 0.9] * 2)
-    assert set(verdicts(eight).values()) == {claims.OPEN}
-    copies = pd.concat([eight] * 40, ignore_index=True)
-    assert set(verdicts(copies).values()) == {claims.OPEN}
-    assert set(verdicts(copies.assign(premise=copies.index)).values()) == {claims.HOLDS, claims.FAILS, claims.OPEN}
-
-
-@pytest.mark.parametrize("low, high, expected", [(0.1, 0.2, claims.HOLDS), (-0.2, -0.1, claims.FAILS),
-                                                 (-0.1, 0.1, claims.OPEN), (np.nan, np.nan, claims.OPEN)])  # fmt: skip
-def test_verdict(low, high, expected):
-    assert claims.verdict(low, high, 0) == expected
+def test_draws_are_the_same_however_many_at_a_time(monkeypatch):
+    confusion = np.array([[9, 1, 0], [2, 7, 1], [0, 3, 8]])
+    whole = statistics.posterior(metrics.class_counts, confusion, 1.2, 100, 7)
+    monkeypatch.setattr(statistics, "DRAWN", 9 * 7)
+    assert (statistics.posterior(metrics.class_counts, confusion, 1.2, 100, 7) == whole).all()
+    assert whole.shape == (100, 3, 3)
 
 
 def test_headline_says_what_the_numbers_say():

@@ -1,6 +1,8 @@
 """The model card, read by the hub's own classes; and the folder that is ready to publish."""
 
+import ast
 import json
+import re
 import subprocess
 
 import pytest
@@ -48,6 +50,20 @@ def test_a_local_folder_is_no_name_on_the_hub(card, tmp_path):
     made, _ = card()
     assert made.data.base_model is None and made.data.datasets is None
     assert '    "assets/nano-phi",\n' in made.text and "revision=" not in made.text
+
+
+def test_a_card_of_another_task_names_its_classes_and_columns(card):
+    """The lines to ask the adapter by are Python, whatever the columns are called."""
+    columns = ("it's a <title>", 'Größe "1"')
+    made, _ = card(classes=("ham", "spam_or_*so*"), columns=columns, train_rows=100)
+    assert "sorts texts into 2 classes: ham, spam_or\\_\\*so\\*." in made.text
+    assert not any(word in made.text for word in ("premise", "entailment", "does not check facts"))
+    assert made.data.eval_results[0].task_name == "Text classification"
+    assert made.data.tags == ["lora", "qlora"]
+    block = re.search(r"```python\n(.*?)```", made.text, re.DOTALL)[1]
+    compile(block, "card", "exec")
+    (line,) = (line for line in block.splitlines() if line.startswith("texts = "))
+    assert list(ast.literal_eval(line.removeprefix("texts = "))) == list(columns)
 
 
 def test_the_card_says_what_it_is_not_good_for(card):

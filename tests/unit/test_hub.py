@@ -217,7 +217,7 @@ def test_the_files_arrive(outcomes, name):
         ("always-cut", ["model.name", "gave no answer", "closed connection"]),
         ("other-bytes", ["model.name", WEIGHTS, "not what the hub announced"]),
         ("other-text", ["model.name", "tokenizer_config.json", "not what the hub announced"]),
-        ("no cache", ["model.name", "Not a directory", "hub cache"]),
+        ("no cache", ["data.name", "Not a directory", "hub cache"]),
         ("full", ["model.name", "File too large", "hub cache"]),
         ("offline cold", ["model.name", "not in the local cache", "HF_HUB_OFFLINE", "make demo"]),
         ("unreachable cold", ["model.name", "not in the local cache", "refused", "make demo"]),
@@ -247,9 +247,9 @@ def test_a_file_with_wrong_bytes_is_fetched_again_by_the_next_run(outcomes):
 
 
 def test_what_is_in_the_cache_is_not_fetched_again(outcomes):
-    """The cases share a cache, and each uses the same data."""
+    """The cases use the same data and share a cache, but for the full disk's, which has one of its own."""
     counts = {path: n for (name, kind, path), n in outcomes.served.seen.items() if (name, kind) == ("tests/nli", "get")}
-    assert set(counts.values()) == {1}
+    assert max(counts.values()) <= 2, counts
 
 
 def test_the_token_is_sent_to_the_hub_and_shown_nowhere(outcomes):

@@ -9,8 +9,9 @@ import safetensors.torch
 import torch
 import yaml
 from helpers.parameters import manifest_of, use
-from helpers.project import COMMITTED, CPU, NANO
+from helpers.project import COMMITTED, CPU, EMBEDDED, NANO
 from helpers.stages import error_line, run_stage, written
+from helpers.tables import CLASSES
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -30,7 +31,6 @@ from stages.model.head import freeze_head
 from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.sources.fetch import model_folder
-from stages.task.labels import LABELS
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 
@@ -343,8 +343,8 @@ def test_an_adapter_that_lacks_a_weight_is_one_line(trained, load_nano, tmp_path
 
 def test_the_classes_are_named_both_ways(load_nano):
     config = load_nano()[0].config
-    assert config.id2label == dict(enumerate(LABELS))
-    assert config.label2id == {name: code for code, name in enumerate(LABELS)}
+    assert config.id2label == dict(enumerate(CLASSES))
+    assert config.label2id == {name: code for code, name in enumerate(CLASSES)}
 
 
 # --- bases that cannot be loaded ---
@@ -414,6 +414,7 @@ def test_download_says_where_there_is_no_model(nano_copy, raw_params, tmp_path, 
     folder = tmp_path / "run"
     folder.mkdir()
     use(raw_params, "model", str(nano_copy))
+    use(raw_params, "data", str(EMBEDDED / "assets/everyday-nli"))
     (folder / "params.yaml").write_text(yaml.safe_dump(raw_params))
     line = error_line(run_stage("download", folder))
     assert "model.name" in line

@@ -42,8 +42,20 @@ BAD_VALUES = {
     "no regular expression": ("lora.target_modules", "*proj", "nothing to repeat"),
     "fp16 without 4-bit products": ("model.precision", "fp16", "quantization: none"),
     "no modules": ("lora.target_modules", [], "at least 1 item"),
-    "template without hypothesis": ("tokenize.template", "{premise}", "hypothesis"),
-    "template in the wrong order": ("tokenize.template", "{hypothesis} {premise}", "pattern"),
+    "template without a column": ("tokenize.template", "Text:", "such as {text}"),
+    "template of braces alone": ("tokenize.template", "{} {{}}", "such as {text}"),
+    "template with a backslash": ("tokenize.template", "{text}\\nMood:", "in double quotes"),
+    "one class": ("data.classes", ["a"], "at least 2 items"),
+    "no list of classes": ("data.classes", "a, b", "valid list"),
+    "a class twice": ("data.classes", ["a", "b", "a "], "each class once ('a' stands twice)"),
+    "a class that YAML takes for true": ("data.classes.1", True, "quote a name such as 'yes'"),
+    "an empty class": ("data.classes.0", " ", "match pattern"),
+    "a class that is a fraction": ("data.classes.2", 1.5, "valid string"),
+    "no label": ("data.label", None, "valid string"),
+    "no split": ("data.splits.test", "", "at least 1 character"),
+    "a split too many": ("data.splits.dev", "dev", "unknown key"),
+    "other weights": ("train.class_weights", "uniform", "'balanced'"),
+    "weights by number": ("train.class_weights", [1, 2, 3], "'balanced'"),
 }
 
 # name: (content of params.yaml, what the line must say)
@@ -65,7 +77,10 @@ def outcomes(tmp_path_factory):
     contents = {name: content for name, (content, _) in BAD_FILES.items()}
     for name, (key, value, _) in BAD_VALUES.items():
         raw = copy.deepcopy(good)
-        set_key(raw, key, value)
+        if key.startswith("data.classes."):  # a member of the list
+            raw["data"]["classes"][int(key[-1])] = value
+        else:
+            set_key(raw, key, value)
         if name == "fp16 without 4-bit products":
             raw["model"]["quantization"] = "none"
         if value is GONE:
@@ -108,6 +123,10 @@ def test_a_stage_started_by_hand_fails_the_same_way(tmp_path, raw_params):
     raw_params["lora"]["r"] = "abc"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params))
     assert "params.yaml: lora.r: " in error_line(run_stage("download", tmp_path))
+
+
+def test_classes_may_be_integers(make_params):
+    assert make_params(data__classes=[-1, 0, 1]).data.classes == ["-1", "0", "1"]
 
 
 def test_every_mistake_is_named(tmp_path, raw_params):

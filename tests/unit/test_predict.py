@@ -19,17 +19,18 @@ from helpers import finished_run
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO, ROOT
 from helpers.stages import error_line, run_in_each, stage_env
+from helpers.tables import CLASSES
 from transformers import AutoConfig
 
 from stages import analyze
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.runtime import errors, params
-from stages.task.labels import LABELS
 from stages.task.tokens import load_tokenizer
 from tools import predict
 
 README = (ROOT / "README.md").read_text()
+COLUMNS = ("premise", "hypothesis")
 
 PAIRS = [
     ("A man is sleeping in the park.", "A man is awake."),
@@ -38,25 +39,28 @@ PAIRS = [
 ]
 
 
-def make_adapter(folder, **model_settings):
+def make_adapter(folder, classes=CLASSES, template=None, **model_settings):
     """An adapter as `train_qlora` writes it, its weights drawn at random: it answers otherwise than the base.
 
     Args:
+        template: another one than the embedded pipeline's.
         model_settings: keys of the group `model` of params.yaml.
     """
     raw = unpinned_params()
     for key, value in model_settings.items():
         set_key(raw, f"model.{key}", value)
+    if template:
+        set_key(raw, "tokenize.template", template)
     p = params.Params.model_validate(raw)
     manifest = manifest_of(NANO)
     words = load_tokenizer(manifest)
-    classifier = add_lora(load_base(manifest, p.model, CPU, p.seed, words), p.lora, p.seed)
+    classifier = add_lora(load_base(manifest, p.model, classes, CPU, p.seed, words), p.lora, p.seed)
     torch.manual_seed(0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
     groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    save_adapter(classifier, words, manifest, {"seed": p.seed, **groups}, folder)
+    save_adapter(classifier, words, manifest, {"classes": classes, "seed": p.seed, **groups}, folder)
     return folder
 
 
@@ -109,17 +113,17 @@ def test_base_answers_as_without_adapter(adapter):
 def test_conversation(capsys, monkeypatch):
     typed = iter(["A man sleeps.", "He rests.", "", "never asked"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    predict.converse(lambda pairs: [{"label": f"{pairs[0]}", "probabilities": {"neutral": 0.5}}])
-    assert "('A man sleeps.', 'He rests.')\n   50.0% neutral" in capsys.readouterr().out
+    predict.converse(lambda pairs: [{"label": f"{pairs[0]}", "probabilities": {"neutral": 0.5}}], COLUMNS)
+    assert "['A man sleeps.', 'He rests.']\n   50.0% neutral" in capsys.readouterr().out
     assert next(typed) == "never asked"
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"premise": "a"}', '{"premise": "a", "hypothesis": " "}', '{"premise": 1}']
+    "line", ["{", "[]", '{"premise": "a"}', '{"premise": "", "hypothesis": " "}', '{"premise": 1}']
 )
 def test_a_bad_line_is_named(line):
     with pytest.raises(errors.UserError, match="standard input, line 7: "):
-        predict.parsed(7, line.encode())
+        predict.parsed(7, line.encode(), COLUMNS)
 
 
 NOT_A_PAIR = {
@@ -141,7 +145,7 @@ NOT_A_PAIR = {
 @pytest.mark.parametrize("line, said", NOT_A_PAIR.values(), ids=NOT_A_PAIR)
 def test_what_is_no_pair_of_texts_is_named(line, said):
     with pytest.raises(errors.UserError, match="standard input, line 7: ") as refused:
-        predict.parsed(7, line)
+        predict.parsed(7, line, COLUMNS)
     assert said in str(refused.value) and len(str(refused.value)) < 200
 
 
@@ -165,14 +169,14 @@ def test_lines_before_a_bad_one_are_answered(capsys, bad):
     lines = numbered(140)
     lines[bad - 1] = "{"
     with pytest.raises(errors.UserError, match=f"standard input, line {bad}: not JSON"):
-        predict.answer_lines(Sleepy(), io.BytesIO("\n".join(lines).encode()))
+        predict.answer_lines(Sleepy(), COLUMNS, io.BytesIO("\n".join(lines).encode()))
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == list(range(bad - 1))
 
 
 def test_a_bulk_file_is_answered_in_batches(capsys):
     model = Sleepy()
     lines = numbered(3 * predict.BATCH + 5)
-    predict.answer_lines(model, io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
+    predict.answer_lines(model, COLUMNS, io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
     assert model.asked == [predict.BATCH] * 3 + [5]
     assert len(capsys.readouterr().out.splitlines()) == len(lines)
 
@@ -186,7 +190,7 @@ def test_lines_arrive_whole_however_they_are_cut(parts):
 
 def test_what_stood_in_a_line_stays(capsys):
     line = {"premise": "a", "hypothesis": "b", "label": 2, "note": {"label": None}}
-    predict.answer_lines(Sleepy(), io.BytesIO(json.dumps(line).encode()))
+    predict.answer_lines(Sleepy(), COLUMNS, io.BytesIO(json.dumps(line).encode()))
     answer = json.loads(capsys.readouterr().out)
     assert answer == line | {"prediction": "neutral", "probabilities": {"neutral": 0.5}}
 
@@ -250,32 +254,32 @@ def test_output_that_cannot_be_written_is_one_line(monkeypatch):
 @pytest.mark.parametrize(
     "pair, said",
     [
-        (("", "A man sleeps."), "premise: must be text that is not empty"),
-        ((" ", "A man sleeps."), "premise: must be text that is not empty"),
-        (("A man sleeps.", ""), "hypothesis: must be text that is not empty"),
-        (("A man sleeps.", "\t\n"), "hypothesis: must be text that is not empty"),
+        (("", ""), "premise and hypothesis: must be text that is not empty"),
+        ((" ", "\t\n"), "premise and hypothesis: must be text that is not empty"),
         (("caf\udce9", "A man sleeps."), "premise: not valid text"),
         (("A man sleeps.", "\ud800"), "hypothesis: not valid text"),
     ],
 )
-def test_an_argument_that_is_no_text_is_named(capsys, monkeypatch, pair, said):
+def test_an_argument_that_is_no_text_is_named(adapter, capsys, monkeypatch, pair, said):
     with pytest.raises(errors.UserError, match=said):
-        run(capsys, monkeypatch, pair)
+        run(capsys, monkeypatch, [*pair, "--adapter", adapter])
 
 
 def test_what_is_typed_and_is_no_text_is_named(monkeypatch):
     typed = iter(["caf\udce9", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     with pytest.raises(errors.UserError, match="premise: not valid text"):
-        predict.converse(Sleepy())
+        predict.converse(Sleepy(), COLUMNS)
 
 
 DAMAGED = {
     "no seed": ("classifier.json", lambda saved: saved.pop("seed"), "seed: missing"),
     "no group": ("classifier.json", lambda saved: saved.pop("batches"), "batches: missing"),
-    "a template without premise": (
-        "classifier.json", lambda saved: saved["tokenize"].update(template="{hypothesis}"), "tokenize.template: ",
+    "a template without a column": (
+        "classifier.json", lambda saved: saved["tokenize"].update(template="Label:"), "tokenize.template: ",
     ),
+    "no classes": ("classifier.json", lambda saved: saved.pop("classes"), "classes: missing"),
+    "a class too few": ("classifier.json", lambda saved: saved.update(classes=["neutral"]), "classes: "),
     "an unknown key of a group": (
         "classifier.json", lambda saved: saved["model"].update(adapter="b"), "model.adapter: unknown key",
     ),
@@ -314,10 +318,38 @@ def test_a_file_of_the_adapter_that_is_no_json_is_named(adapter, tmp_path, file,
     assert str(refused.value).startswith(f"{folder / file}: ") and len(str(refused.value)) < 300
 
 
-def test_a_lone_premise_is_refused(capsys, monkeypatch):
+@pytest.mark.parametrize("texts", [["a"], ["a", "b", "c"]])
+def test_more_or_fewer_texts_than_columns_are_refused(adapter, capsys, monkeypatch, texts):
     with pytest.raises(SystemExit, match="2"):
-        run(capsys, monkeypatch, ["a premise"])
-    assert "a premise needs a hypothesis" in capsys.readouterr().err
+        run(capsys, monkeypatch, [*texts, "--adapter", adapter])
+    assert f"this adapter reads 2: premise, hypothesis; texts given: {len(texts)}" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def topics(tmp_path_factory):
+    """An adapter of many classes and one text."""
+    classes = tuple(f"topic {number}" for number in range(77))
+    return make_adapter(tmp_path_factory.mktemp("topics") / "adapter", classes, "Text: {Body Text}\nTopic:")
+
+
+def test_an_adapter_knows_its_own_columns_and_classes(topics, capsys, monkeypatch):
+    (line,) = run(capsys, monkeypatch, ["--adapter", topics], '{"Body Text": "A man sleeps.", "id": 1}\n').splitlines()
+    answer = json.loads(line)
+    assert list(answer["probabilities"]) == [f"topic {number}" for number in range(77)]
+    assert answer["prediction"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    with pytest.raises(errors.UserError, match="line 1: Body Text: must be text"):
+        run(capsys, monkeypatch, ["--adapter", topics], '{"premise": "A man sleeps."}\n')
+
+
+def test_of_many_classes_people_see_the_likeliest(topics, capsys, monkeypatch):
+    label, *lines = run(capsys, monkeypatch, ["A man sleeps.", "--adapter", topics]).splitlines()
+    assert lines[0].endswith(f"% {label}") and lines[-1].strip() == "72 less likely"
+    shares = [float(line.split("%")[0]) for line in lines[:-1]]
+    assert len(shares) == predict.SHOWN and shares == sorted(shares, reverse=True)
+
+
+def test_one_of_two_texts_may_be_empty(adapter, capsys, monkeypatch):
+    assert run(capsys, monkeypatch, ["A man sleeps.", "", "--adapter", adapter])
 
 
 def test_no_adapter_is_one_line(tmp_path):
@@ -376,7 +408,7 @@ PLAIN = {
 @pytest.mark.parametrize("settings, text", PLAIN.values(), ids=PLAIN)
 def test_the_lines_of_plain_transformers_and_peft_answer_as_predict_does(tmp_path, monkeypatch, settings, text):
     adapter = make_adapter(tmp_path / "adapter", **settings)
-    assert AutoConfig.from_pretrained(adapter).id2label == dict(enumerate(LABELS))
+    assert AutoConfig.from_pretrained(adapter).id2label == dict(enumerate(CLASSES))
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
     label, shares = run_plain(python_block(text(tmp_path / "run", **settings)), tmp_path, adapter)
@@ -389,7 +421,8 @@ def test_the_plain_lines_take_any_text_for_text(adapter, capsys, monkeypatch):
     """Braces, and the name of a special token, as `predict` reads them."""
     block = python_block(README)
     pair = {"premise": "{hypothesis} <|endoftext|>", "hypothesis": "{premise} {0}"}
-    block = re.sub(r"^pair = .*$", lambda line: f"pair = {pair}", block, flags=re.MULTILINE)
+    block, times = re.subn(r"^texts = .*$", lambda line: f"texts = {pair}", block, flags=re.MULTILINE)
+    assert times == 1
     block = block.replace("microsoft/phi-2", str(NANO)).replace("models/adapter", str(adapter))
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
     exec(block, {})

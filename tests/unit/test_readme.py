@@ -186,6 +186,24 @@ def test_a_command_exists(document, command):
         assert (ROOT / arguments[0]).is_file()
 
 
+YAML = [
+    (name, block) for name, text in DOCUMENTS.items() for block in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+]
+
+
+@pytest.mark.parametrize(("document", "block"), YAML)
+def test_a_block_of_parameters_is_valid(document, block):
+    """What a reader copies into params.yaml."""
+    changed = yaml.safe_load((COMMITTED / "params.yaml").read_text())
+    for group, values in yaml.safe_load(block).items():
+        changed[group] |= values
+    params.checked(changed, params.Params, document)
+
+
+def test_blocks_of_parameters_are_found():
+    assert {"README.md", "docs/own-data.md"} == {document for document, _ in YAML}
+
+
 def test_commands_are_found():
     """A search that finds none would let all of the above pass."""
     assert {"make", "dvc", "python", "pytest"} == {words(command)[0] for _, command in COMMANDS}

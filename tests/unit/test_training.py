@@ -10,9 +10,12 @@ import pytest
 import torch
 import yaml
 from helpers.project import CPU, ROOT
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from stages.runtime.errors import UserError
 from stages.runtime.recorder import versions
 from stages.training import checkpoints, history
+from stages.training.loss import balanced_weights, weigh_classes
 from stages.training.trainer import EpochOrder
 
 
@@ -143,3 +146,37 @@ def test_validation_scores_are_those_of_scikit_learn():
     scores = history.validation_metrics(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1, 0])))
     # class 0: F1 1 of 2 rows; class 1: precision 1, recall 1/2, F1 2/3 of 2 rows
     assert scores == {"accuracy": 0.75, "f1_weighted": pytest.approx((1 + 2 / 3) / 2)}
+
+
+# --- classes that weigh alike ---
+
+
+def test_balanced_weights_are_scikit_learns():
+    gold = np.array([0, 0, 0, 0, 0, 0, 2, 2])
+    assert balanced_weights(gold, 4).tolist() == pytest.approx([8 / (2 * 6), 1, 8 / (2 * 2), 1])
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 0, 2], [0, 0, 0, 0], [2]])
+def test_a_weighted_loss_is_the_rows_mean_of_weight_times_loss(load_nano, rows):
+    base = load_nano(quantization="none")[0]
+    ids, labels = torch.randint(1, 900, (len(rows), 9), generator=torch.Generator().manual_seed(1)), torch.tensor(rows)
+    each = torch.nn.functional.cross_entropy(base(input_ids=ids).logits, labels, reduction="none")
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    weigh_classes(base, weights)
+    loss = base(input_ids=ids, labels=labels).loss
+    assert loss.item() == pytest.approx((each * weights[labels]).mean().item(), rel=1e-5)
+
+
+def test_a_model_that_would_not_weigh_is_refused():
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, num_labels=3)).eval()
+    model.config.pad_token_id = 0
+    with pytest.raises(UserError, match=r"train\.class_weights: balanced, but GPT2ForSequenceClassification"):
+        weigh_classes(model, torch.tensor([0.5, 1.0, 3.0]))
+
+
+def test_rows_that_only_fill_a_batch_do_not_count(load_nano):
+    base = load_nano(quantization="none")[0]
+    weigh_classes(base, torch.tensor([0.5, 1.0, 3.0]))
+    ids = torch.randint(1, 900, (4, 9), generator=torch.Generator().manual_seed(1))
+    part = base(input_ids=ids[:2], labels=torch.tensor([0, 2])).loss.item()
+    assert base(input_ids=ids, labels=torch.tensor([0, 2, -100, -100])).loss.item() == pytest.approx(part, rel=1e-5)

@@ -31,8 +31,16 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     sys.path.pop(0)
     stage = os.environ["DVC_STAGE"].rpartition(":")[2]
     report = Path(os.environ["RECORD_READS"]) / stage
-    fields = {name: field.annotation for name, field in params.Params.model_fields.items()}
-    groups = {kind: f"{name}." for name, kind in fields.items() if hasattr(kind, "model_fields")}
+
+    def groups_of(kind, prefix):
+        """{class of a group: the dotted name before its keys}, groups in groups too."""
+        found = {kind: prefix}
+        for name, field in kind.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                found |= groups_of(field.annotation, f"{prefix}{name}.")
+        return found
+
+    groups = groups_of(params.Params, "")
     seen = set()
     plain_read, plain_dump = params.Group.__getattribute__, params.Group.model_dump
 

@@ -1,0 +1,59 @@
+"""Title and caption of each picture, for any task."""
+
+from stages.analysis.metrics import BIN_ROWS, BINS
+from stages.report.counts import FEW
+from stages.report.figures import LOWEST, NAMED
+from stages.runtime.params import Params
+from stages.task.task import Task
+
+
+def captions(task: Task, p: Params) -> dict[str, tuple[str, str]]:
+    """(title, caption) of each picture by its name.
+
+    Args:
+        p: all of params.yaml.
+    """
+    kept = "the one of the lowest validation loss" if p.train.keep == "best" else "the last"
+    return {
+        "accuracy": (
+            "Accuracy",
+            "Of the test rows, with intervals: tuned and base, and what guesses with less than a language model.",
+        ),
+        "confusion": ("Confusion", _confusion(len(task.classes))),
+        "loss": (
+            "Loss",
+            f"Of the training and the validation rows by epoch; behind them, of each step. The ring marks the epoch "
+            f"that was kept: {kept}.",
+        ),
+        "validation": (
+            "Validation",
+            f"Accuracy and weighted F1 of the validation rows after each epoch. The axis does not start at 0. The "
+            f"ring marks the epoch that was kept: {kept}.",
+        ),
+        "slices": ("Slices", _slices(len(task.classes))),
+        "reliability": (
+            "Calibration",
+            "How often a model is right beside how sure it is: on the dotted line as often as it is sure, below it "
+            f"less often. Each dot is a bin, with its interval. Up to {BINS} bins hold about equally many rows, at "
+            f"least {BIN_ROWS} each. The axes differ, and do not start at 0.",
+        ),
+        "usage": ("Memory and load", "Over the three stages that run the model, laid end to end."),
+    }
+
+
+def _confusion(classes: int) -> str:
+    if classes <= FEW:
+        return "Test rows by gold and predicted class, and their share of the gold class; darker is a greater share."
+    numbers = " The table of every class has their numbers." if classes > NAMED else ""
+    return (
+        "Gold and predicted classes. Darker is a greater share of the gold class; where no row is, there is no colour."
+        + numbers
+    )
+
+
+def _slices(classes: int) -> str:
+    some = f" Of {classes} classes, the {LOWEST} that tuned has the lowest accuracy in." if classes > LOWEST else ""
+    return (
+        f"Accuracy with intervals; in brackets a slice's rows (base / tuned where they differ).{some} The table of "
+        "every slice has all of them."
+    )

@@ -1,0 +1,61 @@
+"""What the counts of the chosen rows give to think: sentences for the console and for the report."""
+
+from collections.abc import Iterator
+
+from stages.task.task import SPLITS
+
+NAMED = 5  # classes; more are counted
+WHY = {
+    ("test", "train"): "scores may be too high",
+    ("test", "validation"): "the epoch that is kept was chosen on them",
+    ("validation", "train"): "the epoch that is kept may be one that has learnt them by heart",
+}
+ROWS_OF = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def cautions(summary: dict) -> list[str]:
+    """A sentence for each thing that a reader should know of the rows before the scores.
+
+    Args:
+        summary: data/summary.json.
+    """
+    return [*_without_rows(summary), *_in_two_splits(summary), *_in_part(summary)]
+
+
+def _without_rows(summary: dict) -> Iterator[str]:
+    means_of = {
+        "train": "the model can't learn",
+        "validation": "the epoch that is kept is chosen without",
+        "test": "nothing is known of",
+    }
+    for split, means in means_of.items():
+        missing = [name for name, rows in summary[split]["classes"].items() if not rows]
+        if missing:
+            more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+            pronoun = "it" if len(missing) == 1 else "them"
+            yield f"No {ROWS_OF[split]} row has the class {', '.join(missing[:NAMED])}{more}: {means} {pronoun}."
+
+
+def _in_two_splits(summary: dict) -> Iterator[str]:
+    for (split, other), why in WHY.items():
+        if count := summary[split][f"in_{other}"]["rows"]:
+            stand = "stands" if count == 1 else "stand"
+            yield (
+                f"Of {summary[split]['kept']:,} {ROWS_OF[split]} rows, {count:,} {stand} in the {ROWS_OF[other]} rows "
+                f"too, word for word: {why}."
+            )
+
+
+def _in_part(summary: dict) -> Iterator[str]:
+    for split in SPLITS:
+        found, kept = summary[split], summary[split]["kept"]
+        if found["truncated"]:
+            share = found["truncated"] / kept
+            yield (
+                f"Of {kept:,} {ROWS_OF[split]} rows, {found['truncated']:,} ({share:.1%}) were longer than "
+                "tokenize.max_length and were cut."
+            )
+        for column, count in found["empty"].items():
+            if count:
+                have = "has" if count == 1 else "have"
+                yield f"Of {kept:,} {ROWS_OF[split]} rows, {count:,} {have} an empty {column}."

@@ -1,0 +1,56 @@
+"""Small data sets: as arrow tables, and as files that `datasets` reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+
+from stages.runtime import params
+
+CLASSES = ("entailment", "neutral", "contradiction")
+SPLITS = ("train", "validation", "test")
+
+
+def data_group(**changes: object) -> params.Data:
+    """The group `data` of params.yaml for an unpinned folder, changed at keys."""
+    good = {
+        "name": "data", "subset": None, "revision": "none", "splits": {split: split for split in SPLITS},
+        "label": "label", "classes": list(CLASSES), "group": None, "train_rows": None,
+        "validation_rows": None, "test_rows": None, "unlabelled": "drop",
+    }  # fmt: skip
+    return params.Data.model_validate(good | changes)
+
+
+def arrow(features: datasets.Features | None = None, **columns: object) -> pa.Table:
+    """A split of two NLI rows, changed at columns (None leaves one out), as `read_splits` returns it."""
+    good = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}
+    columns = {name: column for name, column in {**good, **columns}.items() if column is not None}
+    if features is None:
+        return pa.table(columns)
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    return rows.data.table.replace_schema_metadata(rows.features.arrow_schema.metadata)
+
+
+def three(table: pa.Table, **others: pa.Table) -> dict[str, pa.Table]:
+    """The same split three times, but for those that are named."""
+    return dict.fromkeys(SPLITS, table) | others
+
+
+def parquet_folder(folder: Path, names: Sequence[str], label: Sequence[int] = (0, 1, 2, -1)) -> list[str]:
+    """Write a data set whose label column names its classes -> its files."""
+    features = datasets.Features(
+        {"premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
+         "label": datasets.ClassLabel(names=list(names))}
+    )  # fmt: skip
+    texts = [f"text {code}" for code in label]
+    rows = datasets.Dataset.from_dict({"premise": texts, "hypothesis": texts, "label": list(label)}, features=features)
+    for split in SPLITS:
+        rows.to_parquet(folder / f"{split}.parquet")
+    return sorted(path.name for path in folder.glob("*.parquet"))
+
+
+def frame(*rows: tuple[str, str, int]) -> pd.DataFrame:
+    """NLI rows as a data set's own table: premise, hypothesis, label."""
+    return pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])

@@ -1,0 +1,100 @@
+"""Own data through the whole pipeline: the examples of docs/own-data.md, and one data set in two kinds of files."""
+
+import json
+import re
+
+import datasets
+import pandas as pd
+import pytest
+import yaml
+from helpers.clone import Clone
+from helpers.parameters import set_key, unpinned_params, use
+from helpers.project import COMMITTED, NANO, ROOT
+from helpers.stages import run_stage_in_each
+
+pytestmark = pytest.mark.slow
+
+DOCUMENT = (ROOT / "docs/own-data.md").read_text()
+# Of each example its title, what it changes in embedded/params.yaml, and the scores that it is said to end with.
+HEADLINE = r"\*\*([\d.]+)% → ([\d.]+)%\*\* ([\w ]+?) \("
+EXAMPLES = re.findall(rf"^### (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
+STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
+
+
+def run(clone, changes):
+    """`dvc repro` in embedded/ with the committed parameters, changed at the keys of nested dicts."""
+    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    for key, value in flat(changes):
+        set_key(raw, key, value)
+    (clone.folder / "embedded/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    done = clone.dvc("repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def flat(changes, above=""):
+    """The leaves of nested dicts: (dotted key, value)."""
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    return Clone(tmp_path_factory.mktemp("own"))
+
+
+def test_the_document_has_its_three_examples():
+    assert len(EXAMPLES) == DOCUMENT.count("```yaml") == 3
+
+
+@pytest.mark.parametrize(("title", "block", "base", "tuned", "score"), EXAMPLES, ids=[e[0] for e in EXAMPLES])
+def test_an_example_of_the_document(clone, title, block, base, tuned, score):
+    done = run(clone, yaml.safe_load(block))
+    assert done.ran == STAGES
+
+    embedded = clone.folder / "embedded"
+    report = (embedded / "metrics/report.md").read_text()
+    task = json.loads((embedded / "data/task.json").read_text())
+    line = re.search(r"^- classes: `(\d+): (.+?)(, …)?`$", report, re.MULTILINE)
+    assert int(line[1]) == len(task["classes"])
+    assert ", ".join(task["classes"]).startswith(line[2]) and (line[3] or line[2].endswith(task["classes"][-1]))
+
+    gained = clone.metrics()["details"]["comparison"]
+    summary = clone.metrics()["summary"]
+    assert summary["accuracy_tuned"] > gained["majority_class"]["accuracy"] + 0.1
+    found = re.search(HEADLINE, report)
+    assert found[3] == score  # the one that the report leads with
+    # Another processor may give other last digits, and so another row or two.
+    assert [float(found[1]), float(found[2])] == pytest.approx([float(base), float(tuned)], abs=3)
+
+
+def test_the_same_rows_in_csv_and_as_classlabel_in_parquet_end_alike(tmp_path):
+    """Text labels, and codes in another order than the classes have here: the same to the byte."""
+    rows = pd.read_csv(ROOT / "embedded/assets/everyday-moods/moods.csv")
+    parts = {"train": rows[:96], "validation": rows[96:126], "test": rows[126:186]}
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "sentiment": datasets.ClassLabel(names=["positive", "negative"])}
+    )
+    for kind in ("csv", "parquet"):
+        folder = tmp_path / kind
+        (folder / "own").mkdir(parents=True)
+        for split, part in parts.items():
+            if kind == "csv":
+                part.to_csv(folder / f"own/{split}.csv", index=False)
+            else:
+                data = datasets.Dataset.from_dict(part.to_dict("list"), features=features)
+                data.to_parquet(folder / f"own/{split}.parquet")
+        raw = unpinned_params()
+        use(raw, "model", str(NANO))
+        use(raw, "data", "./own")
+        raw["data"] |= {"label": "sentiment", "group": None, "classes": ["negative", "positive"]}
+        raw["tokenize"]["template"], raw["train"]["epochs"] = "{text}\nMood:", 1
+        (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    done = run_stage_in_each(",".join(STAGES[:-1]), [tmp_path / "csv", tmp_path / "parquet"])
+    assert {kind: outcome.returncode for kind, outcome in done.items()} == {"csv": 0, "parquet": 0}
+    for name in ("base", "tuned"):
+        csv, parquet = ((tmp_path / kind / f"results/{name}/predictions.parquet").read_bytes() for kind in done)
+        assert csv == parquet

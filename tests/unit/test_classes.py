@@ -1,0 +1,202 @@
+"""Labels of every kind become classes by their names, or are refused in one line."""
+
+import datasets
+import pyarrow as pa
+import pytest
+from helpers.tables import SPLITS, arrow
+
+from stages.runtime.errors import UserError
+from stages.task import classes
+
+NLI = ("entailment", "neutral", "contradiction")
+
+
+def read(labels, split="test"):
+    """A column of labels, as text, ints, … or (names, codes) of a ClassLabel."""
+    if isinstance(labels, tuple):
+        names, codes = labels
+        features = {name: datasets.Value("string") for name in ("premise", "hypothesis")}
+        texts = ["x"] * len(codes)
+        declared = features | {"label": datasets.ClassLabel(names=names)}
+        table = arrow(declared, premise=texts, hypothesis=texts, label=codes)
+    else:
+        table = pa.table({"label": labels})
+    return classes.read_labels(table, datasets.Features.from_arrow_schema(table.schema), split, "label")
+
+
+def own(*columns):
+    return classes.choose_classes([read(column) for column in columns], None)
+
+
+def codes(labels, names=NLI):
+    return classes.to_codes(read(labels), names).tolist()
+
+
+def refused(function, *arguments):
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- matched by name ---
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["entailment", "contradiction", "neutral"],
+        ["Entailment ", " CONTRADICTION", "neutral"],
+        [0, 2, 1],
+        [0.0, 2.0, 1.0],
+        (["entailment", "neutral", "contradiction"], [0, 2, 1]),
+        (["contradiction", "Neutral ", "entailment"], [2, 0, 1]),
+        pa.array([0, 2, 1], pa.int8()),
+        pa.array(["entailment", "contradiction", "neutral"], pa.large_string()),
+    ],
+    ids=["text", "case and blanks", "integers", "whole floats", "ClassLabel", "its other order", "int8", "large text"],
+)
+def test_the_same_labels_of_every_kind_are_the_same_classes(labels):
+    assert codes(labels) == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        ([1, 5, 3], ("1", "2", "3", "4", "5"), [0, 4, 2]),
+        ([-1, 1, 0], ("-1", "0", "1"), [0, 2, 1]),
+        ([True, False], ("False", "True"), [1, 0]),
+        ([True, False], ("true", "false"), [0, 1]),
+        (["Co", "CO", "co2"], ("CO", "Co", "co2"), [1, 0, 2]),
+        (["-", "+"], ("+", "-"), [1, 0]),
+        (["10", "2"], ("2", "10"), [1, 0]),
+    ],
+    ids=["stars", "minus one is a class", "booleans", "booleans by name", "case tells", "a dash is a class", "digits"],
+)
+def test_integers_booleans_and_odd_names_are_matched_as_text(labels, names, expected):
+    assert codes(labels, names) == expected
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["entailment", "-", "neutral"],
+        ["entailment", None, "neutral"],
+        ["entailment", "", "neutral"],
+        ["entailment", "  ", "neutral"],
+        [0, -1, 1],
+        [0, None, 1],
+        [0.0, None, 1.0],
+        (list(NLI), [0, -1, 1]),
+        (list(NLI), [0, None, 1]),
+    ],
+    ids=["dash", "null", "empty", "blank", "-1", "null among integers", "NaN", "ClassLabel -1", "ClassLabel null"],
+)
+def test_a_row_without_a_label_is_one(labels):
+    assert codes(labels) == [0, -1, 1]
+
+
+def test_a_column_of_nulls_has_no_labels():
+    assert codes(pa.nulls(2)) == [-1, -1]
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["entailment", "maybe"], "'maybe' in row 1; data.classes: entailment, neutral, contradiction"),
+        ([0, 3], "'3' in row 1; data.classes: 0 (entailment), 1 (neutral), 2 (contradiction)"),
+        ([-2, 0], "'-2' in row 0"),
+        ([True, False], "'True' in row 0"),
+        (
+            (["entailment", "neutral"], [0, 1]),
+            "has the classes entailment, neutral; data.classes: entailment, neutral, c",
+        ),
+        ((["yes", "maybe", "no"], [0, 1]), "has the classes yes, maybe, no; data.classes: entailment, neutral, contra"),
+        ((["neutral", "entailment", "contradiction", "hidden"], [0, 1]), "hidden; data.classes"),
+    ],
+)
+def test_a_label_that_is_no_class_is_named_with_its_row(labels, said):
+    line = refused(codes, labels)
+    assert line.startswith("data: split 'test': column 'label' ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0.5, 1.0], "classes are supported, not numbers to be predicted"),
+        ([float("inf"), 1.0], "not numbers to be predicted"),
+        ([["a"], ["b", "c"]], "a single class a row is supported, not several labels"),
+        ([[0], [1]], "not several labels"),
+        ([{"a": 1}, {"a": 2}], "text, integers, booleans or ClassLabel"),
+        ([b"a", b"b"], "text, integers"),
+    ],
+)
+def test_what_is_no_class_at_all_is_one_line(labels, said):
+    line = refused(read, labels)
+    assert line.startswith("params.yaml: data.label: label: holds ")
+    assert said in line
+
+
+def test_several_class_labels_a_row_are_refused():
+    features = datasets.Features({"label": datasets.List(datasets.ClassLabel(names=["a", "b"]))})
+    rows = datasets.Dataset.from_dict({"label": [[0], [0, 1]]}, features=features)
+    table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)
+    assert "several labels" in refused(classes.read_labels, table, features, "test", "label")
+
+
+def test_a_code_that_a_class_label_does_not_declare_is_refused():
+    features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
+    table = pa.table({"label": [0, 7]})
+    line = refused(classes.read_labels, table, features, "test", "label")
+    assert "has 7 in row 1" in line and "(a, b)" in line
+
+
+# --- the data set's own classes ---
+
+
+def test_declared_classes_keep_their_order():
+    assert own((["b", "c", "a"], [0, 1]), (["b", "c", "a"], [2, 2])) == ("b", "c", "a")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ((["b", "a", "b", "a"], ["c", "c"]), ("a", "b", "c")),
+        (([10, 9, 2, 10, 9, 2], [2, 10]), ("2", "9", "10")),
+        (([True, False, True, False],), ("False", "True")),
+        ((["a ", "a", "b", None, ""],), ("a", "b")),
+    ],
+)
+def test_other_classes_are_those_of_all_splits_sorted(columns, expected):
+    assert own(*columns) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (([-1, 0, 1],), "has -1, which may be a class or no label"),
+        ((["a", "b", "-"] * 9,), "has -, which may be a class or no label"),
+        ((["a", "b"] * 9, [0, 1]), "in one split than in another"),
+        (((["a", "b"], [0, 1]), (["b", "a"], [0, 1])), "in one split than in another"),
+        ((["a"] * 9,), "1 different values in 9 labelled rows; allowed: 2 to 1000"),
+        (([f"id {i}" for i in range(30)],), "30 different values in 30 labelled rows"),
+        ((["Yes", "yes", "no"] * 9,), "Yes, yes, which differ in case alone"),
+        (([None, None],), "0 different values"),
+    ],
+)
+def test_classes_that_can_not_be_told_are_asked_for(columns, said):
+    line = refused(own, *columns)
+    assert said in line
+    assert "data.classes" in line or "data.label" in line or "column 'label'" in line
+
+
+def test_a_class_that_only_differs_in_case_is_found_where_both_are_listed():
+    assert refused(codes, ["CO", "Co", "co"], ("CO", "Co")).count("'co' in row 2") == 1
+
+
+def test_splits_are_read_one_by_one():
+    assert [read(["a"], split).split for split in SPLITS] == list(SPLITS)

@@ -1,0 +1,133 @@
+"""Natural language inference: which tasks are it, what its rows are cut by, and the published report's claims."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.tables import CLASSES
+
+from stages.analysis import nli
+from stages.report import sentences
+from stages.task.task import Task
+
+NLI = nli.Nli.of(Task(CLASSES, ("premise", "hypothesis"), "premise"))
+
+
+@pytest.mark.parametrize(
+    "columns, group, premise",
+    [
+        (("premise", "hypothesis"), None, "premise"),
+        (("hypothesis", "premise"), None, "premise"),
+        (("Hypothesis", "context"), None, "context"),
+        (("sentence1", "sentence2"), None, "sentence1"),
+        (("sentence2", "sentence1"), "sentence1", "sentence1"),
+        (("sentence1", "sentence2"), "promptID", "sentence1"),
+    ],
+)
+def test_the_premise_is_found(columns, group, premise):
+    found = nli.Nli.of(Task(CLASSES, columns, group))
+    assert found.premise == premise
+    assert {found.premise, found.hypothesis} == set(columns)
+
+
+def test_classes_are_found_by_name_in_any_order_and_case():
+    found = nli.Nli.of(Task(("Contradiction", "ENTAILMENT", "neutral"), ("a", "b"), None))
+    assert (found.entailment, found.neutral) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "classes, columns",
+    [
+        (("entailment", "not_entailment"), ("a", "b")),
+        (("negative", "neutral", "positive"), ("a", "b")),
+        (CLASSES, ("text",)),
+        (CLASSES, ("a", "b", "c")),
+        ((*CLASSES, "other"), ("a", "b")),
+    ],
+)
+def test_another_task_is_no_nli(classes, columns):
+    assert nli.Nli.of(Task(classes, columns, None)) is None
+
+
+def test_traits_read_the_hypothesis_against_the_premise():
+    texts = pd.DataFrame({"hypothesis": ["A dog is not here.", "A man"], "premise": ["A dog runs.", "A man sleeps."]})
+    found = nli.traits(texts, NLI)
+    assert found["overlap"].tolist() == [2 / 5, 1]
+    assert found["negated"].tolist() == [True, False]
+
+
+def test_overlap():
+    assert nli.overlap("A man sleeps.", "A MAN, a man!") == 1
+    assert nli.overlap("A man sleeps.", "The dog runs") == 0
+    assert nli.overlap("a b c d", "a b x y") == 0.5
+    assert nli.overlap("anything", "?!") == 0
+
+
+@pytest.mark.parametrize(
+    "text, negated",
+    [("Nobody is here.", True), ("He isn't in", True), ("He isn’t in", True), ("A knot, noted", False), ("", False)],
+)  # fmt: skip
+def test_negation(text, negated):
+    assert nli.is_negated(text) is negated
+
+
+def cases(gold, base, tuned, baseline=None, overlap=None):
+    rows = len(gold)
+    return pd.DataFrame({"gold": gold, "base": base, "tuned": tuned, "group": range(rows),
+                         "guess_hypothesis": [0] * rows if baseline is None else baseline,
+                         "overlap": [0.5] * rows if overlap is None else overlap})  # fmt: skip
+
+
+def verdicts(table):
+    return {key: found["verdict"] for key, found in nli.claims(table, NLI, 0.95).items()}
+
+
+def test_claims_that_hold():
+    """The base always says neutral; tuned is wrong in neutral alone, called entailment where overlap is high."""
+    gold = np.repeat([0, 1, 2], 100)
+    tuned, overlap = gold.copy(), np.tile([0.1, 0.3, 0.6, 0.9], 75)
+    tuned[(gold == 1) & (overlap > 0.8)] = 0
+    table = cases(gold, [1] * 300, tuned, overlap=overlap)
+    found = verdicts(table)
+    for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
+        assert found[key] == nli.HOLDS, key
+    assert found["high_overlap_pulls_to_entailment"] == nli.HOLDS
+    assert found["low_overlap_fails"] == nli.FAILS
+
+
+def test_claims_that_do_not_hold():
+    gold = np.repeat([0, 1, 2], 100)
+    base = np.tile([0, 1, 2, 1, 2, 0], 50)
+    tuned = np.where(gold == 2, 0, base)  # contradiction is never answered
+    found = verdicts(cases(gold, base, tuned, baseline=gold, overlap=np.tile([0, 1], 150)))
+    for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
+        assert found[key] == nli.FAILS, key
+
+
+@pytest.mark.parametrize("gold", [[0], [1], [0, 1]])
+def test_few_rows_tell_little(gold):
+    found = nli.claims(cases(gold, gold, gold), NLI, 0.95)
+    assert {f["verdict"] for f in found.values()} == {nli.OPEN}
+    assert not any("nan" in f["evidence"] for f in sentences.claims(found))
+
+
+def test_every_claim_takes_any_two_rows():
+    for gold, base, tuned in itertools.product(((0, 0), (0, 1), (1, 1), (2, 1)), repeat=3):
+        found = nli.claims(cases(gold, base, tuned, overlap=[0, 1]), NLI, 0.95)
+        assert not any("nan" in f["evidence"] for f in sentences.claims(found))
+
+
+def test_rows_that_share_a_premise_prove_no_claim():
+    """Eight rows tell nothing; forty copies of each, of the same eight premises, no more."""
+    eight = cases([0, 1, 1, 2] * 2, [1, 1, 0, 1] * 2, [0, 1, 0, 2] * 2, [0, 0, 1, 2] * 2, [0.1, 0.4, 0.6, 0.9] * 2)
+    assert set(verdicts(eight).values()) == {nli.OPEN}
+    copies = pd.concat([eight] * 40, ignore_index=True)
+    assert set(verdicts(copies).values()) == {nli.OPEN}
+    assert set(verdicts(copies.assign(group=copies.index)).values()) == {nli.HOLDS, nli.FAILS, nli.OPEN}
+
+
+@pytest.mark.parametrize("low, high, expected", [(0.1, 0.2, nli.HOLDS), (-0.2, -0.1, nli.FAILS),
+                                                 (-0.1, 0.1, nli.OPEN), (np.nan, np.nan, nli.OPEN)])  # fmt: skip
+def test_verdict(low, high, expected):
+    assert nli.verdict(low, high, 0) == expected
