@@ -14,8 +14,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from stages.model import kept
 from stages.model.devices import pick_precision
-from stages.model.head import draw_head
+from stages.model.head import check_head, draw_head
 from stages.runtime import params
 from stages.runtime.errors import UserError, kind_and_line
 from stages.sources.fetch import model_folder
@@ -34,6 +35,9 @@ def load_base(
 ) -> PreTrainedModel:
     """The base with a classification head, quantised, frozen, in evaluation mode.
 
+    Within `kept.keep_base()` the weights are read and quantised once, and every call returns a model of its own around
+    them.
+
     Args:
         manifest: what `download` wrote.
         group: the group `model` of params.yaml.
@@ -46,6 +50,17 @@ def load_base(
         a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
     """
     folder = model_folder(manifest)
+    settings = group.model_dump(exclude={"head_init"})
+    model = kept.model_of(
+        (manifest["digest"], settings, tuple(classes), device),
+        lambda: _frozen(folder, manifest, group, classes, device, tokenizer),
+    )
+    draw_head(model, seed if group.head_init == "seeded" else None)
+    return model.requires_grad_(False)
+
+
+def _frozen(folder, manifest, group, classes, device, tokenizer):
+    """The base as it is read from its files: all of it that no seed changes. Its head is any."""
     precision = pick_precision(group, device)
     product_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     # fp16 is kept to the 4-bit products: phi-2's attention overflows in float16 activations.
@@ -95,9 +110,8 @@ def load_base(
             module.support_avx512bf16_for_cpu = False  # else one evaluation repacks the weights and training fails
             if module.bias is not None:
                 module.bias.data = module.bias.data.to(product_dtype)  # bitsandbytes does so at the first use
-    draw_head(model, seed if group.head_init == "seeded" else None)
-    model.requires_grad_(False)
-    _check_causal(model.eval(), manifest["name"])
+    check_head(model)
+    _check_causal(model.requires_grad_(False).eval(), manifest["name"])
     return model
 
 

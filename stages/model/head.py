@@ -7,13 +7,8 @@ from transformers import PreTrainedModel
 from stages.runtime.errors import UserError
 
 
-def draw_head(model: PreTrainedModel, seed: int | None) -> None:
-    """Draw the head anew, in fp32, in place: the checkpoint is a language model and has none.
-
-    Args:
-        model: has the linear layer `score` [classes, hidden], not quantised.
-        seed: of the draw, made on the CPU, so that every device gets the same; None for another head at each call.
-    """
+def check_head(model: PreTrainedModel) -> None:
+    """Refuse a model without the linear layer `score` [classes, hidden], or with a quantised one."""
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise UserError(
             f"model.name: {type(model).__name__} has no linear head `score` on the last token, "
@@ -21,6 +16,15 @@ def draw_head(model: PreTrainedModel, seed: int | None) -> None:
         )
     if isinstance(model.score, bnb.nn.Linear4bit):
         raise UserError("model.quantization: the classification head came out quantised; it has to be trained")
+
+
+def draw_head(model: PreTrainedModel, seed: int | None) -> None:
+    """Draw the head anew, in fp32, in place: the checkpoint is a language model and has none.
+
+    Args:
+        model: has passed `check_head`.
+        seed: of the draw, made on the CPU, so that every device gets the same; None for another head at each call.
+    """
     generator = torch.Generator("cpu")
     generator.manual_seed(seed) if seed is not None else generator.seed()
     weight = torch.empty(model.score.weight.shape, dtype=torch.float32)
