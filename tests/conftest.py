@@ -28,8 +28,8 @@ torch.set_num_threads(1)
 SHARE_REPRO = ("pipeline/test_pipeline.py", "pipeline/test_dvc_yaml.py", "pipeline/test_predict.py")
 LONGEST = (
     *SHARE_REPRO, "pipeline/test_own_data.py", "pipeline/test_everyday.py", "faults/test_kill.py",
-    "pipeline/test_train_stage.py", "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_report.py",
-    "pipeline/test_determinism.py", "unit/test_hub.py", "unit/test_kernels.py",
+    "pipeline/test_sweep.py", "pipeline/test_train_stage.py", "unit/test_predict.py", "pipeline/test_watch.py",
+    "unit/test_report.py", "pipeline/test_determinism.py", "unit/test_hub.py", "unit/test_kernels.py",
 )  # fmt: skip
 
 
