@@ -22,14 +22,13 @@ def load_tokenizer(manifest: dict) -> PreTrainedTokenizerBase:
     """
     folder = model_folder(manifest)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")  # an argument is saved, a change is not
     except Exception as error:  # the loaders raise a dozen kinds
         raise UserError(f"model.name: {manifest['name']}: no usable tokenizer ({str(error).strip()})") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"model.name: {manifest['name']}: its tokenizer has neither a pad token nor an eos token")
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
     return tokenizer
 
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     Gemma3TextConfig,
     LlamaConfig,
@@ -31,6 +32,7 @@ from stages.model.head import freeze_head
 from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.sources.fetch import model_folder
+from stages.task.tokens import load_tokenizer
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 
@@ -300,6 +302,18 @@ def test_a_saved_adapter_is_the_same_bytes_each_time(trained, tmp_path):
     assert targets == sorted(targets)
     assert len(targets) > 4
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in one)
+
+
+def test_the_saved_tokenizer_pads_as_training_did(trained, nano_copy, tmp_path):
+    """Some tokenizers pad on the left by their class (Gemma, Cohere), and learnt positions are others then."""
+    classifier, _, manifest = trained
+    settings = nano_copy / "tokenizer_config.json"
+    said = json.loads(settings.read_text())
+    del said["padding_side"]
+    settings.write_text(json.dumps(said | {"tokenizer_class": "CohereTokenizer"}))
+    assert AutoTokenizer.from_pretrained(nano_copy).padding_side == "left"
+    save_adapter(classifier, load_tokenizer(manifest_of(nano_copy)), manifest, {}, tmp_path / "adapter")
+    assert AutoTokenizer.from_pretrained(tmp_path / "adapter").padding_side == "right"
 
 
 def test_an_adapter_of_another_base_is_refused(trained, load_nano, nano_copy, tmp_path):
