@@ -1,5 +1,7 @@
 """Stage `train_qlora`: LoRA on the quantised base; the best epoch's adapter is kept."""
 
+import gc
+
 import numpy as np
 import pandas as pd
 
@@ -7,6 +9,7 @@ from stages.model.adapter import add_lora, count_parameters, save_adapter
 from stages.model.base import load_base
 from stages.model.devices import out_of_memory_means, pick_device
 from stages.model.head import freeze_head
+from stages.model.readback import Trained, check_saved
 from stages.runtime import errors, files, params
 from stages.runtime.recorder import Recorder, versions
 from stages.task.batching import as_examples
@@ -71,12 +74,16 @@ def main() -> None:
         "classes": task.classes, "seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(),
         "batches": groups["batches"],
     }  # fmt: skip
-    save_adapter(classifier, tokenizer, manifest, reading, "models/adapter")
+    parameters, trained = count_parameters(classifier), Trained.of(classifier, rows["validation"])
+    with files.new_folder("models/adapter") as adapter:
+        save_adapter(classifier, tokenizer, manifest, reading, adapter)
+        del base, classifier, trainer  # two bases at a time need not fit
+        gc.collect()
+        check_saved(adapter, trained, manifest, p.model, device)
     with files.new_folder("results/train") as results:
         files.write_csv(results / "steps.csv", pd.DataFrame(steps))
         files.write_csv(results / "epochs.csv", pd.DataFrame(epochs))
-        summary = {"best_epoch": best, "parameters": count_parameters(classifier)}
-        files.write_json(results / "summary.json", summary)
+        files.write_json(results / "summary.json", {"best_epoch": best, "parameters": parameters})
     recorder.save("measurements/train", {"seconds": seconds, "resumed": resumed is not None})
     checkpoints.remove_checkpoints(folder)
 

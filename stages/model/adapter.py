@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from stages.runtime import params
 from stages.runtime.errors import UserError, kind_and_line
-from stages.runtime.files import new_folder, read_json, write_json
+from stages.runtime.files import read_json, write_json
 
 
 def add_lora(model: PreTrainedModel, group: params.Lora, seed: int) -> PeftModel:
@@ -38,7 +38,7 @@ def add_lora(model: PreTrainedModel, group: params.Lora, seed: int) -> PeftModel
 
 
 def save_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, manifest: dict, reading: dict, folder: str | Path
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, manifest: dict, reading: dict, folder: Path
 ) -> None:
     """Save adapter, head, labels and tokenizer: all but the base that is needed to predict.
 
@@ -47,27 +47,27 @@ def save_adapter(
     Args:
         reading: what else `tools.predict` needs, kept as `classifier.json`: the classes, the seed, and the groups
             model, tokenize and batches.
+        folder: an empty one, or one to make.
     """
-    with new_folder(folder) as temporary:
-        adapter = model.peft_config["default"]
-        adapter.base_model_name_or_path, adapter.revision = manifest["name"], manifest["revision"]
-        model.save_pretrained(temporary)
-        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-        written = json.loads((temporary / "adapter_config.json").read_text())
-        if isinstance(written["target_modules"], list):
-            written["target_modules"].sort()  # a set's order differs from run to run
-        _write_sorted(temporary / "adapter_config.json", written)
-        config = model.get_base_model().config.to_dict()
-        for key in ("quantization_config", "_name_or_path", "transformers_version"):
-            config.pop(key, None)
-        _write_sorted(temporary / "config.json", config)
-        tokenizer.save_pretrained(temporary)
-        settings = json.loads((temporary / "tokenizer_config.json").read_text())
-        for key in ("is_local", "local_files_only"):  # where this machine found it, and whether HF_HUB_OFFLINE was set
-            settings.pop(key, None)
-        _write_sorted(temporary / "tokenizer_config.json", settings)
-        write_json(temporary / "base.json", manifest)
-        write_json(temporary / "classifier.json", reading)
+    adapter = model.peft_config["default"]
+    adapter.base_model_name_or_path, adapter.revision = manifest["name"], manifest["revision"]
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+    written = json.loads((folder / "adapter_config.json").read_text())
+    if isinstance(written["target_modules"], list):
+        written["target_modules"].sort()  # a set's order differs from run to run
+    _write_sorted(folder / "adapter_config.json", written)
+    config = model.get_base_model().config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "transformers_version"):
+        config.pop(key, None)
+    _write_sorted(folder / "config.json", config)
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for key in ("is_local", "local_files_only"):  # where this machine found it, and whether HF_HUB_OFFLINE was set
+        settings.pop(key, None)
+    _write_sorted(folder / "tokenizer_config.json", settings)
+    write_json(folder / "base.json", manifest)
+    write_json(folder / "classifier.json", reading)
 
 
 def _write_sorted(path, value):

@@ -61,16 +61,6 @@ def load_base(
 
 def _frozen(folder, manifest, group, classes, device, tokenizer):
     """The base as it is read from its files: all of it that no seed changes. Its head is any."""
-    precision = pick_precision(group, device)
-    product_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    # fp16 is kept to the 4-bit products: phi-2's attention overflows in float16 activations.
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=False,
-        bnb_4bit_compute_dtype=product_dtype,
-    )
     logging.disable_progress_bar()  # weights load in a second, and the bar would stay in every log
     try:
         config = AutoConfig.from_pretrained(
@@ -90,10 +80,9 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
             device_map={"": device},
             use_safetensors=True,
-            **({"quantization_config": quantization} if group.quantization == "nf4" else {}),
+            **precision_arguments(group, device),
         )
     except UserError:
         raise
@@ -105,14 +94,38 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
         raise UserError(f"model.name: {manifest['name']}: not loadable as a model ({kind_and_line(error)})") from error
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
+    settle_4_bit_layers(model)
+    check_head(model)
+    _check_causal(model.requires_grad_(False).eval(), manifest["name"])
+    return model
+
+
+def precision_arguments(group: params.Model, device: torch.device) -> dict:
+    """How transformers' `from_pretrained` is to quantise and in which precision the model computes: its arguments.
+
+    Args:
+        group: the group `model` of params.yaml.
+    """
+    precision = pick_precision(group, device)
+    # fp16 is kept to the 4-bit products: phi-2's attention overflows in float16 activations.
+    arguments = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
+    if group.quantization == "nf4":
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=False,
+            bnb_4bit_compute_dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision],
+        )
+    return arguments
+
+
+def settle_4_bit_layers(model: torch.nn.Module) -> None:
+    """Let bitsandbytes' layers stay as they are from the first use on, in place."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False  # else one evaluation repacks the weights and training fails
             if module.bias is not None:
-                module.bias.data = module.bias.data.to(product_dtype)  # bitsandbytes does so at the first use
-    check_head(model)
-    _check_causal(model.requires_grad_(False).eval(), manifest["name"])
-    return model
+                module.bias.data = module.bias.data.to(module.compute_dtype)  # bitsandbytes does so at the first use
 
 
 def exchange_activation(config: PreTrainedConfig, wanted: str, name: str) -> None:

@@ -1,5 +1,6 @@
 """The stage `train_qlora` on a few rows: what it writes, what it keeps, what it resumes."""
 
+import gc
 import importlib
 import json
 import math
@@ -21,6 +22,7 @@ import yaml
 from helpers.project import ROOT
 from helpers.stages import error_line, run_stage_in_each, stage_env, written
 from helpers.training_folder import adapter_bytes, prepare
+from transformers import PreTrainedModel
 
 from stages import train_qlora
 from stages.runtime import recorder as recorder_module
@@ -287,6 +289,43 @@ def test_a_last_epoch_that_diverged_can_not_be_kept(tmp_path, monkeypatch):
     with pytest.raises(UserError) as raised:
         train_qlora.main()
     assert_diverged(folder, str(raised.value), "0.01")
+
+
+def test_an_adapter_that_is_not_whole_is_never_kept(tmp_path, monkeypatch):
+    """PEFT would only warn. The next run trains nothing again: the checkpoints are still there."""
+    folder, plain = prepare(tmp_path / "run"), train_qlora.save_adapter
+
+    def save_adapter(model, tokenizer, manifest, reading, to):
+        plain(model, tokenizer, manifest, reading, to)
+        config = json.loads((to / "adapter_config.json").read_text())
+        (to / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 32}))
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(train_qlora, "save_adapter", save_adapter)
+    with pytest.raises(UserError, match=r"models/adapter: not kept: .*answers otherwise"):
+        train_qlora.main()
+    assert [path.name for path in (folder / "models").iterdir()] == ["base.json"]
+    assert not (folder / "results").exists()
+    monkeypatch.setattr(train_qlora, "save_adapter", plain)
+    train_qlora.main()
+    assert json.loads((folder / "measurements/train/run.json").read_text())["resumed"] is True
+    assert (folder / "models/adapter").is_dir()
+
+
+def test_the_trained_model_is_gone_when_the_adapter_is_read_back(tmp_path, monkeypatch):
+    """Else a base that fits the GPU once would fail in the end."""
+    alive, plain = [], train_qlora.check_saved
+
+    def check_saved(*arguments):
+        alive.extend(thing for thing in gc.get_objects() if isinstance(thing, PreTrainedModel))
+        plain(*arguments)
+
+    monkeypatch.chdir(prepare(tmp_path / "run"))
+    monkeypatch.setattr(train_qlora, "check_saved", check_saved)
+    gc.collect()
+    before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
+    train_qlora.main()
+    assert len(alive) == before
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):
