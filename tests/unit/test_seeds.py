@@ -1,0 +1,291 @@
+"""Settings compared over seeds and rows: coverage by simulation, and each formula against scipy or a hand's."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers.project import ROOT
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from stages.analysis import comparison, seeds, statistics
+from stages.analysis.seeds import Part, Setting
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import seeds as simulation
+from seeds import Cell
+
+ROWS = 300
+
+
+def answers(rng, gold, trainings, share):
+    """Predictions that are right in a share of the rows, int [trainings, rows]."""
+    wrong = (gold + rng.integers(1, 3, (trainings, len(gold)))) % 3
+    return np.where(rng.random((trainings, len(gold))) < share, gold, wrong)
+
+
+@pytest.fixture
+def drawn():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 3, ROWS)
+    first = Setting("first", (1, 2, 3), answers(rng, gold, 3, 0.8))
+    other = Setting("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
+    return gold, first, other
+
+
+# The wide table is `python benchmarks/seeds.py`. Two seeds can only be conservative: their variance has one degree of
+# freedom, so an interval that holds 95% where seeds are all of the variance holds more where rows have a part.
+@pytest.mark.parametrize(
+    ("cell", "most"),
+    [
+        (Cell(100, 1, 1, 0, 0.06), 0.98),  # rounding: an exact test of some ten changed rows
+        (Cell(100, 2, 2, 0, 0), 0.99),
+        (Cell(1_000, 2, 2, 0.02, 0.02), 0.985),
+        (Cell(1_000, 3, 3, 0, 0.02), 0.97),
+        (Cell(1_000, 5, 5, 0.01, 0), 0.97),
+        (Cell(999, 4, 4, 0.01, 0.02, a_group=3), 0.97),
+        (Cell(1_000, 3, 5, 0.01, 0.02, same=False), 0.975),
+        (Cell(1_000, 2, 5, 0.005, 0.02, same=False, times=4), 0.998),
+        (Cell(10_000, 2, 5, 0.02, 0.02, same=False, times=0.25), 0.985),  # the two vary most
+        (Cell(10_000, 3, 3, 0.005, 0.02), 0.97),
+    ],
+    ids=str,
+)
+def test_the_intervals_hold_the_truth_as_often_as_they_say(cell, most):
+    found = simulation.coverage(cell, {99: 2000, 100: 2000, 999: 600, 1_000: 600, 10_000: 300}[cell.rows], seed=1)
+    assert 0.93 <= found["difference"] <= most
+    assert 0.92 <= found["accuracy"] <= 0.99
+
+
+def test_a_naive_bootstrap_of_rows_alone_would_not():
+    """The check can fail: rows alone, as if the seeds were all that there are, hold the truth far too seldom."""
+    chances, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        right, other, groups = simulation.draw(Cell(10_000, 3, 3, 0.01, 0.02), chances)
+        _, low, high, _, _ = seeds.interval(right, other, groups, "rows alone", 0.95)
+        held += low <= 0.02 <= high
+    assert held / 300 < 0.7
+
+
+def test_f1_holds_the_truth_too():
+    """Three classes of uneven size; a seed makes all errors more likely, or all less."""
+    rng, held = np.random.default_rng(0), np.zeros(2)
+    sizes, errors = np.array([0.6, 0.3, 0.1]), np.array([[0, 0.07, 0.03], [0.15, 0, 0.05], [0.2, 0.2, 0]])
+
+    def drawn(trainings, rows, deviation):
+        gold = np.searchsorted(sizes.cumsum(), rng.random(rows))
+        chances = errors * np.exp(deviation * rng.normal(size=trainings))[:, None, None]
+        chances = chances + np.eye(3) * (1 - chances.sum(axis=2, keepdims=True))
+        predicted = (rng.random((trainings, rows, 1)) > chances.cumsum(axis=2)[:, gold, :]).sum(axis=2).clip(max=2)
+        return seeds.f1_values(gold, predicted, 3)
+
+    truth = np.mean([drawn(20, 10_000, 0.2).mean(axis=(1, 2)) for _ in range(40)], axis=0)
+    for _ in range(400):
+        found = [seeds.score(values, np.arange(1_000), 0.95) for values in drawn(4, 1_000, 0.2)]
+        held += [score.low <= value <= score.high for score, value in zip(found, truth, strict=True)]
+    assert (held >= 0.93 * 400).all() and (held <= 0.98 * 400).all(), held / 400
+
+
+def test_f1_is_scikit_learns(drawn):
+    gold, first, _ = drawn
+    for average, values in zip(("weighted", "macro"), seeds.f1_values(gold, first.predicted, 3), strict=True):
+        theirs = [f1_score(gold, predicted, average=average) for predicted in first.predicted]
+        assert values.mean(axis=1) == pytest.approx(theirs)
+    absent = seeds.f1_values(np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]]), 4)  # two classes that no row has
+    assert absent.mean(axis=2)[:, 0] == pytest.approx(
+        [f1_score([0, 1, 0, 1], [0, 1, 1, 1], average=average) for average in ("weighted", "macro")]
+    )
+
+
+def test_what_a_row_adds_to_f1_is_the_jackknifes(drawn):
+    """Without a row, F1 is what it was less the row's part, to first order."""
+    gold, first, _ = drawn
+    for average, values in zip(("weighted", "macro"), seeds.f1_values(gold, first.predicted[:1], 3), strict=True):
+        whole = f1_score(gold, first.predicted[0], average=average)
+        without = [
+            f1_score(np.delete(gold, row), np.delete(first.predicted[0], row), average=average) for row in range(40)
+        ]
+        assert (values[0, :40] - whole) / ROWS == pytest.approx(whole - np.array(without), abs=3e-5)
+
+
+def test_one_training_each_is_mcnemar_and_tango(drawn):
+    gold, first, other = drawn
+    groups = np.arange(ROWS) // 2
+    _, (found,) = seeds.compare(
+        [Setting("a", (1,), first.predicted[:1]), Setting("b", (7,), other.predicted[:1])], gold, groups, 3, 0.95
+    )
+    changed = comparison.changes(gold, first.predicted[0], other.predicted[0])
+    effect = statistics.design_effect(changed, groups)
+    p = statistics.mcnemar(changed, groups, effect)
+    assert found.kind == "rows alone" and np.isnan(found.seeds_error)
+    assert (found.gap, found.p) == pytest.approx((changed.mean(), p))
+    assert (found.low, found.high) == statistics.gain_interval(changed, effect, p, 0.95)
+
+
+def test_the_scores_of_one_training_are_the_reports(drawn):
+    gold, first, _ = drawn
+    groups = np.arange(ROWS) // 2
+    found = seeds.scores(Setting("a", (1,), first.predicted[:1]), gold, groups, 3, 0.95)
+    right = first.predicted[0] == gold
+    effect = statistics.design_effect(right, groups)
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx(
+        statistics.wilson(right.sum() / effect, ROWS / effect, 0.95), abs=2e-4
+    )
+    assert np.isnan(found.seeds_deviation)
+
+
+def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
+    """Rows of two kinds, right always or never in a training: nothing is left to the rows that two trainings share."""
+    rows = np.arange(10_000)
+    right = np.array([rows % 10_000 < count for count in (8000, 8100, 8250, 8050)], dtype=float)
+    other = np.array([rows % 10_000 < count for count in (8150, 8300, 8300, 8290)], dtype=float)
+    part = seeds.seeds_part(other - right)
+    theirs = stats.ttest_rel(other.mean(axis=1), right.mean(axis=1))
+    assert part.freedom == 3
+    assert seeds.p_value((other - right).mean(), [part]) == pytest.approx(theirs.pvalue, rel=1e-3)
+    low, high = theirs.confidence_interval(0.95)
+    assert seeds.margin([part], 0.05) == pytest.approx((high - low) / 2, rel=1e-3)
+
+
+def test_other_seeds_are_a_welch_test():
+    right, other = np.array([0.80, 0.81, 0.825]), np.array([0.815, 0.83, 0.85, 0.81])
+    theirs = stats.ttest_ind(other, right, equal_var=False)
+    parts = [Part(values.var(ddof=1) / len(values), len(values) - 1) for values in (right, other)]
+    assert seeds.joined(parts).freedom == pytest.approx(theirs.df)
+    assert seeds.p_value(other.mean() - right.mean(), [seeds.joined(parts)]) == pytest.approx(theirs.pvalue)
+
+
+def test_the_variance_of_rows_is_that_of_their_means(drawn):
+    gold, first, _ = drawn
+    right = (first.predicted == gold).astype(float)
+    alone, grouped = seeds.row_covariances(right, np.arange(ROWS))
+    assert alone == pytest.approx(np.cov(right) / ROWS) and grouped == pytest.approx(alone)
+    shuffled = np.random.default_rng(1).permutation(np.arange(ROWS) // 3)
+    sums = np.array([np.bincount(shuffled, weights=line) for line in right - right.mean(axis=1, keepdims=True)])
+    assert seeds.row_covariances(right, shuffled)[1] == pytest.approx(np.cov(sums) * len(sums[0]) / ROWS**2)
+
+
+def test_copies_of_rows_that_share_a_group_tell_nothing_new(drawn):
+    gold, first, other = drawn
+    once = seeds.difference(first, other, gold, np.arange(ROWS), 0.95)
+    settings = [Setting(s.name, s.seeds, np.repeat(s.predicted, 3, axis=1)) for s in (first, other)]
+    thrice = seeds.difference(*settings, np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3), 0.95)
+    assert thrice.rows_error == pytest.approx(once.rows_error)
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.01)
+
+
+def test_trainings_are_paired_by_their_seed(drawn):
+    gold, first, other = drawn
+    shuffled = Setting("other", (3, 1, 2), other.predicted[[2, 0, 1]])
+    same = seeds.difference(first, other, gold, np.arange(ROWS), 0.95)
+    assert same.kind == "same seeds"
+    assert seeds.difference(first, shuffled, gold, np.arange(ROWS), 0.95) == same
+    elsewhere = Setting("other", (3, 1, 4), other.predicted)
+    assert seeds.difference(first, elsewhere, gold, np.arange(ROWS), 0.95).kind == "other seeds"
+    fewer = Setting("other", (1,), other.predicted[:1])
+    assert seeds.difference(first, fewer, gold, np.arange(ROWS), 0.95).kind == "rows alone"
+
+
+def test_what_a_seed_gives_both_settings_is_no_variance_of_their_difference():
+    rng = np.random.default_rng(0)
+    threshold = np.array([0.70, 0.80, 0.90])[:, None]  # by seed
+    number, gold = rng.random((2, 3, 5_000)), np.ones(5_000, dtype=int)
+    first = Setting("a", (1, 2, 3), (number[0] < threshold).astype(int))
+    other = Setting("b", (1, 2, 3), (number[1] < threshold + 0.05).astype(int))
+    unpaired = Setting("b", (4, 5, 6), other.predicted)
+    paired = seeds.difference(first, other, gold, np.arange(5_000), 0.95)
+    assert paired.verdict == "better"
+    assert paired.seeds_error < seeds.difference(first, unpaired, gold, np.arange(5_000), 0.95).seeds_error / 5
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 20])
+def test_the_power_of_seeds_alone_is_that_of_the_t_test(freedom):
+    parts = [Part(0.01**2, freedom), Part(0.0, 999)]
+    critical = stats.t.isf(0.025, freedom)
+    for gap in (0.01, 0.03, 0.05):
+        exact = stats.nct.sf(critical, freedom, gap / 0.01) + stats.nct.cdf(-critical, freedom, gap / 0.01)
+        assert seeds.power(gap, parts, 0.95) == pytest.approx(exact, abs=0.003)
+
+
+def test_the_smallest_difference_of_rows_alone_is_the_textbooks():
+    """(z of 97.5% + z of 80%) standard errors."""
+    found = seeds.smallest_difference([Part(0.01**2, np.inf)], 0.95)
+    assert found == pytest.approx(0.01 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)), rel=1e-4)
+
+
+def test_the_smallest_difference_is_told_in_four_of_five_experiments():
+    rng, found = np.random.default_rng(0), []
+    cell = Cell(1_000, 4, 4, 0.01, 0)
+    for _ in range(200):
+        right, other, groups = simulation.draw(cell, rng)
+        found.append([part.variance for part in seeds.parts_of_difference(right, other, groups, "same seeds")])
+    variances = np.mean(found, axis=0)
+    gap = seeds.smallest_difference([Part(variances[0], 3), Part(variances[1], 999)], 0.95)
+    assert 0.02 < gap < 0.06
+    assert 0.75 < simulation.coverage(Cell(1_000, 4, 4, 0.01, gap), 500, seed=2)["told"] < 0.88
+
+
+def test_the_p_is_the_level_at_which_the_interval_reaches_nothing():
+    parts = [Part(0.01**2, 2), Part(0.005**2, 999)]
+    for gap in (0.001, 0.03, -0.03, 0.5):
+        p = seeds.p_value(gap, parts)
+        assert seeds.margin(parts, p) == pytest.approx(abs(gap))
+    assert seeds.p_value(0.0, parts) == 1 and seeds.p_value(9e9, parts) == seeds.SMALLEST_P
+
+
+def test_holm_by_hand():
+    """Holm 1979's steps: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not be below the one before it."""
+    assert seeds.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert seeds.holm([0.9, 0.6]) == pytest.approx([1, 1])
+    assert seeds.holm([]) == []
+
+
+def test_the_verdict_is_of_all_comparisons(drawn):
+    gold, first, _ = drawn
+    rng = np.random.default_rng(5)
+    better = Setting("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
+    alike = [Setting(f"alike {n}", (1, 2, 3), answers(rng, gold, 3, 0.8)) for n in range(3)]
+    _, alone = seeds.compare([first, better], gold, np.arange(ROWS), 3, 0.95)
+    _, among = seeds.compare([first, better, *alike], gold, np.arange(ROWS), 3, 0.95)
+    assert alone[0].p_holm == alone[0].p == among[0].p < among[0].p_holm
+    assert seeds.verdict(0.1, 0.049, 0.95) == "better" and seeds.verdict(-0.1, 0.049, 0.95) == "worse"
+    assert seeds.verdict(0.1, 0.051, 0.95) == seeds.verdict(0.1, 0.09, 0.95) == "too close to tell"
+    assert seeds.verdict(0.1, 0.09, 0.9) == "better"
+
+
+def test_trainings_that_are_all_right_are_not_sure():
+    gold = np.zeros(50, dtype=int)
+    settings = [Setting("a", (1, 2), np.zeros((2, 50), dtype=int)), Setting("b", (1, 2), np.zeros((2, 50), dtype=int))]
+    (first, _), (found,) = seeds.compare(settings, gold, np.arange(50), 2, 0.95)
+    assert (first.accuracy.low, first.accuracy.high) == pytest.approx(statistics.wilson(50, 50, 0.95))
+    assert found.low < 0 < found.high and found.verdict == "too close to tell" and found.p == 1
+
+
+@pytest.mark.parametrize("trainings", [2, 5])
+def test_trainings_that_are_equal_are_not_sure(drawn, trainings):
+    """100 rows in which two trainings have the same accuracy are no rare thing."""
+    gold, first, _ = drawn
+    first = np.repeat(first.predicted[:1], 5, axis=0)
+    other = first.copy()
+    other[:, :60] = gold[:60]
+    gained = (other == gold).mean() - (first == gold).mean()
+    found = seeds.difference(
+        Setting("a", (1, 2), first[:2]), Setting("b", (1, 2, 3, 4, 5)[:trainings], other[:trainings]), gold,
+        np.arange(ROWS), 0.95,
+    )  # fmt: skip
+    assert gained > 0 and found.gap == pytest.approx(gained) and found.high - found.low > 1 / ROWS and found.p > 1e-9
+    alike = seeds.difference(
+        Setting("a", (1,), first[:1]), Setting("b", (1, 2), first[:2]), gold, np.arange(ROWS), 0.95
+    )
+    assert alike.high == -alike.low == pytest.approx(1 / ROWS * stats.t.ppf(0.975, ROWS - 1))
+
+
+def test_fifteen_settings_take_seconds():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 3, 10_000)
+    settings = [Setting(str(n), (1, 2, 3, 4, 5), answers(rng, gold, 5, 0.8)) for n in range(15)]
+    start = time.process_time()
+    found = seeds.compare(settings, gold, np.arange(10_000) // 3, 3, 0.95)
+    assert [len(part) for part in found] == [15, 14]
+    assert time.process_time() - start < 10
