@@ -1,10 +1,12 @@
 """The quantised base: loaded from its pinned files, frozen, checked."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import bitsandbytes as bnb
 import torch
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -70,6 +72,7 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
             label2id={name: code for code, name in enumerate(classes)},
             problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
         )
+        _check_family(config, manifest["name"])
         if config.vocab_size < len(tokenizer):
             raise UserError(
                 f"model.name: {manifest['name']}: "
@@ -96,6 +99,8 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
     model.config.use_cache = False
     settle_4_bit_layers(model)
     check_head(model)
+    if group.quantization == "nf4":
+        _check_quantised(model, manifest["name"])
     _check_causal(model.requires_grad_(False).eval(), manifest["name"])
     return model
 
@@ -145,6 +150,40 @@ def exchange_activation(config: PreTrainedConfig, wanted: str, name: str) -> Non
         )
     for key in own:
         setattr(config, key, wanted)
+
+
+def _check_family(config, name):
+    """Refuse, before its weights are read, what can't be a classifier of the last token."""
+    allowed = "allowed: a causal language model of text alone, in 32 or 16 bits, such as Llama, Qwen3 or Phi"
+    if config.is_encoder_decoder:
+        raise UserError(f"model.name: {name} is an encoder-decoder ({config.model_type}); {allowed}")
+    if config.get_text_config() is not config:
+        raise UserError(f"model.name: {name} reads more than text ({config.model_type}); {allowed}")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(f"model.name: {name}: transformers has no classifier for {config.model_type}; {allowed}")
+    if quantised := getattr(config, "quantization_config", None):  # it would go before model.quantization, unsaid
+        raise UserError(f"model.name: {name} is quantised already ({dict(quantised).get('quant_method')}); {allowed}")
+
+
+def _check_quantised(model, name):
+    """Refuse a model that 4 bits are asked for and that is hardly in 4 bits: transformers says no word of it.
+
+    bitsandbytes takes modules that are `torch.nn.Linear` itself, and no matrices of other modules (experts, Falcon's).
+    """
+    left, packed = Counter(), 0
+    for module_name, module in model.named_modules():
+        if module_name != "score" and not isinstance(module, torch.nn.Embedding):
+            for weight in module.parameters(recurse=False):
+                if isinstance(weight, bnb.nn.Params4bit):
+                    packed += 2 * weight.numel() * weight.element_size()
+                elif weight.ndim > 1:
+                    left[type(module).__name__] += weight.numel()
+    share = left.total() / max(left.total() + packed, 1)
+    if share > 0.1:
+        raise UserError(
+            f"params.yaml: model.quantization: nf4: bitsandbytes leaves {share:.0%} of {name}'s weights in 16 bits or "
+            f"more ({', '.join(left)}); allowed: none"
+        )
 
 
 @torch.no_grad()

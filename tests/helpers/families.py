@@ -1,0 +1,81 @@
+"""Small models of many families with random weights, and the nano model's tokenizer beside each."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MptConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+    StableLmConfig,
+)
+
+from helpers.project import NANO
+
+SIZE = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = SIZE | {"intermediate_size": 128, "num_key_value_heads": 2}
+OLD_NAMES = {"vocab_size": 1000, "n_layer": 2, "n_head": 4}
+WINDOW = {"sliding_window": 8}  # less than the rows of the tests
+GEMMA = GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16} | WINDOW
+
+# Those that load in 4 bits: all but falcon, whose linear layers bitsandbytes does not take.
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "phi": PhiConfig(**SIZE, intermediate_size=128, partial_rotary_factor=0.5),
+    "phi3": Phi3Config(**GROUPED, **WINDOW, pad_token_id=0),
+    "llama": LlamaConfig(**GROUPED),
+    "mistral": MistralConfig(**GROUPED, **WINDOW),
+    "qwen2": Qwen2Config(**GROUPED, **WINDOW, use_sliding_window=True, max_window_layers=1),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=16),
+    "gemma": GemmaConfig(**GROUPED, head_dim=16),
+    "gemma2": Gemma2Config(**GEMMA),
+    "gemma3_text": Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention", "full_attention"]),
+    "olmo2": Olmo2Config(**GROUPED),
+    "smollm3": SmolLM3Config(**GROUPED, pad_token_id=0),
+    "stablelm": StableLmConfig(**GROUPED),
+    "gpt_neox": GPTNeoXConfig(**SIZE, intermediate_size=128),
+    "gpt2": GPT2Config(**OLD_NAMES, n_embd=64),
+    "opt": OPTConfig(**SIZE, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0),
+    "bloom": BloomConfig(**OLD_NAMES, hidden_size=64),
+    "mpt": MptConfig(vocab_size=1000, d_model=64, n_layers=2, n_heads=4),
+    "falcon": FalconConfig(**SIZE, multi_query=True),
+}
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    """Save a model with the nano model's tokenizer; its random weights are made larger, so that answers differ."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(std=0.15, generator=generator)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(NANO / name, folder)
+    return folder
+
+
+def save_family(family: str, folder: Path) -> Path:
+    """Save a model of one of `FAMILIES`."""
+    return save(AutoModelForCausalLM.from_config(FAMILIES[family]), folder)
+
+
+def quantization_of(family: str) -> str:
+    """What `model.quantization` may be."""
+    return "none" if family == "falcon" else "nf4"
