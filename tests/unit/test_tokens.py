@@ -1,5 +1,7 @@
 """From texts to tokens: the template, and the cut of what is too long."""
 
+import json
+
 import pandas as pd
 import pytest
 from helpers.parameters import manifest_of
@@ -129,3 +131,17 @@ def test_any_text_comes_out_as_it_went_in(words, text):
 
 def test_no_rows_make_no_tokens(words):
     assert len(tokens.tokenize(frame("a", "b")[:0], words, TEMPLATE, 128)) == 0
+
+
+@pytest.mark.parametrize("max_length", [128, 24])
+def test_a_tokenizer_that_begins_a_text_with_its_bos_token_does_so_here(nano_copy, max_length):
+    """Gemma and Llama need it. Written in a text, the token's name is text; a row that is cut has it too."""
+    path = nano_copy / "tokenizer.json"
+    said = json.loads(path.read_text())
+    bos = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    said["post_processor"] |= {"special_tokens": {"<|endoftext|>": bos}}
+    said["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}})
+    path.write_text(json.dumps(said))
+    row = encoded(load_tokenizer(manifest_of(nano_copy)), "a <|endoftext|> man " * 4, "a dog runs", max_length)
+    assert row["truncated"] == (max_length == 24)
+    assert row["input_ids"].index(0) == 0 and row["input_ids"].count(0) == 1
