@@ -59,8 +59,9 @@ class Scores:
     Attributes:
         accuracy, f1_weighted, f1_macro: their intervals are for other seeds and other rows; where there is one seed,
             for other rows alone.
+        by_seed: accuracy of each training.
         seeds_deviation: standard deviation of the trainings' accuracies on these rows; NaN of one seed.
-        rows_error: standard error that the accuracy has from the choice of rows.
+        rows_error: standard error that the accuracy of these trainings has from the choice of rows.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Scores:
     accuracy: Score
     f1_weighted: Score
     f1_macro: Score
+    by_seed: tuple[float, ...]
     seeds_deviation: float
     rows_error: float
 
@@ -88,7 +90,7 @@ class Difference:
         p: two-sided, of no difference.
         p_holm: the same, adjusted for all comparisons with the first setting.
         verdict: by `p_holm`.
-        seeds_error, rows_error: standard errors of the difference from seeds (NaN of rows alone) and from rows.
+        rows_error: standard error that the difference of these trainings has from the choice of rows.
         smallest: the smallest true difference that such an experiment would tell from none with a power of 80%, at
             this confidence and without adjustment.
     """
@@ -101,7 +103,6 @@ class Difference:
     p: float
     p_holm: float
     verdict: Verdict
-    seeds_error: float
     rows_error: float
     smallest: float
 
@@ -146,8 +147,9 @@ def scores(setting: Setting, gold: np.ndarray, groups: np.ndarray, classes: int,
         score(right, groups, confidence),
         score(weighted, groups, confidence),
         score(macro, groups, confidence),
+        tuple(means.tolist()),
         seeds_deviation=float(means.std(ddof=1)) if len(means) > 1 else math.nan,
-        rows_error=math.sqrt(shared(row_covariances(right, groups))),
+        rows_error=rows_error(right.mean(axis=0), groups),
     )
 
 
@@ -209,6 +211,11 @@ def row_covariances(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.stack([alone, len(names) / max(1, len(names) - 1) * sums @ sums.T])
 
 
+def rows_error(values: np.ndarray, groups: np.ndarray) -> float:
+    """Standard error of a mean over rows; values: [rows]."""
+    return math.sqrt(shared(row_covariances(values[None], groups)))
+
+
 def shared(covariances: np.ndarray) -> float:
     """The variance that trainings share by answering the same rows: the mean covariance of two of them.
 
@@ -259,8 +266,7 @@ def difference(first: Setting, other: Setting, gold: np.ndarray, groups: np.ndar
     gap, low, high, p, parts = interval(right, other_right, groups, how, confidence)
     return Difference(
         other.name, how, gap, low, high, p, p, verdict(gap, p, confidence),
-        seeds_error=math.sqrt(sum(part.variance for part in parts[:-1])) if len(parts) > 1 else math.nan,
-        rows_error=math.sqrt(parts[-1].variance),
+        rows_error=rows_error(other_right.mean(axis=0) - right.mean(axis=0), groups),
         smallest=smallest_difference(parts, confidence),
     )  # fmt: skip
 

@@ -1,0 +1,242 @@
+"""`python -m tools.compare` on real Git revisions and DVC experiments, whose runs were never trained."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from helpers import finished_run
+from helpers.browser import browser
+from helpers.clone import Clone
+from helpers.parameters import set_key
+from PIL import Image
+from scipy import stats
+
+from stages.analysis import comparison, statistics
+from stages.report import cases
+from stages.runtime import files
+from stages.task.task import Task
+
+pytestmark = pytest.mark.slow
+
+ODD = "=A text, \"quoted\", with\r\nlines, a | and 'marks'"
+ROWS = 400
+TASK = "data/task.json"
+RIGHT = {("HEAD", 1): 0.80, ("HEAD", 2): 0.82, ("HEAD", 3): 0.81,
+         ("lora.r=8", 1): 0.92, ("lora.r=8", 2): 0.93, ("lora.r=8", 3): 0.94}  # fmt: skip
+
+
+def answers(gold, right, seed):
+    """Predictions that are right in a share of the rows."""
+    rng = np.random.default_rng((seed, round(100 * right)))
+    return np.where(rng.random(ROWS) < right, gold, (gold + rng.integers(1, 3, ROWS)) % 3)
+
+
+class Runs:
+    """A clone whose embedded/ holds finished runs."""
+
+    def __init__(self, top):
+        self.clone = Clone(top)
+        self.folder = self.clone.folder / "embedded"
+        finished_run.make(self.folder, rows=ROWS, text=ODD)
+        for path in ("data/raw/rows.txt", "models/adapter/weights.txt"):
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / path).write_text("not read")
+        self.predictions = pd.read_parquet(self.folder / "results/tuned/predictions.parquet")
+
+    def finish(self, right, **params):
+        """Predictions that are right in a share of the rows, of a training with these parameters."""
+        path = self.folder / "params.yaml"
+        raw = yaml.safe_load(path.read_text())
+        for key, value in params.items():
+            set_key(raw, key.replace("__", "."), value)
+        path.write_text(yaml.safe_dump(raw, sort_keys=False))
+        self.write(self.predictions.assign(prediction=answers(self.predictions["label"], right, raw["seed"])))
+
+    def write(self, table):
+        """Predictions of the tuned model, and what `analyze` makes of them for Git; DVC takes them as they are."""
+        table.to_parquet(self.folder / "results/tuned/predictions.parquet")
+        read = {split: pd.read_parquet(self.folder / f"data/tokenized/{split}.parquet") for split in ("train", "test")}
+        base, task = pd.read_parquet(self.folder / "results/base/predictions.parquet"), Task.read(self.folder / TASK)
+        rows = cases.for_a_spreadsheet(comparison.case_table(base, table, read, task), task)
+        files.write_csv(self.folder / "metrics/cases.csv", rows, quoting=csv.QUOTE_NONNUMERIC)
+        done = self.clone.dvc("commit", "--force")
+        assert done.returncode == 0, done.stderr
+
+    def save(self, name):
+        """An experiment of what lies in the workspace."""
+        done = self.clone.dvc("exp", "save", "--name", name)
+        assert done.returncode == 0, done.stderr
+
+    def compare(self, *arguments):
+        command = [sys.executable, "-m", "tools.compare", *arguments]
+        env = {**self.clone.env, "PYTHONPATH": str(self.clone.folder)}
+        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+
+    def tables(self, *arguments):
+        """({setting: {column: cell}}, all that was printed)."""
+        done = self.compare(*arguments)
+        assert done.returncode == 0, done.stderr
+        found, head = {}, None
+        for line in done.stdout.splitlines():
+            cells = [cell.strip() for cell in line.strip("| ").split(" | ")] if line.startswith("| ") else None
+            if cells is None:
+                head = None
+            elif head is None:
+                head = cells
+            elif not cells[0].startswith("--"):
+                found.setdefault(cells[0][2:], {}).update(zip(head, cells, strict=True))
+        return found, done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """HEAD, and experiments of it: two more seeds, three of lora.r 8, one with rows in another order."""
+    made = Runs(tmp_path_factory.mktemp("compare"))
+    made.finish(RIGHT["HEAD", 1], seed=1)
+    made.clone.commit("the first run")
+    for (setting, seed), right in RIGHT.items():
+        if (setting, seed) != ("HEAD", 1):
+            made.finish(right, seed=seed, lora__r=8 if setting == "lora.r=8" else 16)
+            made.save(f"{'r8' if setting == 'lora.r=8' else 'r16'}-{seed}")
+    return made
+
+
+def test_all_experiments_are_compared_with_head(runs):
+    found, printed = runs.tables("--all")
+    assert list(found) == ["HEAD", "lora.r=8"]
+    assert found["HEAD"]["seeds"] == found["lora.r=8"]["seeds"] == "1, 2, 3"
+    assert found["lora.r=8"]["verdict"] == "better"
+    assert "(these runs)" not in printed and "trainings of equal seed" in printed
+    gap, low, high = (float(end) for end in re.findall(r"[+−][\d.]+", found["lora.r=8"]["points against A"]))
+    assert 0 < low < gap < high
+    assert all(len(line) <= 120 for line in printed.splitlines() if not line.startswith("Recipe: "))
+    assert "seeds:A=1,2,3;B=1,2,3" in printed and "rows:400" in printed and "confidence:0.95" in printed
+
+
+def test_two_runs_are_compared_as_base_and_tuned_are(runs):
+    found, printed = runs.tables("HEAD", "r8-3")
+    gold = runs.predictions["label"].to_numpy()
+    first, other = answers(gold, RIGHT["HEAD", 1], 1), answers(gold, RIGHT["lora.r=8", 3], 3)
+    changed = comparison.changes(gold, first, other)
+    fixed, broken = (changed == 1).sum(), (changed == -1).sum()
+    assert found["lora.r=8"]["points against A"].startswith(f"{changed.mean() * 100:+.1f} (")
+    p = stats.binomtest(int(min(fixed, broken)), int(fixed + broken)).pvalue
+    assert p < 0.001 and found["lora.r=8"]["p"] == "<0.001"
+    assert found["lora.r=8"]["verdict"] == "better (these runs)"
+    low, high = statistics.wilson((first == gold).sum(), ROWS, 0.95)
+    assert found["HEAD"]["accuracy"].endswith(f"({low * 100:.1f} to {high * 100:.1f}%)")
+    assert "another seed may turn it round" in printed
+
+
+def test_a_run_counts_once(runs):
+    found, printed = runs.tables("r8-3", "workspace", "r16-2")  # the workspace still holds r8-3
+    assert "workspace is the same run as r8-3, and counts once." in printed
+    assert list(found) == ["r8-3", "lora.r=16"] and found["r8-3"]["seeds"] == "3"
+
+
+def test_without_the_cache_gits_cases_say_the_same(runs):
+    _, before = runs.tables("HEAD", "r8-2", "r16-3")
+    cache = runs.folder / ".dvc/cache/files/md5"
+    cache.rename(cache.with_name("away"))
+    try:
+        _, after = runs.tables("HEAD", "r8-2", "r16-3")
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.with_name("away").rename(cache)
+    assert after == before
+
+
+def test_a_confidence_may_be_asked_for(runs):
+    _, printed = runs.tables("HEAD", "r8-2", "--confidence", "0.8")
+    assert "intervals of 80%" in printed and "confidence:0.8|" in printed
+    assert runs.compare("HEAD", "--confidence", "1.5").returncode == 2
+
+
+def refused(runs, *arguments):
+    """The one line that a refused comparison says."""
+    done = runs.compare(*arguments)
+    assert done.returncode == 1 and not done.stdout, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_what_has_no_results_is_named_with_a_remedy(runs):
+    assert "nowhere: neither a revision nor an experiment" in refused(runs, "HEAD", "nowhere")
+    runs.clone.git("stash", "--quiet")
+    runs.clone.git("checkout", "--quiet", "-b", "unfinished")
+    runs.clone.git("rm", "--quiet", "embedded/dvc.lock")
+    runs.clone.git("commit", "--quiet", "--message", "no lock")
+    line = refused(runs, "HEAD~1", "unfinished")
+    runs.clone.git("checkout", "--quiet", "-")
+    runs.clone.git("stash", "pop", "--quiet")
+    assert "unfinished: it has no dvc.lock" in line and "dvc repro" in line
+
+
+def test_results_of_other_parameters_are_refused(runs):
+    path = runs.folder / "params.yaml"
+    text = path.read_text()
+    path.write_text(re.sub(r"\n  r: 8\n", "\n  r: 4\n", text))
+    try:
+        line = refused(runs, "HEAD", "workspace")
+    finally:
+        path.write_text(text)
+    assert "workspace: lora.r is 4 in params.yaml, but the results are of 8; run `dvc repro`" in line
+
+
+def test_cases_that_are_not_the_locks_are_refused(runs):
+    cache, table = runs.folder / ".dvc/cache/files/md5", runs.folder / "metrics/cases.csv"
+    text = table.read_bytes()
+    cache.rename(cache.with_name("away"))
+    table.write_bytes(text.replace(b'"neutral"', b'"entailment"', 1))
+    try:
+        line = refused(runs, "HEAD", "workspace")
+    finally:
+        table.write_bytes(text)
+        cache.with_name("away").rename(cache)
+    assert "metrics/cases.csv is not that of its dvc.lock" in line
+
+
+def test_code_that_differs_makes_another_setting(runs):
+    lock = runs.folder / "dvc.lock"
+    text = lock.read_text()
+    stages = yaml.safe_load(text)
+    dep = next(d for d in stages["stages"]["train_qlora"]["deps"] if d["path"] == "stages/training")
+    lock.write_text(text.replace(dep["md5"], "0" * 32 + ".dir"))
+    try:
+        _, printed = runs.tables("r8-3", "workspace")
+    finally:
+        lock.write_text(text)
+    assert "workspace differs from r8-3 in code (stages/training) too." in printed
+
+
+def test_a_page_and_a_picture(runs, tmp_path):
+    page, picture = tmp_path / "page.html", tmp_path / "picture.png"
+    runs.tables("--all", "--html", str(page), "--png", str(picture))
+    with Image.open(picture) as image:
+        assert image.width == 1000 and len(image.convert("RGB").getcolors(1 << 20)) > 8
+    assert not re.search(r"""(?:src|href)="(?!#)|url\((?!#)|https?://(?!www\.w3\.org)""", page.read_text())
+    with browser(400) as seen:
+        seen.open(page)
+        assert seen.run("return document.documentElement.scrollWidth") <= 400
+        assert "lora.r=8" in seen.text("figure svg") and "better" in seen.text("main")
+        assert seen.log() == []
+
+
+def test_rows_in_another_order_are_refused(runs):
+    """Last: it leaves the workspace changed."""
+    order = np.arange(ROWS)
+    order[[5, 9]] = 9, 5
+    for name in ("results/base/predictions", "results/tuned/predictions", "data/tokenized/test"):
+        path = runs.folder / f"{name}.parquet"
+        pd.read_parquet(path).iloc[order].reset_index(drop=True).to_parquet(path)
+    runs.write(pd.read_parquet(runs.folder / "results/tuned/predictions.parquet"))
+    line = refused(runs, "HEAD", "workspace")
+    assert (
+        "workspace: its test rows are not those of HEAD, but in another order; the first that differs is row 5" in line
+    )
