@@ -12,18 +12,23 @@ import pynvml
 import pytest
 import torch
 from helpers import small_classifier
+from helpers.families import FAMILIES, quantization_of, save_family
+from helpers.parameters import manifest_of
 from helpers.project import ROOT
 from helpers.small_classifier import DEVICE, PAD, PARAMS, Tokenizer, batch, distance, eager, gradients
 from helpers.tables import CLASSES
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.model.adapter import add_lora
+from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
+from stages.model.readback import Trained, check_saved
 from stages.runtime import params
 from stages.runtime import recorder as recorder_module
+from stages.runtime.errors import UserError
 from stages.runtime.recorder import Recorder
 from stages.sources.fetch import fetch
+from stages.task.tokens import load_tokenizer
 from stages.training import checkpoints, history
 from stages.training.loss import weigh_classes
 from stages.training.trainer import make_trainer
@@ -307,6 +312,39 @@ def test_resuming_goes_on_as_before(small_phi, tmp_path):
     theirs = {n: p.detach().float() for n, p in whole.named_parameters() if p.requires_grad}
     ours = {n: p.detach().float() for n, p in resumed.named_parameters() if p.requires_grad}
     assert distance(ours, theirs) < 0.01  # the order of a GPU's sums may differ, the rows and masks may not
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "falcon"])  # it has no fast step, and says so
+def test_the_captured_step_of_each_family_is_the_eager_one(family, tmp_path, capsys):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    manifest = manifest_of(save_family(family, tmp_path))
+    how = {"precision": "fp32", "quantization": quantization_of(family), "hidden_act": None}
+    batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(8, 16), (8, 32), (8, 16), (5, 32)])]
+    reference = classifier(manifest, dropout=0.0, **how)
+    expected = [eager(reference, *pair) for pair in batches]
+    lora = classifier(manifest, dropout=0.0, **how)
+    step = fast(lora, rows=8)
+    for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
+        assert step(*pair, number).item() == pytest.approx(loss, rel=1e-3)
+        assert distance(gradients(lora), grads) < 1e-3
+    said = capsys.readouterr().out
+    assert all(step.graphs.values()) or "steps run eagerly" in said, "a length ran eagerly, and nothing was said"
+
+
+def test_an_adapter_of_the_fast_step_is_read_back(tmp_path):
+    """In bf16, by fused layers, it answers as plain transformers and PEFT do; with another alpha it does not."""
+    manifest = manifest_of(save_family("phi", tmp_path / "phi"))
+    lora, trainer = trained(manifest, tmp_path / "checkpoints", True, rows=160)
+    examples = [{"input_ids": torch.randint(1, 900, (5 + 4 * i,)).tolist()} for i in range(10)]
+    known, folder = Trained.of(lora, examples), tmp_path / "adapter"
+    save_adapter(lora, load_tokenizer(manifest), manifest, {}, folder)
+    del lora, trainer
+    gc.collect()
+    check_saved(folder, known, manifest, params.load(PARAMS).model, DEVICE)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4 * config["lora_alpha"]}))
+    with pytest.raises(UserError, match="answers otherwise"):
+        check_saved(folder, known, manifest, params.load(PARAMS).model, DEVICE)
 
 
 def test_recorder_reads_this_gpu(tmp_path):
