@@ -1,6 +1,7 @@
 """Each family of causal models from loading to prediction; what is no such model is refused in one line."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from helpers import small_classifier
 from helpers.families import FAMILIES, GROUPED, SIZE, quantization_of, save, save_family
 from helpers.parameters import manifest_of
-from helpers.project import CPU
+from helpers.project import CPU, ROOT
 from helpers.small_classifier import batch, distance, eager, gradients
 from helpers.tables import CLASSES
 from transformers import (
@@ -39,6 +40,7 @@ from stages.runtime.errors import UserError
 from stages.task.tokens import load_tokenizer
 from stages.training.trainer import make_trainer
 
+DOCUMENT = ROOT / "docs/new-architecture.md"
 LENGTHS = (23, 5, 14, 3, 9, 17, 2, 11)  # some longer than the models' windows
 rng = np.random.default_rng(0)
 ROWS = [{"input_ids": rng.integers(1, 900, length), "labels": i % 3} for i, length in enumerate(LENGTHS)]
@@ -111,6 +113,20 @@ def test_gpt2_that_is_not_quantised_has_layers_without_a_fast_form(tmp_path):
     lora = small_classifier.classifier(manifest, freeze=False, precision="fp32", quantization="none", hidden_act=None)
     with pytest.raises(StepUnavailable, match="no fast form of Linear on Conv1D"):
         FastStep(lora, 4, 42, 0, dequantize_once=False)
+
+
+def test_the_documents_table_has_these_families_and_says_which_layers_are_fused():
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
+    from stages.kernels.registry import architecture_of
+
+    lines = re.findall(r"^\| (\w+) \|.*\| (yes|no) \| (.*) \| *(yes)? *\|$", DOCUMENT.read_text(), re.M)
+    found = {family: (quantised == "yes", fused == "yes") for family, quantised, _, fused in lines}
+    expected = {}
+    for family, config in FAMILIES.items():
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        expected[family] = (quantization_of(family) == "nf4", any(map(architecture_of, model.modules())))
+    assert found == expected
 
 
 # --- what is refused ---
