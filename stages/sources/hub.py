@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from stages.runtime.errors import UserError, first_line
+from stages.sources.manifest import IGNORED
 
 # The HTTP library that the hub's client uses, and whose errors it lets through: httpx, or httpx2 in newer releases.
 http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
@@ -28,13 +29,22 @@ def download(name: str, revision: str, key: str, patterns: list[str]) -> Path:
     """The folder of a snapshot: from the hub, or from the cache where the hub can't be reached; or one line why not.
 
     Args:
+        revision: a commit. A branch or a tag is refused, with the commit where it stands now.
         key: the group of params.yaml, "model" or "data".
         patterns: names of files, as `fnmatch` takes them.
     """
     reason = None
     try:
-        reason = _unreachable(name, revision, key)
-        return _snapshot(name, revision, key, patterns, local_files_only=reason is not None)
+        commit, reason = _look_up(name, revision, key)
+        if commit in (None, revision):
+            folder = _snapshot(name, revision, key, patterns, local_files_only=reason is not None)
+            commit = folder.name
+        if commit != revision:
+            raise UserError(
+                f"params.yaml: {key}.revision: {revision} may mean other files tomorrow; allowed: a commit of {name}; "
+                f"today that is {commit}"
+            )
+        return folder
     except HFValidationError as error:
         raise UserError(f"params.yaml: {key}.name: {name} is no folder, and no name that the hub takes") from error
     except GatedRepoError as error:
@@ -83,17 +93,17 @@ def check_announced(folder: Path, manifest: dict, key: str) -> None:
             raise UserError(f"{key}.name: {manifest['name']}: {path} is not what the hub announced; run again")
 
 
-def _unreachable(name, revision, key):
-    """Why the hub can't be reached, or None. Asked once, without the downloads' patience."""
+def _look_up(name, revision, key):
+    """(commit of a revision, None); where the hub can't be reached (None, why). Asked once, without the downloads'
+    patience."""
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
+        return None, "HF_HUB_OFFLINE is set"
     try:
-        HfApi().repo_info(name, revision=revision, repo_type=REPO_TYPES[key], timeout=10)
+        return HfApi().repo_info(name, revision=revision, repo_type=REPO_TYPES[key], timeout=10).sha, None
     except HfHubHTTPError:
-        return None  # it answers: whether it is busy or says no, the download finds out
+        return None, None  # it answers: whether it is busy or says no, the download finds out
     except http.TransportError as error:
-        return first_line(error)
-    return None
+        return None, first_line(error)
 
 
 def _snapshot(name, revision, key, patterns, **options):
@@ -101,8 +111,9 @@ def _snapshot(name, revision, key, patterns, **options):
     for pause in (1, 4, None):
         try:
             folder = snapshot_download(
-                name, revision=revision, repo_type=REPO_TYPES[key], allow_patterns=patterns, **options
-            )
+                name, revision=revision, repo_type=REPO_TYPES[key], allow_patterns=patterns,
+                ignore_patterns=IGNORED[key], **options,
+            )  # fmt: skip
             return Path(folder)
         except HfHubHTTPError as error:
             if pause is None or error.response.status_code < 500:

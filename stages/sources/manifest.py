@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from huggingface_hub.utils import filter_repo_objects
+
 from stages.runtime.errors import UserError
 from stages.sources.hashes import sha256_once
 
@@ -16,6 +18,8 @@ PATTERNS = {
     "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
     "data": ["README.md", *(f"*.{ending}" for ending in TABLES)],
 }
+# A second copy of a model's weights, in its maker's own format or for another runtime: original/, onnx/, consolidated.
+IGNORED = {"model": ["*/*", "consolidated*.safetensors"], "data": []}
 SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b")
 
 
@@ -44,6 +48,9 @@ def describe(folder: Path, name: str, revision: str, key: str) -> dict:
         raise UserError(f"params.yaml: {key}.name: no folder {folder}{_where(folder)}")
     paths = sorted({path for pattern in PATTERNS[key] for path in folder.rglob(pattern) if path.is_file()})
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    paths = list(
+        filter_repo_objects(paths, ignore_patterns=IGNORED[key], key=lambda p: p.relative_to(folder).as_posix())
+    )
     files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256_once(p)} for p in paths}
     whole = hashlib.sha256("".join(f"{path} {f['sha256']}\n" for path, f in files.items()).encode())
     return {"name": name, "revision": revision, "digest": whole.hexdigest(), "files": files}

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+BRANCH = "main"
 LARGE = (".safetensors", ".parquet")  # announced by SHA-256, as the hub does with large files; others as Git does
 
 
@@ -15,7 +16,7 @@ class Hub:
     """Serves folders as repositories; in use between `with` and its end.
 
     Attributes:
-        repos: {("models" or "datasets", name): (revision, {path: bytes})}, to be filled.
+        repos: {("models" or "datasets", name): (revision, {path: bytes})}, to be filled; its branch is `BRANCH`.
         faults: {name: function of (request handler, kind of request, path)}, which answers itself and returns True, or
             returns a false value to leave the answer to the hub. Kinds are "info", "tree", "head" and "get".
         seen: counter of (name, kind, path).
@@ -77,7 +78,7 @@ class Hub:
             refuse(request, 401 if request.headers.get("authorization") is None else 404, "RepoNotFound")
             return
         held, files = self.repos[kind, name]
-        if revision != held:
+        if revision not in (held, BRANCH):
             refuse(request, 404, "RevisionNotFound")
         elif asked == "info":
             siblings = [{"rfilename": path} for path in files]

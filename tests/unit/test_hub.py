@@ -37,6 +37,12 @@ def model_files():
     return {path.name: path.read_bytes() for path in NANO.iterdir()}
 
 
+def second_copies():
+    """Files that a repository of a model may hold beside the model, and that nobody loads from there."""
+    names = ("consolidated.safetensors", "original/model.safetensors", "original/params.json", "onnx/config.json")
+    return dict.fromkeys((*names, "model.gguf", "pytorch_model.bin", "onnx/model.onnx"), b"{}")
+
+
 def data_files():
     columns = {"premise": ["A man runs."] * 3, "hypothesis": ["He moves.", "It rains.", "He sits."], "label": [0, 1, 2]}
     sink = pa.BufferOutputStream()
@@ -140,8 +146,9 @@ def outcomes(tmp_path_factory):
     top = tmp_path_factory.mktemp("hub")
     with hub_server.Hub() as served:
         for name, fault in FAULTS.items():
-            larger = {WEIGHTS: LARGE} if name == "cut" else {}
-            served.add("models", f"tests/{name}", REVISION, model_files() | larger, fault)
+            more = {"cut": {WEIGHTS: LARGE}, "good": second_copies()}.get(name, {})
+            served.add("models", f"tests/{name}", REVISION, model_files() | more, fault)
+        served.add("models", "tests/moving", REVISION, model_files())
         served.add("datasets", "tests/nli", REVISION, data_files())
         served.add("datasets", "tests/shards", REVISION, sharded_data_files())
         folders = [case(top, name, f"tests/{name}") for name in FAULTS]
@@ -150,6 +157,7 @@ def outcomes(tmp_path_factory):
             case(top, "no data repository", data="tests/none"),
             case(top, "no revision", revision="f" * 40),
             case(top, "no branch", revision="elsewhere"),
+            case(top, "branch", "tests/moving", revision=hub_server.BRANCH),
             case(top, "pwned", "$(touch pwned)"),
             case(top, "bytes again", "tests/bytes-once"),
             case(top, "shards", data="tests/shards"),
@@ -201,7 +209,9 @@ def test_the_files_arrive(outcomes, name):
     manifest = json.loads((outcomes.top / name / "models/base.json").read_text())
     _, served = outcomes.served.repos["models", manifest["name"]]
     assert {path: file["sha256"] for path, file in manifest["files"].items()} == {
-        path: hub_server.sha256(content) for path, content in served.items() if path.endswith((".json", ".safetensors"))
+        path: hub_server.sha256(content)
+        for path, content in served.items()
+        if path.endswith((".json", ".safetensors")) and path not in second_copies()
     }
     assert manifest["revision"] == REVISION
 
@@ -214,6 +224,7 @@ def test_the_files_arrive(outcomes, name):
         ("no data repository", ["params.yaml: data.name", "no tests/none on the hub"]),
         ("no revision", ["params.yaml: model.revision", "f" * 40]),
         ("no branch", ["params.yaml: model.revision", "elsewhere"]),
+        ("branch", ["params.yaml: model.revision: main", "allowed: a commit of tests/moving", REVISION]),
         ("always-cut", ["model.name", "gave no answer", "closed connection"]),
         ("other-bytes", ["model.name", WEIGHTS, "not what the hub announced"]),
         ("other-text", ["model.name", "tokenizer_config.json", "not what the hub announced"]),
@@ -228,6 +239,16 @@ def test_the_files_arrive(outcomes, name):
 )
 def test_a_failure_is_one_line_and_nothing_is_written(outcomes, name, said):
     assert_refused(outcomes.done[name], said)
+
+
+def test_of_a_model_its_second_copies_are_not_fetched(outcomes):
+    fetched = {path for name, kind, path in outcomes.served.seen if (name, kind) == ("tests/good", "get")}
+    assert WEIGHTS in fetched
+    assert fetched.isdisjoint(second_copies())
+
+
+def test_a_branch_is_refused_before_anything_is_fetched(outcomes):
+    assert {kind for name, kind, _ in outcomes.served.seen if name == "tests/moving"} == {"info"}
 
 
 def test_a_cut_file_goes_on_where_it_was_cut(outcomes):
@@ -300,6 +321,9 @@ def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
     os.utime(nano_copy / "config.json", (0, 0))
     (nano_copy / ".hidden.json").write_text("{}")
     (nano_copy / "picture.png").write_bytes(b"1")
+    for copy in second_copies():
+        (nano_copy / copy).parent.mkdir(exist_ok=True)
+        (nano_copy / copy).write_bytes(b"{}")
     assert digest() == first
     (nano_copy / "generation_config.json").rename(nano_copy / "generation.json")
     assert digest() != first
