@@ -15,16 +15,15 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import BinaryIO
 
 import pandas as pd
 import torch
-from peft import LoraConfig
-from pydantic import ConfigDict, Field, create_model
 
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
-from stages.runtime import errors, files, params
+from stages.model.saved import Reading, read_adapter, read_reading
+from stages.runtime import errors
 from stages.task.batching import as_examples
 from stages.task.task import text_names
 from stages.task.tokens import columns_of, tokenize
@@ -32,58 +31,6 @@ from stages.task.tokens import columns_of, tokenize
 BATCH = 64  # rows
 SHOWN = 5  # classes of an answer for people
 CHUNK = 1 << 20  # bytes; a bulk file arrives in whole batches but for the last of each chunk
-
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class Reading(params.Group):
-    """classifier.json: what the adapter answers, and how it is to be read."""
-
-    classes: params.Classes
-    seed: params.Seed
-    model: params.Model
-    tokenize: params.Tokenize
-    batches: params.Batches
-
-
-class ManifestFile(params.Group):
-    """A file of the base: its size in bytes, and its SHA-256."""
-
-    size: Annotated[int, Field(ge=0)]
-    sha256: Sha256
-
-
-class Manifest(params.Group):
-    """base.json: the base and its files."""
-
-    name: params.Text
-    revision: params.Text
-    digest: Sha256
-    files: dict[params.Text, ManifestFile]
-
-
-class LoraSettings(params.Group):
-    """The keys of adapter_config.json without which PEFT would take a default of its own, and answer otherwise."""
-
-    model_config = ConfigDict(strict=True)  # PEFT reads the file itself, and takes no number written as text
-
-    peft_type: Literal["LORA"]
-    task_type: Literal["SEQ_CLS"]
-    r: params.Count
-    lora_alpha: params.Positive
-    target_modules: params.Text | Annotated[list[params.Text], Field(min_length=1)]
-
-
-# PEFT's other keys may be missing (another version wrote the file); one that it does not know it would leave out.
-AdapterConfig = create_model(
-    "AdapterConfig",
-    __base__=LoraSettings,
-    **{
-        key: (Any if default is None else type(default), default)
-        for key, default in LoraConfig().to_dict().items()
-        if key not in LoraSettings.model_fields
-    },
-)
 
 
 def main() -> None:
@@ -96,7 +43,7 @@ def main() -> None:
         "--base", action="store_true", help="ask the untuned model, with the head that tuning began from"
     )
     arguments = parser.parse_args()
-    columns = columns_of(read(arguments.adapter / "classifier.json", Reading).tokenize.template)
+    columns = columns_of(read_reading(arguments.adapter).tokenize.template)
     if arguments.text:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
@@ -121,18 +68,10 @@ def load(adapter: Path, base_only: bool) -> Callable[[list[list[str]]], list[dic
     Raises:
         UserError: naming the file of the folder, and each key that is missing, unknown or of another type.
     """
-    saved = read(adapter / "classifier.json", Reading)
-    manifest = read(adapter / "base.json", Manifest).model_dump()
-    if not base_only:
-        read(adapter / "adapter_config.json", AdapterConfig)
+    saved, manifest = read_adapter(adapter, base_only)
     device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
     classifier = Classifier.load(manifest, saved, saved.classes, device, None if base_only else adapter)
     return partial(answers, classifier, saved)
-
-
-def read(path: Path, group: type[params.Group]) -> params.Group:
-    """A JSON file of the adapter's folder, checked."""
-    return params.checked(files.read_json(path), group, path)
 
 
 def answers(classifier: Classifier, saved: Reading, rows: list[list[str]]) -> list[dict]:
