@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 
 # Files whose tests share the session's fixture `repro`, and then those that take longest, longest first.
-SHARE_REPRO = ("pipeline/test_pipeline.py", "pipeline/test_dvc_yaml.py", "pipeline/test_predict.py")
+SHARE_REPRO = tuple(f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export"))
 LONGEST = (
     *SHARE_REPRO, "pipeline/test_own_data.py", "pipeline/test_everyday.py", "faults/test_kill.py",
     "pipeline/test_sweep.py", "pipeline/test_train_stage.py", "unit/test_predict.py", "pipeline/test_watch.py",

@@ -61,13 +61,18 @@ def save_adapter(
     for key in ("quantization_config", "_name_or_path", "transformers_version"):
         config.pop(key, None)
     _write_sorted(folder / "config.json", config)
+    save_tokenizer(tokenizer, folder)
+    write_json(folder / "base.json", manifest)
+    write_json(folder / "classifier.json", reading)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer, without what it knows of this machine."""
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     for key in ("is_local", "local_files_only"):  # where this machine found it, and whether HF_HUB_OFFLINE was set
         settings.pop(key, None)
     _write_sorted(folder / "tokenizer_config.json", settings)
-    write_json(folder / "base.json", manifest)
-    write_json(folder / "classifier.json", reading)
 
 
 def _write_sorted(path, value):

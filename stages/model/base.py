@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
@@ -65,21 +66,7 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
     """The base as it is read from its files: all of it that no seed changes. Its head is any."""
     logging.disable_progress_bar()  # weights load in a second, and the bar would stay in every log
     try:
-        config = AutoConfig.from_pretrained(
-            folder,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={name: code for code, name in enumerate(classes)},
-            problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
-        )
-        _check_family(config, manifest["name"])
-        if config.vocab_size < len(tokenizer):
-            raise UserError(
-                f"model.name: {manifest['name']}: "
-                f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
-            )
-        if group.hidden_act:
-            exchange_activation(config, group.hidden_act, manifest["name"])
+        config = classifier_config(folder, manifest, group, classes, tokenizer)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -95,14 +82,43 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
         ) from error
     except Exception as error:  # a truncated shard, an unknown architecture, a pickled checkpoint: a dozen kinds
         raise UserError(f"model.name: {manifest['name']}: not loadable as a model ({kind_and_line(error)})") from error
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.use_cache = False
     settle_4_bit_layers(model)
     check_head(model)
     if group.quantization == "nf4":
         _check_quantised(model, manifest["name"])
     _check_causal(model.requires_grad_(False).eval(), manifest["name"])
     return model
+
+
+def classifier_config(
+    folder: Path,
+    manifest: dict,
+    group: params.Model,
+    classes: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreTrainedConfig:
+    """The configuration of a base as a classifier: its labels' names, its activation, the token that pads its rows.
+
+    Args:
+        folder: of the base.
+        manifest, group, classes, tokenizer: as `load_base` takes them.
+    """
+    config = AutoConfig.from_pretrained(
+        folder,
+        num_labels=len(classes),
+        id2label=dict(enumerate(classes)),
+        label2id={name: code for code, name in enumerate(classes)},
+        problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
+    )
+    _check_family(config, manifest["name"])
+    if config.vocab_size < len(tokenizer):
+        raise UserError(
+            f"model.name: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
+        )
+    if group.hidden_act:
+        exchange_activation(config, group.hidden_act, manifest["name"])
+    config.pad_token_id, config.use_cache = tokenizer.pad_token_id, False
+    return config
 
 
 def precision_arguments(group: params.Model, device: torch.device) -> dict:

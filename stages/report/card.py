@@ -32,6 +32,41 @@ def text(details: dict[str, Any], about: dict[str, Any]) -> str:
     return f"---\n{metadata(details['tuned'], about).to_yaml()}\n---\n\n{body}"
 
 
+def of_export(about: dict[str, Any]) -> str:
+    """The card of an adapter that was merged into its base.
+
+    Args:
+        about: task, manifests `model` and `data`, `reading` as classifier.json has it, `example` (a text in the
+            template), `own` (the adapter's agreement), `merges` ({name: agreement}), the `chosen` one, `rows`, how many
+            of them were `truncated`, the `dtype`'s name.
+    """
+    model, data, nli = about["model"], about["data"], Nli.of(about["task"])
+    accuracy = EvalResult(
+        task_type="text-classification",
+        task_name="Natural language inference" if nli else "Text classification",
+        dataset_type=data["name"],
+        dataset_name=data["name"],
+        dataset_revision=data["revision"],
+        metric_type="accuracy",
+        metric_name="Accuracy",
+        metric_value=round(about["merges"][about["chosen"]].accuracy, 4),
+    )
+    of_hub = ModelCardData(
+        model_name=title(about),
+        base_model=None if is_folder(model["name"]) else model["name"],
+        datasets=None if is_folder(data["name"]) else [data["name"]],
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["natural-language-inference"] if nli else None,
+        metrics=["accuracy"],
+        eval_results=[accuracy],
+    )
+    nf4, texts = about["reading"].model.quantization == "nf4", example(about["task"])
+    template = environment().get_template("exported_card.md")
+    body = template.render(**about, title=title(about), nli=nli, nf4=nf4, texts=texts)
+    return f"---\n{of_hub.to_yaml()}\n---\n\n{body}"
+
+
 def title(about: dict[str, Any]) -> str:
     """The adapter's name for readers."""
     model, data = (about[key]["name"].rstrip("/").split("/")[-1] for key in ("model", "data"))

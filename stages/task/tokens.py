@@ -14,15 +14,16 @@ from stages.sources.fetch import model_folder
 from stages.task.task import text_names
 
 
-def load_tokenizer(manifest: dict) -> PreTrainedTokenizerBase:
+def load_tokenizer(manifest: dict, **settings: object) -> PreTrainedTokenizerBase:
     """The base's tokenizer, padding on the right, with eos where it has no pad token (phi-2 has none).
 
     Args:
         manifest: what `download` wrote.
+        settings: further arguments of `from_pretrained`; they are saved with it, as a later change is not.
     """
     folder = model_folder(manifest)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")  # an argument is saved, a change is not
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **settings)
     except Exception as error:  # the loaders raise a dozen kinds
         raise UserError(f"model.name: {manifest['name']}: no usable tokenizer ({str(error).strip()})") from error
     if tokenizer.pad_token_id is None:
@@ -39,7 +40,19 @@ def tokenize(
     max_length: int,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> pd.DataFrame:
-    """Add the column `input_ids` (list of int, at most `max_length`) and `truncated` (bool).
+    """Add the columns `input_ids` (list of int, at most `max_length`) and `truncated` (bool): `read`, as a table."""
+    _, encoded, truncated = read(rows, tokenizer, template, max_length, progress)
+    return rows.assign(input_ids=encoded, truncated=truncated)
+
+
+def read(
+    rows: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    max_length: int,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> tuple[list[str], list[list[int]], list[bool]]:
+    """Put each row into the template, and make tokens of it.
 
     Of over-long texts the longest loses its end first, never the template's end: the model reads its class from the
     last token.
@@ -47,6 +60,9 @@ def tokenize(
     Args:
         rows: has the columns that the template reads, under this project's names for them (`text_names`).
         progress: told how many rows are done since it was told last.
+
+    Returns:
+        (texts that the model reads, their tokens, at most `max_length`, whether a text was cut)
     """
     names = columns_of(template)
 
@@ -63,14 +79,15 @@ def tokenize(
     for i in np.flatnonzero(truncated):
 
         def cut(characters, part=parts[i]):
-            return encode([fill(template, {name: text[:characters] for name, text in part.items()})])[0]
+            return fill(template, {name: text[:characters] for name, text in part.items()})
 
         longest = min(max(map(len, parts[i].values())), 64 * max_length)
-        fits = bisect.bisect_right(range(longest + 1), max_length, key=lambda n: len(cut(n))) - 1
+        fits = bisect.bisect_right(range(longest + 1), max_length, key=lambda n: len(encode([cut(n)])[0])) - 1
         if fits < 0:
             raise UserError(f"params.yaml: tokenize.max_length: {max_length} is less than the template alone")
-        encoded[i] = cut(fits)
-    return rows.assign(input_ids=encoded, truncated=truncated)
+        texts[i] = cut(fits)
+        encoded[i] = encode([texts[i]])[0]
+    return texts, encoded, truncated
 
 
 def columns_of(template: str) -> tuple[str, ...]:

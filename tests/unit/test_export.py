@@ -1,0 +1,177 @@
+"""The tool that merges an adapter: what it measures, chooses and refuses."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from helpers.parameters import manifest_of, unpinned_params
+from helpers.project import CPU, NANO
+from helpers.tables import CLASSES
+from transformers import AutoTokenizer
+
+from stages.model.adapter import add_lora, save_adapter, save_tokenizer
+from stages.model.base import load_base
+from stages.runtime import files, params
+from stages.runtime.errors import UserError
+from stages.task.task import Task
+from stages.task.tokens import load_tokenizer
+from tools import export
+from tools.export import Agreement
+
+TEXTS = [f"Premise: A man {'is ' * n}sleeping.\nHypothesis: A dog is outside.\nLabel:" for n in range(1, 9)]
+
+
+def test_flips_are_counted_against_the_adapter_and_accuracy_against_gold():
+    expected = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+    found = np.array([[0.8, 0.2], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
+    got = Agreement.of(found, expected, gold=np.array([0, 1, 1, 1]))
+    assert got == Agreement(accuracy=0.75, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(UserError, match="in bfloat16 the merged model answers with numbers that are not finite"):
+        Agreement.of(np.array([[value, 0.5]]), np.array([[0.5, 0.5]]), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("original", "dequantised", "chosen"),
+    [((1, 0.2), (2, 0.1), "original"), ((2, 0.1), (1, 0.2), "dequantised"), ((1, 0.2), (1, 0.1), "dequantised"),
+     ((0, 0.1), (0, 0.2), "original")],
+)  # fmt: skip
+def test_the_closer_merge_has_fewer_flips_then_the_smaller_mean(original, dequantised, chosen):
+    found = {"original": original, "dequantised": dequantised}
+    assert export.closest({name: Agreement(0.5, *two, largest=0.5) for name, two in found.items()}) == chosen
+
+
+def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    asked = []
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or usage(2_000_000_000))
+    export.check_space(tmp_path / "new/deeper/out", 1_000_000_000)
+    with pytest.raises(UserError, match=r"out: needs 5\.6 GB, and 2\.0 GB are free there"):
+        export.check_space(tmp_path / "new/deeper/out", 2_779_000_000)
+    assert asked == [tmp_path] * 2
+
+
+def test_an_empty_folder_and_a_new_one_are_taken(tmp_path):
+    export.check_vacant(tmp_path)
+    export.check_vacant(tmp_path / "new")
+
+
+def test_a_disk_that_fails_is_told_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"out: not written \(.*No space left"), export.writing(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """(adapter, rows, merged folder, answers of the merged model in memory), of an adapter drawn at random."""
+    top = tmp_path_factory.mktemp("merged")
+    p, manifest = params.Params.model_validate(unpinned_params()), manifest_of(NANO)
+    words = load_tokenizer(manifest)
+    model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, words), p.lora, 42)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
+    save_adapter(model, words, manifest, {"classes": CLASSES, "seed": 42, **groups}, top / "adapter")
+    adapter = export.Adapter.read(top / "adapter")
+    rows = export.Rows(TEXTS, adapter.tokenizer(TEXTS)["input_ids"], np.zeros(len(TEXTS), int), 0)
+    adapter.merged("dequantised").save_pretrained(top / "out")
+    save_tokenizer(adapter.tokenizer, top / "out")
+    return adapter, rows, top / "out", export.of_merged(adapter, "dequantised", rows)
+
+
+def edit_json(folder, name, **values):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def edit_weights(folder, part, change):
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    name = next(name for name in weights if part in name)
+    weights[name] = change(weights[name])
+    kept = {name: value.contiguous() for name, value in weights.items() if value is not None}
+    safetensors.torch.save_file(kept, path, metadata={"format": "pt"})
+
+
+def other_pad_token(folder):
+    words = AutoTokenizer.from_pretrained(folder)
+    words.pad_token = words.convert_ids_to_tokens(7)
+    words.save_pretrained(folder)
+
+
+def test_what_was_written_well_is_kept(merged):
+    adapter, rows, out, expected = merged
+    export.check_written(out, adapter, rows, expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: edit_weights(f, "score", lambda w: None), "answers otherwise"),
+        (lambda f: edit_weights(f, "q_proj.weight", lambda w: None), "answers otherwise"),
+        (lambda f: edit_weights(f, "fc1.weight", lambda w: 1.5 * w), "answers otherwise"),
+        (lambda f: edit_weights(f, "fc1.weight", lambda w: w.T), "not usable"),
+        (lambda f: edit_json(f, "config.json", hidden_act="relu"), "answers otherwise"),
+        (lambda f: edit_json(f, "config.json", pad_token_id=None), "not usable"),
+        (lambda f: edit_json(f, "config.json", pad_token_id=5), "answers otherwise"),
+        (lambda f: edit_json(f, "config.json", id2label={"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}), "answers"),
+        (lambda f: edit_json(f, "config.json", id2label={"0": "a", "1": "b", "2": "c"}), "not usable"),
+        (lambda f: edit_json(f, "config.json", problem_type="multi_label_classification"), "answers otherwise"),
+        (lambda f: edit_json(f, "tokenizer_config.json", padding_side="left"), "answers otherwise"),
+        (other_pad_token, "answers otherwise"),
+    ],
+)  # fmt: skip
+def test_what_was_not_written_well_is_refused(merged, tmp_path, damage, said):
+    adapter, rows, out, expected = merged
+    folder = shutil.copytree(out, tmp_path / "out")
+    damage(folder)
+    with pytest.raises(UserError, match=rf"not kept: read back by transformers' pipeline, it .*{said}"):
+        export.check_written(folder, adapter, rows, expected)
+
+
+def test_a_tokenizer_that_takes_a_special_tokens_name_for_it_is_refused(merged, tmp_path):
+    adapter, _, out, _ = merged
+    texts = ["A man <|endoftext|> sleeps."]
+    rows = export.Rows(texts, adapter.tokenizer(texts)["input_ids"], np.zeros(1, int), 0)
+    folder = shutil.copytree(out, tmp_path / "out")
+    edit_json(folder, "tokenizer_config.json", split_special_tokens=False)
+    with pytest.raises(UserError, match="makes other tokens of 1 of 1 texts"):
+        export.check_written(folder, adapter, rows, np.full((1, 3), 1 / 3))
+
+
+def test_without_quantisation_there_is_one_merge(merged, tmp_path):
+    folder = shutil.copytree(merged[0].folder, tmp_path / "adapter")
+    reading = json.loads((folder / "classifier.json").read_text())
+    reading["model"]["quantization"] = "none"
+    edit_json(folder, "classifier.json", **reading)
+    assert export.Adapter.read(folder).merges == ("original",)
+    with pytest.raises(UserError, match=r"--merge: dequantised, but .* trained on weights that are not quantised"):
+        export.export(tmp_path / "out", folder, "dequantised")
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (Task(("a", "b"), ("premise", "hypothesis"), None), "classes: a, b, but .* has entailment, neutral"),
+        (Task(CLASSES[::-1], ("premise", "hypothesis"), None), "classes: contradiction, neutral, entailment, but"),
+        (Task(CLASSES, ("text",), None), "columns: text, but .* has premise, hypothesis"),
+    ],
+)
+def test_rows_of_another_task_are_refused(merged, tmp_path, monkeypatch, task, said):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    task.write("data/task.json")
+    files.write_json("data/source.json", {"name": "data", "revision": "none"})
+    with pytest.raises(UserError, match=rf"data/task\.json: {said}"):
+        export.export(tmp_path / "out", merged[0].folder, None)
