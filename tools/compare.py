@@ -94,13 +94,21 @@ def main() -> None:
     compared = compare(runs, arguments.confidence, notes)
     # What a file holds is made before anything is printed or written, so that a mistake leaves nothing.
     picture = settings.picture(compared) if arguments.html or arguments.png else None
-    if arguments.html:
-        files.write_text(arguments.html, settings.html(compared, picture[1]))
-    if arguments.png:
-        with files.new_file(arguments.png) as temporary:
-            temporary.write_bytes(picture[0])
+    page = settings.html(compared, picture[1]).encode() if arguments.html else None
+    for path, content in ((arguments.html, page), (arguments.png, picture and picture[0])):
+        if path:
+            write(path, content)
     sys.stdout.reconfigure(encoding="utf-8")
     print(settings.markdown(compared), end="")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that was asked for."""
+    try:
+        with files.new_file(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise errors.UserError(f"{path}: can't be written ({error.strerror})") from error
 
 
 def experiments() -> tuple[list[str], list[str]]:
@@ -323,7 +331,12 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
     grouped, said = by_setting(runs)
     notes += said
     names = [name_of(place, members, grouped[0][0]) for place, members in enumerate(grouped)]
-    notes += [note for name, members in zip(names, grouped, strict=True) for note in beside(name, members[0], first)]
+    lettered = [f"{settings.mark(place)} {name}" for place, name in enumerate(names)]
+    notes += [
+        f"{name} differs from {lettered[0]} in {found} too."
+        for name, members in zip(lettered, grouped, strict=True)
+        if (found := beside(members[0], first))
+    ]
     classes = sorted({*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])})
     numbers = {name: number for number, name in enumerate(classes)}
     gold = first.rows["gold"].map(numbers).to_numpy()
@@ -398,17 +411,16 @@ def differing(values: dict[str, Any], others: dict[str, Any]) -> list[str]:
     return [key for key in dict.fromkeys([*others, *values]) if values.get(key) != others.get(key)]
 
 
-def beside(name: str, run: Run, first: Run) -> list[str]:
-    """In what a setting differs from the first besides its parameters, as a note."""
-    code = differing(run.code, first.code)
-    changed = differing(run.setting, first.setting)
+def beside(run: Run, first: Run) -> str:
+    """In what a run differs from the first besides its parameters; empty if in nothing."""
+    code, changed = differing(run.code, first.code), differing(run.setting, first.setting)
     inputs = [
         path
         for path, group in zip(INPUTS, ("data.", "model."), strict=True)
         if run.inputs[path] != first.inputs[path] and not any(key.startswith(group) for key in changed)
     ]
-    said = [*([f"code ({', '.join(code)})"] if code else []), *([f"inputs ({', '.join(inputs)})"] if inputs else [])]
-    return [f"{name} differs from {first.name} in {' and '.join(said)} too."] if said else []
+    found = {"code": code, "inputs": inputs}
+    return " and ".join(f"{what} ({', '.join(paths)})" for what, paths in found.items() if paths)
 
 
 def shown(run: Run) -> str:

@@ -158,6 +158,11 @@ def test_a_confidence_may_be_asked_for(runs):
     assert runs.compare("HEAD", "--confidence", "1.5").returncode == 2
 
 
+def test_a_file_that_cannot_be_written_is_named(runs, tmp_path):
+    (tmp_path / "folder.html").mkdir()
+    assert f"{tmp_path}/folder.html: can't be written" in refused(runs, "HEAD", "--html", f"{tmp_path}/folder.html")
+
+
 def refused(runs, *arguments):
     """The one line that a refused comparison says."""
     done = runs.compare(*arguments)
@@ -212,7 +217,7 @@ def test_code_that_differs_makes_another_setting(runs):
         _, printed = runs.tables("r8-3", "workspace")
     finally:
         lock.write_text(text)
-    assert "workspace differs from r8-3 in code (stages/training) too." in printed
+    assert "B workspace differs from A r8-3 in code (stages/training) too." in printed
 
 
 def test_a_page_and_a_picture(runs, tmp_path):
