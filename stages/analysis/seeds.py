@@ -309,8 +309,8 @@ def kind(seeds: Sequence[int], others: Sequence[int]) -> Kind:
 def parts_of_difference(right: np.ndarray, other: np.ndarray, groups: np.ndarray, how: Kind) -> list[Part]:
     """Variance of the difference of two settings' mean accuracies: the seeds' part or parts, if any, then the rows'.
 
-    Two seeds' parts are one by Welch 1938 (Biometrika 29), but where a setting has two seeds alone: its variance is
-    then known so badly that the joint degrees of freedom promise too much.
+    The parts of two samples of seeds are joined as Welch 1938 does (Biometrika 29), unless a setting with two seeds
+    meets one with more: if the two seeds vary more, the joint degrees of freedom promise too much (90% are covered).
 
     Args:
         right, other: float [seeds, rows] of each setting; of the same seeds, in the same order.
@@ -326,7 +326,8 @@ def parts_of_difference(right: np.ndarray, other: np.ndarray, groups: np.ndarray
     across = both[:, :count, count:].mean(axis=(1, 2)).min()
     rows = Part(max(0.0, shared(both[:, :count, :count]) + shared(both[:, count:, count:]) - 2 * across), freedom)
     seeds = [seeds_part(right), seeds_part(other)]
-    return [*(seeds if min(len(right), len(other)) == 2 else [joined(seeds)]), rows]
+    badly_known = min(len(right), len(other)) == 2 < max(len(right), len(other))
+    return [*(seeds if badly_known else [joined(seeds)]), rows]
 
 
 def joined(parts: Sequence[Part]) -> Part:
