@@ -38,6 +38,9 @@ from stages.task.tokens import columns_of, fill, load_tokenizer, read
 
 BATCH = 64  # rows
 MERGES = ("original", "dequantised")  # whose weights the adapter is added to
+# Mean difference of the probabilities that rounding to 16 bits may make where the weights are those that training saw.
+# It was 0.0003 on the nano model, and 0.004 on Gemma 3 270M.
+ROUNDING = 0.05
 # How far a probability may be from the same model's in memory: rows, batches and kernels are the same there, so by
 # next to nothing.
 SAME = 1e-3
@@ -188,6 +191,7 @@ def export(out: Path, folder: Path, wanted: str | None) -> None:
         expected = of_adapter(adapter, rows, out)
         found = {name: of_merged(adapter, name, rows) for name in adapter.merges}
         merges = {name: Agreement.of(answers, expected, rows.gold) for name, answers in found.items()}
+        check_right(merges[adapter.merges[-1]])
         chosen = wanted or closest(merges)
         about = {
             "task": task, "model": adapter.manifest, "data": data, "reading": adapter.reading, "rows": len(rows.texts),
@@ -252,6 +256,15 @@ def of_merged(adapter: Adapter, name: str, rows: Rows) -> np.ndarray:
     model = adapter.merged(name)
     asked = pipeline("text-classification", model=model, tokenizer=adapter.tokenizer, device=adapter.device)
     return probabilities(asked, rows.texts, adapter.reading.classes)
+
+
+def check_right(trained: Agreement) -> None:
+    """Refuse a merge into the weights that training saw whose answers are further away than rounding takes them."""
+    if trained.mean > ROUNDING:
+        raise errors.UserError(
+            f"the merged model does not answer as the adapter does: probabilities are {trained.mean:.2g} apart in the "
+            f"mean ({trained.flips:,} answers flipped), and rounding explains {ROUNDING}"
+        )
 
 
 def closest(merges: dict[str, Agreement]) -> str:

@@ -14,15 +14,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+from helpers.project import ROOT
 from helpers.stages import stage_env
 from helpers.tables import CLASSES
 from huggingface_hub import ModelCard
+from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
+from stages.runtime.errors import UserError
 from tools import export
 
 pytestmark = pytest.mark.slow
 
+README = (ROOT / "README.md").read_text()
 TEMPLATE = "Premise: {}\nHypothesis: {}\nLabel:"
 FRESH = """
 import json, sys
@@ -126,6 +130,33 @@ def test_what_is_printed_is_what_a_fresh_process_finds(exported, fresh, rows):
     assert f"adapter on its own base: accuracy {tuned:.1%}\n" in printed and printed.startswith("1,000 test rows\n")
 
 
+def test_the_readme_shows_what_is_printed(exported):
+    block = re.search(r"```\n\$ python -m tools.export .*\n((?:.*\n)+?)…\n```", README)[1]
+    number = r"\d+(?:\.\d+)?"
+    shown, printed = block.splitlines(), exported[1].splitlines()[: block.count("\n")]
+    assert [re.sub(number, "N", line) for line in shown] == [re.sub(number, "N", line) for line in printed]
+    shares = [[float(share) for share in re.findall(r"([\d.]+)%", "".join(lines))] for lines in (shown, printed)]
+    assert shares[0] == pytest.approx(shares[1], abs=1)
+
+
+@pytest.mark.parametrize("into", ["original", "dequantised"])
+def test_a_merge_that_is_not_the_adapter_is_refused(in_embedded, tmp_path, monkeypatch, into):
+    """LoRA's scale is left out."""
+    right = export.load_adapter
+
+    def unscaled(*arguments):
+        model = right(*arguments)
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.scaling["default"] = 1.0
+        return model
+
+    monkeypatch.setattr(export, "load_adapter", unscaled)
+    with pytest.raises(UserError, match="does not answer as the adapter does"):
+        export.export(tmp_path / "out", Path("models/adapter"), into)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_lines_that_are_printed_and_those_of_the_card_run(exported, tmp_path):
     out, printed = exported
     lines = printed[printed.index("from transformers") :]
@@ -213,17 +244,23 @@ def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(embedded, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "model.safetensors").exists()
 
 
-def test_the_adapter_must_belong_to_its_base_and_the_rows_to_its_task(embedded, tmp_path):
-    adapter = shutil.copytree(embedded / "models/adapter", tmp_path / "adapter")
-    refused = {
-        "base.json": (lambda saved: saved.update(digest="0" * 64), "trained on another base"),
-        "classifier.json": (lambda saved: saved.update(classes=["a", "b", "c"]), "data/task.json: classes: entailment"),
-    }
-    for name, (damage, said) in refused.items():
-        folder = shutil.copytree(adapter, tmp_path / name.removesuffix(".json"))
-        saved = json.loads((folder / name).read_text())
-        damage(saved)
-        (folder / name).write_text(json.dumps(saved))
-        done = command(embedded, tmp_path / "out", "--adapter", folder)
-        assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1
-        assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        (
+            "base.json",  # of a base with other weights
+            lambda saved: saved["files"]["model.safetensors"].update(sha256="0" * 64),
+            "nano-phi/model.safetensors: missing or changed since `download` read it",
+        ),
+        ("classifier.json", lambda saved: saved.update(classes=["a", "b", "c"]), "data/task.json: classes: entailment"),
+    ],
+    ids=["another base", "another task"],
+)
+def test_the_adapter_belongs_to_its_base_and_the_rows_to_its_task(embedded, tmp_path, name, damage, said):
+    folder = shutil.copytree(embedded / "models/adapter", tmp_path / "adapter")
+    saved = json.loads((folder / name).read_text())
+    damage(saved)
+    (folder / name).write_text(json.dumps(saved))
+    done = command(embedded, tmp_path / "out", "--adapter", folder)
+    assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

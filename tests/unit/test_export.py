@@ -49,6 +49,12 @@ def test_the_closer_merge_has_fewer_flips_then_the_smaller_mean(original, dequan
     assert export.closest({name: Agreement(0.5, *two, largest=0.5) for name, two in found.items()}) == chosen
 
 
+def test_a_merge_is_right_up_to_rounding():
+    export.check_right(Agreement(0.5, 3, mean=0.01, largest=0.3))
+    with pytest.raises(UserError, match=r"probabilities are 0\.2 apart in the mean \(1,200 answers flipped\)"):
+        export.check_right(Agreement(0.5, 1200, mean=0.2, largest=0.3))
+
+
 def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     asked = []
     usage = namedtuple("usage", "free")

@@ -99,6 +99,14 @@ def test_an_over_long_text_is_cut_and_the_templates_end_stays(words, name):
     assert "\nHypothesis: " in text
 
 
+@pytest.mark.parametrize("name", LONG)
+def test_the_text_that_is_read_makes_the_tokens(words, name):
+    """So that others can be given the text instead."""
+    (text,), (ids,), truncated = tokens.read(frame(*LONG[name]), words, TEMPLATE, 48)
+    assert truncated == [True] and text.endswith("\nLabel:") and len(text) < 64 * 48
+    assert words(text, split_special_tokens=True)["input_ids"] == ids
+
+
 @pytest.mark.parametrize("name", ["premise", "hypothesis", "both"])
 def test_a_cut_text_loses_no_more_than_it_must(words, name):
     assert len(encoded(words, *LONG[name], max_length=48)["input_ids"]) >= 45
