@@ -85,7 +85,7 @@ class Difference:
     Attributes:
         kind: what was compared. "same seeds": trainings of equal seed with each other. "other seeds": two samples of
             trainings. "rows alone": these trainings, whatever other seeds would give, since one of the two settings
-            has one seed.
+            has one seed; of the other the training of that seed, or the mean of all where it has no such.
         gap, low, high: the difference and its interval, which is not adjusted for several comparisons.
         p: two-sided, of no difference.
         p_holm: the same, adjusted for all comparisons with the first setting.
@@ -262,6 +262,8 @@ def difference(first: Setting, other: Setting, gold: np.ndarray, groups: np.ndar
     how = kind(first.seeds, other.seeds)
     if how == "same seeds":
         first, other = by_seed(first), by_seed(other)
+    if how == "rows alone":
+        first, other = of_its_seed(first, other), of_its_seed(other, first)
     right, other_right = ((setting.predicted == gold).astype(float) for setting in (first, other))
     gap, low, high, p, parts = interval(right, other_right, groups, how, confidence)
     return Difference(
@@ -286,6 +288,17 @@ def interval(
         return gap, *gain_interval(changed, effect, p, confidence), p, parts
     width = margin(parts, 1 - confidence)
     return gap, max(-1.0, gap - width), min(1.0, gap + width), p_value(gap, parts), parts
+
+
+def of_its_seed(setting: Setting, other: Setting) -> Setting:
+    """A setting's training with the one seed that the other setting has, where there is one; else the setting.
+
+    The mean of five trainings beside one training would say how lucky that seed is.
+    """
+    if len(other.seeds) > 1 or other.seeds[0] not in setting.seeds:
+        return setting
+    place = setting.seeds.index(other.seeds[0])
+    return replace(setting, seeds=other.seeds, predicted=setting.predicted[place : place + 1])
 
 
 def by_seed(setting: Setting) -> Setting:
