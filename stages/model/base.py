@@ -53,7 +53,7 @@ def load_base(
         a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
     """
     folder = model_folder(manifest)
-    settings = group.model_dump(exclude={"head_init"})
+    settings = group.model_dump(exclude={"name", "revision", "head_init"})  # the digest stands for the first two
     model = kept.model_of(
         (manifest["digest"], settings, tuple(classes), device),
         lambda: _frozen(folder, manifest, group, classes, device, tokenizer),
