@@ -1,8 +1,11 @@
 """benchmarks/: what is compared, as far as a CPU can run it; the measurements want a GPU."""
 
 import functools
+import json
+import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from helpers.project import COMMITTED, CPU, EMBEDDED, NANO, ROOT
@@ -53,3 +56,37 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="PyTorch sees no CUDA GPU"):
         compare.main()
     assert not (tmp_path / "out.json").exists()
+
+
+def test_settings_are_trained_and_tested_on_real_weights_seed_by_seed(tmp_path):
+    """Here on the nano model, on a CPU: two settings of one seed; a second call finds all done."""
+    real = ROOT / "benchmarks/real"
+    small = [
+        "device=cpu",
+        "threads=1",
+        "data.train_rows=48",
+        "data.validation_rows=16",
+        "data.test_rows=64",
+        "train.epochs=1",
+    ]
+    command = [
+        sys.executable, real / "run.py", NANO, EMBEDDED / "assets/everyday-nli", tmp_path, "ours", "template",
+        "--seeds", "42", *(word for value in small for word in ("--set", value)),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert sorted(line.split(":")[0] for line in done.stdout.splitlines()) == [
+        "ours 42", "template 42"
+    ]  # fmt: skip
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+    (tmp_path / "into").mkdir()
+    subprocess.run([sys.executable, real / "collect.py", tmp_path, tmp_path / "into"], check=True)
+    table = pd.read_parquet(tmp_path / "into/predictions.parquet")
+    assert list(table) == [
+        "row", "gold", "group", "base 42", "ours 42", "template 42"
+    ]  # fmt: skip
+    results = json.loads((tmp_path / "into/results.json").read_text())
+    for run in results["runs"]:
+        answers = table["{setting} {seed}".format(**run)]
+        assert run["accuracy"] == pytest.approx((answers == table["gold"]).mean()) and run["rows"]["train"] <= 48
+    assert set(results["times"]) == {"ours", "template"}
+    assert (table["ours 42"] != table["template 42"]).any(), "the setting's change did not reach the run"

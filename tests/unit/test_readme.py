@@ -19,6 +19,9 @@ from stages.runtime import params
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import table
 
+sys.path.insert(0, str(ROOT / "benchmarks/real"))
+import tables
+
 RESULTS = ROOT / "benchmarks/results"
 README = (ROOT / "README.md").read_text()
 SPEED = (ROOT / "docs/speed.md").read_text()
@@ -26,7 +29,7 @@ SPEED_IN_A_LINE = " ".join(SPEED.split())
 NOTEBOOK = (ROOT / "docs/notebook.md").read_text()
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/random-phi-2/README.md")
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*/README.md"))
 }
 COMMAND = r"(?:make|dvc|python|pytest) .+"
 PARAMS = yaml.safe_load((COMMITTED / "params.yaml").read_text())
@@ -162,6 +165,25 @@ def test_each_fix_has_a_parameter_that_takes_the_notebooks_value():
         changed = yaml.safe_load((COMMITTED / "params.yaml").read_text())
         set_key(changed, key, yaml.safe_load(value))
         assert params.Params.model_validate(changed) != params.Params.model_validate(PARAMS), key
+
+
+def test_the_tables_of_real_weights_are_the_results(capsys):
+    tables.main()
+    scored, changed, worth = capsys.readouterr().out.strip().split("\n\n")
+    told = DOCUMENTS["benchmarks/real/README.md"]
+    assert f"{scored}\n\n" in told and f"{changed}\n\n" in told
+    for line in worth.splitlines()[2:]:
+        parameters, points = line.strip("| ").split(" | ")
+        row = next(row for row in NOTEBOOK.splitlines() if f"| `{parameters.split(', ')[0]}: " in row)
+        assert f" | {points} | " in row
+    by_name = {line.split(" | ")[0]: line.split(" | ") for line in scored.splitlines()[2:]}
+    for line in ("| the base, its head untrained", "| 1,000 training rows, as published, with our fixes"):
+        assert re.sub(r"([\d.]+) \(([\d.]+ to [\d.]+)\)", r"\1%", by_name[line][3]) in README
+    assert (
+        "26,282 rows" in README
+        and "85.1%" in README
+        and by_name["| 26,282 training rows, 3 epochs, batch 32, learning rate 3e-4"][3].startswith("85.1 ")
+    )
 
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS)
