@@ -353,7 +353,7 @@ def margin(parts: Sequence[Part], level: float) -> float:
     """Half the width of an interval that misses in a share `level` of experiments: the standard error times the mean of
     the parts' t quantiles, weighted by variance.
 
-    That is Cochran's quantile (Cochran and Cox 1950, Experimental Designs, section 4.14). Student's own, with the
+    That is Cochran's quantile (Cochran and Cox 1950, Experimental Designs). Student's own, with the
     degrees of freedom of Satterthwaite and Hillis, is too small where two seeds have most of the variance: the interval
     then covers as little as 87%, and this one 94 to 98%.
     """

@@ -157,6 +157,23 @@ def test_other_seeds_are_a_welch_test():
     assert seeds.p_value(other.mean() - right.mean(), [seeds.joined(parts)]) == pytest.approx(theirs.pvalue)
 
 
+@pytest.mark.parametrize(("freedom", "least", "most"), [(1, 0.938, 0.979), (2, 0.949, 0.972), (4, 0.949, 0.964)])
+def test_cochrans_quantile_covers(freedom, least, most):
+    """Seeds' share of the variance from none to all, the rest known; by quadrature. Satterthwaite's covers less."""
+    drawn = stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom
+    ours, theirs = [], []
+    for share in (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1):
+        width = [seeds.margin([Part(share * w, freedom), Part(1 - share, np.inf)], 0.05) for w in drawn]
+        ours.append((2 * stats.norm.cdf(width) - 1).mean())
+        variance = share * drawn + 1 - share
+        joint = np.minimum(freedom * (variance / (share * drawn)) ** 2, 1e9)
+        theirs.append((2 * stats.norm.cdf(stats.t.ppf(0.975, joint) * np.sqrt(variance)) - 1).mean())
+    assert least < min(ours) and max(ours) < most
+    assert min(theirs) < min(ours)
+    if freedom == 1:
+        assert 0.86 < min(theirs) < 0.88
+
+
 def test_the_variance_of_rows_is_that_of_their_means(drawn):
     gold, first, _ = drawn
     right = (first.predicted == gold).astype(float)
