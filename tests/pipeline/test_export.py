@@ -42,6 +42,8 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def embedded(repro):
+    restored = repro.clone.dvc("checkout")  # tests of refused runs, before these, leave the clone without some outs
+    assert restored.returncode == 0, restored.stderr
     return repro.clone.folder / "embedded"
 
 
