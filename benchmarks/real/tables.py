@@ -18,6 +18,7 @@ sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 from settings import FIXES, SETTINGS  # noqa: E402 - found by the line above
 
 from stages.analysis.seeds import Difference, Score, Setting, compare, scores  # noqa: E402
+from stages.report.formatting import signed  # noqa: E402
 
 CONFIDENCE = 0.95
 CLASSES = 3
@@ -84,13 +85,12 @@ def result(
 ) -> Iterator[str]:
     """The cells of a setting's own scores."""
     found = scores(recipe, gold, groups, classes, confidence)
-    right = (recipe.predicted == gold).mean(axis=1)
     yield "the base, its head untrained" if recipe.name == "base" else SETTINGS[recipe.name].says
     yield "" if recipe.name == "base" else f"{runs_of(recipe.name, results)[0]['rows']['train']:,}"
     yield str(len(recipe.seeds))
     yield percent(found.accuracy)
     yield percent(found.f1_weighted)
-    yield f"{100 * right.min():.1f} to {100 * right.max():.1f}"
+    yield f"{100 * min(found.by_seed):.1f} to {100 * max(found.by_seed):.1f}"
 
 
 def change(name: str, difference: Difference | None, results: dict) -> Iterator[str]:
@@ -115,7 +115,7 @@ def runs_of(name: str, results: dict) -> list[dict]:
 
 
 def points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
+    return signed(share).replace("−0.0", "0.0").replace("+0.0", "0.0")
 
 
 def probability(p: float) -> str:

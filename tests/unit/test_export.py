@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
+from helpers.damage import edit_json, edit_weights
 from helpers.parameters import manifest_of, unpinned_params
 from helpers.project import CPU, NANO
 from helpers.tables import CLASSES
@@ -94,20 +94,6 @@ def merged(tmp_path_factory):
     adapter.merged("dequantised").save_pretrained(top / "out")
     save_tokenizer(adapter.tokenizer, top / "out")
     return adapter, rows, top / "out", export.of_merged(adapter, "dequantised", rows)
-
-
-def edit_json(folder, name, **values):
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def edit_weights(folder, part, change):
-    path = folder / "model.safetensors"
-    weights = safetensors.torch.load_file(path)
-    name = next(name for name in weights if part in name)
-    weights[name] = change(weights[name])
-    kept = {name: value.contiguous() for name, value in weights.items() if value is not None}
-    safetensors.torch.save_file(kept, path, metadata={"format": "pt"})
 
 
 def other_pad_token(folder):

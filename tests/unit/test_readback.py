@@ -1,11 +1,10 @@
 """A saved adapter is read back as a user reads it. Each way in which saving is known to fail is tried here."""
 
-import json
 import math
 
 import pytest
-import safetensors.torch
 import torch
+from helpers.damage import edit_json, edit_weights
 from helpers.project import CPU
 from transformers import AutoTokenizer
 
@@ -33,20 +32,6 @@ def saved(load_nano, make_params, tmp_path):
         return tmp_path / "adapter", trained, manifest, group
 
     return save
-
-
-def edit_json(folder, name, **values):
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def edit_weights(folder, part, change):
-    """Change the first weight with `part` in its name; to None is to leave it out."""
-    path = folder / "adapter_model.safetensors"
-    weights = safetensors.torch.load_file(path)
-    name = next(name for name in weights if part in name)
-    weights[name] = change(weights[name])
-    safetensors.torch.save_file({name: value for name, value in weights.items() if value is not None}, path)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
