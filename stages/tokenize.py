@@ -70,7 +70,7 @@ def padding(lengths: np.ndarray, p: params.Params) -> dict[str, float]:
     """Share of padding in training batches: as set, padded to the batch in random order, and padded to `max_length`."""
     size, longest = p.train.batch_size, p.tokenize.max_length
     mixed = batching.random_order(len(lengths), [p.seed, 0])
-    order = batching.length_grouped_order(lengths, size, [p.seed, 0]) if p.batches.group_by_length else mixed
+    order = batching.order_of(lengths, p.batches.order, size, [p.seed, 0])
     to_longest = p.batches.model_copy(update={"padding": "longest"})
     to_maximum = p.batches.model_copy(update={"padding": "max_length"})
     return {

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-Project = Callable[[Sequence[torch.nn.Module], torch.Tensor], list[torch.Tensor]]
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -15,10 +13,9 @@ class Architecture:
     Attributes:
         layer: the layer's class in transformers.
         can_fuse: can_fuse(layer) says whether a layer of this class, with its own options, can compute by `forward`.
-        shared_inputs: shared_inputs(layer) gives the layer's linear modules in groups that read the same tensor.
-            A module that reads a tensor of its own is left out.
-        forward: forward(layer, project, *args, **kwargs) replaces the forward of `layer`. project(modules, x) gives
-            the outputs of one group of `shared_inputs` for its input x: LoRA layers among them compute together.
+        shared_inputs: shared_inputs(layer) gives all linear modules of the layer, in groups that read the same tensor.
+        forward: forward(layer, project, x, **kwargs) replaces the forward of `layer`. The rows of x stand side by side
+            or end to end, as `attention.Rows.of` reads it; project is the model's `linears.Projections`.
     """
 
     layer: type[torch.nn.Module]

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.launch import grid
+from stages.kernels.launch import check_indices
 
 SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
 
@@ -45,71 +45,93 @@ class SeededDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
         ctx.p, ctx.seed, ctx.site = p, seed, site
-        return dropped(x.contiguous(), 1, p, seed, site)[0]
+        return dropped([x.contiguous()], p, seed, site)
 
     @staticmethod
     def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return dropped(dy.contiguous(), 1, ctx.p, ctx.seed, ctx.site)[0], None, None, None
+        return dropped([dy.contiguous()], ctx.p, ctx.seed, ctx.site), None, None, None
 
 
-def dropped(x: torch.Tensor, count: int, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
-    """dropout(x) by each of `count` masks.
+def dropped(
+    xs: list[torch.Tensor], p: float, seed: torch.Tensor, site: int, base: torch.Tensor | None = None
+) -> torch.Tensor:
+    """base + dropout(x) of one or two tensors, all contiguous and of one shape.
 
-    The masks follow from `seed` and the places `site`, `site` + 1, … alone.
+    The masks follow from `seed` and the places `site`, `site` + 1 alone.
 
     Args:
-        x: contiguous.
-        p: share of the elements that become 0; the others are multiplied by 1 / (1 - p).
+        p: share of the elements that become 0, in steps of 2^-16; the others are multiplied by 1 / (1 - p).
         seed: of `Masks`.
-
-    Returns:
-        [count, *x.shape]; a view of x where p is 0.
     """
+    x, out = xs[0], torch.empty_like(xs[0])
+    check_indices(x.numel())
+    _dropout_kernel[(triton.cdiv(x.numel(), 2048),)](
+        x, xs[-1], x if base is None else base, out, seed, x.numel(), threshold(p), scale(p), site,
+        COUNT=len(xs), ADDS=base is not None, DROPS=p > 0, BLOCK=2048, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+def dropped_twice(dy: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """dy by the masks of the places `site` and `site` + 1: the gradients of what `dropped` sums up. dy: contiguous."""
     if p == 0:
-        return x.expand(count, *x.shape)
-    out = torch.empty((count, *x.shape), dtype=x.dtype, device=x.device)
-    _launch(_dropout_kernel, x, out, x.numel(), count, p, seed, site)
-    return out
-
-
-def add_dropped_(out: torch.Tensor, x: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
-    """out += the sum of dropout(x[i]), in place, with the masks of `dropped`; x is [count, *out.shape]."""
-    _launch(_add_dropped_kernel, x, out, out.numel(), len(x), p, seed, site)
-    return out
-
-
-def _launch(kernel, x, out, n, count, p, seed, site):
-    kernel[grid(n, count * n, 2048)](
-        x, out, seed, n, int(p * 2**32), 1 / (1 - p), site, COUNT=count, BLOCK=2048, num_warps=8
+        return dy, dy
+    first, second = torch.empty_like(dy), torch.empty_like(dy)
+    check_indices(dy.numel())
+    _dropped_twice_kernel[(triton.cdiv(dy.numel(), 2048),)](
+        dy, first, second, seed, dy.numel(), threshold(p), scale(p), site, BLOCK=2048, num_warps=8
     )
+    return first, second
 
 
-@triton.jit(do_not_specialize=["site", "threshold"])
-def _dropout_kernel(x, out, seed, n, threshold, scale, site, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def threshold(p: float) -> int:
+    """Hashes of 16 bits below it are dropped."""
+    return round(p * 2**16)
+
+
+def scale(p: float) -> float:
+    """Factor of what is kept, so that the mean stays as it is."""
+    return 1 / (1 - threshold(p) / 2**16)
+
+
+@triton.jit(do_not_specialize=["site", "limit"])
+def _dropout_kernel(
+    x, other, base, out, seed, n, limit, scale, site,
+    COUNT: tl.constexpr, ADDS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pair = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     inside = index < n
-    value = tl.load(x + index, inside).to(tl.float32) * scale
-    for i in tl.static_range(COUNT):
-        kept = tl.where(_keeps(index, seed, site + i, threshold), value, 0.0)
-        tl.store(out + i * n + index, kept.to(out.dtype.element_ty), inside)
+    value = tl.load(x + index, inside, 0).to(tl.float32)
+    if DROPS:
+        value = tl.where(keeps(pair, seed, site, limit), value * scale, 0.0)
+    if COUNT == 2:
+        second = tl.load(other + index, inside, 0).to(tl.float32)
+        if DROPS:
+            second = tl.where(keeps(pair, seed, site + 1, limit), second * scale, 0.0)
+        value += second
+    if ADDS:
+        value += tl.load(base + index, inside, 0).to(tl.float32)
+    tl.store(out + index, value.to(out.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=["site", "threshold"])
-def _add_dropped_kernel(x, out, seed, n, threshold, scale, site, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["site", "limit"])
+def _dropped_twice_kernel(dy, first, second, seed, n, limit, scale, site, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pair = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     inside = index < n
-    total = tl.load(out + index, inside).to(tl.float32)
-    for i in tl.static_range(COUNT):
-        value = tl.load(x + i * n + index, inside).to(tl.float32) * scale
-        total += tl.where(_keeps(index, seed, site + i, threshold), value, 0.0)
-    tl.store(out + index, total.to(out.dtype.element_ty), inside)
+    value = tl.load(dy + index, inside, 0).to(tl.float32) * scale
+    kind = first.dtype.element_ty
+    tl.store(first + index, tl.where(keeps(pair, seed, site, limit), value, 0.0).to(kind), inside)
+    tl.store(second + index, tl.where(keeps(pair, seed, site + 1, limit), value, 0.0).to(kind), inside)
 
 
 @triton.jit
-def _keeps(index, seed, site, threshold):
-    """Whether dropout keeps an element."""
+def keeps(pair, seed, site, limit):
+    """Whether dropout keeps the elements 2 * pair and 2 * pair + 1, side by side: one hash has 16 bits for each."""
     key = _mix(tl.load(seed).to(tl.uint32) ^ _mix(site.to(tl.uint32)))
-    return _mix(index.to(tl.uint32) ^ key) >= threshold.to(tl.uint32)
+    bits = _mix(pair.to(tl.uint32) ^ key)
+    return tl.interleave(bits & 0xFFFF, bits >> 16) >= limit.to(tl.uint32)
 
 
 @triton.jit

@@ -1,71 +1,50 @@
-"""Fits the fused layers into a model: which LoRA layers compute together, and which dropout has which mask."""
+"""Fits the fused layers into a model: which linear modules compute together, and which dropout has which mask."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 
 from stages.kernels.architecture import Architecture
 from stages.kernels.dropout import Masks, SeededDropout
-from stages.kernels.lora import LoraCopies, LoraGroup
+from stages.kernels.errors import StepUnavailable
+from stages.kernels.linears import Gradients, Linears, Projections
+from stages.kernels.lora import Copies
 from stages.kernels.registry import architecture_of
 
 
-def layers_by_input(model: torch.nn.Module) -> list[list[LoraLayer]]:
-    """The LoRA layers in groups that share their input: as the model's architecture says, every other one alone."""
-    groups = []
-    for layer, architecture in _known_layers(model):
-        for modules in architecture.shared_inputs(layer):
-            groups.append([module for module in modules if isinstance(module, LoraLayer)])
-    grouped = {layer for group in groups for layer in group}
-    alone = [[module] for module in model.modules() if isinstance(module, LoraLayer) and module not in grouped]
-    return [group for group in groups if group] + alone
-
-
-def fuse_for_training(
-    model: PeftModel, groups: list[list[LoraLayer]], masks: Masks, lora: LoraCopies, dequantize_once: bool
-) -> None:
-    """Let a LoRA model compute by fused layers, in place: LoRA and dropouts in training, decoder layers always.
+def fuse_for_training(model: PeftModel, masks: Masks, keep: bool) -> Gradients:
+    """Let a LoRA model compute by fused layers, in place, in training and in evaluation.
 
     Args:
-        groups: from `layers_by_input`; `lora` has their copies.
-        dequantize_once: keep dequantized weights, or dequantize them at each use.
+        keep: keep dequantized weights, or dequantize them at each use.
+
+    Returns:
+        where the backward puts the gradients of LoRA's weights.
+
+    Raises:
+        StepUnavailable: where a layer does more than the fused ones; the model is as it was.
     """
-    in_lora = {module for group in groups for layer in group for module in layer.modules()}
-    group_of = {}
-    for group, a in zip(groups, lora.stacked_a, strict=True):
-        together = LoraGroup(group, a, [lora.b[layer] for layer in group], masks, dequantize_once)
-        group_of |= dict.fromkeys(group, together)
-        if len(group) == 1:
-            group[0].forward = functools.partial(_lora_forward, group[0], group[0].forward, together)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
-            module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
-    fuse_decoder_layers(model, group_of)
-    model.register_forward_pre_hook(lambda *_: masks.start_layer(0))
+    gradients = Gradients([group for group in _fuse(model, masks, keep) if group.lora_layers])
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers, start=1):
         _set_forward(layer, _numbered(type(layer).forward, masks, number))
     if is_checkpointed(model):  # masks need no random state, and a capture has none to save
         kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
         model.get_base_model().gradient_checkpointing_enable(kwargs)
+    return gradients
 
 
-def fuse_decoder_layers(
-    model: torch.nn.Module, group_of: Mapping[torch.nn.Module, LoraGroup] = MappingProxyType({})
-) -> None:
-    """Let the decoder layers of a known architecture compute in fewer kernels, in place; in evaluation too.
-
-    Args:
-        group_of: {LoRA layer: its `LoraGroup`}, used while the model trains.
-    """
-    project = functools.partial(_project, group_of)
-    for layer, architecture in _known_layers(model):
-        _set_forward(layer, functools.partialmethod(architecture.forward, project))
+def fuse_for_evaluation(model: torch.nn.Module, keep: bool) -> None:
+    """Let a classifier compute by fused layers, in place, where its layers can; for evaluation alone."""
+    try:
+        _fuse(model, Masks(next(model.parameters()).device), keep)
+    except StepUnavailable:
+        return
 
 
 def is_checkpointed(model: torch.nn.Module) -> bool:
@@ -73,21 +52,55 @@ def is_checkpointed(model: torch.nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
+def takes_rows_end_to_end(model: torch.nn.Module) -> bool:
+    """Whether rows may stand end to end in a batch: each decoder layer knows where one ends (`rows.logits`)."""
+    base = classifier_of(model)
+    layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return (
+        type(base).forward is GenericForSequenceClassification.forward
+        and bool(layers)
+        and all(architecture_of(layer) for layer in layers)
+    )
+
+
+def classifier_of(model: torch.nn.Module) -> PreTrainedModel:
+    """transformers' classifier, below PEFT or as it is."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _fuse(model: torch.nn.Module, masks: Masks, keep: bool) -> list[Linears]:
+    dtype, known = classifier_of(model).dtype, _known_layers(model)
+    shared = [group for layer, architecture in known for group in architecture.shared_inputs(layer)]
+    grouped = {module for group in shared for module in group}
+    loras = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    alone = [module for module in loras if module not in grouped]
+    groups = [Linears(modules, dtype, masks, keep) for modules in [*shared, *([module] for module in alone)]]
+    group_of = dict(zip([*map(tuple, shared), *((module,) for module in alone)], groups, strict=True))
+    for module in alone:
+        module.forward = functools.partial(_forward_of_one, group_of[module,])
+    in_lora = {inner for module in loras for inner in module.modules()}
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
+            module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
+    project = Projections(group_of, masks)
+    for layer, architecture in known:
+        _set_forward(layer, functools.partialmethod(architecture.forward, project))
+    pairs = [pair for group in groups if group.lora_layers for pair in group.copies()]
+    copies = Copies(pairs) if pairs else None
+    classifier_of(model).base_model.register_forward_pre_hook(functools.partial(_before_forward, masks, copies))
+    return groups
+
+
 def _known_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Architecture]]:
     pairs = [(module, architecture_of(module)) for module in model.modules()]
     return [(module, architecture) for module, architecture in pairs if architecture]
 
 
-def _project(
-    group_of: Mapping[torch.nn.Module, LoraGroup], modules: Sequence[torch.nn.Module], x: torch.Tensor
-) -> list[torch.Tensor]:
-    """The outputs of modules that share the input x: LoRA layers together while the model trains, the rest one by one.
-
-    Of `architecture.Project`.
-    """
-    group = next((group_of[module] for module in modules if module in group_of), None)
-    together = group(x) if group and modules[0].training and torch.is_grad_enabled() else {}
-    return [together[module] if module in together else module(x) for module in modules]
+def _before_forward(masks: Masks, copies: Copies | None, *_: object) -> None:
+    """The model computes with LoRA's weights of now, and by the masks of a forward's beginning."""
+    masks.start_layer(0)
+    if copies:
+        copies.refresh()
 
 
 def _set_forward(layer: torch.nn.Module, forward: Callable) -> None:
@@ -107,10 +120,8 @@ def _numbered(forward: Callable, masks: Masks, number: int) -> Callable:
     return numbered
 
 
-def _lora_forward(layer: LoraLayer, original: Callable, group: LoraGroup, x: torch.Tensor, *args, **kwargs):
-    if not (layer.training and torch.is_grad_enabled()):
-        return original(x, *args, **kwargs)
-    return group(x)[layer]
+def _forward_of_one(group: Linears, x: torch.Tensor) -> torch.Tensor:
+    return group(x)
 
 
 def _dropout_forward(module: torch.nn.Dropout, original: Callable, masks: Masks, x: torch.Tensor) -> torch.Tensor:

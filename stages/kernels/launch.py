@@ -1,19 +1,16 @@
-"""How many blocks a kernel is launched with."""
-
-import triton
+"""How large a tensor the kernels may be given."""
 
 from stages.runtime.errors import UserError
 
 
-def grid(n: int, elements: int, block: int) -> tuple[int]:
-    """Number of programs that a kernel is launched with, `block` of n elements each.
+def check_indices(*elements: int) -> None:
+    """Refuse what 32-bit indices do not reach.
 
     Args:
-        elements: the largest number that the kernel counts to; its indices have 32 bits.
+        elements: the largest numbers that a kernel counts to.
 
     Raises:
-        UserError: where they do not fit.
+        UserError: where one does not fit.
     """
-    if elements >= 2**31:
+    if max(elements) >= 2**31:
         raise UserError("a batch is too large for 32-bit indices: train.batch_size or eval.batch_size must be smaller")
-    return (triton.cdiv(n, block),)

@@ -1,198 +1,256 @@
-"""LoRA layers in fewer kernels.
+"""The kernels of LoRA: its products of rank r, with dropout inside, so that no dropped copy of the input is ever written.
 
-`LoraLinears` computes LoRA layers that share their input in one autograd function, in the precision of the activations.
-PEFT casts each input to fp32 and each output back.
+In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R], R the
+next power of two from LoRA's r on, at least 16; rows of A beyond r are zero. Masks are those of `dropout.Masks`, the
+places `site` to `site` + n - 1. No atomics: the same inputs give the same bytes.
 """
 
-import math
-from collections.abc import Sequence
-
-import bitsandbytes as bnb
 import torch
-from peft.tuners.lora import LoraLayer
+import triton
+import triton.language as tl
 
-from stages.kernels.dropout import Masks, add_dropped_, dropped
-from stages.kernels.errors import StepUnavailable
+from stages.kernels.activation import ACTIVATIONS, activated, slope
+from stages.kernels.dropout import keeps, scale, threshold
+from stages.kernels.launch import check_indices
+
+PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 
 
-class LoraCopies:
-    """LoRA's weights in the precision of the activations, in one buffer, and their gradients in another.
+def rank(r: int) -> int:
+    """R: columns that the kernels give to LoRA's rank."""
+    return max(16, triton.next_power_of_2(r))
 
-    The products use the copies, the optimizer uses the fp32 weights. B's copy is scaled by alpha / r, which saves a
-    kernel at each use. With one buffer for all, a cast takes two kernels instead of two for each of 384 weights.
+
+def down(
+    x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, activation: str | None = None
+) -> torch.Tensor:
+    """[f | dropout_i(f) A_i'] for i = 1 to n, f = activation(x): f with u beside it, [tokens, in + n * R].
 
     Args:
-        groups: the LoRA layers, in groups that share their input.
-        dtype: of the activations.
+        x: rows of any stride, [tokens, in].
+        p: share of the elements that dropout takes.
+        activation: a name of `ACTIVATIONS`; None: f = x.
+    """
+    tokens, columns = x.shape
+    n, ranks, _ = a.shape
+    out = torch.empty((tokens, columns + n * ranks), dtype=x.dtype, device=x.device)
+    check_indices(n * tokens * columns, tokens * x.stride(0), out.numel())
+    block, high, wide = min(ranks, 64), 32, 64
+    programs = triton.cdiv(tokens, high) * n * (ranks // block)
+    splits = max(1, min(PROGRAMS // programs + 1, columns // (4 * wide)))
+    width = triton.cdiv(triton.cdiv(columns, splits), wide) * wide
+    splits = triton.cdiv(columns, width)
+    # In fp32, which the sum over the splits wants; one split goes to its place at once.
+    parts = torch.empty((splits, tokens, n * ranks), dtype=torch.float32, device=x.device) if splits > 1 else out
+    _down_kernel[(triton.cdiv(tokens, high), n * (ranks // block), splits)](
+        x, a, out, parts, seed, tokens, columns, x.stride(0), out.stride(0), n * ranks, width, threshold(p), scale(p),
+        site, ACTIVATION=ACTIVATIONS[activation], RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=wide, DROPS=p > 0,
+        SPLIT=splits > 1, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    if splits > 1:
+        _sum_kernel[(triton.cdiv(tokens * n * ranks, 1024),)](
+            parts, out, tokens, columns, out.stride(0), n * ranks, splits, BLOCK=1024
+        )
+    return out
 
-    Attributes:
-        copies: leaves of the autograd graph: A of each group, [n, r, in], then B of each layer, [out, r].
 
-    Raises:
-        StepUnavailable: where a layer does more than LoRA's formula.
+def write_a_grads(
+    grads: torch.Tensor, offsets: torch.Tensor, r: int, du: torch.Tensor, x: torch.Tensor, p: float, seed: torch.Tensor,
+    site: int, add: bool,
+) -> None:  # fmt: skip
+    """grads[offsets[i]:] = du_i' dropout_i(x), each [r, in]; or added to what is there.
+
+    Args:
+        grads: fp32, flat.
+        offsets: int64 [n].
+        du: [tokens, n * R], rows of any stride.
+    """
+    tokens, columns = x.shape
+    ranks, n = du.shape[1] // len(offsets), len(offsets)
+    check_indices(n * tokens * columns)
+    block = min(ranks, 64)
+    _a_grads_kernel[(triton.cdiv(columns, 32), n * (ranks // block))](
+        du, x, grads, offsets, seed, tokens, columns, du.stride(0), x.stride(0), threshold(p), scale(p), site, r,
+        RANKS=ranks, BLOCK=block, TOKENS=128, COLUMNS=32, DROPS=p > 0, ADDS=add, num_warps=4, num_stages=3,
+    )  # fmt: skip
+
+
+def input_grad(
+    dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, activation: str | None = None,
+    x: torch.Tensor | None = None, out: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of x: df plus the sum of dropout_i(du_i A_i), times the slope of f = activation(x).
+
+    Args:
+        dfu: [df | du], [tokens, in + n * R].
+        x: what `down` took, where there is an activation.
+        out: where to write, [tokens, in], rows of any stride; else a new tensor.
+    """
+    n, ranks, columns = a.shape
+    tokens = len(dfu)
+    if out is None:
+        out = torch.empty((tokens, columns), dtype=dfu.dtype, device=dfu.device)
+    x = out if x is None else x
+    check_indices(n * tokens * columns, dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
+    high, wide = 32, 64
+    _input_grad_kernel[(triton.cdiv(tokens, high), triton.cdiv(columns, wide))](
+        dfu, a, x, out, seed, tokens, columns, dfu.stride(0), x.stride(0), out.stride(0), threshold(p), scale(p), site,
+        ACTIVATION=ACTIVATIONS[activation], MODULES=n, RANKS=ranks, BLOCK=min(ranks, 64), TOKENS=high, COLUMNS=wide,
+        DROPS=p > 0, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+class Copies:
+    """Copies of many matrices, in another precision and at other places, made anew by one kernel.
+
+    Args:
+        pairs: (source, target, factor), both [rows, columns], their elements side by side within a row. All sources
+            have one dtype, and all targets.
     """
 
-    def __init__(self, groups: Sequence[Sequence[LoraLayer]], dtype: torch.dtype) -> None:
-        layers = [layer for group in groups for layer in group]
-        for layer in layers:
-            if not _is_plain(layer):
-                raise StepUnavailable(f"no fast form of {type(layer).__name__} on {type(layer.base_layer).__name__}")
-        scalings = {layer.scaling["default"] for layer in layers}
-        if len(scalings) != 1:
-            raise StepUnavailable("LoRA layers of several scalings")
-        self.scaling = scalings.pop()
-        a = [layer.lora_A["default"].weight for layer in layers]
-        b = [layer.lora_B["default"].weight for layer in layers]
-        self.weights, self.count_a = a + b, sum(w.numel() for w in a)
-        count = sum(w.numel() for w in self.weights)
-        self.buffer = torch.empty(count, dtype=dtype, device=a[0].device)
-        self.grad_buffer = torch.empty(count, dtype=torch.float32, device=a[0].device)
-        self.grads = _views(self.grad_buffer, [w.shape for w in self.weights])
-        stacks = [(len(group), *group[0].lora_A["default"].weight.shape) for group in groups]
-        self.copies = [view.requires_grad_() for view in _views(self.buffer, stacks + [w.shape for w in b])]
-        self.stacked_a, self.b = self.copies[: len(groups)], dict(zip(layers, self.copies[len(groups) :], strict=True))
+    BLOCK = 1024
 
-    @torch.no_grad()
+    def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
+        self.pairs, (source, target, _) = pairs, pairs[0]  # their memory has to live
+        device, self.kinds = source.device, {"SOURCE": KINDS[source.dtype], "TARGET": KINDS[target.dtype]}
+        blocks = [triton.cdiv(source.numel(), self.BLOCK) for source, _, _ in pairs]
+        table = [[s.data_ptr(), t.data_ptr(), s.numel(), s.shape[1], s.stride(0), t.stride(0)] for s, t, _ in pairs]
+        self.table = torch.tensor(table, dtype=torch.int64, device=device)
+        self.factors = torch.tensor([factor for _, _, factor in pairs], dtype=torch.float32, device=device)
+        numbers = torch.tensor(blocks)
+        self.matrix = torch.repeat_interleave(torch.arange(len(pairs), dtype=torch.int32), numbers).to(device)
+        first = (numbers.cumsum(0) - numbers).to(torch.int32)
+        self.block = torch.arange(sum(blocks), dtype=torch.int32, device=device) - first.to(device)[self.matrix.long()]
+
     def refresh(self) -> None:
-        """Copy the weights as they are now."""
-        now = torch.cat([w.view(-1) for w in self.weights])
-        now[self.count_a :] *= self.scaling
-        self.buffer.copy_(now)
-
-    @torch.no_grad()
-    def take_grads(self, grads: Sequence[torch.Tensor]) -> None:
-        """Take the gradients of `copies`, in their order, as those of the weights."""
-        self.grad_buffer.copy_(torch.cat([g.reshape(-1) for g in grads]))
-        self.grad_buffer[self.count_a :] *= self.scaling
-
-    def hand_out_grads(self) -> None:
-        """Put the gradients where the optimizer looks for them."""
-        for weight, grad in zip(self.weights, self.grads, strict=True):
-            weight.grad = grad
+        """Copy what the sources are now."""
+        _copy_kernel[(len(self.matrix),)](
+            self.table, self.factors, self.matrix, self.block, BLOCK=self.BLOCK, **self.kinds
+        )
 
 
-def _views(buffer: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """`buffer` cut into tensors of these shapes."""
-    pieces = buffer.split([math.prod(shape) for shape in shapes])
-    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def _is_plain(module: LoraLayer) -> bool:
-    base = module.base_layer
-    return (
-        type(base) in (bnb.nn.Linear4bit, torch.nn.Linear)
-        and list(module.lora_A) == ["default"]
-        and not module.lora_variant
-        and not module.merged
-        and module.lora_A["default"].bias is None
-        and module.lora_B["default"].bias is None
-    )
+@triton.jit(do_not_specialize=["site", "limit"])
+def _down_kernel(
+    x, a, out, parts, seed, tokens, columns, x_stride, out_stride, parts_stride, width, limit, scale, site,
+    ACTIVATION: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    DROPS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    blocks: tl.constexpr = RANKS // BLOCK
+    module = tl.program_id(1) // blocks
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    j = (tl.program_id(1) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(2) * width
+    total = tl.zeros((TOKENS, BLOCK), dtype=tl.float32)
+    for start in range(first, tl.minimum(first + width, columns), COLUMNS):
+        k = start + tl.arange(0, COLUMNS)
+        there = (t < tokens)[:, None] & (k < columns)[None, :]
+        value = tl.load(x + t[:, None] * x_stride + k[None, :], there, 0)
+        value = activated(value, ACTIVATION)
+        if tl.program_id(1) == 0:
+            tl.store(out + t[:, None] * out_stride + k[None, :], value, there)
+        if DROPS:
+            value = tl.where(_keeps(t, start, columns, seed, site + module, limit, COLUMNS), value, 0.0)
+        weight = tl.load(a + (module * RANKS + j)[:, None] * columns + k[None, :], (k < columns)[None, :], 0)
+        total = tl.dot(value, tl.trans(weight), total, input_precision="ieee")
+    if DROPS:
+        total *= scale
+    place = module * RANKS + j
+    if SPLIT:
+        target = parts + tl.program_id(2).to(tl.int64) * tokens * parts_stride + t[:, None] * parts_stride
+        tl.store(target + place[None, :], total, (t < tokens)[:, None])
+    else:
+        tl.store(
+            out + t[:, None] * out_stride + columns + place[None, :],
+            total.to(out.dtype.element_ty),
+            (t < tokens)[:, None],
+        )
 
 
-class LoraGroup:
-    """LoRA layers that share their input, as one call.
-
-    Args:
-        a: copies of their A, [n, r, in].
-        b: copies of their B, n of [out_i, r], scaled.
-        dequantize_once: keep the dequantized weights, or dequantize them at each use.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[LoraLayer],
-        a: torch.Tensor,
-        b: Sequence[torch.Tensor],
-        masks: Masks,
-        dequantize_once: bool,
-    ) -> None:
-        self.layers, self.a, self.b, self.masks = layers, a, b, masks
-        self.frozen = [FrozenLinear(layer.base_layer, a.dtype, dequantize_once) for layer in layers]
-        dropout = layers[0].lora_dropout["default"]
-        self.p = dropout.p if isinstance(dropout, torch.nn.Dropout) else 0.0
-
-    def __call__(self, x: torch.Tensor) -> dict[LoraLayer, torch.Tensor]:
-        """{layer: its output} for x [..., in]."""
-        site = self.masks.next_sites(len(self.layers))
-        outputs = LoraLinears.apply(x, self.a, self.frozen, self.p, self.masks.seed, site, *self.b)
-        return dict(zip(self.layers, outputs, strict=True))
+@triton.jit
+def _keeps(t, first, columns, seed, site, limit, COLUMNS: tl.constexpr):
+    """`keeps` of a tile: the tokens t, `COLUMNS` columns from `first` on, which is even."""
+    pairs = first // 2 + tl.arange(0, COLUMNS // 2)
+    return keeps(t[:, None] * ((columns + 1) // 2) + pairs[None, :], seed, site, limit)
 
 
-class FrozenLinear:
-    """A frozen base layer: its weight [out, in] in the precision of its products.
-
-    Args:
-        layer: quantized or not.
-        dtype: of the activations.
-        keep: keep the dequantized weight, or dequantize it at each use.
-    """
-
-    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype, keep: bool) -> None:
-        quantized = isinstance(layer, bnb.nn.Linear4bit)
-        # As in bitsandbytes: with fp32 activations the quantized products have a precision of their own.
-        self.dtype = layer.compute_dtype if quantized and dtype == torch.float32 else dtype
-        self.layer = layer
-        self.bias = None if layer.bias is None else layer.bias.detach().to(self.dtype)
-        self.kept = self._dense() if keep or not quantized else None
-
-    def _dense(self) -> torch.Tensor:
-        weight = self.layer.weight
-        if isinstance(weight, bnb.nn.Params4bit):
-            return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(self.dtype)
-        return weight.detach().to(self.dtype)
-
-    def weight(self) -> torch.Tensor:
-        """[out, in], dense."""
-        return self._dense() if self.kept is None else self.kept
-
-    def add_input_grad(self, dx: torch.Tensor | None, dy: torch.Tensor) -> torch.Tensor:
-        """dx + dy W, in dy's precision. `dx` is changed in place; it is None before the first layer of a group."""
-        if dx is not None and self.dtype == dy.dtype:
-            return dx.addmm_(dy, self.weight())
-        grad = (dy.to(self.dtype) @ self.weight()).to(dy.dtype)
-        return grad if dx is None else dx.add_(grad)
+@triton.jit
+def _sum_kernel(parts, out, tokens, columns, out_stride, width, splits, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < tokens * width
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for split in range(splits):
+        total += tl.load(parts + split * tokens * width + index, inside, 0)
+    place = index // width * out_stride + columns + index % width
+    tl.store(out + place, total.to(out.dtype.element_ty), inside)
 
 
-class LoraLinears(torch.autograd.Function):
-    """y_i = x W_i' + bias_i + dropout_i(x) A_i' B_i', i = 1 to n, with W frozen and B scaled by alpha / r.
+@triton.jit(do_not_specialize=["site", "limit"])
+def _a_grads_kernel(
+    du, x, grads, offsets, seed, tokens, columns, du_stride, x_stride, limit, scale, site, r,
+    RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, DROPS: tl.constexpr,
+    ADDS: tl.constexpr,
+):  # fmt: skip
+    blocks: tl.constexpr = RANKS // BLOCK
+    module = tl.program_id(1) // blocks
+    k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    j = (tl.program_id(1) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK, COLUMNS), dtype=tl.float32)
+    for start in range(0, tokens, TOKENS):
+        t = start + tl.arange(0, TOKENS)
+        value = tl.load(x + t[:, None] * x_stride + k[None, :], (t < tokens)[:, None] & (k < columns)[None, :], 0)
+        if DROPS:
+            kept = _keeps(t, tl.program_id(0) * COLUMNS, columns, seed, site + module, limit, COLUMNS)
+            value = tl.where(kept, value, 0.0)
+        grad = tl.load(du + t[:, None] * du_stride + (module * RANKS + j)[None, :], (t < tokens)[:, None], 0)
+        total = tl.dot(tl.trans(grad), value, total, input_precision="ieee")
+    if DROPS:
+        total *= scale
+    target = grads + tl.load(offsets + module) + j[:, None] * columns + k[None, :]
+    there = (j < r)[:, None] & (k < columns)[None, :]
+    if ADDS:
+        total += tl.load(target, there, 0)
+    tl.store(target, total, there)
 
-    Shapes: x [..., in], a [n, r, in], b_i [out_i, r]. Saved for the backward: x and dropout(x) A'. W is kept, or
-    dequantized again. Source: Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA).
-    """
 
-    @staticmethod
-    def forward(
-        ctx,
-        x: torch.Tensor,
-        a: torch.Tensor,
-        frozen: Sequence[FrozenLinear],
-        p: float,
-        seed: torch.Tensor,
-        site: int,
-        *b: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        ctx.frozen, ctx.p, ctx.site = frozen, p, site
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        u = dropped(rows, len(b), p, seed, site) @ a.mT  # [n, rows, r]
-        outputs = []
-        for layer, u_i, b_i in zip(frozen, u, b, strict=True):
-            y = torch.nn.functional.linear(rows.to(layer.dtype), layer.weight(), layer.bias).to(x.dtype)
-            outputs.append(y.addmm_(u_i, b_i.t()).view(*x.shape[:-1], -1))
-        ctx.save_for_backward(rows, a, u, seed, *b)
-        return tuple(outputs)
+@triton.jit(do_not_specialize=["site", "limit"])
+def _input_grad_kernel(
+    dfu, a, x, out, seed, tokens, columns, stride, x_stride, out_stride, limit, scale, site,
+    ACTIVATION: tl.constexpr, MODULES: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr, DROPS: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    k = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (t < tokens)[:, None] & (k < columns)[None, :]
+    total = tl.load(dfu + t[:, None] * stride + k[None, :], there, 0).to(tl.float32)
+    for module in tl.static_range(MODULES):
+        grown = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
+        for block in range(0, RANKS, BLOCK):
+            j = module * RANKS + block + tl.arange(0, BLOCK)
+            grad = tl.load(dfu + t[:, None] * stride + columns + j[None, :], (t < tokens)[:, None], 0)
+            weight = tl.load(a + j[:, None] * columns + k[None, :], (k < columns)[None, :], 0)
+            grown = tl.dot(grad, weight, grown, input_precision="ieee")
+        if DROPS:
+            kept = _keeps(t, tl.program_id(1) * COLUMNS, columns, seed, site + module, limit, COLUMNS)
+            grown = tl.where(kept, grown * scale, 0.0)
+        total += grown
+    if ACTIVATION:
+        total *= slope(tl.load(x + t[:, None] * x_stride + k[None, :], there, 0), ACTIVATION)
+    tl.store(out + t[:, None] * out_stride + k[None, :], total.to(out.dtype.element_ty), there)
 
-    @staticmethod
-    def backward(ctx, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, a, u, seed, *b = ctx.saved_tensors
-        shape, dys = dys[0].shape[:-1], [dy.reshape(-1, dy.shape[-1]) for dy in dys]
-        du = torch.empty_like(u)
-        for dy, b_i, du_i in zip(dys, b, du, strict=True):
-            torch.mm(dy, b_i, out=du_i)
-        db = [dy.t() @ u_i for dy, u_i in zip(dys, u, strict=True)]
-        da = du.mT @ dropped(x, len(b), ctx.p, seed, ctx.site)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            for layer, dy in zip(ctx.frozen, dys, strict=True):
-                dx = layer.add_input_grad(dx, dy)
-            dx = add_dropped_(dx, du @ a, ctx.p, seed, ctx.site).view(*shape, -1)
-        return dx, da, None, None, None, None, *db
+
+@triton.jit
+def _copy_kernel(table, factors, matrix, block, SOURCE: tl.constexpr, TARGET: tl.constexpr, BLOCK: tl.constexpr):
+    number = tl.load(matrix + tl.program_id(0)).to(tl.int64)
+    entry = table + number * 6
+    source = tl.load(entry).to(tl.pointer_type(SOURCE))
+    target = tl.load(entry + 1).to(tl.pointer_type(TARGET))
+    count, columns = tl.load(entry + 2), tl.load(entry + 3).to(tl.int32)
+    index = tl.load(block + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+    row, column = index // columns, index % columns
+    value = tl.load(source + row * tl.load(entry + 4) + column, index < count, 0).to(tl.float32)
+    value *= tl.load(factors + number)
+    tl.store(target + row * tl.load(entry + 5) + column, value.to(TARGET), index < count)

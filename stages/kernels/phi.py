@@ -3,54 +3,80 @@
 import torch
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.kernels.architecture import Architecture, Project
-from stages.kernels.rotary import Rotary
+from stages.kernels import attention
+from stages.kernels.architecture import Architecture
+from stages.kernels.dropout import Masks, dropped, dropped_twice
+from stages.kernels.linears import Linears, Projections
+
+TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # transformers' names of one function
 
 
 def can_fuse(layer: PhiDecoderLayer) -> bool:
     """Whether `forward` computes all that this layer does."""
-    return not layer.self_attn.qk_layernorm and layer.self_attn.attention_dropout == 0
+    own = layer.self_attn
+    return not own.qk_layernorm and own.attention_dropout == 0 and own.config.hidden_act in TANH_GELUS
 
 
 def shared_inputs(layer: PhiDecoderLayer) -> list[tuple[torch.nn.Module, ...]]:
-    """One group: the modules that read the normed input."""
-    attention = layer.self_attn
-    return [(attention.q_proj, attention.k_proj, attention.v_proj, layer.mlp.fc1)]
+    """First the modules that read the normed input."""
+    own = layer.self_attn
+    return [(own.q_proj, own.k_proj, own.v_proj, layer.mlp.fc1), (own.dense,), (layer.mlp.fc2,)]
 
 
 def forward(
     layer: PhiDecoderLayer,
-    project: Project,
+    project: Projections,
     x: torch.Tensor,
     *_,
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
     **__,
 ) -> torch.Tensor:
-    """transformers' PhiDecoderLayer.forward, with q, k, v and fc1 computed together and rotary embedding in one kernel.
+    """transformers' PhiDecoderLayer.forward.
 
     The attention mask is not looked at: batches have none, and the causal one that transformers makes under a capture
-    says no more than `is_causal`.
+    says no more than that a token does not see those after it.
 
     Args:
-        x: [batch, length, hidden].
-        position_embeddings: cos and sin, each [1, length, rotated].
+        x: [1, tokens, hidden] of rows end to end, or [rows, length, hidden].
+        position_embeddings: cos and sin, each [1, tokens or length, rotated].
+        cu_seq_lens_q, max_length_q: where rows stand end to end: of `attention.Rows`.
     """
-    attention = layer.self_attn
-    (modules,) = shared_inputs(layer)
-    q, k, v, up = project(modules, layer.input_layernorm(x))
-    cos, sin = (t.contiguous() for t in position_embeddings)
-    heads = (*x.shape[:-1], -1, attention.head_dim)
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        Rotary.apply(q.view(heads), cos, sin).transpose(1, 2),
-        Rotary.apply(k.view(heads), cos, sin).transpose(1, 2),
-        v.view(heads).transpose(1, 2),
-        is_causal=True,
-        scale=attention.scaling,
-        enable_gqa=attention.num_key_value_groups > 1,
-    )
-    attended = attention.dense(attended.transpose(1, 2).reshape(*x.shape[:-1], -1))
-    grown = layer.mlp.fc2(layer.mlp.activation_fn(up))
-    return layer.resid_dropout(attended) + layer.resid_dropout(grown) + x
+    first, dense, fc2 = (project.groups[modules] for modules in shared_inputs(layer))
+    rows = attention.Rows.of(x, position_embeddings, cu_seq_lens_q, max_length_q)
+    config, own, dropout = layer.self_attn.config, layer.self_attn, layer.resid_dropout
+    heads = attention.Heads(config.num_attention_heads, config.num_key_value_heads, own.head_dim, own.scaling)
+    p, qkv_up = dropout.p if dropout.training else 0.0, first(layer.input_layernorm(x))
+    return _Rest.apply(qkv_up, x, fc2.anchor if dense.anchor is None else dense.anchor, dense, fc2, heads, rows, p, project.masks)
+
+
+class _Rest(torch.autograd.Function):
+    """x + dropout(dense(attention(qkv))) + dropout(fc2(gelu(up))) for [qkv | up], whose gradient is written once."""
+
+    @staticmethod
+    def forward(
+        ctx, qkv_up: torch.Tensor, x: torch.Tensor, anchor: torch.Tensor | None, dense: Linears, fc2: Linears,
+        heads: attention.Heads, rows: attention.Rows, p: float, masks: Masks,
+    ) -> torch.Tensor:  # fmt: skip
+        flat = qkv_up.reshape(-1, qkv_up.shape[-1])
+        out, lse = attention.attend(flat, heads, rows)
+        attended, (fu_dense, *ctx.dense_masked) = dense.forward(out)
+        grown, (fu_fc2, *ctx.fc2_masked) = fc2.forward(flat[:, sum(heads.widths) :], "gelu")
+        ctx.site = masks.next_sites(2)
+        ctx.dense, ctx.fc2, ctx.heads, ctx.rows, ctx.p, ctx.seed = dense, fc2, heads, rows, p, masks.seed
+        ctx.save_for_backward(flat, out, lse, fu_dense, fu_fc2)
+        return dropped([attended, grown], p, masks.seed, ctx.site, x.reshape(attended.shape).contiguous()).view(x.shape)
+
+    @staticmethod
+    def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, out, lse, fu_dense, fu_fc2 = ctx.saved_tensors
+        columns, dflat = sum(ctx.heads.widths), torch.empty_like(flat)
+        dattended, dgrown = dropped_twice(dy.reshape(len(flat), -1).contiguous(), ctx.p, ctx.seed, ctx.site)
+        ctx.fc2.backward(dgrown, (fu_fc2, *ctx.fc2_masked), "gelu", flat[:, columns:], dflat[:, columns:])
+        dout = ctx.dense.backward(dattended, (fu_dense, *ctx.dense_masked))
+        attention.write_grads(flat, out, lse, dout, dflat, ctx.heads, ctx.rows)
+        return dflat.view(*dy.shape[:-1], -1), dy, *[None] * 7
 
 
 PHI = Architecture(PhiDecoderLayer, can_fuse, shared_inputs, forward)

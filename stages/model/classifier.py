@@ -78,7 +78,7 @@ class Classifier:
         """
         device = next(self.model.parameters()).device
         order = range(len(examples))
-        if self.batches.group_by_length:  # longest first: running out of memory shows at once
+        if self.batches.order != "random":  # longest first: running out of memory shows at once
             order = sorted(order, key=lambda i: -len(examples[i]["input_ids"]))
         batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
         done = []

@@ -116,9 +116,9 @@ class Tokenize(Group):
 
 
 class Batches(Group):
-    padding: Literal["longest", "max_length"]
+    padding: Literal["none", "longest", "max_length"]
     multiple_of: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
-    group_by_length: bool
+    order: Literal["balanced", "grouped", "random"]
 
 
 class Lora(Group):

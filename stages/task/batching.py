@@ -6,6 +6,8 @@ import torch
 
 from stages.runtime.params import Batches
 
+IGNORED = -100  # label of a row that only fills a batch: PyTorch's cross-entropy leaves it out
+
 
 def collate(batch: list[dict], pad_id: int, batches: Batches, max_length: int) -> dict[str, torch.Tensor]:
     """Pad rows on the right into tensors.
@@ -26,6 +28,42 @@ def collate(batch: list[dict], pad_id: int, batches: Batches, max_length: int) -
     for i, row in enumerate(batch):
         ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
     return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in batch])}
+
+
+def lay_end_to_end(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 0) -> dict[str, torch.Tensor]:
+    """Rows one behind the other into tensors, without padding between them.
+
+    Args:
+        batch: list of {"input_ids": list of int, "labels": int}.
+        pad_id: a row ends before tokens of this kind, as transformers' classifiers read it.
+        rows: fill up to so many rows, with empty ones whose label a loss leaves out.
+        tokens: fill up to so many tokens, or to the next `size`, with `pad_id`; 0: to no more than there are.
+
+    Returns:
+        int64: {"input_ids": [tokens], "positions": [tokens], each token's place in its row, "starts": [rows + 1], row i
+        has the tokens from starts[i] to before starts[i + 1], "last": [rows], the token that is classified,
+        "labels": [rows]}
+    """
+    ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in batch]
+    lengths = [len(row) for row in ids]
+    total, empty = sum(lengths), max(rows - len(batch), 0)
+    filling = (size(max(total, tokens)) if tokens else total) - total
+    starts = np.concatenate([[0], np.cumsum(lengths), np.full(empty, total)]).astype(np.int64)
+    ends = [int((row != pad_id).nonzero()[0].max(initial=0)) for row in ids]
+    arrays = {
+        "input_ids": np.concatenate([*ids, np.full(filling, pad_id)]),
+        "positions": np.concatenate([*map(np.arange, lengths), np.zeros(filling, dtype=np.int64)]),
+        "starts": starts,
+        "last": np.concatenate([starts[: len(batch)] + ends, np.zeros(empty, dtype=np.int64)]),
+        "labels": np.concatenate([[row["labels"] for row in batch], np.full(empty, IGNORED)]),
+    }
+    return {name: torch.from_numpy(np.asarray(array, dtype=np.int64)) for name, array in arrays.items()}
+
+
+def size(tokens: int) -> int:
+    """The next of few sizes, so that batches of nearly as many tokens share one, and large ones fill a GPU's tiles."""
+    step = min(max(16, 2 ** (tokens.bit_length() - 4)), 128)
+    return -(-tokens // step) * step
 
 
 def padded_length(longest: int, batches: Batches, max_length: int) -> int:
@@ -61,9 +99,29 @@ def length_grouped_order(lengths: list[int], batch_size: int, seed: int | list[i
     return np.concatenate([shuffled, order[whole:]]).tolist()
 
 
+def length_balanced_order(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
+    """A random order of rows in which each batch has rows of all lengths, and so nearly as many tokens as another.
+
+    The rows of the whole batches, sorted by length, are cut into `batch_size` parts; each batch has one row of each.
+    """
+    rng = np.random.default_rng(seed)
+    lengths, order = np.asarray(lengths), rng.permutation(len(lengths))
+    batches = len(order) // batch_size
+    whole, rest = order[: batches * batch_size], order[batches * batch_size :]
+    parts = whole[np.argsort(lengths[whole], kind="stable")].reshape(batch_size, batches)
+    return np.concatenate([rng.permuted(parts, axis=1).T.reshape(-1), rest]).tolist()
+
+
 def random_order(rows: int, seed: int | list[int]) -> list[int]:
     """A random order of `rows` rows, a function of its seed alone."""
     return np.random.default_rng(seed).permutation(rows).tolist()
+
+
+def order_of(lengths: list[int], order: str, batch_size: int, seed: int | list[int]) -> list[int]:
+    """The rows in the order that `batches.order` names."""
+    if order == "random":
+        return random_order(len(lengths), seed)
+    return {"balanced": length_balanced_order, "grouped": length_grouped_order}[order](lengths, batch_size, seed)
 
 
 def as_examples(table: pd.DataFrame) -> list[dict]:

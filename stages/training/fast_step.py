@@ -1,7 +1,7 @@
-"""The training step on a GPU: forward and backward as one CUDA graph for each length of a batch.
+"""The training step on a GPU: forward and backward as one CUDA graph for each size of a batch.
 
 An eager step of a 2.6-billion-weight model on short rows waits for the host: it is thousands of kernels of a few
-microseconds, each launched from Python. Here the step is captured once for each length and then replayed by one launch.
+microseconds, each launched from Python. Here the step is captured once for each size and then replayed by one launch.
 `stages/kernels` makes the kernels themselves fewer. The Trainer does everything else: the gradients are in `.grad` as
 after `loss.backward()`.
 """
@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from peft import PeftModel
 
+from stages.kernels import rows as end_to_end
 from stages.kernels.dropout import Masks
 from stages.kernels.errors import StepUnavailable
-from stages.kernels.fusion import fuse_for_training, is_checkpointed, layers_by_input
-from stages.kernels.lora import LoraCopies
+from stages.kernels.fusion import fuse_for_training, is_checkpointed, takes_rows_end_to_end
+from stages.task.batching import IGNORED
 
 ROOMY = 24e9  # bytes: 2.6 billion weights kept in bf16, at batch 16, take 15e9
-IGNORED = -100  # label of a row that only fills a batch: cross-entropy leaves it out
 
 
 class FastStep:
@@ -27,26 +27,26 @@ class FastStep:
     Args:
         model: a PEFT LoRA classifier in training mode, on a CUDA device.
         rows: rows of a whole batch; a smaller one is filled up with rows that the loss ignores.
+        longest: no row has more tokens.
         seed: of the dropout masks.
         pad_id: token of these filling rows.
         dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use; "auto" keeps
             the copy where `ROOMY` bytes are free and no checkpointing says that memory is short.
+
+    Attributes:
+        takes_rows_end_to_end: whether a batch may come from `task.batching.lay_end_to_end`.
 
     Raises:
         StepUnavailable: why this model can't have such a step.
     """
 
     def __init__(
-        self, model: PeftModel, rows: int, seed: int, pad_id: int, dequantize_once: bool | Literal["auto"]
-    ) -> None:
-        self.model, self.rows, self.seed, self.pad_id = model, rows, seed, pad_id
+        self, model: PeftModel, rows: int, longest: int, seed: int, pad_id: int,
+        dequantize_once: bool | Literal["auto"],
+    ) -> None:  # fmt: skip
+        self.model, self.rows, self.longest, self.seed, self.pad_id = model, rows, longest, seed, pad_id
         device = next(model.parameters()).device
         self.masks = Masks(device)
-        groups = layers_by_input(model)
-        self.lora = LoraCopies(groups, model.get_base_model().dtype)
-        lora_weights = set(self.lora.weights)
-        self.others = [p for p in model.parameters() if p.requires_grad and p not in lora_weights]  # the head
-        self.other_grads = [torch.zeros_like(p) for p in self.others]
         if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
             raise StepUnavailable("layerdrop: each step has layers of its own")
         checkpointing = is_checkpointed(model)
@@ -54,71 +54,91 @@ class FastStep:
             raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
         if dequantize_once == "auto":
             dequantize_once = not checkpointing and torch.cuda.mem_get_info(device)[0] >= ROOMY
-        fuse_for_training(model, groups, self.masks, self.lora, dequantize_once)
+        self.takes_rows_end_to_end = takes_rows_end_to_end(model)
+        self.lora = fuse_for_training(model, self.masks, dequantize_once)
+        lora_weights = set(self.lora.weights)
+        self.others = [p for p in model.parameters() if p.requires_grad and p not in lora_weights]  # the head
+        self.other_grads = [torch.zeros_like(p) for p in self.others]
         self.graphs, self.pool, self.stream = {}, torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         self.capturable = True  # until a capture says otherwise
         self.capture_seconds = 0.0
 
-    def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+    def __call__(self, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """Put the batch's gradients into `.grad` and return its mean loss.
 
         Args:
-            input_ids: int64 [rows or fewer, length]; labels: int64 [rows or fewer].
+            batch: int64 `input_ids` [rows or fewer, length] and `labels` [rows or fewer], or one of
+                `task.batching.lay_end_to_end`, filled up.
             step: number of the step in the whole run; it chooses the dropout masks.
         """
-        missing = self.rows - len(labels)
-        if missing:
-            input_ids = torch.nn.functional.pad(input_ids, (0, 0, 0, missing), value=self.pad_id)
-            labels = torch.nn.functional.pad(labels, (0, missing), value=IGNORED)
-        length = input_ids.shape[1]
-        if length not in self.graphs:
-            self.graphs[length] = self._capture(input_ids, labels) if self.capturable else None
+        if "starts" not in batch:
+            batch = self._filled(batch)
+        size = batch["input_ids"].shape[-1]
+        if size not in self.graphs:
+            self.graphs[size] = self._capture(batch) if self.capturable else None
         self.masks.set(self.seed, step)
-        if self.graphs[length]:
-            graph, ids, gold, loss = self.graphs[length]
-            ids.copy_(input_ids)
-            gold.copy_(labels)
+        if self.graphs[size]:
+            graph, inputs, loss = self.graphs[size]
+            for name, value in inputs.items():
+                value.copy_(batch[name])
             graph.replay()
         else:
-            loss = self.run(input_ids, labels)
-        self.lora.hand_out_grads()
+            loss = self.run(batch)
+        self.lora.hand_out()
         for parameter, grad in zip(self.others, self.other_grads, strict=True):
             parameter.grad = grad
         return loss.clone()
 
-    def run(self, ids: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    def run(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The step itself, eager: put the gradients into the buffers, return the loss."""
-        self.lora.refresh()
-        loss = self.model(input_ids=ids, labels=gold).loss
-        wanted = [*self.lora.copies, *self.others]
-        grads = torch.autograd.grad(loss, [*wanted, *self.lora.weights], allow_unused=True)
-        if any(grad is not None for grad in grads[len(wanted) :]):  # training would go on, and wrongly
-            raise RuntimeError("a LoRA layer computed by PEFT's own forward: its gradients are not the copies'")
-        # Zeros for a weight that the forward does not use: however the optimizer changes it, no answer changes.
-        grads = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=False)]
-        self.lora.take_grads(grads[: len(self.lora.copies)])
-        for buffer, grad in zip(self.other_grads, grads[len(self.lora.copies) :], strict=True):
-            buffer.copy_(grad)
+        self.lora.begin()
+        loss = self._loss(batch)
+        # Of LoRA's weights only to see that there are none: they are in the buffer when the anchor's is known.
+        wanted = [*self.others, self.lora.anchor, *self.lora.weights]
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+        if any(grad is not None for grad in grads[len(self.others) + 1 :]):  # training would go on, and wrongly
+            raise RuntimeError("a LoRA layer computed by PEFT's own forward: its gradients are not in the buffer")
+        self.lora.finish()
+        for buffer, grad in zip(self.other_grads, grads[: len(self.others)], strict=True):
+            # Zeros for a weight that the forward does not use: however the optimizer changes it, no answer changes.
+            buffer.zero_() if grad is None else buffer.copy_(grad)
         return loss.detach()
 
+    def _loss(self, batch):
+        if "starts" not in batch:
+            return self.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+        base = self.model.get_base_model()
+        logits = end_to_end.logits(self.model, batch, self.longest)
+        return base.loss_function(logits=logits, labels=batch["labels"], pooled_logits=logits, config=base.config)
+
+    def _filled(self, batch):
+        ids, labels = batch["input_ids"], batch["labels"]
+        missing = self.rows - len(labels)
+        if not missing:
+            return {"input_ids": ids, "labels": labels}
+        pad = torch.nn.functional.pad
+        ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORED)
+        return {"input_ids": ids, "labels": labels}
+
     def _capture(
-        self, input_ids: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """The step on a batch of this shape as (graph, ids, labels, loss), or None where it can't be captured."""
+        self, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor] | None:
+        """The step on a batch of this shape as (graph, its inputs, loss), or None where it can't be captured."""
         start, before = time.perf_counter(), torch.cuda.current_stream()
-        ids, gold = input_ids.clone(), labels.clone()
+        inputs = {name: value.clone() for name, value in batch.items()}
+        size = batch["input_ids"].shape[-1]
         self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream):
-            self.run(ids, gold)  # compiles and loads kernels, which a capture must not
+            self.run(inputs)  # compiles and loads kernels, which a capture must not
         before.wait_stream(self.stream)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph keeps memory of its own
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                loss = self.run(ids, gold)
+                loss = self.run(inputs)
         except torch.OutOfMemoryError as error:
-            print(f"no CUDA graph for length {ids.shape[1]}, its steps run eagerly: {str(error).splitlines()[0]}")
+            print(f"no CUDA graph for batches of {size} tokens, they run eagerly: {str(error).splitlines()[0]}")
             print("train.dequantize_once: false, or a smaller train.batch_size, would leave it more memory")
             return None
         except RuntimeError as error:  # an operation that waits for the GPU
@@ -127,7 +147,7 @@ class FastStep:
             print(f"no CUDA graphs, steps run eagerly: {str(error.__context__ or error).splitlines()[0]}")
             return None
         self.capture_seconds += time.perf_counter() - start
-        return graph, ids, gold, loss
+        return graph, inputs, loss
 
 
 def leave_broken_capture(stream: torch.cuda.Stream) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from stages.kernels.errors import StepUnavailable
 from stages.runtime.params import Params
 from stages.runtime.recorder import Recorder
-from stages.task.batching import collate, length_grouped_order, random_order
+from stages.task.batching import collate, lay_end_to_end, order_of
 from stages.training.checkpoints import WholeCheckpoints
 from stages.training.history import History, Progress, validation_metrics
 
@@ -21,8 +21,8 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 class EpochOrder(Sampler):
     """The order of the rows in each epoch: a function of seed and epoch alone, so that resuming goes on as before."""
 
-    def __init__(self, lengths, batch_size, group_by_length, seed):
-        self.lengths, self.batch_size, self.group_by_length, self.seed = lengths, batch_size, group_by_length, seed
+    def __init__(self, lengths, batch_size, order, seed):
+        self.lengths, self.batch_size, self.order, self.seed = lengths, batch_size, order, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -32,10 +32,7 @@ class EpochOrder(Sampler):
         return len(self.lengths)
 
     def __iter__(self):
-        seed = [self.seed, self.epoch]
-        if self.group_by_length:
-            return iter(length_grouped_order(self.lengths, self.batch_size, seed))
-        return iter(random_order(len(self.lengths), seed))
+        return iter(order_of(self.lengths, self.order, self.batch_size, [self.seed, self.epoch]))
 
 
 class ClassifierTrainer(Trainer):
@@ -46,41 +43,50 @@ class ClassifierTrainer(Trainer):
         fast_step: the captured step, or None for the Trainer's own.
     """
 
-    def __init__(self, *args, group_by_length, cuda_graphs, dequantize_once, pad_id, **kwargs):
+    def __init__(self, *args, batches, cuda_graphs, dequantize_once, pad_id, **kwargs):
         super().__init__(*args, **kwargs)
-        self.group_by_length, self.cuda_graphs, self.pad_id = group_by_length, cuda_graphs, pad_id
+        self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
         self.dequantize_once = dequantize_once
         self.step_losses = []
         self.fast_step = None
 
+    def get_train_dataloader(self) -> DataLoader:
+        self.lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        self.fast_step = self._make_fast_step()
+        padded = self.data_collator
+        if self.fast_step and self.fast_step.takes_rows_end_to_end and self.batches.padding == "none":
+            rows = self.args.train_batch_size
+            tokens = round(rows * sum(self.lengths) / len(self.lengths))
+            self.data_collator = partial(lay_end_to_end, pad_id=self.pad_id, rows=rows, tokens=tokens)
+        elif self.batches.order == "balanced":
+            print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
+        loader = super().get_train_dataloader()
+        self.data_collator = padded  # validation has its own
+        return loader
+
     def _get_train_sampler(self, train_dataset=None):
-        lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        return EpochOrder(lengths, self.args.train_batch_size, self.group_by_length, self.args.seed)
+        return EpochOrder(self.lengths, self.args.train_batch_size, self.batches.order, self.args.seed)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        if self.cuda_graphs and self.fast_step is None:
-            self.fast_step = self._make_fast_step(model)
         if self.fast_step is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             if not model.training:
                 model.train()
-            inputs = self._prepare_inputs(inputs)
-            loss = self.fast_step(inputs["input_ids"], inputs["labels"], self.state.global_step)
+            loss = self.fast_step(self._prepare_inputs(inputs), self.state.global_step)
         self.step_losses.append(loss.detach().clone())
         return loss.detach()
 
-    def _make_fast_step(self, model):
-        self.cuda_graphs = False  # asked for once
-        if self.args.device.type != "cuda":
+    def _make_fast_step(self):
+        if not self.cuda_graphs or self.args.device.type != "cuda":
             return None
         try:
             from stages.training import fast_step  # needs Triton, which comes with PyTorch for CUDA alone
 
-            model.train()
             return fast_step.FastStep(
-                model, self.args.train_batch_size, self.args.seed, self.pad_id, self.dequantize_once
-            )
+                self.model.train(), self.args.train_batch_size, max(self.lengths), self.args.seed, self.pad_id,
+                self.dequantize_once,
+            )  # fmt: skip
         except (ImportError, StepUnavailable) as error:
             print(f"training without CUDA graphs: {error}")
             return None
@@ -144,7 +150,7 @@ def make_trainer(
         eval_dataset=validation_rows,
         data_collator=partial(collate, pad_id=pad_id, batches=params.batches, max_length=params.tokenize.max_length),
         compute_metrics=validation_metrics,
-        group_by_length=params.batches.group_by_length,
+        batches=params.batches,
         cuda_graphs=group.cuda_graphs,
         dequantize_once=group.dequantize_once,
         pad_id=pad_id,

@@ -57,6 +57,20 @@ def batch(rows=4, length=16, seed=0):
     return ids.to(DEVICE), torch.randint(0, 3, (rows,), generator=generator).to(DEVICE)
 
 
+def as_inputs(ids, labels):
+    """A padded batch as the fast step takes it."""
+    return {"input_ids": ids, "labels": labels}
+
+
+def as_rows(ids, labels):
+    """The rows of a padded batch, without their padding: what `lay_end_to_end` takes."""
+    ends = [int((row != PAD).nonzero().max()) + 1 for row in ids]
+    return [
+        {"input_ids": row[:end].cpu().numpy(), "labels": int(label)}
+        for row, end, label in zip(ids, ends, labels, strict=True)
+    ]
+
+
 def eager(lora, ids, labels):
     """Loss and gradients as PyTorch computes them."""
     loss = lora(input_ids=ids, labels=labels).loss

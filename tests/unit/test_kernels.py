@@ -1,18 +1,20 @@
 """The fused layers' mathematics: on a GPU if there is one, else with Triton's interpreter on the CPU."""
 
 import functools
+import itertools
 
 import pytest
 import torch
 from helpers import small_classifier
 from helpers.parameters import manifest_of
 from helpers.project import NANO
-from helpers.small_classifier import DEVICE, batch, distance, eager, gradients
+from helpers.small_classifier import DEVICE, PAD, as_inputs, as_rows, batch, distance, eager, gradients
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.kernels.errors import StepUnavailable
 from stages.runtime.errors import UserError
+from stages.task.batching import lay_end_to_end
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
@@ -46,40 +48,30 @@ def classifier(folder=NANO, **changes):
 class Fused:
     """Loss and LoRA gradients by the fused layers."""
 
-    def __init__(self, lora):
+    def __init__(self, lora, keep=False):
         from stages.kernels.dropout import Masks
-        from stages.kernels.fusion import fuse_for_training, layers_by_input
-        from stages.kernels.lora import LoraCopies
+        from stages.kernels.fusion import fuse_for_training
 
-        self.model, self.masks, groups = lora, Masks(DEVICE), layers_by_input(lora)
-        self.group_sizes = sorted(len(group) for group in groups)
-        self.copies = LoraCopies(groups, torch.float32)
-        fuse_for_training(lora, groups, self.masks, self.copies, dequantize_once=False)
+        self.model, self.masks = lora, Masks(DEVICE)
+        self.gradients = fuse_for_training(lora, self.masks, keep)
 
     def __call__(self, ids, labels, step=0):
         self.masks.set(42, step)
-        self.copies.refresh()
+        self.gradients.begin()
         loss = self.model(input_ids=ids, labels=labels).loss
-        self.copies.take_grads(torch.autograd.grad(loss, self.copies.copies))
-        self.copies.hand_out_grads()
+        torch.autograd.grad(loss, self.gradients.anchor, allow_unused=True)
+        self.gradients.finish()
+        self.gradients.hand_out()
         return loss.item()
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize(
-    ("targets", "group_sizes"),
-    [
-        ("all-linear", [1, 1, 1, 1, 1, 1, 4, 4, 4]),
-        (["q_proj", "v_proj"], [2, 2, 2]),
-        (["dense", "fc2"], [1, 1, 1, 1, 1, 1]),
-    ],
-)
-def test_loss_and_gradients_are_pefts(targets, group_sizes, quantization):
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["dense", "fc2"]])
+def test_loss_and_gradients_are_pefts(targets, keep, quantization):
     loss, grads = eager(classifier(targets=targets, quantization=quantization), *batch())
     lora = classifier(targets=targets, quantization=quantization)
-    fused = Fused(lora)
-    assert fused.group_sizes == group_sizes
-    assert fused(*batch()) == pytest.approx(loss, rel=1e-5)
+    assert Fused(lora, keep)(*batch()) == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may take its products in tf32
 
 
@@ -125,17 +117,23 @@ def llama():
 
     def shared_inputs(layer):
         attention, mlp = layer.self_attn, layer.mlp
-        return [(attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)]
+        qkv, gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
+        return [qkv, (attention.o_proj,), gate_up, (mlp.down_proj,)]
 
     def forward(layer, project, x, *_, position_embeddings, **__):
-        attention, mlp, (qkv, gate_up) = layer.self_attn, layer.mlp, shared_inputs(layer)
-        heads = (*x.shape[:-1], -1, attention.head_dim)
-        q, k, v = (y.view(heads).transpose(1, 2) for y in project(qkv, layer.input_layernorm(x)))
+        attention, mlp, (qkv, o, gate_up, down) = layer.self_attn, layer.mlp, shared_inputs(layer)
+        heads = (
+            attention.config.num_attention_heads,
+            attention.config.num_key_value_heads,
+            attention.config.num_key_value_heads,
+        )
+        parts = project(qkv, layer.input_layernorm(x)).unflatten(-1, (-1, attention.head_dim)).split(heads, dim=-2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + attention.o_proj(attended.transpose(1, 2).reshape(x.shape))
-        gate, up = project(gate_up, layer.post_attention_layernorm(x))
-        return x + mlp.down_proj(mlp.act_fn(gate) * up)
+        x = x + project(o, attended.transpose(1, 2).reshape(x.shape))
+        gate, up = project(gate_up, layer.post_attention_layernorm(x)).chunk(2, dim=-1)
+        return x + project(down, mlp.act_fn(gate) * up)
 
     return Architecture(LlamaDecoderLayer, lambda layer: True, shared_inputs, forward)
 
@@ -150,7 +148,6 @@ def test_another_architecture_takes_one_registration(families, monkeypatch, chec
     monkeypatch.setattr(registry, "ARCHITECTURES", (*registry.ARCHITECTURES, llama()))
     lora = classifier(**how)
     fused = Fused(lora)
-    assert fused.group_sizes == [1, 1, 1, 1, 2, 2, 3, 3]
     assert fused(*batch()) == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
@@ -170,7 +167,7 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
     from stages.training.fast_step import FastStep
 
     with pytest.raises(StepUnavailable, match="layerdrop"):
-        FastStep(classifier(folder=families["opt with layerdrop"]), 4, 42, 0, dequantize_once=False)
+        FastStep(classifier(folder=families["opt with layerdrop"]), 4, 16, 42, 0, dequantize_once=False)
 
 
 @pytest.fixture
@@ -183,7 +180,7 @@ def fast_step(monkeypatch):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
 
     def make(lora):
-        step = FastStep(lora, 4, 42, 0, dequantize_once=False)
+        step = FastStep(lora, 4, 16, 42, 0, dequantize_once=False)
         step.capturable = False
         return step
 
@@ -197,7 +194,7 @@ def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_ste
         lora = classifier(folder=families["llama"])
         lora.get_base_model().model.layers[1].mlp.forward = lambda x: x
         if fast:
-            fast_step(lora)(*batch(), 0)
+            fast_step(lora)(as_inputs(*batch()), 0)
         else:
             lora(input_ids=batch()[0], labels=batch()[1]).loss.backward()
         grads.append({n: p.grad for n, p in lora.named_parameters() if p.requires_grad})
@@ -215,18 +212,115 @@ def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(fam
     layer = lora.get_base_model().model.layers[1].mlp.up_proj
     layer.forward = functools.partial(type(layer).forward, layer)
     with pytest.raises(RuntimeError, match="PEFT's own forward"):
-        step(*batch(), 0)
+        step(as_inputs(*batch()), 0)
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(fast_step, rows):
+    """A batch that is not whole, and one whose last tokens belong to no row."""
+    ids, labels = batch(rows)
+    loss, grads = eager(classifier(freeze=False), ids, labels)
+    lora = classifier(freeze=False)
+    step, laid = fast_step(lora), lay_end_to_end(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    assert step.takes_rows_end_to_end and laid["input_ids"].shape == (64,)
+    assert step({name: value.to(DEVICE) for name, value in laid.items()}, 0).item() == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
+
+
+def test_rows_end_to_end_are_for_known_layers_alone(families):
+    from stages.kernels.fusion import takes_rows_end_to_end
+
+    assert takes_rows_end_to_end(classifier())
+    assert not takes_rows_end_to_end(classifier(folder=families["phi with normed queries"]))
+    assert not takes_rows_end_to_end(classifier(folder=families["opt"]))
+
+
+@pytest.mark.parametrize("longest", [60, 70, 130])
+@pytest.mark.parametrize(("queries", "keys", "size", "rotated"), [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6)])
+def test_attention_and_its_gradient_are_pytorchs(queries, keys, size, rotated, longest):
+    """Rows of one block and of several, one token, none; tokens behind the last row; other columns are left alone."""
+    from stages.kernels.attention import Heads, Rows, attend, write_grads
+
+    lengths, behind, generator = [longest, 1, 0, 17], 40, torch.Generator().manual_seed(0)
+    heads, tokens = Heads(queries, keys, size, size**-0.5), sum(lengths) + behind
+    angles = torch.rand(tokens, rotated // 2, generator=generator).repeat(1, 2).to(DEVICE)
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
+    rows = Rows(starts, longest, angles.cos(), angles.sin())
+    qkv = torch.randn(tokens, sum(heads.widths) + 24, generator=generator).to(DEVICE).requires_grad_()
+    dout = torch.randn(tokens, queries * size, generator=generator).to(DEVICE)
+    expected = plain_attention(qkv, heads, rows)
+    (wanted,) = torch.autograd.grad(expected, qkv, dout)
+    out, lse = attend(qkv.detach(), heads, rows)
+    found = torch.full_like(qkv, 7)
+    write_grads(qkv.detach(), out, lse, dout, found, heads, rows)
+    columns, close = sum(heads.widths), 1e-5 if not ON_GPU else 1e-3
+    assert (out - expected).abs().max() < close
+    assert (found[:, :columns] - wanted[:, :columns]).abs().max() < close
+    assert (found[:, columns:] == 7).all()
+
+
+def plain_attention(qkv, heads, rows):
+    """The same by PyTorch, row by row."""
+    half, outputs = rows.cos.shape[1] // 2, []
+
+    def turned(x, cos, sin):
+        turning, rest = x[..., : 2 * half], x[..., 2 * half :]
+        other = torch.cat((-turning[..., half:], turning[..., :half]), dim=-1)
+        return torch.cat((turning * cos[:, None] + other * sin[:, None], rest), dim=-1)
+
+    for start, end in itertools.pairwise(rows.starts.tolist()):
+        q, k, v = (part.unflatten(1, (-1, heads.size)) for part in qkv[start:end, : sum(heads.widths)].split(
+            heads.widths, dim=1))  # fmt: skip
+        q, k = (turned(x, rows.cos[start:end], rows.sin[start:end]) for x in (q, k))
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(0, 1) for x in (q, k, v)), is_causal=True, scale=heads.scale, enable_gqa=True
+        )
+        outputs.append(attended.transpose(0, 1).flatten(1))
+    return torch.cat([*outputs, torch.zeros(len(qkv) - end, heads.widths[0], device=qkv.device)])
 
 
 def test_more_elements_than_the_kernels_count_are_refused():
     from stages.kernels.dropout import dropped
-    from stages.kernels.rotary import rotated
+    from stages.kernels.lora import down
 
-    x = torch.empty(1, device=DEVICE).expand(2**18, 128, 64)  # takes no memory
+    x = torch.empty(1, device=DEVICE).expand(2**18, 128 * 64)  # takes no memory
+    seed = torch.tensor(7, device=DEVICE)
     with pytest.raises(UserError, match="batch_size must be smaller"):
-        dropped(x, 1, 0.1, torch.tensor(7, device=DEVICE), 0)
+        dropped([x], 0.1, seed, 0)
     with pytest.raises(UserError, match="batch_size must be smaller"):
-        rotated(x[None], x[:1, :, :32], x[:1, :, :32], sign=1.0)
+        down(x, x[None, :16], 0.1, seed, 0)
+
+
+@pytest.mark.parametrize(("tokens", "columns", "n", "r"), [(70, 640, 3, 8), (20, 100, 1, 100), (5, 2048, 2, 16)])
+def test_the_kernels_of_lora_are_their_formulas(tokens, columns, n, r):
+    """With masks; sums that are split among programs, ranks that fill no tile, tokens and columns neither."""
+    from stages.kernels import lora
+    from stages.kernels.dropout import dropped
+
+    generator, p, site = torch.Generator().manual_seed(0), 0.3, 5
+    ranks, seed = lora.rank(r), torch.tensor(7, device=DEVICE)
+    x = torch.randn(tokens, columns, generator=generator).to(DEVICE)
+    a = torch.zeros(n, ranks, columns)
+    a[:, :r] = torch.randn(n, r, columns, generator=generator) / columns**0.5
+    a = a.to(DEVICE)
+    masks = [dropped([torch.ones_like(x)], p, seed, site + i) for i in range(n)]
+    xu = lora.down(x, a, p, seed, site)
+    u = torch.cat([(x * mask) @ a_i.t() for mask, a_i in zip(masks, a, strict=True)], dim=1)
+    close = {"rtol": 1e-2, "atol": 1e-2} if ON_GPU else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(xu, torch.cat([x, u], dim=1), **close)
+
+    dxu = torch.randn(xu.shape, generator=generator).to(DEVICE)
+    dx, du = dxu[:, :columns], dxu[:, columns:].unflatten(1, (n, ranks))
+    expected = dx + sum(mask * (du[:, i] @ a[i]) for i, mask in enumerate(masks))
+    torch.testing.assert_close(lora.input_grad(dxu, a, p, seed, site), expected, **close)
+
+    grads = torch.ones(n * r * columns + 3, device=DEVICE)
+    offsets = torch.arange(n, device=DEVICE) * r * columns + 3
+    expected = torch.cat([(du[:, i, :r].t() @ (x * mask)).flatten() for i, mask in enumerate(masks)])
+    for add, factor in ((False, 1), (True, 2)):
+        lora.write_a_grads(grads, offsets, r, dxu[:, columns:], x, p, seed, site, add)
+        torch.testing.assert_close(grads[3:], factor * expected, **close)
+    assert (grads[:3] == 1).all()
 
 
 def test_masks_differ_between_steps():
@@ -235,17 +329,18 @@ def test_masks_differ_between_steps():
     assert first == again != second
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("tuned", [False, True])
-def test_phis_layers_answer_as_transformers_do(tuned):
+def test_phis_layers_answer_as_transformers_do(tuned, keep):
     """Rows are padded on the right, and read at their last token."""
-    from stages.kernels.fusion import fuse_decoder_layers
+    from stages.kernels.fusion import fuse_for_evaluation
 
     plain = classifier().eval() if tuned else classifier().get_base_model().eval()
     ids = batch()[0]
     ids[1, 9:] = plain.config.pad_token_id
     with torch.inference_mode():
         expected = plain(input_ids=ids).logits
-        fuse_decoder_layers(plain)
+        fuse_for_evaluation(plain, keep)
         layers = [module for module in plain.modules() if isinstance(module, PhiDecoderLayer)]
         assert layers and all(type(layer) is not PhiDecoderLayer for layer in layers)
         assert torch.allclose(plain(input_ids=ids).logits, expected, atol=1e-3 if ON_GPU else 1e-5)

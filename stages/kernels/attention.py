@@ -1,0 +1,397 @@
+"""Causal attention of short rows, with their rotary position embedding inside: one kernel forward, one backward.
+
+The kernels of PyTorch are made for long rows. Here a block of a row's queries is one program, for each head: most rows
+of a classifier's data fit one block. Rows stand end to end, without padding (Dao 2023 has the formulas of the blocks).
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import triton
+import triton.language as tl
+
+from stages.kernels.launch import check_indices
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a batch stand.
+
+    Attributes:
+        starts: int64 [rows + 1]: row i has the tokens from starts[i] to before starts[i + 1]. What stands behind the
+            last row belongs to none: the attention there is 0.
+        longest: no row has more tokens.
+        cos, sin: [tokens, rotated] of each token's position, or [longest, rotated] of each position in a row.
+    """
+
+    starts: torch.Tensor
+    longest: int
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], cu_seq_lens_q: torch.Tensor | None,
+        max_length_q: int | None,
+    ) -> Self:  # fmt: skip
+        """From what transformers gives to a decoder layer.
+
+        Args:
+            x: hidden states, [1, tokens, hidden] of rows end to end, or [rows, length, hidden].
+            cu_seq_lens_q, max_length_q: `starts` and `longest` of rows end to end; else None.
+        """
+        cos, sin = (t.reshape(-1, t.shape[-1]).contiguous() for t in position_embeddings)
+        if cu_seq_lens_q is not None:
+            return cls(cu_seq_lens_q, max_length_q, cos, sin)
+        rows, length, _ = x.shape
+        return cls(torch.arange(0, rows * length + 1, length, device=x.device), length, cos, sin)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The shape of an attention: heads of queries, of keys and values, elements of each, factor of the products."""
+
+    queries: int
+    keys: int
+    size: int
+    scale: float
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns of queries, keys and values where they stand side by side."""
+        return [self.queries * self.size, self.keys * self.size, self.keys * self.size]
+
+
+class Attention(torch.autograd.Function):
+    """Rotary embedding (Su et al. 2021), then causal attention within each row.
+
+    As in transformers, dimension i of a head turns with i + rotated / 2, and what is beyond `rotated` stays.
+    qkv [..., widths of `Heads`], the output [..., queries * size].
+    """
+
+    @staticmethod
+    def forward(ctx, qkv: torch.Tensor, heads: Heads, rows: Rows) -> torch.Tensor:
+        flat = qkv.reshape(-1, qkv.shape[-1])
+        out, lse = attend(flat, heads, rows)
+        ctx.heads, ctx.rows = heads, rows
+        ctx.save_for_backward(flat, out, lse)
+        return out.view(*qkv.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dout: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        flat, out, lse = ctx.saved_tensors
+        dqkv = torch.empty_like(flat)
+        write_grads(flat, out, lse, dout.reshape(out.shape).contiguous(), dqkv, ctx.heads, ctx.rows)
+        return dqkv.view(*dout.shape[:-1], -1), None, None
+
+
+def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of [tokens, columns]: queries, keys and values are its first columns.
+
+    Returns:
+        [tokens, queries * size], and the logarithm of each query's sum, base 2, [queries, tokens].
+    """
+    tokens = len(qkv)
+    out = torch.empty((tokens, heads.widths[0]), dtype=qkv.dtype, device=qkv.device)
+    lse = torch.empty((heads.queries, tokens), dtype=torch.float32, device=qkv.device)
+    check_indices(qkv.stride(0) * tokens)
+    settings, blocks, programs = _launch(qkv, heads, rows, 64 if heads.size <= 128 else 32, rows.longest)
+    _forward_kernel[(programs, heads.queries)](
+        qkv, out, lse, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1, blocks, tokens, qkv.stride(0),
+        heads.queries * heads.size, heads.scale * LOG2_E, QUERIES=heads.queries, num_warps=4, num_stages=1, **settings,
+    )  # fmt: skip
+    return out, lse
+
+
+def write_grads(
+    qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dqkv: torch.Tensor, heads: Heads,
+    rows: Rows,
+) -> None:  # fmt: skip
+    """Write the gradient of the queries, keys and values into the first columns of dqkv."""
+    short = 64 if heads.size <= 128 else 32  # rows of so many tokens need no loop, and fewer registers
+    given = (qkv, out, lse, dout, dqkv, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1)
+    sizes = (len(qkv), qkv.stride(0), dqkv.stride(0), heads.queries * heads.size, heads.scale, heads.scale * LOG2_E)
+    settings, _, programs = _launch(qkv, heads, rows, short, short)
+    _short_backward_kernel[(programs, heads.keys)](*given, *sizes, QUERIES=heads.queries, num_warps=4, **settings)
+    if rows.longest > short:
+        settings, blocks, programs = _launch(qkv, heads, rows, 32, rows.longest)
+        _backward_kernel[(programs, heads.keys)](
+            *given, blocks, *sizes, QUERIES=heads.queries, SHORT=short, num_warps=4, num_stages=1, **settings
+        )
+
+
+LOG2_E = 1.4426950408889634  # the exponential of base 2 is the one that a GPU has
+
+
+def _launch(qkv, heads, rows, block, longest):
+    """The kernels' constants; blocks of a row of `longest` tokens; programs of all rows and of what is behind them."""
+    half = rows.cos.shape[1] // 2
+    rest = heads.size - 2 * half
+    settings = {
+        "GROUP": heads.queries // heads.keys, "KEYS": heads.keys, "SIZE": heads.size, "HALF": half, "REST": rest,
+        "HALF_PADDED": _padded(half), "REST_PADDED": _padded(rest), "PADDED": _padded(heads.size), "BLOCK": block,
+        "BY_TOKEN": len(rows.cos) == len(qkv),
+    }  # fmt: skip
+    blocks = triton.cdiv(longest, block)
+    return settings, blocks, (len(rows.starts) - 1) * blocks + triton.cdiv(len(qkv), block)
+
+
+def _padded(size):
+    return max(16, triton.next_power_of_2(size))
+
+
+@triton.jit
+def _parts(
+    base, stride, t, there, position, cos, sin,
+    HALF: tl.constexpr, REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr,
+):  # fmt: skip
+    """A block of one head, rotated, in three parts: the two halves that turn with one another, and the rest."""
+    half, rest = tl.arange(0, HALF_PADDED), tl.arange(0, REST_PADDED)
+    inside = there[:, None] & (half < HALF)[None, :]
+    place = base + t[:, None] * stride + half[None, :]
+    first = tl.load(place, inside, 0).to(tl.float32)
+    second = tl.load(place + HALF, inside, 0).to(tl.float32)
+    angle = position[:, None] * (2 * HALF) + half[None, :]
+    c, s = tl.load(cos + angle, inside, 0).to(tl.float32), tl.load(sin + angle, inside, 0).to(tl.float32)
+    kind = base.dtype.element_ty
+    others = there[:, None] & (rest < REST)[None, :]
+    last = tl.load(base + 2 * HALF + t[:, None] * stride + rest[None, :], others, 0)
+    return (first * c - second * s).to(kind), (second * c + first * s).to(kind), last
+
+
+@triton.jit
+def _store_parts(
+    base, stride, t, there, position, cos, sin, first, second, last,
+    HALF: tl.constexpr, REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a block, turned back and written."""
+    half, rest = tl.arange(0, HALF_PADDED), tl.arange(0, REST_PADDED)
+    inside = there[:, None] & (half < HALF)[None, :]
+    angle = position[:, None] * (2 * HALF) + half[None, :]
+    c, s = tl.load(cos + angle, inside, 0).to(tl.float32), tl.load(sin + angle, inside, 0).to(tl.float32)
+    kind = base.dtype.element_ty
+    place = base + t[:, None] * stride + half[None, :]
+    tl.store(place, (first * c + second * s).to(kind), inside)
+    tl.store(place + HALF, (second * c - first * s).to(kind), inside)
+    others = there[:, None] & (rest < REST)[None, :]
+    tl.store(base + 2 * HALF + t[:, None] * stride + rest[None, :], last.to(kind), others)
+
+
+@triton.jit
+def _product(first, second, last, others_first, others_second, others_last, REST: tl.constexpr):
+    """Products of two blocks' rows, [block, block]."""
+    total = tl.dot(first, tl.trans(others_first), input_precision="ieee")
+    total = tl.dot(second, tl.trans(others_second), total, input_precision="ieee")
+    if REST > 0:
+        total = tl.dot(last, tl.trans(others_last), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _forward_kernel(
+    qkv, out, lse, cos, sin, starts, rows, blocks, tokens, stride, out_stride, scale,
+    QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+    REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr,
+):  # fmt: skip
+    row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
+    d, local = tl.arange(0, PADDED), tl.arange(0, BLOCK)
+    if row >= rows:
+        t = tl.load(starts + rows).to(tl.int32) + (tl.program_id(0) - rows * blocks) * BLOCK + local
+        place = out + t[:, None] * out_stride + head * SIZE + d[None, :]
+        tl.store(place, tl.zeros((BLOCK, PADDED), out.dtype.element_ty), (t < tokens)[:, None] & (d < SIZE)[None, :])
+        return
+    start = tl.load(starts + row).to(tl.int32)
+    length = tl.load(starts + row + 1).to(tl.int32) - start
+    if block * BLOCK >= length:
+        return
+    key_base = qkv + QUERIES * SIZE + head // GROUP * SIZE
+    i = block * BLOCK + local
+    t = start + i
+    position = t if BY_TOKEN else i
+    q1, q2, q3 = _parts(
+        qkv + head * SIZE, stride, t, i < length, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED
+    )
+    total = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
+    largest = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)
+    weight = tl.zeros((BLOCK,), dtype=tl.float32)
+    for key_block in range(0, block + 1):
+        j = key_block * BLOCK + local
+        s = start + j
+        k1, k2, k3 = _parts(
+            key_base, stride, s, j < length, s if BY_TOKEN else j, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED
+        )
+        scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale
+        scores = tl.where((j[None, :] <= i[:, None]) & (j < length)[None, :], scores, float("-inf"))
+        above = tl.maximum(largest, tl.max(scores, 1))
+        p = tl.exp2(scores - above[:, None])
+        shrink = tl.exp2(largest - above)
+        weight = weight * shrink + tl.sum(p, 1)
+        place = key_base + KEYS * SIZE + s[:, None] * stride + d[None, :]
+        v = tl.load(place, (j < length)[:, None] & (d < SIZE)[None, :], 0)
+        total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
+        largest = above
+    there = (i < length)[:, None] & (d < SIZE)[None, :]
+    place = out + t[:, None] * out_stride + head * SIZE + d[None, :]
+    tl.store(place, (total / weight[:, None]).to(out.dtype.element_ty), there)
+    tl.store(lse + head * tokens + t, largest + tl.log2(weight), i < length)
+
+
+@triton.jit
+def _short_backward_kernel(
+    qkv, out, lse, dout, dqkv, cos, sin, starts, rows, tokens, stride, grad_stride, out_stride, scale, scale_2,
+    QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+    REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr,
+):  # fmt: skip
+    """Of a whole row of up to BLOCK tokens, and zeros for a block of what is behind the rows."""
+    row, key_head = tl.program_id(0), tl.program_id(1)
+    d, i = tl.arange(0, PADDED), tl.arange(0, BLOCK)
+    key_column = QUERIES * SIZE + key_head * SIZE
+    if row >= rows:
+        t = tl.load(starts + rows).to(tl.int32) + (row - rows) * BLOCK + i
+        there = (t < tokens)[:, None] & (d < SIZE)[None, :]
+        nothing = tl.zeros((BLOCK, PADDED), dqkv.dtype.element_ty)
+        place = dqkv + t[:, None] * grad_stride + d[None, :]
+        for member in range(GROUP):
+            tl.store(place + (key_head * GROUP + member) * SIZE, nothing, there)
+        tl.store(place + key_column, nothing, there)
+        tl.store(place + key_column + KEYS * SIZE, nothing, there)
+        return
+    start = tl.load(starts + row).to(tl.int32)
+    length = tl.load(starts + row + 1).to(tl.int32) - start
+    if length > BLOCK:
+        return
+    t, mine = start + i, i < length
+    position = t if BY_TOKEN else i
+    inside = mine[:, None] & (d < SIZE)[None, :]
+    k1, k2, k3 = _parts(qkv + key_column, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
+    v = tl.load(qkv + key_column + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
+    kind = v.dtype
+    dk1 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
+    dk2 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
+    dk3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
+    dv = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
+    for member in tl.static_range(GROUP):
+        head = key_head * GROUP + member
+        q1, q2, q3 = _parts(
+            qkv + head * SIZE, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED
+        )
+        place = t[:, None] * out_stride + head * SIZE + d[None, :]
+        do = tl.load(dout + place, inside, 0)
+        delta = tl.sum(do.to(tl.float32) * tl.load(out + place, inside, 0).to(tl.float32), 1)
+        sums = tl.load(lse + head * tokens + t, mine, 0)
+        scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
+        seen = (i[None, :] <= i[:, None]) & mine[:, None]
+        p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
+        dv = tl.dot(tl.trans(p.to(kind)), do, dv, input_precision="ieee")
+        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+        ds = (p * (dp - delta[:, None]) * scale).to(kind)
+        dq1 = tl.dot(ds, k1, input_precision="ieee")
+        dq2 = tl.dot(ds, k2, input_precision="ieee")
+        dq3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
+        if REST > 0:
+            dq3 = tl.dot(ds, k3, input_precision="ieee")
+        _store_parts(
+            dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, dq1, dq2, dq3, HALF, REST, HALF_PADDED,
+            REST_PADDED,
+        )  # fmt: skip
+        dk1 = tl.dot(tl.trans(ds), q1, dk1, input_precision="ieee")
+        dk2 = tl.dot(tl.trans(ds), q2, dk2, input_precision="ieee")
+        if REST > 0:
+            dk3 = tl.dot(tl.trans(ds), q3, dk3, input_precision="ieee")
+    _store_parts(
+        dqkv + key_column, grad_stride, t, mine, position, cos, sin, dk1, dk2, dk3, HALF, REST, HALF_PADDED, REST_PADDED
+    )
+    place = dqkv + key_column + KEYS * SIZE + t[:, None] * grad_stride + d[None, :]
+    tl.store(place, dv.to(dqkv.dtype.element_ty), inside)
+
+
+@triton.jit
+def _backward_kernel(
+    qkv, out, lse, dout, dqkv, cos, sin, starts, rows, blocks, tokens, stride, grad_stride, out_stride, scale, scale_2,
+    QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+    REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, SHORT: tl.constexpr,
+):  # fmt: skip
+    """Of one block of a row: the gradient of its queries, and of its keys and values for the heads that share them. Of rows over SHORT."""
+    row, block, key_head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
+    d, local = tl.arange(0, PADDED), tl.arange(0, BLOCK)
+    key_column = QUERIES * SIZE + key_head * SIZE
+    if row >= rows:
+        return
+    start = tl.load(starts + row).to(tl.int32)
+    length = tl.load(starts + row + 1).to(tl.int32) - start
+    if length <= SHORT or block * BLOCK >= length:
+        return
+    i = block * BLOCK + local
+    t = start + i
+    position = t if BY_TOKEN else i
+    mine = i < length
+    k1, k2, k3 = _parts(qkv + key_column, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
+    inside = mine[:, None] & (d < SIZE)[None, :]
+    v = tl.load(qkv + key_column + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
+    kind = v.dtype
+    dk1 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
+    dk2 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
+    dk3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
+    dv = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
+    for member in range(GROUP):
+        head = key_head * GROUP + member
+        for query_block in range(block, tl.cdiv(length, BLOCK)):  # the first is the block itself
+            n = query_block * BLOCK + local
+            s = start + n
+            q1, q2, q3 = _parts(
+                qkv + head * SIZE, stride, s, n < length, s if BY_TOKEN else n, cos, sin, HALF, REST, HALF_PADDED,
+                REST_PADDED,
+            )  # fmt: skip
+            place = s[:, None] * out_stride + head * SIZE + d[None, :]
+            there = (n < length)[:, None] & (d < SIZE)[None, :]
+            do = tl.load(dout + place, there, 0)
+            delta = tl.sum(do.to(tl.float32) * tl.load(out + place, there, 0).to(tl.float32), 1)
+            scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
+            sums = tl.load(lse + head * tokens + s, n < length, 0)
+            seen = (i[None, :] <= n[:, None]) & mine[None, :] & (n < length)[:, None]
+            p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
+            dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+            ds = (p * (dp - delta[:, None]) * scale).to(kind)
+            dv = tl.dot(tl.trans(p.to(kind)), do, dv, input_precision="ieee")
+            dk1 = tl.dot(tl.trans(ds), q1, dk1, input_precision="ieee")
+            dk2 = tl.dot(tl.trans(ds), q2, dk2, input_precision="ieee")
+            if REST > 0:
+                dk3 = tl.dot(tl.trans(ds), q3, dk3, input_precision="ieee")
+            if query_block == block:
+                dq1 = tl.dot(ds, k1, input_precision="ieee")
+                dq2 = tl.dot(ds, k2, input_precision="ieee")
+                dq3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
+                if REST > 0:
+                    dq3 = tl.dot(ds, k3, input_precision="ieee")
+                for key_block in range(0, block):
+                    j = key_block * BLOCK + local
+                    o = start + j
+                    l1, l2, l3 = _parts(
+                        qkv + key_column, stride, o, j < length, o if BY_TOKEN else j, cos, sin, HALF, REST,
+                        HALF_PADDED, REST_PADDED,
+                    )  # fmt: skip
+                    w = tl.load(
+                        qkv + key_column + KEYS * SIZE + o[:, None] * stride + d[None, :],
+                        (j < length)[:, None] & (d < SIZE)[None, :], 0,
+                    )  # fmt: skip
+                    before = tl.exp2(_product(q1, q2, q3, l1, l2, l3, REST) * scale_2 - sums[:, None])
+                    before = tl.where((n < length)[:, None], before, 0.0)
+                    dbefore = tl.dot(do, tl.trans(w), input_precision="ieee")
+                    ds = (before * (dbefore - delta[:, None]) * scale).to(kind)
+                    dq1 = tl.dot(ds, l1, dq1, input_precision="ieee")
+                    dq2 = tl.dot(ds, l2, dq2, input_precision="ieee")
+                    if REST > 0:
+                        dq3 = tl.dot(ds, l3, dq3, input_precision="ieee")
+                _store_parts(
+                    dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, dq1, dq2, dq3, HALF, REST,
+                    HALF_PADDED, REST_PADDED,
+                )  # fmt: skip
+    _store_parts(
+        dqkv + key_column, grad_stride, t, mine, position, cos, sin, dk1, dk2, dk3, HALF, REST, HALF_PADDED, REST_PADDED
+    )
+    place = dqkv + key_column + KEYS * SIZE + t[:, None] * grad_stride + d[None, :]
+    tl.store(place, dv.to(dqkv.dtype.element_ty), inside)
