@@ -1,9 +1,11 @@
 """Time and memory on one GPU: a training's ms a step, rows a second, and the least that a step can take."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,53 +17,100 @@ DEVICE = torch.device("cuda", 0)
 GB = 1e9
 
 
-class Clock(TrainerCallback):
-    """Milliseconds a step, by blocks of `block` steps, after `warm_up` steps."""
+@dataclass(frozen=True)
+class Timing:
+    """Steps that are not timed, then `blocks` blocks of `block` steps."""
 
-    def __init__(self, warm_up: int, block: int) -> None:
-        self.warm_up, self.block, self.times = warm_up, block, []
+    warm_up: int
+    block: int
+    blocks: int
+
+    @property
+    def steps(self) -> int:
+        """All of them."""
+        return self.warm_up + self.block * self.blocks
+
+    @classmethod
+    def of(cls, rows: int, batch_size: int, passes: float) -> "Timing":
+        """As many steps as take the rows once, in up to seven equal blocks, after so many passes to warm up."""
+        steps = math.ceil(rows / batch_size)
+        blocks = max(count for count in range(1, 8) if steps % count == 0)
+        return cls(math.ceil(passes * steps), steps // blocks, blocks)
+
+
+class Clock(TrainerCallback):
+    """Marks on the GPU's own time: at the start, after the first step, after the warm-up, after each block.
+
+    Nothing waits for them before the training is over: waiting would cost a captured step about a millisecond.
+    """
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing, self.first, self.ends = timing, [], []
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()  # captures are to count, loading is not
+        self.first.append(mark())
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step >= self.warm_up and (state.global_step - self.warm_up) % self.block == 0:
-            torch.cuda.synchronize()
-            self.times.append(time.perf_counter())
+        if state.global_step == 1:
+            self.first.append(mark())
+        if ends_block(state.global_step, self.timing):
+            self.ends.append(mark())
 
     def blocks(self) -> list[float]:
-        """Milliseconds a step of each block, in their order."""
-        return [(b - a) / self.block * 1e3 for a, b in pairwise(self.times)]
+        """Milliseconds a step of each block, in their order; the GPU must be through."""
+        return [span / self.timing.block for span in spans(self.ends)]
+
+
+def mark() -> torch.cuda.Event:
+    """An event here on the current stream."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def ends_block(step: int, timing: Timing) -> bool:
+    """Whether the warm-up or a block is over with this step, counted from 1."""
+    return step >= timing.warm_up and (step - timing.warm_up) % timing.block == 0
+
+
+def spans(events: Sequence[torch.cuda.Event]) -> list[float]:
+    """Milliseconds from each event to the next."""
+    return [earlier.elapsed_time(later) for earlier, later in pairwise(events)]
 
 
 class RecorderByTurns(Clock):
-    """The same, with a recorder that samples once a second in every second block, the first without."""
+    """The same, with a recorder that samples once a second in every second block, the first without.
+
+    The GPU is waited for at a block's end, so that a block is wholly with the recorder or without.
+    """
 
     recorder = None
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        ended = len(self.times)
         super().on_step_end(args, state, control, **kwargs)
-        if len(self.times) == ended:
+        if not ends_block(state.global_step, self.timing):
             return
+        torch.cuda.synchronize()
         if self.recorder:
             self.recorder.__exit__()
-        self.recorder = Recorder(DEVICE).__enter__() if len(self.times) % 2 == 0 else None
+        self.recorder = Recorder(DEVICE).__enter__() if len(self.ends) % 2 == 0 else None
 
 
-def time_training(make_trainer: Callable[[int], Trainer], warm_up: int, block: int, blocks: int) -> dict:
-    """Train for warm_up + block * blocks steps.
+def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dict:
+    """Train for `timing.steps` steps.
 
     Args:
         make_trainer: gives a Trainer for a number of steps.
 
     Returns:
-        milliseconds a step, rows and tokens a second, peak memory in GB; or {"error": "out of memory"}.
+        seconds of the first step, milliseconds a step, rows and tokens a second, peak memory in GB; or
+        {"error": "out of memory"}.
     """
     clean()
-    trainer = make_trainer(warm_up + block * blocks)
-    clock = Clock(warm_up, block)
+    trainer = make_trainer(timing.steps)
+    clock = Clock(timing)
     trainer.add_callback(clock)
     lengths = []  # of each batch's rows
     collate = trainer.data_collator
@@ -80,16 +129,17 @@ def time_training(make_trainer: Callable[[int], Trainer], warm_up: int, block: i
         used = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
     times = clock.blocks()
     mean = statistics.mean(times)
-    measured = lengths[warm_up : warm_up + block * blocks]
+    measured = lengths[timing.warm_up : timing.steps]
     step = getattr(trainer, "fast_step", None)
     captured = [graph is not None for graph in step.graphs.values()] if step else []
     return {
+        "first_step_seconds": spans(clock.first)[0] / 1e3,
         "ms_per_step": mean,
         "ms_median": statistics.median(times),
         "ms_fastest": min(times),
         "ms_slowest": max(times),
         "block_ms_per_step": times,
-        "steps_per_block": block,
+        "steps_per_block": timing.block,
         "rows_per_second": statistics.mean(map(len, measured)) / mean * 1e3,
         "tokens_per_second": statistics.mean(map(sum, measured)) / mean * 1e3,
         "capture_seconds": step.capture_seconds if step else 0.0,
@@ -99,11 +149,11 @@ def time_training(make_trainer: Callable[[int], Trainer], warm_up: int, block: i
     }
 
 
-def time_recorder(make_trainer: Callable[[int], Trainer], block: int = 63, blocks: int = 12) -> dict:
+def time_recorder(make_trainer: Callable[[int], Trainer], timing: Timing) -> dict:
     """What watching costs: ms a step with the recorder on in every second block, and ms to take one sample."""
     clean()
-    trainer = make_trainer(block * (blocks + 2))
-    turns = RecorderByTurns(2 * block, block)  # two epochs capture the graphs
+    trainer = make_trainer(timing.steps)
+    turns = RecorderByTurns(timing)
     trainer.add_callback(turns)
     trainer.train()
     times, samples = turns.blocks(), []
@@ -117,8 +167,8 @@ def time_recorder(make_trainer: Callable[[int], Trainer], block: int = 63, block
         "ms_per_step_with": statistics.median(times[1::2]),
         "ms_fastest": min(times),
         "ms_slowest": max(times),
-        "blocks_each": blocks // 2,
-        "steps_per_block": block,
+        "blocks_each": timing.blocks // 2,
+        "steps_per_block": timing.block,
         "ms_per_sample": statistics.median(samples),
     }
 
@@ -185,10 +235,9 @@ def median_seconds(call: Callable[[], object], repeats: int = 20) -> float:
         call()
     seconds = []
     for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+        events = [mark()]
         call()
-        end.record()
+        events.append(mark())
         torch.cuda.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3)
+        seconds += [span / 1e3 for span in spans(events)]
     return sorted(seconds)[repeats // 2]

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from stages.model.adapter import add_lora
-from stages.model.base import load_base
+from stages.model.base import exchange_activation, load_base
+from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.sources.fetch import fetch
 from stages.task import batching, dataset, source, tokens
@@ -40,7 +41,7 @@ class Inputs:
         folder: of the model.
         manifest: of this folder, as `download` writes it.
         rows: {name: examples}; training and test rows, as the notebook and as ours reads them.
-        params: params.yaml's.
+        params: params.yaml's; `model.hidden_act` is null where the model's own is no GELU.
     """
 
     folder: Path
@@ -72,7 +73,17 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
         "ours": examples(train, p.tokenize.template),
         "test": examples(test, p.tokenize.template),
     }
-    return Inputs(model_folder, manifest, tokenizer, task, rows, p)
+    return Inputs(model_folder, manifest, tokenizer, task, rows, with_its_activation(p, model_folder))
+
+
+def with_its_activation(p: Params, folder: Path) -> Params:
+    """The parameters, `model.hidden_act` null where the model in `folder` computes another function (Llama: silu)."""
+    try:
+        if p.model.hidden_act:
+            exchange_activation(AutoConfig.from_pretrained(folder), p.model.hidden_act, folder.name)
+        return p
+    except UserError:
+        return p.model_copy(update={"model": p.model.model_copy(update={"hidden_act": None})})
 
 
 def manifest_of(folder: Path, key: str) -> dict:
@@ -140,7 +151,13 @@ def frozen_weights(folder: Path) -> int:
 
 
 def ordinary_trainer(
-    peft_model: PeftModel, rows: list[dict], inputs: Inputs, batch_size: int, steps: int, padding: dict, **settings
+    peft_model: PeftModel,
+    rows: list[dict],
+    inputs: Inputs,
+    batch_size: int,
+    steps: int,
+    padding: dict,
+    **settings,
 ) -> Trainer:
     """Hugging Face's Trainer as it is."""
     arguments = TrainingArguments(
@@ -187,14 +204,32 @@ def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes) -> Traine
     return trainer
 
 
-TRAINERS: dict[str, Callable[[Inputs, int, int], Trainer]] = {
-    "notebook": train_notebook,
-    "trainer at its best": train_peer,
-    "ours": train_ours,
-    "ours, eager": functools.partial(train_ours, cuda_graphs=False),
-    "ours, checkpointing": functools.partial(train_ours, gradient_checkpointing=True),
-    "ours, dequantizing each": functools.partial(train_ours, dequantize_once=False),
-}
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train, as it is timed.
+
+    Attributes:
+        name: of its lines in a result.
+        make_trainer: (inputs, batch size, steps) -> Trainer.
+        warm_up: passes over the training rows before it is timed.
+        batch_sizes: those at which it is timed where no others are asked for.
+    """
+
+    name: str
+    make_trainer: Callable[[Inputs, int, int], Trainer]
+    warm_up: float = 0.25
+    batch_sizes: tuple[int, ...] = (16, 128)
+
+
+CAPTURES = 3  # passes in which each shape of a batch has come, and its graph is captured
+RECIPES = [
+    Recipe("notebook", train_notebook),
+    Recipe("trainer at its best", train_peer),
+    Recipe("ours, eager", functools.partial(train_ours, cuda_graphs=False), batch_sizes=(16,)),
+    Recipe("ours", train_ours, CAPTURES),
+    Recipe("ours, dequantizing each", functools.partial(train_ours, dequantize_once=False), CAPTURES),
+    Recipe("ours, checkpointing", functools.partial(train_ours, gradient_checkpointing=True), CAPTURES, (16,)),
+]
 
 
 @torch.no_grad()

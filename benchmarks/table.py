@@ -21,27 +21,33 @@ AGAIN = "the first once more, at the end"
 
 def training(results: list[dict]) -> Iterator[str]:
     """A row for each recipe, in Markdown."""
-    yield "| batch | recipe | ms a step | rows/s | times the notebook | peak GB | GB in use |"
-    yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"
+    yield "| batch | recipe | ms a step | rows/s | times the notebook | first step, s | peak GB | GB in use |"
+    yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     notebook, seen = notebook_ms(results), set()
     for r in results:
         key = r["variant"], r["batch_size"]
         start = f"| {r['batch_size']} | {AGAIN if key in seen else NAMES[r['variant']]} |"
         seen.add(key)
         if "error" in r:
-            yield f"{start} {r['error']} | | | | |"
+            yield f"{start} {r['error']} | | | | | |"
             continue
-        times = notebook[r["batch_size"]] / r["ms_per_step"]
         yield (
             f"{start} {ms(r['ms_per_step'])} ({ms(r['ms_fastest'])}–{ms(r['ms_slowest'])}) "
-            f"| {r['rows_per_second']:.0f} | {times:.1f} | {gb(r, 'peak_allocated_gb')} | {gb(r, 'nvml_used_gb')} |"
+            f"| {r['rows_per_second']:.0f} | {times_the_notebook(r, notebook)} | {tenths(r, 'first_step_seconds')} "
+            f"| {tenths(r, 'peak_allocated_gb')} | {tenths(r, 'nvml_used_gb')} |"
         )
 
 
 def notebook_ms(results: list[dict]) -> dict[int, float]:
     """{batch size: ms a step of the notebook's recipe}, its fastest run's."""
-    runs = sorted((r for r in results if r["variant"] == "notebook"), key=lambda r: -r["ms_per_step"])
-    return {r["batch_size"]: r["ms_per_step"] for r in runs}
+    runs = [r for r in results if r["variant"] == "notebook" and "error" not in r]
+    return {r["batch_size"]: r["ms_per_step"] for r in sorted(runs, key=lambda r: -r["ms_per_step"])}
+
+
+def times_the_notebook(result: dict, notebook: dict[int, float]) -> str:
+    """How many times as fast; nothing where the notebook's recipe was not timed at this batch size."""
+    size = result["batch_size"]
+    return f"{notebook[size] / result['ms_per_step']:.1f}" if size in notebook else ""
 
 
 def evaluation(results: list[dict]) -> Iterator[str]:
@@ -65,7 +71,8 @@ def ms(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def gb(result: dict, key: str) -> str:
+def tenths(result: dict, key: str) -> str:
+    """A value, or nothing where a result of an earlier version lacks it."""
     return f"{result[key]:.1f}" if key in result else ""
 
 
@@ -77,24 +84,24 @@ def tables(path: Path | str) -> list[str]:
 
 def show(results: dict) -> None:
     """Print all that was measured, for the terminal."""
-    print(f"\n{'training':24}{'batch':>6}{'ms a step':>11}{'spread':>16}{'rows/s':>8}{'tokens/s':>10}"
-          f"{'times':>7}{'peak GB':>9}{'reserved':>9}{'NVML':>7}{'capture s':>10}")  # fmt: skip
+    print(f"\n{'training':26}{'batch':>6}{'ms a step':>11}{'spread':>16}{'rows/s':>8}{'tokens/s':>10}"
+          f"{'times':>7}{'first s':>9}{'capture s':>10}{'peak GB':>9}{'reserved':>9}{'NVML':>7}")  # fmt: skip
     notebook = notebook_ms(results["training"])
     for r in results["training"]:
         if "error" in r:
-            print(f"{r['variant']:24}{r['batch_size']:6}  {r['error']}")
+            print(f"{r['variant']:26}{r['batch_size']:6}  {r['error']}")
             continue
-        times = notebook[r["batch_size"]] / r["ms_per_step"]
-        print(f"{r['variant']:24}{r['batch_size']:6}{r['ms_per_step']:11.1f}"
+        print(f"{r['variant']:26}{r['batch_size']:6}{r['ms_per_step']:11.2f}"
               f"{r['ms_fastest']:8.1f}–{r['ms_slowest']:<7.1f}{r['rows_per_second']:8.0f}{r['tokens_per_second']:10.0f}"
-              f"{times:7.1f}{r['peak_allocated_gb']:9.2f}{r['peak_reserved_gb']:9.2f}{r['nvml_used_gb']:7.2f}"
-              f"{r['capture_seconds']:10.1f}")  # fmt: skip
-    print(f"\n{'evaluation':24}{'batch':>6}{'rows/s':>9}{'spread':>16}{'peak GB':>9}")
+              f"{times_the_notebook(r, notebook):>7}{r['first_step_seconds']:9.1f}{r['capture_seconds']:10.1f}"
+              f"{r['peak_allocated_gb']:9.2f}{r['peak_reserved_gb']:9.2f}{r['nvml_used_gb']:7.2f}")  # fmt: skip
+    print(f"\n{'evaluation':26}{'batch':>6}{'rows/s':>9}{'spread':>16}{'peak GB':>9}")
     for r in results["evaluation"]:
-        print(f"{r['variant']:24}{r['batch_size']:6}{r['rows_per_second']:9.1f}{r['slowest']:8.1f}–{r['fastest']:<7.1f}"
+        print(f"{r['variant']:26}{r['batch_size']:6}{r['rows_per_second']:9.1f}{r['slowest']:8.1f}–{r['fastest']:<7.1f}"
               f"{r['peak_allocated_gb']:9.2f}")  # fmt: skip
-    print("\nrecorder: " + ", ".join(f"{key} {value:.2f}" for key, value in results["recorder"].items()))
-    print("\nlimits: " + ", ".join(f"{key} {value:.2f}" for key, value in results["limits"].items()))
+    for name in ("recorder", "limits"):
+        if name in results:
+            print(f"\n{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in results[name].items()))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ import functools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from helpers.families import save_family
 from helpers.project import COMMITTED, CPU, EMBEDDED, NANO, ROOT
 from transformers import TrainingArguments
 
@@ -15,6 +17,7 @@ from stages.runtime import params
 from stages.runtime.errors import UserError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import clock
 import compare
 import recipes
 import table
@@ -26,21 +29,101 @@ def inputs():
     return recipes.load_inputs(NANO, EMBEDDED / "assets/everyday-nli", p)
 
 
-def test_the_recipes_that_are_planned_are_there_and_have_a_row_in_the_table():
-    assert {name for name, *_ in compare.PLAN} == set(recipes.TRAINERS) == set(table.NAMES)
-
-
-@pytest.mark.parametrize("name", recipes.TRAINERS)
-def test_each_recipe_trains(inputs, monkeypatch, name):
+def on_a_cpu(monkeypatch):
     monkeypatch.setattr(recipes, "DEVICE", CPU)
     monkeypatch.setattr(recipes, "TrainingArguments", functools.partial(TrainingArguments, use_cpu=True))
-    trainer = recipes.TRAINERS[name](inputs, batch_size=4, steps=1)
+
+
+def names(lines):
+    return [(recipe.name, size) for recipe, size in lines]
+
+
+def test_each_recipe_has_a_row_in_the_table():
+    assert sorted(recipe.name for recipe in recipes.RECIPES) == sorted(table.NAMES)
+
+
+def test_all_is_planned_and_the_first_comes_again():
+    planned = names(compare.plan(None, None))
+    assert planned == [
+        *[(r.name, size) for size in (16, 128) for r in recipes.RECIPES if size in r.batch_sizes],
+        ("notebook", 16),
+    ]
+
+
+def test_a_plan_has_what_is_asked_for_alone():
+    asked = ["ours", "ours, eager", "evaluation, ours"]
+    assert names(compare.plan(asked, None)) == [
+        ("ours, eager", 16), ("ours", 16), ("ours", 128)
+    ]  # fmt: skip
+    assert names(compare.plan(["ours, eager"], [64, 8])) == [
+        ("ours, eager", 64), ("ours, eager", 8)
+    ]  # fmt: skip
+    assert compare.plan(["evaluation, ours"], None) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "passes", "timing"),
+    [
+        (1000, 16, 3, (189, 9, 7)),
+        (1000, 128, 3, (24, 2, 4)),
+        (1000, 128, 0.25, (2, 2, 4)),
+        (999, 16, 0.25, (16, 9, 7)),
+        (1000, 33, 1, (31, 31, 1)),  # a prime number of steps
+    ],
+)
+def test_the_timed_steps_take_the_rows_once(rows, batch_size, passes, timing):
+    made = clock.Timing.of(rows, batch_size, passes)
+    assert made == clock.Timing(*timing)
+    assert (made.steps - made.warm_up - 1) * batch_size < rows <= (made.steps - made.warm_up) * batch_size
+
+
+class At(float):
+    """An event, by its milliseconds."""
+
+    def elapsed_time(self, later):
+        return later - self
+
+
+def test_a_training_is_timed_from_the_warm_ups_end_in_whole_blocks(monkeypatch):
+    """Steps that end at 1, 4, 9, 16 … ms."""
+    now, waits = [0], []
+    monkeypatch.setattr(clock, "mark", lambda: At(now[0]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    timing = clock.Timing(warm_up=3, block=2, blocks=2)
+    watch = clock.Clock(timing)
+    watch.on_train_begin(None, SimpleNamespace(global_step=0), None)
+    for step in range(1, timing.steps + 1):
+        now[0] = step**2
+        watch.on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert watch.blocks() == [(25 - 9) / 2, (49 - 25) / 2]
+    assert clock.spans(watch.first) == [1]
+    assert not waits
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES, ids=lambda recipe: recipe.name)
+def test_each_recipe_trains(inputs, monkeypatch, recipe):
+    on_a_cpu(monkeypatch)
+    trainer = recipe.make_trainer(inputs, batch_size=4, steps=1)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     assert trainer.state.global_step == 1
     changed = {n for n, p in trainer.model.named_parameters() if n in before and not torch.equal(p, before[n])}
     assert {n for n in before if "lora_B" in n} <= changed  # A has no gradient yet: B is zero
-    assert any("score" in n for n in changed) == (name != "notebook"), "as published, the notebook's head is frozen"
+    assert any("score" in n for n in changed) == (recipe.name != "notebook"), "as published, that head is frozen"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_recipes_train_other_families(monkeypatch, tmp_path, family):
+    on_a_cpu(monkeypatch)
+    p = params.load(COMMITTED / "params.yaml").model_copy(update={"device": "cpu"})  # the root's GELU; Llama has SiLU
+    other = recipes.load_inputs(save_family(family, tmp_path), EMBEDDED / "assets/everyday-nli", p)
+    for recipe in recipes.RECIPES:
+        if recipe.name in ("notebook", "trainer at its best", "ours"):
+            trainer = recipe.make_trainer(other, batch_size=4, steps=1)
+            trainer.train()
+            assert trainer.model.config.model_type == family and trainer.state.global_step == 1
 
 
 def test_frozen_weights_are_those_of_the_quantized_layers(inputs, monkeypatch):
@@ -56,6 +139,38 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="PyTorch sees no CUDA GPU"):
         compare.main()
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"), [(("--only", "theirs"), "'ours, eager'"), (("--batch-sizes", "16", "0"), "1 and more")]
+)
+def test_an_option_says_what_is_allowed(monkeypatch, capsys, option, allowed):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "model", "data", "--out", "none", *option])
+    with pytest.raises(SystemExit):
+        compare.read_arguments()
+    assert allowed in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_another_checkouts_code_is_not_measured_under_this_ones_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    compare.check_code()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="set PYTHONPATH"):
+        compare.check_code()
+    with pytest.raises(UserError, match="give it by --commit"):
+        compare.commit()  # no repository
+
+
+def test_what_a_short_call_leaves_out_is_left_out_of_what_is_shown(capsys):
+    """A result of `--only ours`: no notebook to compare with, no evaluation, no limits."""
+    results = json.loads((ROOT / "benchmarks/results/h100.json").read_text())
+    ours = next(r for r in results["training"] if r["variant"] == "ours") | {"first_step_seconds": 4.25}
+    table.show({"training": [ours], "evaluation": []})
+    shown = capsys.readouterr().out
+    assert f"{ours['ms_per_step']:.2f}" in shown and "4.2" in shown and "limits" not in shown
+    header, _, row = table.training([ours])
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert cells["first step, s"] == "4.2" and cells["times the notebook"] == ""
 
 
 def test_settings_are_trained_and_tested_on_real_weights_seed_by_seed(tmp_path):
