@@ -201,6 +201,7 @@ def memory() -> dict[str, float]:
 
 def clean() -> None:
     """Give back the memory of what was measured before, and forget its peak."""
+    torch.compiler.reset()  # compiled code keeps its model
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -8,6 +8,9 @@ each recipe takes as many steps as take 1,000 rows once. They are timed in block
 waits for. Ms a step is that of all blocks together, since batches differ in length; beside it stand the fastest and the
 slowest block, and what the first step took: it compiles, loads kernels, captures.
 
+The recipe with `torch_compile=True` runs where `--torch-compile` asks for it: its first step takes minutes. The one
+with Liger Kernel wants `pip install liger-kernel`.
+
 Two checkouts on one machine, by turns, so that a drift of the machine shows:
 
     for turn in 1 2; do for code in A B; do (
@@ -40,19 +43,23 @@ import stages
 from stages.model.classifier import Classifier
 from stages.runtime import errors, params
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton", "liger-kernel")
 Line = tuple[recipes.Recipe, int]  # a recipe at a batch size
 
 
-def plan(only: list[str] | None, batch_sizes: list[int] | None) -> list[Line]:
+def plan(only: list[str] | None, batch_sizes: list[int] | None, torch_compile: bool) -> list[Line]:
     """What is trained, in its order.
 
     Args:
-        only: names of recipes; None: all, and the first once more at the end, since a machine that has drifted would
-            show there.
+        only: names of recipes; None: all that need no request, and the first once more at the end, since a machine
+            that has drifted would show there.
         batch_sizes: None: each recipe's own.
+        torch_compile: add the recipes that need a request.
     """
-    chosen = [recipe for recipe in recipes.RECIPES if only is None or recipe.name in only]
+    if only is None:
+        chosen = [recipe for recipe in recipes.RECIPES if torch_compile or not recipe.on_request]
+    else:
+        chosen = [recipe for recipe in recipes.RECIPES if recipe.name in only]
     sizes = batch_sizes or sorted({size for recipe in chosen for size in recipe.batch_sizes})
     lines = [(recipe, size) for size in sizes for recipe in chosen if batch_sizes or size in recipe.batch_sizes]
     return lines if only else lines + lines[:1]
@@ -62,7 +69,10 @@ def time_recipe(inputs: recipes.Inputs, recipe: recipes.Recipe, batch_size: int)
     """One line of the table of trainings."""
     make_trainer = functools.partial(recipe.make_trainer, inputs, batch_size)
     timing = clock.Timing.of(len(inputs.rows["ours"]), batch_size, recipe.warm_up)
-    measured = clock.time_training(make_trainer, timing)
+    try:
+        measured = clock.time_training(make_trainer, timing)
+    except recipes.NotApplicable as error:
+        measured = {"error": str(error)}
     print(recipe.name, batch_size, measured.get("error") or [round(t, 1) for t in measured["block_ms_per_step"]])
     return {"variant": recipe.name, "batch_size": batch_size, **measured}
 
@@ -145,6 +155,7 @@ def read_arguments() -> argparse.Namespace:
     names = [*(recipe.name for recipe in recipes.RECIPES), *EVALUATIONS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(map(repr, names))}")
     parser.add_argument("--batch-sizes", nargs="+", type=int, metavar="ROWS", help="of all recipes, not each its own")
+    parser.add_argument("--torch-compile", action="store_true", help="time torch_compile=True too")
     parser.add_argument("--commit", help="commit of the code, where Git can't tell")
     arguments = parser.parse_args()
     if min(arguments.batch_sizes or [1]) < 1:
@@ -173,7 +184,7 @@ def main() -> None:
     def write():  # as it comes, so that a run that is cut short leaves what it measured
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
-    for recipe, batch_size in tqdm(plan(arguments.only, arguments.batch_sizes)):
+    for recipe, batch_size in tqdm(plan(arguments.only, arguments.batch_sizes, arguments.torch_compile)):
         results["training"].append(time_recipe(inputs, recipe, batch_size))
         write()
     for name, evaluate in EVALUATIONS.items():

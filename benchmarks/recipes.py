@@ -1,11 +1,13 @@
 """What is compared: the notebook's recipe, an ordinary Trainer with good settings, and ours."""
 
 import functools
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from clock import DEVICE
@@ -20,6 +22,9 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import is_liger_kernel_available
 
 from stages.model.adapter import add_lora
 from stages.model.base import exchange_activation, load_base
@@ -157,6 +162,7 @@ def ordinary_trainer(
     batch_size: int,
     steps: int,
     padding: dict,
+    trainer: type[Trainer] = Trainer,
     **settings,
 ) -> Trainer:
     """Hugging Face's Trainer as it is."""
@@ -171,7 +177,7 @@ def ordinary_trainer(
         **settings,
     )
     collator = DataCollatorWithPadding(inputs.tokenizer, **padding)
-    return Trainer(model=peft_model, args=arguments, train_dataset=rows, data_collator=collator)
+    return trainer(model=peft_model, args=arguments, train_dataset=rows, data_collator=collator)
 
 
 def train_notebook(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
@@ -183,13 +189,52 @@ def train_notebook(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
     )  # fmt: skip
 
 
-def train_peer(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
+def train_peer(inputs: Inputs, batch_size: int, steps: int, **more) -> Trainer:
     """The Trainer with what makes it fast, but for `torch_compile`, whose first step takes minutes."""
     return ordinary_trainer(
         peer_model(inputs), inputs.rows["ours"], inputs, batch_size, steps,
         padding={"padding": "longest", "pad_to_multiple_of": 8}, bf16=True, optim="adamw_torch_fused",
-        train_sampling_strategy="group_by_length", dataloader_pin_memory=True,
+        train_sampling_strategy="group_by_length", dataloader_pin_memory=True, **more,
     )  # fmt: skip
+
+
+# TF32, which the Trainer switches on with `torch_compile`, would stay on for the recipes after it.
+train_compiled = functools.partial(train_peer, torch_compile=True, tf32=False)
+
+
+class NotApplicable(Exception):
+    """Why a recipe can't train this model, or not on this machine."""
+
+
+class LigerTrainer(Trainer):
+    """Trains with Liger Kernel's norms, rotary embedding and gated MLP.
+
+    They are put on the decoder: the Trainer's own `use_liger_kernel` gives a classifier the forward of a language
+    model, and refuses Gemma 3. Liger changes the family's module too, for every model made later; here that ends with
+    the training.
+    """
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        decoder = self.model.get_base_model().base_model
+        with mock.patch.dict(vars(sys.modules[type(decoder).__module__])):
+            apply_liger_kernel(decoder, {"fused_linear_cross_entropy": False})  # a classifier has no such loss
+            return super().train(*args, **kwargs)
+
+
+def train_liger(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
+    """`train_peer` with Liger Kernel.
+
+    Raises:
+        NotApplicable: where it is not installed, or has nothing for this family.
+    """
+    if not is_liger_kernel_available():
+        raise NotApplicable("liger-kernel is not installed")
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    family = AutoConfig.from_pretrained(inputs.folder).model_type
+    if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:  # transformers would train without it, and say nothing
+        raise NotApplicable(f"Liger Kernel has nothing for {family}")
+    return train_peer(inputs, batch_size, steps, trainer=LigerTrainer)
 
 
 def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes) -> Trainer:
@@ -210,25 +255,29 @@ class Recipe:
 
     Attributes:
         name: of its lines in a result.
-        make_trainer: (inputs, batch size, steps) -> Trainer.
+        make_trainer: (inputs, batch size, steps) -> Trainer; may raise `NotApplicable`.
         warm_up: passes over the training rows before it is timed.
         batch_sizes: those at which it is timed where no others are asked for.
+        on_request: whether it is timed only where its name or its switch is given.
     """
 
     name: str
     make_trainer: Callable[[Inputs, int, int], Trainer]
     warm_up: float = 0.25
     batch_sizes: tuple[int, ...] = (16, 128)
+    on_request: bool = False
 
 
 CAPTURES = 3  # passes in which each shape of a batch has come, and its graph is captured
 RECIPES = [
     Recipe("notebook", train_notebook),
     Recipe("trainer at its best", train_peer),
+    Recipe("trainer with Liger Kernel", train_liger),
     Recipe("ours, eager", functools.partial(train_ours, cuda_graphs=False), batch_sizes=(16,)),
     Recipe("ours", train_ours, CAPTURES),
     Recipe("ours, dequantizing each", functools.partial(train_ours, dequantize_once=False), CAPTURES),
     Recipe("ours, checkpointing", functools.partial(train_ours, gradient_checkpointing=True), CAPTURES, (16,)),
+    Recipe("trainer, compiled", train_compiled, warm_up=1, batch_sizes=(16,), on_request=True),
 ]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
     "trainer at its best": "HF Trainer: bf16, similar lengths together, no checkpointing, not compiled",
+    "trainer with Liger Kernel": "the HF Trainer with Liger Kernel's norms, rotary embedding and gated MLP",
+    "trainer, compiled": "the HF Trainer, compiled (`torch_compile=True`)",
     "ours, eager": "ours, eager (`train.cuda_graphs: false`)",
     "ours": "**ours**",
     "ours, dequantizing each": "ours, dequantizing at each use (`train.dequantize_once: false`)",

@@ -1,6 +1,7 @@
 """benchmarks/: what is compared, as far as a CPU can run it; the measurements want a GPU."""
 
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 from helpers.families import save_family
 from helpers.project import COMMITTED, CPU, EMBEDDED, NANO, ROOT
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.models.gemma3 import modeling_gemma3
 
 from stages.runtime import params
 from stages.runtime.errors import UserError
@@ -42,23 +44,25 @@ def test_each_recipe_has_a_row_in_the_table():
     assert sorted(recipe.name for recipe in recipes.RECIPES) == sorted(table.NAMES)
 
 
-def test_all_is_planned_and_the_first_comes_again():
-    planned = names(compare.plan(None, None))
+def test_all_is_planned_but_what_needs_a_request_and_the_first_comes_again():
+    planned = names(compare.plan(None, None, torch_compile=False))
     assert planned == [
-        *[(r.name, size) for size in (16, 128) for r in recipes.RECIPES if size in r.batch_sizes],
+        *[(r.name, size) for size in (16, 128) for r in recipes.RECIPES if size in r.batch_sizes and not r.on_request],
         ("notebook", 16),
     ]
+    with_it = names(compare.plan(None, None, torch_compile=True))
+    assert set(with_it) - set(planned) == {("trainer, compiled", 16)} and with_it[-1] == ("notebook", 16)
 
 
 def test_a_plan_has_what_is_asked_for_alone():
-    asked = ["ours", "ours, eager", "evaluation, ours"]
-    assert names(compare.plan(asked, None)) == [
-        ("ours, eager", 16), ("ours", 16), ("ours", 128)
+    asked = ["ours", "trainer, compiled", "evaluation, ours"]
+    assert names(compare.plan(asked, None, torch_compile=False)) == [
+        ("ours", 16), ("trainer, compiled", 16), ("ours", 128)
     ]  # fmt: skip
-    assert names(compare.plan(["ours, eager"], [64, 8])) == [
+    assert names(compare.plan(["ours, eager"], [64, 8], torch_compile=False)) == [
         ("ours, eager", 64), ("ours, eager", 8)
     ]  # fmt: skip
-    assert compare.plan(["evaluation, ours"], None) == []
+    assert compare.plan(["evaluation, ours"], None, torch_compile=False) == []
 
 
 @pytest.mark.parametrize(
@@ -102,9 +106,13 @@ def test_a_training_is_timed_from_the_warm_ups_end_in_whole_blocks(monkeypatch):
     assert not waits
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    "recipe", [r for r in recipes.RECIPES if r.make_trainer != recipes.train_liger], ids=lambda r: r.name
+)
 def test_each_recipe_trains(inputs, monkeypatch, recipe):
     on_a_cpu(monkeypatch)
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)  # minutes on a CPU
     trainer = recipe.make_trainer(inputs, batch_size=4, steps=1)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
@@ -112,6 +120,7 @@ def test_each_recipe_trains(inputs, monkeypatch, recipe):
     changed = {n for n, p in trainer.model.named_parameters() if n in before and not torch.equal(p, before[n])}
     assert {n for n in before if "lora_B" in n} <= changed  # A has no gradient yet: B is zero
     assert any("score" in n for n in changed) == (recipe.name != "notebook"), "as published, that head is frozen"
+    assert bool(compiled) == (recipe.name == "trainer, compiled")
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
@@ -124,6 +133,51 @@ def test_the_recipes_train_other_families(monkeypatch, tmp_path, family):
             trainer = recipe.make_trainer(other, batch_size=4, steps=1)
             trainer.train()
             assert trainer.model.config.model_type == family and trainer.state.global_step == 1
+
+
+def test_with_liger_the_decoder_has_its_kernels_while_it_trains_and_later_models_have_not(monkeypatch, tmp_path):
+    """Liger's own part is played, since it wants a GPU: it changes the model that it is given, and the module."""
+    on_a_cpu(monkeypatch)
+    p = params.load(COMMITTED / "embedded/params.yaml")
+    gemma = recipes.load_inputs(save_family("gemma3_text", tmp_path), EMBEDDED / "assets/everyday-nli", p)
+    module, rotary, used = modeling_gemma3, modeling_gemma3.apply_rotary_pos_emb, []
+
+    def patch(model, config):
+        assert isinstance(model, modeling_gemma3.Gemma3TextModel) and config == {"fused_linear_cross_entropy": False}
+        module.apply_rotary_pos_emb = lambda *args, **kwargs: used.append(1) or rotary(*args, **kwargs)
+
+    monkeypatch.setattr(recipes, "apply_liger_kernel", patch)
+    trainer = recipes.train_peer(gemma, batch_size=4, steps=1, trainer=recipes.LigerTrainer)
+    assert module.apply_rotary_pos_emb is rotary
+    trainer.train()
+    assert used and trainer.state.global_step == 1 and module.apply_rotary_pos_emb is rotary
+
+
+@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
+def test_liger_itself_changes_norms_and_mlps_and_leaves_the_classifier_its_forward(monkeypatch, tmp_path):
+    on_a_cpu(monkeypatch)
+    p, data = params.load(COMMITTED / "embedded/params.yaml"), EMBEDDED / "assets/everyday-nli"
+    gemma = recipes.load_inputs(save_family("gemma3_text", tmp_path), data, p)
+    trainer, seen = recipes.train_liger(gemma, batch_size=4, steps=1), []
+    forward = trainer.model.get_base_model().forward
+    monkeypatch.setattr(Trainer, "train", lambda self: seen.append(repr(self.model)))
+    trainer.train()
+    assert "LigerRMSNorm" in seen[0] and "LigerGEGLUMLP" in seen[0] and "Gemma3RMSNorm" not in seen[0]
+    assert trainer.model.get_base_model().forward == forward
+
+
+def test_without_liger_or_its_family_the_line_says_so(inputs, monkeypatch):
+    liger = next(recipe for recipe in recipes.RECIPES if recipe.name == "trainer with Liger Kernel")
+    monkeypatch.setattr(clock, "clean", lambda: None)
+    monkeypatch.setattr(recipes, "is_liger_kernel_available", lambda: False)
+    line = compare.time_recipe(inputs, liger, 16)
+    assert line == {"variant": liger.name, "batch_size": 16, "error": "liger-kernel is not installed"}
+    monkeypatch.setattr(recipes, "is_liger_kernel_available", lambda: True)
+    families = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None})
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", families)
+    assert compare.time_recipe(inputs, liger, 16)["error"] == "Liger Kernel has nothing for phi"
+    header, _, row = table.training([line])
+    assert "liger-kernel is not installed" in row and row.count("|") == header.count("|")
 
 
 def test_frozen_weights_are_those_of_the_quantized_layers(inputs, monkeypatch):
