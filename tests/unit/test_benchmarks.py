@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.families import save_family
 from helpers.project import COMMITTED, CPU, EMBEDDED, NANO, ROOT
+from torch.autograd import DeviceType
 from transformers import Trainer, TrainingArguments
 from transformers.models.gemma3 import modeling_gemma3
 
@@ -21,6 +22,7 @@ from stages.runtime.errors import UserError
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import clock
 import compare
+import profile_step
 import recipes
 import table
 
@@ -192,7 +194,38 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["compare.py", str(NANO), str(EMBEDDED), "--out", str(tmp_path / "out.json")])
     with pytest.raises(UserError, match="PyTorch sees no CUDA GPU"):
         compare.main()
+    monkeypatch.setattr(sys, "argv", ["profile_step.py", str(NANO), str(EMBEDDED)])
+    with pytest.raises(UserError, match="PyTorch sees no CUDA GPU"):
+        profile_step.main()
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_profile_has_the_gpus_kernels_a_step_longest_first_and_each_in_one_kind():
+    with torch.profiler.profile() as on_a_cpu:
+        torch.ones(2).sum()
+    assert profile_step.kernels(on_a_cpu.key_averages(), 1) == []
+
+    def event(name, count, us, device=DeviceType.CUDA, annotation=False):
+        return SimpleNamespace(
+            key=name, count=count, self_device_time_total=us, device_type=device, is_user_annotation=annotation
+        )
+
+    found = profile_step.kernels(
+        [
+            event("void at::native::elementwise_kernel<4, GeluFunctor>", 5, 100),
+            event("nvjet_tst_128x64_bf16", 50, 2500),
+            event("sm90_xmma_gemm_bf16", 10, 500),
+            event("_dropout_kernel", 25, 1000),
+            event("Optimizer.step#AdamW.step", 5, 9999, annotation=True),
+            event("aten::mm", 5, 9999, DeviceType.CPU),
+        ],
+        steps=5,
+    )
+    assert [(k.count, k.ms) for k in found] == [(10, 0.5), (5, 0.2), (2, 0.1), (1, 0.02)]
+    kinds = {k.name: (k.count, pytest.approx(k.ms)) for k in profile_step.by_kind(found) if k.count}
+    assert kinds == {
+        "matrix products": (12, 0.6), "others, most of Triton": (5, 0.2), "others, of PyTorch": (1, 0.02)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
