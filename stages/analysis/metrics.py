@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
 
 from stages.analysis.statistics import design_effect, effective_counts, posterior, posterior_interval, wilson
+from stages.task.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
 from stages.task.task import Task
 
 BINS = 10  # of confidence
@@ -88,43 +88,6 @@ class Metric:
     interval: Callable[[Predictions], tuple[float, float]] | None = None
     form: Literal["percent", "number"] = "percent"
     hub: tuple[str, dict[str, str] | None] | None = None
-
-
-def confusion_counts(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Rows of each gold class (down) and predicted class (across), int [classes, classes]."""
-    return confusion_matrix(gold, predicted, labels=range(classes))
-
-
-def class_counts(confusion: np.ndarray) -> np.ndarray:
-    """Rows of each class that are right, that have it, and that are answered with it.
-
-    Args:
-        confusion: counts or shares [..., classes, classes], as `confusion_counts` has them.
-
-    Returns:
-        [..., 3, classes]
-    """
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)
-    return np.stack([right, confusion.sum(axis=-1), confusion.sum(axis=-2)], axis=-2)
-
-
-def f1_per_class(counts: np.ndarray) -> np.ndarray:
-    """F1 = 2 tp / (2 tp + fp + fn) of each class; NaN for a class that is neither in the rows nor predicted.
-
-    Args:
-        counts: from `class_counts`, [..., 3, classes].
-
-    Returns:
-        float [..., classes].
-    """
-    right, gold, predicted = np.moveaxis(counts, -2, 0)
-    return np.divide(2 * right, gold + predicted, out=np.full(right.shape, np.nan), where=gold + predicted > 0)
-
-
-def f1_weighted(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 of the classes, each weighted by its rows: [..., 3, classes] -> [...]."""
-    rows = counts[..., 1, :]
-    return np.nansum(f1_per_class(counts) * rows, axis=-1) / rows.sum(axis=-1)
 
 
 def f1_macro(counts: np.ndarray, classes: np.ndarray | slice = slice(None)) -> np.ndarray:

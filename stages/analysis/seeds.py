@@ -19,8 +19,9 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit  # many times faster than scipy.stats.t
 from scipy.stats import chi2, norm
 
-from stages.analysis.metrics import class_counts, f1_macro, f1_per_class, f1_weighted, present
+from stages.analysis.metrics import f1_macro, present
 from stages.analysis.statistics import design_effect, gain_interval, mcnemar, wilson
+from stages.task.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
 
 METHOD = 1  # raise it when the same rows would get other intervals
 POWER = 0.8
@@ -246,7 +247,7 @@ def f1_values(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarr
     is_gold = np.eye(classes)[gold]
     found = np.empty((2, *predicted.shape))
     for place, answers in enumerate(predicted):
-        counts = class_counts(np.bincount(gold * classes + answers, minlength=classes**2).reshape(classes, classes))
+        counts = class_counts(confusion_counts(gold, answers, classes))
         there = present(counts)
         f1, total = np.where(there, f1_per_class(counts), 0), np.where(there, counts[1] + counts[2], 1)
         is_answer = np.eye(classes)[answers]

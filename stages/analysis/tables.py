@@ -53,7 +53,7 @@ def most_frequent_confusions(confusion: np.ndarray) -> pd.DataFrame:
     """The pairs of classes that are mistaken for each other in most rows, first the most frequent.
 
     Args:
-        confusion: from `metrics.confusion_counts`, [classes, classes].
+        confusion: from `confusion_counts`, [classes, classes].
 
     Returns:
         data frame of at most `CONFUSIONS` lines: `gold`, `predicted` (numbers of classes), `rows`, `share` of the gold

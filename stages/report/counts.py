@@ -9,6 +9,7 @@ import pandas as pd
 from stages.analysis import metrics
 from stages.analysis.tables import most_frequent_confusions
 from stages.report.formatting import FORMS, percent
+from stages.task.confusion import confusion_counts
 from stages.task.task import SPLITS, Task
 
 FEW = 10  # classes; more are folded away, summed up, or drawn without words
@@ -82,7 +83,7 @@ def confusions(cases: pd.DataFrame, task: Task, model: str) -> list[tuple[str, s
         cases: from `comparison.case_table`.
         model: "base" or "tuned".
     """
-    found = most_frequent_confusions(metrics.confusion_counts(cases["gold"], cases[model], len(task.classes)))
+    found = most_frequent_confusions(confusion_counts(cases["gold"], cases[model], len(task.classes)))
     return [
         (task.classes[line.gold], task.classes[line.predicted], f"{line.rows:,}", percent(line.share))
         for line in found.itertuples()

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from stages.analysis.metrics import confusion_counts
 from stages.report.counts import FEW
 from stages.report.formatting import whole_percent
 from stages.report.render import WIDTH, render, short
 from stages.report.sentences import guesses
+from stages.task.confusion import confusion_counts
 from stages.task.task import Task
 
 SIDE_BY_SIDE = 4  # classes; the matrices of more stand one above the other
@@ -157,7 +157,7 @@ def confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...], col
     """The two confusion matrices: counts and shares of the gold class in the cells, or a heat map of many classes.
 
     Args:
-        base, tuned: from `metrics.confusion_counts`.
+        base, tuned: from `confusion_counts`.
     """
     count, beside = len(classes), len(classes) <= SIDE_BY_SIDE
     names = [short(name, NAME) for name in classes] if count <= NAMED else None
@@ -214,7 +214,7 @@ def heat_map(axes: Axes, counts: np.ndarray, colour: str) -> None:
 
 
 def gold_shares(counts: np.ndarray) -> np.ndarray:
-    """Each cell's share of its gold class's rows, 0 where it has none; counts: from `metrics.confusion_counts`."""
+    """Each cell's share of its gold class's rows, 0 where it has none; counts: from `confusion_counts`."""
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 

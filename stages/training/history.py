@@ -3,12 +3,13 @@
 import math
 import time
 
+import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
 
 from stages.runtime.recorder import Recorder
+from stages.task.confusion import class_counts, confusion_counts, f1_weighted
 
 
 class History(TrainerCallback):
@@ -54,11 +55,10 @@ class Progress(TrainerCallback):
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Accuracy and weighted F1 of an epoch's validation."""
-    predicted = prediction.predictions.argmax(axis=-1)
-    return {
-        "accuracy": accuracy_score(prediction.label_ids, predicted),
-        "f1_weighted": f1_score(prediction.label_ids, predicted, average="weighted", zero_division=0),
-    }
+    gold, logits = prediction.label_ids, prediction.predictions
+    predicted = logits.argmax(axis=-1)
+    confusion = confusion_counts(gold, predicted, classes=logits.shape[-1])
+    return {"accuracy": float(np.mean(predicted == gold)), "f1_weighted": float(f1_weighted(class_counts(confusion)))}
 
 
 def history(state: TrainerState) -> tuple[list[dict], list[dict]]:

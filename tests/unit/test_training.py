@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 from helpers.project import CPU, ROOT
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.utils.class_weight import compute_class_weight
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from stages.runtime.errors import UserError
@@ -141,11 +143,16 @@ def test_the_history_joins_steps_and_evaluations():
     assert epochs[0]["validation_f1_weighted"] == 0.4
 
 
-def test_validation_scores_are_those_of_scikit_learn():
-    logits = np.array([[2, 1, 0], [0, 2, 1], [0, 1, 2], [2, 1, 0]])
-    scores = history.validation_metrics(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1, 0])))
-    # class 0: F1 1 of 2 rows; class 1: precision 1, recall 1/2, F1 2/3 of 2 rows
-    assert scores == {"accuracy": 0.75, "f1_weighted": pytest.approx((1 + 2 / 3) / 2)}
+@pytest.mark.parametrize("rows", [1, 4, 60])
+def test_validation_scores_are_those_of_scikit_learn(rows):
+    rng = np.random.default_rng(rows)
+    gold, logits = rng.integers(0, 4, rows), rng.normal(size=(rows, 5))  # a class that is predicted alone
+    logits[:, 0] += 2 * (gold == 0)
+    scores = history.validation_metrics(SimpleNamespace(predictions=logits, label_ids=gold))
+    predicted = logits.argmax(axis=1)
+    assert scores["accuracy"] == accuracy_score(gold, predicted)
+    f1 = f1_score(gold, predicted, average="weighted", zero_division=0)
+    assert scores["f1_weighted"] == pytest.approx(f1, rel=1e-12)
 
 
 # --- classes that weigh alike ---
@@ -153,7 +160,8 @@ def test_validation_scores_are_those_of_scikit_learn():
 
 def test_balanced_weights_are_scikit_learns():
     gold = np.array([0, 0, 0, 0, 0, 0, 2, 2])
-    assert balanced_weights(gold, 4).tolist() == pytest.approx([8 / (2 * 6), 1, 8 / (2 * 2), 1])
+    theirs = compute_class_weight("balanced", classes=np.array([0, 2]), y=gold)
+    assert balanced_weights(gold, 4).tolist() == pytest.approx([theirs[0], 1, theirs[1], 1])
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 0, 2], [0, 0, 0, 0], [2]])
