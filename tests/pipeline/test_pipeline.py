@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from helpers.imports import ALLOWED, modules_of, too_many
 from helpers.project import COMMITTED
 
 pytestmark = pytest.mark.slow
@@ -211,3 +212,10 @@ def test_the_root_without_hub_and_gpu_stops_in_seconds_with_one_line(repro, tmp_
     assert "make demo" in errors[0]
     assert not any("Traceback" in line for line in printed)
     assert [file for name in MADE for file in (repro.clone.folder / name).rglob("*")] == []
+
+
+@pytest.mark.parametrize("stage", ALLOWED)
+def test_no_stage_imports_a_slow_library_while_it_runs(repro, stage):
+    modules = modules_of(repro.reads[f"{stage}.files"])
+    assert "pandas" in modules, "or this test sees nothing"
+    assert too_many(stage, modules) == set()
