@@ -1,5 +1,6 @@
 """One file for each stage of dvc.yaml; the rooms below hold what they call."""
 
+import gc
 import logging
 import os
 import signal
@@ -24,3 +25,4 @@ if "DVC_STAGE" in os.environ:
         sys.exit(f"error: Python imports {Path(__file__).parent}, not the code of this folder; unset PYTHONSAFEPATH")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watchdog.end_with_dvc()  # now, not after the imports, which take seconds
+    gc.disable()  # imports make half a million objects, nearly all to stay; `errors.run` switches it on again

@@ -1,8 +1,12 @@
 """The one exception that a user's mistake raises, and what running a stage means."""
 
+import atexit
+import gc
+import os
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -10,13 +14,33 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main()`; a `UserError` becomes one line on stderr and exit code 1."""
+    """Run a stage's `main()`; a `UserError` becomes one line on stderr and exit code 1. In `dvc` the process ends here.
+
+    The garbage collector passes over what was there before: the imports make half a million objects that stay.
+    """
+    gc.freeze()
+    gc.enable()  # stages/__init__.py had it off
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        gc.unfreeze()
+    if "DVC_STAGE" in os.environ:
+        end_at_once()
+
+
+def end_at_once() -> NoReturn:
+    """End this process with exit code 0, and leave its memory to the system: Python takes over a second to tidy it up.
+
+    What libraries want done at the end is done: `datasets` removes its temporary folders there.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def one_line(error: BaseException) -> str:
