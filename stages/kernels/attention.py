@@ -32,8 +32,8 @@ class Rows:
 
     @classmethod
     def of(
-        cls, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], cu_seq_lens_q: torch.Tensor | None,
-        max_length_q: int | None,
+        cls, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        cu_seq_lens_q: torch.Tensor | None, max_length_q: int | None,
     ) -> Self:  # fmt: skip
         """From what transformers gives to a decoder layer.
 
@@ -50,12 +50,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Heads:
-    """The shape of an attention: heads of queries, of keys and values, elements of each, factor of the products."""
+    """The shape of an attention: heads of queries, of keys and values, elements of each, factor of the products.
+
+    A token sees the last `window` tokens, itself among them; None: all of its row up to itself.
+    """
 
     queries: int
     keys: int
     size: int
     scale: float
+    window: int | None = None
 
     @property
     def widths(self) -> list[int]:
@@ -131,10 +135,15 @@ def _launch(qkv, heads, rows, block, longest):
     settings = {
         "GROUP": heads.queries // heads.keys, "KEYS": heads.keys, "SIZE": heads.size, "HALF": half, "REST": rest,
         "HALF_PADDED": _padded(half), "REST_PADDED": _padded(rest), "PADDED": _padded(heads.size), "BLOCK": block,
-        "BY_TOKEN": len(rows.cos) == len(qkv),
+        "BY_TOKEN": len(rows.cos) == len(qkv), "WINDOW": _window(heads, rows),
     }  # fmt: skip
     blocks = triton.cdiv(longest, block)
     return settings, blocks, (len(rows.starts) - 1) * blocks + triton.cdiv(len(qkv), block)
+
+
+def _window(heads, rows):
+    """The window where a row may be longer, else 0."""
+    return heads.window if heads.window is not None and heads.window < rows.longest else 0
 
 
 def _padded(size):
@@ -193,7 +202,7 @@ def _forward_kernel(
     qkv, out, lse, cos, sin, starts, rows, blocks, tokens, stride, out_stride, scale,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
     REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr,
+    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
     d, local = tl.arange(0, PADDED), tl.arange(0, BLOCK)
@@ -216,14 +225,17 @@ def _forward_kernel(
     total = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
     largest = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((BLOCK,), dtype=tl.float32)
-    for key_block in range(0, block + 1):
-        j = key_block * BLOCK + local
+    for back in range(0, block + 1):  # a query's own block first, in which it sees at least itself
+        j = (block - back) * BLOCK + local
         s = start + j
         k1, k2, k3 = _parts(
             key_base, stride, s, j < length, s if BY_TOKEN else j, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED
         )
         scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale
-        scores = tl.where((j[None, :] <= i[:, None]) & (j < length)[None, :], scores, float("-inf"))
+        seen = (j[None, :] <= i[:, None]) & (j < length)[None, :]
+        if WINDOW > 0:
+            seen &= i[:, None] - j[None, :] < WINDOW
+        scores = tl.where(seen, scores, float("-inf"))
         above = tl.maximum(largest, tl.max(scores, 1))
         p = tl.exp2(scores - above[:, None])
         shrink = tl.exp2(largest - above)
@@ -243,7 +255,7 @@ def _short_backward_kernel(
     qkv, out, lse, dout, dqkv, cos, sin, starts, rows, tokens, stride, grad_stride, out_stride, scale, scale_2,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
     REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr,
+    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Of a whole row of up to BLOCK tokens, and zeros for a block of what is behind the rows."""
     row, key_head = tl.program_id(0), tl.program_id(1)
@@ -284,6 +296,8 @@ def _short_backward_kernel(
         sums = tl.load(lse + head * tokens + t, mine, 0)
         scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
         seen = (i[None, :] <= i[:, None]) & mine[:, None]
+        if WINDOW > 0:
+            seen &= i[:, None] - i[None, :] < WINDOW
         p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
         dv = tl.dot(tl.trans(p.to(kind)), do, dv, input_precision="ieee")
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
@@ -313,9 +327,10 @@ def _backward_kernel(
     qkv, out, lse, dout, dqkv, cos, sin, starts, rows, blocks, tokens, stride, grad_stride, out_stride, scale, scale_2,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
     REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, SHORT: tl.constexpr,
+    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
-    """Of one block of a row: the gradient of its queries, and of its keys and values for the heads that share them. Of rows over SHORT."""
+    """Of one block of a row of over SHORT tokens: the gradient of its queries, and that of its keys and values for the
+    heads that share them."""
     row, block, key_head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
     d, local = tl.arange(0, PADDED), tl.arange(0, BLOCK)
     key_column = QUERIES * SIZE + key_head * SIZE
@@ -353,6 +368,8 @@ def _backward_kernel(
             scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
             sums = tl.load(lse + head * tokens + s, n < length, 0)
             seen = (i[None, :] <= n[:, None]) & mine[None, :] & (n < length)[:, None]
+            if WINDOW > 0:
+                seen &= n[:, None] - i[None, :] < WINDOW
             p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
             dp = tl.dot(do, tl.trans(v), input_precision="ieee")
             ds = (p * (dp - delta[:, None]) * scale).to(kind)
@@ -379,7 +396,10 @@ def _backward_kernel(
                         (j < length)[:, None] & (d < SIZE)[None, :], 0,
                     )  # fmt: skip
                     before = tl.exp2(_product(q1, q2, q3, l1, l2, l3, REST) * scale_2 - sums[:, None])
-                    before = tl.where((n < length)[:, None], before, 0.0)
+                    shown = (n < length)[:, None] & (j < length)[None, :]
+                    if WINDOW > 0:
+                        shown &= n[:, None] - j[None, :] < WINDOW
+                    before = tl.where(shown, before, 0.0)
                     dbefore = tl.dot(do, tl.trans(w), input_precision="ieee")
                     ds = (before * (dbefore - delta[:, None]) * scale).to(kind)
                     dq1 = tl.dot(ds, l1, dq1, input_precision="ieee")

@@ -235,14 +235,14 @@ def test_rows_end_to_end_are_for_known_layers_alone(families):
     assert not takes_rows_end_to_end(classifier(folder=families["opt"]))
 
 
-@pytest.mark.parametrize("longest", [60, 70, 130])
+@pytest.mark.parametrize(("longest", "window"), [(60, None), (70, None), (130, None), (60, 5), (130, 1), (130, 100)])
 @pytest.mark.parametrize(("queries", "keys", "size", "rotated"), [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6)])
-def test_attention_and_its_gradient_are_pytorchs(queries, keys, size, rotated, longest):
+def test_attention_and_its_gradient_are_pytorchs(queries, keys, size, rotated, longest, window):
     """Rows of one block and of several, one token, none; tokens behind the last row; other columns are left alone."""
     from stages.kernels.attention import Heads, Rows, attend, write_grads
 
     lengths, behind, generator = [longest, 1, 0, 17], 40, torch.Generator().manual_seed(0)
-    heads, tokens = Heads(queries, keys, size, size**-0.5), sum(lengths) + behind
+    heads, tokens = Heads(queries, keys, size, size**-0.5, window), sum(lengths) + behind
     angles = torch.rand(tokens, rotated // 2, generator=generator).repeat(1, 2).to(DEVICE)
     starts = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
     rows = Rows(starts, longest, angles.cos(), angles.sin())
@@ -272,8 +272,10 @@ def plain_attention(qkv, heads, rows):
         q, k, v = (part.unflatten(1, (-1, heads.size)) for part in qkv[start:end, : sum(heads.widths)].split(
             heads.widths, dim=1))  # fmt: skip
         q, k = (turned(x, rows.cos[start:end], rows.sin[start:end]) for x in (q, k))
+        seen = torch.ones(end - start, end - start, dtype=torch.bool, device=qkv.device).tril()
+        seen &= ~seen.tril(-(heads.window or len(seen)))
         attended = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(0, 1) for x in (q, k, v)), is_causal=True, scale=heads.scale, enable_gqa=True
+            *(x.transpose(0, 1) for x in (q, k, v)), seen, scale=heads.scale, enable_gqa=True
         )
         outputs.append(attended.transpose(0, 1).flatten(1))
     return torch.cat([*outputs, torch.zeros(len(qkv) - end, heads.widths[0], device=qkv.device)])
