@@ -2,10 +2,10 @@
 
 import torch
 
-from stages.kernels import phi
+from stages.kernels import gemma3, llama, phi
 from stages.kernels.architecture import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (phi.PHI,)
+ARCHITECTURES: tuple[Architecture, ...] = (phi.PHI, *llama.LLAMAS, gemma3.GEMMA3)
 
 
 def architecture_of(module: torch.nn.Module) -> Architecture | None:

@@ -60,11 +60,13 @@ FAMILIES: dict[str, PreTrainedConfig] = {
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:
-    """Save a model with the nano model's tokenizer; its random weights are made larger, so that answers differ."""
+    """Save a model with the nano model's tokenizer; its random weights are made larger, so that answers differ.
+
+    Biases and norms get numbers too: a forward that leaves one out gives another answer.
+    """
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
-        if weight.ndim > 1:
-            weight.data.normal_(std=0.15, generator=generator)
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.15 + (weight.data if weight.ndim == 1 else 0)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(NANO / name, folder)

@@ -9,7 +9,7 @@ from helpers import small_classifier
 from helpers.parameters import manifest_of
 from helpers.project import NANO
 from helpers.small_classifier import DEVICE, PAD, as_inputs, as_rows, batch, distance, eager, gradients
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.kernels.errors import StepUnavailable
@@ -23,11 +23,12 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """{family: folder of a small model}; all but "phi" have no fused layers."""
+    """{family: folder of a small model}; all but "phi" and "llama" have no fused layers."""
     size = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     configs = {
         "phi with normed queries": PhiConfig(**size, intermediate_size=128, qk_layernorm=True, resid_pdrop=0.1),
         "llama": LlamaConfig(**size, intermediate_size=128, num_key_value_heads=2),
+        "olmo2": Olmo2Config(**size, intermediate_size=128),
         "opt": OPTConfig(**size, ffn_dim=128, word_embed_proj_dim=64, dropout=0.1),
         "opt with layerdrop": OPTConfig(**size, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0, layerdrop=0.1),
         "gpt-neox": GPTNeoXConfig(**size, intermediate_size=128, classifier_dropout=0.1),
@@ -94,13 +95,14 @@ def test_gradients_are_those_of_the_dropped_forward(direction):
     assert (losses[0] - losses[1]) / 2 == pytest.approx(slope, rel=0.01)
 
 
-@pytest.mark.parametrize("family", ["phi", "phi with normed queries", "llama"])
+@pytest.mark.parametrize("family", ["phi", "phi with normed queries", "olmo2"])
 def test_a_layer_computed_again_by_checkpointing_finds_its_masks(families, family):
     grads, forwards = [], []
     for checkpointing in (False, True):
         lora = classifier(dropout=0.2, checkpointing=checkpointing, folder=families[family])
         fused, count = Fused(lora), []
-        norm = next(module for name, module in lora.named_modules() if name.endswith("layers.0.input_layernorm"))
+        first = lora.get_base_model().base_model.layers[0]
+        norm = next(module for name, module in first.named_modules() if name.endswith("layernorm"))
         norm.register_forward_hook(lambda *_, count=count: count.append(1))
         fused(*batch(), step=5)
         grads.append(gradients(lora))
@@ -110,7 +112,7 @@ def test_a_layer_computed_again_by_checkpointing_finds_its_masks(families, famil
 
 
 def llama():
-    """Llama's layer as another architecture: two groups that share an input, each with its own norm before it."""
+    """Llama's layer with no kernels but those of the products, as the whole of an architecture's file."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
     from stages.kernels.architecture import Architecture
@@ -145,7 +147,7 @@ def test_another_architecture_takes_one_registration(families, monkeypatch, chec
 
     how = {"folder": families["llama"], "checkpointing": checkpointing}
     loss, grads = eager(classifier(**how), *batch())
-    monkeypatch.setattr(registry, "ARCHITECTURES", (*registry.ARCHITECTURES, llama()))
+    monkeypatch.setattr(registry, "ARCHITECTURES", (llama(),))
     lora = classifier(**how)
     fused = Fused(lora)
     assert fused(*batch()) == pytest.approx(loss, rel=1e-5)
@@ -191,7 +193,7 @@ def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_ste
     """Zeros in the fast step, where the eager one has none; all other gradients are the eager ones."""
     grads = []
     for fast in (False, True):
-        lora = classifier(folder=families["llama"])
+        lora = classifier(folder=families["olmo2"])
         lora.get_base_model().model.layers[1].mlp.forward = lambda x: x
         if fast:
             fast_step(lora)(as_inputs(*batch()), 0)
@@ -207,7 +209,7 @@ def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_ste
 
 def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(families, fast_step):
     """Its weights would stay as they are without a word."""
-    lora = classifier(folder=families["llama"])
+    lora = classifier(folder=families["olmo2"])
     step = fast_step(lora)
     layer = lora.get_base_model().model.layers[1].mlp.up_proj
     layer.forward = functools.partial(type(layer).forward, layer)

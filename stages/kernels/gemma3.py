@@ -1,0 +1,43 @@
+"""Gemma 3's decoder layer in fewer kernels: Llama's with a norm behind attention and MLP as well."""
+
+import torch
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
+
+from stages.kernels import attention, llama
+from stages.kernels.architecture import Architecture
+from stages.kernels.linears import Projections
+from stages.kernels.norm import RMSNorm, add_norm
+
+
+def can_fuse(layer: Gemma3DecoderLayer) -> bool:
+    """Whether `forward` computes all that this layer does."""
+    return llama.can_fuse(layer) and layer.self_attn.attn_logit_softcapping is None
+
+
+def forward(
+    layer: Gemma3DecoderLayer,
+    project: Projections,
+    x: torch.Tensor,
+    *_,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **__,
+) -> torch.Tensor:
+    """transformers' Gemma3DecoderLayer.forward; the arguments are those of `phi.forward`."""
+    rows = attention.Rows.of(x, position_embeddings, cu_seq_lens_q, max_length_q)
+    before, after, before_mlp, after_mlp = (
+        RMSNorm.of(module)
+        for module in (
+            layer.input_layernorm,
+            layer.post_attention_layernorm,
+            layer.pre_feedforward_layernorm,
+            layer.post_feedforward_layernorm,
+        )
+    )
+    normed, x = add_norm(x, norm=before)
+    normed, x = add_norm(x, llama.attend(layer, project, normed, rows), norm_y=after, norm=before_mlp)
+    return add_norm(x, llama.grow(layer, project, normed), norm_y=after_mlp)[1]
+
+
+GEMMA3 = Architecture(Gemma3DecoderLayer, can_fuse, llama.shared_inputs, forward)

@@ -1,0 +1,68 @@
+"""The decoder layers of Llama, Mistral, Qwen 2, Qwen 3 and Gemma in fewer kernels: they differ in options alone."""
+
+import torch
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from stages.kernels import attention
+from stages.kernels.architecture import Architecture
+from stages.kernels.gated import IS_GELU, Gated
+from stages.kernels.linears import Projections
+from stages.kernels.norm import RMSNorm, add_norm, norm_heads
+
+
+def can_fuse(layer: torch.nn.Module) -> bool:
+    """Whether `forward` computes all that this layer does."""
+    own = layer.self_attn
+    return own.is_causal and own.attention_dropout == 0 and type(layer.mlp.act_fn) in IS_GELU
+
+
+def shared_inputs(layer: torch.nn.Module) -> list[tuple[torch.nn.Module, ...]]:
+    """In the order in which the layer computes."""
+    own, mlp = layer.self_attn, layer.mlp
+    return [(own.q_proj, own.k_proj, own.v_proj), (own.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)]
+
+
+def forward(
+    layer: torch.nn.Module,
+    project: Projections,
+    x: torch.Tensor,
+    *_,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **__,
+) -> torch.Tensor:
+    """transformers' forward of these layers; the arguments are those of `phi.forward`."""
+    rows = attention.Rows.of(x, position_embeddings, cu_seq_lens_q, max_length_q)
+    normed, x = add_norm(x, norm=RMSNorm.of(layer.input_layernorm))
+    normed, x = add_norm(x, attend(layer, project, normed, rows), norm=RMSNorm.of(layer.post_attention_layernorm))
+    return x + grow(layer, project, normed)
+
+
+def attend(layer: torch.nn.Module, project: Projections, x: torch.Tensor, rows: attention.Rows) -> torch.Tensor:
+    """The layer's attention: of the normed x, [..., hidden] to [..., hidden]."""
+    own, (qkv, output, _, _) = layer.self_attn, shared_inputs(layer)
+    heads, kv_heads = own.config.num_attention_heads, own.config.num_key_value_heads
+    projected = project(qkv, x)
+    if hasattr(own, "q_norm"):
+        projected = norm_heads(projected, RMSNorm.of(own.q_norm), RMSNorm.of(own.k_norm), heads, kv_heads)
+    # Mistral's layers all have their model's window, the other families say it in the layer.
+    window = own.sliding_window if hasattr(own, "sliding_window") else getattr(own.config, "sliding_window", None)
+    shape = attention.Heads(heads, kv_heads, own.head_dim, own.scaling, window)
+    return project(output, attention.Attention.apply(projected, shape, rows))
+
+
+def grow(layer: torch.nn.Module, project: Projections, x: torch.Tensor) -> torch.Tensor:
+    """The layer's MLP: of the normed x, [..., hidden] to [..., hidden]."""
+    _, _, gate_up, down = shared_inputs(layer)
+    return project(down, Gated.apply(project(gate_up, x), IS_GELU[type(layer.mlp.act_fn)]))
+
+
+LLAMAS = tuple(
+    Architecture(layer, can_fuse, shared_inputs, forward)
+    for layer in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer, GemmaDecoderLayer)
+)
