@@ -113,13 +113,17 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
     clock = Clock(timing)
     trainer.add_callback(clock)
     lengths = []  # of each batch's rows
-    collate = trainer.data_collator
 
-    def counting(batch):
-        lengths.append([len(row["input_ids"]) for row in batch])
-        return collate(batch)
+    def counting(collate):
+        def counted(batch):
+            lengths.append([len(row["input_ids"]) for row in batch])
+            return collate(batch)
 
-    trainer.data_collator = counting
+        return counted
+
+    for name in ("data_collator", "end_to_end"):  # ours has two
+        if hasattr(trainer, name):
+            setattr(trainer, name, counting(getattr(trainer, name)))
     with Recorder(DEVICE, interval=0.1) as recorder:
         try:
             trainer.train()

@@ -48,7 +48,9 @@ def forward(
     config, own, dropout = layer.self_attn.config, layer.self_attn, layer.resid_dropout
     heads = attention.Heads(config.num_attention_heads, config.num_key_value_heads, own.head_dim, own.scaling)
     p, qkv_up = dropout.p if dropout.training else 0.0, first(layer.input_layernorm(x))
-    return _Rest.apply(qkv_up, x, fc2.anchor if dense.anchor is None else dense.anchor, dense, fc2, heads, rows, p, project.masks)
+    return _Rest.apply(
+        qkv_up, x, fc2.anchor if dense.anchor is None else dense.anchor, dense, fc2, heads, rows, p, project.masks
+    )
 
 
 class _Rest(torch.autograd.Function):

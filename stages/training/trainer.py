@@ -41,23 +41,24 @@ class ClassifierTrainer(Trainer):
     Attributes:
         step_losses: losses of this epoch's steps, on the device.
         fast_step: the captured step, or None for the Trainer's own.
+        end_to_end: makes its batches where it takes rows without padding; else `data_collator` does.
     """
 
     def __init__(self, *args, batches, cuda_graphs, dequantize_once, pad_id, **kwargs):
         super().__init__(*args, **kwargs)
         self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
         self.dequantize_once = dequantize_once
+        self.lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        rows = self.args.train_batch_size
+        tokens = round(rows * sum(self.lengths) / len(self.lengths))  # a batch that is not whole has its size too
+        self.end_to_end = partial(lay_end_to_end, pad_id=pad_id, rows=rows, tokens=tokens)
         self.step_losses = []
         self.fast_step = None
 
     def get_train_dataloader(self) -> DataLoader:
-        self.lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        self.fast_step = self._make_fast_step()
-        padded = self.data_collator
+        self.fast_step, padded = self._make_fast_step(), self.data_collator
         if self.fast_step and self.fast_step.takes_rows_end_to_end and self.batches.padding == "none":
-            rows = self.args.train_batch_size
-            tokens = round(rows * sum(self.lengths) / len(self.lengths))
-            self.data_collator = partial(lay_end_to_end, pad_id=self.pad_id, rows=rows, tokens=tokens)
+            self.data_collator = self.end_to_end
         elif self.batches.order == "balanced":
             print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
         loader = super().get_train_dataloader()
