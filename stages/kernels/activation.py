@@ -7,7 +7,7 @@ ACTIVATIONS = {None: 0, "gelu": 1}  # gelu: the tanh form (Hendrycks and Gimpel 
 
 
 @triton.jit
-def activated(x, ACTIVATION: tl.constexpr):
+def activated(x, ACTIVATION: tl.constexpr) -> tl.tensor:
     """activation(x), in x's precision."""
     if ACTIVATION == 1:
         value = x.to(tl.float32)
@@ -16,7 +16,7 @@ def activated(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def slope(x, ACTIVATION: tl.constexpr):
+def slope(x, ACTIVATION: tl.constexpr) -> tl.tensor:
     """The derivative of activation(x), fp32."""
     value = x.to(tl.float32)
     gate = _gate(value)

@@ -100,7 +100,7 @@ def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, t
     out = torch.empty((tokens, heads.widths[0]), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((heads.queries, tokens), dtype=torch.float32, device=qkv.device)
     check_indices(qkv.stride(0) * tokens)
-    settings, blocks, programs = _launch(qkv, heads, rows, 64 if heads.size <= 128 else 32, rows.longest)
+    settings, blocks, programs = _launch(qkv, heads, rows, _block(heads), rows.longest)
     _forward_kernel[(programs, heads.queries)](
         qkv, out, lse, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1, blocks, tokens, qkv.stride(0),
         heads.queries * heads.size, heads.scale * LOG2_E, QUERIES=heads.queries, num_warps=4, num_stages=1, **settings,
@@ -113,16 +113,28 @@ def write_grads(
     rows: Rows,
 ) -> None:  # fmt: skip
     """Write the gradient of the queries, keys and values into the first columns of dqkv."""
-    short = 64 if heads.size <= 128 else 32  # rows of so many tokens need no loop, and fewer registers
-    given = (qkv, out, lse, dout, dqkv, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1)
-    sizes = (len(qkv), qkv.stride(0), dqkv.stride(0), heads.queries * heads.size, heads.scale, heads.scale * LOG2_E)
+    tokens, (queries, keys, _) = len(qkv), heads.widths
+    dkv = dqkv[:, queries : queries + 2 * keys]
+    shared = heads.queries > heads.keys  # then each head of queries has its own part in the gradient
+    parts = torch.empty((tokens, 2 * queries), dtype=dqkv.dtype, device=dqkv.device) if shared else dkv
+    given = (qkv, out, lse, dout, dqkv, parts, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1)
+    sizes = (tokens, qkv.stride(0), dqkv.stride(0), parts.stride(0), queries, heads.scale, heads.scale * LOG2_E)
+    short = _block(heads)  # rows of so many tokens need no loop, and fewer registers
     settings, _, programs = _launch(qkv, heads, rows, short, short)
-    _short_backward_kernel[(programs, heads.keys)](*given, *sizes, QUERIES=heads.queries, num_warps=4, **settings)
+    _short_backward_kernel[(programs, heads.queries)](*given, *sizes, QUERIES=heads.queries, num_warps=4, **settings)
     if rows.longest > short:
         settings, blocks, programs = _launch(qkv, heads, rows, 32, rows.longest)
-        _backward_kernel[(programs, heads.keys)](
+        _backward_kernel[(programs, heads.queries)](
             *given, blocks, *sizes, QUERIES=heads.queries, SHORT=short, num_warps=4, num_stages=1, **settings
         )
+    if shared:
+        grouped = parts.view(tokens, 2 * heads.keys, heads.queries // heads.keys, heads.size)
+        torch.sum(grouped, dim=2, out=dkv.unflatten(1, (2 * heads.keys, heads.size)))
+
+
+def _block(heads):
+    """Tokens of a block, so that its tiles fit the registers."""
+    return 64 if heads.size <= 128 else 32
 
 
 LOG2_E = 1.4426950408889634  # the exponential of base 2 is the one that a GPU has
@@ -252,24 +264,24 @@ def _forward_kernel(
 
 @triton.jit
 def _short_backward_kernel(
-    qkv, out, lse, dout, dqkv, cos, sin, starts, rows, tokens, stride, grad_stride, out_stride, scale, scale_2,
+    qkv, out, lse, dout, dqkv, dkv, cos, sin, starts, rows, tokens, stride, grad_stride, dkv_stride, out_stride, scale,
+    scale_2,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
     REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
     BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Of a whole row of up to BLOCK tokens, and zeros for a block of what is behind the rows."""
-    row, key_head = tl.program_id(0), tl.program_id(1)
+    row, head = tl.program_id(0), tl.program_id(1)
     d, i = tl.arange(0, PADDED), tl.arange(0, BLOCK)
-    key_column = QUERIES * SIZE + key_head * SIZE
+    keys, dkeys = qkv + (QUERIES + head // GROUP) * SIZE, dkv + head * SIZE
+    dvalues = dkeys + (KEYS * GROUP) * SIZE
     if row >= rows:
         t = tl.load(starts + rows).to(tl.int32) + (row - rows) * BLOCK + i
         there = (t < tokens)[:, None] & (d < SIZE)[None, :]
         nothing = tl.zeros((BLOCK, PADDED), dqkv.dtype.element_ty)
-        place = dqkv + t[:, None] * grad_stride + d[None, :]
-        for member in range(GROUP):
-            tl.store(place + (key_head * GROUP + member) * SIZE, nothing, there)
-        tl.store(place + key_column, nothing, there)
-        tl.store(place + key_column + KEYS * SIZE, nothing, there)
+        tl.store(dqkv + head * SIZE + t[:, None] * grad_stride + d[None, :], nothing, there)
+        tl.store(dkeys + t[:, None] * dkv_stride + d[None, :], nothing, there)
+        tl.store(dvalues + t[:, None] * dkv_stride + d[None, :], nothing, there)
         return
     start = tl.load(starts + row).to(tl.int32)
     length = tl.load(starts + row + 1).to(tl.int32) - start
@@ -278,62 +290,48 @@ def _short_backward_kernel(
     t, mine = start + i, i < length
     position = t if BY_TOKEN else i
     inside = mine[:, None] & (d < SIZE)[None, :]
-    k1, k2, k3 = _parts(qkv + key_column, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
-    v = tl.load(qkv + key_column + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
-    kind = v.dtype
-    dk1 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
-    dk2 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
-    dk3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
-    dv = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
-    for member in tl.static_range(GROUP):
-        head = key_head * GROUP + member
-        q1, q2, q3 = _parts(
-            qkv + head * SIZE, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED
-        )
-        place = t[:, None] * out_stride + head * SIZE + d[None, :]
-        do = tl.load(dout + place, inside, 0)
-        delta = tl.sum(do.to(tl.float32) * tl.load(out + place, inside, 0).to(tl.float32), 1)
-        sums = tl.load(lse + head * tokens + t, mine, 0)
-        scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
-        seen = (i[None, :] <= i[:, None]) & mine[:, None]
-        if WINDOW > 0:
-            seen &= i[:, None] - i[None, :] < WINDOW
-        p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
-        dv = tl.dot(tl.trans(p.to(kind)), do, dv, input_precision="ieee")
-        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-        ds = (p * (dp - delta[:, None]) * scale).to(kind)
-        dq1 = tl.dot(ds, k1, input_precision="ieee")
-        dq2 = tl.dot(ds, k2, input_precision="ieee")
-        dq3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
-        if REST > 0:
-            dq3 = tl.dot(ds, k3, input_precision="ieee")
-        _store_parts(
-            dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, dq1, dq2, dq3, HALF, REST, HALF_PADDED,
-            REST_PADDED,
-        )  # fmt: skip
-        dk1 = tl.dot(tl.trans(ds), q1, dk1, input_precision="ieee")
-        dk2 = tl.dot(tl.trans(ds), q2, dk2, input_precision="ieee")
-        if REST > 0:
-            dk3 = tl.dot(tl.trans(ds), q3, dk3, input_precision="ieee")
+    k1, k2, k3 = _parts(keys, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
+    q1, q2, q3 = _parts(qkv + head * SIZE, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
+    v = tl.load(keys + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
+    place = t[:, None] * out_stride + head * SIZE + d[None, :]
+    do = tl.load(dout + place, inside, 0)
+    delta = tl.sum(do.to(tl.float32) * tl.load(out + place, inside, 0).to(tl.float32), 1)
+    scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
+    seen = (i[None, :] <= i[:, None]) & mine[:, None]
+    if WINDOW > 0:
+        seen &= i[:, None] - i[None, :] < WINDOW
+    p = tl.where(seen, tl.exp2(scores - tl.load(lse + head * tokens + t, mine, 0)[:, None]), 0.0)
+    dv = tl.dot(tl.trans(p.to(v.dtype)), do, input_precision="ieee")
+    tl.store(dvalues + t[:, None] * dkv_stride + d[None, :], dv.to(dkv.dtype.element_ty), inside)
+    dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+    ds = (p * (dp - delta[:, None]) * scale).to(v.dtype)
+    d1, d2 = tl.dot(ds, k1, input_precision="ieee"), tl.dot(ds, k2, input_precision="ieee")
+    d3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
+    if REST > 0:
+        d3 = tl.dot(ds, k3, input_precision="ieee")
     _store_parts(
-        dqkv + key_column, grad_stride, t, mine, position, cos, sin, dk1, dk2, dk3, HALF, REST, HALF_PADDED, REST_PADDED
+        dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, d1, d2, d3, HALF, REST, HALF_PADDED, REST_PADDED
     )
-    place = dqkv + key_column + KEYS * SIZE + t[:, None] * grad_stride + d[None, :]
-    tl.store(place, dv.to(dqkv.dtype.element_ty), inside)
+    ds = tl.trans(ds)
+    d1, d2 = tl.dot(ds, q1, input_precision="ieee"), tl.dot(ds, q2, input_precision="ieee")
+    if REST > 0:
+        d3 = tl.dot(ds, q3, input_precision="ieee")
+    _store_parts(dkeys, dkv_stride, t, mine, position, cos, sin, d1, d2, d3, HALF, REST, HALF_PADDED, REST_PADDED)
 
 
 @triton.jit
 def _backward_kernel(
-    qkv, out, lse, dout, dqkv, cos, sin, starts, rows, blocks, tokens, stride, grad_stride, out_stride, scale, scale_2,
+    qkv, out, lse, dout, dqkv, dkv, cos, sin, starts, rows, blocks, tokens, stride, grad_stride, dkv_stride, out_stride,
+    scale, scale_2,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
     REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
     BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
-    """Of one block of a row of over SHORT tokens: the gradient of its queries, and that of its keys and values for the
-    heads that share them."""
-    row, block, key_head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
+    """Of one block of a row of over SHORT tokens: the gradient of its queries, and what this head of queries adds to
+    that of its keys and values."""
+    row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
     d, local = tl.arange(0, PADDED), tl.arange(0, BLOCK)
-    key_column = QUERIES * SIZE + key_head * SIZE
+    keys, dkeys = qkv + (QUERIES + head // GROUP) * SIZE, dkv + head * SIZE
     if row >= rows:
         return
     start = tl.load(starts + row).to(tl.int32)
@@ -344,74 +342,70 @@ def _backward_kernel(
     t = start + i
     position = t if BY_TOKEN else i
     mine = i < length
-    k1, k2, k3 = _parts(qkv + key_column, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
+    k1, k2, k3 = _parts(keys, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
     inside = mine[:, None] & (d < SIZE)[None, :]
-    v = tl.load(qkv + key_column + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
+    v = tl.load(keys + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
     kind = v.dtype
     dk1 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
     dk2 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
     dk3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
     dv = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
-    for member in range(GROUP):
-        head = key_head * GROUP + member
-        for query_block in range(block, tl.cdiv(length, BLOCK)):  # the first is the block itself
-            n = query_block * BLOCK + local
-            s = start + n
-            q1, q2, q3 = _parts(
-                qkv + head * SIZE, stride, s, n < length, s if BY_TOKEN else n, cos, sin, HALF, REST, HALF_PADDED,
-                REST_PADDED,
-            )  # fmt: skip
-            place = s[:, None] * out_stride + head * SIZE + d[None, :]
-            there = (n < length)[:, None] & (d < SIZE)[None, :]
-            do = tl.load(dout + place, there, 0)
-            delta = tl.sum(do.to(tl.float32) * tl.load(out + place, there, 0).to(tl.float32), 1)
-            scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
-            sums = tl.load(lse + head * tokens + s, n < length, 0)
-            seen = (i[None, :] <= n[:, None]) & mine[None, :] & (n < length)[:, None]
-            if WINDOW > 0:
-                seen &= n[:, None] - i[None, :] < WINDOW
-            p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
-            dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-            ds = (p * (dp - delta[:, None]) * scale).to(kind)
-            dv = tl.dot(tl.trans(p.to(kind)), do, dv, input_precision="ieee")
-            dk1 = tl.dot(tl.trans(ds), q1, dk1, input_precision="ieee")
-            dk2 = tl.dot(tl.trans(ds), q2, dk2, input_precision="ieee")
+    for query_block in range(block, tl.cdiv(length, BLOCK)):  # the first is the block itself
+        n = query_block * BLOCK + local
+        s = start + n
+        q1, q2, q3 = _parts(
+            qkv + head * SIZE, stride, s, n < length, s if BY_TOKEN else n, cos, sin, HALF, REST, HALF_PADDED,
+            REST_PADDED,
+        )  # fmt: skip
+        place = s[:, None] * out_stride + head * SIZE + d[None, :]
+        there = (n < length)[:, None] & (d < SIZE)[None, :]
+        do = tl.load(dout + place, there, 0)
+        delta = tl.sum(do.to(tl.float32) * tl.load(out + place, there, 0).to(tl.float32), 1)
+        scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
+        sums = tl.load(lse + head * tokens + s, n < length, 0)
+        seen = (i[None, :] <= n[:, None]) & mine[None, :] & (n < length)[:, None]
+        if WINDOW > 0:
+            seen &= n[:, None] - i[None, :] < WINDOW
+        p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
+        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+        ds = (p * (dp - delta[:, None]) * scale).to(kind)
+        dv = tl.dot(tl.trans(p.to(kind)), do, dv, input_precision="ieee")
+        dk1 = tl.dot(tl.trans(ds), q1, dk1, input_precision="ieee")
+        dk2 = tl.dot(tl.trans(ds), q2, dk2, input_precision="ieee")
+        if REST > 0:
+            dk3 = tl.dot(tl.trans(ds), q3, dk3, input_precision="ieee")
+        if query_block == block:
+            dq1 = tl.dot(ds, k1, input_precision="ieee")
+            dq2 = tl.dot(ds, k2, input_precision="ieee")
+            dq3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
             if REST > 0:
-                dk3 = tl.dot(tl.trans(ds), q3, dk3, input_precision="ieee")
-            if query_block == block:
-                dq1 = tl.dot(ds, k1, input_precision="ieee")
-                dq2 = tl.dot(ds, k2, input_precision="ieee")
-                dq3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
-                if REST > 0:
-                    dq3 = tl.dot(ds, k3, input_precision="ieee")
-                for key_block in range(0, block):
-                    j = key_block * BLOCK + local
-                    o = start + j
-                    l1, l2, l3 = _parts(
-                        qkv + key_column, stride, o, j < length, o if BY_TOKEN else j, cos, sin, HALF, REST,
-                        HALF_PADDED, REST_PADDED,
-                    )  # fmt: skip
-                    w = tl.load(
-                        qkv + key_column + KEYS * SIZE + o[:, None] * stride + d[None, :],
-                        (j < length)[:, None] & (d < SIZE)[None, :], 0,
-                    )  # fmt: skip
-                    before = tl.exp2(_product(q1, q2, q3, l1, l2, l3, REST) * scale_2 - sums[:, None])
-                    shown = (n < length)[:, None] & (j < length)[None, :]
-                    if WINDOW > 0:
-                        shown &= n[:, None] - j[None, :] < WINDOW
-                    before = tl.where(shown, before, 0.0)
-                    dbefore = tl.dot(do, tl.trans(w), input_precision="ieee")
-                    ds = (before * (dbefore - delta[:, None]) * scale).to(kind)
-                    dq1 = tl.dot(ds, l1, dq1, input_precision="ieee")
-                    dq2 = tl.dot(ds, l2, dq2, input_precision="ieee")
-                    if REST > 0:
-                        dq3 = tl.dot(ds, l3, dq3, input_precision="ieee")
-                _store_parts(
-                    dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, dq1, dq2, dq3, HALF, REST,
+                dq3 = tl.dot(ds, k3, input_precision="ieee")
+            for key_block in range(0, block):
+                j = key_block * BLOCK + local
+                o = start + j
+                l1, l2, l3 = _parts(
+                    keys, stride, o, j < length, o if BY_TOKEN else j, cos, sin, HALF, REST,
                     HALF_PADDED, REST_PADDED,
                 )  # fmt: skip
-    _store_parts(
-        dqkv + key_column, grad_stride, t, mine, position, cos, sin, dk1, dk2, dk3, HALF, REST, HALF_PADDED, REST_PADDED
-    )
-    place = dqkv + key_column + KEYS * SIZE + t[:, None] * grad_stride + d[None, :]
-    tl.store(place, dv.to(dqkv.dtype.element_ty), inside)
+                w = tl.load(
+                    keys + KEYS * SIZE + o[:, None] * stride + d[None, :],
+                    (j < length)[:, None] & (d < SIZE)[None, :], 0,
+                )  # fmt: skip
+                before = tl.exp2(_product(q1, q2, q3, l1, l2, l3, REST) * scale_2 - sums[:, None])
+                shown = (n < length)[:, None] & (j < length)[None, :]
+                if WINDOW > 0:
+                    shown &= n[:, None] - j[None, :] < WINDOW
+                before = tl.where(shown, before, 0.0)
+                dbefore = tl.dot(do, tl.trans(w), input_precision="ieee")
+                ds = (before * (dbefore - delta[:, None]) * scale).to(kind)
+                dq1 = tl.dot(ds, l1, dq1, input_precision="ieee")
+                dq2 = tl.dot(ds, l2, dq2, input_precision="ieee")
+                if REST > 0:
+                    dq3 = tl.dot(ds, l3, dq3, input_precision="ieee")
+            _store_parts(
+                dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, dq1, dq2, dq3, HALF, REST,
+                HALF_PADDED, REST_PADDED,
+            )  # fmt: skip
+    _store_parts(dkeys, dkv_stride, t, mine, position, cos, sin, dk1, dk2, dk3, HALF, REST, HALF_PADDED, REST_PADDED)
+    place = dkeys + (KEYS * GROUP) * SIZE + t[:, None] * dkv_stride + d[None, :]
+    tl.store(place, dv.to(dkv.dtype.element_ty), inside)

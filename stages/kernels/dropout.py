@@ -127,7 +127,7 @@ def _dropped_twice_kernel(dy, first, second, seed, n, limit, scale, site, BLOCK:
 
 
 @triton.jit
-def keeps(pair, seed, site, limit):
+def keeps(pair, seed, site, limit) -> tl.tensor:
     """Whether dropout keeps the elements 2 * pair and 2 * pair + 1, side by side: one hash has 16 bits for each."""
     key = _mix(tl.load(seed).to(tl.uint32) ^ _mix(site.to(tl.uint32)))
     bits = _mix(pair.to(tl.uint32) ^ key)

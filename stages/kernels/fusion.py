@@ -16,6 +16,8 @@ from stages.kernels.linears import Gradients, Linears, Projections
 from stages.kernels.lora import Copies
 from stages.kernels.registry import architecture_of
 
+ROOMY = 24e9  # 2.6 billion weights kept in bf16 take 5e9, and training at batch 16 with them 9e9
+
 
 def fuse_for_training(model: PeftModel, masks: Masks, keep: bool) -> Gradients:
     """Let a LoRA model compute by fused layers, in place, in training and in evaluation.
@@ -45,6 +47,12 @@ def fuse_for_evaluation(model: torch.nn.Module, keep: bool) -> None:
         _fuse(model, Masks(next(model.parameters()).device), keep)
     except StepUnavailable:
         return
+
+
+def has_room(model: torch.nn.Module) -> bool:
+    """Whether the GPU has room for dequantized weights beside the 4-bit ones: `ROOMY` bytes are free."""
+    device = next(model.parameters()).device
+    return device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= ROOMY
 
 
 def is_checkpointed(model: torch.nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""The kernels of LoRA: its products of rank r, with dropout inside, so that no dropped copy of the input is ever written.
+"""The kernels of LoRA: its products of rank r, with dropout inside: no dropped copy of the input is ever written.
 
 In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R], R the
 next power of two from LoRA's r on, at least 16; rows of A beyond r are zero. Masks are those of `dropout.Masks`, the

@@ -1,7 +1,7 @@
 """The classifier that answers: base, head and adapter, loaded once, and one forward pass over rows."""
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from stages.model.adapter import load_adapter
 from stages.model.base import load_base
 from stages.runtime import params
-from stages.task.batching import collate
+from stages.task.batching import collate, lay_end_to_end
 from stages.task.tokens import load_tokenizer
 
 # All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
@@ -41,7 +41,8 @@ class Classifier:
 
     def __init__(self, model: torch.nn.Module, tokenizer, batches: params.Batches, max_length: int):
         self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
-        speed_up(model)
+        logits = speed_up(model)
+        self.end_to_end = logits if batches.padding == "none" else None
 
     @classmethod
     def load(
@@ -76,11 +77,9 @@ class Classifier:
         Returns:
             float64 [rows, classes], in the order of `examples`.
         """
-        device = next(self.model.parameters()).device
         order = range(len(examples))
         if self.batches.order != "random":  # longest first: running out of memory shows at once
             order = sorted(order, key=lambda i: -len(examples[i]["input_ids"]))
-        batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
         done = []
         with (
             sdpa_kernel(ATTENTION),
@@ -88,8 +87,7 @@ class Classifier:
         ):
             for start in range(0, len(examples), batch_size):
                 rows = order[start : start + batch_size]
-                batch = collate([examples[i] for i in rows], self.tokenizer.pad_token_id, batches, self.max_length)
-                logits = self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits
+                logits = self._logits([examples[i] for i in rows])
                 done.append(
                     (list(rows), torch.softmax(logits.double(), dim=-1))
                 )  # fetched later: the GPU need not wait
@@ -99,15 +97,31 @@ class Classifier:
             probabilities[rows] = values.cpu().numpy()
         return probabilities
 
+    def _logits(self, examples):
+        pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
+        if self.end_to_end:
+            batch = lay_end_to_end(examples, pad_id)
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            return self.end_to_end(self.model, batch, max(len(row["input_ids"]) for row in examples))
+        batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
+        batch = collate(examples, pad_id, batches, self.max_length)
+        return self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits
 
-def speed_up(model: torch.nn.Module) -> None:
-    """Let a classifier evaluate faster, in place: LoRA in the precision of the activations, as the fast step has it,
-    and on a GPU the layers of a known architecture in fewer kernels. It can't be trained further."""
+
+def speed_up(model: torch.nn.Module) -> Callable | None:
+    """Let a classifier evaluate faster, in place: it can't be trained further.
+
+    On a GPU its layers compute as they do in the fast step; else LoRA computes in the precision of the activations.
+
+    Returns:
+        `rows.logits` where the model takes rows end to end, else None.
+    """
+    if next(model.parameters()).is_cuda and find_spec("triton"):
+        from stages.kernels import fusion, rows
+
+        fusion.fuse_for_evaluation(model, fusion.has_room(model))
+        return rows.logits if fusion.takes_rows_end_to_end(model) else None
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)
-    if next(model.parameters()).is_cuda:
-        with contextlib.suppress(ImportError):  # no Triton
-            from stages.kernels.fusion import fuse_decoder_layers
-
-            fuse_decoder_layers(model)
+    return None

@@ -15,10 +15,8 @@ from peft import PeftModel
 from stages.kernels import rows as end_to_end
 from stages.kernels.dropout import Masks
 from stages.kernels.errors import StepUnavailable
-from stages.kernels.fusion import fuse_for_training, is_checkpointed, takes_rows_end_to_end
+from stages.kernels.fusion import fuse_for_training, has_room, is_checkpointed, takes_rows_end_to_end
 from stages.task.batching import IGNORED
-
-ROOMY = 24e9  # bytes: 2.6 billion weights kept in bf16, at batch 16, take 15e9
 
 
 class FastStep:
@@ -31,7 +29,7 @@ class FastStep:
         seed: of the dropout masks.
         pad_id: token of these filling rows.
         dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use; "auto" keeps
-            the copy where `ROOMY` bytes are free and no checkpointing says that memory is short.
+            the copy where there is room for it (`fusion.has_room`) and no checkpointing says that memory is short.
 
     Attributes:
         takes_rows_end_to_end: whether a batch may come from `task.batching.lay_end_to_end`.
@@ -53,7 +51,7 @@ class FastStep:
         if checkpointing and (names := functional_dropouts(model)):
             raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
         if dequantize_once == "auto":
-            dequantize_once = not checkpointing and torch.cuda.mem_get_info(device)[0] >= ROOMY
+            dequantize_once = not checkpointing and has_room(model)
         self.takes_rows_end_to_end = takes_rows_end_to_end(model)
         self.lora = fuse_for_training(model, self.masks, dequantize_once)
         lora_weights = set(self.lora.weights)
