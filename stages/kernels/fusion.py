@@ -31,7 +31,9 @@ def fuse_for_training(model: PeftModel, masks: Masks, keep: bool) -> Gradients:
     Raises:
         StepUnavailable: where a layer does more than the fused ones; the model is as it was.
     """
-    gradients = Gradients([group for group in _fuse(model, masks, keep) if group.lora_layers])
+    groups = _fuse(model, masks, keep)
+    gradients = Gradients([group for group in groups if group.lora_layers])
+    _refresh_before_forward(model, masks, groups)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers, start=1):
         _set_forward(layer, _numbered(type(layer).forward, masks, number))
@@ -44,7 +46,8 @@ def fuse_for_training(model: PeftModel, masks: Masks, keep: bool) -> Gradients:
 def fuse_for_evaluation(model: torch.nn.Module, keep: bool) -> None:
     """Let a classifier compute by fused layers, in place, where its layers can; for evaluation alone."""
     try:
-        _fuse(model, Masks(next(model.parameters()).device), keep)
+        masks = Masks(next(model.parameters()).device)
+        _refresh_before_forward(model, masks, _fuse(model, masks, keep))
     except StepUnavailable:
         return
 
@@ -93,10 +96,13 @@ def _fuse(model: torch.nn.Module, masks: Masks, keep: bool) -> list[Linears]:
     project = Projections(group_of, masks)
     for layer, architecture in known:
         _set_forward(layer, functools.partialmethod(architecture.forward, project))
-    pairs = [pair for group in groups if group.lora_layers for pair in group.copies()]
-    copies = Copies(pairs) if pairs else None
-    classifier_of(model).base_model.register_forward_pre_hook(functools.partial(_before_forward, masks, copies))
     return groups
+
+
+def _refresh_before_forward(model: torch.nn.Module, masks: Masks, groups: list[Linears]) -> None:
+    pairs = [pair for group in groups if group.lora_layers for pair in group.copies()]
+    hook = functools.partial(_before_forward, masks, Copies(pairs) if pairs else None)
+    classifier_of(model).base_model.register_forward_pre_hook(hook)
 
 
 def _known_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Architecture]]:

@@ -224,11 +224,14 @@ class Linears:
 class Gradients:
     """The gradients of LoRA's weights, fp32, in one buffer. The backward of each `Linears` writes its own.
 
+    The weights themselves come to lie in one buffer too, so that an optimizer has one tensor for all of them.
+
     Args:
         groups: those that have LoRA, not None.
 
     Attributes:
-        weights: LoRA's, fp32; grads: their gradients, views of the buffer.
+        weights: LoRA's, fp32; grads: their gradients; both views of buffers.
+        flat: the weights' buffer as one parameter, for an optimizer.
         anchor: a leaf of the autograd graph that stands for all of them. Its own gradient means nothing.
         written: the groups whose backward has run since `begin`.
     """
@@ -240,6 +243,9 @@ class Gradients:
         a = [layer.lora_A["default"].weight for group in groups for layer in group.lora_layers]
         b = [layer.lora_B["default"].weight for group in groups for layer in group.lora_layers]
         self.weights, counts = a + b, [weight.numel() for weight in a + b]
+        self.flat = torch.nn.Parameter(torch.cat([weight.detach().flatten() for weight in self.weights]))
+        for weight, piece in zip(self.weights, self.flat.detach().split(counts), strict=True):
+            weight.data = piece.view(weight.shape)
         self.buffer = torch.zeros(sum(counts), dtype=torch.float32, device=device)
         pieces = self.buffer.split(counts)
         self.grads = [piece.view(weight.shape) for piece, weight in zip(pieces, self.weights, strict=True)]
@@ -272,6 +278,7 @@ class Gradients:
 
     def hand_out(self) -> None:
         """Put the gradients where the optimizer looks for them."""
+        self.flat.grad = self.buffer
         for weight, grad in zip(self.weights, self.grads, strict=True):
             weight.grad = grad
 

@@ -32,6 +32,7 @@ class FastStep:
             the copy where there is room for it (`fusion.has_room`) and no checkpointing says that memory is short.
 
     Attributes:
+        parameters: what is trained, in few tensors: all of LoRA's weights lie in the first.
         takes_rows_end_to_end: whether a batch may come from `task.batching.lay_end_to_end`.
 
     Raises:
@@ -57,6 +58,7 @@ class FastStep:
         lora_weights = set(self.lora.weights)
         self.others = [p for p in model.parameters() if p.requires_grad and p not in lora_weights]  # the head
         self.other_grads = [torch.zeros_like(p) for p in self.others]
+        self.parameters = [self.lora.flat, *self.others]
         self.graphs, self.pool, self.stream = {}, torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         self.capturable = True  # until a capture says otherwise
         self.capture_seconds = 0.0

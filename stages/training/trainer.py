@@ -68,6 +68,25 @@ class ClassifierTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return EpochOrder(self.lengths, self.args.train_batch_size, self.batches.order, self.args.seed)
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Of the captured step's few tensors instead of hundreds: the host would take longer than the GPU for a step."""
+        if self.fast_step is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        decays = self.get_decay_parameter_names(self.model)
+        kept = {p for name, p in self.model.named_parameters() if name not in decays}
+        groups = [
+            {"params": [p for p in self.fast_step.parameters if p not in kept], "weight_decay": self.args.weight_decay},
+            {"params": [p for p in self.fast_step.parameters if p in kept], "weight_decay": 0.0},
+        ]
+        self.optimizer = kind([group for group in groups if group["params"]], **settings)
+        return self.optimizer
+
+    def _clip_grad_norm(self, model):
+        if self.fast_step is None:
+            return super()._clip_grad_norm(model)
+        return torch.nn.utils.clip_grad_norm_(self.fast_step.parameters, self.args.max_grad_norm)
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.fast_step is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
