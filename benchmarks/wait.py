@@ -125,7 +125,7 @@ def timed(folder: Path, command: Sequence[str]) -> dict:
         wall, used = time.monotonic() - begin, processor_seconds() - before
         if done.returncode:
             sys.exit(f"{done.stdout}{done.stderr}error: dvc {' '.join(command)}: exit code {done.returncode}")
-        return split(parse(stamps), wall) | {"processor": used}
+        return split(parse(stamps), wall) | {"processor": round(used, 2)}
 
 
 def processor_seconds() -> float:
@@ -159,9 +159,9 @@ def split(stamps: Sequence[tuple[str, str, float]], wall: float) -> dict:
             parts[ENDS.get(moment, last)] += seconds - before
             if moment == "after_readback":
                 parts["readback"] = seconds - before
-        stages[stage] = parts
+        stages[stage] = {part: round(seconds, 3) for part, seconds in parts.items()}
         in_stages += own[-1][1] - own[0][1]
-    return {"wall": wall, "dvc": wall - in_stages, "stages": stages}
+    return {"wall": round(wall, 3), "dvc": round(wall - in_stages, 3), "stages": stages}
 
 
 def machine() -> dict:

@@ -67,7 +67,10 @@ def with_label(rows: pd.DataFrame, split: str, data: params.Data, task: Task) ->
 
 
 def padding(lengths: np.ndarray, p: params.Params) -> dict[str, float]:
-    """Share of padding in training batches: as set, padded to the batch in random order, and padded to `max_length`."""
+    """Share of padding in training batches: as set, padded to the batch in random order, and padded to `max_length`.
+
+    As set is where rows are padded: with `padding: none` there is none where the model's family takes them end to end.
+    """
     size, longest = p.train.batch_size, p.tokenize.max_length
     mixed = batching.random_order(len(lengths), [p.seed, 0])
     order = batching.order_of(lengths, p.batches.order, size, [p.seed, 0])

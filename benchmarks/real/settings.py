@@ -24,7 +24,7 @@ FIXES = {
     "template": Setting("`{premise}{hypothesis}`", {"tokenize.template": "{premise}{hypothesis}"}),
     "padding": Setting(
         "every row padded to 128 tokens, in random order",
-        {"batches.padding": "max_length", "batches.group_by_length": False},
+        {"batches.padding": "max_length", "batches.order": "random"},
     ),
     "frozen head": Setting("head left as it was drawn", {"train.freeze_head": True}),
     "random head": Setting("another head at each load", {"model.head_init": "random"}),

@@ -65,7 +65,8 @@ def release():
 def fast(lora, rows=16, dequantize_once=False):
     from stages.training.fast_step import FastStep
 
-    return FastStep(lora, rows, 42, PAD, dequantize_once)
+    step = FastStep(lora, rows, 128, 42, PAD, dequantize_once)
+    return lambda ids, labels, number: step(as_inputs(ids, labels), number)
 
 
 @pytest.mark.parametrize(

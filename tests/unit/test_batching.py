@@ -47,6 +47,27 @@ def test_the_padding_share_is_padding_over_all_tokens(longest, maximum):
     assert batching.padding_share(lengths, [0, 1, 2, 3], 2, maximum, 128) == pytest.approx(1 - 17 / 512)
 
 
+def test_rows_end_to_end_by_hand():
+    """A pad token at a row's end is not what is classified, as transformers' classifiers have it."""
+    rows = [{"input_ids": [5, 6, 9], "labels": 2}, {"input_ids": [8], "labels": 0}]
+    batch = batching.lay_end_to_end(rows, pad_id=9)
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [5, 6, 9, 8], "positions": [0, 1, 2, 0], "starts": [0, 3, 4], "last": [1, 3], "labels": [2, 0],
+    }  # fmt: skip
+    batch = batching.lay_end_to_end(rows, pad_id=9, rows=4, tokens=3)
+    assert batch["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
+    assert batch["starts"].tolist() == [0, 3, 4, 4, 4]
+    assert batch["last"].tolist() == [1, 3, 0, 0]
+    assert batch["labels"].tolist() == [2, 0, -100, -100]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size"), [(1, 16), (16, 16), (255, 256), (256, 256), (257, 288), (577, 640), (4097, 4224), (9000, 9088)]
+)
+def test_sizes_are_few(tokens, size):
+    assert batching.size(tokens) == size
+
+
 LENGTHS = np.random.default_rng(0).integers(5, 80, size=1003)
 
 
@@ -54,7 +75,18 @@ LENGTHS = np.random.default_rng(0).integers(5, 80, size=1003)
 def test_an_order_holds_each_row_once(rows):
     lengths = LENGTHS[:rows]
     assert sorted(batching.length_grouped_order(lengths, 16, 1)) == list(range(rows))
+    assert sorted(batching.length_balanced_order(lengths, 16, 1)) == list(range(rows))
     assert sorted(batching.random_order(rows, 1)) == list(range(rows))
+
+
+def test_balanced_batches_have_rows_of_all_lengths_and_nearly_as_many_tokens():
+    order = batching.length_balanced_order(LENGTHS, 16, [42, 0])
+    batches = LENGTHS[order][: len(LENGTHS) // 16 * 16].reshape(-1, 16)
+    assert batches.sum(axis=1).std() < 12 < 60 < LENGTHS[batching.random_order(1003, 1)][:992].reshape(-1, 16).sum(1).std()
+    assert (np.sort(batches, axis=1).std(axis=0) < 3).all(), "a part of the lengths is missing in some batches"
+    other = batching.length_balanced_order(LENGTHS, 16, [42, 1])
+    assert order != other and set(order[-11:]) != set(other[-11:]), "the same rows are left over each time"
+    assert order == batching.length_balanced_order(LENGTHS, 16, [42, 0])
 
 
 def test_an_order_is_a_function_of_its_seed():

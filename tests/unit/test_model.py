@@ -138,7 +138,7 @@ def test_a_row_in_a_padded_batch_is_answered_as_it_is_alone(load_nano, trained, 
 def test_predictions_come_in_the_rows_order_whatever_the_batches(load_nano, make_params):
     base, words, _ = load_nano()
     examples = [{"input_ids": row, "labels": 0} for row in ROWS * 5]
-    one = make_params(batches__group_by_length=False, batches__multiple_of=1).batches
+    one = make_params(batches__order="random", batches__multiple_of=1).batches
     many = make_params().batches
     singly = Classifier(base, words, one, 128).predict(examples, 1)
     batched = Classifier(base, words, many, 128).predict(examples, 4)

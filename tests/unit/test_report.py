@@ -437,7 +437,7 @@ def test_the_answer_is_first_then_what_was_run_then_the_surest_errors_then_the_c
 def test_what_was_run_names_seed_versions_and_digests(metrics):
     for name in ("report.html", "report.md", "model_card.md"):
         text = html.unescape((metrics / name).read_text())
-        for said in ("m" * 64, "d" * 64, "python 3.11", "learning_rate 0.001", "longest input", "group_by_length true"):
+        for said in ("m" * 64, "d" * 64, "python 3.11", "learning_rate 0.001", "longest input", "order grouped"):
             assert said in text, (name, said)
     facts = re.search(r'<dl class="facts">(.*?)</dl>', page_of(metrics), re.DOTALL)[1]
     assert f"({'d' * 12}…)" in facts and "<dd>42</dd>" in facts

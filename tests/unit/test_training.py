@@ -104,15 +104,15 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
 
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
-    def order(seed, epoch, group):
-        sampler = EpochOrder([3, 1, 4, 1, 5, 9, 2, 6] * 4, 4, group, seed)
+    def order(seed, epoch, kind):
+        sampler = EpochOrder([3, 1, 4, 1, 5, 9, 2, 6] * 4, 4, kind, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
-    for group in (True, False):
-        assert order(1, 0, group) == order(1, 0, group)
-        assert sorted(order(1, 0, group)) == list(range(32))
-        assert order(1, 0, group) != order(1, 1, group) != order(2, 1, group)
+    for kind in ("balanced", "grouped", "random"):
+        assert order(1, 0, kind) == order(1, 0, kind)
+        assert sorted(order(1, 0, kind)) == list(range(32))
+        assert order(1, 0, kind) != order(1, 1, kind) != order(2, 1, kind)
 
 
 def test_the_best_epoch_is_the_first_of_lowest_validation_loss():
