@@ -73,12 +73,12 @@ class FastStep:
         """
         if "starts" not in batch:
             batch = self._filled(batch)
-        size = batch["input_ids"].shape[-1]
-        if size not in self.graphs:
-            self.graphs[size] = self._capture(batch) if self.capturable else None
+        shape = tuple(batch["input_ids"].shape)
+        if shape not in self.graphs:
+            self.graphs[shape] = self._capture(batch) if self.capturable else None
         self.masks.set(self.seed, step)
-        if self.graphs[size]:
-            graph, inputs, loss = self.graphs[size]
+        if self.graphs[shape]:
+            graph, inputs, loss = self.graphs[shape]
             for name, value in inputs.items():
                 value.copy_(batch[name])
             graph.replay()
@@ -126,7 +126,6 @@ class FastStep:
         """The step on a batch of this shape as (graph, its inputs, loss), or None where it can't be captured."""
         start, before = time.perf_counter(), torch.cuda.current_stream()
         inputs = {name: value.clone() for name, value in batch.items()}
-        size = batch["input_ids"].shape[-1]
         self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream):
             self.run(inputs)  # compiles and loads kernels, which a capture must not
@@ -138,7 +137,9 @@ class FastStep:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 loss = self.run(inputs)
         except torch.OutOfMemoryError as error:
-            print(f"no CUDA graph for batches of {size} tokens, they run eagerly: {str(error).splitlines()[0]}")
+            print(
+                f"no CUDA graph for batches of {batch['input_ids'].numel()} tokens, they run eagerly: {str(error).splitlines()[0]}"
+            )
             print("train.dequantize_once: false, or a smaller train.batch_size, would leave it more memory")
             return None
         except RuntimeError as error:  # an operation that waits for the GPU

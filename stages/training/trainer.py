@@ -69,7 +69,7 @@ class ClassifierTrainer(Trainer):
         return EpochOrder(self.lengths, self.args.train_batch_size, self.batches.order, self.args.seed)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Of the captured step's few tensors instead of hundreds: the host would take longer than the GPU for a step."""
+        """Of the captured step's few tensors: with hundreds the host takes longer for a step than the GPU."""
         if self.fast_step is None or self.optimizer is not None:
             return super().create_optimizer(model)
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)

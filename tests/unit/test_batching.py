@@ -82,7 +82,9 @@ def test_an_order_holds_each_row_once(rows):
 def test_balanced_batches_have_rows_of_all_lengths_and_nearly_as_many_tokens():
     order = batching.length_balanced_order(LENGTHS, 16, [42, 0])
     batches = LENGTHS[order][: len(LENGTHS) // 16 * 16].reshape(-1, 16)
-    assert batches.sum(axis=1).std() < 12 < 60 < LENGTHS[batching.random_order(1003, 1)][:992].reshape(-1, 16).sum(1).std()
+    assert (
+        batches.sum(axis=1).std() < 12 < 60 < LENGTHS[batching.random_order(1003, 1)][:992].reshape(-1, 16).sum(1).std()
+    )
     assert (np.sort(batches, axis=1).std(axis=0) < 3).all(), "a part of the lengths is missing in some batches"
     other = batching.length_balanced_order(LENGTHS, 16, [42, 1])
     assert order != other and set(order[-11:]) != set(other[-11:]), "the same rows are left over each time"
