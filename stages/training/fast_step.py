@@ -137,9 +137,8 @@ class FastStep:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 loss = self.run(inputs)
         except torch.OutOfMemoryError as error:
-            print(
-                f"no CUDA graph for batches of {batch['input_ids'].numel()} tokens, they run eagerly: {str(error).splitlines()[0]}"
-            )
+            tokens, why = batch["input_ids"].numel(), str(error).splitlines()[0]
+            print(f"no CUDA graph for batches of {tokens} tokens, their steps run eagerly: {why}")
             print("train.dequantize_once: false, or a smaller train.batch_size, would leave it more memory")
             return None
         except RuntimeError as error:  # an operation that waits for the GPU

@@ -160,9 +160,8 @@ def test_rows_end_to_end_have_the_gradients_of_padded_ones(small_phi, checkpoint
     batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 60), (16, 120), (9, 60)])]
     reference = classifier(small_phi, dropout=0.0)
     expected = [eager(reference, *pair) for pair in batches]
-    step = FastStep(
-        classifier(small_phi, dropout=0.0, checkpointing=checkpointing), 16, 128, 42, PAD, not checkpointing
-    )
+    lora = classifier(small_phi, dropout=0.0, checkpointing=checkpointing)
+    step = FastStep(lora, 16, 128, 42, PAD, dequantize_once=not checkpointing)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
         laid = lay_end_to_end(as_rows(*pair), PAD, rows=16, tokens=900)
         found = step({name: value.to(DEVICE) for name, value in laid.items()}, number)
