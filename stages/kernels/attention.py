@@ -100,10 +100,10 @@ def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, t
     out = torch.empty((tokens, heads.widths[0]), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((heads.queries, tokens), dtype=torch.float32, device=qkv.device)
     check_indices(qkv.stride(0) * tokens)
-    settings, blocks, programs = _launch(qkv, heads, rows, _block(heads), rows.longest)
+    settings, blocks, programs = _launch(qkv, heads, rows, _block(qkv, heads), rows.longest)
     _forward_kernel[(programs, heads.queries)](
         qkv, out, lse, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1, blocks, tokens, qkv.stride(0),
-        heads.queries * heads.size, heads.scale * LOG2_E, QUERIES=heads.queries, num_warps=4, num_stages=1, **settings,
+        heads.queries * heads.size, heads.scale * LOG2_E, QUERIES=heads.queries, num_stages=1, **settings,
     )  # fmt: skip
     return out, lse
 
@@ -119,22 +119,30 @@ def write_grads(
     parts = torch.empty((tokens, 2 * queries), dtype=dqkv.dtype, device=dqkv.device) if shared else dkv
     given = (qkv, out, lse, dout, dqkv, parts, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1)
     sizes = (tokens, qkv.stride(0), dqkv.stride(0), parts.stride(0), queries, heads.scale, heads.scale * LOG2_E)
-    short = _block(heads)  # rows of so many tokens need no loop, and fewer registers
+    short = _block(qkv, heads)  # rows of so many tokens need no loop, and fewer registers
     settings, _, programs = _launch(qkv, heads, rows, short, short)
-    _short_backward_kernel[(programs, heads.queries)](*given, *sizes, QUERIES=heads.queries, num_warps=4, **settings)
+    _short_backward_kernel[(programs, heads.queries)](*given, *sizes, QUERIES=heads.queries, **settings)
     if rows.longest > short:
-        settings, blocks, programs = _launch(qkv, heads, rows, 32, rows.longest)
+        block = min(short, 32 if heads.size <= 128 else 16)
+        settings, blocks, programs = _launch(qkv, heads, rows, block, rows.longest)
         _backward_kernel[(programs, heads.queries)](
-            *given, blocks, *sizes, QUERIES=heads.queries, SHORT=short, num_warps=4, num_stages=1, **settings
+            *given, blocks, *sizes, QUERIES=heads.queries, SHORT=short, num_stages=1, **settings
         )
     if shared:
         grouped = parts.view(tokens, 2 * heads.keys, heads.queries // heads.keys, heads.size)
         torch.sum(grouped, dim=2, out=dkv.unflatten(1, (2 * heads.keys, heads.size)))
 
 
-def _block(heads):
-    """Tokens of a block, so that its tiles fit the registers."""
-    return 64 if heads.size <= 128 else 32
+def _block(qkv, heads):
+    """Tokens of a block, at most 64: its tiles fit the registers, and four of them a multiprocessor's shared memory."""
+    padded, block = _padded(heads.size), 64
+    if qkv.element_size() == 4:
+        block = max(16, min(32, 4096 // padded))
+    if qkv.is_cuda:
+        room = torch.cuda.get_device_properties(qkv.device).shared_memory_per_block_optin
+        while block > 16 and 4.5 * block * padded * qkv.element_size() > room:
+            block //= 2
+    return block
 
 
 LOG2_E = 1.4426950408889634  # the exponential of base 2 is the one that a GPU has
@@ -148,6 +156,7 @@ def _launch(qkv, heads, rows, block, longest):
         "GROUP": heads.queries // heads.keys, "KEYS": heads.keys, "SIZE": heads.size, "HALF": half, "REST": rest,
         "HALF_PADDED": _padded(half), "REST_PADDED": _padded(rest), "PADDED": _padded(heads.size), "BLOCK": block,
         "BY_TOKEN": len(rows.cos) == len(qkv), "WINDOW": _window(heads, rows),
+        "num_warps": 8 if heads.size > 128 or qkv.element_size() == 4 else 4,
     }  # fmt: skip
     blocks = triton.cdiv(longest, block)
     return settings, blocks, (len(rows.starts) - 1) * blocks + triton.cdiv(len(qkv), block)

@@ -238,7 +238,9 @@ def test_rows_end_to_end_are_for_known_layers_alone(families):
 
 
 @pytest.mark.parametrize(("longest", "window"), [(60, None), (70, None), (130, None), (60, 5), (130, 1), (130, 100)])
-@pytest.mark.parametrize(("queries", "keys", "size", "rotated"), [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "size", "rotated"), [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6), (2, 1, 160, 160)]
+)
 def test_attention_and_its_gradient_are_pytorchs(queries, keys, size, rotated, longest, window):
     """Rows of one block and of several, one token, none; tokens behind the last row; other columns are left alone."""
     from stages.kernels.attention import Heads, Rows, attend, write_grads
