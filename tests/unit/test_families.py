@@ -11,7 +11,7 @@ from helpers import small_classifier
 from helpers.families import FAMILIES, GROUPED, SIZE, quantization_of, save, save_family
 from helpers.parameters import manifest_of
 from helpers.project import CPU, ROOT
-from helpers.small_classifier import batch, distance, eager, gradients
+from helpers.small_classifier import as_inputs, batch, distance, eager, gradients
 from helpers.tables import CLASSES
 from transformers import (
     AutoModelForCausalLM,
@@ -97,11 +97,11 @@ def test_the_fast_step_is_the_eager_one_or_says_why_not(family, monkeypatch):
     lora = small_classifier.classifier(family.manifest, **how)
     if family.name == "falcon":
         with pytest.raises(StepUnavailable, match="FalconLinear"):
-            FastStep(lora, 4, 42, 0, dequantize_once=False)
+            FastStep(lora, 4, 24, 42, 0, dequantize_once=False)
         return
-    step = FastStep(lora, 4, 42, 0, dequantize_once=False)
+    step = FastStep(lora, 4, 24, 42, 0, dequantize_once=False)
     step.capturable = False
-    assert step(*pair, 0).item() == pytest.approx(loss, rel=1e-5)
+    assert step(as_inputs(*pair), 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if torch.cuda.is_available() else 1e-5)
 
 
@@ -112,7 +112,7 @@ def test_gpt2_that_is_not_quantised_has_layers_without_a_fast_form(tmp_path):
     manifest = manifest_of(save_family("gpt2", tmp_path))
     lora = small_classifier.classifier(manifest, freeze=False, precision="fp32", quantization="none", hidden_act=None)
     with pytest.raises(StepUnavailable, match="no fast form of Linear on Conv1D"):
-        FastStep(lora, 4, 42, 0, dequantize_once=False)
+        FastStep(lora, 4, 24, 42, 0, dequantize_once=False)
 
 
 def test_the_documents_table_has_these_families_and_says_which_layers_are_fused():
