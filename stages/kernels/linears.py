@@ -213,11 +213,17 @@ class Linears:
 
     def input_product(self, dy: torch.Tensor) -> torch.Tensor:
         """dy [W | B], the gradient of [x | u]; without LoRA dy W."""
-        if self.b is None or self.joined:
+        # cuBLAS is slow where both the rows and these columns fill its tiles only in part: on an H100, 576 tokens and
+        # 2,624 columns took 103 microseconds, without LoRA's 64 columns 76, and those alone 14.
+        ragged = len(dy) % 128 and len(self.outs) > 1
+        if self.b is None or (self.joined and not ragged):
             return (dy.to(self.dtype) @ (self.dense() if self.b is None else self.weight)).to(dy.dtype)
         out = torch.empty((len(dy), self.columns + self.b.shape[1]), dtype=dy.dtype, device=dy.device)
-        out[:, : self.columns] = dy.to(self.dtype) @ self.dense()
-        out[:, self.columns :] = dy @ self.b
+        if self.dtype == dy.dtype:
+            torch.mm(dy, self.dense(), out=out[:, : self.columns])
+        else:
+            out[:, : self.columns] = dy.to(self.dtype) @ self.dense()
+        torch.mm(dy, self.b, out=out[:, self.columns :])
         return out
 
 
