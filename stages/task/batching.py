@@ -62,7 +62,7 @@ def lay_end_to_end(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 
 
 def size(tokens: int) -> int:
     """The next of few sizes, so that batches of nearly as many tokens share one, and large ones fill a GPU's tiles."""
-    step = min(max(16, 2 ** (tokens.bit_length() - 4)), 128)
+    step = min(max(16, 2 ** (tokens.bit_length() - 4)), 256)
     return -(-tokens // step) * step
 
 
