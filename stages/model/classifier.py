@@ -100,7 +100,7 @@ class Classifier:
     def _logits(self, examples):
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
         if self.end_to_end:
-            batch = lay_end_to_end(examples, pad_id, tokens=1)  # to a size that fills the GPU's tiles
+            batch = lay_end_to_end(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             return self.end_to_end(self.model, batch, max(len(row["input_ids"]) for row in examples))
         batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
