@@ -43,13 +43,14 @@ def fuse_for_training(model: PeftModel, masks: Masks, keep: bool) -> Gradients:
     return gradients
 
 
-def fuse_for_evaluation(model: torch.nn.Module, keep: bool) -> None:
-    """Let a classifier compute by fused layers, in place, where its layers can; for evaluation alone."""
+def fuse_for_evaluation(model: torch.nn.Module, keep: bool) -> bool:
+    """Let a classifier compute by fused layers, in place; for evaluation alone. False where its layers can't."""
     try:
         masks = Masks(next(model.parameters()).device)
         _refresh_before_forward(model, masks, _fuse(model, masks, keep))
     except StepUnavailable:
-        return
+        return False
+    return True
 
 
 def has_room(model: torch.nn.Module) -> bool:

@@ -119,8 +119,8 @@ def speed_up(model: torch.nn.Module) -> Callable | None:
     if next(model.parameters()).is_cuda and find_spec("triton"):
         from stages.kernels import fusion, rows
 
-        fusion.fuse_for_evaluation(model, fusion.has_room(model))
-        return rows.logits if fusion.takes_rows_end_to_end(model) else None
+        fused = fusion.fuse_for_evaluation(model, fusion.has_room(model))
+        return rows.logits if fused and fusion.takes_rows_end_to_end(model) else None
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)
