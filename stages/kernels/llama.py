@@ -17,7 +17,9 @@ from stages.kernels.norm import RMSNorm, add_norm, norm_heads
 def can_fuse(layer: torch.nn.Module) -> bool:
     """Whether `forward` computes all that this layer does."""
     own = layer.self_attn
-    return own.is_causal and own.attention_dropout == 0 and type(layer.mlp.act_fn) in IS_GELU
+    # In fp32 the tiles of larger heads need more shared memory than a T4 has, the GPU that computes in fp32.
+    fits = own.head_dim <= 128 or layer.input_layernorm.weight.element_size() == 2
+    return fits and own.is_causal and own.attention_dropout == 0 and type(layer.mlp.act_fn) in IS_GELU
 
 
 def shared_inputs(layer: torch.nn.Module) -> list[tuple[torch.nn.Module, ...]]:

@@ -61,8 +61,9 @@ def test_the_table_has_medians_with_extremes_and_says_whether_bytecode_is_there(
     )
 
 
-def test_the_document_has_the_tables_of_the_result():
-    result = json.loads((ROOT / "benchmarks/results/wait-embedded.json").read_text())
+@pytest.mark.parametrize("name", ["wait-embedded", "wait-h100"])
+def test_the_document_has_the_tables_of_the_result(name):
+    result = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     assert wait.table(result) in (ROOT / "docs/speed.md").read_text()
 
 
