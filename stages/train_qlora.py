@@ -1,4 +1,4 @@
-"""Stage `train_qlora`: LoRA on the quantised base; the best epoch's adapter is kept."""
+"""Stage `train_qlora`: LoRA on the quantised base; the adapter of one epoch is kept, the best or the last."""
 
 import gc
 

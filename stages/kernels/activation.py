@@ -1,30 +1,18 @@
-"""Activations of an MLP as parts of other kernels."""
+"""The activation of an MLP, as a part of other kernels."""
 
 import triton
 import triton.language as tl
 
-ACTIVATIONS = {None: 0, "gelu": 1}  # gelu: the tanh form (Hendrycks and Gimpel 2016)
-
 
 @triton.jit
-def activated(x, ACTIVATION: tl.constexpr) -> tl.tensor:
-    """activation(x), in x's precision."""
-    if ACTIVATION == 1:
-        value = x.to(tl.float32)
-        return (value * _gate(value)).to(x.dtype)
-    return x
+def activation(x, GELU: tl.constexpr) -> tuple:
+    """The activation at x and its slope there, fp32: SiLU, or GELU in its form with tanh (Hendrycks and Gimpel 2016).
 
-
-@triton.jit
-def slope(x, ACTIVATION: tl.constexpr) -> tl.tensor:
-    """The derivative of activation(x), fp32."""
-    value = x.to(tl.float32)
-    gate = _gate(value)
-    # The gate is 1 / (1 + exp(-2 z)), z as in `_gate`; its derivative is 2 gate (1 - gate) dz/dx.
-    return gate + value * 2 * gate * (1 - gate) * 0.7978845608028654 * (1 + 3 * 0.044715 * value * value)
-
-
-@triton.jit
-def _gate(x):
-    """(1 + tanh(z)) / 2 with z = sqrt(2 / pi) (x + 0.044715 x^3): what gelu multiplies x by."""
-    return tl.sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x))
+    GELU with tanh(u) is x * sigmoid(2u).
+    """
+    inner, inner_slope = x, 1.0
+    if GELU:
+        root: tl.constexpr = 1.5957691216057308  # 2 sqrt(2 / pi)
+        inner, inner_slope = root * (x + 0.044715 * x * x * x), root * (1 + 0.134145 * x * x)
+    sigmoid = tl.sigmoid(inner)
+    return x * sigmoid, sigmoid + x * sigmoid * (1 - sigmoid) * inner_slope

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
+from stages.kernels.activation import activation
 from stages.kernels.launch import check_indices
 
 IS_GELU = {SiLUActivation: False, GELUTanh: True, NewGELUActivation: True}  # the activations that `Gated` knows
@@ -52,7 +53,7 @@ def _gated_kernel(gate_up, out, width, n, GELU: tl.constexpr, BLOCK: tl.constexp
     inside = index < n
     at = index + index // width * width
     gate, up = tl.load(gate_up + at, inside, 0).to(tl.float32), tl.load(gate_up + at + width, inside, 0)
-    active, _ = _activation(gate, GELU)
+    active, _ = activation(gate, GELU)
     tl.store(out + index, (active * up.to(tl.float32)).to(out.dtype.element_ty), inside)
 
 
@@ -63,17 +64,6 @@ def _gated_backward_kernel(gate_up, dy, grad, width, n, GELU: tl.constexpr, BLOC
     at = index + index // width * width
     gate, up = tl.load(gate_up + at, inside, 0).to(tl.float32), tl.load(gate_up + at + width, inside, 0)
     d = tl.load(dy + index, inside, 0).to(tl.float32)
-    active, slope = _activation(gate, GELU)
+    active, slope = activation(gate, GELU)
     tl.store(grad + at, (d * up.to(tl.float32) * slope).to(grad.dtype.element_ty), inside)
     tl.store(grad + at + width, (d * active).to(grad.dtype.element_ty), inside)
-
-
-@triton.jit
-def _activation(x, GELU: tl.constexpr):
-    """The activation at x and its derivative there. GELU with tanh(u) is x · sigmoid(2u)."""
-    inner, inner_slope = x, 1.0
-    if GELU:
-        root: tl.constexpr = 1.5957691216057308  # 2 sqrt(2 / pi)
-        inner, inner_slope = root * (x + 0.044715 * x * x * x), root * (1 + 0.134145 * x * x)
-    sigmoid = tl.sigmoid(inner)
-    return x * sigmoid, sigmoid + x * sigmoid * (1 - sigmoid) * inner_slope

@@ -144,18 +144,18 @@ class Linears:
         """What an autograd function takes beside x, so that its backward runs where only LoRA's weights are trained."""
         return None if self.gradients is None else self.gradients.anchor
 
-    def forward(self, x: torch.Tensor, activation: str | None = None) -> tuple[torch.Tensor, tuple]:
-        """The product for activation(x), x [tokens, in] with rows of any stride; and what `backward` wants of it."""
+    def forward(self, x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, tuple]:
+        """The product for x or gelu(x), x [tokens, in] with rows of any stride; and what `backward` wants of it."""
         if self.a is None:
-            gelu = torch.nn.functional.gelu
-            return self.product(gelu(x, approximate="tanh") if activation else x), (None, 0.0, None, 0)
+            f = torch.nn.functional.gelu(x, approximate="tanh") if gelu else x
+            return self.product(f), (None, 0.0, None, 0)
         p = self.p if self.lora_layers[0].training else 0.0
         masked = (p, self.masks.seed, self.masks.next_sites(len(self.a)))
-        fu = lora.down(x.to(self.a.dtype), self.a, *masked, activation)
+        fu = lora.down(x.to(self.a.dtype), self.a, *masked, gelu)
         return self.product(fu), (fu, *masked)
 
     def backward(
-        self, dy: torch.Tensor, saved: tuple, activation: str | None = None, x: torch.Tensor | None = None,
+        self, dy: torch.Tensor, saved: tuple, gelu: bool = False, x: torch.Tensor | None = None,
         out: torch.Tensor | None = None, wanted: bool = True,
     ) -> torch.Tensor | None:  # fmt: skip
         """Add LoRA's gradients to their buffer and return the one of x.
@@ -163,14 +163,14 @@ class Linears:
         Args:
             dy: [tokens, sum of outs], contiguous.
             saved: from `forward`.
-            activation, x: as `forward` took them; x only where there is an activation.
+            gelu, x: as `forward` took them; x only with gelu.
             out: where to write the gradient of x.
             wanted: whether there is to be one.
         """
         fu, *masked = saved
         if fu is None:
             df = self.input_product(dy)
-            if activation:
+            if gelu:
                 df = torch.ops.aten.gelu_backward(df, x, approximate="tanh")
             return df if out is None else out.copy_(df)
         f, u = fu[:, : self.columns], fu[:, self.columns :]
@@ -186,7 +186,7 @@ class Linears:
         else:
             torch.mm(dy.t(), u, out=self.db)
         self.gradients.written.add(self)
-        return lora.input_grad(dfu, self.a, *masked, activation, x, out) if wanted else None
+        return lora.input_grad(dfu, self.a, *masked, gelu, x, out) if wanted else None
 
     def dense(self) -> torch.Tensor:
         """W, [sum of outs, in]."""

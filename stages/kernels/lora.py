@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.activation import ACTIVATIONS, activated, slope
+from stages.kernels.activation import activation
 from stages.kernels.dropout import keeps, scale, threshold
 from stages.kernels.launch import check_indices
 
@@ -21,15 +21,13 @@ def rank(r: int) -> int:
     return max(16, triton.next_power_of_2(r))
 
 
-def down(
-    x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, activation: str | None = None
-) -> torch.Tensor:
-    """[f | dropout_i(f) A_i'] for i = 1 to n, f = activation(x): f with u beside it, [tokens, in + n * R].
+def down(x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False) -> torch.Tensor:
+    """[f | dropout_i(f) A_i'] for i = 1 to n, f = x or gelu(x): f with u beside it, [tokens, in + n * R].
 
     Args:
         x: rows of any stride, [tokens, in].
         p: share of the elements that dropout takes.
-        activation: a name of `ACTIVATIONS`; None: f = x.
+        gelu: in its form with tanh.
     """
     tokens, columns = x.shape
     n, ranks, _ = a.shape
@@ -44,7 +42,7 @@ def down(
     parts = torch.empty((splits, tokens, n * ranks), dtype=torch.float32, device=x.device) if splits > 1 else out
     _down_kernel[(triton.cdiv(tokens, high), n * (ranks // block), splits)](
         x, a, out, parts, seed, tokens, columns, x.stride(0), out.stride(0), n * ranks, width, threshold(p), scale(p),
-        site, ACTIVATION=ACTIVATIONS[activation], RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=wide, DROPS=p > 0,
+        site, GELU=gelu, RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=wide, DROPS=p > 0,
         SPLIT=splits > 1, num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
@@ -76,14 +74,14 @@ def write_a_grads(
 
 
 def input_grad(
-    dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, activation: str | None = None,
+    dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False,
     x: torch.Tensor | None = None, out: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The gradient of x: df plus the sum of dropout_i(du_i A_i), times the slope of f = activation(x).
+    """The gradient of x: df plus the sum of dropout_i(du_i A_i), times the slope of gelu where f = gelu(x).
 
     Args:
         dfu: [df | du], [tokens, in + n * R].
-        x: what `down` took, where there is an activation.
+        x: what `down` took, where `gelu`.
         out: where to write, [tokens, in], rows of any stride; else a new tensor.
     """
     n, ranks, columns = a.shape
@@ -95,7 +93,7 @@ def input_grad(
     high, wide = 32, 64
     _input_grad_kernel[(triton.cdiv(tokens, high), triton.cdiv(columns, wide))](
         dfu, a, x, out, seed, tokens, columns, dfu.stride(0), x.stride(0), out.stride(0), threshold(p), scale(p), site,
-        ACTIVATION=ACTIVATIONS[activation], MODULES=n, RANKS=ranks, BLOCK=min(ranks, 64), TOKENS=high, COLUMNS=wide,
+        GELU=gelu, MODULES=n, RANKS=ranks, BLOCK=min(ranks, 64), TOKENS=high, COLUMNS=wide,
         DROPS=p > 0, num_warps=4,
     )  # fmt: skip
     return out
@@ -136,7 +134,7 @@ KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 @triton.jit(do_not_specialize=["site", "limit"])
 def _down_kernel(
     x, a, out, parts, seed, tokens, columns, x_stride, out_stride, parts_stride, width, limit, scale, site,
-    ACTIVATION: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    GELU: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
     DROPS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = RANKS // BLOCK
@@ -149,7 +147,9 @@ def _down_kernel(
         k = start + tl.arange(0, COLUMNS)
         there = (t < tokens)[:, None] & (k < columns)[None, :]
         value = tl.load(x + t[:, None] * x_stride + k[None, :], there, 0)
-        value = activated(value, ACTIVATION)
+        if GELU:
+            active, _ = activation(value.to(tl.float32), True)
+            value = active.to(value.dtype)
         if tl.program_id(1) == 0:
             tl.store(out + t[:, None] * out_stride + k[None, :], value, there)
         if DROPS:
@@ -219,7 +219,7 @@ def _a_grads_kernel(
 @triton.jit(do_not_specialize=["site", "limit"])
 def _input_grad_kernel(
     dfu, a, x, out, seed, tokens, columns, stride, x_stride, out_stride, limit, scale, site,
-    ACTIVATION: tl.constexpr, MODULES: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    GELU: tl.constexpr, MODULES: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -237,8 +237,9 @@ def _input_grad_kernel(
             kept = _keeps(t, tl.program_id(1) * COLUMNS, columns, seed, site + module, limit, COLUMNS)
             grown = tl.where(kept, grown * scale, 0.0)
         total += grown
-    if ACTIVATION:
-        total *= slope(tl.load(x + t[:, None] * x_stride + k[None, :], there, 0), ACTIVATION)
+    if GELU:
+        _, slope = activation(tl.load(x + t[:, None] * x_stride + k[None, :], there, 0).to(tl.float32), True)
+        total *= slope
     tl.store(out + t[:, None] * out_stride + k[None, :], total.to(out.dtype.element_ty), there)
 
 

@@ -64,7 +64,7 @@ class _Rest(torch.autograd.Function):
         flat = qkv_up.reshape(-1, qkv_up.shape[-1])
         out, lse = attention.attend(flat, heads, rows)
         attended, (fu_dense, *ctx.dense_masked) = dense.forward(out)
-        grown, (fu_fc2, *ctx.fc2_masked) = fc2.forward(flat[:, sum(heads.widths) :], "gelu")
+        grown, (fu_fc2, *ctx.fc2_masked) = fc2.forward(flat[:, sum(heads.widths) :], gelu=True)
         ctx.site = masks.next_sites(2)
         ctx.dense, ctx.fc2, ctx.heads, ctx.rows, ctx.p, ctx.seed = dense, fc2, heads, rows, p, masks.seed
         ctx.save_for_backward(flat, out, lse, fu_dense, fu_fc2)
@@ -75,7 +75,7 @@ class _Rest(torch.autograd.Function):
         flat, out, lse, fu_dense, fu_fc2 = ctx.saved_tensors
         columns, dflat = sum(ctx.heads.widths), torch.empty_like(flat)
         dattended, dgrown = dropped_twice(dy.reshape(len(flat), -1).contiguous(), ctx.p, ctx.seed, ctx.site)
-        ctx.fc2.backward(dgrown, (fu_fc2, *ctx.fc2_masked), "gelu", flat[:, columns:], dflat[:, columns:])
+        ctx.fc2.backward(dgrown, (fu_fc2, *ctx.fc2_masked), True, flat[:, columns:], dflat[:, columns:])
         dout = ctx.dense.backward(dattended, (fu_dense, *ctx.dense_masked))
         attention.write_grads(flat, out, lse, dout, dflat, ctx.heads, ctx.rows)
         return dflat.view(*dy.shape[:-1], -1), dy, *[None] * 7

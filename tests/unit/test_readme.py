@@ -3,8 +3,8 @@
 import importlib.util
 import json
 import re
-import statistics
 import shlex
+import statistics
 import sys
 from pathlib import Path
 
