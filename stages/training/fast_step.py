@@ -52,7 +52,7 @@ class FastStep:
         if checkpointing and (names := functional_dropouts(model)):
             raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
         if dequantize_once == "auto":
-            dequantize_once = not checkpointing and has_room(model)
+            dequantize_once = not checkpointing and has_room(model, rows * longest)
         self.takes_rows_end_to_end = takes_rows_end_to_end(model)
         self.lora = fuse_for_training(model, self.masks, dequantize_once)
         lora_weights = set(self.lora.weights)

@@ -9,6 +9,7 @@ from helpers import small_classifier
 from helpers.parameters import manifest_of
 from helpers.project import NANO
 from helpers.small_classifier import DEVICE, PAD, as_inputs, as_rows, batch, distance, eager, gradients
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
@@ -76,7 +77,7 @@ def test_loss_and_gradients_are_pefts(targets, keep, quantization):
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may take its products in tf32
 
 
-@pytest.mark.parametrize("direction", range(3))
+@pytest.mark.parametrize("direction", range(2))
 def test_gradients_are_those_of_the_dropped_forward(direction):
     """Central differences of the loss, the masks being one step's, along a random direction of all weights."""
     lora = classifier(dropout=0.2)
@@ -327,6 +328,33 @@ def test_the_kernels_of_lora_are_their_formulas(tokens, columns, n, r):
         lora.write_a_grads(grads, offsets, r, dxu[:, columns:], x, p, seed, site, add)
         torch.testing.assert_close(grads[3:], factor * expected, **close)
     assert (grads[:3] == 1).all()
+
+
+def test_what_keeping_takes_grows_with_weights_and_batch():
+    """The nano model's 12 linear modules by hand, in fp32."""
+    from stages.kernels.fusion import SLACK, bytes_to_keep
+
+    lora = classifier(quantization="nf4")
+    config = lora.get_base_model().config
+    hidden, inner = config.hidden_size, config.intermediate_size
+    weights = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
+    ends = config.num_hidden_layers * (4 * 2 * hidden + 2 * (hidden + inner))
+    assert bytes_to_keep(lora, 0) == 4 * weights + SLACK
+    assert bytes_to_keep(lora, 100) == 4 * weights + SLACK + 4 * 2 * 100 * ends
+
+
+def test_a_model_that_can_not_be_fused_stays_as_it_is(families):
+    from stages.kernels.fusion import fuse_for_evaluation
+
+    lora = classifier().eval()
+    layer = next(module for module in lora.modules() if isinstance(module, LoraLayer))
+    ids, before = batch()[0], [type(module) for module in lora.modules()]
+    expected = lora(input_ids=ids).logits
+    layer.lora_variant["default"] = object()  # DoRA, say
+    assert not fuse_for_evaluation(lora, keep=False)
+    assert [type(module) for module in lora.modules()] == before
+    layer.lora_variant.pop("default")
+    assert torch.equal(lora(input_ids=ids).logits, expected)
 
 
 def test_masks_differ_between_steps():
