@@ -60,7 +60,10 @@ def has_room(model: torch.nn.Module, tokens: int = 0) -> bool:
         tokens: of the largest batch of a training that keeps all that its backward wants; 0 in evaluation.
     """
     device = next(model.parameters()).device
-    return device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= bytes_to_keep(model, tokens)
+    if device.type != "cuda":
+        return False
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, of models before
+    return torch.cuda.mem_get_info(device)[0] + unused >= bytes_to_keep(model, tokens)
 
 
 def bytes_to_keep(model: torch.nn.Module, tokens: int) -> float:
