@@ -90,6 +90,11 @@ class Attention(torch.autograd.Function):
         return dqkv.view(*dout.shape[:-1], -1), None, None
 
 
+def fits(size: int, dtype: torch.dtype) -> bool:
+    """Whether tiles of heads of this size fit the shared memory of every GPU: in fp32 those of a T4 are too small."""
+    return size <= 128 or dtype.itemsize == 2
+
+
 def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of [tokens, columns]: queries, keys and values are its first columns.
 
@@ -99,7 +104,7 @@ def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, t
     tokens = len(qkv)
     out = torch.empty((tokens, heads.widths[0]), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((heads.queries, tokens), dtype=torch.float32, device=qkv.device)
-    check_indices(qkv.stride(0) * tokens)
+    check_indices(max(qkv.stride(0), 2 * heads.widths[0]) * tokens)
     settings, blocks, programs = _launch(qkv, heads, rows, _block(qkv, heads), rows.longest)
     _forward_kernel[(programs, heads.queries)](
         qkv, out, lse, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1, blocks, tokens, qkv.stride(0),

@@ -62,7 +62,7 @@ class Linears:
         modules: plain linear layers, quantized (Dettmers et al. 2023) or not, some or all of them with LoRA.
         dtype: of the activations.
         masks: of the dropouts.
-        keep: keep the dequantized weights, or dequantize them at each use.
+        keep: keep a copy of the weights, dequantized and side by side, or make it at each use.
 
     Attributes:
         a: copies of A, [n, R, in] (`lora.rank`); b: copies of alpha / r times B, block by block, [sum of outs, n * R].
@@ -87,19 +87,21 @@ class Linears:
         self.dtype = self.layers[0].compute_dtype if quantized and dtype == torch.float32 else dtype
         self.bias = self._bias()
         self.weight = self.a = self.b = self.gradients = None
-        keep, width = keep or not quantized, 0
+        width = 0
         if self.lora_layers:
             self._read_lora(dtype, device)
             width = self.a.shape[0] * self.a.shape[1]
+        # W and B in one matrix where both have one precision.
+        self.joined = keep and width > 0 and self.dtype == dtype
         if keep:
-            self.weight = torch.zeros((sum(self.outs), self.columns + width), dtype=self.dtype, device=device)
+            columns = self.columns + (width if self.joined else 0)
+            self.weight = torch.zeros((sum(self.outs), columns), dtype=self.dtype, device=device)
             for rows, layer in zip(self.weight.split(self.outs), self.layers, strict=True):
                 rows[:, : self.columns] = _dense(layer, self.dtype)
-        if self.lora_layers:
-            # In one matrix with W where both have one precision.
-            self.joined = keep and self.dtype == dtype
-            beside = self.weight[:, self.columns :] if self.joined else None
-            self.b = torch.zeros((sum(self.outs), width), dtype=dtype, device=device) if beside is None else beside
+        if self.joined:
+            self.b = self.weight[:, self.columns :]
+        elif width:
+            self.b = torch.zeros((sum(self.outs), width), dtype=dtype, device=device)
 
     def _bias(self):
         if all(layer.bias is None for layer in self.layers):
@@ -196,10 +198,10 @@ class Linears:
             return _dense(self.layers[0], self.dtype)
         out = torch.empty((sum(self.outs), self.columns), dtype=self.dtype, device=self.layers[0].weight.device)
         for rows, layer in zip(out.split(self.outs), self.layers, strict=True):
-            state = layer.weight.quant_state
-            if layer.weight.is_cuda and state.dtype == self.dtype:
+            state = getattr(layer.weight, "quant_state", None)
+            if state is not None and layer.weight.is_cuda and state.dtype == self.dtype:
                 bnb.functional.dequantize_4bit(layer.weight.data, state, out=rows)
-            else:  # on a CPU it takes no place to write to
+            else:  # on a CPU bitsandbytes takes no place to write to
                 rows.copy_(_dense(layer, self.dtype))
         return out
 

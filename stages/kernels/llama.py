@@ -3,7 +3,7 @@
 import torch
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralAttention, MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
@@ -17,9 +17,8 @@ from stages.kernels.norm import RMSNorm, add_norm, norm_heads
 def can_fuse(layer: torch.nn.Module) -> bool:
     """Whether `forward` computes all that this layer does."""
     own = layer.self_attn
-    # In fp32 the tiles of larger heads need more shared memory than a T4 has, the GPU that computes in fp32.
-    fits = own.head_dim <= 128 or layer.input_layernorm.weight.element_size() == 2
-    return fits and own.is_causal and own.attention_dropout == 0 and type(layer.mlp.act_fn) in IS_GELU
+    plain = own.is_causal and own.attention_dropout == 0 and type(layer.mlp.act_fn) in IS_GELU
+    return plain and attention.fits(own.head_dim, layer.input_layernorm.weight.dtype)
 
 
 def shared_inputs(layer: torch.nn.Module) -> list[tuple[torch.nn.Module, ...]]:
@@ -52,8 +51,9 @@ def attend(layer: torch.nn.Module, project: Projections, x: torch.Tensor, rows: 
     projected = project(qkv, x)
     if hasattr(own, "q_norm"):
         projected = norm_heads(projected, RMSNorm.of(own.q_norm), RMSNorm.of(own.k_norm), heads, kv_heads)
-    # Mistral's layers all have their model's window, the other families say it in the layer.
-    window = own.sliding_window if hasattr(own, "sliding_window") else getattr(own.config, "sliding_window", None)
+    # Mistral's layers have their model's window, Qwen's and Gemma 3's their own. Llama's and Gemma's have none, even
+    # where one stands in the config.
+    window = own.config.sliding_window if isinstance(own, MistralAttention) else getattr(own, "sliding_window", None)
     shape = attention.Heads(heads, kv_heads, own.head_dim, own.scaling, window)
     return project(output, attention.Attention.apply(projected, shape, rows))
 

@@ -1,7 +1,7 @@
 """The kernels of LoRA: its products of rank r, with dropout inside: no dropped copy of the input is ever written.
 
-In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R], R the
-next power of two from LoRA's r on, at least 16; rows of A beyond r are zero. Masks are those of `dropout.Masks`, the
+In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R], R is
+LoRA's r filled up (`rank`); rows of A beyond r are zero. Masks are those of `dropout.Masks`, the
 places `site` to `site` + n - 1. No atomics: the same inputs give the same bytes.
 """
 
@@ -17,8 +17,8 @@ PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 
 
 def rank(r: int) -> int:
-    """R: columns that the kernels give to LoRA's rank."""
-    return max(16, triton.next_power_of_2(r))
+    """R: columns that the kernels give to LoRA's rank: one block of a power of two, or blocks of 64."""
+    return max(16, triton.next_power_of_2(r)) if r <= 64 else triton.cdiv(r, 64) * 64
 
 
 def down(x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False) -> torch.Tensor:
@@ -32,7 +32,7 @@ def down(x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: i
     tokens, columns = x.shape
     n, ranks, _ = a.shape
     out = torch.empty((tokens, columns + n * ranks), dtype=x.dtype, device=x.device)
-    check_indices(n * tokens * columns, tokens * x.stride(0), out.numel())
+    check_indices(tokens * x.stride(0), out.numel())
     block, high, wide = min(ranks, 64), 32, 64
     programs = triton.cdiv(tokens, high) * n * (ranks // block)
     splits = max(1, min(PROGRAMS // programs + 1, columns // (4 * wide)))
@@ -65,11 +65,11 @@ def write_a_grads(
     """
     tokens, columns = x.shape
     ranks, n = du.shape[1] // len(offsets), len(offsets)
-    check_indices(n * tokens * columns)
-    block = min(ranks, 64)
+    check_indices(tokens * x.stride(0), tokens * du.stride(0))
+    block, high = min(ranks, 64), 64 if x.element_size() == 4 else 128  # in fp32 for the shared memory of smaller GPUs
     _a_grads_kernel[(triton.cdiv(columns, 32), n * (ranks // block))](
         du, x, grads, offsets, seed, tokens, columns, du.stride(0), x.stride(0), threshold(p), scale(p), site, r,
-        RANKS=ranks, BLOCK=block, TOKENS=128, COLUMNS=32, DROPS=p > 0, ADDS=add, num_warps=4, num_stages=3,
+        RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=32, DROPS=p > 0, ADDS=add, num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def input_grad(
     if out is None:
         out = torch.empty((tokens, columns), dtype=dfu.dtype, device=dfu.device)
     x = out if x is None else x
-    check_indices(n * tokens * columns, dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
+    check_indices(dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
     high, wide = 32, 64
     _input_grad_kernel[(triton.cdiv(tokens, high), triton.cdiv(columns, wide))](
         dfu, a, x, out, seed, tokens, columns, dfu.stride(0), x.stride(0), out.stride(0), threshold(p), scale(p), site,

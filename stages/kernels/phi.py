@@ -14,7 +14,8 @@ TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # transformers' nam
 def can_fuse(layer: PhiDecoderLayer) -> bool:
     """Whether `forward` computes all that this layer does."""
     own = layer.self_attn
-    return not own.qk_layernorm and own.attention_dropout == 0 and own.config.hidden_act in TANH_GELUS
+    plain = not own.qk_layernorm and own.attention_dropout == 0 and own.config.hidden_act in TANH_GELUS
+    return plain and attention.fits(own.head_dim, layer.input_layernorm.weight.dtype)
 
 
 def shared_inputs(layer: PhiDecoderLayer) -> list[tuple[torch.nn.Module, ...]]:

@@ -102,7 +102,7 @@ class Classifier:
         if self.end_to_end:
             batch = lay_end_to_end(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            return self.end_to_end(self.model, batch, max(len(row["input_ids"]) for row in examples))
+            return self.end_to_end(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
         batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
         batch = collate(examples, pad_id, batches, self.max_length)
         return self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits

@@ -45,6 +45,7 @@ def lay_end_to_end(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 
         "labels": [rows]}
     """
     ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in batch]
+    ids = [row if len(row) else np.array([pad_id]) for row in ids]  # as padding has it: nothing is read as a pad token
     lengths = [len(row) for row in ids]
     total, empty = sum(lengths), max(rows - len(batch), 0)
     filling = (size(max(total, tokens)) if tokens else total) - total

@@ -50,7 +50,7 @@ class ClassifierTrainer(Trainer):
         self.dequantize_once = dequantize_once
         self.lengths = [len(row["input_ids"]) for row in self.train_dataset]
         rows = self.args.train_batch_size
-        tokens = round(rows * sum(self.lengths) / len(self.lengths))  # a batch that is not whole has its size too
+        tokens = round(rows * sum(self.lengths) / len(self.lengths)) or 1  # a batch that is not whole has its size too
         self.end_to_end = partial(lay_end_to_end, pad_id=pad_id, rows=rows, tokens=tokens)
         self.step_losses = []
         self.fast_step = None
@@ -104,7 +104,7 @@ class ClassifierTrainer(Trainer):
             from stages.training import fast_step  # needs Triton, which comes with PyTorch for CUDA alone
 
             return fast_step.FastStep(
-                self.model.train(), self.args.train_batch_size, max(self.lengths), self.args.seed, self.pad_id,
+                self.model.train(), self.args.train_batch_size, max(1, *self.lengths), self.args.seed, self.pad_id,
                 self.dequantize_once,
             )  # fmt: skip
         except (ImportError, StepUnavailable) as error:

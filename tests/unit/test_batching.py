@@ -61,6 +61,14 @@ def test_rows_end_to_end_by_hand():
     assert batch["labels"].tolist() == [2, 0, -100, -100]
 
 
+def test_a_row_without_tokens_is_a_pad_token():
+    rows = [{"input_ids": [], "labels": 1}, {"input_ids": [5, 6], "labels": 0}, {"input_ids": [], "labels": 2}]
+    batch = batching.lay_end_to_end(rows, pad_id=9)
+    assert batch["input_ids"].tolist() == [9, 5, 6, 9]
+    assert batch["starts"].tolist() == [0, 1, 3, 4]
+    assert batch["last"].tolist() == [0, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("tokens", "size"), [(1, 16), (16, 16), (255, 256), (256, 256), (257, 288), (577, 640), (4097, 4352), (9000, 9216)]
 )

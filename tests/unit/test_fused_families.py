@@ -1,5 +1,7 @@
 """The fused layers of the families that have them: on a GPU if there is one, else interpreted on the CPU."""
 
+import json
+
 import pytest
 import torch
 from helpers import small_classifier
@@ -71,6 +73,14 @@ def test_a_layer_computed_again_by_checkpointing_finds_its_masks(step_of, tmp_pa
         step_of(lora, longest=24)(laid(*batch(length=24)), 5)
         grads.append(gradients(lora))
     assert distance(*grads) < 1e-6
+
+
+def test_a_window_that_transformers_does_not_read_is_not_used(tmp_path):
+    """A Llama made of another model's weights may keep the key in its config."""
+    folder = save_family("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 8}))
+    test_answers_are_those_of_transformers(manifest_of(folder))
 
 
 def test_answers_are_those_of_transformers(manifest):
