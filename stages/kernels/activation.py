@@ -2,6 +2,10 @@
 
 import triton
 import triton.language as tl
+from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
+
+# Transformers' classes of what `activation` computes: three names of one GELU.
+IS_GELU = {SiLUActivation: False, GELUTanh: True, NewGELUActivation: True, FastGELUActivation: True}
 
 
 @triton.jit

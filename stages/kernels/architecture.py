@@ -14,8 +14,9 @@ class Architecture:
         layer: the layer's class in transformers.
         can_fuse: can_fuse(layer) says whether a layer of this class, with its own options, can compute by `forward`.
         shared_inputs: shared_inputs(layer) gives all linear modules of the layer, in groups that read the same tensor.
-        forward: forward(layer, project, x, **kwargs) replaces the forward of `layer`. The rows of x stand side by side
-            or end to end, as `attention.Rows.of` reads it; project is the model's `linears.Projections`.
+        forward: forward(layer, project, x, rows) replaces the forward of `layer`. project: the model's
+            `linears.Projections`. x: [1, tokens, hidden] of rows end to end, or [rows, length, hidden]. rows: their
+            `attention.Rows`.
     """
 
     layer: type[torch.nn.Module]

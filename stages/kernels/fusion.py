@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 
 from stages.kernels.architecture import Architecture
+from stages.kernels.attention import Rows
 from stages.kernels.dropout import Masks, SeededDropout
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.linears import Gradients, Linears, Projections
@@ -69,7 +70,8 @@ def has_room(model: torch.nn.Module, tokens: int = 0) -> bool:
 def bytes_to_keep(model: torch.nn.Module, tokens: int) -> float:
     """What dequantized weights take, and for each token input and output of each linear module, twice to be safe.
 
-    Of phi-2 5.0e9, and 4.9e6 a token: 22.5e9 for 4,600 tokens, where 12.1e9 were measured beside the weights.
+    Of phi-2 5.0e9, and 4.9e6 a token: 22.5e9 for 4,600 tokens. Its peak at batch 128 in benchmarks/results/h100.json,
+    so many tokens, leaves 12.5e9 for them beside 6.7e9 of weights.
     """
     base = classifier_of(model)
     linears = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear)]
@@ -84,7 +86,7 @@ def is_checkpointed(model: torch.nn.Module) -> bool:
 
 
 def takes_rows_end_to_end(model: torch.nn.Module) -> bool:
-    """Whether rows may stand end to end in a batch: each decoder layer knows where one ends (`rows.logits`)."""
+    """Whether rows may stand end to end in a batch: each decoder layer knows where one ends (`end_to_end.logits`)."""
     base = classifier_of(model)
     layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
     return (
@@ -104,19 +106,18 @@ def _fuse(model: torch.nn.Module, masks: Masks, keep: bool) -> list[Linears]:
     shared = [group for layer, architecture in known for group in architecture.shared_inputs(layer)]
     grouped = {module for group in shared for module in group}
     loras = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    alone = [module for module in loras if module not in grouped]
-    groups = [Linears(modules, dtype, masks, keep) for modules in [*shared, *([module] for module in alone)]]
-    group_of = dict(zip([*map(tuple, shared), *((module,) for module in alone)], groups, strict=True))
-    for module in alone:
-        module.forward = functools.partial(_forward_of_one, group_of[module,])
+    alone = [(module,) for module in loras if module not in grouped]
+    group_of = {modules: Linears(modules, dtype, masks, keep) for modules in [*map(tuple, shared), *alone]}
+    for modules in alone:
+        modules[0].forward = group_of[modules]
     in_lora = {inner for module in loras for inner in module.modules()}
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
             module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
     project = Projections(group_of, masks)
     for layer, architecture in known:
-        _set_forward(layer, functools.partialmethod(architecture.forward, project))
-    return groups
+        _set_forward(layer, functools.partialmethod(_layer_forward, architecture.forward, project))
+    return list(group_of.values())
 
 
 def _refresh_before_forward(model: torch.nn.Module, masks: Masks, groups: list[Linears]) -> None:
@@ -137,6 +138,25 @@ def _before_forward(masks: Masks, copies: Copies | None, *_: object) -> None:
         copies.refresh()
 
 
+def _layer_forward(
+    layer: torch.nn.Module,
+    forward: Callable,
+    project: Projections,
+    x: torch.Tensor,
+    *_: object,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **__: object,
+) -> torch.Tensor:
+    """`Architecture.forward` with what transformers gives to a decoder layer.
+
+    The attention mask is not looked at: batches have none, and the causal one that transformers makes under a capture
+    says no more than that a token does not see those after it.
+    """
+    return forward(layer, project, x, Rows.of(x, position_embeddings, cu_seq_lens_q, max_length_q))
+
+
 def _set_forward(layer: torch.nn.Module, forward: Callable) -> None:
     """Let a decoder layer compute by forward(layer, …), set on a class of its own.
 
@@ -152,10 +172,6 @@ def _numbered(forward: Callable, masks: Masks, number: int) -> Callable:
         return forward(layer, *args, **kwargs)
 
     return numbered
-
-
-def _forward_of_one(group: Linears, x: torch.Tensor) -> torch.Tensor:
-    return group(x)
 
 
 def _dropout_forward(module: torch.nn.Dropout, original: Callable, masks: Masks, x: torch.Tensor) -> torch.Tensor:

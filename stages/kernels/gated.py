@@ -7,12 +7,10 @@ gradient put together again.
 import torch
 import triton
 import triton.language as tl
-from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
 from stages.kernels.activation import activation
-from stages.kernels.launch import check_indices
+from stages.kernels.limits import check_indices
 
-IS_GELU = {SiLUActivation: False, GELUTanh: True, NewGELUActivation: True}  # the activations that `Gated` knows
 BLOCK = 1024
 
 

@@ -14,18 +14,8 @@ def can_fuse(layer: Gemma3DecoderLayer) -> bool:
     return llama.can_fuse(layer) and layer.self_attn.attn_logit_softcapping is None
 
 
-def forward(
-    layer: Gemma3DecoderLayer,
-    project: Projections,
-    x: torch.Tensor,
-    *_,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    **__,
-) -> torch.Tensor:
-    """transformers' Gemma3DecoderLayer.forward; the arguments are those of `phi.forward`."""
-    rows = attention.Rows.of(x, position_embeddings, cu_seq_lens_q, max_length_q)
+def forward(layer: Gemma3DecoderLayer, project: Projections, x: torch.Tensor, rows: attention.Rows) -> torch.Tensor:
+    """transformers' Gemma3DecoderLayer.forward."""
     before, after, before_mlp, after_mlp = (
         RMSNorm.of(module)
         for module in (

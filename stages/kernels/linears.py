@@ -263,6 +263,7 @@ class Gradients:
             last = first + len(group.lora_layers)
             group.gradients, group.offsets = self, offsets[first:last].to(device)
             # In one product for all modules of the group: of its blocks only the diagonal ones are gradients.
+            group.da = self.grads[first:last]
             group.db = torch.zeros_like(group.b, memory_format=torch.contiguous_format)
             blocks = [group.block_of(group.db, i) for i in range(last - first)]
             targets = self.grads[len(a) + first : len(a) + last]
@@ -278,10 +279,8 @@ class Gradients:
         """Called after the backward: zeros for a layer that the forward did not use."""
         for group in self.groups:
             if group not in self.written:
-                group.db.zero_()
-                for layer, grad in zip(self.weights, self.grads, strict=True):
-                    if any(layer is own.lora_A["default"].weight for own in group.lora_layers):
-                        grad.zero_()
+                for grad in (group.db, *group.da):
+                    grad.zero_()
         self.copies.refresh()
 
     def hand_out(self) -> None:

@@ -8,8 +8,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from stages.kernels import attention
+from stages.kernels.activation import IS_GELU
 from stages.kernels.architecture import Architecture
-from stages.kernels.gated import IS_GELU, Gated
+from stages.kernels.gated import Gated
 from stages.kernels.linears import Projections
 from stages.kernels.norm import RMSNorm, add_norm, norm_heads
 
@@ -27,18 +28,8 @@ def shared_inputs(layer: torch.nn.Module) -> list[tuple[torch.nn.Module, ...]]:
     return [(own.q_proj, own.k_proj, own.v_proj), (own.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)]
 
 
-def forward(
-    layer: torch.nn.Module,
-    project: Projections,
-    x: torch.Tensor,
-    *_,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    **__,
-) -> torch.Tensor:
-    """transformers' forward of these layers; the arguments are those of `phi.forward`."""
-    rows = attention.Rows.of(x, position_embeddings, cu_seq_lens_q, max_length_q)
+def forward(layer: torch.nn.Module, project: Projections, x: torch.Tensor, rows: attention.Rows) -> torch.Tensor:
+    """transformers' forward of these layers."""
     normed, x = add_norm(x, norm=RMSNorm.of(layer.input_layernorm))
     normed, x = add_norm(x, attend(layer, project, normed, rows), norm=RMSNorm.of(layer.post_attention_layernorm))
     return x + grow(layer, project, normed)

@@ -1,8 +1,8 @@
 """The kernels of LoRA: its products of rank r, with dropout inside: no dropped copy of the input is ever written.
 
-In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R], R is
-LoRA's r filled up (`rank`); rows of A beyond r are zero. Masks are those of `dropout.Masks`, the
-places `site` to `site` + n - 1. No atomics: the same inputs give the same bytes.
+In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R]. R is
+LoRA's r filled up (`rank`), rows of A beyond r are zero. Masks are those of `dropout.Masks`, the places `site` to
+`site` + n - 1. No atomics: the same inputs give the same bytes.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from stages.kernels.activation import activation
 from stages.kernels.dropout import keeps, scale, threshold
-from stages.kernels.launch import check_indices
+from stages.kernels.limits import check_indices
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 

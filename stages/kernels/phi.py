@@ -4,17 +4,16 @@ import torch
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.kernels import attention
+from stages.kernels.activation import IS_GELU
 from stages.kernels.architecture import Architecture
 from stages.kernels.dropout import Masks, dropped, dropped_twice
 from stages.kernels.linears import Linears, Projections
-
-TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # transformers' names of one function
 
 
 def can_fuse(layer: PhiDecoderLayer) -> bool:
     """Whether `forward` computes all that this layer does."""
     own = layer.self_attn
-    plain = not own.qk_layernorm and own.attention_dropout == 0 and own.config.hidden_act in TANH_GELUS
+    plain = not own.qk_layernorm and own.attention_dropout == 0 and IS_GELU.get(type(layer.mlp.activation_fn), False)
     return plain and attention.fits(own.head_dim, layer.input_layernorm.weight.dtype)
 
 
@@ -24,28 +23,9 @@ def shared_inputs(layer: PhiDecoderLayer) -> list[tuple[torch.nn.Module, ...]]:
     return [(own.q_proj, own.k_proj, own.v_proj, layer.mlp.fc1), (own.dense,), (layer.mlp.fc2,)]
 
 
-def forward(
-    layer: PhiDecoderLayer,
-    project: Projections,
-    x: torch.Tensor,
-    *_,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    **__,
-) -> torch.Tensor:
-    """transformers' PhiDecoderLayer.forward.
-
-    The attention mask is not looked at: batches have none, and the causal one that transformers makes under a capture
-    says no more than that a token does not see those after it.
-
-    Args:
-        x: [1, tokens, hidden] of rows end to end, or [rows, length, hidden].
-        position_embeddings: cos and sin, each [1, tokens or length, rotated].
-        cu_seq_lens_q, max_length_q: where rows stand end to end: of `attention.Rows`.
-    """
+def forward(layer: PhiDecoderLayer, project: Projections, x: torch.Tensor, rows: attention.Rows) -> torch.Tensor:
+    """transformers' PhiDecoderLayer.forward."""
     first, dense, fc2 = (project.groups[modules] for modules in shared_inputs(layer))
-    rows = attention.Rows.of(x, position_embeddings, cu_seq_lens_q, max_length_q)
     config, own, dropout = layer.self_attn.config, layer.self_attn, layer.resid_dropout
     heads = attention.Heads(config.num_attention_heads, config.num_key_value_heads, own.head_dim, own.scaling)
     p, qkv_up = dropout.p if dropout.training else 0.0, first(layer.input_layernorm(x))

@@ -114,13 +114,13 @@ def speed_up(model: torch.nn.Module) -> Callable | None:
     On a GPU its layers compute as they do in the fast step; else LoRA computes in the precision of the activations.
 
     Returns:
-        `rows.logits` where the model takes rows end to end, else None.
+        `end_to_end.logits` where the model takes rows end to end, else None.
     """
     if next(model.parameters()).is_cuda and find_spec("triton"):
-        from stages.kernels import fusion, rows
+        from stages.kernels import end_to_end, fusion
 
         fused = fusion.fuse_for_evaluation(model, fusion.has_room(model))
-        return rows.logits if fused and fusion.takes_rows_end_to_end(model) else None
+        return end_to_end.logits if fused and fusion.takes_rows_end_to_end(model) else None
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)

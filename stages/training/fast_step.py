@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from peft import PeftModel
 
-from stages.kernels import rows as end_to_end
+from stages.kernels import end_to_end
 from stages.kernels.dropout import Masks
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.fusion import fuse_for_training, has_room, is_checkpointed, takes_rows_end_to_end

@@ -57,6 +57,18 @@ def batch(rows=4, length=16, seed=0):
     return ids.to(DEVICE), torch.randint(0, 3, (rows,), generator=generator).to(DEVICE)
 
 
+def eager_fast_step(monkeypatch, lora, longest, keep=False):
+    """The fast step of a classifier for batches of 4 rows, run without CUDA graphs; without a GPU too."""
+    from stages.training.fast_step import FastStep
+
+    if DEVICE.type == "cpu":
+        for name in ("graph_pool_handle", "Stream"):
+            monkeypatch.setattr(torch.cuda, name, lambda: None)
+    step = FastStep(lora, 4, longest, 42, PAD, dequantize_once=keep)
+    step.capturable = False
+    return step
+
+
 def as_inputs(ids, labels):
     """A padded batch as the fast step takes it."""
     return {"input_ids": ids, "labels": labels}

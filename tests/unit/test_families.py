@@ -86,21 +86,16 @@ def test_from_loading_to_prediction(family, parameters, tmp_path):
 
 def test_the_fast_step_is_the_eager_one_or_says_why_not(family, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
-    from stages.training.fast_step import FastStep
 
-    if not torch.cuda.is_available():
-        for name in ("graph_pool_handle", "Stream"):
-            monkeypatch.setattr(torch.cuda, name, lambda: None)
     how = {"freeze": False, "precision": "fp32", "quantization": family.quantization, "hidden_act": None}
     pair = batch(length=24)
     loss, grads = eager(small_classifier.classifier(family.manifest, **how), *pair)
     lora = small_classifier.classifier(family.manifest, **how)
     if family.name == "falcon":
         with pytest.raises(StepUnavailable, match="FalconLinear"):
-            FastStep(lora, 4, 24, 42, 0, dequantize_once=False)
+            small_classifier.eager_fast_step(monkeypatch, lora, longest=24)
         return
-    step = FastStep(lora, 4, 24, 42, 0, dequantize_once=False)
-    step.capturable = False
+    step = small_classifier.eager_fast_step(monkeypatch, lora, longest=24)
     assert step(as_inputs(*pair), 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if torch.cuda.is_available() else 1e-5)
 

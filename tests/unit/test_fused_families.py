@@ -1,5 +1,6 @@
 """The fused layers of the families that have them: on a GPU if there is one, else interpreted on the CPU."""
 
+import functools
 import json
 
 import pytest
@@ -32,19 +33,7 @@ def classifier(manifest, **changes):
 
 @pytest.fixture
 def step_of(monkeypatch):
-    """The fast step of a classifier, its steps run eagerly; without a GPU too."""
-    from stages.training.fast_step import FastStep
-
-    if not ON_GPU:
-        for name in ("graph_pool_handle", "Stream"):
-            monkeypatch.setattr(torch.cuda, name, lambda: None)
-
-    def make(lora, longest):
-        step = FastStep(lora, 4, longest, 42, PAD, dequantize_once=True)
-        step.capturable = False
-        return step
-
-    return make
+    return functools.partial(small_classifier.eager_fast_step, monkeypatch, keep=True)
 
 
 def laid(ids, labels):
@@ -84,8 +73,8 @@ def test_a_window_that_transformers_does_not_read_is_not_used(tmp_path):
 
 
 def test_answers_are_those_of_transformers(manifest):
+    from stages.kernels.end_to_end import logits
     from stages.kernels.fusion import fuse_for_evaluation
-    from stages.kernels.rows import logits
 
     model, (ids, labels) = classifier(manifest).get_base_model().eval(), batch(length=24)
     with torch.inference_mode():

@@ -123,7 +123,7 @@ def llama():
         qkv, gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
         return [qkv, (attention.o_proj,), gate_up, (mlp.down_proj,)]
 
-    def forward(layer, project, x, *_, position_embeddings, **__):
+    def forward(layer, project, x, rows):
         attention, mlp, (qkv, o, gate_up, down) = layer.self_attn, layer.mlp, shared_inputs(layer)
         heads = (
             attention.config.num_attention_heads,
@@ -132,7 +132,7 @@ def llama():
         )
         parts = project(qkv, layer.input_layernorm(x)).unflatten(-1, (-1, attention.head_dim)).split(heads, dim=-2)
         q, k, v = (part.transpose(1, 2) for part in parts)
-        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        q, k = apply_rotary_pos_emb(q, k, rows.cos[None], rows.sin[None])
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + project(o, attended.transpose(1, 2).reshape(x.shape))
         gate, up = project(gate_up, layer.post_attention_layernorm(x)).chunk(2, dim=-1)
@@ -175,19 +175,7 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
 
 @pytest.fixture
 def fast_step(monkeypatch):
-    """The fast step of a classifier, its steps run eagerly; without a GPU too."""
-    from stages.training.fast_step import FastStep
-
-    if not ON_GPU:
-        for name in ("graph_pool_handle", "Stream"):
-            monkeypatch.setattr(torch.cuda, name, lambda: None)
-
-    def make(lora):
-        step = FastStep(lora, 4, 16, 42, 0, dequantize_once=False)
-        step.capturable = False
-        return step
-
-    return make
+    return functools.partial(small_classifier.eager_fast_step, monkeypatch, longest=16)
 
 
 def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_step):
@@ -228,6 +216,21 @@ def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(fast_step, r
     assert step.takes_rows_end_to_end and laid["input_ids"].shape == (64,)
     assert step({name: value.to(DEVICE) for name, value in laid.items()}, 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
+
+
+def test_weights_that_are_loaded_into_a_fused_model_are_used(fast_step, tmp_path):
+    """The Trainer loads the best epoch so: into the weights' own memory, where copies and optimizer read them."""
+    lora = classifier()
+    step, ids = fast_step(lora), batch()[0]
+    places = [weight.data_ptr() for weight in step.lora.weights]
+    lora.eval().save_pretrained(tmp_path)
+    expected = lora(input_ids=ids).logits
+    with torch.no_grad():
+        step.lora.flat.mul_(2)
+    assert not torch.allclose(lora(input_ids=ids).logits, expected)
+    lora.load_adapter(tmp_path, "default", is_trainable=True)
+    assert torch.equal(lora.eval()(input_ids=ids).logits, expected)
+    assert [weight.data_ptr() for weight in step.lora.weights] == places
 
 
 def test_rows_end_to_end_are_for_known_layers_alone(families):

@@ -115,9 +115,10 @@ def test_the_heads_of_queries_and_keys_are_normed_inside_the_projected_tensor(ki
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["silu", "gelu_pytorch_tanh", "gelu_new"])
+@pytest.mark.parametrize("name", ["silu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"])
 def test_a_gate_is_that_of_transformers(name, dtype):
-    from stages.kernels.gated import IS_GELU, Gated
+    from stages.kernels.activation import IS_GELU
+    from stages.kernels.gated import Gated
 
     activation = ACT2FN[name]
 
