@@ -5,8 +5,11 @@ import gc
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
+
+from stages.runtime import ranks
 
 
 class UserError(Exception):
@@ -22,10 +25,18 @@ def run(main: Callable[[], None]) -> None:
     gc.enable()  # stages/__init__.py had it off
     try:
         main()
+        ranks.leave()
     except UserError as error:
-        sys.exit(f"error: {one_line(error)}")
+        message = f"error: {one_line(error)}"
+        if ranks.launched():
+            ranks.fail(message, at_once=ranks.is_first())
+        sys.exit(message)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        if ranks.launched():
+            ranks.fail(traceback.format_exc(), at_once=False)
+        raise
     finally:
         gc.unfreeze()
     if "DVC_STAGE" in os.environ:

@@ -1,0 +1,111 @@
+"""The processes of one run: torchrun and `accelerate launch` start one for each GPU, and call it a rank.
+
+A stage that was started without them is rank 0 of 1, and nothing here communicates.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+GRACE = 3.0  # seconds that a rank's error may come after the one that tells why
+
+
+def launched() -> bool:
+    """Whether a launcher started this process; both of them say so."""
+    return "LOCAL_RANK" in os.environ
+
+
+def rank() -> int:
+    """This process's number among all of the run."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def count() -> int:
+    """Processes of the run, on all machines."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_first() -> bool:
+    """Whether this is the rank that writes, prints and draws bars."""
+    return rank() == 0
+
+
+def join(backend: str) -> None:
+    """Find the other ranks, by the addresses that the launcher has put into the environment.
+
+    Args:
+        backend: of `torch.distributed`: nccl between GPUs, whose one must be chosen by now; gloo between CPUs.
+    """
+    if not launched():
+        return
+    import torch
+
+    device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
+    torch.distributed.init_process_group(backend, device_id=device)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's `value`, on every rank."""
+    if count() == 1:
+        return value
+    import torch
+
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def gather(value: Any) -> list | None:
+    """Every rank's `value`, in their order, on the first rank; None on the others."""
+    if count() == 1:
+        return [value]
+    import torch
+
+    values = [None] * count() if is_first() else None
+    torch.distributed.gather_object(value, values)
+    return values
+
+
+def add_up(tensor: Any) -> None:
+    """Replace a tensor by the sum of all ranks' tensors, in place."""
+    if count() > 1:
+        import torch
+
+        torch.distributed.all_reduce(tensor)
+
+
+def leave() -> None:
+    """Called when all is done."""
+    if launched():
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def fail(message: str, at_once: bool) -> NoReturn:
+    """Say why a launched rank ends, and end it; its launcher then ends the others.
+
+    Ranks that fail for one reason say it once: the launcher has ended the others by the time that they would. So has it
+    with those that only met the silence of the one that failed.
+
+    Args:
+        at_once: this rank knows the reason and is the one to tell it.
+    """
+    if not at_once:
+        time.sleep(GRACE)
+    print(message, file=sys.stderr, flush=True)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun ends with a report, where this stands as the cause
+        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": told}))
+    os._exit(1)  # an orderly end would wait for the other ranks
