@@ -51,7 +51,7 @@ def join(backend: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
     torch.distributed.init_process_group(backend, device_id=device)
     if not is_first():
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this process lives
 
 
 def from_first(value: Any) -> Any:
