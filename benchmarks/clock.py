@@ -11,9 +11,10 @@ from itertools import pairwise
 import torch
 from transformers import Trainer, TrainerCallback
 
+from stages.runtime import ranks
 from stages.runtime.recorder import Recorder
 
-DEVICE = torch.device("cuda", 0)
+DEVICE = torch.device("cuda", ranks.local_rank())
 GB = 1e9
 
 
@@ -115,9 +116,9 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
     lengths = []  # of each batch's rows
 
     def counting(collate):
-        def counted(batch):
+        def counted(batch, **shape):
             lengths.append([len(row["input_ids"]) for row in batch])
-            return collate(batch)
+            return collate(batch, **shape)
 
         return counted
 

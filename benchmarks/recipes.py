@@ -67,7 +67,8 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
     def examples(rows, template):
-        return batching.as_examples(tokens.tokenize(rows, tokenizer, template, p.tokenize.max_length))
+        tokenized = tokens.tokenize(rows, tokenizer, template, p.tokenize.max_length)
+        return batching.Examples.of(tokenized["input_ids"], tokenized["label"])
 
     glued = "{premise}{hypothesis}"
     rows = {

@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from stages.runtime import watchdog
+from stages.runtime import ranks, watchdog
 
 # Leave the terminal to progress bars and to what a user can act on. Before the libraries are imported: they ask then.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing
@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to a
 
 # Ctrl-C ends a stage at once: Python's KeyboardInterrupt is lost where a library catches everything, as some do while
 # they are imported, and DVC waits for the stage.
-if "DVC_STAGE" in os.environ:
+if "DVC_STAGE" in os.environ or ranks.launched():
     here = Path("stages/__init__.py")
     if here.is_file() and not here.samefile(__file__):  # PYTHONSAFEPATH, or another program put it first
         sys.exit(f"error: Python imports {Path(__file__).parent}, not the code of this folder; unset PYTHONSAFEPATH")

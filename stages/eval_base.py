@@ -8,10 +8,12 @@ import pandas as pd
 from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier
 from stages.model.devices import out_of_memory_means, pick_device
-from stages.runtime import errors, files, params
+from stages.runtime import errors, files, params, ranks
 from stages.runtime.recorder import Recorder
-from stages.task.batching import as_examples
+from stages.task.batching import Examples
 from stages.task.task import Task
+
+TEST = "data/tokenized/test.parquet"
 
 
 def main() -> None:
@@ -27,8 +29,11 @@ def evaluate(name: str, adapter: Path | None) -> None:
     """
     p = params.load()
     device = pick_device(p.device, p.threads)
+    ranks.join(device)
     manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
-    test = files.read_table("data/tokenized/test.parquet")
+    test = Examples(files.read_columns(TEST, ["input_ids", "label"]))
+    read = [TEST, *([adapter / "adapter_model.safetensors"] if adapter else [])]
+    files.same_on_all_ranks([p, manifest, *map(files.sha256, read)], "parameters, base, test rows or adapter")
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
         classifier = Classifier.load(manifest, p, task.classes, device, adapter)
@@ -37,11 +42,14 @@ def evaluate(name: str, adapter: Path | None) -> None:
         with out_of_memory_means(
             f"params.yaml: eval.batch_size: {p.eval.batch_size} rows do not fit this GPU's memory"
         ):
-            probabilities = classifier.predict(as_examples(test), p.eval.batch_size, title=f"predict, {name}")
+            probabilities = classifier.predict(test, p.eval.batch_size, title=f"predict, {name}")
         seconds = recorder.seconds() - start
         recorder.mark("after_evaluation")
+    if not ranks.is_first():
+        return
     with files.new_folder(f"results/{name}") as folder:
-        prediction_table(test, probabilities, task).to_parquet(folder / "predictions.parquet", index=False)
+        table = prediction_table(files.read_table(TEST), probabilities, task)
+        table.to_parquet(folder / "predictions.parquet", index=False)
         files.write_json(folder / "summary.json", {"parameters": count_parameters(classifier.model)})
     recorder.save(f"measurements/{name}", {"seconds": seconds, "rows_per_second": len(test) / seconds})
 

@@ -2,7 +2,6 @@
 
 import gc
 
-import numpy as np
 import pandas as pd
 
 from stages.model.adapter import add_lora, count_parameters, save_adapter
@@ -10,9 +9,9 @@ from stages.model.base import load_base
 from stages.model.devices import out_of_memory_means, pick_device
 from stages.model.head import freeze_head
 from stages.model.readback import Trained, check_saved
-from stages.runtime import errors, files, params
+from stages.runtime import errors, files, params, ranks
 from stages.runtime.recorder import Recorder, versions
-from stages.task.batching import as_examples
+from stages.task.batching import Examples
 from stages.task.task import Task
 from stages.task.tokens import load_tokenizer
 from stages.training import checkpoints, history
@@ -23,9 +22,10 @@ from stages.training.trainer import make_trainer
 def main() -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
+    ranks.join(device)
     manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
     paths = {split: f"data/tokenized/{split}.parquet" for split in ("train", "validation")}
-    rows = {split: as_examples(files.read_table(path)) for split, path in paths.items()}
+    rows = {split: Examples(files.read_columns(path, ["input_ids", "label"])) for split, path in paths.items()}
     tokenizer = load_tokenizer(manifest)
     groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
     groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
@@ -33,6 +33,7 @@ def main() -> None:
         groups, task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"],
         [files.sha256(path) for path in paths.values()], checkpoints.code_digests(__file__), versions(device),
     )  # fmt: skip
+    files.same_on_all_ranks(folder, "parameters, base, rows, code or versions")
 
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
@@ -40,14 +41,13 @@ def main() -> None:
         recorder.mark("loaded")
         classifier = add_lora(base, p.lora, p.seed)
         if p.train.class_weights == "balanced":
-            gold = np.array([row["labels"] for row in rows["train"]])
-            weigh_classes(base, balanced_weights(gold, len(task.classes)))
+            weigh_classes(base, balanced_weights(rows["train"].labels, len(task.classes)))
         if p.train.freeze_head:
             freeze_head(classifier)
         trainer = make_trainer(
             classifier, rows["train"], rows["validation"], p, tokenizer.pad_token_id, folder, recorder
         )
-        resumed = checkpoints.checkpoint_to_resume(folder)
+        resumed = ranks.from_first(checkpoints.checkpoint_to_resume(folder) if ranks.is_first() else None)
         if resumed:
             print(f"resuming from {resumed}")
         recorder.mark("before_training")
@@ -59,6 +59,8 @@ def main() -> None:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         seconds = checkpoints.seconds_before(resumed, trainer.state) + recorder.seconds() - start
         recorder.mark("after_training")
+    if not ranks.is_first():
+        return
 
     steps, epochs = history.history(trainer.state)
     best = history.best_epoch(epochs if p.train.keep == "best" else epochs[-1:])

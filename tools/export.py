@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline, pipeline
@@ -32,7 +31,7 @@ from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.model.saved import Reading, read_adapter
 from stages.report import card
 from stages.runtime import errors, files
-from stages.task.batching import as_examples
+from stages.task.batching import Examples
 from stages.task.task import Task
 from stages.task.tokens import columns_of, fill, load_tokenizer, read
 
@@ -165,9 +164,9 @@ class Rows:
         return cls(texts, ids, table["label"].to_numpy(), sum(truncated))
 
     @property
-    def examples(self) -> list[dict]:
+    def examples(self) -> Examples:
         """As `Classifier.predict` takes them."""
-        return as_examples(pd.DataFrame({"input_ids": self.ids, "label": self.gold}))
+        return Examples.of(self.ids, self.gold)
 
 
 def export(out: Path, folder: Path, wanted: str | None) -> None:

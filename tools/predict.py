@@ -24,7 +24,7 @@ from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
 from stages.model.saved import Reading, read_adapter, read_reading
 from stages.runtime import errors
-from stages.task.batching import as_examples
+from stages.task.batching import Examples
 from stages.task.task import text_names
 from stages.task.tokens import columns_of, tokenize
 
@@ -77,9 +77,9 @@ def load(adapter: Path, base_only: bool) -> Callable[[list[list[str]]], list[dic
 def answers(classifier: Classifier, saved: Reading, rows: list[list[str]]) -> list[dict]:
     """Label and probabilities of each row, by the classes' names."""
     template = saved.tokenize.template
-    table = pd.DataFrame(rows, columns=text_names(columns_of(template))).assign(label=0)
+    table = pd.DataFrame(rows, columns=text_names(columns_of(template)))
     table = tokenize(table, classifier.tokenizer, template, classifier.max_length)
-    probabilities = classifier.predict(as_examples(table), BATCH)
+    probabilities = classifier.predict(Examples.of(table["input_ids"], [0] * len(table)), BATCH)
     return [
         {
             "label": saved.classes[row.argmax()],

@@ -27,13 +27,15 @@ def fuse_for_training(model: PeftModel, masks: Masks, keep: bool) -> Gradients:
         keep: keep dequantized weights, or dequantize them at each use.
 
     Returns:
-        where the backward puts the gradients of LoRA's weights.
+        where the gradients of all that is trained come to lie.
 
     Raises:
         StepUnavailable: where a layer does more than the fused ones; the model is as it was.
     """
     groups = _fuse(model, masks, keep)
-    gradients = Gradients([group for group in groups if group.lora_layers])
+    with_lora = [group for group in groups if group.lora_layers]
+    in_lora = {weight for group in with_lora for layer in group.lora_layers for weight in layer.parameters()}
+    gradients = Gradients(with_lora, [p for p in model.parameters() if p.requires_grad and p not in in_lora])
     _refresh_before_forward(model, masks, groups)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers, start=1):

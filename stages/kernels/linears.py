@@ -230,23 +230,27 @@ class Linears:
 
 
 class Gradients:
-    """The gradients of LoRA's weights, fp32, in one buffer. The backward of each `Linears` writes its own.
+    """The gradients of all that is trained, and the loss, fp32, in one buffer: ranks add it up at one go.
+
+    The backward of each `Linears` writes those of its LoRA weights.
 
     The weights themselves come to lie in one buffer too, so that an optimizer has one tensor for all of them.
 
     Args:
         groups: those that have LoRA, not None.
+        others: what is trained besides LoRA's weights, fp32: the head.
 
     Attributes:
         weights: LoRA's, fp32; grads: their gradients; both views of buffers.
+        other_grads: gradients of `others`; loss: a scalar; views of the same buffer.
         flat: the weights' buffer as one parameter, for an optimizer.
         anchor: a leaf of the autograd graph that stands for all of them. Its own gradient means nothing.
         written: the groups whose backward has run since `begin`.
     """
 
-    def __init__(self, groups: Sequence[Linears]) -> None:
+    def __init__(self, groups: Sequence[Linears], others: Sequence[torch.nn.Parameter] = ()) -> None:
         device = groups[0].a.device
-        self.groups, self.written = groups, set()
+        self.groups, self.others, self.written = groups, others, set()
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         a = [layer.lora_A["default"].weight for group in groups for layer in group.lora_layers]
         b = [layer.lora_B["default"].weight for group in groups for layer in group.lora_layers]
@@ -254,9 +258,11 @@ class Gradients:
         self.flat = torch.nn.Parameter(torch.cat([weight.detach().flatten() for weight in self.weights]))
         for weight, piece in zip(self.weights, self.flat.detach().split(counts), strict=True):
             weight.data = piece.view(weight.shape)
-        self.buffer = torch.zeros(sum(counts), dtype=torch.float32, device=device)
-        pieces = self.buffer.split(counts)
-        self.grads = [piece.view(weight.shape) for piece, weight in zip(pieces, self.weights, strict=True)]
+        sizes = [*counts, *(parameter.numel() for parameter in others), 1]
+        self.buffer = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+        *pieces, loss = self.buffer.split(sizes)
+        shaped = [piece.view(weight.shape) for piece, weight in zip(pieces, [*self.weights, *others], strict=True)]
+        self.grads, self.other_grads, self.loss = shaped[: len(counts)], shaped[len(counts) :], loss[0]
         offsets = torch.tensor([0, *counts]).cumsum(0)
         pairs, first = [], 0
         for group in groups:
@@ -285,9 +291,9 @@ class Gradients:
 
     def hand_out(self) -> None:
         """Put the gradients where the optimizer looks for them."""
-        self.flat.grad = self.buffer
-        for weight, grad in zip(self.weights, self.grads, strict=True):
-            weight.grad = grad
+        self.flat.grad = self.buffer[: self.flat.numel()]
+        for parameter, grad in zip([*self.weights, *self.others], [*self.grads, *self.other_grads], strict=True):
+            parameter.grad = grad
 
 
 class _Product(torch.autograd.Function):

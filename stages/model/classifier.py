@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from stages.model.adapter import load_adapter
 from stages.model.base import load_base
-from stages.runtime import params
-from stages.task.batching import collate, lay_end_to_end
+from stages.runtime import params, ranks
+from stages.task.batching import collate, divide, lay_end_to_end, lengths_of
 from stages.task.tokens import load_tokenizer
 
 # All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
@@ -67,35 +67,40 @@ class Classifier:
         return cls(model, tokenizer, reading.batches, reading.tokenize.max_length)
 
     @torch.inference_mode()
-    def predict(self, examples: list[dict], batch_size: int, title: str | None = None) -> np.ndarray:
+    def predict(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:
         """Class probabilities.
 
+        Ranks divide the batches among them, whole: on as many GPUs as you like a batch has the rows that it has on one,
+        and so its answers, to the byte.
+
         Args:
-            examples: list of {"input_ids", "labels"}.
+            examples: of {"input_ids", "labels"}.
             title: names a terminal's progress bar, which counts rows given to the device; None for no bar.
 
         Returns:
-            float64 [rows, classes], in the order of `examples`.
+            float64 [rows, classes], in the order of `examples`, on every rank.
         """
-        order = range(len(examples))
+        order, lengths = np.arange(len(examples)), lengths_of(examples)
         if self.batches.order != "random":  # longest first: running out of memory shows at once
-            order = sorted(order, key=lambda i: -len(examples[i]["input_ids"]))
+            order = np.argsort(-lengths, kind="stable")
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        mine = divide([lengths[rows].sum() for rows in batches], ranks.count())[ranks.rank()]
         done = []
         with (
             sdpa_kernel(ATTENTION),
-            tqdm(total=len(examples), desc=title, unit="row", disable=None if title else True) as bar,
-        ):
-            for start in range(0, len(examples), batch_size):
-                rows = order[start : start + batch_size]
+            tqdm(total=sum(len(batches[i]) for i in mine), desc=title, unit="row",
+                 disable=ranks.no_bar() if title else True) as bar,
+        ):  # fmt: skip
+            for rows in map(batches.__getitem__, mine):
                 logits = self._logits([examples[i] for i in rows])
-                done.append(
-                    (list(rows), torch.softmax(logits.double(), dim=-1))
-                )  # fetched later: the GPU need not wait
+                done.append((rows, torch.softmax(logits.double(), dim=-1)))  # fetched later: the GPU need not wait
                 bar.update(len(rows))
-        probabilities = np.empty((len(examples), self.model.config.num_labels))
+        device = next(self.model.parameters()).device
+        probabilities = torch.zeros((len(examples), self.model.config.num_labels), dtype=torch.float64, device=device)
         for rows, values in done:
-            probabilities[rows] = values.cpu().numpy()
-        return probabilities
+            probabilities[torch.from_numpy(rows).to(device)] = values
+        ranks.add_up(probabilities)
+        return probabilities.cpu().numpy()
 
     def _logits(self, examples):
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device

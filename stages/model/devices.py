@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import torch
 
-from stages.runtime import params
+from stages.runtime import params, ranks
 from stages.runtime.errors import UserError
 
 
 def pick_device(name: str, threads: int | None) -> torch.device:
-    """The torch device of params.yaml's `device`; one line where there is no such GPU.
+    """The torch device of params.yaml's `device`, on a GPU the one of this rank; one line where there is none.
 
     Args:
         name: "cuda" or "cpu".
@@ -23,7 +23,15 @@ def pick_device(name: str, threads: int | None) -> torch.device:
             "params.yaml: device: cuda, but PyTorch sees no CUDA GPU on this machine; "
             "`make demo` runs the same pipeline at CPU size"
         )
-    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if ranks.local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"params.yaml: launcher: starts more processes than this machine has GPUs ({torch.cuda.device_count()}); "
+            "allowed: one for each GPU, as torchrun --nproc-per-node=gpu has it"
+        )
+    torch.cuda.set_device(ranks.local_rank())
+    return torch.device("cuda", ranks.local_rank())
 
 
 def pick_precision(group: params.Model, device: torch.device) -> str:

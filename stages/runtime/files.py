@@ -1,6 +1,7 @@
 """Files that are whole or not there: everything is written under a temporary name, then renamed."""
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from stages.runtime import ranks
 from stages.runtime.errors import UserError
 
 
@@ -109,10 +113,25 @@ def read_json(path: str | Path) -> dict:
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read a parquet file as a data frame."""
+    return _read_parquet(path, pd.read_parquet)
+
+
+def read_columns(path: str | Path, columns: list[str]) -> pa.Table:
+    """Read some columns of a parquet file as arrow has them: no Python object for each row."""
+    return _read_parquet(path, functools.partial(pq.read_table, columns=columns))
+
+
+def _read_parquet(path, read):
     try:
-        return pd.read_parquet(path)
+        return read(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as parquet ({error}); run `dvc repro`") from error
+
+
+def same_on_all_ranks(value: object, what: str) -> None:
+    """Raise UserError where a rank has another value: its machine has other files, and the run would be of both."""
+    if any(other != value for other in ranks.gather(value)):
+        raise UserError(f"{what}: not the same for all ranks; every machine needs the same files")
 
 
 def sha256(path: str | Path) -> str:

@@ -155,6 +155,7 @@ class Analysis(Group):
 
 class Params(Group):
     device: Literal["cuda", "cpu"]
+    launcher: Text
     threads: Annotated[int, BeforeValidator(_number), Field(ge=1, le=4096)] | None
     seed: Seed
     model: Model

@@ -38,18 +38,27 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join(backend: str) -> None:
+def no_bar() -> bool | None:
+    """`tqdm`'s `disable`: the first rank has a bar where there is a terminal, the others have none."""
+    return None if is_first() else True
+
+
+def join(device: Any) -> None:
     """Find the other ranks, by the addresses that the launcher has put into the environment.
 
     Args:
-        backend: of `torch.distributed`: nccl between GPUs, whose one must be chosen by now; gloo between CPUs.
+        device: torch.device of this rank. GPUs speak by NCCL, CPUs by Gloo.
     """
     if not launched():
         return
     import torch
 
-    device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
-    torch.distributed.init_process_group(backend, device_id=device)
+    if torch.distributed.is_initialized():  # by a stage before this one
+        return
+    if device.type == "cuda":
+        torch.distributed.init_process_group("nccl", device_id=device)
+    else:
+        torch.distributed.init_process_group("gloo")
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this process lives
 
@@ -65,14 +74,14 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-def gather(value: Any) -> list | None:
-    """Every rank's `value`, in their order, on the first rank; None on the others."""
+def gather(value: Any) -> list:
+    """Every rank's `value`, in their order, on every rank."""
     if count() == 1:
         return [value]
     import torch
 
-    values = [None] * count() if is_first() else None
-    torch.distributed.gather_object(value, values)
+    values = [None] * count()
+    torch.distributed.all_gather_object(values, value)
     return values
 
 

@@ -7,36 +7,42 @@ import time
 
 import psutil
 
+from stages.runtime import ranks
+
 
 def end_with_dvc() -> None:
-    """End this process when the `dvc` that started it is gone, or a program that runs DVC by its API.
+    """End this process when the `dvc` that started it is gone, or a program that runs DVC by its API, or its launcher.
 
     DVC's stage outlives a killed `dvc` otherwise, and goes on holding the GPU. `cmd` in dvc.yaml hands over dvc's
-    process number as DVC_PID and puts the stage in the shell's place (`exec`), so that no process has to be known by
-    its name. Every write is to a temporary name, so a hard end is safe.
+    process number as DVC_PID and puts the stage, or its launcher, in the shell's place (`exec`), so that no process has
+    to be known by its name. Every write is to a temporary name, so a hard end is safe.
     """
-    if "DVC_STAGE" not in os.environ:
-        return
-    dvc = _process(int(os.environ.get("DVC_PID") or os.getppid()))
-    if not _lives(dvc):
+    watched = [_process(os.getppid())] if ranks.launched() else []
+    if "DVC_STAGE" in os.environ:
+        dvc = _process(int(os.environ.get("DVC_PID") or os.getppid()))
+        if _lives(dvc) or not watched:  # a launcher that Slurm has started, here or elsewhere, is no process of dvc's
+            watched.append(dvc)
+    if not all(map(_lives, watched)):
         sys.exit("error: the dvc that started this stage is gone")
 
     def watch():
-        while _lives(dvc):
+        while all(map(_lives, watched)):
             time.sleep(0.5)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if watched:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _process(pid):
     """The process of a number, or None where it is not the one that started this stage.
 
-    DVC keeps a stage in its own session. Another session's process has adopted this one: dvc was gone before the shell
-    could read its number.
+    DVC keeps a stage in its own session, and a launcher is such a stage. Another session's process has adopted this
+    one: dvc was gone before the shell could read its number.
     """
+    session = os.getsid(os.getppid() if ranks.launched() else 0)  # torchrun gives a rank one of its own
     try:
-        return psutil.Process(pid) if os.getsid(pid) == os.getsid(0) else None
+        return psutil.Process(pid) if os.getsid(pid) == session else None
     except (psutil.NoSuchProcess, ProcessLookupError):
         return None
 

@@ -1,7 +1,10 @@
 """Rows of tokens into batches: their order, their padding."""
 
+from collections.abc import Iterable, Sequence
+from typing import Self
+
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 
 from stages.runtime.params import Batches
@@ -9,7 +12,47 @@ from stages.runtime.params import Batches
 IGNORED = -100  # label of a row that only fills a batch: PyTorch's cross-entropy leaves it out
 
 
-def collate(batch: list[dict], pad_id: int, batches: Batches, max_length: int) -> dict[str, torch.Tensor]:
+class Examples(Sequence):
+    """Rows of tokens and their classes, in arrow's memory: as Python objects they would take ten times as much.
+
+    Each is {"input_ids": int64 [tokens], "labels": int}.
+
+    Attributes:
+        labels: numbers of the rows' classes, int64 [rows].
+        lengths: tokens of each row, int64 [rows].
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        rows = table["input_ids"].combine_chunks()
+        self.offsets, self.tokens = rows.offsets.to_numpy(), rows.values.to_numpy()
+        self.lengths = np.diff(self.offsets).astype(np.int64)
+        self.labels = table["label"].to_numpy().astype(np.int64)
+
+    @classmethod
+    def of(cls, input_ids: Iterable[Sequence[int]], labels: Iterable[int]) -> Self:
+        """Rows that are Python objects."""
+        return cls(pa.table({"input_ids": pa.array(input_ids, pa.list_(pa.int32())), "label": pa.array(labels)}))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int | slice) -> dict | list[dict]:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        tokens = self.tokens[self.offsets[row] : self.offsets[row + 1]]
+        return {"input_ids": tokens.astype(np.int64), "labels": int(self.labels[row])}
+
+
+def lengths_of(rows: Sequence[dict]) -> np.ndarray:
+    """Tokens of each row, int64 [rows]."""
+    return rows.lengths if isinstance(rows, Examples) else np.array([len(row["input_ids"]) for row in rows])
+
+
+def collate(
+    batch: list[dict], pad_id: int, batches: Batches, max_length: int, longest: int = 0
+) -> dict[str, torch.Tensor]:
     """Pad rows on the right into tensors.
 
     No attention mask: in a causal model a token never sees the padding to its right, and the classifier reads the
@@ -19,11 +62,12 @@ def collate(batch: list[dict], pad_id: int, batches: Batches, max_length: int) -
         batch: list of {"input_ids": list of int, "labels": int}.
         batches: the group `batches` of params.yaml.
         max_length: `tokenize.max_length`, the length where `batches.padding` is "max_length".
+        longest: tokens of a row that is not in this part of a batch, and is to be padded to all the same.
 
     Returns:
         {"input_ids": int64 [rows, length], "labels": int64 [rows]}
     """
-    length = padded_length(max(len(row["input_ids"]) for row in batch), batches, max_length)
+    length = padded_length(max(longest, *(len(row["input_ids"]) for row in batch)), batches, max_length)
     ids = torch.full((len(batch), length), pad_id, dtype=torch.int64)
     for i, row in enumerate(batch):
         ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
@@ -125,9 +169,33 @@ def order_of(lengths: list[int], order: str, batch_size: int, seed: int | list[i
     return {"balanced": length_balanced_order, "grouped": length_grouped_order}[order](lengths, batch_size, seed)
 
 
-def as_examples(table: pd.DataFrame) -> list[dict]:
-    """Rows of a tokenized table as the list of dicts that `collate` takes."""
-    return [
-        {"input_ids": np.asarray(ids, dtype=np.int64), "labels": int(label)}
-        for ids, label in zip(table["input_ids"], table["label"], strict=True)
-    ]
+def shares(lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """A batch divided among ranks: as many rows for each, or one less, and nearly as many tokens.
+
+    Args:
+        lengths: tokens of the batch's rows, [rows].
+
+    Returns:
+        for each rank the places of its rows in the batch, in their order; none where there are more ranks than rows.
+    """
+    longest_first = np.argsort(-np.asarray(lengths), kind="stable")
+    turn, place = np.divmod(np.arange(len(lengths)), ranks)
+    rank_of = np.where(turn % 2, ranks - 1 - place, place)  # dealt from left to right and back again
+    return [np.sort(longest_first[rank_of == rank]) for rank in range(ranks)]
+
+
+def divide(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Whole batches divided among ranks, the most costly first, each to the rank that has least to do by then.
+
+    Args:
+        costs: of each batch.
+
+    Returns:
+        for each rank the numbers of its batches, in their order.
+    """
+    given, loads = [[] for _ in range(ranks)], [0] * ranks
+    for batch in sorted(range(len(costs)), key=lambda batch: -costs[batch]):
+        rank = loads.index(min(loads))
+        given[rank].append(batch)
+        loads[rank] += costs[batch]
+    return [sorted(batches) for batches in given]

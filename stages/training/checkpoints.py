@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
+from stages.runtime import ranks
 from stages.runtime.files import remove_folder, sha256
 
 TOP = Path("checkpoints")
@@ -19,6 +20,8 @@ class WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint as whole once it is; keeps the best and the last."""
 
     def on_save(self, args, state, control, **kwargs) -> None:
+        if not ranks.is_first():
+            return
         folder = Path(args.output_dir)
         last = folder / f"checkpoint-{state.global_step}"
         (last / WHOLE).touch()

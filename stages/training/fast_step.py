@@ -2,8 +2,8 @@
 
 An eager step of a 2.6-billion-weight model on short rows waits for the host: it is thousands of kernels of a few
 microseconds, each launched from Python. Here the step is captured once for each size and then replayed by one launch.
-`stages/kernels` makes the kernels themselves fewer. The Trainer does everything else: the gradients are in `.grad` as
-after `loss.backward()`.
+`stages/kernels` makes the kernels themselves fewer. On several GPUs each rank replays its graph, and one all-reduce
+adds up the gradients. The Trainer does everything else: the gradients are in `.grad` as after `loss.backward()`.
 """
 
 import time
@@ -16,7 +16,10 @@ from stages.kernels import end_to_end
 from stages.kernels.dropout import Masks
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.fusion import fuse_for_training, has_room, is_checkpointed, takes_rows_end_to_end
+from stages.runtime import ranks
 from stages.task.batching import IGNORED
+
+SEEDS_APART = 0x5851F42D  # of the ranks' dropout masks: no seed that anyone would set is so far from another
 
 
 class FastStep:
@@ -24,7 +27,7 @@ class FastStep:
 
     Args:
         model: a PEFT LoRA classifier in training mode, on a CUDA device.
-        rows: rows of a whole batch; a smaller one is filled up with rows that the loss ignores.
+        rows: rows of a whole batch, or of a rank's part; a smaller one is filled up with rows that the loss ignores.
         longest: no row has more tokens.
         seed: of the dropout masks.
         pad_id: token of these filling rows.
@@ -43,7 +46,8 @@ class FastStep:
         self, model: PeftModel, rows: int, longest: int, seed: int, pad_id: int,
         dequantize_once: bool | Literal["auto"],
     ) -> None:  # fmt: skip
-        self.model, self.rows, self.longest, self.seed, self.pad_id = model, rows, longest, seed, pad_id
+        self.model, self.rows, self.longest, self.pad_id = model, rows, longest, pad_id
+        self.seed = seed + ranks.rank() * SEEDS_APART
         device = next(model.parameters()).device
         self.masks = Masks(device)
         if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
@@ -55,20 +59,18 @@ class FastStep:
             dequantize_once = not checkpointing and has_room(model, rows * longest)
         self.takes_rows_end_to_end = takes_rows_end_to_end(model)
         self.lora = fuse_for_training(model, self.masks, dequantize_once)
-        lora_weights = set(self.lora.weights)
-        self.others = [p for p in model.parameters() if p.requires_grad and p not in lora_weights]  # the head
-        self.other_grads = [torch.zeros_like(p) for p in self.others]
-        self.parameters = [self.lora.flat, *self.others]
+        self.parameters = [self.lora.flat, *self.lora.others]
         self.graphs, self.pool, self.stream = {}, torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         self.capturable = True  # until a capture says otherwise
         self.capture_seconds = 0.0
 
     def __call__(self, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
-        """Put the batch's gradients into `.grad` and return its mean loss.
+        """Put the batch's gradients into `.grad` and return its mean loss, both those of all ranks' parts together.
 
         Args:
             batch: int64 `input_ids` [rows or fewer, length] and `labels` [rows or fewer], or one of
-                `task.batching.lay_end_to_end`, filled up.
+                `task.batching.lay_end_to_end`, filled up; `weight`, the share of the batch's rows that are in this
+                rank's part, fp32 scalar, where there are several ranks.
             step: number of the step in the whole run; it chooses the dropout masks.
         """
         if "starts" not in batch:
@@ -78,31 +80,33 @@ class FastStep:
             self.graphs[shape] = self._capture(batch) if self.capturable else None
         self.masks.set(self.seed, step)
         if self.graphs[shape]:
-            graph, inputs, loss = self.graphs[shape]
+            graph, inputs = self.graphs[shape]
             for name, value in inputs.items():
                 value.copy_(batch[name])
             graph.replay()
         else:
-            loss = self.run(batch)
+            self.run(batch)
+        ranks.add_up(self.lora.buffer)
         self.lora.hand_out()
-        for parameter, grad in zip(self.others, self.other_grads, strict=True):
-            parameter.grad = grad
-        return loss.clone()
+        return self.lora.loss.clone()
 
-    def run(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The step itself, eager: put the gradients into the buffers, return the loss."""
+    def run(self, batch: dict[str, torch.Tensor]) -> None:
+        """The step itself, eager: put gradients and loss into the buffer."""
         self.lora.begin()
         loss = self._loss(batch)
+        if "weight" in batch:
+            loss = loss * batch["weight"]
         # Of LoRA's weights only to see that there are none: they are in the buffer when the anchor's is known.
-        wanted = [*self.others, self.lora.anchor, *self.lora.weights]
+        others = self.lora.others
+        wanted = [*others, self.lora.anchor, *self.lora.weights]
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
-        if any(grad is not None for grad in grads[len(self.others) + 1 :]):  # training would go on, and wrongly
+        if any(grad is not None for grad in grads[len(others) + 1 :]):  # training would go on, and wrongly
             raise RuntimeError("a LoRA layer computed by PEFT's own forward: its gradients are not in the buffer")
         self.lora.finish()
-        for buffer, grad in zip(self.other_grads, grads[: len(self.others)], strict=True):
+        for place, grad in zip(self.lora.other_grads, grads[: len(others)], strict=True):
             # Zeros for a weight that the forward does not use: however the optimizer changes it, no answer changes.
-            buffer.zero_() if grad is None else buffer.copy_(grad)
-        return loss.detach()
+            place.zero_() if grad is None else place.copy_(grad)
+        self.lora.loss.copy_(loss.detach())
 
     def _loss(self, batch):
         if "starts" not in batch:
@@ -115,15 +119,13 @@ class FastStep:
         ids, labels = batch["input_ids"], batch["labels"]
         missing = self.rows - len(labels)
         if not missing:
-            return {"input_ids": ids, "labels": labels}
+            return batch
         pad = torch.nn.functional.pad
         ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORED)
-        return {"input_ids": ids, "labels": labels}
+        return batch | {"input_ids": ids, "labels": labels}
 
-    def _capture(
-        self, batch: dict[str, torch.Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor] | None:
-        """The step on a batch of this shape as (graph, its inputs, loss), or None where it can't be captured."""
+    def _capture(self, batch: dict[str, torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]] | None:
+        """The step on a batch of this shape as (graph, its inputs), or None where it can't be captured."""
         start, before = time.perf_counter(), torch.cuda.current_stream()
         inputs = {name: value.clone() for name, value in batch.items()}
         self.stream.wait_stream(before)
@@ -135,7 +137,7 @@ class FastStep:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                loss = self.run(inputs)
+                self.run(inputs)
         except torch.OutOfMemoryError as error:
             tokens, why = batch["input_ids"].numel(), str(error).splitlines()[0]
             print(f"no CUDA graph for batches of {tokens} tokens, their steps run eagerly: {why}")
@@ -147,7 +149,7 @@ class FastStep:
             print(f"no CUDA graphs, steps run eagerly: {str(error.__context__ or error).splitlines()[0]}")
             return None
         self.capture_seconds += time.perf_counter() - start
-        return graph, inputs, loss
+        return graph, inputs
 
 
 def leave_broken_capture(stream: torch.cuda.Stream) -> None:

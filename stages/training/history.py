@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
 
+from stages.runtime import ranks
 from stages.runtime.recorder import Recorder
 from stages.task.confusion import class_counts, confusion_counts, f1_weighted
 
@@ -36,7 +37,8 @@ class Progress(TrainerCallback):
     """A line for each epoch in place of the Trainer's dictionaries; on a terminal a bar of the steps beside it."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None)
+        steps, done = state.max_steps, state.global_step
+        self.bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=ranks.no_bar())
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update(state.global_step - self.bar.n)

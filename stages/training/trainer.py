@@ -1,46 +1,39 @@
 """The Hugging Face Trainer as this project sets it: schedule, evaluation, a reproducible order, the captured step."""
 
+import itertools
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from stages.kernels.errors import StepUnavailable
+from stages.runtime import ranks
 from stages.runtime.params import Params
 from stages.runtime.recorder import Recorder
-from stages.task.batching import collate, lay_end_to_end, order_of
+from stages.task.batching import collate, lay_end_to_end, lengths_of
+from stages.training.batches import EpochBatches, EpochLoader
 from stages.training.checkpoints import WholeCheckpoints
 from stages.training.history import History, Progress, validation_metrics
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-class EpochOrder(Sampler):
-    """The order of the rows in each epoch: a function of seed and epoch alone, so that resuming goes on as before."""
-
-    def __init__(self, lengths, batch_size, order, seed):
-        self.lengths, self.batch_size, self.order, self.seed = lengths, batch_size, order, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __iter__(self):
-        return iter(order_of(self.lengths, self.order, self.batch_size, [self.seed, self.epoch]))
-
-
 class ClassifierTrainer(Trainer):
-    """Trainer with rows in a reproducible order, and each step's loss kept without waiting for the GPU.
+    """Trainer with rows in a reproducible order, on any number of ranks; it keeps each step's loss on the GPU.
+
+    A batch is that of all ranks together. Each computes its part, and counts it by its share of the rows, so that the
+    sum of the ranks' gradients is the gradient of the batch.
 
     Attributes:
         step_losses: losses of this epoch's steps, on the device.
-        fast_step: the captured step, or None for the Trainer's own.
+        fast_step: the captured step, or None for the Trainer's own, which several ranks take through PyTorch's
+            DistributedDataParallel.
         end_to_end: makes its batches where it takes rows without padding; else `data_collator` does.
     """
 
@@ -48,25 +41,58 @@ class ClassifierTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
         self.dequantize_once = dequantize_once
-        self.lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        rows = self.args.train_batch_size
-        tokens = round(rows * sum(self.lengths) / len(self.lengths)) or 1  # a batch that is not whole has its size too
-        self.end_to_end = partial(lay_end_to_end, pad_id=pad_id, rows=rows, tokens=tokens)
+        self.lengths = lengths_of(self.train_dataset)
+        self.rows = -(-self.args.train_batch_size // ranks.count())  # of a rank's part
+        tokens = round(self.rows * self.lengths.mean()) or 1  # a batch that is not whole has its size too
+        self.end_to_end = partial(_end_to_end, pad_id=pad_id, capacity=self.rows, least=tokens)
         self.step_losses = []
         self.fast_step = None
 
-    def get_train_dataloader(self) -> DataLoader:
-        self.fast_step, padded = self._make_fast_step(), self.data_collator
+    def get_train_dataloader(self) -> EpochLoader:
+        self.fast_step = self._make_fast_step()
+        if self.fast_step:  # it adds up the gradients itself
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         if self.fast_step and self.fast_step.takes_rows_end_to_end and self.batches.padding == "none":
-            self.data_collator = self.end_to_end
-        elif self.batches.order == "balanced":
-            print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
-        loader = super().get_train_dataloader()
-        self.data_collator = padded  # validation has its own
-        return loader
+            lay = self.end_to_end
+        else:
+            lay = partial(_padded, collate=self.data_collator)
+            if self.batches.order == "balanced":
+                print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
+        batches = EpochBatches(self.train_dataset, self.args.train_batch_size, self.batches.order, self.args.seed, lay)
+        return EpochLoader(batches, self.args.dataloader_pin_memory)
 
-    def _get_train_sampler(self, train_dataset=None):
-        return EpochOrder(self.lengths, self.args.train_batch_size, self.batches.order, self.args.seed)
+    def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list, torch.Tensor | int | None]:
+        if self.fast_step is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        return [next(epoch_iterator)], None  # to count rows that no one asks for, the host would wait for the GPU
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Batches as one rank has them, whole, of which each rank takes every so many."""
+        size, rows = self.args.eval_batch_size, len(self.eval_dataset)
+        batches = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+        return DataLoader(
+            self.eval_dataset, batch_sampler=batches[ranks.rank() :: ranks.count()], collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )  # fmt: skip
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """The ranks' answers, put together in the order of the rows: on any number of ranks the same.
+
+        The Trainer's own repeats rows until each rank has as many as another, and the last batch's loss is of those.
+        """
+        self.model.eval()
+        found = [self.prediction_step(self.model, inputs, prediction_loss_only=False) for inputs in dataloader]
+        found = [tuple(part.cpu() for part in batch) for batch in found]
+        turns = itertools.zip_longest(*ranks.gather(found))
+        losses, logits, labels = zip(*(batch for turn in turns for batch in turn if batch), strict=True)
+        by_row = [loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)]
+        logits, labels = torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
+        metrics = self.compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+        metrics["loss"] = torch.cat(by_row).numpy().mean().item()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=logits, label_ids=labels, metrics=metrics, num_samples=len(labels))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Of the captured step's few tensors: with hundreds the host takes longer for a step than the GPU."""
@@ -88,14 +114,39 @@ class ClassifierTrainer(Trainer):
         return torch.nn.utils.clip_grad_norm_(self.fast_step.parameters, self.args.max_grad_norm)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        if self.fast_step is None:
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        else:
+        inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
+        step = self.state.global_step
+        if self.fast_step:
             if not model.training:
                 model.train()
-            loss = self.fast_step(self._prepare_inputs(inputs), self.state.global_step)
+            loss = self.fast_step(inputs, step)
+        elif ranks.count() == 1:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            torch.manual_seed(_seed_of(self.args.seed, step, ranks.rank()))  # dropout's masks, after a resume too
+            loss = super().training_step(model, inputs, num_items_in_batch) / ranks.count()
+            ranks.add_up(loss)
         self.step_losses.append(loss.detach().clone())
         return loss.detach()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor | tuple:
+        """The Trainer's; weighed so that the mean of the ranks, which DDP takes of their gradients, is the batch's."""
+        weight = inputs.get("weight")
+        inputs = {name: value for name, value in inputs.items() if name != "weight"}
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return found if weight is None else found * weight * ranks.count()
+
+    def _save_checkpoint(self, model, trial):
+        """The first rank's, after a look at the others: if their weights were not the same, nobody would see it."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        sums = ranks.gather([torch.hash_tensor(weight.detach()).item() for weight in weights])
+        if any(others != sums[0] for others in sums):
+            raise RuntimeError("the ranks have trained different weights")
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        if ranks.is_first():  # the others' is a function of the step
+            super()._save_rng_state(output_dir)
 
     def _make_fast_step(self):
         if not self.cuda_graphs or self.args.device.type != "cuda":
@@ -104,7 +155,7 @@ class ClassifierTrainer(Trainer):
             from stages.training import fast_step  # needs Triton, which comes with PyTorch for CUDA alone
 
             return fast_step.FastStep(
-                self.model.train(), self.args.train_batch_size, max(1, *self.lengths), self.args.seed, self.pad_id,
+                self.model.train(), self.rows, max(1, int(self.lengths.max())), self.args.seed, self.pad_id,
                 self.dequantize_once,
             )  # fmt: skip
         except (ImportError, StepUnavailable) as error:
@@ -115,10 +166,22 @@ class ClassifierTrainer(Trainer):
         return 0  # counting parameters at each step takes the host longer than launching the step
 
 
+def _end_to_end(rows, tokens, longest, pad_id, capacity, least):
+    return lay_end_to_end(rows, pad_id, rows=capacity, tokens=max(tokens, least))
+
+
+def _padded(rows, tokens, longest, collate):
+    return collate(rows, longest=longest)
+
+
+def _seed_of(*numbers):
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def make_trainer(
     model: PeftModel,
-    train_rows: list[dict],
-    validation_rows: list[dict],
+    train_rows: Sequence[dict],
+    validation_rows: Sequence[dict],
     params: Params,
     pad_id: int,
     output_dir: Path,
@@ -128,7 +191,7 @@ def make_trainer(
 
     Args:
         model: from `add_lora`.
-        train_rows, validation_rows: lists of {"input_ids", "labels"}.
+        train_rows, validation_rows: of {"input_ids", "labels"}.
         params: all of params.yaml.
         output_dir: folder of the checkpoints.
         recorder: a `Recorder`, whose samples are to name their epoch.
@@ -140,7 +203,7 @@ def make_trainer(
         seed=params.seed,
         use_cpu=params.device == "cpu",
         num_train_epochs=group.epochs,
-        per_device_train_batch_size=group.batch_size,
+        per_device_train_batch_size=group.batch_size,  # of all ranks together: `EpochBatches` divides it
         per_device_eval_batch_size=4
         * group.batch_size,  # no activations are kept; not eval.batch_size, which may change without training
         learning_rate=group.learning_rate,
@@ -160,6 +223,8 @@ def make_trainer(
         logging_nan_inf_filter=False,  # it waits for the GPU at each step
         remove_unused_columns=False,
         dataloader_pin_memory=params.device == "cuda",
+        average_tokens_across_devices=False,  # `compute_loss` does it
+        ddp_find_unused_parameters=False,
         report_to="none",
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer splits each batch over all GPUs that it sees

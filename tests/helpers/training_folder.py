@@ -12,24 +12,26 @@ from helpers.project import COMMITTED, NANO
 from helpers.tables import CLASSES
 from stages.task.task import Task
 
-ROWS = {"train": 32, "validation": 12}
-QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01, "model.name": str(NANO)}
+ROWS = {"train": 32, "validation": 12, "test": 40}
+QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01}
 
 
-def prepare(folder: Path, **changes: object) -> Path:
-    """A folder in which `train_qlora` can run: parameters, manifest, a few tokenized rows."""
+def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, **changes: object) -> Path:
+    """A folder in which `train_qlora` can run, and `eval_base`: parameters, manifest, a few tokenized rows."""
     raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
-    for key, value in {**QUICK, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    for key, value in {**QUICK, "model.name": str(model), **changes}.items():
         set_key(raw, key, value)
     (folder / "data/tokenized").mkdir(parents=True)
     (folder / "models").mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
-    (folder / "models/base.json").write_text(json.dumps(manifest_of(NANO)))
+    (folder / "models/base.json").write_text(json.dumps(manifest_of(model)))
     Task(CLASSES, ("text",), None).write(folder / "data/task.json")
     rng = np.random.default_rng(0)
-    for split, count in ROWS.items():
+    for split, count in (ROWS | {"train": train_rows}).items():
         ids = [rng.integers(10, 200, size=rng.integers(5, 40)).tolist() for _ in range(count)]
         rows = pd.DataFrame({"row": range(count), "label": np.arange(count) % 3, "input_ids": ids})
+        rows = rows.assign(text_text="a text", group=rows["row"])
         rows.to_parquet(folder / f"data/tokenized/{split}.parquet", index=False)
     return folder
 

@@ -1,7 +1,7 @@
 """Batches: padding and order, by hand."""
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 
 from stages.task import batching
@@ -131,7 +131,33 @@ def test_the_last_batch_alone_is_short():
 
 
 def test_a_table_becomes_examples_in_its_own_order():
-    table = pd.DataFrame({"input_ids": [np.array([1, 2]), np.array([3])], "label": [2, 0]})
-    examples = batching.as_examples(table)
-    assert [row["input_ids"].tolist() for row in examples] == [[1, 2], [3]]
-    assert [row["labels"] for row in examples] == [2, 0]
+    table = pa.concat_tables([pa.table({"input_ids": [[1, 2], [3]], "label": [2, 0]}),
+                              pa.table({"input_ids": [[], [4, 5]], "label": [1, 1]})]).slice(1)  # fmt: skip
+    examples = batching.Examples(table)
+    assert [row["input_ids"].tolist() for row in examples] == [[3], [], [4, 5]]
+    assert [row["labels"] for row in examples] == examples.labels.tolist() == [0, 1, 1]
+    assert examples.lengths.tolist() == [1, 0, 2]
+    assert [row["labels"] for row in examples[1:9]] == [1, 1]
+    same = batching.Examples.of([[3], [], [4, 5]], np.array([0, 1, 1]))
+    assert [row["input_ids"].tolist() for row in same] == [[3], [], [4, 5]]
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(16, 2), (17, 2), (7, 3), (64, 8), (2, 3), (1, 8)])
+def test_a_batch_is_divided_into_shares_of_as_many_rows_and_tokens(rows, ranks):
+    lengths = np.random.default_rng(rows).integers(5, 60, rows)
+    parts = batching.shares(lengths, ranks)
+    assert sorted(place for part in parts for place in part) == list(range(rows))
+    assert all(list(part) == sorted(part) for part in parts)
+    counts, tokens = [len(part) for part in parts], [lengths[part].sum() for part in parts]
+    assert max(counts) - min(counts) <= 1
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_one_rank_has_the_batch_as_it_is():
+    assert [part.tolist() for part in batching.shares(np.array([3, 9, 1]), 1)] == [[0, 1, 2]]
+
+
+def test_whole_batches_are_divided_by_what_they_cost():
+    assert batching.divide([9, 5, 5, 4, 2], 1) == [[0, 1, 2, 3, 4]]
+    assert batching.divide([9, 5, 5, 4, 2], 2) == [[0, 3], [1, 2, 4]]
+    assert batching.divide([9], 3) == [[0], [], []]

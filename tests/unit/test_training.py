@@ -17,8 +17,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from stages.runtime.errors import UserError
 from stages.runtime.recorder import versions
 from stages.training import checkpoints, history
+from stages.training.batches import EpochBatches
 from stages.training.loss import balanced_weights, weigh_classes
-from stages.training.trainer import EpochOrder
 
 
 def test_the_newest_whole_checkpoint_is_resumed_and_broken_ones_are_removed(tmp_path):
@@ -105,9 +105,11 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
     def order(seed, epoch, kind):
-        sampler = EpochOrder([3, 1, 4, 1, 5, 9, 2, 6] * 4, 4, kind, seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
+        lengths = [3, 1, 4, 1, 5, 9, 2, 6] * 4
+        rows = [{"input_ids": length * [row], "labels": 0} for row, length in enumerate(lengths)]
+        batches = EpochBatches(rows, 4, kind, seed, lambda rows, **_: {"input_ids": rows})
+        batches.set_epoch(epoch)
+        return [row["input_ids"][0] for batch in batches for row in batch["input_ids"]]
 
     for kind in ("balanced", "grouped", "random"):
         assert order(1, 0, kind) == order(1, 0, kind)
