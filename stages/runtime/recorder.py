@@ -1,4 +1,7 @@
-"""What a stage uses while it runs, once a second: GPU memory, load and power; on a CPU its own memory and load."""
+"""What a stage uses while it runs, once a second: GPU memory, load and power; on a CPU its own memory and load.
+
+Each rank samples its own GPU; the first one gets what all have seen, and writes it.
+"""
 
 import contextlib
 import importlib.metadata
@@ -8,37 +11,30 @@ import threading
 import time
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pynvml
 import torch
 
+from stages.runtime import ranks, samples
 from stages.runtime.files import new_folder, write_csv, write_json
+from stages.runtime.samples import FIELDS
 
 GB = 1e9
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton")
-FIELDS = [
-    "seconds",
-    "phase",
-    "memory_gb",
-    "memory_total_gb",
-    "utilization_percent",
-    "power_w",
-    "allocated_gb",
-    "reserved_gb",
-]
 
 
 class Recorder:
     """Samples in a daemon thread between `with` and its end; `mark` reads at a named moment.
+
+    Ranks leave the block together, unless an exception ends it.
 
     Args:
         device: torch.device that the stage works on.
         interval: seconds between samples.
 
     Attributes:
-        samples: list of dicts with `FIELDS`; a value that can't be known is None.
-        marks: {moment: sample}.
+        samples: of this rank: list of dicts with `FIELDS`; a value that can't be known is None.
+        marks: of this rank: {moment: sample}.
     """
 
     def __init__(self, device: torch.device, interval: float = 1.0):
@@ -50,15 +46,17 @@ class Recorder:
         self._handle = _nvml_handle(device)
 
     def __enter__(self):
-        self._start = time.perf_counter()
+        self._start, self._date = time.perf_counter(), time.time()
         self._thread = threading.Thread(target=self._sample_on, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error=None, *_):
         self._stop.set()
         self._thread.join()
         self.mark("end")
+        if error is None:
+            self._gathered = ranks.gather((self._date, self.samples, self._own_summary()))
 
     def mark(self, moment: str) -> None:
         """Read now, under a name; the samples that follow belong to the phase of that name."""
@@ -73,20 +71,31 @@ class Recorder:
     def save(self, folder: str | Path, figures: dict) -> None:
         """Write the samples (usage.csv) and the figures of the run (run.json): what differs when it is run again.
 
+        Of all ranks, after the block; only the first one writes.
+
         Args:
             folder: a new one, or one to replace.
             figures: {name: number} of what the stage itself measured; memory and versions are added.
         """
+        if not ranks.is_first():
+            return
         with new_folder(folder) as temporary:
-            write_csv(
-                temporary / "usage.csv",
-                pd.DataFrame(self.samples, columns=FIELDS).sort_values("seconds", kind="stable"),
-            )
+            write_csv(temporary / "usage.csv", self._table())
             run = figures | {"gpu": self.summary(), "versions": versions(self.device)}
             write_json(temporary / "run.json", run)
 
     def summary(self) -> dict:
-        """Memory in GB at each moment, the highest seen, and torch's own peaks; the GPU's name."""
+        """Memory in GB at each moment, the highest seen, and torch's own peaks; the GPU's name.
+
+        After the block, on the first rank. What each figure is of several GPUs says `samples.summary`.
+        """
+        return samples.summary([own for *_, own in self._gathered], self._table()["memory_sum_gb"])
+
+    def _table(self):
+        starts, taken, _ = zip(*self._gathered, strict=True)
+        return samples.table(starts, taken)
+
+    def _own_summary(self):
         used = {moment: sample["memory_gb"] for moment, sample in self.marks.items()}
         result = {"name": "cpu", **used, "peak": max(sample["memory_gb"] for sample in self.samples)}
         if self.device.type == "cuda":

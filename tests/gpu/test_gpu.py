@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import pandas as pd
 import pynvml
 import pytest
 import torch
@@ -428,15 +429,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch see
 
 SECOND_ALONE = """
 import json, pynvml, torch
-from stages.model.adapter import add_lora
-from stages.model.base import load_base
-from stages.model.classifier import Classifier
-from stages.runtime import recorder as recorder_module
 from stages.runtime.recorder import Recorder
-from stages.sources.fetch import fetch
-from stages.training import checkpoints
-from stages.training import history
-from stages.training.trainer import make_trainer
 device = torch.device("cuda", 0)
 torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
 with Recorder(device) as recorder:
@@ -456,6 +449,49 @@ def test_recorder_reads_the_one_gpu_of_two_that_the_process_sees():
     pynvml.nvmlInit()
     assert seen["uuid"] == pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(1))
     assert seen["after"] - seen["before"] == pytest.approx(4.29, abs=0.2)
+
+
+EACH_ITS_OWN = """
+import pynvml, sys, torch
+from pathlib import Path
+from stages.runtime import ranks
+from stages.runtime.recorder import Recorder
+torch.cuda.set_device(ranks.local_rank())
+device = torch.device("cuda", torch.cuda.current_device())
+ranks.join("nccl")
+folder = Path(sys.argv[1])
+torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
+with Recorder(device, interval=0.05) as recorder:
+    recorder.mark("before")
+    block = torch.ones((1 + ranks.rank()) * 2**31, dtype=torch.uint8, device=device)
+    torch.cuda.synchronize()
+    recorder.mark("after")
+(folder / str(ranks.rank())).write_text(pynvml.nvmlDeviceGetUUID(recorder._handle))
+recorder.save(folder / "run", {})
+ranks.leave()
+"""
+
+
+@two_gpus
+def test_recorder_of_two_ranks_reads_both_gpus(tmp_path):
+    """The first takes 2 GiB, the second 4."""
+    (tmp_path / "each.py").write_text(EACH_ITS_OWN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, tmp_path / "each.py", tmp_path], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    uuids = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
+    assert [uuid.removeprefix("GPU-") for uuid in uuids] == [
+        str(torch.cuda.get_device_properties(gpu).uuid) for gpu in (0, 1)
+    ]
+    usage = pd.read_csv(tmp_path / "run/usage.csv")
+    ends = usage.groupby("gpu")["memory_gb"].agg(["first", "last"])
+    assert list(ends["last"] - ends["first"]) == pytest.approx([2.15, 4.29], abs=0.2)
+    used = json.loads((tmp_path / "run/run.json").read_text())["gpu"]
+    assert used["name"] == ", ".join(dict.fromkeys(map(torch.cuda.get_device_name, (0, 1)))) and used["count"] == 2
+    assert used["after"] <= used["peak"] == usage["memory_gb"].max()
+    assert 4.29 <= used["peak_allocated"] < 4.5
+    assert used["peak_sum"] == pytest.approx(sum(usage.groupby("gpu")["memory_gb"].max()), abs=0.2)
 
 
 @two_gpus

@@ -225,7 +225,7 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
         return plain(*arguments, **named)
 
     for module in (recorder_module, history):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now))
     monkeypatch.setattr(ClassifierTrainer, "training_step", training_step)
     with pytest.raises(Killed):
         train_qlora.main()
