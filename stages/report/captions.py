@@ -1,17 +1,21 @@
 """Title and caption of each picture, for any task."""
 
+from typing import Any
+
 from stages.analysis.metrics import BIN_ROWS, BINS
+from stages.analysis.usage import count
 from stages.report.counts import FEW
 from stages.report.figures import LOWEST, NAMED
 from stages.runtime.params import Params
 from stages.task.task import Task
 
 
-def captions(task: Task, p: Params) -> dict[str, tuple[str, str]]:
+def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """(title, caption) of each picture by its name.
 
     Args:
         p: all of params.yaml.
+        measured: what a run measured of itself, from `usage.figures`.
     """
     kept = "the one of the lowest validation loss" if p.train.keep == "best" else "the last"
     return {
@@ -37,7 +41,7 @@ def captions(task: Task, p: Params) -> dict[str, tuple[str, str]]:
             f"less often. Each dot is a bin, with its interval. Up to {BINS} bins hold about equally many rows, at "
             f"least {BIN_ROWS} each. The axes differ, and do not start at 0.",
         ),
-        "usage": ("Memory and load", "Over the three stages that run the model, laid end to end."),
+        "usage": ("Memory and load", _usage(measured)),
     }
 
 
@@ -57,3 +61,11 @@ def _slices(classes: int) -> str:
         f"Accuracy with intervals; in brackets a slice's rows (base / tuned where they differ).{some} The table of "
         "every slice has all of them."
     )
+
+
+def _usage(measured: dict[str, Any]) -> str:
+    said = "Over the three stages that run the model, laid end to end."
+    if (number := count(measured)) == 1:
+        return said
+    what = "GPUs" if "gpu" in measured else "processes"
+    return f"{said} A line for each of the {number} {what}; between memory and load, the memory of all at one time."

@@ -75,7 +75,7 @@ def context(
     """
     gained, task = details["comparison"], about["task"]
     nli, few = Nli.of(task), len(task.classes) <= counts.FEW
-    inside, titled = rows.groups(cases, nli), captions(task, about["params"])
+    inside, titled = rows.groups(cases, nli), captions(task, about["params"], usage["train"])
     shown = {
         "model": Path(about["model"]["name"]).name,
         "data": Path(about["data"]["name"]).name,

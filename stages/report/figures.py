@@ -22,6 +22,7 @@ SIDE_BY_SIDE = 4  # classes; the matrices of more stand one above the other
 NAMED = 30  # classes; the axes of more show numbers
 NAME = 24  # characters of a name beside a picture
 LOWEST = 10  # classes in the picture of the slices
+LABELLED = 8  # GPUs; of more, the first and the last are
 
 
 def of_results(
@@ -292,31 +293,57 @@ def reliability(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]
 
 
 def usage(table: pd.DataFrame, on_gpu: bool, colours: dict[str, str]) -> Figure:
-    """Memory and load over time, the stages laid end to end.
+    """Memory and load over time, the stages laid end to end; of several GPUs each one's, and the memory of all.
 
     Args:
-        table: `stage`, `seconds`, `memory_gb`, `utilization_percent`, and `allocated_gb` on a GPU.
+        table: `stage`, `seconds`, `gpu`, `memory_gb`, `memory_sum_gb`, `utilization_percent`, and `allocated_gb` on a
+            GPU, which is drawn of one alone.
     """
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    memory, load = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    names = {"memory_gb": ("tuned", "in use" if on_gpu else "used by the process"),
-             "allocated_gb": ("base", "allocated by PyTorch")}  # fmt: skip
+    gpus = sorted(table["gpu"].unique())
+    several = len(gpus) > 1
+    figure = Figure(figsize=(WIDTH, 4.6 if several else 3.4), layout="constrained")
+    panels = figure.subplots(2 + several, 1, sharex=True, height_ratios=[2, 1.3, 1] if several else [2, 1])
+    memory, *summed, load = panels
+    lines = of_each_gpu(gpus, on_gpu) if several else of_one_gpu(gpus[0], on_gpu, colours)
     unit, seconds = ("minutes", 60) if table["seconds"].max() > 180 else ("seconds", 1)
     for number, (stage, inside) in enumerate(table.groupby("stage", sort=False)):
         times = inside["seconds"] / seconds
-        for column in ("memory_gb", "allocated_gb")[: 1 + on_gpu]:
-            colour, label = names[column]
-            memory.plot(times, inside[column], color=colours[colour], lw=1.4, label=None if number else label)
-        load.plot(times, inside["utilization_percent"], color=colours["tuned"], lw=0.8)
+        for gpu, column, colour, label in lines:
+            mine = inside["gpu"] == gpu
+            axes, width = (load, 0.8) if column == "utilization_percent" else (memory, 1.4)
+            axes.plot(times[mine], inside[column][mine], color=colour, lw=width, label=None if number else label)
+        for axes in summed:
+            axes.plot(times, inside["memory_sum_gb"], color=colours["ink"], lw=1.4)
+            axes.set(ylim=(0, 1.08 * table["memory_sum_gb"].max()), ylabel="of all, GB")
         late = inside["seconds"].min() > 0.7 * table["seconds"].max()  # its name would stick out on the right
         memory.annotate(f" {number + 1} {stage} ", (times.min(), 1.03 + 0.1 * (number % 2)), fontsize=8,
                         xycoords=("data", "axes fraction"), ha="right" if late else "left",
                         color=colours["muted"])  # fmt: skip
-        for axes in (memory, load):
+        for axes in panels:
             axes.axvline(times.min(), color=colours["line"], linewidth=0.8)
     memory.set(ylim=(0, 1.08 * table["memory_gb"].max()), ylabel="memory, GB")
     load.set(ylim=(0, 105), ylabel="load, %", xlabel=unit)
-    for axes in (memory, load):
+    for axes in panels:
         axes.grid(True, axis="y", linewidth=0.6)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=4 if several else 2)
     return figure
+
+
+def of_one_gpu(gpu: int, on_gpu: bool, colours: dict[str, str]) -> list[tuple[int, str, str, str | None]]:
+    """Lines of the picture of one GPU's usage: (gpu, column, colour, label) each."""
+    allocated = [(gpu, "allocated_gb", colours["base"], "allocated by PyTorch")] if on_gpu else []
+    return [
+        (gpu, "memory_gb", colours["tuned"], "in use" if on_gpu else "used by the process"),
+        *allocated,
+        (gpu, "utilization_percent", colours["tuned"], None),
+    ]
+
+
+def of_each_gpu(gpus: list[int], on_gpu: bool) -> list[tuple[int, str, str, str | None]]:
+    """Lines of the picture of several GPUs' usage, as of `of_one_gpu`; of many the first and the last have a label."""
+    what, lines = "GPU" if on_gpu else "process", []
+    for gpu, colour in zip(gpus, matplotlib.colormaps["turbo"](np.linspace(0.1, 0.9, len(gpus))), strict=True):
+        named = len(gpus) <= LABELLED or gpu in (gpus[0], gpus[-1])
+        lines.append((gpu, "memory_gb", colour, f"{what} {gpu}" if named else None))
+        lines.append((gpu, "utilization_percent", colour, None))
+    return lines

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from helpers.project import COMMITTED
+from stages.runtime import samples
 from stages.task import dataset
 from stages.task.task import Task
 
@@ -70,7 +71,7 @@ def predictions(table, task, rng, right):
 def make(
     folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", data="assets/everyday-nli", gpu=None,
     text=None, copies=1, in_train=(0, 0), classes=NLI, columns=PAIR, group=None, shares=None, train_rows=200,
-    train_shares=None, words=12, cut=0,
+    train_shares=None, words=12, cut=0, gpus=1,
 ):  # fmt: skip
     """Write a finished run into a folder.
 
@@ -79,6 +80,7 @@ def make(
         copies: how often each row stands there, with the same texts and predictions.
         in_train: how many test rows, and the groups of how many, stand in the training rows.
         gpu: name of a GPU, or None for a run on a CPU.
+        gpus: how many of them; on a CPU, processes.
         text: of the first row, in each column.
         classes, columns, group: the task; of NLI the group is the premise.
         shares, train_shares: of each class in test and training rows; None: all alike.
@@ -113,7 +115,7 @@ def make(
     write(folder / "data/summary.json", summary)
     task.write(folder / "data/task.json")
     write_parameters(folder / "params.yaml", task)
-    write_run(folder, model, data, gpu)
+    write_run(folder, model, data, gpu, gpus)
     return folder
 
 
@@ -125,19 +127,20 @@ def write_parameters(path, task):
     path.write_text(yaml.safe_dump(raw, allow_unicode=True))
 
 
-def write_run(folder, model, data, gpu):
+def write_run(folder, model, data, gpu, gpus):
     """What base, training and tuned leave beside their predictions; the second of three epochs was kept."""
     write(folder / "data/source.json", {"name": data, "revision": "none", "digest": "d" * 64})
     write(folder / "models/base.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}
+    memory |= {"count": gpus, "peak_sum": 4.0 * gpus} if gpus > 1 else {}
     for name in ("base", "train", "tuned"):
         found = {"parameters": {"stored": 5, "total": 8, "trainable": 1}}
         write(folder / f"results/{name}/summary.json", found | ({"best_epoch": 2} if name == "train" else {}))
         run = {"seconds": 12.5, "gpu": memory, "versions": {"python": "3.11"}}
         write(folder / f"measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
-        usage = pd.DataFrame({"seconds": np.arange(30.0), "phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0,
-                              "utilization_percent": 50.0, "power_w": None, "allocated_gb": 1.5 if gpu else None,
-                              "reserved_gb": None})  # fmt: skip
+        one = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
+               "power_w": None, "allocated_gb": 1.5 if gpu else None, "reserved_gb": None}  # fmt: skip
+        usage = samples.table(range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]])
         usage.to_csv(folder / f"measurements/{name}/usage.csv", index=False)
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})
     steps.to_csv(folder / "results/train/steps.csv", index=False)

@@ -28,7 +28,7 @@ from stages import analyze
 from stages.analysis import metrics as model_metrics
 from stages.report import cases as page_rows
 from stages.report import document, figures, render
-from stages.runtime import errors
+from stages.runtime import errors, samples
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""
@@ -366,6 +366,52 @@ def test_a_gpu_run(gpu_metrics):
     assert measured(gpu_metrics, "train")["gpu"]["after_training"] == 4.0
     page = (gpu_metrics / "report.html").read_text()
     assert "allocated by PyTorch" in page and "NVIDIA H100" in page
+    assert "GPU 0" not in page and "A line for each" not in page
+
+
+def test_a_run_on_two_gpus(analyzed):
+    metrics = analyzed(gpu="NVIDIA H100", gpus=2)
+    for name in ("report.md", "report.html", "model_card.md"):
+        assert "2 GPUs (NVIDIA H100)" in (metrics / name).read_text(), name
+    caption = "A line for each of the 2 GPUs; between memory and load, the memory of all at one time."
+    for name in ("report.md", "report.html"):
+        assert caption in (metrics / name).read_text(), name
+    words = words_of(picture_of(metrics, "Memory and load"))
+    assert {"GPU 0", "GPU 1", "memory, GB", "of all, GB", "load, %"} <= set(words)
+    assert measured(metrics, "train")["gpu"]["peak_sum"] == 8
+    assert json.loads((metrics / "summary.json").read_text())["peak_gb_train"] == 4.2
+    usage = pd.read_csv(metrics / "measurements/usage.csv")
+    assert usage.groupby("stage")["gpu"].agg(set).tolist() == 3 * [{0, 1}]
+    assert usage["seconds"].is_monotonic_increasing
+
+
+def test_a_run_of_two_processes_on_a_cpu(analyzed):
+    metrics = analyzed(gpus=2)
+    assert "CPU, 2 processes" in (metrics / "report.md").read_text()
+    assert {"process 0", "process 1"} <= set(words_of(picture_of(metrics, "Memory and load")))
+    run = measured(metrics, "train")
+    assert (run["processes"], run["memory_peak_gb"], run["memory_peak_sum_gb"]) == (2, 4.2, 8)
+
+
+@pytest.mark.parametrize("gpus", [2, 9])
+def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
+    taken = [
+        [{"seconds": second, "memory_gb": 1.0 + gpu, "utilization_percent": 10.0 * gpu} for second in range(4)]
+        for gpu in range(gpus)
+    ]
+    table = samples.table([0.0] * gpus, taken)
+    shown = figures.usage(table.assign(stage="train_qlora"), True, render.ON_WHITE)
+    lines = [
+        [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 1, 2, 3]] for axes in shown.axes
+    ]
+    assert lines[0] == [[1.0 + gpu] * 4 for gpu in range(gpus)]
+    assert lines[2] == [[10.0 * gpu] * 4 for gpu in range(gpus)]
+    colours = [line.get_color() for line in shown.axes[0].lines[:gpus]]
+    assert len({tuple(colour) for colour in colours}) == gpus
+    (summed,) = (line.get_ydata() for line in shown.axes[1].lines if len(line.get_xdata()) > 2)
+    assert summed[-1] == sum(range(1, gpus + 1)) < shown.axes[1].get_ylim()[1]
+    labels = [text.get_text() for text in shown.legends[0].texts]
+    assert labels == (["GPU 0", "GPU 1"] if gpus == 2 else ["GPU 0", "GPU 8"])
 
 
 def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics):
