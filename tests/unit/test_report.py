@@ -155,6 +155,19 @@ def test_plots_of_dvc_yaml_have_their_columns(metrics):
         assert plot["title"] and plot["y_label"], name
 
 
+def test_the_template_by_gpu_finds_its_columns(metrics):
+    """DVC checks those that dvc.yaml names alone; Vega draws nothing of a column that is not there."""
+    template = (ROOT / ".dvc/plots/by_gpu.json").read_text()
+    read = {*re.findall(r'"field": "(\w+)"', template), *re.findall(r"datum\.(\w+)", template)}
+    found = read - set(re.findall(r'"as": "(\w+)"', template)) - {"rev", "label"}
+    assert {"gpu", "memory_sum_gb"} <= found
+    plots = [plot for entry in PIPELINE["plots"] for plot in entry.values() if plot.get("template") == "by_gpu"]
+    drawn = [source for plot in plots for source in plot["y"].items()]
+    assert drawn == [("metrics/measurements/usage.csv", name) for name in ("memory_gb", "utilization_percent")]
+    assert found | {"memory_gb"} <= set(pd.read_csv(metrics / "measurements/usage.csv", nrows=0).columns)
+    assert "== 'memory_gb'" in template, "the plot that has a sum"
+
+
 def test_numbers(metrics):
     cases = pd.read_csv(metrics / "cases.csv")
     for column in ("base", "tuned"):
