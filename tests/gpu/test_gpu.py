@@ -458,7 +458,7 @@ from stages.runtime import ranks
 from stages.runtime.recorder import Recorder
 torch.cuda.set_device(ranks.local_rank())
 device = torch.device("cuda", torch.cuda.current_device())
-ranks.join("nccl")
+ranks.join(device)
 folder = Path(sys.argv[1])
 torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
 with Recorder(device, interval=0.05) as recorder:

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -53,6 +54,12 @@ def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
     done = subprocess.run([*launcher, "-m", "helpers.ranks", *tasks], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def without_dropout(model: Path, folder: Path) -> Path:

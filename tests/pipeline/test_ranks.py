@@ -38,7 +38,7 @@ def top(tmp_path_factory):
     def make(name, case):
         folder = prepare(top / name, ROWS, model, **{"train__epochs": 2, "lora__dropout": 0.0, **CASES[case]})
         rows = pd.read_parquet(folder / "data/tokenized/train.parquet")
-        rows["label"] = np.where(rows.index % 3, rows["label"], 0)  # uneven classes
+        rows["label"] = np.where(rows.index % 4, rows["label"], 0)  # uneven classes
         rows.to_parquet(folder / "data/tokenized/train.parquet", index=False)
 
     for case in CASES:

@@ -139,7 +139,7 @@ def test_several_gpus_are_summed_up_by_the_fullest_and_by_all_at_one_time():
 def start_rank(rank, port, folder, code):
     """A process that is one of two ranks, runs code in a folder, and knows its `rank`."""
     begin = "import time, torch; from stages.runtime import ranks; from stages.runtime.recorder import Recorder\n"
-    begin += 'ranks.join("gloo"); rank = ranks.rank()\n'
+    begin += 'ranks.join(torch.device("cpu")); rank = ranks.rank()\n'
     env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port),
                         "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # fmt: skip
     command = [sys.executable, "-c", begin + textwrap.dedent(code)]
