@@ -26,3 +26,7 @@ if "DVC_STAGE" in os.environ or ranks.launched():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watchdog.end_with_dvc()  # now, not after the imports, which take seconds
     gc.disable()  # imports make half a million objects, nearly all to stay; `errors.run` switches it on again
+    from stages.runtime import gpus  # only now: it reads params.yaml, by a library of many objects
+
+    if ranks.launched() or os.environ["DVC_STAGE"].rpartition(":")[2] in gpus.STAGES:
+        gpus.hold()

@@ -124,13 +124,16 @@ def namespace(commit: str) -> str:
 
 def sweep(overrides: Sequence[str]) -> None:
     """Run all variants in this folder, which is in a copy, and record them where it was copied from."""
-    from stages.model.kept import keep_base
+    from stages.runtime import gpus
     from stages.runtime.errors import UserError
 
     copy, start = Path(git("rev-parse", "--show-toplevel")), git("write-tree")
     variants = variants_of(overrides)
     for variant in variants:
         check(variant)
+    gpus.hold()  # one for all variants
+    from stages.model.kept import keep_base  # only now: CUDA is asked for its GPUs while libraries are imported
+
     lines, failed = [], 0
     with keep_base() as kept:
         run = InProcess(dvc.stage.run.cmd_run, kept.check)
