@@ -1,0 +1,27 @@
+"""Python imports this when it starts with this folder on PYTHONPATH.
+
+In a stage that DVC runs and that would use a GPU, it takes one of $STAND_IN_GPUS as on a machine that has these, and
+appends a line to $STAND_IN_LOG when it has it and when the stage ends: GPU, process, moment, seconds.
+"""
+
+import os
+import sys
+
+if "DVC_STAGE" in os.environ and "STAND_IN_GPUS" in os.environ:
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- `python -m` puts it there, but later than this runs
+    from stages.runtime import gpus
+
+    sys.path.pop(0)
+    if os.environ["DVC_STAGE"].rpartition(":")[2] in gpus.STAGES and gpus.HELD not in os.environ:
+        import atexit
+        import time
+
+        def note(moment):
+            """Append a line."""
+            with open(os.environ["STAND_IN_LOG"], "a") as file:
+                file.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()} {moment} {time.time()}\n")
+
+        gpus.visible = os.environ["STAND_IN_GPUS"].split
+        gpus.take()
+        note("took")
+        atexit.register(note, "ended")
