@@ -28,6 +28,7 @@ from helpers.small_classifier import (
     eager,
     gradients,
 )
+from helpers.stages import stage_env
 from helpers.tables import CLASSES
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
@@ -477,7 +478,7 @@ def test_recorder_of_two_ranks_reads_both_gpus(tmp_path):
     """The first takes 2 GiB, the second 4."""
     (tmp_path / "each.py").write_text(EACH_ITS_OWN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = stage_env()
     done = subprocess.run([*command, tmp_path / "each.py", tmp_path], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     uuids = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]

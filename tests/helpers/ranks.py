@@ -49,8 +49,8 @@ def main() -> None:
 def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
     """Run stages on so many ranks of this machine, on one without a launcher -> what they printed."""
     launcher = [*TORCHRUN, f"--nproc-per-node={count}"] if count > 1 else [sys.executable]
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    env = stage_env(PYTHONPATH=os.pathsep.join(filter(None, paths)), **env)
+    env = stage_env(**env)
+    env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
     done = subprocess.run([*launcher, "-m", "helpers.ranks", *tasks], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

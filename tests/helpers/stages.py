@@ -15,7 +15,8 @@ from helpers.project import ROOT
 
 def stage_env(**changes: str) -> dict[str, str]:
     """Environment of a stage's process."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **changes}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **changes}
 
 
 def run_stage(stage: str, folder: Path, **env: str) -> subprocess.CompletedProcess:
