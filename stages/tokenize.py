@@ -28,10 +28,10 @@ def main() -> None:
     ):
         for split in SPLITS:
             kept = tokenize(labelled[split], tokenizer, p.tokenize.template, p.tokenize.max_length, bar.update)
-            dataset.to_table(kept).to_parquet(folder / f"{split}.parquet", index=False)
+            dataset.write(kept, folder / f"{split}.parquet")
             summary[split] = dataset.summarize(rows[split], chosen[split], kept, task)
             if split == "train":
-                summary["padding"] = padding(kept["input_ids"].map(len).to_numpy(), p)
+                summary["padding"] = padding(dataset.lengths(kept), p)
             for other in SPLITS[: SPLITS.index(split)]:
                 summary[split][f"in_{other}"] = dataset.shared(kept, labelled[other], task)
     files.write_json("data/summary.json", summary)

@@ -1,9 +1,13 @@
 """Rows: texts and classes taken from a data set's columns, checked, chosen, counted."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
@@ -80,8 +84,10 @@ def groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.S
         table[task.group].cast(pa.string()) if pa.types.is_integer(kind) else table[task.group]
     )  # 2**60 is no float
     values = values.to_pandas()
-    alone = pd.Series([f"{BETWEEN}{split} {row}" for row in range(len(values))], dtype=object)
-    return values.astype(object).map(str, na_action="ignore").where(values.notna(), alone)
+    if not isinstance(values.dtype, pd.StringDtype):
+        values = values.astype(object).map(str, na_action="ignore")
+    missing = np.flatnonzero(values.isna())
+    return values if not len(missing) else values.fillna(pd.Series({row: f"{BETWEEN}{split} {row}" for row in missing}))
 
 
 def choose(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
@@ -116,10 +122,15 @@ def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.Da
     return rows.assign(label=rows["label"].replace(NO_LABEL, task.classes.index(unlabelled)))
 
 
+def lengths(table: pd.DataFrame) -> np.ndarray:
+    """Number of tokens of each row, int [rows]."""
+    return pc.list_value_length(pa.array(table["input_ids"])).to_numpy()
+
+
 def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task: Task) -> dict:
     """Counts of one split: rows in it, chosen, without gold label, kept, with an empty text, truncated, tokens; rows of
     each class."""
-    lengths = kept["input_ids"].map(len)
+    tokens = lengths(kept)
     empty = {
         column: int((kept[text].str.strip() == "").sum()) for column, text in zip(task.columns, task.texts, strict=True)
     }
@@ -131,9 +142,9 @@ def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task
         "kept": len(kept),
         "empty": empty,
         "truncated": int(kept["truncated"].sum()),
-        "tokens": int(lengths.sum()),
-        "tokens_mean": round(float(lengths.mean()), 2),
-        "tokens_max": int(lengths.max()),
+        "tokens": int(tokens.sum()),
+        "tokens_mean": round(float(tokens.mean()), 2),
+        "tokens_max": int(tokens.max()),
         "classes": {name: int((kept["label"] == i).sum()) for i, name in enumerate(task.classes)},
     }
 
@@ -144,10 +155,25 @@ def shared(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> dict[str, in
     def whole(table):
         return pd.MultiIndex.from_frame(table[task.texts])
 
-    found = {"rows": int(whole(rows).isin(whole(others)).sum())}
-    return found if task.group is None else found | {"groups": int(rows["group"].isin(others["group"]).sum())}
+    some, of_these = rows, others
+    for text in task.texts:  # what has no equal in one column is left out first: a MultiIndex of all rows takes 0.4 GB
+        some, of_these = some[is_in(some[text], of_these[text])], of_these[is_in(of_these[text], some[text])]
+    found = {"rows": int(whole(some).isin(whole(of_these)).sum())}
+    return found if task.group is None else found | {"groups": int(is_in(rows["group"], others["group"]).sum())}
+
+
+def is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
+    """Whether each text stands among others, bool [rows]; by arrow, since pandas makes a Python string of each."""
+    values, others = pa.array(values, pa.large_string()), pa.array(others, pa.large_string())
+    return pc.is_in(values, others).to_numpy(zero_copy_only=False)
 
 
 def to_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Data frame with a plain 0..n-1 index, the row's place in its split kept as `row`, groups as numbers."""
     return frame.assign(group=pd.factorize(frame["group"])[0]).rename_axis("row").reset_index()
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """Write `to_table` as parquet, without what pandas says of its types: it could not read its own word for a list."""
+    table = pa.Table.from_pandas(to_table(frame), preserve_index=False)
+    pq.write_table(table.replace_schema_metadata(), path)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers.memory import traced_peak
 from helpers.parameters import manifest_of
 from helpers.project import NANO, SHARED
 from helpers.stages import error_line, run_stage_in_each, written
@@ -247,10 +248,31 @@ def test_numbers_may_be_groups():
 
 def test_rows_that_stand_in_another_split_are_counted():
     train = frame(("a", "b", 0), ("c", "d", 1), ("e", "f", 2))
-    rows = frame(("a", "b", 0), ("a", "b", 2), ("c", "x", 1), ("y", "f", 2))
-    assert dataset.shared(rows, train, TASK) == {"rows": 2, "groups": 3}
-    assert dataset.shared(rows.iloc[3:], train, TASK) == {"rows": 0, "groups": 0}
+    rows = frame(("a", "b", 0), ("a", "b", 2), ("c", "x", 1), ("y", "f", 2), ("a", "d", 0))
+    assert dataset.shared(rows, train, TASK) == {"rows": 2, "groups": 4}
+    assert dataset.shared(rows.iloc[3:4], train, TASK) == {"rows": 0, "groups": 0}
+    assert dataset.shared(rows.iloc[4:], train, TASK) == {"rows": 0, "groups": 1}, "of two rows, not of one"
     assert dataset.shared(rows, train, Task(TASK.classes, COLUMNS, None)) == {"rows": 2}
+
+
+def test_to_find_rows_in_another_split_its_texts_are_no_python_objects():
+    train = frame(*((f"premise {row}", f"hypothesis {row}", 0) for row in range(20_000)))
+    found = []
+    peak = traced_peak(lambda: found.append(dataset.shared(train[:100], train, TASK)))
+    assert found == [{"rows": 100, "groups": 100}]
+    assert peak / 20_000 < 30
+
+
+def test_what_is_written_is_read_again_row_for_row(tmp_path):
+    rows = frame(("a", "b", 0), ("c", "d", 1), ("a", "f", 2))[1:]
+    ids = pd.arrays.ArrowExtensionArray(pa.chunked_array([[[1, 2]], [[3]]]))
+    dataset.write(rows.assign(input_ids=ids, truncated=[False, True]), tmp_path / "split.parquet")
+    read = pd.read_parquet(tmp_path / "split.parquet")
+    assert read.drop(columns="input_ids").to_dict("list") == {
+        "row": [1, 2], "text_premise": ["c", "a"], "text_hypothesis": ["d", "f"], "label": [1, 2], "group": [0, 1],
+        "truncated": [False, True],
+    }  # fmt: skip
+    assert [list(ids) for ids in read["input_ids"]] == [[1, 2], [3]]
 
 
 # --- the stage ---

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from helpers.memory import traced_peak
 from helpers.parameters import manifest_of
 from helpers.project import NANO
 
@@ -31,6 +32,15 @@ def test_progress_counts_rows(words):
     told = []
     tokens.tokenize(pd.concat([frame("a man sleeps", "a man runs")] * 2500), words, TEMPLATE, 128, told.append)
     assert told == [1000, 1000, 500]
+
+
+def test_many_rows_are_never_all_python_objects(words):
+    """All rows' texts and tokens as lists would take 1,000 bytes a row; a thousand rows' take 70 a row of 20,000."""
+    rows = pd.concat([frame("a man sleeps", "a man runs")] * 20_000, ignore_index=True)
+    made = []
+    peak = traced_peak(lambda: made.append(tokens.tokenize(rows, words, TEMPLATE, 128)))
+    assert len(made[0]) == 20_000 and made[0]["input_ids"].map(len).min() > 10
+    assert peak / 20_000 < 300
 
 
 def test_braces_in_a_text_are_text():
