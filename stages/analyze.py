@@ -22,7 +22,8 @@ def main() -> None:
     tuned = files.read_table("results/tuned/predictions.parquet")
     if list(base["row"]) != list(tuned["row"]):
         raise errors.UserError("results/base and results/tuned hold predictions of different rows; run `dvc repro`")
-    tokenized = {split: files.read_table(f"data/tokenized/{split}.parquet") for split in ("train", "test")}
+    read = {"train": [*task.texts, "label"], "test": ["truncated"]}  # without tokens, the most of all rows
+    tokenized = {split: files.read_table(f"data/tokenized/{split}.parquet", read[split]) for split in read}
     epochs, steps = (read_curve(f"results/train/{name}.csv") for name in ("epochs", "steps"))
     found = {name: files.read_json(f"results/{name}/summary.json") for name in STAGES.values()}
     measured = {name: usage.figures(files.read_json(f"measurements/{name}/run.json")) for name in STAGES.values()}

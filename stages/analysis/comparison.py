@@ -29,11 +29,8 @@ def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.
         cases[name] = table["prediction"]
         cases = cases.join(shares.set_axis(probabilities_of(name, task), axis="columns"))
         cases[f"{name}_confidence"] = shares.max(axis=1)
-    gold = tokenized["train"]["label"]
-    cases[ALL] = bag_of_words(train, gold, texts)
-    for column in task.columns:
-        alone = len(task.columns) == 1
-        cases[guess_of(column)] = cases[ALL] if alone else bag_of_words(train[[column]], gold, texts[[column]])
+    gold = tokenized["train"]["label"].to_numpy()
+    cases = cases.assign(**bag_of_words(train, gold, texts))
     cases["fate"] = fates(cases["gold"], cases["base"], cases["tuned"])
     cases = cases.join(
         slices.lengths(texts).set_axis([slices.words_of(column) for column in task.columns], axis="columns")

@@ -111,9 +111,9 @@ def read_json(path: str | Path) -> dict:
         raise UserError(f"{path}: not readable as JSON ({reason}); run `dvc repro`") from error
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a parquet file as a data frame."""
-    return _read_parquet(path, pd.read_parquet)
+def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a parquet file as a data frame: some of its columns, or all."""
+    return _read_parquet(path, functools.partial(pd.read_parquet, columns=columns))
 
 
 def read_columns(path: str | Path, columns: list[str]) -> pa.Table:

@@ -24,8 +24,8 @@ def folder_with_rows(folder, **changes):
     texts = [f"a man {verb} a {noun}" for verb in ("sees", "holds", "likes") for noun in ("dog", "cat", "red ball")]
     rows = pd.DataFrame({"text_premise": texts, "text_hypothesis": texts[::-1], "label": [0, 1, 2] * 3, "group": texts})
     Task(CLASSES, ("premise", "hypothesis"), "premise").write(folder / "data/task.json")
-    test = dataset.to_table(tokens.tokenize(rows, words, p["tokenize"]["template"], 128))
-    test.to_parquet(folder / "data/tokenized/test.parquet", index=False)
+    test = tokens.tokenize(rows, words, p["tokenize"]["template"], 128)
+    dataset.write(test, folder / "data/tokenized/test.parquet")
     return folder
 
 

@@ -357,7 +357,7 @@ def bag_of_words(train, gold, texts):
     tables = [pd.DataFrame([row if isinstance(row, tuple) else (row,) for row in rows]) for rows in (train, texts)]
     for table in tables:
         table.columns = [f"column {name}" for name in table.columns]
-    return baselines.bag_of_words(tables[0], np.array(gold), tables[1])
+    return baselines.bag_of_words(tables[0], np.array(gold), tables[1])[baselines.ALL]
 
 
 def test_a_bag_of_words_finds_an_artefact_and_nothing_else():
@@ -373,7 +373,7 @@ def test_a_bag_of_words_takes_columns_of_any_name():
     """scikit-learn forbids some names of steps."""
     for name in ("a__b", "remainder", "verbose"):
         table = pd.DataFrame({name: ["cat", "dog"]})
-        assert baselines.bag_of_words(table, np.array([0, 1]), table).tolist() == [0, 1]
+        assert baselines.bag_of_words(table, np.array([0, 1]), table)[baselines.ALL].tolist() == [0, 1]
 
 
 def test_a_bag_of_words_knows_which_column_a_word_stands_in():
