@@ -110,6 +110,7 @@ def context(
         "classes_json": rows.page_json(task.classes),
         "rows_json": rows.as_json(cases, inside, task),
         "all_rows": len(cases),
+        "shows_all": rows.rows_on_the_page(cases, task) == len(cases),
         "legend": sentences.legend(min(rows.LIKELIEST, len(task.classes))),
     }
     return shown | {"nli": beside_the_published(details, usage, findings, tables, about) if nli else None}

@@ -360,7 +360,10 @@ def bag_of_words(train, gold, texts):
     return baselines.bag_of_words(tables[0], np.array(gold), tables[1])[baselines.ALL]
 
 
-def test_a_bag_of_words_finds_an_artefact_and_nothing_else():
+@pytest.mark.parametrize("many", [100, 1000])
+def test_a_bag_of_words_finds_an_artefact_and_nothing_else(monkeypatch, many):
+    """Of few rows and, by another algorithm, of many."""
+    monkeypatch.setattr(baselines, "MANY", many)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
     telling = [f"the {('cat', 'perhaps', 'nobody')[label]} sat" for label in labels]

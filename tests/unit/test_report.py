@@ -29,6 +29,7 @@ from stages.analysis import metrics as model_metrics
 from stages.report import cases as page_rows
 from stages.report import document, figures, render
 from stages.runtime import errors, samples
+from stages.task.task import Task
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""
@@ -745,8 +746,33 @@ def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, charact
     analyze.main()
     page = (tmp_path / "metrics/report.html").read_text()
     shown = [row[0] for row in json.loads(page.split('id="data">')[1].split("</script>")[0])]
-    assert shown == [place * 90 // rows for place in range(rows)]
-    assert len(pd.read_csv(tmp_path / "metrics/cases.csv")) == 90
+    cases = pd.read_csv(tmp_path / "metrics/cases.csv")
+    assert shown == sorted(set(shown)) and len(shown) == rows and len(cases) == 90
+    assert ("Every test row" in page) == (rows == 90)
+    wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_confidence", ascending=False, kind="stable")
+    assert 10 < len(wrong) < 20
+    surest = set(wrong["row"][: rows // 2]) if rows < 90 else set()
+    assert surest <= set(shown), "the surest errors"
+    others = [row for row in range(90) if row not in surest]
+    room = rows - len(surest)
+    assert sorted(set(shown) - surest) == [others[place * len(others) // room] for place in range(room)], (
+        "others evenly"
+    )
+
+
+def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
+    """With texts as long as the page takes so many of; around the rows it has 0.3 MB."""
+    rng = np.random.default_rng(0)
+    gold, tuned = rng.integers(0, 3, (2, 100_000))
+    task = Task(LABELS, ("premise", "hypothesis"), "premise")
+    cases = pd.DataFrame({"row": range(100_000), "gold": gold, "base": gold, "tuned": tuned, "fate": "both_right"})
+    cases[task.texts] = ["p" * 230, "h" * 120]
+    shares = rng.dirichlet([1, 1, 1], 100_000)
+    cases["tuned_confidence"] = shares.max(axis=1)
+    for model in ("base", "tuned"):
+        cases[page_rows.probabilities_of(model, task)] = shares
+    page = page_rows.as_json(cases, {}, task)
+    assert len(json.loads(page)) == 10_000 and len(page) < 4_700_000
 
 
 def test_the_likeliest_classes_of_a_row(many_metrics):
