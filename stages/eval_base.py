@@ -48,17 +48,17 @@ def evaluate(name: str, adapter: Path | None) -> None:
     if not ranks.is_first():
         return
     with files.new_folder(f"results/{name}") as folder:
-        table = prediction_table(files.read_table(TEST), probabilities, task)
+        rows = files.read_table(TEST, ["row", *task.texts, "group", "label"])
+        table = prediction_table(rows, probabilities, task)
         table.to_parquet(folder / "predictions.parquet", index=False)
         files.write_json(folder / "summary.json", {"parameters": count_parameters(classifier.model)})
     recorder.save(f"measurements/{name}", {"seconds": seconds, "rows_per_second": len(test) / seconds})
 
 
-def prediction_table(tokenized: pd.DataFrame, probabilities: np.ndarray, task: Task) -> pd.DataFrame:
+def prediction_table(rows: pd.DataFrame, probabilities: np.ndarray, task: Task) -> pd.DataFrame:
     """One line a test row: its texts, group, gold label, prediction and class probabilities (rounded to 1e-6)."""
-    table = tokenized[["row", *task.texts, "group", "label"]].reset_index(drop=True)
     columns = pd.DataFrame(probabilities.round(6), columns=task.probabilities)
-    return pd.concat([table, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)
+    return pd.concat([rows, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> None:
         groups, task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"],
         [files.sha256(path) for path in paths.values()], checkpoints.code_digests(__file__), versions(device),
     )  # fmt: skip
-    files.same_on_all_ranks(folder, "parameters, base, rows, code or versions")
+    files.same_on_all_ranks(folder, "parameters, base, rows, code, versions or kind of GPU")
 
     with Recorder(device) as recorder:
         recorder.mark("before_loading")

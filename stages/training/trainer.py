@@ -138,10 +138,11 @@ class ClassifierTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         """The first rank's, after a look at the others: if their weights were not the same, nobody would see it."""
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        sums = ranks.gather([torch.hash_tensor(weight.detach()).item() for weight in weights])
-        if any(others != sums[0] for others in sums):
-            raise RuntimeError("the ranks have trained different weights")
+        if ranks.count() > 1:
+            weights = [weight.detach() for weight in self.model.parameters() if weight.requires_grad]
+            sums = ranks.gather([torch.hash_tensor(weight).item() for weight in weights])
+            if any(others != sums[0] for others in sums):
+                raise RuntimeError("the ranks have trained different weights")
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir):

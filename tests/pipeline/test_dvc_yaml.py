@@ -90,6 +90,7 @@ def test_only_analyze_has_outs_outside_of_the_cache():
 
 def test_every_parameter_belongs_to_some_stage():
     everywhere = set().union(*(listed_leaves(stage) for stage in STAGES))
+    everywhere |= {name for stage in STAGES.values() for name in re.findall(r"\$\{(.+?)\}", stage["cmd"])}
     assert {leaf for key, value in PARAMS.items() for leaf in leaves(value, key)} == everywhere
 
 

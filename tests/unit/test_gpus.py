@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -307,6 +308,21 @@ def test_the_driver_is_asked_for_uuids_in_its_order(tmp_path, monkeypatch, state
     subprocess.run(command, check=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     assert gpus.visible() == names
+
+
+@pytest.mark.parametrize(("count", "shown", "asked"), [(1, None, False), (1, "0", True), (2, None, True)])
+def test_where_there_is_no_choice_cuda_is_not_asked(tmp_path, monkeypatch, count, shown, asked):
+    """It would take half a second of each stage."""
+    for number in range(count):
+        folder = tmp_path / f"0000:0{number}:00.0"
+        folder.mkdir()
+        (folder / "information").write_text(f"Model: \t\t NVIDIA L4\nGPU UUID: \t GPU-{number}a-b\nBus Type: \t PCIe\n")
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="GPU-asked\n"))
+    assert gpus.visible() == (["GPU-asked"] if asked else ["GPU-0a-b"])
 
 
 def test_without_a_driver_that_can_tell_nothing_is_shown(tmp_path, monkeypatch):
