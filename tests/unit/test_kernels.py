@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.kernels.errors import StepUnavailable
+from stages.runtime import ranks
 from stages.runtime.errors import UserError
 from stages.task.batching import lay_end_to_end
 
@@ -216,6 +217,30 @@ def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(fast_step, r
     assert step.takes_rows_end_to_end and laid["input_ids"].shape == (64,)
     assert step({name: value.to(DEVICE) for name, value in laid.items()}, 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
+
+
+def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(fast_step):
+    """Of three rows on two ranks; what the ranks' buffers add up to is the batch's loss and gradients."""
+    ids, labels = batch(3)
+    loss, grads = eager(classifier(freeze=False), ids, labels)
+    step, total = fast_step(lora := classifier(freeze=False)), 0
+    for part in (slice(0, 2), slice(2, 3)):
+        weight = torch.tensor(len(labels[part]) / 3, device=DEVICE)
+        step(as_inputs(ids[part], labels[part]) | {"weight": weight}, 0)
+        total = total + step.lora.buffer.clone()
+    step.lora.buffer.copy_(total)
+    assert step.lora.loss.item() == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
+
+
+def test_ranks_have_masks_of_their_own(fast_step, monkeypatch):
+    def seed_of(rank):
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        step = fast_step(classifier())
+        step.masks.set(step.seed, 3)
+        return step.masks.seed.item()
+
+    assert len({seed_of(rank) for rank in range(8)}) == 8
 
 
 def test_weights_that_are_loaded_into_a_fused_model_are_used(fast_step, tmp_path):
