@@ -28,9 +28,9 @@ torch.set_num_threads(1)
 SHARE_REPRO = tuple(f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export"))
 LONGEST = (
     *SHARE_REPRO, "pipeline/test_own_data.py", "pipeline/test_everyday.py", "faults/test_kill.py",
-    "pipeline/test_sweep.py", "pipeline/test_train_stage.py", "pipeline/test_compare.py", "unit/test_predict.py",
-    "pipeline/test_watch.py", "unit/test_families.py", "unit/test_report.py", "pipeline/test_determinism.py",
-    "unit/test_hub.py", "unit/test_kernels.py",
+    "pipeline/test_sweep.py", "pipeline/test_train_stage.py", "pipeline/test_ranks.py", "pipeline/test_compare.py",
+    "faults/test_ranks_end.py", "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_families.py",
+    "unit/test_report.py", "pipeline/test_determinism.py", "unit/test_hub.py", "unit/test_kernels.py",
 )  # fmt: skip
 
 
