@@ -66,6 +66,27 @@ def results_of(name):
     return results, {(r["variant"], r["batch_size"]): r for r in reversed(results["training"]) if "error" not in r}
 
 
+def test_the_speeds_of_several_gpus_are_the_results():
+    found, text = json.loads((RESULTS / "h200-x2.json").read_text()), DOCUMENTS["docs/several-gpus.md"]
+    blocks = {}
+    for line in (line for run in found["by_turns"] for line in run["training"]):
+        blocks.setdefault((line["gpus"], line["batch_size"]), []).append(line)
+    speeds = {}
+    for key, lines in blocks.items():
+        speeds[key] = statistics.median(line["rows_per_second"] for line in lines)
+        slowest, fastest = min(line["slowest"] for line in lines), max(line["fastest"] for line in lines)
+        assert f"| {key[0]} | {key[1]} | {speeds[key]:,.0f} ({slowest:,.0f} to {fastest:,.0f}) |" in text
+        assert f"| {statistics.median(line['ms_per_step'] for line in lines):.1f} |" in text
+    for batch in (16, 128):
+        assert f"**{speeds[2, 2 * batch] / speeds[1, batch]:.2f} times**" in text
+    for line in (line for run in found["all_rows"] for line in run["training"]):
+        assert f"| {line['rows_per_second']:,.0f} ({line['slowest']:,.0f} to {line['fastest']:,.0f}) " in text
+        assert (
+            f"| {60 * line['hours_an_epoch']:.1f} min | {line['host_peak_gb']:.1f} GB | {line['nvml_used_gb']:.1f} GB |"
+            in text
+        )
+
+
 @pytest.mark.parametrize("line", [line for line in table.tables(RESULTS / "h100.json") if line])
 def test_a_line_of_the_speed_tables_is_the_results(line):
     assert line in SPEED.splitlines()
