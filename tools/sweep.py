@@ -192,7 +192,7 @@ def check(variant: Variant) -> None:
         for file, texts in by_file.items():
             apply_overrides(file, texts)
         if (launcher := params.load().launcher) != "python":
-            raise UserError(f"params.yaml: launcher: {launcher}; in a sweep, which is one process, allowed: python")
+            raise UserError(f"params.yaml: launcher: {launcher}; a sweep is one process: add -S launcher=python")
     except UserError as error:
         raise UserError(f"-S {' '.join(variant)}: {error}") from error
     except Exception as error:  # no such key, no such file: Hydra's and DVC's classes

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from stages.analysis import usage
 from stages.runtime import errors
 
 LOCK = "dvc.lock"
@@ -51,8 +52,8 @@ def differences(committed: dict, now: dict) -> dict[str, list[str]]:
     """What differs between two entries of dvc.lock for one stage.
 
     Returns:
-        {"code", "inputs", "params", "outs", "equal": names}; `outs` and `equal` are the results, without what was
-        measured.
+        {"code", "inputs", "params", "cmd", "outs", "equal": names}; `outs` and `equal` are the results, without what
+        was measured; `cmd` is both commands, where a launcher makes them differ.
     """
 
     def hashes(entry, kind):
@@ -68,6 +69,7 @@ def differences(committed: dict, now: dict) -> dict[str, list[str]]:
         "code": [path for path in deps if path.startswith("stages/")],
         "inputs": [path for path in deps if not path.startswith("stages/")],
         "params": changed(*(entry.get("params", {}).get("params.yaml", {}) for entry in (committed, now))),
+        "cmd": [entry["cmd"] for entry in (committed, now) if "cmd" in entry and committed.get("cmd") != now["cmd"]],
         "outs": outs,
         "equal": [name for name in after if name not in outs],
     }
@@ -96,16 +98,17 @@ def lines(differing: dict[str, dict], then: dict[str, dict], now: dict[str, dict
             "Every result is byte for byte that of the committed dvc.lock; seconds and memory were measured anew.",
         ]
     found, measured = differing[first], MEASURED_BY.get(first, "train")
-    then, now = (run[measured]["versions"] for run in (then, now))
+    then, now = (run[measured]["versions"] | {"processes": usage.count(run[measured])} for run in (then, now))
     reasons = [f"{kind}: {', '.join(found[kind])}" for kind in ("code", "params", "inputs") if found[kind]]
+    reasons += [f"command: {' then, '.join(found['cmd'])} now"] if found["cmd"] else []
     reasons += [
         f"{name}: {then.get(name, 'none')} then, {now.get(name, 'none')} now"
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name)
     ]
     because = "; ".join(reasons) or (
-        "nothing that is recorded (code, parameters, inputs, these versions); so it is the machine, whose processor or "
-        "GPU rounds sums otherwise, or the version of another package"
+        "nothing that is recorded (code, parameters, inputs, command, processes, these versions); so it is the machine, "
+        "whose processor or GPU rounds sums otherwise, or the version of another package"
     )
     return [*said, f"The first stage to differ is {first}. What differs before it: {because}."]
 

@@ -61,6 +61,7 @@ def join(device: Any) -> None:
         torch.distributed.init_process_group("gloo")
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this process lives
+    print(f"{count()} processes" if count() > 1 else "1 process, as by `launcher: python`")
 
 
 def from_first(value: Any) -> Any:

@@ -198,6 +198,8 @@ def make_trainer(
         recorder: a `Recorder`, whose samples are to name their epoch.
     """
     group = params.train
+    if group.batch_size < ranks.count():
+        print(f"train.batch_size: {group.batch_size} is less than {ranks.count()} processes: some train nothing")
     steps = -(-len(train_rows) // group.batch_size) * group.epochs
     arguments = TrainingArguments(
         output_dir=str(output_dir),

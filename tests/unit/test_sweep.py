@@ -59,7 +59,7 @@ def folder(tmp_path, monkeypatch):
         (("lora.rank=4",), "lora.rank|'rank'"),
         (("+lora.rank=4",), "params.yaml: lora.rank: unknown key"),
         (("nowhere.yaml:a=1",), "nowhere.yaml"),
-        (("launcher=torchrun",), "params.yaml: launcher: torchrun; in a sweep, .* allowed: python"),
+        (("launcher=torchrun",), "params.yaml: launcher: torchrun; .* add -S launcher=python"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variant_and_nothing_is_changed(folder, variant, said):

@@ -60,13 +60,20 @@ def test_where_nothing_else_differs_it_is_the_machine():
     [
         (lambda now: now["eval_base"]["deps"].append({"path": "stages/model", "md5": "x"}), "code: stages/model"),
         (lambda now: now["eval_base"]["params"]["params.yaml"].update(seed=7), "params: seed"),
+        (lambda now: now["eval_base"].update(cmd="torchrun it"), "-m stages.eval_base then, torchrun it now"),
     ],
-    ids=["code", "parameters"],
+    ids=["code", "parameters", "launcher"],
 )
 def test_other_code_and_other_parameters_are_named(change, words):
     now = edited("outs", "results/base")
     change(now)
     assert words in said(now)[-1]
+
+
+@pytest.mark.parametrize("measured", [{"processes": 2}, {"gpu": {"count": 2}}], ids=["CPU", "GPU"])
+def test_another_number_of_processes_is_named(measured):
+    versions = {name: run | measured for name, run in VERSIONS.items()}
+    assert "processes: 1 then, 2 now" in said(edited("outs", "results/base"), versions)[-1]
 
 
 def test_a_folder_without_a_committed_run_is_one_line(tmp_path, monkeypatch):
