@@ -107,8 +107,8 @@ def lines(differing: dict[str, dict], then: dict[str, dict], now: dict[str, dict
         if then.get(name) != now.get(name)
     ]
     because = "; ".join(reasons) or (
-        "nothing that is recorded (code, parameters, inputs, command, processes, these versions); so it is the machine, "
-        "whose processor or GPU rounds sums otherwise, or the version of another package"
+        "nothing that is recorded (code, parameters, inputs, command, processes, these versions); so it is the "
+        "machine, whose processor or GPU rounds sums otherwise, or the version of another package"
     )
     return [*said, f"The first stage to differ is {first}. What differs before it: {because}."]
 
