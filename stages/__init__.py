@@ -17,6 +17,11 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a data folder needs no card
 warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
 
+# `accelerate launch` leaves its own settings here, such as a precision, and the Trainer would follow them: what is
+# trained, and how, stands in params.yaml alone.
+for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+    del os.environ[name]
+
 # Ctrl-C ends a stage at once: Python's KeyboardInterrupt is lost where a library catches everything, as some do while
 # they are imported, and DVC waits for the stage.
 if "DVC_STAGE" in os.environ or ranks.launched():

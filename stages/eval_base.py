@@ -9,7 +9,7 @@ from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier
 from stages.model.devices import out_of_memory_means, pick_device
 from stages.runtime import errors, files, params, ranks
-from stages.runtime.recorder import Recorder
+from stages.runtime.recorder import Recorder, versions
 from stages.task.batching import Examples
 from stages.task.task import Task
 
@@ -33,7 +33,8 @@ def evaluate(name: str, adapter: Path | None) -> None:
     manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
     test = Examples(files.read_columns(TEST, ["input_ids", "label"]))
     read = [TEST, *([adapter / "adapter_model.safetensors"] if adapter else [])]
-    files.same_on_all_ranks([p, manifest, *map(files.sha256, read)], "parameters, base, test rows or adapter")
+    found = [p, manifest, versions(device), *map(files.sha256, read)]
+    files.same_on_all_ranks(found, "parameters, base, versions, kind of GPU, test rows, adapter")
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
         classifier = Classifier.load(manifest, p, task.classes, device, adapter)

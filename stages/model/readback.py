@@ -30,7 +30,7 @@ class Trained:
     """What a trained model knows and answers, kept apart from it, so that its memory can be given back.
 
     Attributes:
-        examples: `ROWS` rows of different lengths, list of {"input_ids": list of int}.
+        examples: `ROWS` rows of different lengths, list of {"input_ids": ints}.
         logits: of these rows, float64 [rows, classes].
         weights: {name: LoRA matrix or head}, on the CPU.
     """
@@ -45,7 +45,7 @@ class Trained:
         """Ask a model, which comes back in evaluation mode; each row stands alone, so without padding.
 
         Args:
-            examples: rows to choose from, list of {"input_ids": list of int}.
+            examples: rows to choose from, list of {"input_ids": ints}.
         """
         by_length = sorted(examples, key=lambda row: len(row["input_ids"]))
         some = [by_length[i] for i in np.unique(np.linspace(0, len(by_length) - 1, ROWS).round().astype(int))]

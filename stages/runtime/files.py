@@ -129,9 +129,17 @@ def _read_parquet(path, read):
 
 
 def same_on_all_ranks(value: object, what: str) -> None:
-    """Raise UserError where a rank has another value: its machine has other files, and the run would be of both."""
-    if any(other != value for other in ranks.gather(value)):
-        raise UserError(f"{what}: not the same for all ranks; every machine needs the same files")
+    """Raise UserError where a rank has another value, or other code: the run would be of both.
+
+    Args:
+        what: stands for it, in the error.
+    """
+    if ranks.count() == 1:
+        return
+    stages = Path(__file__).parents[1]
+    code = {str(path.relative_to(stages)): sha256(path) for path in sorted(stages.rglob("*.py"))}
+    if any(other != (value, code) for other in ranks.gather((value, code))):
+        raise UserError(f"{what} or the code: not the same for all ranks; every machine needs the same")
 
 
 def sha256(path: str | Path) -> str:

@@ -114,15 +114,16 @@ def _wait_for(names, run=""):
 
 def _lock(name, run):
     """Whether a GPU is this process's now. Who holds it stands in the file: process and run."""
-    file = os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o600)
+    file = os.fdopen(os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o600), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(file)
+        file.close()
         return False
-    os.register_at_fork(after_in_child=functools.partial(os.close, file))  # a child may live longer
-    os.ftruncate(file, 0)
-    os.write(file, f"{os.getpid()} {run}".encode())
+    os.register_at_fork(after_in_child=file.close)  # a child may live longer; this keeps the file open here
+    file.truncate(0)
+    file.write(f"{os.getpid()} {run}")
+    file.flush()
     return True
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 GRACE = 3.0  # seconds that a rank's error may come after the one that tells why
+APART = 0.5  # seconds between two ranks that would say the same: torchrun looks ten times a second
 
 
 def launched() -> bool:
     """Whether a launcher started this process; both of them say so."""
-    return "LOCAL_RANK" in os.environ
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def rank() -> int:
@@ -113,7 +114,7 @@ def fail(message: str, at_once: bool) -> NoReturn:
         at_once: this rank knows the reason and is the one to tell it.
     """
     if not at_once:
-        time.sleep(GRACE)
+        time.sleep(GRACE + APART * rank())
     print(message, file=sys.stderr, flush=True)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun ends with a report, where this stands as the cause
         told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}

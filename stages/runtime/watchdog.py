@@ -20,7 +20,7 @@ def end_with_dvc() -> None:
     watched = [_process(os.getppid())] if ranks.launched() else []
     if "DVC_STAGE" in os.environ:
         dvc = _process(int(os.environ.get("DVC_PID") or os.getppid()))
-        if _lives(dvc) or not watched:  # a launcher that Slurm has started, here or elsewhere, is no process of dvc's
+        if "SLURM_STEP_ID" not in os.environ or _lives(dvc):  # srun's tasks are no processes of dvc's
             watched.append(dvc)
     if not all(map(_lives, watched)):
         sys.exit("error: the dvc that started this stage is gone")

@@ -59,7 +59,7 @@ def collate(
     last token that is not padding. It saves the mask's kernels and lets attention take its causal fast path.
 
     Args:
-        batch: list of {"input_ids": list of int, "labels": int}.
+        batch: list of {"input_ids": ints, "labels": int}.
         batches: the group `batches` of params.yaml.
         max_length: `tokenize.max_length`, the length where `batches.padding` is "max_length".
         longest: tokens of a row that is not in this part of a batch, and is to be padded to all the same.
@@ -78,7 +78,7 @@ def lay_end_to_end(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 
     """Rows one behind the other into tensors, without padding between them.
 
     Args:
-        batch: list of {"input_ids": list of int, "labels": int}.
+        batch: list of {"input_ids": ints, "labels": int}.
         pad_id: a row ends before tokens of this kind, as transformers' classifiers read it.
         rows: fill up to so many rows, with empty ones whose label a loss leaves out.
         tokens: fill up to so many tokens, or to the next `size`, with `pad_id`; 0: to no more than there are.

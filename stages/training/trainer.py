@@ -50,6 +50,7 @@ class ClassifierTrainer(Trainer):
 
     def get_train_dataloader(self) -> EpochLoader:
         self.fast_step = self._make_fast_step()
+        self._compare_ranks()
         if self.fast_step:  # it adds up the gradients itself
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         if self.fast_step and self.fast_step.takes_rows_end_to_end and self.batches.padding == "none":
@@ -137,16 +138,19 @@ class ClassifierTrainer(Trainer):
         return found if weight is None else found * weight * ranks.count()
 
     def _save_checkpoint(self, model, trial):
-        """The first rank's, after a look at the others: if their weights were not the same, nobody would see it."""
-        if ranks.count() > 1:
-            weights = [weight.detach() for weight in self.model.parameters() if weight.requires_grad]
-            sums = ranks.gather([torch.hash_tensor(weight).item() for weight in weights])
-            if any(others != sums[0] for others in sums):
-                raise RuntimeError("the ranks have trained different weights")
+        self._compare_ranks()
         super()._save_checkpoint(model, trial)
 
+    def _compare_ranks(self):
+        """Raise RuntimeError where ranks have different weights: the first's are saved, and nobody would see it."""
+        if ranks.count() > 1:
+            weights = [weight.detach() for weight in self.model.parameters() if weight.requires_grad]
+            sums = ranks.gather([checksum(weight) for weight in weights])
+            if any(others != sums[0] for others in sums):
+                raise RuntimeError("the ranks have different weights")
+
     def _save_rng_state(self, output_dir):
-        if ranks.is_first():  # the others' is a function of the step
+        if ranks.is_first():  # several ranks seed each step anew
             super()._save_rng_state(output_dir)
 
     def _make_fast_step(self):
@@ -173,6 +177,12 @@ def _end_to_end(rows, tokens, longest, pad_id, capacity, least):
 
 def _padded(rows, tokens, longest, collate):
     return collate(rows, longest=longest)
+
+
+def checksum(weight: torch.Tensor) -> int:
+    """Sum of a fp32 tensor's bits, each element's times its place, so that elements that have moved are seen too."""
+    bits = weight.flatten().view(torch.int32).long()
+    return (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum().item()
 
 
 def _seed_of(*numbers):
@@ -207,8 +217,8 @@ def make_trainer(
         use_cpu=params.device == "cpu",
         num_train_epochs=group.epochs,
         per_device_train_batch_size=group.batch_size,  # of all ranks together: `EpochBatches` divides it
-        per_device_eval_batch_size=4
-        * group.batch_size,  # no activations are kept; not eval.batch_size, which may change without training
+        # No activations are kept. Not eval.batch_size, which may change without training.
+        per_device_eval_batch_size=4 * -(-group.batch_size // ranks.count()),
         learning_rate=group.learning_rate,
         lr_scheduler_type=SCHEDULES[group.schedule],
         warmup_steps=int(steps * group.warmup_ratio),
@@ -227,7 +237,7 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=params.device == "cuda",
         average_tokens_across_devices=False,  # `compute_loss` does it
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=True,  # else layerdrop breaks it, and sums have another order after a resume
         report_to="none",
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer splits each batch over all GPUs that it sees

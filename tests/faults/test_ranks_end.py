@@ -1,5 +1,6 @@
 """When one rank ends badly all end, within seconds, and say why in one line; so when torchrun or dvc is killed."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -28,11 +29,11 @@ def main():
 """
 
 
-def script(folder, *lines):
-    """A stage of two ranks that does this once both are there -> its command."""
+def script(folder, *lines, ranks=2):
+    """A stage of so many ranks that does this once all are there -> its command."""
     code = BEGIN + "".join(f"    {line}\n" for line in lines) + "\nerrors.run(main)\n"
     (folder / "stage.py").write_text(code)
-    return [*TORCHRUN, "--nproc-per-node=2", "stage.py"]
+    return [*TORCHRUN, f"--nproc-per-node={ranks}", "stage.py"]
 
 
 def run(command, folder):
@@ -62,13 +63,13 @@ def test_what_all_ranks_meet_is_said_once(tmp_path):
     assert done.returncode == 1 and written(folder) == before
 
 
-def test_what_one_rank_meets_is_said_by_it_alone(tmp_path):
-    """The others only see that it is gone, and their tracebacks would hide the reason."""
-    fails = 'if ranks.rank() == 1: raise errors.UserError("this rank alone")'
-    done, seconds = run(script(tmp_path, fails, "ranks.gather(1)"), tmp_path)
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: this rank alone"]
+def test_what_others_than_the_first_meet_is_said_once_too(tmp_path):
+    """The first only sees that they are gone, and its traceback would hide the reason."""
+    fails = 'if ranks.rank() > 0: raise errors.UserError("not the first")'
+    done, seconds = run(script(tmp_path, fails, "ranks.gather(1)", ranks=3), tmp_path)
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: not the first"]
     assert "Connection closed" not in done.stderr
-    assert "traceback : error: this rank alone" in done.stderr, "torchrun's report names the cause"
+    assert "traceback : error: not the first" in done.stderr, "torchrun's report names the cause"
     assert done.returncode == 1 and seconds < 40
     assert alive(int(path.read_text()) for path in tmp_path.glob("rank?")) == []
 
@@ -106,6 +107,32 @@ def test_nothing_outlives_a_killed_dvc(tmp_path):
     dvc.kill()
     dvc.wait()
     wait_for(lambda: not alive(below), 15)
+
+
+def test_ranks_whose_dvc_is_gone_do_not_begin(tmp_path):
+    """It was killed while torchrun was starting."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    env = stage_env(DVC_STAGE="train_qlora", DVC_PID=str(gone.pid))
+    done = subprocess.run(script(tmp_path, "pass"), cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "error: the dvc that started this stage is gone" in done.stderr
+    assert done.returncode == 1 and not list(tmp_path.glob("rank?"))
+
+
+def test_ranks_of_other_code_do_not_run_together(tmp_path):
+    """As on two machines that do not share the folder."""
+    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "stages/analyze.py").open("a") as file:
+        file.write("\n# edited\n")
+    folder = prepare(tmp_path / "run")
+    starts = "import os, runpy, sys\nif os.environ['RANK'] == '1': sys.path.insert(0, sys.argv[1])\n"
+    (tmp_path / "start.py").write_text(f"{starts}runpy.run_module('stages.eval_base', run_name='__main__')\n")
+    done, _ = run([*TORCHRUN, "--nproc-per-node=2", str(tmp_path / "start.py"), str(tmp_path)], folder)
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: parameters, base, versions, kind of GPU, test rows, adapter or the code: not the same for all ranks; "
+        "every machine needs the same"
+    ]
+    assert not (folder / "results").exists()
 
 
 def agents(folder, port, run_id):

@@ -43,27 +43,27 @@ def top(tmp_path_factory):
 
     for case in CASES:
         make(f"{case}-one", case)
-        make(f"{case}-two", case)
-    for name in ("one-then-two", "two-then-one", "two-then-two"):
-        make(name, "dropped" if name == "two-then-two" else "plain")
-    run_on_ranks(1, [f"broken:{top}/one-then-two"])
-    tasks = [f"broken:{top}/two-then-one", f"broken:{top}/two-then-two", f"train_qlora:{top}/one-then-two"]
-    tasks += [f"train_qlora:{top}/two-then-two", f"eval_base:{top}/plain-two"]
-    run_on_ranks(2, [*tasks, *(f"train_qlora:{top}/{case}-two" for case in CASES)])
-    done = run_stage_in_each("train_qlora", [top / "two-then-one", *(top / f"{case}-one" for case in CASES)])
+        make(f"{case}-three", case)
+    for name in ("one-then-three", "three-then-one", "three-then-three"):
+        make(name, "dropped" if name == "three-then-three" else "plain")
+    run_on_ranks(1, [f"broken:{top}/one-then-three"])
+    tasks = [f"broken:{top}/three-then-one", f"broken:{top}/three-then-three", f"train_qlora:{top}/one-then-three"]
+    tasks += [f"train_qlora:{top}/three-then-three", f"eval_base:{top}/plain-three"]
+    run_on_ranks(3, [*tasks, *(f"train_qlora:{top}/{case}-three" for case in CASES)])
+    done = run_stage_in_each("train_qlora", [top / "three-then-one", *(top / f"{case}-one" for case in CASES)])
     done["eval_base"] = run_stage_in_each("eval_base", [top / "plain-one"])["plain-one"]
     assert {outcome.returncode for outcome in done.values()} == {0}, done
-    assert "resuming from" in done["two-then-one"].stdout
+    assert "resuming from" in done["three-then-one"].stdout
     return top
 
 
 @pytest.mark.parametrize("case", ["plain", "padded", "weighted"])
-def test_two_ranks_train_as_one(top, case):
-    one, two = top / f"{case}-one", top / f"{case}-two"
+def test_three_ranks_train_as_one(top, case):
+    one, three = top / f"{case}-one", top / f"{case}-three"
     for name in ("steps", "epochs"):
-        assert np.allclose(curve(one, name), curve(two, name), rtol=1e-3), name
-    ones, twos = weights(one), weights(two)
-    assert sum((ones[k] - twos[k]).norm() ** 2 for k in ones) < 1e-6 * sum(w.norm() ** 2 for w in ones.values())
+        assert np.allclose(curve(one, name), curve(three, name), rtol=1e-3), name
+    ones, threes = weights(one), weights(three)
+    assert sum((ones[k] - threes[k]).norm() ** 2 for k in ones) < 1e-6 * sum(w.norm() ** 2 for w in ones.values())
 
 
 def test_the_cases_are_different_trainings(top):
@@ -71,7 +71,7 @@ def test_the_cases_are_different_trainings(top):
     assert len({round(loss, 3) for loss in losses}) == len(CASES)
 
 
-@pytest.mark.parametrize("name", ["one-then-two", "two-then-one"])
+@pytest.mark.parametrize("name", ["one-then-three", "three-then-one"])
 def test_a_training_goes_on_with_another_number_of_ranks(top, name):
     for table in ("steps", "epochs"):
         assert np.allclose(curve(top / name, table), curve(top / "plain-one", table), rtol=1e-3), table
@@ -79,9 +79,9 @@ def test_a_training_goes_on_with_another_number_of_ranks(top, name):
 
 
 def test_dropout_after_a_resume_is_that_of_an_undisturbed_training(top):
-    assert adapter_bytes(top / "two-then-two") == adapter_bytes(top / "dropped-two")
+    assert adapter_bytes(top / "three-then-three") == adapter_bytes(top / "dropped-three")
 
 
-def test_two_ranks_predict_to_the_byte_what_one_predicts(top):
-    one, two = (top / f"plain-{ranks}/results/base/predictions.parquet" for ranks in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+def test_three_ranks_predict_to_the_byte_what_one_predicts(top):
+    one, three = (top / f"plain-{ranks}/results/base/predictions.parquet" for ranks in ("one", "three"))
+    assert one.read_bytes() == three.read_bytes()

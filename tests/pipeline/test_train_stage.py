@@ -269,6 +269,7 @@ def assert_diverged(folder, line, learning_rate):
     assert "params.yaml: train.learning_rate" in line and learning_rate in line and "diverged" in line
     assert written(folder) == [
         "data/task.json",
+        "data/tokenized/test.parquet",
         "data/tokenized/train.parquet",
         "data/tokenized/validation.parquet",
         "models/base.json",

@@ -106,3 +106,11 @@ def test_a_stage_that_fails_says_so(body, code, said, env):
     assert done.returncode == code
     assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)
     assert "went on" not in done.stdout and "registered" in done.stdout
+
+
+def test_what_accelerate_left_in_the_environment_changes_no_training():
+    """`accelerate launch` sets a precision of its own, which the Trainer would take."""
+    code = "import stages, os; from accelerate import Accelerator; print(Accelerator(cpu=True).mixed_precision)"
+    env = stage_env(ACCELERATE_MIXED_PRECISION="bf16")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == "no\n", done.stderr

@@ -19,6 +19,7 @@ from stages.runtime.recorder import versions
 from stages.training import checkpoints, history
 from stages.training.batches import EpochBatches
 from stages.training.loss import balanced_weights, weigh_classes
+from stages.training.trainer import checksum
 
 
 def test_the_newest_whole_checkpoint_is_resumed_and_broken_ones_are_removed(tmp_path):
@@ -101,6 +102,14 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
     assert versions(CPU) == {
         "python": "{}.{}".format(*sys.version_info), "cpu": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
+
+
+def test_a_checksum_sees_elements_that_changed_or_moved():
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    others = [weight.flip(0), weight.clone(), weight * (1 + 1e-6), weight + 0.0]
+    others[1][3, 4] = -others[1][3, 4]
+    sums = [checksum(weight), *(checksum(other) for other in others)]
+    assert sums[0] == sums[4] and len(set(sums)) == 4
 
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
