@@ -126,8 +126,8 @@ def test_ranks_of_other_code_do_not_run_together(tmp_path):
         file.write("\n# edited\n")
     folder = prepare(tmp_path / "run")
     starts = "import os, runpy, sys\nif os.environ['RANK'] == '1': sys.path.insert(0, sys.argv[1])\n"
-    (tmp_path / "start.py").write_text(f"{starts}runpy.run_module('stages.eval_base', run_name='__main__')\n")
-    done, _ = run([*TORCHRUN, "--nproc-per-node=2", str(tmp_path / "start.py"), str(tmp_path)], folder)
+    (folder / "start.py").write_text(f"{starts}runpy.run_module('stages.eval_base', run_name='__main__')\n")
+    done, _ = run([*TORCHRUN, "--nproc-per-node=2", "start.py", str(tmp_path)], folder)
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
         "error: parameters, base, versions, kind of GPU, test rows, adapter or the code: not the same for all ranks; "
         "every machine needs the same"
