@@ -69,9 +69,12 @@ def visible() -> list[str]:
 
 
 def of_the_machine() -> list[str]:
-    """UUIDs of the machine's GPUs as NVIDIA's driver for Linux tells them, in no order that means anything."""
+    """UUIDs of the machine's GPUs as NVIDIA's driver for Linux tells them, in no order that means anything.
+
+    Of a GPU that nothing has used yet it may tell question marks: that one is missing.
+    """
     told = "".join(file.read_text() for file in DRIVER.glob("*/information"))
-    return re.findall(r"^GPU UUID:\s*(GPU-\S+)", told, re.MULTILINE)
+    return re.findall(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)$", told, re.MULTILINE)
 
 
 def _take_as_rank(names):

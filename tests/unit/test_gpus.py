@@ -310,13 +310,18 @@ def test_the_driver_is_asked_for_uuids_in_its_order(tmp_path, monkeypatch, state
     assert gpus.visible() == names
 
 
-@pytest.mark.parametrize(("count", "shown", "asked"), [(1, None, False), (1, "0", True), (2, None, True)])
+@pytest.mark.parametrize(
+    ("count", "shown", "asked"), [(1, None, False), (1, "0", True), (2, None, True), (0, None, True)]
+)
 def test_where_there_is_no_choice_cuda_is_not_asked(tmp_path, monkeypatch, count, shown, asked):
     """It would take half a second of each stage."""
     for number in range(count):
         folder = tmp_path / f"0000:0{number}:00.0"
         folder.mkdir()
         (folder / "information").write_text(f"Model: \t\t NVIDIA L4\nGPU UUID: \t GPU-{number}a-b\nBus Type: \t PCIe\n")
+    if not count:  # nothing has used it yet
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one/information").write_text("GPU UUID: \t GPU-????????-????\n")
     monkeypatch.setattr(gpus, "DRIVER", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown:
