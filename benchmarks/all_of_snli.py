@@ -123,7 +123,8 @@ def predict(folder: Path) -> None:
     for name, right in RIGHT.items():
         drawn = finished_run.predictions(test, task, rng, right)
         (folder / "results" / name).mkdir(parents=True, exist_ok=True)
-        table = prediction_table(test, drawn[task.probabilities].to_numpy(), task)
+        rows = test[["row", *task.texts, "group", "label"]]
+        table = prediction_table(rows, drawn[task.probabilities].to_numpy(), task)
         table.to_parquet(folder / f"results/{name}/predictions.parquet", index=False)
     for name in ("results/train", *(f"measurements/{name}" for name in ("base", "train", "tuned"))):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ import clock
 import compare
 import profile_step
 import recipes
+import several_gpus
 import table
 
 
@@ -65,6 +66,14 @@ def test_a_plan_has_what_is_asked_for_alone():
         ("ours, eager", 64), ("ours, eager", 8)
     ]  # fmt: skip
     assert compare.plan(["evaluation, ours"], None, torch_compile=False) == []
+
+
+def test_rows_are_repeated_to_as_many_as_are_wanted(inputs):
+    rows = several_gpus.all_rows(inputs, EMBEDDED / "assets/everyday-nli", 2500)
+    assert len(rows) == 2500
+    period = next(n for n in range(1, 2500) if (rows.labels[n:] == rows.labels[:-n]).all())
+    assert len(inputs.rows["ours"]) <= period <= 1010, "all rows of the folder that have a label"
+    assert rows[period]["input_ids"].tolist() == rows[0]["input_ids"].tolist()
 
 
 @pytest.mark.parametrize(
