@@ -33,8 +33,10 @@ def evaluate(name: str, adapter: Path | None) -> None:
     manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
     test = Examples(files.read_columns(TEST, ["input_ids", "label"]))
     read = [TEST, *([adapter / "adapter_model.safetensors"] if adapter else [])]
-    found = [p, manifest, versions(device), *map(files.sha256, read)]
-    files.same_on_all_ranks(found, "parameters, base, versions, kind of GPU, test rows, adapter")
+    files.same_on_all_ranks(
+        lambda: [p, manifest, versions(device), *map(files.sha256, read)],
+        "parameters, base, versions, kind of GPU, test rows, adapter",
+    )
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
         classifier = Classifier.load(manifest, p, task.classes, device, adapter)

@@ -33,7 +33,7 @@ def main() -> None:
         groups, task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"],
         [files.sha256(path) for path in paths.values()], checkpoints.code_digests(__file__), versions(device),
     )  # fmt: skip
-    files.same_on_all_ranks(folder, "parameters, base, rows, versions, kind of GPU")
+    files.same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
 
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
@@ -48,8 +48,9 @@ def main() -> None:
             classifier, rows["train"], rows["validation"], p, tokenizer.pad_token_id, folder, recorder
         )
         resumed = ranks.from_first(checkpoints.checkpoint_to_resume(folder) if ranks.is_first() else None)
-        there = resumed is None or resumed.exists()
-        files.same_on_all_ranks(there, f"{checkpoints.TOP}/, one folder for all machines,")
+        files.same_on_all_ranks(
+            lambda: resumed is None or resumed.exists(), f"{checkpoints.TOP}/, one folder for all machines,"
+        )
         if resumed:
             print(f"resuming from {resumed}")
         recorder.mark("before_training")

@@ -69,7 +69,7 @@ def differences(committed: dict, now: dict) -> dict[str, list[str]]:
         "code": [path for path in deps if path.startswith("stages/")],
         "inputs": [path for path in deps if not path.startswith("stages/")],
         "params": changed(*(entry.get("params", {}).get("params.yaml", {}) for entry in (committed, now))),
-        "cmd": [entry["cmd"] for entry in (committed, now) if "cmd" in entry and committed.get("cmd") != now["cmd"]],
+        "cmd": [] if committed.get("cmd") == now["cmd"] else [committed.get("cmd", "none"), now["cmd"]],
         "outs": outs,
         "equal": [name for name in after if name not in outs],
     }

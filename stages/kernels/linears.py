@@ -248,7 +248,7 @@ class Gradients:
         written: the groups whose backward has run since `begin`.
     """
 
-    def __init__(self, groups: Sequence[Linears], others: Sequence[torch.nn.Parameter] = ()) -> None:
+    def __init__(self, groups: Sequence[Linears], others: Sequence[torch.nn.Parameter]) -> None:
         device = groups[0].a.device
         self.groups, self.others, self.written = groups, others, set()
         self.anchor = torch.zeros((), device=device, requires_grad=True)

@@ -1,5 +1,6 @@
 """The proof that a saved adapter is whole: read back as a user reads it, it is what the trained model was."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,6 +17,7 @@ from stages.model.devices import pick_precision
 from stages.runtime import params
 from stages.runtime.errors import UserError, kind_and_line
 from stages.sources.fetch import model_folder
+from stages.task.batching import lengths_of
 
 ROWS = 8
 # How far the logits may be apart, as `distance` has it, by the precision of the products. Gemma 3 270M on SNLI's texts,
@@ -41,14 +43,15 @@ class Trained:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PeftModel, examples: list[dict]) -> Self:
+    def of(cls, model: PeftModel, examples: Sequence[dict]) -> Self:
         """Ask a model, which comes back in evaluation mode; each row stands alone, so without padding.
 
         Args:
-            examples: rows to choose from, list of {"input_ids": ints}.
+            examples: rows to choose from, of {"input_ids": ints}.
         """
-        by_length = sorted(examples, key=lambda row: len(row["input_ids"]))
-        some = [by_length[i] for i in np.unique(np.linspace(0, len(by_length) - 1, ROWS).round().astype(int))]
+        by_length = np.argsort(lengths_of(examples), kind="stable")
+        places = np.unique(np.linspace(0, len(by_length) - 1, ROWS).round().astype(int))
+        some = [examples[row] for row in by_length[places]]
         device = next(model.parameters()).device
         rows = [torch.tensor(row["input_ids"])[None].to(device) for row in some]
         with sdpa_kernel(ATTENTION):

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,17 +128,19 @@ def _read_parquet(path, read):
         raise UserError(f"{path}: not readable as parquet ({error}); run `dvc repro`") from error
 
 
-def same_on_all_ranks(value: object, what: str) -> None:
-    """Raise UserError where a rank has another value, or other code: the run would be of both.
+def same_on_all_ranks(find: Callable[[], object], what: str) -> None:
+    """Raise UserError where a rank finds another value, or has other code: the run would be of both.
 
     Args:
+        find: gives the value; not called where there is one rank.
         what: stands for it, in the error.
     """
     if ranks.count() == 1:
         return
     stages = Path(__file__).parents[1]
     code = {str(path.relative_to(stages)): sha256(path) for path in sorted(stages.rglob("*.py"))}
-    if any(other != (value, code) for other in ranks.gather((value, code))):
+    mine = (find(), code)
+    if any(other != mine for other in ranks.gather(mine)):
         raise UserError(f"{what} or the code: not the same for all ranks; every machine needs the same")
 
 
