@@ -16,6 +16,7 @@ from helpers import small_classifier
 from helpers.families import FAMILIES, quantization_of, save_family
 from helpers.parameters import manifest_of
 from helpers.project import ROOT
+from helpers.ranks import TORCHRUN
 from helpers.small_classifier import (
     DEVICE,
     PAD,
@@ -477,7 +478,7 @@ ranks.leave()
 def test_recorder_of_two_ranks_reads_both_gpus(tmp_path):
     """The first takes 2 GiB, the second 4."""
     (tmp_path / "each.py").write_text(EACH_ITS_OWN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2"]
     env = stage_env()
     done = subprocess.run([*command, tmp_path / "each.py", tmp_path], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from helpers.project import COMMITTED, EMBEDDED, ROOT
 
+from stages.runtime import gpus
+
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = DVC_YAML["stages"]
 PARAMS = yaml.safe_load((COMMITTED / "params.yaml").read_text())
@@ -92,6 +94,10 @@ def test_every_parameter_belongs_to_some_stage():
     everywhere = set().union(*(listed_leaves(stage) for stage in STAGES))
     everywhere |= {name for stage in STAGES.values() for name in re.findall(r"\$\{(.+?)\}", stage["cmd"])}
     assert {leaf for key, value in PARAMS.items() for leaf in leaves(value, key)} == everywhere
+
+
+def test_the_stages_that_the_launcher_starts_are_those_that_hold_a_gpu():
+    assert tuple(name for name, stage in STAGES.items() if "${launcher}" in stage["cmd"]) == gpus.STAGES
 
 
 def test_metrics_and_plots_are_outs_of_analyze():

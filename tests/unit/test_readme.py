@@ -79,6 +79,7 @@ def test_the_speeds_of_several_gpus_are_the_results():
         assert f"| {statistics.median(line['ms_per_step'] for line in lines):.1f} |" in text
     for batch in (16, 128):
         assert f"**{speeds[2, 2 * batch] / speeds[1, batch]:.2f} times**" in text
+    assert f"two GPUs: {speeds[2, 256] / speeds[1, 128]:.2f} times the rows a second of one" in README
     for line in (line for run in found["all_rows"] for line in run["training"]):
         assert f"| {line['rows_per_second']:,.0f} ({line['slowest']:,.0f} to {line['fastest']:,.0f}) " in text
         assert (

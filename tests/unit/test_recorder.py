@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.project import ROOT
+from helpers.ranks import free_port
 
 from stages.runtime import files, samples
 from stages.runtime import recorder as recorder_module
@@ -152,9 +152,7 @@ def two_ranks(tmp_path):
     started = []
 
     def start(code):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         folders = [tmp_path / "first", tmp_path / "second"]
         for rank, folder in enumerate(folders):
             folder.mkdir()

@@ -1,4 +1,4 @@
-"""A GPU for each process, on a machine of two and more: `pytest -m gpu tests/gpu/test_several_gpus.py`."""
+"""A GPU for each process, on a machine of two and more: `pytest -m gpu tests/gpu/test_gpu_locks.py`."""
 
 import itertools
 import os
@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers.project import COMMITTED
+from helpers.ranks import TORCHRUN
 from helpers.stages import stage_env
 
 from stages.runtime import gpus
@@ -117,7 +118,7 @@ def test_four_stages_share_two_gpus_two_at_a_time(start):
 
 def test_two_runs_of_two_ranks_take_both_gpus_in_turn(start):
     two = gpus.visible()[:2]
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "stage.py")
+    command = (*TORCHRUN[1:], "--standalone", "--nproc-per-node=2", "stage.py")
     said = finish([start(*command, shown=",".join(order)) for order in (two, two[::-1])])
     spans, seen = used(said)
     assert seen == {2}
