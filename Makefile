@@ -37,5 +37,5 @@ embedded-assets: setup  ## make embedded/assets anew: the small world's sentence
 	python embedded/make/nano_phi.py
 	python embedded/make/examples.py
 
-clean:           ## remove what the stages made, but not what Git or DVC's cache holds
-	rm -rf data models results measurements checkpoints embedded/data embedded/models embedded/results embedded/measurements embedded/checkpoints
+clean:           ## remove what the stages wrote, but not what Git or DVC's cache holds
+	rm -rf outs embedded/outs

@@ -117,16 +117,16 @@ def run(folder: Path, stage: str, source: Path) -> tuple[float, float, float]:
 
 def predict(folder: Path) -> None:
     """Write what `eval_base`, `train_qlora` and `eval_lora` leave for `analyze`."""
-    task, rng = Task.read(folder / "data/task.json"), np.random.default_rng(0)
-    test = read_table(folder / "data/tokenized/test.parquet")
-    kept = {path: read_json(path) for path in (folder / "models/base.json", folder / "data/source.json")}
+    task, rng = Task.read(folder / "outs/task.json"), np.random.default_rng(0)
+    test = read_table(folder / "outs/tokenized/test.parquet")
+    kept = {path: read_json(path) for path in (folder / "outs/base_model.json", folder / "outs/data_source.json")}
     for name, right in RIGHT.items():
         drawn = finished_run.predictions(test, task, rng, right)
-        (folder / "results" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "outs/results" / name).mkdir(parents=True, exist_ok=True)
         rows = test[["row", *task.texts, "group", "label"]]
         table = prediction_table(rows, drawn[task.probabilities].to_numpy(), task)
-        table.to_parquet(folder / f"results/{name}/predictions.parquet", index=False)
-    for name in ("results/train", *(f"measurements/{name}" for name in ("base", "train", "tuned"))):
+        table.to_parquet(folder / f"outs/results/{name}/predictions.parquet", index=False)
+    for name in ("outs/results/train", *(f"outs/measurements/{name}" for name in ("base", "train", "tuned"))):
         (folder / name).mkdir(parents=True, exist_ok=True)
     finished_run.write_run(folder, "nano-phi", "snli", gpu=None)
     for path, value in kept.items():  # which that wrote too, made up

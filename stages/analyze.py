@@ -17,22 +17,22 @@ PUBLISHED = Path(__file__).parent / "report" / "published.json"
 
 def main() -> None:
     p = params.load()
-    settings, task = p.analysis, Task.read("data/task.json")
-    base = files.read_table("results/base/predictions.parquet")
-    tuned = files.read_table("results/tuned/predictions.parquet")
+    settings, task = p.analysis, Task.read("outs/task.json")
+    base = files.read_table("outs/results/base/predictions.parquet")
+    tuned = files.read_table("outs/results/tuned/predictions.parquet")
     if list(base["row"]) != list(tuned["row"]):
-        raise errors.UserError("results/base and results/tuned hold predictions of different rows; run `dvc repro`")
+        raise errors.UserError("outs/results: base and tuned hold predictions of different rows; run `dvc repro`")
     read = {"train": [*task.texts, "label"], "test": ["truncated"]}  # without tokens, the most of all rows
-    tokenized = {split: files.read_table(f"data/tokenized/{split}.parquet", read[split]) for split in read}
-    epochs, steps = (read_curve(f"results/train/{name}.csv") for name in ("epochs", "steps"))
-    found = {name: files.read_json(f"results/{name}/summary.json") for name in STAGES.values()}
-    measured = {name: usage.figures(files.read_json(f"measurements/{name}/run.json")) for name in STAGES.values()}
-    samples = {stage: pd.read_csv(f"measurements/{name}/usage.csv") for stage, name in STAGES.items()}
+    tokenized = {split: files.read_table(f"outs/tokenized/{split}.parquet", read[split]) for split in read}
+    epochs, steps = (read_curve(f"outs/results/train/{name}.csv") for name in ("epochs", "steps"))
+    found = {name: files.read_json(f"outs/results/{name}/summary.json") for name in STAGES.values()}
+    measured = {name: usage.figures(files.read_json(f"outs/measurements/{name}/run.json")) for name in STAGES.values()}
+    samples = {stage: pd.read_csv(f"outs/measurements/{name}/usage.csv") for stage, name in STAGES.items()}
     about = {
         "task": task,
         "versions": measured["train"]["versions"],
-        "model": files.read_json("models/base.json"),
-        "data": files.read_json("data/source.json"),
+        "model": files.read_json("outs/base_model.json"),
+        "data": files.read_json("outs/data_source.json"),
         "params": p,
         "device": usage.device(measured["train"]),
         "published": files.read_json(PUBLISHED),
@@ -43,7 +43,7 @@ def main() -> None:
     made = [metrics.of_table(t, task, settings.confidence, settings.bootstrap_samples, p.seed) for t in (base, tuned)]
     verdicts = {key: finding["verdict"] for key, finding in findings.items()}
     details = {
-        "data": files.read_json("data/summary.json"),
+        "data": files.read_json("outs/data_summary.json"),
         "base": metrics.scores(made[0]) | found["base"],
         "train": found["train"] | tables.kept_epoch(epochs, found["train"]["best_epoch"]),
         "tuned": metrics.scores(made[1]) | found["tuned"],

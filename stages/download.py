@@ -16,11 +16,11 @@ def main() -> None:
         raise errors.UserError(
             f"params.yaml: model.name: {model_folder}: no model here (config.json and *.safetensors)"
         )
-    with files.new_folder("data/raw") as folder:
+    with files.new_folder("outs/splits") as folder:
         for split, rows in splits.items():
             pq.write_table(rows, folder / f"{split}.parquet")
-    files.write_json("data/source.json", {key: source[key] for key in ("name", "revision", "digest")})
-    files.write_json("models/base.json", manifest)
+    files.write_json("outs/data_source.json", {key: source[key] for key in ("name", "revision", "digest")})
+    files.write_json("outs/base_model.json", manifest)
     print(f"{manifest['name']}: {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2f} GB; {p.data.name}: "
           + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))  # fmt: skip
 

@@ -13,7 +13,7 @@ from stages.runtime.recorder import Recorder, versions
 from stages.task.batching import Examples
 from stages.task.task import Task
 
-TEST = "data/tokenized/test.parquet"
+TEST = "outs/tokenized/test.parquet"
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def evaluate(name: str, adapter: Path | None) -> None:
-    """Predict the test rows; write what was found to results/, what the run measured of itself to measurements/.
+    """Predict the test rows; write predictions to outs/results/, the run's time and memory to outs/measurements/.
 
     Args:
         name: of the folder below each of the two.
@@ -30,7 +30,7 @@ def evaluate(name: str, adapter: Path | None) -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
     ranks.join(device)
-    manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
+    manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
     test = Examples(files.read_columns(TEST, ["input_ids", "label"]))
     read = [TEST, *([adapter / "adapter_model.safetensors"] if adapter else [])]
     files.same_on_all_ranks(
@@ -50,12 +50,12 @@ def evaluate(name: str, adapter: Path | None) -> None:
         recorder.mark("after_evaluation")
     if not ranks.is_first():
         return
-    with files.new_folder(f"results/{name}") as folder:
+    with files.new_folder(f"outs/results/{name}") as folder:
         rows = files.read_table(TEST, ["row", *task.texts, "group", "label"])
         table = prediction_table(rows, probabilities, task)
         table.to_parquet(folder / "predictions.parquet", index=False)
         files.write_json(folder / "summary.json", {"parameters": count_parameters(classifier.model)})
-    recorder.save(f"measurements/{name}", {"seconds": seconds, "rows_per_second": len(test) / seconds})
+    recorder.save(f"outs/measurements/{name}", {"seconds": seconds, "rows_per_second": len(test) / seconds})
 
 
 def prediction_table(rows: pd.DataFrame, probabilities: np.ndarray, task: Task) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from stages.runtime import errors
 
 
 def main() -> None:
-    evaluate("tuned", adapter=Path("models/adapter"))
+    evaluate("tuned", adapter=Path("outs/adapter"))
 
 
 if __name__ == "__main__":

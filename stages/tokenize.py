@@ -15,7 +15,7 @@ from stages.task.tokens import columns_of, load_tokenizer, tokenize
 
 def main() -> None:
     p = params.load()
-    tokenizer = load_tokenizer(files.read_json("models/base.json"))
+    tokenizer = load_tokenizer(files.read_json("outs/base_model.json"))
     wanted = {"train": p.data.train_rows, "validation": p.data.validation_rows, "test": p.data.test_rows}
     columns = columns_of(p.tokenize.template)
     task, rows = dataset.take_rows({split: read_raw(split) for split in SPLITS}, p.data, columns)
@@ -23,7 +23,7 @@ def main() -> None:
     labelled = {split: with_label(chosen[split], split, p.data, task) for split in SPLITS}
     summary = {}
     with (
-        files.new_folder("data/tokenized") as folder,
+        files.new_folder("outs/tokenized") as folder,
         tqdm(total=sum(map(len, labelled.values())), desc="tokenize", unit="row", disable=None) as bar,
     ):
         for split in SPLITS:
@@ -34,17 +34,17 @@ def main() -> None:
                 summary["padding"] = padding(dataset.lengths(kept), p)
             for other in SPLITS[: SPLITS.index(split)]:
                 summary[split][f"in_{other}"] = dataset.shared(kept, labelled[other], task)
-    files.write_json("data/summary.json", summary)
-    task.write("data/task.json")
+    files.write_json("outs/data_summary.json", summary)
+    task.write("outs/task.json")
     print("\n".join([f"{len(task.classes)} classes: {listed(task.classes)}", *cautions(summary)]))
 
 
 def read_raw(split: str) -> pa.Table:
     try:
-        return pq.read_table(f"data/raw/{split}.parquet")
+        return pq.read_table(f"outs/splits/{split}.parquet")
     except (OSError, ValueError) as error:
         raise errors.UserError(
-            f"data/raw/{split}.parquet: not readable as parquet ({error}); run `dvc repro`"
+            f"outs/splits/{split}.parquet: not readable as parquet ({error}); run `dvc repro`"
         ) from error
 
 

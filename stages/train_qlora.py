@@ -23,8 +23,8 @@ def main() -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
     ranks.join(device)
-    manifest, task = files.read_json("models/base.json"), Task.read("data/task.json")
-    paths = {split: f"data/tokenized/{split}.parquet" for split in ("train", "validation")}
+    manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
+    paths = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
     rows = {split: Examples(files.read_columns(path, ["input_ids", "label"])) for split, path in paths.items()}
     tokenizer = load_tokenizer(manifest)
     groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
@@ -80,16 +80,16 @@ def main() -> None:
         "batches": groups["batches"],
     }  # fmt: skip
     parameters, trained = count_parameters(classifier), Trained.of(classifier, rows["validation"])
-    with files.new_folder("models/adapter") as adapter:
+    with files.new_folder("outs/adapter") as adapter:
         save_adapter(classifier, tokenizer, manifest, reading, adapter)
         del base, classifier, trainer  # two bases at a time need not fit
         gc.collect()
         check_saved(adapter, trained, manifest, p.model, device)
-    with files.new_folder("results/train") as results:
+    with files.new_folder("outs/results/train") as results:
         files.write_csv(results / "steps.csv", pd.DataFrame(steps))
         files.write_csv(results / "epochs.csv", pd.DataFrame(epochs))
         files.write_json(results / "summary.json", {"best_epoch": best, "parameters": parameters})
-    recorder.save("measurements/train", {"seconds": seconds, "resumed": resumed is not None})
+    recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": resumed is not None})
     checkpoints.remove_checkpoints(folder)
 
 

@@ -33,8 +33,8 @@ from stages.report.render import short
 from stages.runtime import errors, files
 
 WORKSPACE = "workspace"
-RESULTS, CASES = "results/tuned", "metrics/cases.csv"
-INPUTS = ("data/raw", "models/base.json")  # what `download` brought
+RESULTS, CASES = "outs/results/tuned", "metrics/cases.csv"
+INPUTS = ("outs/splits", "outs/base_model.json")  # what `download` brought
 NO_PART = ("seed", "analysis.", "watch.")  # parameters that make no other setting
 SHOWN = 40  # characters of a text in an error
 

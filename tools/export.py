@@ -79,7 +79,7 @@ def main() -> None:
         prog="python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; must be empty or not there")
-    parser.add_argument("--adapter", type=Path, default=Path("models/adapter"), help="its folder (%(default)s)")
+    parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="its folder (%(default)s)")
     parser.add_argument("--merge", choices=MERGES, help="write this merge, not the closer one")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
@@ -159,7 +159,7 @@ class Rows:
     @classmethod
     def read(cls, adapter: Adapter) -> "Rows":
         """The workspace's test rows."""
-        table, how = files.read_table("data/tokenized/test.parquet"), adapter.reading.tokenize
+        table, how = files.read_table("outs/tokenized/test.parquet"), adapter.reading.tokenize
         texts, ids, truncated = read(table, adapter.tokenizer, how.template, how.max_length)
         return cls(texts, ids, table["label"].to_numpy(), sum(truncated))
 
@@ -180,7 +180,7 @@ def export(out: Path, folder: Path, wanted: str | None) -> None:
     adapter = Adapter.read(folder)
     if wanted and wanted not in adapter.merges:
         raise errors.UserError(f"--merge: {wanted}, but {folder} was trained on weights that are not quantised")
-    task, data = test_task(adapter), files.read_json("data/source.json")
+    task, data = test_task(adapter), files.read_json("outs/data_source.json")
     rows = Rows.read(adapter)
     too_small = (
         f"{adapter.manifest['name']} does not fit this GPU's memory in 4 and in 16 bits at a time; "
@@ -230,14 +230,14 @@ def check_space(out: Path, parameters: int) -> None:
 
 def test_task(adapter: Adapter) -> Task:
     """The workspace's task; refused where the adapter has another one."""
-    task, reading = Task.read("data/task.json"), adapter.reading
+    task, reading = Task.read("outs/task.json"), adapter.reading
     for key, own, theirs in (
         ("classes", tuple(reading.classes), task.classes),
         ("columns", columns_of(reading.tokenize.template), task.columns),
     ):
         if own != theirs:
             raise errors.UserError(
-                f"data/task.json: {key}: {', '.join(theirs)}, but {adapter.folder} has {', '.join(own)}; "
+                f"outs/task.json: {key}: {', '.join(theirs)}, but {adapter.folder} has {', '.join(own)}; "
                 "the test rows have to be of the adapter's task"
             )
     return task

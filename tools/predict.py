@@ -38,7 +38,7 @@ def main() -> None:
         prog="python -m tools.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("text", nargs="*", help="one for each column that the adapter's template reads, in its order")
-    parser.add_argument("--adapter", type=Path, default=Path("models/adapter"), help="its folder (%(default)s)")
+    parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="its folder (%(default)s)")
     parser.add_argument(
         "--base", action="store_true", help="ask the untuned model, with the head that tuning began from"
     )

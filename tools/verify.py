@@ -21,7 +21,7 @@ from stages.analysis import usage
 from stages.runtime import errors
 
 LOCK = "dvc.lock"
-MEASURED = ("measurements", "metrics/measurements", "metrics/summary.json", "metrics/report.html")
+MEASURED = ("outs/measurements", "metrics/measurements", "metrics/summary.json", "metrics/report.html")
 VERSIONS = "metrics/measurements/stages.json"
 MEASURED_BY = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}  # the names of stages there
 

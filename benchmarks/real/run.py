@@ -168,7 +168,7 @@ def answers(folder: Path, model: str) -> "pd.DataFrame":
     """A model's answer to each test row, without the texts: row, label, group, prediction."""
     import pandas as pd
 
-    table = pd.read_parquet(folder / f"results/{model}/predictions.parquet")
+    table = pd.read_parquet(folder / f"outs/results/{model}/predictions.parquet")
     return table[["row", "label", "group", "prediction"]].astype("int32")
 
 
@@ -177,16 +177,16 @@ def scores(folder: Path) -> dict:
     import numpy as np
     import pandas as pd
 
-    table = pd.read_parquet(folder / "results/tuned/predictions.parquet")
+    table = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet")
     shares = table[[column for column in table if column.startswith("p_")]].to_numpy()
     gold = np.take_along_axis(shares, table["label"].to_numpy()[:, None], axis=1)
     return {
         "accuracy": float((table["prediction"] == table["label"]).mean()),
         "loss": float(-np.log(gold.clip(1e-6)).mean()),  # probabilities are rounded to 1e-6
-        "rows": {"train": read(folder, "data/summary.json")["train"]["kept"], "test": len(table)},
-        "best_epoch": read(folder, "results/train/summary.json")["best_epoch"],
-        "epochs": pd.read_csv(folder / "results/train/epochs.csv").round(4).to_dict("records"),
-        "versions": read(folder, "measurements/train/run.json")["versions"],
+        "rows": {"train": read(folder, "outs/data_summary.json")["train"]["kept"], "test": len(table)},
+        "best_epoch": read(folder, "outs/results/train/summary.json")["best_epoch"],
+        "epochs": pd.read_csv(folder / "outs/results/train/epochs.csv").round(4).to_dict("records"),
+        "versions": read(folder, "outs/measurements/train/run.json")["versions"],
     }
 
 
@@ -194,7 +194,7 @@ def times(folder: Path) -> dict:
     """What a run that had its GPU to itself measured: seconds and peak GB of training and of testing."""
     found = {}
     for stage in ("train", "tuned"):
-        run = read(folder, f"measurements/{stage}/run.json")
+        run = read(folder, f"outs/measurements/{stage}/run.json")
         found[stage] = {"seconds": run["seconds"], "peak_gb": run["gpu"].get("peak_allocated")}
     return found
 

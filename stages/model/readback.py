@@ -73,7 +73,7 @@ def check_saved(folder: Path, trained: Trained, manifest: dict, group: params.Mo
     Raises:
         UserError: where a weight is not the same, or the logits are further apart than rounding takes them.
     """
-    failed = "models/adapter: not kept: read back by plain transformers and peft, it"
+    failed = "outs/adapter: not kept: read back by plain transformers and peft, it"
     try:
         model = _read(folder, manifest, group, device)
         logits = _logits(model, folder, trained.examples)

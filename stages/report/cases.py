@@ -27,8 +27,8 @@ def for_a_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The cases with the classes' names for their numbers, and with an apostrophe before each text that a spreadsheet
     would take for a formula, as OWASP advises.
 
-    Of many classes the probabilities are left out but for the likeliest one's: Git keeps this table, and results/ has
-    them all.
+    Of many classes the probabilities are left out but for the likeliest one's: Git keeps this table, and
+    outs/results/ has them all.
     """
     names = dict(enumerate(task.classes))
     coded = ["gold", "base", "tuned", ALL, *map(guess_of, task.columns)]

@@ -20,7 +20,7 @@ def by_split(summary: dict[str, Any], task: Task) -> list[tuple[str, list[str]]]
     """What each split holds: (name, [value of training, of validation, of test]) a line.
 
     Args:
-        summary: of data/summary.json.
+        summary: of outs/data_summary.json.
     """
     splits = [summary[split] for split in SPLITS]
     lines = [("rows in the split", [split["rows"] for split in splits])]

@@ -29,7 +29,7 @@ def recipe(data_summary: dict[str, Any], about: dict[str, Any]) -> list[tuple[st
     """(name, value) of each line: no clock and no commit in it, so that equal inputs give equal bytes.
 
     Args:
-        data_summary: of data/summary.json.
+        data_summary: of outs/data_summary.json.
         about: as `document.context` takes it.
     """
     p, task = about["params"], about["task"]

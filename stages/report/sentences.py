@@ -60,7 +60,7 @@ def overlap(test: dict[str, Any], group: str | None) -> str | None:
     """How far the test rows' groups were seen in training; None where whole rows were, of which `cautions` warns.
 
     Args:
-        test: {"kept", "in_train": {"rows", "groups"}}, of data/summary.json; "groups" where the task has them.
+        test: {"kept", "in_train": {"rows", "groups"}}, of outs/data_summary.json; "groups" where the task has them.
         group: `Task.group`.
     """
     kept, found = test["kept"], test["in_train"]

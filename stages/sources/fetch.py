@@ -7,6 +7,7 @@ from stages.runtime.errors import UserError
 from stages.sources import hub
 from stages.sources.manifest import PATTERNS, changed_size, check_whole, describe, is_folder, local
 
+OUTS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
 HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
 
 
@@ -44,6 +45,7 @@ def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
 
 def _from_folder(source, key, watched):
     folder = local(source.name)
+    _check_outside_outs(folder, source.name, key)
     manifest = describe(folder, source.name, source.revision, key)
     check_whole(folder, manifest, key)  # first: the digest of a part is nothing to pin
     wrong = []
@@ -59,6 +61,17 @@ def _from_folder(source, key, watched):
     if source.revision != manifest["digest"]:
         print(f"{source.name} is a folder and not pinned; to pin it, set {key}.revision: {manifest['digest']}")
     return folder, manifest
+
+
+def _check_outside_outs(folder, name, key):
+    """Refuse a folder that DVC would delete or change, or that would be a source of itself."""
+    for out in map(Path, OUTS):
+        if folder.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"params.yaml: {key}.name: {name}: the pipeline writes {out}/ there; allowed: a folder outside of "
+                f"{' and '.join(f'{out}/' for out in OUTS)} that holds neither of them. Move the files and name their "
+                "new folder"
+            )
 
 
 def model_folder(manifest: dict) -> Path:

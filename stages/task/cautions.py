@@ -17,7 +17,7 @@ def cautions(summary: dict) -> list[str]:
     """A sentence for each thing that a reader should know of the rows before the scores.
 
     Args:
-        summary: data/summary.json.
+        summary: outs/data_summary.json.
     """
     return [*_without_rows(summary), *_in_two_splits(summary), *_in_part(summary)]
 

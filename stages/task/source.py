@@ -31,7 +31,7 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
     """
     if not set(names) - {"README.md"}:
         raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLES)}")
-    with scratch_folder("data/source") as scratch:
+    with scratch_folder("outs/data_source") as scratch:
         for name in names:
             (scratch / "files" / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / "files" / name).symlink_to((Path(folder) / name).resolve())

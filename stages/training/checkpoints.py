@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerState
 from stages.runtime import ranks
 from stages.runtime.files import remove_folder, sha256
 
-TOP = Path("checkpoints")
+TOP = Path("outs/checkpoints")
 WHOLE = "whole"  # marks a checkpoint that was written to its end
 
 

@@ -41,7 +41,7 @@ def undisturbed(clone):
 
 def wipe(clone):
     """Everything that a run made."""
-    for name in (*MADE, "checkpoints", "dvc.lock"):
+    for name in (*MADE, "dvc.lock"):
         path = clone.folder / "embedded" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name in ("cache", "tmp"):

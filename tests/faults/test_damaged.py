@@ -49,7 +49,12 @@ def downloads(raw, tmp_path_factory):
             path = top / name / f"nli/{split}.parquet"
             path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(content, path)
     done = run_stage_in_each("download,tokenize", [top / name for name in contents], HF_HOME=str(top / "hf"))
-    before = ("nli/", "data/raw/", "data/source.json", "models/base.json")  # `tokenize` is the one to look into rows
+    before = (
+        "nli/",
+        "outs/splits/",
+        "outs/data_source.json",
+        "outs/base_model.json",
+    )  # `tokenize` is the one to look into rows
     for name, outcome in done.items():
         outcome.written = [path for path in written(top / name) if not path.startswith(before) or name in FILES]
         outcome.written = [path for path in outcome.written if not path.startswith("nli/")]
@@ -81,16 +86,17 @@ def evaluations(raw, tmp_path_factory):
         "no tokens": (manifest_of(NANO), None),
     }
     for name, (manifest, tokens) in cases.items():
-        (top / name / "data/tokenized").mkdir(parents=True)
-        (top / name / "models").mkdir()
+        (top / name / "outs/tokenized").mkdir(parents=True)
         (top / name / "params.yaml").write_text(yaml.safe_dump(raw))
-        Task(CLASSES, ("premise", "hypothesis"), "premise").write(top / name / "data/task.json")
-        (top / name / "models/base.json").write_text(json.dumps(manifest))
+        Task(CLASSES, ("premise", "hypothesis"), "premise").write(top / name / "outs/task.json")
+        (top / name / "outs/base_model.json").write_text(json.dumps(manifest))
         if tokens:
-            (top / name / "data/tokenized/test.parquet").write_bytes(tokens)
+            (top / name / "outs/tokenized/test.parquet").write_bytes(tokens)
     done = run_stage_in_each("eval_base", [top / name for name in cases])
     for name, outcome in done.items():
-        outcome.written = [path for path in written(top / name) if path.startswith(("results", "measurements"))]
+        outcome.written = [
+            path for path in written(top / name) if path.startswith(("outs/results", "outs/measurements"))
+        ]
     return done
 
 
@@ -99,8 +105,8 @@ def evaluations(raw, tmp_path_factory):
     [
         ("shard gone since download", ["-00002-of-", "missing or changed since `download`"]),
         ("shard gone before", ["model.name", "-00002-of-"]),
-        ("tokens cut", ["data/tokenized/test.parquet: not readable as parquet"]),
-        ("no tokens", ["data/tokenized/test.parquet: not readable as parquet"]),
+        ("tokens cut", ["outs/tokenized/test.parquet: not readable as parquet"]),
+        ("no tokens", ["outs/tokenized/test.parquet: not readable as parquet"]),
     ],
 )
 def test_a_damaged_input_of_a_later_stage_is_one_line(evaluations, name, said):

@@ -132,7 +132,7 @@ def test_ranks_of_other_code_do_not_run_together(tmp_path):
         "error: parameters, base, versions, kind of GPU, test rows, adapter or the code: not the same for all ranks; "
         "every machine needs the same"
     ]
-    assert not (folder / "results").exists()
+    assert not (folder / "outs/results").exists()
 
 
 def agents(folder, port, run_id):
@@ -150,14 +150,14 @@ def agents(folder, port, run_id):
 def test_of_two_machines_one_is_lost_and_the_training_goes_on_later(tmp_path):
     folder = prepare(tmp_path / "run", train__epochs=30)
     first, second = agents(folder, free_port(), "before")
-    wait_for(lambda: list(folder.glob(f"checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")))
+    wait_for(lambda: list(folder.glob(f"outs/checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")))
     pids = [p.pid for agent in (first, second) for p in psutil.Process(agent.pid).children(recursive=True)]
     second.kill()
     for agent in (first, second):
         agent.communicate(timeout=60)
         assert agent.returncode != 0
     assert alive(pids) == []
-    assert not (folder / "models/adapter").exists()
+    assert not (folder / "outs/adapter").exists()
     done = [agent.communicate(timeout=200) for agent in agents(folder, free_port(), "after")]
     assert sum("resuming from" in out for out, _ in done) == 1, done
     assert "adapter_model.safetensors" in adapter_bytes(folder)

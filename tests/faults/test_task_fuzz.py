@@ -148,6 +148,8 @@ def test_a_mistake_leaves_no_half_of_an_out(outcomes):
     """What `download` made may be there where `tokenize` found the mistake; of `tokenize` nothing is."""
     for made, _, left in outcomes[0]:
         of_tokenize = [
-            name for name in left if name.startswith(("data/tokenized", "data/task", "data/summary")) or ".tmp" in name
+            name
+            for name in left
+            if name.startswith(("outs/tokenized", "outs/task", "outs/data_summary")) or ".tmp" in name
         ]
         assert of_tokenize == [], made

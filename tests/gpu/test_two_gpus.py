@@ -28,7 +28,7 @@ def learnable(folder: Path, rows: int = 63 * 16) -> None:
     rng, label = np.random.default_rng(0), np.arange(rows) % 3
     ids = [[*rng.integers(10, 200, 20 + i % 29), *3 * [10 + i % 3]] for i in range(rows)]
     table = pd.DataFrame({"row": range(rows), "label": label, "input_ids": ids})
-    table.to_parquet(folder / "data/tokenized/train.parquet", index=False)
+    table.to_parquet(folder / "outs/tokenized/train.parquet", index=False)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def top(tmp_path_factory):
 
 
 def curve(folder, name="steps"):
-    return pd.read_csv(folder / f"results/train/{name}.csv")
+    return pd.read_csv(folder / f"outs/results/train/{name}.csv")
 
 
 def test_the_ranks_replay_graphs(top):
@@ -72,7 +72,7 @@ def test_two_gpus_train_as_one(top, name):
     one, two = top / f"{name}one", top / f"{name}two"
     for table in ("steps", "epochs"):
         assert np.allclose(curve(one, table), curve(two, table), rtol=5e-3, atol=1e-4), table
-    ones, twos = (safetensors.torch.load_file(f / "models/adapter/adapter_model.safetensors") for f in (one, two))
+    ones, twos = (safetensors.torch.load_file(f / "outs/adapter/adapter_model.safetensors") for f in (one, two))
     assert sum((ones[k] - twos[k]).norm() ** 2 for k in ones) < 1e-4 * sum(w.norm() ** 2 for w in ones.values())
 
 
@@ -91,5 +91,5 @@ def test_the_curve_of_two_gpus_lies_within_the_noise_of_two_seeds(top):
 
 
 def test_two_gpus_predict_to_the_byte_what_one_predicts(top):
-    one, two = (top / f"{gpus}/results/base/predictions.parquet" for gpus in ("one", "two"))
+    one, two = (top / f"{gpus}/outs/results/base/predictions.parquet" for gpus in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()

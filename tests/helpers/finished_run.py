@@ -100,20 +100,20 @@ def make(
     made = {name: predictions(splits["test"], task, rng, right) for name, right in (("base", base), ("tuned", tuned))}
     splits["test"] = splits["test"].loc[splits["test"].index.repeat(copies)].reset_index(drop=True)
     splits["test"].loc[: cut - 1, "truncated"] = True
-    for name in ("data/tokenized", "models", *(f"{top}/{name}" for top in ("results", "measurements")
-                                               for name in ("base", "train", "tuned"))):  # fmt: skip
+    for name in ("outs/tokenized", *(f"outs/{top}/{name}" for top in ("results", "measurements")
+                                     for name in ("base", "train", "tuned"))):  # fmt: skip
         (folder / name).mkdir(parents=True)
     for split, table in splits.items():
-        dataset.to_table(table).to_parquet(folder / f"data/tokenized/{split}.parquet")
+        dataset.to_table(table).to_parquet(folder / f"outs/tokenized/{split}.parquet")
     for name, table in made.items():
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
-        dataset.to_table(table).to_parquet(folder / f"results/{name}/predictions.parquet")
+        dataset.to_table(table).to_parquet(folder / f"outs/results/{name}/predictions.parquet")
     summary = {split: dataset.summarize(table, table, table, task) for split, table in splits.items()}
     none = {"rows": 0} | ({"groups": 0} if group else {})
     summary["validation"]["in_train"] = summary["test"]["in_validation"] = none
     summary["test"]["in_train"] = dict(zip(none, in_train, strict=False))
-    write(folder / "data/summary.json", summary)
-    task.write(folder / "data/task.json")
+    write(folder / "outs/data_summary.json", summary)
+    task.write(folder / "outs/task.json")
     write_parameters(folder / "params.yaml", task)
     write_run(folder, model, data, gpu, gpus)
     return folder
@@ -129,25 +129,25 @@ def write_parameters(path, task):
 
 def write_run(folder, model, data, gpu, gpus):
     """What base, training and tuned leave beside their predictions; the second of three epochs was kept."""
-    write(folder / "data/source.json", {"name": data, "revision": "none", "digest": "d" * 64})
-    write(folder / "models/base.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
+    write(folder / "outs/data_source.json", {"name": data, "revision": "none", "digest": "d" * 64})
+    write(folder / "outs/base_model.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}
     memory |= {"count": gpus, "peak_sum": 4.0 * gpus} if gpus > 1 else {}
     for name in ("base", "train", "tuned"):
         found = {"parameters": {"stored": 5, "total": 8, "trainable": 1}}
-        write(folder / f"results/{name}/summary.json", found | ({"best_epoch": 2} if name == "train" else {}))
+        write(folder / f"outs/results/{name}/summary.json", found | ({"best_epoch": 2} if name == "train" else {}))
         run = {"seconds": 12.5, "gpu": memory, "versions": {"python": "3.11"}}
-        write(folder / f"measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
+        write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
         one = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
                "power_w": None, "allocated_gb": 1.5 if gpu else None, "reserved_gb": None}  # fmt: skip
         usage = samples.table(range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]])
-        usage.to_csv(folder / f"measurements/{name}/usage.csv", index=False)
+        usage.to_csv(folder / f"outs/measurements/{name}/usage.csv", index=False)
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})
-    steps.to_csv(folder / "results/train/steps.csv", index=False)
+    steps.to_csv(folder / "outs/results/train/steps.csv", index=False)
     epochs = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.0, 0.7, 0.5], "validation_loss": [0.9, 0.6, 0.8],
                            "validation_accuracy": [0.5, 0.8, 0.7]})  # fmt: skip
     epochs["validation_f1_weighted"] = [0.4, 0.8, 0.7]
-    epochs.to_csv(folder / "results/train/epochs.csv", index=False)
+    epochs.to_csv(folder / "outs/results/train/epochs.csv", index=False)
 
 
 def write(path, value):

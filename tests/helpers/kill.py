@@ -36,7 +36,7 @@ SMALL = {
     "train": {"epochs": EPOCHS},
 }
 STEPS = 10  # an epoch's, of 160 rows less those without a gold label
-MADE = ("data", "models", "results", "measurements", "metrics")  # folders that the stages write
+MADE = ("outs", "metrics")  # folders that the stages write
 SURVIVES_AT_MOST = 10  # seconds that a stage may outlive its dvc
 CUT = {  # DVC's own files, which it writes in place, and what it says of one that a kill has cut
     "embedded/dvc.lock": r"dvc\.lock' validation failed",
@@ -45,19 +45,19 @@ CUT = {  # DVC's own files, which it writes in place, and what it says of one th
 
 # Where a stage stops itself to be killed: (stage, what is going on, the file operation that is about to happen).
 MOMENTS = [
-    ("download", "before the tables get their name", r"os.rename \S+ data/raw "),
-    ("download", "between two outs", r"os.rename \S+ data/source.json "),
-    ("tokenize", "before the tables get their name", r"os.rename \S+ data/tokenized "),
-    ("eval_base", "between results and measurements", r"os.rename \S+ measurements/base "),
+    ("download", "before the tables get their name", r"os.rename \S+ outs/splits "),
+    ("download", "between two outs", r"os.rename \S+ outs/data_source.json "),
+    ("tokenize", "before the tables get their name", r"os.rename \S+ outs/tokenized "),
+    ("eval_base", "between results and measurements", r"os.rename \S+ outs/measurements/base "),
     ("train_qlora", "in the first checkpoint's save", rf"open \S+/checkpoint-{STEPS}/trainer_state.json "),
     ("train_qlora", "in a later checkpoint's save", rf"open \S+/checkpoint-{2 * STEPS}/adapter_config.json "),
     ("train_qlora", "before a checkpoint is marked as whole", rf"open \S+/checkpoint-{3 * STEPS}/whole "),
     ("train_qlora", "while an old checkpoint is removed", "os.remove optimizer.pt "),
-    ("train_qlora", "between training and the adapter", r"os.mkdir models/\.adapter"),
-    ("train_qlora", "before the adapter gets its name", r"os.rename \S+ models/adapter "),
-    ("train_qlora", "before the checkpoints are removed", r"os.rename checkpoints/\w+ "),
-    ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree checkpoints/\.\w+\.old"),
-    ("eval_lora", "before the predictions get their name", r"os.rename \S+ results/tuned "),
+    ("train_qlora", "between training and the adapter", r"os.mkdir outs/\.adapter"),
+    ("train_qlora", "before the adapter gets its name", r"os.rename \S+ outs/adapter "),
+    ("train_qlora", "before the checkpoints are removed", r"os.rename outs/checkpoints/\w+ "),
+    ("train_qlora", "while the checkpoints are removed", r"shutil.rmtree outs/checkpoints/\.\w+\.old"),
+    ("eval_lora", "before the predictions get their name", r"os.rename \S+ outs/results/tuned "),
     ("analyze", "between two metrics", r"os.rename \S+ metrics/model_card.md "),
     ("analyze", "while the report is written", r"open metrics/\.report.html"),
 ]  # fmt: skip

@@ -22,20 +22,19 @@ def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, *
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     for key, value in {**QUICK, "model.name": str(model), **changes}.items():
         set_key(raw, key, value)
-    (folder / "data/tokenized").mkdir(parents=True)
-    (folder / "models").mkdir()
+    (folder / "outs/tokenized").mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
-    (folder / "models/base.json").write_text(json.dumps(manifest_of(model)))
-    Task(CLASSES, ("text",), None).write(folder / "data/task.json")
+    (folder / "outs/base_model.json").write_text(json.dumps(manifest_of(model)))
+    Task(CLASSES, ("text",), None).write(folder / "outs/task.json")
     rng = np.random.default_rng(0)
     for split, count in (ROWS | {"train": train_rows}).items():
         ids = [rng.integers(10, 200, size=rng.integers(5, 40)).tolist() for _ in range(count)]
         rows = pd.DataFrame({"row": range(count), "label": np.arange(count) % 3, "input_ids": ids})
         rows = rows.assign(text_text="a text", group=rows["row"])
-        rows.to_parquet(folder / f"data/tokenized/{split}.parquet", index=False)
+        rows.to_parquet(folder / f"outs/tokenized/{split}.parquet", index=False)
     return folder
 
 
 def adapter_bytes(folder: Path) -> dict[str, bytes]:
     """{file of the adapter: its bytes}."""
-    return {path.name: path.read_bytes() for path in (folder / "models/adapter").iterdir()}
+    return {path.name: path.read_bytes() for path in (folder / "outs/adapter").iterdir()}

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 ODD = "=A text, \"quoted\", with\r\nlines, a | and 'marks'"
 ROWS = 400
-TASK = "data/task.json"
+TASK = "outs/task.json"
 RIGHT = {("HEAD", 1): 0.80, ("HEAD", 2): 0.82, ("HEAD", 3): 0.81,
          ("lora.r=8", 1): 0.92, ("lora.r=8", 2): 0.93, ("lora.r=8", 3): 0.94}  # fmt: skip
 
@@ -44,10 +44,10 @@ class Runs:
         self.clone = Clone(top)
         self.folder = self.clone.folder / "embedded"
         finished_run.make(self.folder, rows=ROWS, text=ODD)
-        for path in ("data/raw/rows.txt", "models/adapter/weights.txt"):
+        for path in ("outs/splits/rows.txt", "outs/adapter/weights.txt"):
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / path).write_text("not read")
-        self.predictions = pd.read_parquet(self.folder / "results/tuned/predictions.parquet")
+        self.predictions = pd.read_parquet(self.folder / "outs/results/tuned/predictions.parquet")
 
     def finish(self, right, **params):
         """Predictions that are right in a share of the rows, of a training with these parameters."""
@@ -60,9 +60,12 @@ class Runs:
 
     def write(self, table):
         """Predictions of the tuned model, and what `analyze` makes of them for Git; DVC takes them as they are."""
-        table.to_parquet(self.folder / "results/tuned/predictions.parquet")
-        read = {split: pd.read_parquet(self.folder / f"data/tokenized/{split}.parquet") for split in ("train", "test")}
-        base, task = pd.read_parquet(self.folder / "results/base/predictions.parquet"), Task.read(self.folder / TASK)
+        table.to_parquet(self.folder / "outs/results/tuned/predictions.parquet")
+        read = {split: pd.read_parquet(self.folder / f"outs/tokenized/{split}.parquet") for split in ("train", "test")}
+        base, task = (
+            pd.read_parquet(self.folder / "outs/results/base/predictions.parquet"),
+            Task.read(self.folder / TASK),
+        )
         rows = cases.for_a_spreadsheet(comparison.case_table(base, table, read, task), task)
         files.write_csv(self.folder / "metrics/cases.csv", rows, quoting=csv.QUOTE_NONNUMERIC)
         done = self.clone.dvc("commit", "--force")
@@ -237,10 +240,10 @@ def test_rows_in_another_order_are_refused(runs):
     """Last: it leaves the workspace changed."""
     order = np.arange(ROWS)
     order[[5, 9]] = 9, 5
-    for name in ("results/base/predictions", "results/tuned/predictions", "data/tokenized/test"):
+    for name in ("outs/results/base/predictions", "outs/results/tuned/predictions", "outs/tokenized/test"):
         path = runs.folder / f"{name}.parquet"
         pd.read_parquet(path).iloc[order].reset_index(drop=True).to_parquet(path)
-    runs.write(pd.read_parquet(runs.folder / "results/tuned/predictions.parquet"))
+    runs.write(pd.read_parquet(runs.folder / "outs/results/tuned/predictions.parquet"))
     line = refused(runs, "HEAD", "workspace")
     assert (
         "workspace: its test rows are not those of HEAD, but in another order; the first that differs is row 5" in line

@@ -20,20 +20,20 @@ def folder_with_rows(folder, **changes):
     """A folder in which `train_qlora` and `eval_lora` can run."""
     prepare(folder, train__epochs=2, **changes)
     p = yaml.safe_load((folder / "params.yaml").read_text())
-    words = load_tokenizer(json.loads((folder / "models/base.json").read_text()))
+    words = load_tokenizer(json.loads((folder / "outs/base_model.json").read_text()))
     texts = [f"a man {verb} a {noun}" for verb in ("sees", "holds", "likes") for noun in ("dog", "cat", "red ball")]
     rows = pd.DataFrame({"text_premise": texts, "text_hypothesis": texts[::-1], "label": [0, 1, 2] * 3, "group": texts})
-    Task(CLASSES, ("premise", "hypothesis"), "premise").write(folder / "data/task.json")
+    Task(CLASSES, ("premise", "hypothesis"), "premise").write(folder / "outs/task.json")
     test = tokens.tokenize(rows, words, p["tokenize"]["template"], 128)
-    dataset.write(test, folder / "data/tokenized/test.parquet")
+    dataset.write(test, folder / "outs/tokenized/test.parquet")
     return folder
 
 
 def made(folder):
     """{file: its bytes}, of all that two stages found."""
     found = {f"adapter/{name}": content for name, content in adapter_bytes(folder).items()}
-    paths = (path for path in (folder / "results").rglob("*") if path.is_file())
-    return found | {str(path.relative_to(folder / "results")): path.read_bytes() for path in paths}
+    paths = (path for path in (folder / "outs/results").rglob("*") if path.is_file())
+    return found | {str(path.relative_to(folder / "outs/results")): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")

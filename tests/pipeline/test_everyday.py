@@ -167,5 +167,7 @@ def test_a_run_by_force_finds_every_result_equal(story):
         for stage in before
     }
     changed = {path for old, new in files.values() for path in new if old[path] != new[path]}
-    assert changed >= {"measurements/base", "measurements/train", "measurements/tuned"}, "or it was not run"
+    assert changed >= {"outs/measurements/base", "outs/measurements/train", "outs/measurements/tuned"}, (
+        "or it was not run"
+    )
     assert all(is_measured(path) for path in changed)

@@ -59,7 +59,7 @@ def exported(embedded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(embedded):
     """The test rows with the adapter's answers by `eval_lora`."""
-    return pd.read_parquet(embedded / "results/tuned/predictions.parquet")
+    return pd.read_parquet(embedded / "outs/results/tuned/predictions.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def fresh(exported, rows, tmp_path_factory):
 def in_embedded(embedded, monkeypatch):
     """This process works in the clone's embedded/, as the command does; -> (adapter, some of its rows)."""
     monkeypatch.chdir(embedded)
-    adapter = export.Adapter.read(Path("models/adapter"))
+    adapter = export.Adapter.read(Path("outs/adapter"))
     every = export.Rows.read(adapter)
     some = export.Rows(every.texts[:40], every.ids[:40], every.gold[:40], 0)
     return adapter, some
@@ -155,7 +155,7 @@ def test_a_merge_that_is_not_the_adapter_is_refused(in_embedded, tmp_path, monke
 
     monkeypatch.setattr(export, "load_adapter", unscaled)
     with pytest.raises(UserError, match="does not answer as the adapter does"):
-        export.export(tmp_path / "out", Path("models/adapter"), into)
+        export.export(tmp_path / "out", Path("outs/adapter"), into)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,7 +209,7 @@ def test_a_special_tokens_name_in_a_text_is_text(exported, in_embedded):
 def test_the_other_merge_can_be_had(exported, in_embedded, tmp_path, capsys):
     """It has other weights in the layers that LoRA tuned, and in no others."""
     out = tmp_path / "out"
-    export.export(out, Path("models/adapter"), "original")
+    export.export(out, Path("outs/adapter"), "original")
     assert "out: merged into the original weights, 0.00111 GB" in capsys.readouterr().out
     ours, theirs = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (out, exported[0]))
     other = {name for name in ours if not ours[name].equal(theirs[name])}
@@ -254,12 +254,12 @@ def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(embedded, tmp_pat
             lambda saved: saved["files"]["model.safetensors"].update(sha256="0" * 64),
             "nano-phi/model.safetensors: missing or changed since `download` read it",
         ),
-        ("classifier.json", lambda saved: saved.update(classes=["a", "b", "c"]), "data/task.json: classes: entailment"),
+        ("classifier.json", lambda saved: saved.update(classes=["a", "b", "c"]), "outs/task.json: classes: entailment"),
     ],
     ids=["another base", "another task"],
 )
 def test_the_adapter_belongs_to_its_base_and_the_rows_to_its_task(embedded, tmp_path, name, damage, said):
-    folder = shutil.copytree(embedded / "models/adapter", tmp_path / "adapter")
+    folder = shutil.copytree(embedded / "outs/adapter", tmp_path / "adapter")
     saved = json.loads((folder / name).read_text())
     damage(saved)
     (folder / name).write_text(json.dumps(saved))

@@ -57,7 +57,7 @@ def test_an_example_of_the_document(clone, title, block, base, tuned, score):
 
     embedded = clone.folder / "embedded"
     report = (embedded / "metrics/report.md").read_text()
-    task = json.loads((embedded / "data/task.json").read_text())
+    task = json.loads((embedded / "outs/task.json").read_text())
     line = re.search(r"^- classes: `(\d+): (.+?)(, …)?`$", report, re.MULTILINE)
     assert int(line[1]) == len(task["classes"])
     assert ", ".join(task["classes"]).startswith(line[2]) and (line[3] or line[2].endswith(task["classes"][-1]))
@@ -96,5 +96,5 @@ def test_the_same_rows_in_csv_and_as_classlabel_in_parquet_end_alike(tmp_path):
     done = run_stage_in_each(",".join(STAGES[:-1]), [tmp_path / "csv", tmp_path / "parquet"])
     assert {kind: outcome.returncode for kind, outcome in done.items()} == {"csv": 0, "parquet": 0}
     for name in ("base", "tuned"):
-        csv, parquet = ((tmp_path / kind / f"results/{name}/predictions.parquet").read_bytes() for kind in done)
+        csv, parquet = ((tmp_path / kind / f"outs/results/{name}/predictions.parquet").read_bytes() for kind in done)
         assert csv == parquet

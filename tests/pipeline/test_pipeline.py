@@ -11,7 +11,7 @@ from helpers.project import COMMITTED
 
 pytestmark = pytest.mark.slow
 
-MADE = ("data", "models", "results", "measurements")
+MADE = ("outs",)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 
@@ -61,10 +61,10 @@ def refused(repro, back):
 def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
     assert repro.run.ran == STAGES
     for path in (
-        "data/raw/train.parquet", "data/source.json", "models/base.json", "data/tokenized/test.parquet",
-        "data/summary.json", "results/base/predictions.parquet", "results/train/steps.csv",
-        "results/tuned/predictions.parquet", "measurements/base/run.json",
-        "models/adapter/adapter_model.safetensors",
+        "outs/splits/train.parquet", "outs/data_source.json", "outs/base_model.json", "outs/tokenized/test.parquet",
+        "outs/data_summary.json", "outs/results/base/predictions.parquet", "outs/results/train/steps.csv",
+        "outs/results/tuned/predictions.parquet", "outs/measurements/base/run.json",
+        "outs/adapter/adapter_model.safetensors",
     ):  # fmt: skip
         assert (repro.clone.folder / "embedded" / path).is_file(), path
     assert {"summary", "details", "stages"} <= set(repro.metrics)
@@ -175,7 +175,7 @@ def test_a_refused_run_writes_nothing(refused):
     new = refused.after - refused.before
     assert new == set()
     gone = refused.before - refused.after
-    assert all(name.startswith(("models/adapter", "results/train", "measurements/train")) for name in gone), (
+    assert all(name.startswith(("outs/adapter", "outs/results/train", "outs/measurements/train")) for name in gone), (
         "DVC takes a stage's outs away first"
     )
 
@@ -183,7 +183,7 @@ def test_a_refused_run_writes_nothing(refused):
 def test_what_dvc_took_away_before_a_refused_run_comes_back_by_checkout(repro, refused):
     """DVC removes a stage's outs before it starts the stage, so a refusal leaves none."""
     gone = refused.before - refused.after
-    assert {"models/adapter/adapter_model.safetensors", "measurements/train/run.json"} <= gone
+    assert {"outs/adapter/adapter_model.safetensors", "outs/measurements/train/run.json"} <= gone
     done = repro.clone.dvc("checkout")
     assert done.returncode == 0, done.stderr
     assert outs(repro.clone) == refused.before

@@ -36,7 +36,7 @@ def test_the_readmes_example_is_answered_as_it_says(repro):
         assert name == shown_name
         assert float(share.rstrip("%")) == pytest.approx(float(shown_share.rstrip("%")), abs=1)
     premise, hypothesis = re.findall(r'"(.*?)"', commands[-1])
-    rows = pd.read_parquet(repro.clone.folder / "embedded/results/tuned/predictions.parquet")
+    rows = pd.read_parquet(repro.clone.folder / "embedded/outs/results/tuned/predictions.parquet")
     row = rows[(rows["text_premise"] == premise) & (rows["text_hypothesis"] == hypothesis)]
     assert [CLASSES[gold] for gold in row["label"]] == [label], "one of its test rows, answered rightly"
 
@@ -44,7 +44,7 @@ def test_the_readmes_example_is_answered_as_it_says(repro):
 def test_answers_what_eval_lora_wrote(repro):
     """The pipeline's own adapter, asked for its first test rows."""
     folder = repro.clone.folder / "embedded"
-    rows = pd.read_parquet(folder / "results/tuned/predictions.parquet").head(100)
+    rows = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet").head(100)
     lines = "".join(
         json.dumps({"premise": r.text_premise, "hypothesis": r.text_hypothesis}) + "\n" for r in rows.itertuples()
     )

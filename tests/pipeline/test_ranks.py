@@ -13,11 +13,11 @@ pytestmark = pytest.mark.slow
 
 
 def curve(folder, name):
-    return pd.read_csv(folder / f"results/train/{name}.csv")
+    return pd.read_csv(folder / f"outs/results/train/{name}.csv")
 
 
 def weights(folder):
-    return safetensors.torch.load_file(folder / "models/adapter/adapter_model.safetensors")
+    return safetensors.torch.load_file(folder / "outs/adapter/adapter_model.safetensors")
 
 
 CASES = {  # of the training: its changes of params.yaml
@@ -37,9 +37,9 @@ def top(tmp_path_factory):
 
     def make(name, case):
         folder = prepare(top / name, ROWS, model, **{"train__epochs": 2, "lora__dropout": 0.0, **CASES[case]})
-        rows = pd.read_parquet(folder / "data/tokenized/train.parquet")
+        rows = pd.read_parquet(folder / "outs/tokenized/train.parquet")
         rows["label"] = np.where(rows.index % 4, rows["label"], 0)  # uneven classes
-        rows.to_parquet(folder / "data/tokenized/train.parquet", index=False)
+        rows.to_parquet(folder / "outs/tokenized/train.parquet", index=False)
 
     for case in CASES:
         make(f"{case}-one", case)
@@ -75,7 +75,7 @@ def test_the_cases_are_different_trainings(top):
 def test_a_training_goes_on_with_another_number_of_ranks(top, name):
     for table in ("steps", "epochs"):
         assert np.allclose(curve(top / name, table), curve(top / "plain-one", table), rtol=1e-3), table
-    assert not (top / name / "checkpoints").exists()
+    assert not (top / name / "outs/checkpoints").exists()
 
 
 def test_dropout_after_a_resume_is_that_of_an_undisturbed_training(top):
@@ -83,5 +83,5 @@ def test_dropout_after_a_resume_is_that_of_an_undisturbed_training(top):
 
 
 def test_three_ranks_predict_to_the_byte_what_one_predicts(top):
-    one, three = (top / f"plain-{ranks}/results/base/predictions.parquet" for ranks in ("one", "three"))
+    one, three = (top / f"plain-{ranks}/outs/results/base/predictions.parquet" for ranks in ("one", "three"))
     assert one.read_bytes() == three.read_bytes()

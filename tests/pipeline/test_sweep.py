@@ -158,7 +158,7 @@ def test_applied_and_run_alone_every_result_is_the_same_to_the_byte(story):
     done = clone.dvc("repro", "--force", "--single-item", "train_qlora", "eval_lora")
     assert done.ran == ["train_qlora", "eval_lora"], done.stdout + done.stderr
     assert outs(clone) == expected
-    assert expected["train_qlora"].keys() == {"models/adapter", "results/train"}
+    assert expected["train_qlora"].keys() == {"outs/adapter", "outs/results/train"}
 
 
 @pytest.mark.parametrize("below", ["embedded", "."])

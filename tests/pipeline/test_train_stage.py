@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 
 def curves(folder):
-    return {name: pd.read_csv(folder / f"results/train/{name}.csv") for name in ("steps", "epochs")}
+    return {name: pd.read_csv(folder / f"outs/results/train/{name}.csv") for name in ("steps", "epochs")}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def folders(tmp_path_factory):
 
 
 def test_training_writes_adapter_curves_and_figures_and_no_checkpoint(folders):
-    assert not (folders["one"] / "checkpoints").exists()
+    assert not (folders["one"] / "outs/checkpoints").exists()
     folder = folders["one"]
     for name, wanted in (("results", "steps.csv epochs.csv summary.json"), ("measurements", "usage.csv run.json")):
-        assert {path.name for path in (folder / name / "train").iterdir()} == set(wanted.split())
-    run = json.loads((folder / "measurements/train/run.json").read_text())
+        assert {path.name for path in (folder / "outs" / name / "train").iterdir()} == set(wanted.split())
+    run = json.loads((folder / "outs/measurements/train/run.json").read_text())
     assert run["seconds"] > 0
     assert run["resumed"] is False
-    counts = json.loads((folder / "results/train/summary.json").read_text())["parameters"]
+    counts = json.loads((folder / "outs/results/train/summary.json").read_text())["parameters"]
     assert counts["trainable"] < counts["stored"] < counts["total"]
 
 
@@ -71,22 +71,24 @@ def test_each_step_and_each_epoch_is_in_the_history(folders):
 
 
 def test_head_and_lora_are_trained(folders):
-    weights = safetensors.torch.load_file(folders["one"] / "models/adapter/adapter_model.safetensors")
+    weights = safetensors.torch.load_file(folders["one"] / "outs/adapter/adapter_model.safetensors")
     updates = [tensor for name, tensor in weights.items() if "lora_B" in name]
     assert updates
     assert all(tensor.abs().max() > 0 for tensor in updates), "B starts at nought"
-    frozen = safetensors.torch.load_file(folders["frozen"] / "models/adapter/adapter_model.safetensors")
+    frozen = safetensors.torch.load_file(folders["frozen"] / "outs/adapter/adapter_model.safetensors")
     name = next(name for name in weights if "score" in name)
     assert not torch.equal(weights[name], frozen[name]), "both began with the seeded head, and one was trained"
 
 
 def test_the_adapter_holds_nothing_of_the_base(folders):
-    weights = safetensors.torch.load_file(folders["one"] / "models/adapter/adapter_model.safetensors")
+    weights = safetensors.torch.load_file(folders["one"] / "outs/adapter/adapter_model.safetensors")
     assert all("lora_" in name or "score" in name for name in weights)
 
 
 def test_the_best_epoch_is_kept_and_the_last_on_request(folders):
-    best, last = (json.loads((folders[name] / "results/train/summary.json").read_text()) for name in ("one", "last"))
+    best, last = (
+        json.loads((folders[name] / "outs/results/train/summary.json").read_text()) for name in ("one", "last")
+    )
     epochs = curves(folders["one"])["epochs"]
     assert epochs.equals(curves(folders["last"])["epochs"])
     assert best["best_epoch"] == epochs.loc[epochs["validation_loss"].idxmin(), "epoch"]
@@ -102,12 +104,12 @@ def test_class_weights_change_the_training_of_uneven_classes_alone(tmp_path, fol
     prepare(uneven)
     prepare(weighted, train__class_weights="balanced")
     for folder, label in ((even, None), (uneven, 0), (weighted, 0)):
-        path = folder / "data/tokenized/train.parquet"
+        path = folder / "outs/tokenized/train.parquet"
         rows = pd.read_parquet(path)[:30]
         rows["label"] = rows["label"] if label is None else np.where(rows.index % 10, label, 1)
         rows.to_parquet(path, index=False)
     plain = prepare(tmp_path / "plain")
-    shutil.copy(even / "data/tokenized/train.parquet", plain / "data/tokenized")
+    shutil.copy(even / "outs/tokenized/train.parquet", plain / "outs/tokenized")
     for name, done in run_stage_in_each("train_qlora", [even, uneven, weighted, plain]).items():
         assert done.returncode == 0, (name, done.stderr)
     losses = {folder.name: curves(folder)["steps"]["loss"] for folder in (even, plain, uneven, weighted)}
@@ -121,7 +123,7 @@ def kill_after_an_epoch(folder):
         [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    while process.poll() is None and not list(folder.glob(f"checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")):
+    while process.poll() is None and not list(folder.glob(f"outs/checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
@@ -146,37 +148,37 @@ def killed(tmp_path_factory):
 
 
 def test_a_killed_training_leaves_no_out(killed):
-    assert [name for name in killed.left if not name.startswith("checkpoints/")] == [
-        "data/task.json",
-        "data/tokenized",
-        "models/base.json",
+    assert [name for name in killed.left if not name.startswith("outs/checkpoints/")] == [
+        "outs/base_model.json",
+        "outs/task.json",
+        "outs/tokenized",
     ]
 
 
 def test_a_killed_training_resumes_and_ends_as_an_undisturbed_one(killed, folders):
     folder = killed.top / "same"
     assert "resuming from" in killed.stdout["same"]
-    assert json.loads((folder / "measurements/train/run.json").read_text())["resumed"] is True
+    assert json.loads((folder / "outs/measurements/train/run.json").read_text())["resumed"] is True
     assert adapter_bytes(folder) == adapter_bytes(folders["one"])
     for name, curve in curves(folder).items():
         assert curve.equals(curves(folders["one"])[name]), f"{name}: epochs before the kill are in it, and the same"
-    assert not (folder / "checkpoints").exists()
+    assert not (folder / "outs/checkpoints").exists()
 
 
 def test_a_checkpoint_of_another_configuration_is_not_resumed_but_kept_for_its_own(killed, folders):
     folder = killed.top / "seed"
     assert "resuming" not in killed.stdout["seed"]
-    assert json.loads((folder / "measurements/train/run.json").read_text())["resumed"] is False
+    assert json.loads((folder / "outs/measurements/train/run.json").read_text())["resumed"] is False
     assert adapter_bytes(folder) != adapter_bytes(folders["one"]), "another seed"
-    (left,) = (folder / "checkpoints").iterdir()
-    said = [line for line in killed.stdout["seed"].splitlines() if f"checkpoints/{left.name}" in line]
+    (left,) = (folder / "outs/checkpoints").iterdir()
+    said = [line for line in killed.stdout["seed"].splitlines() if f"outs/checkpoints/{left.name}" in line]
     assert len(said) == 1 and " MB" in said[0] and "rm -r" in said[0], killed.stdout["seed"]
     raw = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump(raw | {"seed": 42}))
     done = run_stage_in_each("train_qlora", [folder])["seed"]
-    assert f"resuming from checkpoints/{left.name}/" in done.stdout
+    assert f"resuming from outs/checkpoints/{left.name}/" in done.stdout
     assert adapter_bytes(folder) == adapter_bytes(folders["one"])
-    assert not (folder / "checkpoints").exists()
+    assert not (folder / "outs/checkpoints").exists()
 
 
 def copy_of_the_code(root, **edits):
@@ -230,7 +232,7 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
     with pytest.raises(Killed):
         train_qlora.main()
     train_qlora.main()
-    run = json.loads((tmp_path / "run/measurements/train/run.json").read_text())
+    run = json.loads((tmp_path / "run/outs/measurements/train/run.json").read_text())
     assert run["resumed"] is True
     assert run["seconds"] == 4 + 8, "an epoch before the kill and two after it, without the step that was lost"
 
@@ -259,8 +261,8 @@ def test_an_epoch_whose_validation_loss_is_not_finite_is_never_the_best(tmp_path
     adapters = set_validation_loss(monkeypatch, 1, loss)
     train_qlora.main()
     best = undisturbed.drop(1).idxmin()
-    assert json.loads((folder / "results/train/summary.json").read_text())["best_epoch"] == best
-    kept = safetensors.torch.load_file(folder / "models/adapter/adapter_model.safetensors")
+    assert json.loads((folder / "outs/results/train/summary.json").read_text())["best_epoch"] == best
+    kept = safetensors.torch.load_file(folder / "outs/adapter/adapter_model.safetensors")
     equal = [n for n, adapter in adapters.items() if all(torch.equal(adapter[name], kept[name]) for name in kept)]
     assert equal == [best]
 
@@ -268,13 +270,13 @@ def test_an_epoch_whose_validation_loss_is_not_finite_is_never_the_best(tmp_path
 def assert_diverged(folder, line, learning_rate):
     assert "params.yaml: train.learning_rate" in line and learning_rate in line and "diverged" in line
     assert written(folder) == [
-        "data/task.json",
-        "data/tokenized/test.parquet",
-        "data/tokenized/train.parquet",
-        "data/tokenized/validation.parquet",
-        "models/base.json",
+        "outs/base_model.json",
+        "outs/task.json",
+        "outs/tokenized/test.parquet",
+        "outs/tokenized/train.parquet",
+        "outs/tokenized/validation.parquet",
     ]
-    assert not (folder / "checkpoints").exists()
+    assert not (folder / "outs/checkpoints").exists()
 
 
 def test_a_diverged_training_is_one_line_and_writes_nothing(tmp_path):
@@ -303,14 +305,14 @@ def test_an_adapter_that_is_not_whole_is_never_kept(tmp_path, monkeypatch):
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(train_qlora, "save_adapter", save_adapter)
-    with pytest.raises(UserError, match=r"models/adapter: not kept: .*answers otherwise"):
+    with pytest.raises(UserError, match=r"outs/adapter: not kept: .*answers otherwise"):
         train_qlora.main()
-    assert [path.name for path in (folder / "models").iterdir()] == ["base.json"]
-    assert not (folder / "results").exists()
+    assert not (folder / "outs/adapter").exists()
+    assert not (folder / "outs/results").exists()
     monkeypatch.setattr(train_qlora, "save_adapter", plain)
     train_qlora.main()
-    assert json.loads((folder / "measurements/train/run.json").read_text())["resumed"] is True
-    assert (folder / "models/adapter").is_dir()
+    assert json.loads((folder / "outs/measurements/train/run.json").read_text())["resumed"] is True
+    assert (folder / "outs/adapter").is_dir()
 
 
 def test_the_trained_model_is_gone_when_the_adapter_is_read_back(tmp_path, monkeypatch):
@@ -342,7 +344,7 @@ def test_the_stage_ends_when_dvc_is_killed(tmp_path):
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while not list(folder.glob("checkpoints/*/checkpoint-*")) and time.monotonic() < deadline:
+        while not list(folder.glob("outs/checkpoints/*/checkpoint-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
         stage = int((folder / "pid").read_text())
         os.kill(stage, 0)
@@ -371,9 +373,9 @@ def out_of_memory(*_, **__):
 )  # fmt: skip
 def test_a_batch_that_does_not_fit_the_gpu_is_one_line(tmp_path, monkeypatch, stage, broken, key):
     folder = prepare(tmp_path / "run", eval__batch_size=256)
-    shutil.copy(folder / "data/tokenized/train.parquet", folder / "data/tokenized/test.parquet")
+    shutil.copy(folder / "outs/tokenized/train.parquet", folder / "outs/tokenized/test.parquet")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(broken, out_of_memory)
     with pytest.raises(UserError, match=f"params.yaml: {key} do not fit"):
         importlib.import_module(f"stages.{stage}").main()
-    assert not any((folder / name).exists() for name in ("results", "measurements"))
+    assert not any((folder / name).exists() for name in ("outs/results", "outs/measurements"))

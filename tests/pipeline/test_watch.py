@@ -1,5 +1,7 @@
 """Model and data in local folders: `dvc repro` itself sees that their files changed."""
 
+import subprocess
+
 import pandas as pd
 import pytest
 import yaml
@@ -43,7 +45,7 @@ def test_changed_rows_run_again_and_are_the_ones_read(clone):
     pd.read_parquet(path).iloc[::-1].to_parquet(path)
     last = pd.read_parquet(path)["premise"].iloc[0]
     assert run(clone) == ["download", "tokenize"]
-    assert pd.read_parquet(clone.folder / "embedded/data/raw/test.parquet")["premise"].iloc[0] == last
+    assert pd.read_parquet(clone.folder / "embedded/outs/splits/test.parquet")["premise"].iloc[0] == last
 
 
 def test_a_file_added_to_the_folder_runs_again(clone):
@@ -70,3 +72,30 @@ def test_another_folder_is_refused_with_all_that_is_to_be_set(clone):
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "set watch.data: assets/nano-phi" in line and "set data.revision to it, or to none" in line
+
+
+def test_files_of_the_user_in_data_and_models_stay(clone):
+    """`data/raw` is where many projects keep their originals."""
+    clone.git("checkout", "--", "embedded")
+    mine = [clone.folder / "embedded" / name for name in ("data/raw/mine.csv", "models/adapter/mine.txt")]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    assert clone.dvc("repro", "--force", "tokenize").ran == ["download", "tokenize"]
+    subprocess.run(["make", "clean"], cwd=clone.folder, check=True)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert not (clone.folder / "embedded/outs").exists()
+
+
+@pytest.mark.parametrize("watched", ["hub", "outs/splits"])
+def test_a_data_folder_that_is_an_out_is_refused_before_dvc_deletes_it(clone, watched):
+    clone.git("checkout", "--", "embedded")
+    mine = clone.folder / "embedded/outs/splits/mine.csv"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("text,label")
+    path = clone.folder / "embedded/params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    raw["data"]["name"], raw["watch"]["data"] = "outs/splits", watched
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert clone.dvc("repro", "download").returncode != 0
+    assert mine.read_text() == "text,label"

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from stages import analyze
 
-PUBLISH = "rm -rf publish && cp -r models/adapter publish && cp metrics/model_card.md publish/README.md"
+PUBLISH = "rm -rf publish && cp -r outs/adapter publish && cp metrics/model_card.md publish/README.md"
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def card(tmp_path, monkeypatch):
 
     def make(**settings):
         finished_run.make(tmp_path, **settings)
-        source = tmp_path / "data/source.json"
+        source = tmp_path / "outs/data_source.json"
         if "model" in settings:
             source.write_text(json.dumps({"name": "stanfordnlp/snli", "revision": "cdb5c3d", "digest": "d" * 64}))
         monkeypatch.chdir(tmp_path)
@@ -74,8 +74,8 @@ def test_the_card_says_what_it_is_not_good_for(card):
 
 def test_the_documented_command_makes_a_folder_to_publish(card, tmp_path):
     card()
-    (tmp_path / "models/adapter").mkdir()
-    (tmp_path / "models/adapter/adapter_config.json").write_text("{}")
+    (tmp_path / "outs/adapter").mkdir(exist_ok=True)
+    (tmp_path / "outs/adapter/adapter_config.json").write_text("{}")
     subprocess.run(["bash", "-ec", PUBLISH], cwd=tmp_path, check=True)
     folder = tmp_path / "publish"
     assert ModelCard.load(folder / "README.md").data.to_dict()["model-index"]

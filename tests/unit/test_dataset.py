@@ -281,11 +281,10 @@ def test_what_is_written_is_read_again_row_for_row(tmp_path):
 def tokenize_in(folder, raw, splits):
     """What the stage `tokenize` makes of splits in a folder."""
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
-    for name in ("data/raw", "models"):
-        (folder / name).mkdir(parents=True)
-    (folder / "models/base.json").write_text(json.dumps(manifest_of(NANO)))
+    (folder / "outs/splits").mkdir(parents=True)
+    (folder / "outs/base_model.json").write_text(json.dumps(manifest_of(NANO)))
     for split, table in splits.items():
-        pq.write_table(table, folder / f"data/raw/{split}.parquet")
+        pq.write_table(table, folder / f"outs/splits/{split}.parquet")
     before = written(folder)
     done = run_stage_in_each("tokenize", [folder])[folder.name]
     return done, [name for name in written(folder) if name not in before]
@@ -312,9 +311,9 @@ def test_the_stage_says_what_is_to_be_known_of_the_rows(tmp_path, raw_params):
     done, made = tokenize_in(tmp_path, raw_params, three(table))
     assert done.returncode == 0, done.stderr
     assert made == [
-        "data/summary.json",
-        "data/task.json",
-        *(f"data/tokenized/{s}.parquet" for s in ("test", "train", "validation")),
+        "outs/data_summary.json",
+        "outs/task.json",
+        *(f"outs/tokenized/{s}.parquet" for s in ("test", "train", "validation")),
     ]
     for said in (
         "3 classes: entailment, neutral, contradiction",

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import namedtuple
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,8 +161,7 @@ def test_without_quantisation_there_is_one_merge(merged, tmp_path):
 )
 def test_rows_of_another_task_are_refused(merged, tmp_path, monkeypatch, task, said):
     monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()
-    task.write("data/task.json")
-    files.write_json("data/source.json", {"name": "data", "revision": "none"})
-    with pytest.raises(UserError, match=rf"data/task\.json: {said}"):
+    task.write("outs/task.json")
+    files.write_json("outs/data_source.json", {"name": "data", "revision": "none"})
+    with pytest.raises(UserError, match=rf"outs/task\.json: {said}"):
         export.export(tmp_path / "out", merged[0].folder, None)

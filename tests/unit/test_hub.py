@@ -28,8 +28,8 @@ TOKEN = "hf_ThisTokenMustNeverBeSeen"
 PASSWORD = "pw_ThisPasswordMustNeverBeSeen"
 WEIGHTS = "model.safetensors"
 OUTS = [
-    "data/raw/test.parquet", "data/raw/train.parquet", "data/raw/validation.parquet", "data/source.json",
-    "models/base.json",
+    "outs/base_model.json", "outs/data_source.json", "outs/splits/test.parquet", "outs/splits/train.parquet",
+    "outs/splits/validation.parquet",
 ]  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def test_the_files_arrive(outcomes, name):
     done = outcomes.done[name]
     assert done.returncode == 0, done.stderr
     assert done.written == OUTS
-    manifest = json.loads((outcomes.top / name / "models/base.json").read_text())
+    manifest = json.loads((outcomes.top / name / "outs/base_model.json").read_text())
     _, served = outcomes.served.repos["models", manifest["name"]]
     assert {path: file["sha256"] for path, file in manifest["files"].items()} == {
         path: hub_server.sha256(content)
@@ -285,7 +285,7 @@ def test_the_token_is_sent_to_the_hub_and_shown_nowhere(outcomes):
 
 def test_a_stage_on_another_machine_fetches_the_same_files_again(outcomes):
     assert outcomes.done["good elsewhere"].returncode == 0, outcomes.done["good elsewhere"].stderr
-    assert "data/summary.json" in outcomes.done["good elsewhere"].written
+    assert "outs/data_summary.json" in outcomes.done["good elsewhere"].written
 
 
 def test_files_that_changed_on_the_hub_since_download_are_refused(outcomes):
@@ -333,6 +333,17 @@ def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
 def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(name):
     with pytest.raises(UserError, match=r"params\.yaml: data\.name: no folder"):
         fetch(SimpleNamespace(name=name, revision="none"), "data", name)
+
+
+@pytest.mark.parametrize("name", ["outs/splits", "outs/mine", "metrics", "."])
+def test_a_folder_that_the_stages_write_is_refused_as_a_source(tmp_path, monkeypatch, name):
+    """DVC deletes what is in an out, and a folder around the outs would be read with them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / name / "train.csv").write_text("text,label\na,b\n")
+    with pytest.raises(UserError, match=rf"params\.yaml: data\.name: {name}: the pipeline writes .*; allowed: "):
+        fetch(SimpleNamespace(name=name, revision="none"), "data", name)
+    assert (tmp_path / name / "train.csv").exists()
 
 
 def test_a_home_folder_is_found(nano_copy, monkeypatch):

@@ -354,7 +354,7 @@ def test_one_of_two_texts_may_be_empty(adapter, capsys, monkeypatch):
 
 def test_no_adapter_is_one_line(tmp_path):
     done = run_in_each(["tools.predict"], [tmp_path], ["a", "b"])[tmp_path.name]
-    assert "models/adapter/classifier.json" in error_line(done)
+    assert "outs/adapter/classifier.json" in error_line(done)
 
 
 def test_works_from_a_copied_folder_without_params(adapter, tmp_path):
@@ -423,7 +423,7 @@ def test_the_plain_lines_take_any_text_for_text(adapter, capsys, monkeypatch):
     pair = {"premise": "{hypothesis} <|endoftext|>", "hypothesis": "{premise} {0}"}
     block, times = re.subn(r"^texts = .*$", lambda line: f"texts = {pair}", block, flags=re.MULTILINE)
     assert times == 1
-    block = block.replace("microsoft/phi-2", str(NANO)).replace("models/adapter", str(adapter))
+    block = block.replace("microsoft/phi-2", str(NANO)).replace("outs/adapter", str(adapter))
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
     exec(block, {})
     _, _, shares = capsys.readouterr().out.strip().partition(" ")

@@ -69,7 +69,7 @@ def test_the_rows_are_of_different_lengths_with_the_longest_and_the_shortest(sav
 def test_an_adapter_that_was_not_saved_well_is_refused(saved, damage, said, precision):
     folder, trained, manifest, group = saved(precision=precision)
     damage(folder)
-    with pytest.raises(UserError, match=rf"models/adapter: not kept: read back .*({said})"):
+    with pytest.raises(UserError, match=rf"outs/adapter: not kept: read back .*({said})"):
         check_saved(folder, trained, manifest, group, CPU)
 
 

@@ -213,7 +213,7 @@ def test_what_a_run_measured_of_itself_is_apart_from_what_it_found(tmp_path):
     """The same run, on a machine that is slower and fuller."""
     first = contents(analyze_in(tmp_path, gpu="NVIDIA H100"))
     for name in ("base", "train", "tuned"):
-        path = tmp_path / f"measurements/{name}/run.json"
+        path = tmp_path / f"outs/measurements/{name}/run.json"
         run = json.loads(path.read_text())
         memory = {key: value if key == "name" else 3 * value for key, value in run["gpu"].items()}
         path.write_text(json.dumps(run | {"seconds": 99, "gpu": memory}))
@@ -288,7 +288,7 @@ ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc"
 def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeypatch):
     finished_run.make(tmp_path, rows=len(ODD_TEXTS))
     for name in ("base", "tuned"):
-        path = tmp_path / f"results/{name}/predictions.parquet"
+        path = tmp_path / f"outs/results/{name}/predictions.parquet"
         pd.read_parquet(path).assign(text_premise=ODD_TEXTS, text_hypothesis=ODD_TEXTS[::-1]).to_parquet(path)
     monkeypatch.chdir(tmp_path)
     analyze.main()
@@ -355,12 +355,12 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
 def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
     """Epoch 2 is kept; the first began with infinite steps, the last ended in NaN."""
     folder = finished_run.make(tmp_path)
-    epochs, steps = (pd.read_csv(folder / f"results/train/{name}.csv") for name in ("epochs", "steps"))
+    epochs, steps = (pd.read_csv(folder / f"outs/results/train/{name}.csv") for name in ("epochs", "steps"))
     epochs["train_loss"] = [float("inf"), 0.7, float("nan")]
     epochs["validation_loss"] = [float("inf"), 0.6, float("nan")]
     steps.loc[3, "loss"], steps.loc[30:, "loss"] = float("inf"), float("nan")
-    epochs.to_csv(folder / "results/train/epochs.csv", index=False)
-    steps.to_csv(folder / "results/train/steps.csv", index=False)
+    epochs.to_csv(folder / "outs/results/train/epochs.csv", index=False)
+    steps.to_csv(folder / "outs/results/train/steps.csv", index=False)
     monkeypatch.chdir(folder)
     analyze.main()
     metrics = folder / "metrics"
@@ -740,7 +740,7 @@ def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, charact
     monkeypatch.setattr(page_rows, "MOST_CHARACTERS", characters)
     finished_run.make(tmp_path, rows=90)
     for name in ("base", "tuned"):
-        path = tmp_path / f"results/{name}/predictions.parquet"
+        path = tmp_path / f"outs/results/{name}/predictions.parquet"
         pd.read_parquet(path).assign(text_premise="p" * 30, text_hypothesis="h" * 30).to_parquet(path)
     monkeypatch.chdir(tmp_path)
     analyze.main()
@@ -778,7 +778,7 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
 def test_the_likeliest_classes_of_a_row(many_metrics):
     row = json.loads((many_metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])[5]
     for model, found in (("base", row[-2]), ("tuned", row[-1])):
-        made = pd.read_parquet(many_metrics.parent / f"results/{model}/predictions.parquet").loc[5]
+        made = pd.read_parquet(many_metrics.parent / f"outs/results/{model}/predictions.parquet").loc[5]
         shares = made[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
         best = np.argsort(-shares, kind="stable")[:3]
         assert found[::2] == best.tolist() and found[1::2] == np.round(shares[best] * 100).astype(int).tolist()
@@ -859,7 +859,7 @@ def test_analyze_leaves_the_heavy_libraries_alone():
 
 def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
     finished_run.make(tmp_path)
-    path = tmp_path / "results/tuned/predictions.parquet"
+    path = tmp_path / "outs/results/tuned/predictions.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.UserError, match="different rows"):

@@ -258,8 +258,8 @@ def stage_outcomes(tmp_path_factory):
 def test_a_good_folder_becomes_three_tables_and_two_manifests(stage_outcomes):
     assert stage_outcomes["good"].returncode == 0, stage_outcomes["good"].stderr
     assert stage_outcomes["good"].written == [
-        "data/raw/test.parquet", "data/raw/train.parquet", "data/raw/validation.parquet",
-        "data/source.json", "models/base.json",
+        "outs/base_model.json", "outs/data_source.json",
+        "outs/splits/test.parquet", "outs/splits/train.parquet", "outs/splits/validation.parquet",
     ]  # fmt: skip
 
 

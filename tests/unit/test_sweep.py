@@ -89,7 +89,7 @@ def test_the_cause_of_a_failed_run_is_the_stages_own_line():
 
 def made(folder):
     """{file: its bytes} of what a training found."""
-    found = {path.name: path.read_bytes() for path in (folder / "results/train").iterdir()}
+    found = {path.name: path.read_bytes() for path in (folder / "outs/results/train").iterdir()}
     return adapter_bytes(folder) | found
 
 

@@ -39,13 +39,13 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
 def test_removing_a_runs_checkpoints_leaves_those_of_others_and_no_remains(tmp_path, capsys):
     """`c` was being removed when its run was killed."""
     for name, size in (("a", 1), ("b", 2_500_000), (".c.old.12.tmp", 1)):
-        (tmp_path / f"checkpoints/{name}/checkpoint-5").mkdir(parents=True)
-        (tmp_path / f"checkpoints/{name}/checkpoint-5/optimizer.pt").write_bytes(b"0" * size)
-    checkpoints.remove_checkpoints(tmp_path / "checkpoints/a")
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["b"]
-    assert "checkpoints/b (2.5 MB)" in capsys.readouterr().out
-    checkpoints.remove_checkpoints(tmp_path / "checkpoints/b")
-    assert not (tmp_path / "checkpoints").exists()
+        (tmp_path / f"outs/checkpoints/{name}/checkpoint-5").mkdir(parents=True)
+        (tmp_path / f"outs/checkpoints/{name}/checkpoint-5/optimizer.pt").write_bytes(b"0" * size)
+    checkpoints.remove_checkpoints(tmp_path / "outs/checkpoints/a")
+    assert [path.name for path in (tmp_path / "outs/checkpoints").iterdir()] == ["b"]
+    assert "outs/checkpoints/b (2.5 MB)" in capsys.readouterr().out
+    checkpoints.remove_checkpoints(tmp_path / "outs/checkpoints/b")
+    assert not (tmp_path / "outs/checkpoints").exists()
     assert capsys.readouterr().out == ""
 
 

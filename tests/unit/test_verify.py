@@ -31,28 +31,28 @@ def said(now, versions=VERSIONS):
 
 def test_equal_results_are_named_stage_by_stage():
     lines = said(LOCK)
-    assert lines[3] == "train_qlora: equal: models/adapter, results/train"
+    assert lines[3] == "train_qlora: equal: outs/adapter, outs/results/train"
     assert "DIFFERENT" not in "".join(lines)
     assert lines[-1].startswith("Every result is byte for byte")
 
 
-@pytest.mark.parametrize("path", ["measurements/train", "metrics/summary.json", "metrics/report.html"])
+@pytest.mark.parametrize("path", ["outs/measurements/train", "metrics/summary.json", "metrics/report.html"])
 def test_what_was_measured_differs_at_will(path):
     assert said(edited("outs", path)) == said(LOCK)
 
 
 def test_the_first_stage_to_differ_is_named_with_what_differs_before_it():
-    now = edited("outs", "results/train")
+    now = edited("outs", "outs/results/train")
     for file in now["analyze"]["outs"]:
         file["md5"] = "0" * 32
     lines = said(now, VERSIONS | {"train": {"versions": {"torch": "2.14.0", "cpu": "AVX2"}}})
-    assert "train_qlora: DIFFERENT: results/train" in lines
+    assert "train_qlora: DIFFERENT: outs/results/train" in lines
     assert lines[-1].startswith("The first stage to differ is train_qlora.")
     assert "torch: 2.13.0 then, 2.14.0 now" in lines[-1]
 
 
 def test_where_nothing_else_differs_it_is_the_machine():
-    assert "so it is the machine" in said(edited("outs", "results/base"))[-1]
+    assert "so it is the machine" in said(edited("outs", "outs/results/base"))[-1]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_where_nothing_else_differs_it_is_the_machine():
     ids=["code", "parameters", "launcher"],
 )
 def test_other_code_and_other_parameters_are_named(change, words):
-    now = edited("outs", "results/base")
+    now = edited("outs", "outs/results/base")
     change(now)
     assert words in said(now)[-1]
 
@@ -73,7 +73,7 @@ def test_other_code_and_other_parameters_are_named(change, words):
 @pytest.mark.parametrize("measured", [{"processes": 2}, {"gpu": {"count": 2}}], ids=["CPU", "GPU"])
 def test_another_number_of_processes_is_named(measured):
     versions = {name: run | measured for name, run in VERSIONS.items()}
-    assert "processes: 1 then, 2 now" in said(edited("outs", "results/base"), versions)[-1]
+    assert "processes: 1 then, 2 now" in said(edited("outs", "outs/results/base"), versions)[-1]
 
 
 def test_a_folder_without_a_committed_run_is_one_line(tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_every_out_is_a_result_or_measured_and_not_both():
     outs = [out if isinstance(out, str) else next(iter(out)) for stage in stages.values() for out in stage["outs"]]
     measured = {out for out in outs if verify.is_measured(out)}
     assert measured == {
-        "measurements/base", "measurements/train", "measurements/tuned",
+        "outs/measurements/base", "outs/measurements/train", "outs/measurements/tuned",
         "metrics/summary.json", "metrics/measurements", "metrics/report.html",
     }  # fmt: skip
 

@@ -86,7 +86,7 @@ def test_folders_take_the_place_of_model_and_data(tmp_path):
 @pytest.mark.slow
 def test_the_stages_stamp_their_moments(tmp_path):
     folder = wait.copy_of(ROOT, tmp_path / "repository") / "embedded"
-    assert not (folder / "dvc.lock").exists() and not (folder / "results").exists()
+    assert not (folder / "dvc.lock").exists() and not (folder / "outs/results").exists()
     wait.commit(folder)
     found = wait.timed(folder, ["repro", "eval_base"])
     assert list(found["stages"]) == ["download", "tokenize", "eval_base"]
