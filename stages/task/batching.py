@@ -123,7 +123,7 @@ def padding_share(lengths: np.ndarray, order: list[int], batch_size: int, batche
     lengths = np.asarray(lengths)[np.asarray(order)]
     rows = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
     padded = sum(len(r) * padded_length(r.max(), batches, max_length) for r in rows)
-    return 1 - lengths.sum() / padded if padded else 0.0
+    return 1 - lengths.sum() / padded
 
 
 def length_grouped_order(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:

@@ -54,6 +54,7 @@ def test_rows_end_to_end_by_hand():
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [5, 6, 9, 8], "positions": [0, 1, 2, 0], "starts": [0, 3, 4], "last": [1, 3], "labels": [2, 0],
     }  # fmt: skip
+    assert batching.lay_end_to_end(rows, pad_id=9, tokens=1)["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
     batch = batching.lay_end_to_end(rows, pad_id=9, rows=4, tokens=3)
     assert batch["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
     assert batch["starts"].tolist() == [0, 3, 4, 4, 4]
@@ -85,6 +86,13 @@ def test_an_order_holds_each_row_once(rows):
     assert sorted(batching.length_grouped_order(lengths, 16, 1)) == list(range(rows))
     assert sorted(batching.length_balanced_order(lengths, 16, 1)) == list(range(rows))
     assert sorted(batching.random_order(rows, 1)) == list(range(rows))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_order_is_the_one_that_the_parameter_names(seed):
+    assert batching.order_of(LENGTHS, "random", 16, seed) == batching.random_order(1003, seed)
+    assert batching.order_of(LENGTHS, "balanced", 16, seed) == batching.length_balanced_order(LENGTHS, 16, seed)
+    assert batching.order_of(LENGTHS, "grouped", 16, seed) == batching.length_grouped_order(LENGTHS, 16, seed)
 
 
 def test_balanced_batches_have_rows_of_all_lengths_and_nearly_as_many_tokens():
@@ -138,6 +146,10 @@ def test_a_table_becomes_examples_in_its_own_order():
     assert [row["labels"] for row in examples] == examples.labels.tolist() == [0, 1, 1]
     assert examples.lengths.tolist() == [1, 0, 2]
     assert [row["labels"] for row in examples[1:9]] == [1, 1]
+    for row in (-1, 3):
+        with pytest.raises(IndexError):
+            examples[row]
+    assert batching.lengths_of(examples).tolist() == batching.lengths_of(list(examples)).tolist() == [1, 0, 2]
     same = batching.Examples.of([[3], [], [4, 5]], np.array([0, 1, 1]))
     assert [row["input_ids"].tolist() for row in same] == [[3], [], [4, 5]]
 
@@ -151,6 +163,12 @@ def test_a_batch_is_divided_into_shares_of_as_many_rows_and_tokens(rows, ranks):
     counts, tokens = [len(part) for part in parts], [lengths[part].sum() for part in parts]
     assert max(counts) - min(counts) <= 1
     assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_rows_are_dealt_to_ranks_from_first_to_last_and_back():
+    lengths = np.array([60, 50, 40, 30, 20, 10])
+    assert [lengths[part].tolist() for part in batching.shares(lengths, 3)] == [[60, 10], [50, 20], [40, 30]]
+    assert [lengths[part].tolist() for part in batching.shares(lengths, 2)] == [[60, 30, 20], [50, 40, 10]]
 
 
 def test_one_rank_has_the_batch_as_it_is():
