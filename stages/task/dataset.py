@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
-from stages.task.classes import choose_classes, read_labels, to_codes
+from stages.task.classes import choose_classes, read_labels, short_type, to_codes
 from stages.task.task import NO_LABEL, Task
 
 BETWEEN = "\x1f"  # a character that no text is expected to have, between two texts
@@ -35,10 +34,7 @@ def take_rows(
     """
     for split, table in splits.items():
         check_columns(table, split, data, columns)
-    labels = [
-        read_labels(table, datasets.Features.from_arrow_schema(table.schema), split, data.label)
-        for split, table in splits.items()
-    ]
+    labels = read_labels(splits, data.label)
     task = Task(choose_classes(labels, data.classes), columns, data.group)
     if data.unlabelled not in ("drop", *task.classes):
         raise UserError(
@@ -65,7 +61,8 @@ def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, .
         kind = table.schema.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(
-                f"params.yaml: tokenize.template: {{{column}}}: holds {kind} in split '{split}'; allowed: text"
+                f"params.yaml: tokenize.template: {{{column}}}: holds {short_type(kind)} in split '{split}'; "
+                "allowed: text"
             )
     for key, column in (("label", data.label), ("group", data.group)):
         if column is not None and column not in table.column_names:

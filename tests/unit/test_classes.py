@@ -11,7 +11,7 @@ from stages.task import classes
 NLI = ("entailment", "neutral", "contradiction")
 
 
-def read(labels, split="test"):
+def table_of(labels):
     """A column of labels, as text, ints, … or (names, codes) of a ClassLabel."""
     if isinstance(labels, tuple):
         names, codes = labels
@@ -21,11 +21,15 @@ def read(labels, split="test"):
         table = arrow(declared, premise=texts, hypothesis=texts, label=codes)
     else:
         table = pa.table({"label": labels})
-    return classes.read_labels(table, datasets.Features.from_arrow_schema(table.schema), split, "label")
+    return table
+
+
+def read(labels, split="test"):
+    return classes.read_labels({split: table_of(labels)}, "label")[0]
 
 
 def own(*columns):
-    return classes.choose_classes([read(column) for column in columns], None)
+    return classes.choose_classes(classes.read_labels(dict(enumerate(map(table_of, columns))), "label"), None)
 
 
 def codes(labels, names=NLI):
@@ -87,10 +91,28 @@ def test_integers_booleans_and_odd_names_are_matched_as_text(labels, names, expe
         [0, -1, 1],
         [0, None, 1],
         [0.0, None, 1.0],
+        pa.array([0.0, float("nan"), 1.0]),
+        ["0", "-1", "1"],
+        ["0", "-", "1"],
+        ["0.0", "-1.0", "1.0"],
         (list(NLI), [0, -1, 1]),
         (list(NLI), [0, None, 1]),
     ],
-    ids=["dash", "null", "empty", "blank", "-1", "null among integers", "NaN", "ClassLabel -1", "ClassLabel null"],
+    ids=[
+        "dash",
+        "null",
+        "empty",
+        "blank",
+        "-1",
+        "null among integers",
+        "null among floats",
+        "NaN",
+        "text -1",
+        "dash among digits",
+        "text -1.0",
+        "ClassLabel -1",
+        "ClassLabel null",
+    ],
 )
 def test_a_row_without_a_label_is_one(labels):
     assert codes(labels) == [0, -1, 1]
@@ -98,6 +120,58 @@ def test_a_row_without_a_label_is_one(labels):
 
 def test_a_column_of_nulls_has_no_labels():
     assert codes(pa.nulls(2)) == [-1, -1]
+
+
+# --- numbers as text, as a csv file has them ---
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        (["0", "2", "1"], NLI, [0, 2, 1]),
+        (["0.0", "2.0", "1.0"], NLI, [0, 2, 1]),
+        (["01", "02"], ("01", "02"), [0, 1]),
+        (["1", "01"], ("01", "1"), [1, 0]),
+        (["1.10", "1.1"], ("1.1", "1.10"), [1, 0]),
+        (["1e3", "1000"], ("1000", "1e3"), [1, 0]),
+        (["0.5", "1.0"], ("0.5", "1.0"), [0, 1]),
+        (["1", "1a"], ("1a", "1"), [1, 0]),
+        (["5.0", "4.0"], ("4", "5"), [1, 0]),
+        (["5.0", "4.0"], ("4.0", "5.0"), [1, 0]),
+    ],
+    ids=["places", "whole floats", "codes", "a code and a number", "versions", "exponent", "half stars", "a letter",
+         "whole floats by name", "whole floats as they stand"],
+)  # fmt: skip
+def test_digits_are_places_where_they_are_whole_numbers_and_classes_are_not(labels, names, expected):
+    assert codes(labels, names) == expected
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("names", [("0.1", "1", "1.5"), ("0.1", "1.0", "1.50")])
+def test_fractions_are_classes_where_these_are_listed(kind, names):
+    assert codes(pa.array([1.5, 0.1, 1.0, None], kind), names) == [2, 0, 1, -1]
+
+
+def test_a_split_with_digits_alone_is_read_as_the_others_are():
+    """`1` is no place among the classes where another split has `1a`."""
+    splits = {"train": table_of(["1", "2", "1a"]), "test": table_of(["2", "1"])}
+    test = classes.read_labels(splits, "label")[1]
+    assert refused(classes.to_codes, test, NLI).startswith("data: split 'test': column 'label' has '2' in row 0; ")
+    assert classes.to_codes(test, ("1a", "2", "1")).tolist() == [1, 2]
+
+
+def test_integers_are_no_places_among_classes_of_which_one_is_a_number():
+    assert codes([1, 2], ("2", "1", "none")) == [1, 0]
+
+
+@pytest.mark.parametrize("number", [1e19, -1e19])
+def test_a_number_beyond_all_integers_is_no_class(number):
+    assert f"'{number:.0f}' in row 1" in refused(codes, pa.array([0, number], pa.float64()))
+
+
+def test_a_type_with_many_fields_is_named_in_short():
+    line = refused(codes, [{f"{row}": "a" for row in range(1000)}] * 2)
+    assert line.startswith("params.yaml: data.label: label: holds struct<") and len(line) < 250
 
 
 # --- refused ---
@@ -136,7 +210,7 @@ def test_a_label_that_is_no_class_is_named_with_its_row(labels, said):
     ],
 )
 def test_what_is_no_class_at_all_is_one_line(labels, said):
-    line = refused(read, labels)
+    line = refused(codes, labels)
     assert line.startswith("params.yaml: data.label: label: holds ")
     assert said in line
 
@@ -145,13 +219,13 @@ def test_several_class_labels_a_row_are_refused():
     features = datasets.Features({"label": datasets.List(datasets.ClassLabel(names=["a", "b"]))})
     rows = datasets.Dataset.from_dict({"label": [[0], [0, 1]]}, features=features)
     table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)
-    assert "several labels" in refused(classes.read_labels, table, features, "test", "label")
+    assert "several labels" in refused(classes.read_labels, {"test": table}, "label")
 
 
 def test_a_code_that_a_class_label_does_not_declare_is_refused():
     features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
-    table = pa.table({"label": [0, 7]})
-    line = refused(classes.read_labels, table, features, "test", "label")
+    table = pa.table({"label": [0, 7]}).replace_schema_metadata(features.arrow_schema.metadata)
+    line = refused(classes.read_labels, {"test": table}, "label")
     assert "has 7 in row 1" in line and "(a, b)" in line
 
 
@@ -169,6 +243,11 @@ def test_declared_classes_keep_their_order():
         (([10, 9, 2, 10, 9, 2], [2, 10]), ("2", "9", "10")),
         (([True, False, True, False],), ("False", "True")),
         ((["a ", "a", "b", None, ""],), ("a", "b")),
+        ((["10", "9", "10", "9"], ["2"] * 2), ("2", "9", "10")),
+        ((["10.0", "9.0", None] * 2,), ("9.0", "10.0")),
+        ((["01", "02", "01"], ["1a"] * 2), ("01", "02", "1a")),
+        ((["10", "010", "9"] * 2,), ("010", "10", "9")),
+        (([1.0, None, 10.0], [2.0, 1.0, 2.0]), ("1", "2", "10")),
     ],
 )
 def test_other_classes_are_those_of_all_splits_sorted(columns, expected):
@@ -182,6 +261,13 @@ def test_other_classes_are_those_of_all_splits_sorted(columns, expected):
         ((["a", "b", "-"] * 9,), "has -, which may be a class or no label"),
         ((["a", "b"] * 9, [0, 1]), "in one split than in another"),
         (((["a", "b"], [0, 1]), (["b", "a"], [0, 1])), "in one split than in another"),
+        ((["0", "1", "-1"] * 9,), "has -1, which may be a class or no label"),
+        ((["0", "1", "-"] * 9,), "has -, which may be a class or no label"),
+        (([0.5, 1.0] * 9,), "numbers such as 0.5, which may be classes or numbers to be predicted"),
+        ((["0.5", "1.0"] * 9,), "numbers such as 0.5, which may be classes or numbers to be predicted"),
+        (([1.0, 2.0], [1.5, 2.0]), "numbers such as 1.5, which may be classes"),
+        (([row + 0.5 for row in range(40)],), "data.label: label: holds numbers such as 0.5 in split '0'; classes are"),
+        (([f"{row}.5" for row in range(40)],), "; classes are supported, not numbers to be predicted"),
         ((["a"] * 9,), "1 different values in 9 labelled rows; allowed: 2 to 1000"),
         (([f"id {i}" for i in range(30)],), "30 different values in 30 labelled rows"),
         ((["Yes", "yes", "no"] * 9,), "Yes, yes, which differ in case alone"),

@@ -172,6 +172,7 @@ def test_columns_of_any_name_are_taken():
         ),
         (("premise", "words"), {}, "{words}: holds list<"),
         (("premise", "bytes"), {}, "{bytes}: holds binary"),
+        (("premise", "pages"), {}, "{pages}: holds struct<0: string, 1: string, 2: string, 3: string, 4: string… in split"),
         (
             ("premise", "name"),
             {"label": "name", "classes": None},
@@ -185,7 +186,13 @@ def test_columns_of_any_name_are_taken():
     ],
 )
 def test_a_wrong_column_is_one_line_that_names_the_key_and_those_it_has(columns, of_data, said):
-    table = arrow(number=[1, 2], words=[["a"], ["b"]], bytes=[b"a", b"b"], name=["a", "b"])
+    table = arrow(
+        number=[1, 2],
+        words=[["a"], ["b"]],
+        bytes=[b"a", b"b"],
+        name=["a", "b"],
+        pages=[dict.fromkeys("0123456789", "a")] * 2,
+    )
     assert said in refused(three(table), columns, **of_data)
 
 
