@@ -14,9 +14,15 @@ from stages.sources.hashes import sha256_once
 # safetensors only: a pickled checkpoint runs whatever code is in it. Of data, the tables that `datasets` reads.
 TABLES = ["parquet", "arrow", *(f"{text}{packed}" for text in ("csv", "tsv", "json", "jsonl", "ndjson")
                                 for packed in ("", ".gz", ".bz2", ".xz", ".zst"))]  # fmt: skip
+
+
+def _in_any_case(ending):
+    return "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in ending)
+
+
 PATTERNS = {
     "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
-    "data": ["README.md", *(f"*.{ending}" for ending in TABLES)],
+    "data": ["README.md", *(f"*.{_in_any_case(ending)}" for ending in TABLES)],
 }
 # A second copy of a model's weights, in its maker's own format or for another runtime: original/, onnx/, consolidated.
 IGNORED = {"model": ["*/*", "consolidated*.safetensors"], "data": []}

@@ -52,7 +52,7 @@ def refused(function, *arguments):
         ["entailment", "contradiction", "neutral"],
         ["Entailment ", " CONTRADICTION", "neutral"],
         [0, 2, 1],
-        [0.0, 2.0, 1.0],
+        [-0.0, 2.0, 1.0],
         (["entailment", "neutral", "contradiction"], [0, 2, 1]),
         (["contradiction", "Neutral ", "entailment"], [2, 0, 1]),
         pa.array([0, 2, 1], pa.int8()),

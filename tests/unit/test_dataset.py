@@ -172,7 +172,11 @@ def test_columns_of_any_name_are_taken():
         ),
         (("premise", "words"), {}, "{words}: holds list<"),
         (("premise", "bytes"), {}, "{bytes}: holds binary"),
-        (("premise", "pages"), {}, "{pages}: holds struct<0: string, 1: string, 2: string, 3: string, 4: string… in split"),
+        (
+            ("premise", "pages"),
+            {},
+            "{pages}: holds struct<0: string, 1: string, 2: string, 3: string, 4: string… in split",
+        ),
         (
             ("premise", "name"),
             {"label": "name", "classes": None},

@@ -1,7 +1,10 @@
 """Splits: read from the files that are pinned, by the names and slices that params.yaml asks for."""
 
+import gzip
+import lzma
 import os
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,7 +88,8 @@ def test_a_format_that_is_read_is_pinned(nli, ending):
         return describe(nli, "nli", "none", "data")
 
     first = write(1)
-    assert [list(rows["label"]) for rows in read(nli, first["files"]).values()] == [[0, 1]] * 3
+    label = ["0", "1"] if ending.startswith(("csv", "tsv")) else [0, 1]
+    assert [list(rows["label"]) for rows in read(nli, first["files"]).values()] == [label] * 3
     assert write(2)["digest"] != first["digest"]
 
 
@@ -114,6 +118,318 @@ def test_snli_is_read_whole(tmp_path, monkeypatch):
     assert {split: len(rows) for split, rows in read_whole.items()} == {
         split: pq.read_metadata(next(SNLI.glob(f"{split}*.parquet"))).num_rows for split in read_whole
     }
+
+
+# --- cells of csv and tsv are text ---
+
+# The cases of github.com/max-mapper/csv-spectrum, in files of our own: the content of a file, and its cells.
+SPECTRUM = {
+    "a comma in quotes": (
+        'name,place,zip\nJo Low,"Aix, Vaud",08123\n',
+        [{"name": "Jo Low", "place": "Aix, Vaud", "zip": "08123"}],
+    ),
+    "empty cells": (
+        'a,b,c\n4,"",""\n5,6,7\n',
+        [{"a": "4", "b": None, "c": None}, {"a": "5", "b": "6", "c": "7"}],
+    ),
+    "empty cells, CRLF": (
+        'a,b,c\r\n4,"",""\r\n5,6,7\r\n',
+        [{"a": "4", "b": None, "c": None}, {"a": "5", "b": "6", "c": "7"}],
+    ),
+    "doubled quotes": ('a,b\n7,"so ""so"" so"\n8,9\n', [{"a": "7", "b": 'so "so" so'}, {"a": "8", "b": "9"}]),
+    "json in a cell": ('k,v\n01,"{""x"": [1.0, 0.50]}"\n', [{"k": "01", "v": '{"x": [1.0, 0.50]}'}]),
+    "new lines in a cell": (
+        'a,b\n"Twice \nupon a time",1.10\n3,4\n',
+        [{"a": "Twice \nupon a time", "b": "1.10"}, {"a": "3", "b": "4"}],
+    ),
+    "new lines in a cell, CRLF": (
+        'a,b\r\n"Twice \r\nupon a time",1.10\r\n3,4\r\n',
+        [{"a": "Twice \r\nupon a time", "b": "1.10"}, {"a": "3", "b": "4"}],
+    ),
+    "quotes and new lines": ('a,b\n7,"so \n""so"" \nso"\n', [{"a": "7", "b": 'so \n"so" \nso'}]),
+    "simple": ("a,b,c\n1,2,3\n", [{"a": "1", "b": "2", "c": "3"}]),
+    "simple, CRLF": ("a,b,c\r\n1,2,3\r\n", [{"a": "1", "b": "2", "c": "3"}]),
+    "no new line at the end": ("a,b\n1e3,True", [{"a": "1e3", "b": "True"}]),
+    "UTF-8": ("a,b\n4,ʤ\n", [{"a": "4", "b": "ʤ"}]),
+    "UTF-8 with a mark": ("\ufeffa,b\n4,ʤ\n", [{"a": "4", "b": "ʤ"}]),
+}
+
+
+@pytest.mark.parametrize("case", SPECTRUM)
+def test_each_cell_of_a_csv_file_is_its_text(nli, case):
+    content, cells = SPECTRUM[case]
+    (nli / "train.csv").write_text(content, newline="", encoding="utf-8")
+    rows = read(nli, splits=splits())["train"]
+    assert rows.astype(object).where(rows.notna(), None).to_dict("records") == cells
+
+
+def test_a_column_is_text_in_every_split_whatever_it_has_there(nli):
+    for split, labels in {"train": ["01", "02", "1a"], "validation": ["01", "02"], "test": ["02", "02"]}.items():
+        pd.DataFrame({"text": "0", "label": labels}).to_csv(nli / f"{split}.csv", index=False)
+    rows = read(nli)
+    assert {split: list(table["label"]) for split, table in rows.items()} == {
+        "train": ["01", "02", "1a"], "validation": ["01", "02"], "test": ["02", "02"]
+    }  # fmt: skip
+
+
+def test_a_column_that_is_empty_for_long_may_hold_a_word_at_last(nli):
+    pd.DataFrame({"text": "a", "note": [None] * 10_000 + ["checked"]}).to_csv(nli / "train.csv", index=False)
+    assert read(nli, splits=splits())["train"]["note"].tolist()[-1] == "checked"
+
+
+def test_the_types_that_the_readme_declares_are_taken(nli):
+    declared = datasets.Features(
+        {"label": datasets.ClassLabel(names=["bad", "good"]), "stars": datasets.Value("int64")}
+    )
+    features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
+    (nli / "README.md").write_text(f"---\n{features}---\n")
+    (nli / "train.csv").write_text("text,label,stars\n01,good,01\n02,,\n03,0,3\n")
+    names = describe(nli, "nli", "none", "data")["files"]
+    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    assert table.to_pydict() == {"text": ["01", "02", "03"], "label": [1, None, 0], "stars": [1, None, 3]}
+    assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
+
+
+def test_a_type_that_the_readme_declares_and_the_file_has_not_is_one_line(nli):
+    declared = datasets.Features({"label": datasets.ClassLabel(names=["bad", "good"])})
+    features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
+    (nli / "README.md").write_text(f"---\n{features}---\n")
+    (nli / "train.csv").write_text("text,label\na,good\nb,so so\n")
+    line = refusal(nli, splits=splits())
+    assert "nli/train.csv: column 'label' is not what dataset_info in" in line and "so so" in line
+
+
+def test_rows_that_the_readme_counts_otherwise_are_one_line(nli):
+    """As where a part of the files is missing."""
+    (nli / "README.md").write_text("---\ndataset_info:\n  splits:\n  - {name: train, num_examples: 3}\n---\n")
+    (nli / "train.csv").write_text("text,label\na,x\nb,y\n")
+    assert "split 'train' has 2 rows, but dataset_info in README.md says 3" in refusal(nli, splits=splits())
+
+
+# --- files that can not be read ---
+
+
+def refusal_of(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    line = refusal(folder, splits=splits())
+    assert ".tmp" not in line, "the links have no meaning to the reader"
+    assert line.startswith(f"data.name: {folder}/{name}: ")
+    return line.removeprefix(f"data.name: {folder}/{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "train.csv",
+            "text,label\nfine,a\nun café noir,b\n".encode("cp1252"),
+            "not UTF-8: byte 0xe9 at position 24, in line 3 (as Windows-1252 it reads 'un café noir,b'); "
+            "convert it: iconv -f WINDOWS-1252 -t UTF-8",
+        ),
+        ("train.csv.gz", gzip.compress(b"text,label\n\xe9,a\n"), "not UTF-8: byte 0xe9 at position 11, in line 2"),
+        ("train.csv", "text,label\nfine,a\n".encode("utf-16"), "not UTF-8: byte 0xff at position 0, in line 1 (it l"),
+        ("train.jsonl", '{"text": "café", "label": "a"}\n'.encode("latin-1"), "not UTF-8: byte 0xe9 at position 13"),
+        ("train.jsonl", '{"text": "a"}\n'.encode("utf-16"), "not UTF-8: byte 0xff at position 0"),
+        ("train.csv", "text;label\nfine;a\n", "its cells seem to be separated by semicolons (text;label); allowed"),
+        ("train.csv", "text;label\nwell, fine;a\nno;b\n", "its cells seem to be separated by semicolons (text;label)"),
+        ("train.csv", "text;label\nno;b\na, b, c, d;a\n", "its cells seem to be separated by semicolons (text;label)"),
+        ("train.csv", "text\tlabel\nfine\ta\n", "its cells seem to be separated by tabs"),
+        ("train.tsv", "text,label\nfine,a\n", "its cells seem to be separated by commas (text,label); allowed"),
+        ("train.csv", "'text','label'\n'fine','a'\n", "its cells seem to be quoted by ' ('text','label'); allowed"),
+        ("train.csv", "text,label\n'well, fine','a'\n", "its cells seem to be quoted by ' ('well, fine','a'); allowed"),
+        ("train.csv", 'text,label\n"a\nb",x\na, b, c,x\n', "line 4 has 4 cells, the header 2 (a, b, c,x); allowed"),
+        ("train.csv", "text,label\nfine,a,\nbad,b,\n", "its rows have more cells than its header; allowed"),
+        ("train.csv", 'text,label\n"fine,a\nbad,b\n', 'a " is never closed; it opens in row 1; allowed'),
+        ("train.csv", "", "No columns to parse from file"),
+        ("train.csv.gz", "text,label\n", "not readable (Not a gzipped file (b'te')); fetch or copy it whole"),
+        ("train.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 9)[:-20], "not readable (Compressed file ended before"),
+        ("train.parquet", b"PAR1 and no more", "not readable as a data set ("),
+    ],
+    ids=["Windows-1252", "Windows-1252, packed", "UTF-16",
+         "json in Latin-1", "json in UTF-16", "semicolons", "semicolons and a comma",
+         "semicolons and commas", "tabs", "commas in tsv", "single quotes", "single quotes in the rows",
+         "a row too long", "a comma at each end", "an open quote", "empty", "no gzip", "cut xz", "parquet"],
+)  # fmt: skip
+def test_a_file_of_another_encoding_or_dialect_is_one_line_that_says_what_it_looks_like(
+    nli, name, content, said, capfd
+):
+    assert refusal_of(nli, name, content).startswith(said)
+    assert capfd.readouterr().err == "", "the line is all that is said"
+
+
+def test_a_separator_that_the_readme_names_is_taken(nli):
+    for sep in (";", r"\s*;\s*"):
+        configs = [{"config_name": "default", "data_files": "train.csv", "sep": sep, "engine": "python"}]
+        (nli / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+        (nli / "train.csv").write_text("text;label\nwell, fine;01\n")
+        assert read(nli, splits=splits())["train"].to_dict("list") == {"text": ["well, fine"], "label": ["01"]}
+        assert refusal_of(nli, "train.csv", "text;label\na;b;c;d\na;b\n").endswith(
+            'with " around a cell that holds one'
+        )
+
+
+def test_one_column_may_be_read_whatever_its_texts_hold(nli):
+    (nli / "train.csv").write_text("text\na; b\n'c'\n")
+    assert list(read(nli, splits=splits())["train"]["text"]) == ["a; b", "'c'"]
+
+
+ROWS = pd.DataFrame({"text": [f"text {row}" for row in range(500)], "label": ["a", None] * 250})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ROWS.to_json(),
+        ROWS.to_json(indent=1),
+        ROWS.to_json(orient="index"),
+        ROWS.to_json(orient="split"),
+        f'{{"data": {ROWS.to_json(orient="records")}}}',
+        f'{{"data": {ROWS.to_json(orient="records", indent=1)}}}',
+    ],
+    ids=["columns", "columns, indented", "index", "split", "data", "data, indented"],
+)
+def test_a_json_file_that_is_one_object_is_one_line_that_says_what_to_write(nli, content):
+    assert refusal_of(nli, "train.json", content) == (
+        "the file is one object, not a list of rows; write one row a line, "
+        'as DataFrame.to_json(path, orient="records", lines=True) does'
+    )
+
+
+def test_a_json_file_for_each_row_is_read(nli):
+    for row in range(3):
+        (nli / f"train[{row}].json").write_text(f'{{"text": "a {row}",\n "about": {{"page": {row}}}}}\n')
+    assert list(read(nli, splits=splits())["train"]["text"]) == ["a 0", "a 1", "a 2"]
+
+
+# --- which files ---
+
+
+def test_a_table_of_another_kind_is_no_rival(reviews):
+    """`datasets` would read the one of which there are more, json where there are as many."""
+    (reviews / "dataset-metadata.json").write_text('[{"text": "a", "label": "b"}]')
+    line = refusal(reviews, splits=splits())
+    assert "tables of 2 kinds: csv (reviews.csv), json (dataset-metadata.json); keep one kind there" in line
+    (reviews / "README.md").write_text("---\nconfigs:\n- {config_name: default, data_files: reviews.csv}\n---\n")
+    assert len(read(reviews, splits=splits())["train"]) == 100
+
+
+def test_a_table_that_belongs_to_no_split_is_let_be(nli):
+    for split in ("train", "validation", "test"):
+        frame(("A man runs.", "He moves.", 0)).to_csv(nli / f"{split}.csv", index=False)
+    (nli / "dataset-metadata.json").write_text('{"title": "nli"}')
+    assert [len(rows) for rows in read(nli).values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["D.CSV", "d.Csv", "d.CSV.gz", "D.TSV", "D.JSONL", "D.Parquet"])
+def test_an_ending_may_be_in_upper_case(nli, name):
+    rows = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    WRITERS[next(e for e in WRITERS if name.lower().endswith(f".{e}"))](rows, nli / "d")
+    (nli / "d").rename(nli / name)
+    if name.endswith(".gz"):
+        (nli / name).write_bytes(gzip.compress((nli / name).read_bytes()))
+    assert list(read(nli, splits=splits())["train"]["label"]) == ["x", "y"]
+
+
+def test_two_files_whose_names_differ_in_the_case_of_their_ending_are_one_line(nli):
+    for name in ("train.csv", "train.CSV"):
+        (nli / name).write_text("text,label\na,b\n")
+    assert "train.CSV and train.csv differ only in case" in refusal(nli, splits=splits())
+
+
+@pytest.mark.parametrize(
+    "path", ["absolute", "../other/train.csv", "https://127.0.0.1:9/train.csv", "README.md", "data_dir"]
+)
+def test_a_readme_that_names_a_file_outside_the_folder_is_one_line(nli, tmp_path, path):
+    """Its rows could change under the same digest."""
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other/train.csv"
+    for file in (other, nli / "train.csv"):
+        file.write_text("text,label\na,b\n")
+    config = f"data_files: {other if path == 'absolute' else path}"
+    config = f"data_dir: {tmp_path}/other" if path == "data_dir" else config
+    (nli / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {config}\n---\n")
+    line = refusal(nli, splits=splits())
+    assert line.startswith(f"{nli}/README.md: configs") and ".tmp" not in line
+    if path == "../other/train.csv":  # from the links, where nothing is
+        assert "Unable to find" in line
+    else:
+        named = path if path in ("README.md", "https://127.0.0.1:9/train.csv") else other
+        assert f"{named} is not one of the tables in {nli}" in line
+
+
+@pytest.mark.parametrize(
+    "content", [b"---\nconfigs: [\n---\n", b"---\ntitle: caf\xe9\n---\n", b"---\na: 1\na: b: c\n---\n"]
+)
+def test_a_readme_whose_head_is_not_readable_is_named(nli, content):
+    (nli / "train.csv").write_text("text,label\na,b\n")
+    (nli / "README.md").write_bytes(content)
+    line = refusal(nli, splits=splits())
+    assert line.startswith(f"{nli}/README.md: its head is not readable as YAML (") and ".tmp" not in line
+
+
+def test_the_files_of_each_split_are_told(nli, capsys):
+    for number in range(5):
+        (nli / f"train_{number}.csv").write_text("text,label\na,b\n")
+    (nli / "test.CSV").write_text("text,label\na,b\n")
+    read(nli, splits=splits("train[:3]", "train[3:]+test", "test"))
+    few = "train_0.csv, train_1.csv, train_2.csv and 2 more"
+    assert f"train from {few}; validation from train_0.csv, train_1.csv" in (told := capsys.readouterr().out)
+    assert told.endswith("; test from test.CSV\n")
+
+
+# --- columns that differ ---
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_columns_that_some_files_of_a_split_lack_are_left_out_and_told(nli, ending, capsys):
+    WRITERS[ending](pd.DataFrame({"text": ["a"], "label": ["x"], "id": [1]}), nli / f"train_0.{ending}")
+    WRITERS[ending](pd.DataFrame({"label": ["y"], "text": ["b"]}), nli / f"train_1.{ending}")
+    rows = read(nli, splits=splits())["train"]
+    assert rows.to_dict("list") == {"text": ["a", "b"], "label": ["x", "y"]}
+    assert (
+        f"columns that differ between its files are left out: id (not in train_1.{ending})" in capsys.readouterr().out
+    )
+
+
+def test_columns_of_differing_types_are_left_out_unless_they_can_be_joined(nli, capsys):
+    pd.DataFrame({"text": ["a"], "stars": [1], "id": [1]}).to_parquet(nli / "train_0.parquet")
+    pd.DataFrame({"text": ["b"], "stars": [0.5], "id": ["x"]}).to_parquet(nli / "train_1.parquet")
+    assert read(nli, splits=splits())["train"].to_dict("list") == {"text": ["a", "b"], "stars": [1.0, 0.5]}
+    assert "id (Value('int64') and Value('string'))" in capsys.readouterr().out.replace("large_string", "string")
+
+
+def test_classes_that_two_files_name_in_another_order_are_not_joined(nli):
+    for number, names in enumerate((["no", "yes"], ["yes", "no"])):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        rows = datasets.Dataset.from_dict({"text": ["a"], "label": [0]}, features=features)
+        rows.to_parquet(nli / f"train_{number}.parquet")
+    assert "label" not in read(nli, splits=splits())["train"]
+
+
+def test_a_split_that_is_not_asked_for_is_not_read(nli):
+    """As a competition's test.csv, which has no labels, or columns of its own."""
+    (nli / "train.csv").write_text("text,label\na,x\nb,y\n")
+    (nli / "test.csv").write_bytes(b"id;\xff\n")
+    assert len(read(nli, splits=splits("train[:1]", "train[1:]", "train"))["test"]) == 2
+
+
+def test_splits_may_have_other_columns_than_each_other(nli):
+    (nli / "train.csv").write_text("text,label,id\na,x,1\n")
+    (nli / "test.csv").write_text("label,text\ny,b\n")
+    found = read(nli, splits=splits(test="test"))
+    assert found["train"].to_dict("list") == {"text": ["a"], "label": ["x"], "id": ["1"]}
+    assert found["test"].to_dict("list") == {"label": ["y"], "text": ["b"]}
+
+
+def test_a_string_view_is_text(nli):
+    """As polars writes it."""
+    texts = pa.array(["a", None], pa.string_view())
+    table = pa.table({"text": texts, "label": pa.array(["x", "y"], pa.string_view())})
+    pq.write_table(table, nli / "train.parquet")
+    names = describe(nli, "nli", "none", "data")["files"]
+    read_table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    assert read_table.to_pydict() == {"text": ["a", None], "label": ["x", "y"]}
+    assert all(kind in (pa.string(), pa.large_string()) for kind in read_table.schema.types)
 
 
 # --- names and slices of splits ---
@@ -199,7 +515,7 @@ def glue(nli):
     return nli
 
 
-@pytest.mark.parametrize(("subset", "label"), [("cola", 0), ("sst2", 1)])
+@pytest.mark.parametrize(("subset", "label"), [("cola", "0"), ("sst2", "1")])
 def test_the_subset_that_is_named_is_read(glue, subset, label):
     assert [list(rows["label"]) for rows in read(glue, subset=subset).values()] == [[label]] * 3
 
@@ -274,3 +590,4 @@ def test_a_good_folder_becomes_three_tables_and_two_manifests(stage_outcomes):
 )
 def test_a_damaged_folder_is_one_line_and_nothing_is_written(stage_outcomes, name, said):
     assert_refused(stage_outcomes[name], said)
+    assert stage_outcomes[name].stderr.count("\n") == 1, "the libraries log nothing besides"
