@@ -62,7 +62,9 @@ def check_json(path: Path, name: str) -> None:
                 found = json.loads(first + file.read())
             except (ValueError, RecursionError):
                 return
-    if isinstance(found, dict) and all(isinstance(value, dict | list) for value in found.values()):
+    values = list(found.values()) if isinstance(found, dict) else [None]
+    holds_rows = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in values)
+    if holds_rows or all(isinstance(value, dict | list) for value in values):
         raise UserError(
             f"{name}: the file is one object, not a list of rows; write one row a line, "
             'as DataFrame.to_json(path, orient="records", lines=True) does'

@@ -285,8 +285,9 @@ ROWS = pd.DataFrame({"text": [f"text {row}" for row in range(500)], "label": ["a
         ROWS.to_json(orient="split"),
         f'{{"data": {ROWS.to_json(orient="records")}}}',
         f'{{"data": {ROWS.to_json(orient="records", indent=1)}}}',
+        f'{{"version": 1, "data": {ROWS.to_json(orient="records")}}}',
     ],
-    ids=["columns", "columns, indented", "index", "split", "data", "data, indented"],
+    ids=["columns", "columns, indented", "index", "split", "data", "data, indented", "data and version"],
 )
 def test_a_json_file_that_is_one_object_is_one_line_that_says_what_to_write(nli, content):
     assert refusal_of(nli, "train.json", content) == (
