@@ -6,8 +6,10 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from stages.runtime import params
 from stages.runtime.errors import UserError, kind_and_line
@@ -21,7 +23,11 @@ def add_lora(model: PreTrainedModel, group: params.Lora, seed: int) -> PeftModel
         model: from `load_base`.
         group: the group `lora` of params.yaml.
         seed: seeds LoRA's A matrices.
+
+    Raises:
+        UserError: where the model lacks one of `lora.target_modules`.
     """
+    _check_targets(model, group.target_modules)
     set_seed(seed)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,  # keeps LoRA off the head, and saves the head with the adapter
@@ -35,6 +41,27 @@ def add_lora(model: PreTrainedModel, group: params.Lora, seed: int) -> PeftModel
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"params.yaml: lora.target_modules: {group.target_modules}: {kind_and_line(error)}") from error
+
+
+def _check_targets(model, wanted):
+    """Refuse what PEFT would leave out without a word: a name or an expression that no layer but the head has."""
+    names = [name for name, _ in model.named_modules()]
+
+    def matches(targets):
+        config = LoraConfig(target_modules=targets, modules_to_save=["score"])  # as PEFT adds the head
+        return any(check_target_module_exists(config, name) for name in names)
+
+    if isinstance(wanted, str):
+        unknown = "" if wanted.lower() == "all-linear" or matches(wanted) else f"that match {wanted}"
+    else:
+        missing = [name for name in wanted if not matches([name])]
+        unknown = missing and f"named {', '.join(missing)}"
+    if unknown:
+        linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+        has = sorted({name.rpartition(".")[2] for name in linears} - {"score"})
+        raise UserError(
+            f"params.yaml: lora.target_modules: this model has no layers for LoRA {unknown}. It has: {', '.join(has)}."
+        )
 
 
 def save_adapter(

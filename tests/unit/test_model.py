@@ -12,6 +12,7 @@ from helpers.parameters import manifest_of, use
 from helpers.project import COMMITTED, CPU, EMBEDDED, NANO
 from helpers.stages import error_line, run_stage, written
 from helpers.tables import CLASSES
+from peft.tuners.lora import LoraLayer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -190,10 +191,44 @@ def test_the_head_is_trained_or_frozen_as_asked(load_nano, lora, trains):
     assert torch.equal(head_of(classifier), before) != trains
 
 
-def test_unknown_target_modules_are_named(load_nano, make_params):
-    group = make_params(lora__target_modules=["w_pack"]).lora
-    with pytest.raises(UserError, match=r"lora\.target_modules: .*w_pack"):
+@pytest.mark.parametrize(
+    ("targets", "unknown"),
+    [
+        (["w_pack"], "named w_pack"),
+        (["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"], "named o_proj, gate_proj"),
+        (["q_proj", "score"], "named score"),  # the head, which is trained whole
+        (["score"], "named score"),
+        ([".*_proj", "q_proj"], r"named \.\*_proj"),  # in a list no regular expression is read
+        (r".*\.w_pack", r"that match \.\*\\\.w_pack"),
+        ("score", "that match score"),
+    ],
+    ids=str,
+)
+def test_target_modules_that_the_model_lacks_are_named_beside_those_that_it_has(
+    load_nano, make_params, targets, unknown
+):
+    """PEFT drops them where another one matches, and report and card would list them as trained."""
+    group = make_params(lora__target_modules=targets).lora
+    has = "dense, fc1, fc2, k_proj, q_proj, v_proj"
+    line = rf"^params\.yaml: lora\.target_modules: this model has no layers for LoRA {unknown}\. It has: {has}\.$"
+    with pytest.raises(UserError, match=line):
         add_lora(load_nano()[0], group, 42)
+
+
+@pytest.mark.parametrize(
+    ("targets", "tuned"),
+    [
+        (["q_proj", "fc2"], {"q_proj", "fc2"}),
+        (["self_attn.q_proj", "model.layers.0.mlp.fc1"], {"q_proj", "fc1"}),
+        (r".*\.(q_proj|v_proj)", {"q_proj", "v_proj"}),
+        ("all-linear", {"dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"}),
+    ],
+    ids=str,
+)
+def test_target_modules_that_the_model_has_are_those_that_are_tuned(load_nano, make_params, targets, tuned):
+    classifier = add_lora(load_nano()[0], make_params(lora__target_modules=targets).lora, 42)
+    layers = [name for name, module in classifier.named_modules() if isinstance(module, LoraLayer)]
+    assert {name.rpartition(".")[2] for name in layers} == tuned
 
 
 PHI_2 = PhiConfig(
