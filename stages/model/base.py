@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -82,6 +83,11 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
         ) from error
     except Exception as error:  # a truncated shard, an unknown architecture, a pickled checkpoint: a dozen kinds
         raise UserError(f"model.name: {manifest['name']}: not loadable as a model ({kind_and_line(error)})") from error
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):  # it does so unasked
+        raise UserError(
+            f"model.name: {manifest['name']}: transformers loaded an adapter with the base; "
+            f"remove adapter_config.json from {folder}"
+        )
     settle_4_bit_layers(model)
     check_head(model)
     if group.quantization == "nf4":

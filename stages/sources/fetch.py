@@ -5,7 +5,7 @@ from typing import Protocol
 
 from stages.runtime.errors import UserError
 from stages.sources import hub
-from stages.sources.manifest import PATTERNS, changed_size, check_whole, describe, is_folder, local
+from stages.sources.manifest import PATTERNS, changed_size, check_no_adapter, check_whole, describe, is_folder, local
 
 OUTS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
 HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
@@ -40,6 +40,7 @@ def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
         manifest = describe(folder, source.name, source.revision, key)
         hub.check_announced(folder, manifest, key)
         check_whole(folder, manifest, key)
+        check_no_adapter(folder, manifest, key)
     return folder, manifest
 
 
@@ -48,6 +49,7 @@ def _from_folder(source, key, watched):
     _check_outside_outs(folder, source.name, key)
     manifest = describe(folder, source.name, source.revision, key)
     check_whole(folder, manifest, key)  # first: the digest of a part is nothing to pin
+    check_no_adapter(folder, manifest, key)
     wrong = []
     if Path(watched) != folder:
         wrong.append(f"watch.{key}: {watched}, but {key}.name is a folder; set watch.{key}: {folder}")

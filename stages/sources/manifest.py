@@ -77,6 +77,15 @@ def changed_size(folder: Path, manifest: dict) -> str | None:
     return None
 
 
+def check_no_adapter(folder: Path, manifest: dict, key: str) -> None:
+    """transformers loads an adapter that it finds beside a base, so the untuned base would be a tuned one."""
+    if key == "model" and "adapter_config.json" in manifest["files"]:
+        raise UserError(
+            f"params.yaml: model.name: {manifest['name']} has a LoRA adapter beside its weights "
+            f"({folder / 'adapter_config.json'}); allowed: a base alone, such as a copy of the folder without that file"
+        )
+
+
 def check_whole(folder: Path, manifest: dict, key: str) -> None:
     """A cache or a copy that holds a part of a source's shards is not taken for all of it.
 

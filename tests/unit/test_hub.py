@@ -37,6 +37,11 @@ def model_files():
     return {path.name: path.read_bytes() for path in NANO.iterdir()}
 
 
+def adapter_file():
+    """A LoRA adapter beside the base's weights, as far as its name counts."""
+    return {"adapter_config.json": b"{}"}
+
+
 def second_copies():
     """Files that a repository of a model may hold beside the model, and that nobody loads from there."""
     names = ("consolidated.safetensors", "original/model.safetensors", "original/params.json", "onnx/config.json")
@@ -149,6 +154,7 @@ def outcomes(tmp_path_factory):
             more = {"cut": {WEIGHTS: LARGE}, "good": second_copies()}.get(name, {})
             served.add("models", f"tests/{name}", REVISION, model_files() | more, fault)
         served.add("models", "tests/moving", REVISION, model_files())
+        served.add("models", "tests/adapter", REVISION, model_files() | adapter_file())
         served.add("datasets", "tests/nli", REVISION, data_files())
         served.add("datasets", "tests/shards", REVISION, sharded_data_files())
         folders = [case(top, name, f"tests/{name}") for name in FAULTS]
@@ -161,6 +167,7 @@ def outcomes(tmp_path_factory):
             case(top, "pwned", "$(touch pwned)"),
             case(top, "bytes again", "tests/bytes-once"),
             case(top, "shards", data="tests/shards"),
+            case(top, "adapter", "tests/adapter"),
         ]
         env = {
             "HF_ENDPOINT": served.url,
@@ -235,6 +242,7 @@ def test_the_files_arrive(outcomes, name):
         ("offline in part", ["data.name", "tests/shards", "1 of 2 files data/train-"]),
         ("endpoint with a password", ["model.name", "not in the local cache", "http://127.0.0.1"]),
         ("pwned", ["params.yaml: model.name", "$(touch pwned)"]),
+        ("adapter", ["params.yaml: model.name: tests/adapter", "adapter_config.json", "allowed: "]),
     ],
 )
 def test_a_failure_is_one_line_and_nothing_is_written(outcomes, name, said):
@@ -305,6 +313,17 @@ def test_a_folder_pinned_by_its_digest_is_checked(nano_copy):
     (nano_copy / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"params\.yaml: model\.revision: .* have the digest"):
         fetch(source, "model", source.name)
+
+
+@pytest.mark.parametrize("revision", ["none", "0" * 64])
+def test_a_base_with_an_adapter_beside_its_weights_is_refused(nano_copy, capsys, revision):
+    """transformers would load both, and the untuned base would be a tuned one."""
+    for name, content in adapter_file().items():
+        (nano_copy / name).write_bytes(content)
+    source = SimpleNamespace(name=str(nano_copy), revision=revision)
+    with pytest.raises(UserError, match=r"^params\.yaml: model\.name: .*nano has a LoRA adapter .*adapter_config"):
+        fetch(source, "model", str(nano_copy))
+    assert capsys.readouterr().out == "", "its digest is nothing to pin"
 
 
 def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):

@@ -12,6 +12,7 @@ from helpers.parameters import manifest_of, use
 from helpers.project import COMMITTED, CPU, EMBEDDED, NANO
 from helpers.stages import error_line, run_stage, written
 from helpers.tables import CLASSES
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import (
     AutoModelForCausalLM,
@@ -397,6 +398,14 @@ def test_the_classes_are_named_both_ways(load_nano):
 
 
 # --- bases that cannot be loaded ---
+
+
+def test_a_base_that_comes_with_an_adapter_is_refused_at_its_load(load_nano, nano_copy):
+    """`download` refuses it too; a file may have come into the hub's cache since."""
+    adapter = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(nano_copy), adapter).save_pretrained(nano_copy)
+    with pytest.raises(UserError, match=r"^model\.name: .*nano: transformers loaded an adapter .*adapter_config\.json"):
+        load_nano(nano_copy)
 
 
 def test_truncated_weights_are_one_line(load_nano, nano_copy):
