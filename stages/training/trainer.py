@@ -42,7 +42,8 @@ class ClassifierTrainer(Trainer):
         self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
         self.dequantize_once = dequantize_once
         self.lengths = lengths_of(self.train_dataset)
-        self.rows = -(-self.args.train_batch_size // ranks.count())  # of a rank's part
+        whole = min(self.args.train_batch_size, len(self.lengths))  # rows of the largest batch that there is
+        self.rows = -(-whole // ranks.count())  # of a rank's part
         tokens = round(self.rows * self.lengths.mean()) or 1  # a batch that is not whole has its size too
         self.end_to_end = partial(_end_to_end, pad_id=pad_id, capacity=self.rows, least=tokens)
         self.step_losses = []

@@ -4,9 +4,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+from helpers.project import CPU
 
+from stages.model.adapter import add_lora
+from stages.runtime import ranks
+from stages.runtime.recorder import Recorder
 from stages.task.batching import Examples, collate, lay_end_to_end
 from stages.training.batches import EpochBatches, EpochLoader
+from stages.training.trainer import make_trainer
 
 LENGTHS = np.random.default_rng(0).integers(0, 40, 37)  # some rows are empty
 ROWS = Examples.of([[1 + row] * length for row, length in enumerate(LENGTHS)], range(37))
@@ -72,3 +77,21 @@ def test_rows_are_padded_to_the_longest_of_all_ranks(epoch_of, make_params):
 def test_an_epoch_has_an_order_of_its_own(epoch_of):
     first, second = (epoch_of(1, end_to_end, epoch)[0] for epoch in (0, 1))
     assert [b["labels"].tolist() for b in first] != [b["labels"].tolist() for b in second]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("batch_size", [8, 37, 256])
+def test_a_batch_is_filled_up_to_no_more_rows_than_there_are(
+    monkeypatch, make_params, load_nano, tmp_path, count, batch_size
+):
+    """A step is captured for whole batches; a batch size above the number of rows would capture filling rows."""
+    params = make_params(train__batch_size=batch_size)
+    classifier = add_lora(load_nano()[0], params.lora, 42)
+    monkeypatch.setattr(ranks, "count", lambda: count)
+    trainer = make_trainer(classifier, ROWS, ROWS, params, PAD, tmp_path, Recorder(CPU))
+    whole = min(batch_size, 37)
+    assert trainer.rows == -(-whole // count)
+    batch = EpochBatches(ROWS, batch_size, "balanced", 42, trainer.end_to_end)[0]
+    assert len(batch["labels"]) == trainer.rows
+    tokens = np.maximum(LENGTHS, 1).sum()
+    assert len(batch["input_ids"]) < 1.3 * tokens * whole / 37 / count
