@@ -85,13 +85,13 @@ def dropped_twice(dy: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> 
 
 
 def threshold(p: float) -> int:
-    """Hashes of 16 bits below it are dropped."""
-    return round(p * 2**16)
+    """Hashes of 16 bits below it are dropped; at least one of them is kept unless p is 1."""
+    return min(round(p * 2**16), 2**16 - (p < 1))
 
 
 def scale(p: float) -> float:
     """Factor of what is kept, so that the mean stays as it is."""
-    return 1 / (1 - threshold(p) / 2**16)
+    return 1 / (1 - threshold(p) / 2**16) if p < 1 else 0.0
 
 
 @triton.jit(do_not_specialize=["site", "limit"])

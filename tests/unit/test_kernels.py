@@ -326,6 +326,15 @@ def test_more_elements_than_the_kernels_count_are_refused():
         down(x, x[None, :16], 0.1, seed, 0)
 
 
+@pytest.mark.parametrize(("p", "values"), [(0.999995, {0.0, 2.0**16}), (1.0, {0.0})])  # a share in steps of 2^-16
+def test_a_dropout_that_keeps_next_to_nothing_or_nothing_is_computed(p, values):
+    from stages.kernels.dropout import dropped, dropped_twice
+
+    ones, seed = torch.ones(512, 512, device=DEVICE), torch.tensor(7, device=DEVICE)
+    for out in (dropped([ones], p, seed, 0), *dropped_twice(ones, p, seed, 0)):
+        assert set(out.unique().tolist()) == values
+
+
 @pytest.mark.parametrize(("tokens", "columns", "n", "r"), [(70, 640, 3, 8), (20, 100, 1, 130), (5, 2048, 2, 16)])
 def test_the_kernels_of_lora_are_their_formulas(tokens, columns, n, r):
     """With masks; sums that are split among programs, ranks that fill no tile, tokens and columns neither."""
