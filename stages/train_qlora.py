@@ -66,14 +66,15 @@ def main() -> None:
         return
 
     steps, epochs = history.history(trainer.state)
-    best = history.best_epoch(epochs if p.train.keep == "best" else epochs[-1:])
+    best, last = history.best_epoch(epochs if p.train.keep == "best" else epochs[-1:]), epochs[-1]["epoch"]
     if best is None:
         checkpoints.remove_checkpoints(folder)
-        which = "every" if p.train.keep == "best" else "the last"
         raise errors.UserError(
-            f"params.yaml: train.learning_rate: {p.train.learning_rate}: training diverged: the validation loss of "
-            f"{which} epoch is NaN or infinite; a smaller learning rate is needed"
+            f"params.yaml: train.learning_rate: {p.train.learning_rate}: training diverged: the loss of epoch {last} "
+            "is NaN or infinite; a smaller learning rate is needed"
         )
+    if not history.is_finite(epochs[-1]):
+        print(f"training diverged in epoch {last}: train.keep: best keeps epoch {best}")
     base_as = groups["model"] | {"name": manifest["name"], "revision": manifest["revision"]}
     reading = {
         "classes": task.classes, "seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(),

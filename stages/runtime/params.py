@@ -131,7 +131,7 @@ class Lora(Group):
 class Train(Group):
     epochs: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1000)]
     batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
-    learning_rate: Positive
+    learning_rate: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e30)]  # float32 ends at 3e38
     schedule: Literal["linear", "cosine", "constant"]
     warmup_ratio: Fraction
     weight_decay: NotNegative

@@ -14,7 +14,11 @@ from stages.task.confusion import class_counts, confusion_counts, f1_weighted
 
 
 class History(TrainerCallback):
-    """Puts each step's loss and an epoch's seconds into the state, so that the epoch's checkpoint carries them."""
+    """Puts each step's loss and an epoch's seconds into the state, so that the epoch's checkpoint carries them.
+
+    An epoch whose loss is not finite ends the training, and gets no checkpoint: it is never the Trainer's best one, and
+    a resumed run meets it again. All ranks have the same losses, and so end together.
+    """
 
     def __init__(self, trainer: Trainer, recorder: Recorder):
         self.trainer, self.recorder = trainer, recorder
@@ -31,6 +35,8 @@ class History(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
         state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.begun})
+        if not is_finite(history(state)[1][-1]):
+            control.should_training_stop, control.should_save = True, False
 
 
 class Progress(TrainerCallback):
@@ -88,7 +94,12 @@ def history(state: TrainerState) -> tuple[list[dict], list[dict]]:
     return steps, epochs
 
 
+def is_finite(epoch: dict) -> bool:
+    """Whether training and validation loss of an epoch are numbers: else the training has diverged."""
+    return math.isfinite(epoch["train_loss"]) and math.isfinite(epoch["validation_loss"])
+
+
 def best_epoch(epochs: list[dict]) -> int | None:
-    """Number of the epoch with the lowest validation loss, the first of equals; None where no loss is finite."""
-    finite = [epoch for epoch in epochs if math.isfinite(epoch["validation_loss"])]
+    """Number of the epoch with the lowest validation loss, the first of equals; None where no epoch is finite."""
+    finite = [epoch for epoch in epochs if is_finite(epoch)]
     return min(finite, key=lambda epoch: epoch["validation_loss"])["epoch"] if finite else None

@@ -63,6 +63,15 @@ def test_what_all_ranks_meet_is_said_once(tmp_path):
     assert done.returncode == 1 and written(folder) == before
 
 
+def test_ranks_whose_training_diverges_stop_together(tmp_path):
+    folder = prepare(tmp_path / "run", train__learning_rate=1e6)
+    done, _ = run([*TORCHRUN, "--nproc-per-node=2", "-m", "stages.train_qlora"], folder)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "the loss of epoch 1 is NaN or infinite" in lines[0], done.stderr
+    assert "epoch 1 of 3" in done.stdout and "epoch 2 of 3" not in done.stdout
+    assert done.returncode == 1 and not (folder / "checkpoints").exists()
+
+
 def test_what_others_than_the_first_meet_is_said_once_too(tmp_path):
     """The first only sees that they are gone, and its traceback would hide the reason."""
     fails = 'if ranks.rank() > 0: raise errors.UserError("not the first")'

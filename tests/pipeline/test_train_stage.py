@@ -237,9 +237,16 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
     assert run["seconds"] == 4 + 8, "an epoch before the kill and two after it, without the step that was lost"
 
 
-def set_validation_loss(monkeypatch, epoch, loss):
-    """Let an epoch's validation end in this loss; returns {epoch: its adapter's weights}, filled while it trains."""
-    plain, adapters = ClassifierTrainer.evaluation_loop, {}
+def set_loss(monkeypatch, epoch, loss, training_loss=None):
+    """Let an epoch's validation end in this loss, and its first step in the other; returns {epoch: its adapter's
+    weights}, filled while it trains."""
+    plain, step, adapters = ClassifierTrainer.evaluation_loop, ClassifierTrainer.training_step, {}
+
+    def training_step(self, *arguments, **named):
+        done = step(self, *arguments, **named)
+        if training_loss and self.state.global_step == (epoch - 1) * 4:
+            self.step_losses[-1] = torch.tensor(training_loss)
+        return done
 
     def evaluation_loop(self, *arguments, **named):
         output, number = plain(self, *arguments, **named), round(self.state.epoch)
@@ -248,23 +255,27 @@ def set_validation_loss(monkeypatch, epoch, loss):
             output.metrics["eval_loss"] = loss
         return output
 
+    monkeypatch.setattr(ClassifierTrainer, "training_step", training_step)
     monkeypatch.setattr(ClassifierTrainer, "evaluation_loop", evaluation_loop)
     return adapters
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_an_epoch_whose_validation_loss_is_not_finite_is_never_the_best(tmp_path, monkeypatch, folders, loss):
-    undisturbed = curves(folders["one"])["epochs"].set_index("epoch")["validation_loss"]
-    assert undisturbed.idxmin() == 1, "else this test tests less"
-    folder = prepare(tmp_path / "run")
+@pytest.mark.parametrize(
+    ("loss", "training_loss"), [(math.nan, None), (math.inf, None), (-math.inf, None), (0.0, math.inf), (0.0, math.nan)]
+)
+def test_an_epoch_whose_loss_is_not_finite_is_the_last_and_never_the_best(
+    tmp_path, monkeypatch, capsys, loss, training_loss
+):
+    folder = prepare(tmp_path / "run", train__keep="best")
     monkeypatch.chdir(folder)
-    adapters = set_validation_loss(monkeypatch, 1, loss)
+    adapters = set_loss(monkeypatch, 2, loss, training_loss)
     train_qlora.main()
-    best = undisturbed.drop(1).idxmin()
-    assert json.loads((folder / "outs/results/train/summary.json").read_text())["best_epoch"] == best
+    assert list(adapters) == list(curves(folder)["epochs"]["epoch"]) == [1, 2], "nothing is trained after it"
+    assert "training diverged in epoch 2: train.keep: best keeps epoch 1" in capsys.readouterr().out
+    assert json.loads((folder / "outs/results/train/summary.json").read_text())["best_epoch"] == 1
     kept = safetensors.torch.load_file(folder / "outs/adapter/adapter_model.safetensors")
     equal = [n for n, adapter in adapters.items() if all(torch.equal(adapter[name], kept[name]) for name in kept)]
-    assert equal == [best]
+    assert equal == [1]
 
 
 def assert_diverged(folder, line, learning_rate):
@@ -283,15 +294,33 @@ def test_a_diverged_training_is_one_line_and_writes_nothing(tmp_path):
     made = {keep: prepare(tmp_path / keep, train__learning_rate=1e6, train__keep=keep) for keep in ("best", "last")}
     for name, done in run_stage_in_each("train_qlora", made.values()).items():
         assert_diverged(made[name], error_line(done), "1000000.0")
+        assert "the loss of epoch 1 is NaN or infinite" in error_line(done)
+        assert done.stdout.count("epoch") == 1, "nothing is trained after the first epoch"
 
 
-def test_a_last_epoch_that_diverged_can_not_be_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("epoch", "loss", "training_loss"), [(3, math.nan, None), (2, math.nan, None), (2, 0.5, math.nan)]
+)
+def test_after_an_epoch_that_diverged_there_is_no_last_one_to_keep(tmp_path, monkeypatch, epoch, loss, training_loss):
     folder = prepare(tmp_path / "run", train__keep="last")
     monkeypatch.chdir(folder)
-    set_validation_loss(monkeypatch, 3, math.nan)
-    with pytest.raises(UserError) as raised:
+    adapters = set_loss(monkeypatch, epoch, loss, training_loss)
+    with pytest.raises(UserError, match=f"the loss of epoch {epoch} is NaN or infinite") as raised:
         train_qlora.main()
     assert_diverged(folder, str(raised.value), "0.01")
+    assert max(adapters) == epoch
+
+
+def test_a_run_killed_after_it_diverged_does_not_go_on_from_there(tmp_path, monkeypatch):
+    folder = prepare(tmp_path / "run", train__keep="last")
+    monkeypatch.chdir(folder)
+    set_loss(monkeypatch, 2, math.nan)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(history, "best_epoch", lambda epochs: (_ for _ in ()).throw(Killed))
+        train_qlora.main()
+    assert [path.name for path in folder.glob("outs/checkpoints/*/*")] == ["checkpoint-4"]
+    with pytest.raises(UserError, match="the loss of epoch 2 is NaN or infinite"):
+        train_qlora.main()
 
 
 def test_an_adapter_that_is_not_whole_is_never_kept(tmp_path, monkeypatch):

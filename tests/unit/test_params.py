@@ -25,6 +25,7 @@ BAD_VALUES = {
     "huge": ("lora.r", 10**30, "1024"),
     "fraction for a count": ("data.train_rows", 1.5, "1.5"),
     "NaN": ("train.learning_rate", float("nan"), "nan"),
+    "a rate that no float32 holds": ("train.learning_rate", 1e39, "1e+39"),
     "infinity": ("train.max_grad_norm", float("inf"), "inf"),
     "true for a number": ("seed", True, "true or false"),
     "true for a float": ("train.learning_rate", True, "true or false"),

@@ -126,15 +126,22 @@ def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
         assert order(1, 0, kind) != order(1, 1, kind) != order(2, 1, kind)
 
 
+def epochs_of(validation, training=None):
+    """A history of these losses."""
+    training = training or [1.0] * len(validation)
+    losses = enumerate(zip(training, validation, strict=True), start=1)
+    return [{"epoch": n, "train_loss": train, "validation_loss": loss} for n, (train, loss) in losses]
+
+
 def test_the_best_epoch_is_the_first_of_lowest_validation_loss():
-    epochs = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate([0.5, 0.3, 0.4, 0.3], start=1)]
-    assert history.best_epoch(epochs) == 2
+    assert history.best_epoch(epochs_of(validation=[0.5, 0.3, 0.4, 0.3])) == 2
 
 
 def test_an_epoch_whose_loss_is_not_finite_is_not_the_best():
-    epochs = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate([math.nan, math.inf, 0.4, 0.3, -math.inf])]
-    assert history.best_epoch(epochs) == 3
+    epochs = epochs_of(validation=[math.nan, math.inf, 0.4, 0.3, -math.inf])
+    assert history.best_epoch(epochs) == 4
     assert history.best_epoch(epochs[:2]) is None
+    assert history.best_epoch(epochs_of(validation=[0.4, 0.3, 0.2], training=[1.0, math.nan, math.inf])) == 1
 
 
 def test_the_history_joins_steps_and_evaluations():
