@@ -1,12 +1,17 @@
 """The one exception that a user's mistake raises, and what running a stage means."""
 
 import atexit
+import errno
 import gc
 import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from stages.runtime import ranks
@@ -16,8 +21,69 @@ class UserError(Exception):
     """Something the user can put right: one line that names the file, the key or the column, and what is allowed."""
 
 
+class DiskFull(UserError):
+    """A full disk, or a quota used up: one line that names the place and the free space there."""
+
+    def __init__(self, path: str | Path, reason: str, free: float) -> None:
+        self.reason, self.free = reason, free
+        super().__init__(
+            f"{path}: not written ({reason}; {free / 1e6:,.1f} MB free there); free some space, "
+            "then the same command goes on"
+        )
+
+
+# Libraries in C++ and Rust give no number of the error. PyTorch and NumPy only say that less was written than asked.
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+CUT_SHORT = re.compile(
+    r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|iostream error|requested and \d+ written"
+)
+
+
+def full_disk(error: BaseException | None, path: str | Path | None = None) -> DiskFull | None:
+    """The error of a full disk that an error is, or that it came of; None where it has another reason.
+
+    Args:
+        path: what was to be written; None: the file that the error names, or the fullest of the folders that libraries
+            write to.
+    """
+    while error:
+        if isinstance(error, DiskFull):  # its free space was measured before the part that was written was removed
+            return DiskFull(path, error.reason, error.free) if path else error
+        if reason := _no_space(error):
+            named = error.filename if isinstance(getattr(error, "filename", None), str) else None
+            path = path or named or min((Path.cwd(), Path(tempfile.gettempdir()), Path.home()), key=_free)
+            return DiskFull(path, reason, _free(path))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _no_space(error):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return os.strerror(error.errno)
+    if found := NO_SPACE.search(str(error)):
+        return found[0]
+    return "a write was cut short" if CUT_SHORT.search(str(error)) else None
+
+
+def _free(path):
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
+@contextmanager
+def report_full_disk(path: str | Path) -> Iterator[None]:
+    """A full disk inside is a `DiskFull` of this path, whichever library met it."""
+    try:
+        yield
+    except Exception as error:
+        if full := full_disk(error, path):
+            raise full from error
+        raise
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main()`; a `UserError` becomes one line on stderr and exit code 1. In `dvc` the process ends here.
+    """Run a stage's `main()`; a `UserError` or a full disk becomes one line on stderr and exit code 1. In `dvc` the
+    process ends here.
 
     The garbage collector passes over what was there before: the imports make half a million objects that stay.
     """
@@ -26,17 +92,16 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         ranks.leave()
-    except UserError as error:
-        message = f"error: {one_line(error)}"
-        if ranks.launched():
-            ranks.fail(message, at_once=ranks.is_first())
-        sys.exit(message)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        told = error if isinstance(error, UserError) else full_disk(error)
+        message = f"error: {one_line(told)}" if told else traceback.format_exc()
         if ranks.launched():
-            ranks.fail(traceback.format_exc(), at_once=False)
-        raise
+            ranks.fail(message, at_once=told is not None and ranks.is_first())
+        if told is None:
+            raise
+        sys.exit(message)
     finally:
         gc.unfreeze()
     if "DVC_STAGE" in os.environ:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.runtime import ranks
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, report_full_disk
 
 
 @contextmanager
@@ -27,8 +27,9 @@ def new_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with report_full_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,9 +41,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     temporary = _temporary(path)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        remove_folder(path)
-        os.replace(temporary, path)
+        with report_full_disk(path):
+            yield temporary
+            remove_folder(path)
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -53,7 +55,8 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
     temporary = _temporary(Path(path))
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with report_full_disk(path):
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from stages.runtime.errors import DiskFull
 from stages.runtime.files import new_file, sha256
 
 LARGE = 64 * 1024**2  # bytes; less takes no longer to read than to look up
@@ -49,5 +50,5 @@ def _write(store, known):
     try:
         with new_file(store) as temporary:
             temporary.write_text(json.dumps(known))
-    except OSError:  # a cache that can't be written costs time, nothing else
+    except (OSError, DiskFull):  # a cache that can't be written costs time, nothing else
         return

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from stages.runtime.errors import UserError, first_line
+from stages.runtime.errors import UserError, first_line, report_full_disk
 from stages.sources.manifest import IGNORED
 
 # The HTTP library that the hub's client uses, and whose errors it lets through: httpx, or httpx2 in newer releases.
@@ -37,7 +37,8 @@ def download(name: str, revision: str, key: str, patterns: list[str]) -> Path:
     try:
         commit, reason = _look_up(name, revision, key)
         if commit in (None, revision):
-            folder = _snapshot(name, revision, key, patterns, local_files_only=reason is not None)
+            with report_full_disk(constants.HF_HUB_CACHE):
+                folder = _snapshot(name, revision, key, patterns, local_files_only=reason is not None)
             commit = folder.name
         if commit != revision:
             raise UserError(
@@ -60,7 +61,7 @@ def download(name: str, revision: str, key: str, patterns: list[str]) -> Path:
             f"{key}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
             f"({reason or first_line(error)}); check the network, or name a folder; `make demo` needs no hub"
         ) from error
-    except OSError as error:  # a full disk, a cache that can't be written
+    except OSError as error:  # a cache that can't be written
         raise UserError(f"{key}.name: {name}: {first_line(error)} (hub cache {constants.HF_HUB_CACHE})") from error
 
 

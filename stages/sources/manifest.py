@@ -78,11 +78,11 @@ def changed_size(folder: Path, manifest: dict) -> str | None:
 
 
 def check_no_adapter(folder: Path, manifest: dict, key: str) -> None:
-    """transformers loads an adapter that it finds beside a base, so the untuned base would be a tuned one."""
+    """transformers loads an adapter that it finds next to a base, so the untuned base would be a tuned one."""
     if key == "model" and "adapter_config.json" in manifest["files"]:
         raise UserError(
-            f"params.yaml: model.name: {manifest['name']} has a LoRA adapter beside its weights "
-            f"({folder / 'adapter_config.json'}); allowed: a base alone, such as a copy of the folder without that file"
+            f"params.yaml: model.name: {manifest['name']} has a LoRA adapter next to its weights "
+            f"({folder / 'adapter_config.json'}); allowed: a base without one, such as a copy of the folder without that file"
         )
 
 

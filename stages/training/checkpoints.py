@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerState
 
 from stages.runtime import ranks
+from stages.runtime.errors import DiskFull, report_full_disk
 from stages.runtime.files import remove_folder, sha256
 
 TOP = Path("outs/checkpoints")
@@ -36,14 +39,27 @@ def _discard(checkpoint):
     shutil.rmtree(checkpoint)
 
 
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Save a checkpoint below `folder` inside; where the disk is too full for it, nothing of it is left."""
+    try:
+        with report_full_disk(folder):
+            yield
+    except DiskFull:
+        _remove_broken(folder)
+        raise
+
+
 def checkpoint_to_resume(folder: Path) -> Path | None:
     """The newest whole checkpoint below `folder`, or None; broken ones are removed."""
-    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=_step)
-    for checkpoint in checkpoints:
+    _remove_broken(folder)
+    return max(Path(folder).glob("checkpoint-*"), key=_step, default=None)
+
+
+def _remove_broken(folder):
+    for checkpoint in Path(folder).glob("checkpoint-*"):
         if not (checkpoint / WHOLE).exists():
             shutil.rmtree(checkpoint)
-    whole = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
-    return whole[-1] if whole else None
 
 
 def _step(checkpoint):

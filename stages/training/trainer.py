@@ -18,7 +18,7 @@ from stages.runtime.params import Params
 from stages.runtime.recorder import Recorder
 from stages.task.batching import collate, lay_end_to_end, lengths_of
 from stages.training.batches import EpochBatches, EpochLoader
-from stages.training.checkpoints import WholeCheckpoints
+from stages.training.checkpoints import WholeCheckpoints, saving
 from stages.training.history import History, Progress, validation_metrics
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -140,7 +140,8 @@ class ClassifierTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         self._compare_ranks()
-        super()._save_checkpoint(model, trial)
+        with saving(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
 
     def _compare_ranks(self):
         """Raise RuntimeError where ranks have different weights: the first's are saved, and nobody would see it."""

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 import yaml
 from helpers.project import ROOT
+from helpers.small_disk import fill, small_disk
 from helpers.stages import error_line, run_stage_in_each, stage_env, written
 from helpers.training_folder import adapter_bytes, prepare
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from stages import train_qlora
 from stages.runtime import recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.training import checkpoints, history
+from stages.training.checkpoints import WholeCheckpoints
 from stages.training.trainer import ClassifierTrainer
 
 pytestmark = pytest.mark.slow
@@ -235,6 +237,35 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
     run = json.loads((tmp_path / "run/outs/measurements/train/run.json").read_text())
     assert run["resumed"] is True
     assert run["seconds"] == 4 + 8, "an epoch before the kill and two after it, without the step that was lost"
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),  # bytes: for nothing, a part of the adapter, of the optimizer
+    [(4096, "No space left"), (150_000, "No space left"), (600_000, "a write was cut short")],
+)
+def test_a_disk_that_fills_up_in_a_checkpoint_is_one_line_and_the_next_run_goes_on(
+    tmp_path, monkeypatch, folders, left, said
+):
+    plain, fillers = WholeCheckpoints.on_save, []
+
+    def fill_after_the_first(self, args, state, control, **named):
+        plain(self, args, state, control, **named)
+        if not fillers:
+            fillers.append(fill(disk, left))
+
+    with small_disk(tmp_path / "disk", 16_000_000) as disk:
+        folder = prepare(disk / "run")
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(WholeCheckpoints, "on_save", fill_after_the_first)
+        with pytest.raises(UserError, match=rf"^outs/checkpoints/\w+: not written \({said}.*; 0\.\d MB free"):
+            train_qlora.main()
+        assert [path.name for path in folder.glob("outs/checkpoints/*/*")] == ["checkpoint-4"]
+        assert not (folder / "outs/adapter").exists()
+        fillers[0].unlink()
+        train_qlora.main()
+        assert json.loads((folder / "outs/measurements/train/run.json").read_text())["resumed"] is True
+        assert adapter_bytes(folder) == adapter_bytes(folders["one"])
+        monkeypatch.chdir(tmp_path)
 
 
 def set_loss(monkeypatch, epoch, loss, training_loss=None):

@@ -38,7 +38,7 @@ def model_files():
 
 
 def adapter_file():
-    """A LoRA adapter beside the base's weights, as far as its name counts."""
+    """A LoRA adapter next to the base's weights, as far as its name counts."""
     return {"adapter_config.json": b"{}"}
 
 

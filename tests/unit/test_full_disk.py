@@ -1,0 +1,149 @@
+"""A disk that fills up: one line that names the place and what is free there, and nothing half-written."""
+
+import errno
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from helpers.parameters import unpinned_params, use
+from helpers.project import EMBEDDED, NANO
+from helpers.small_disk import fill, small_disk
+from helpers.stages import error_line, run_stage, stage_env, written
+from huggingface_hub import constants
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from stages.runtime import files
+from stages.runtime.errors import DiskFull, UserError
+from stages.sources import hub
+
+NUMBERS = np.random.default_rng(0).normal(size=200_000)
+WORDS = Tokenizer(WordLevel({f"word {n}": n for n in range(50_000)}, unk_token="word 0"))
+WRITERS = {
+    "torch": lambda folder: torch.save({"a": torch.tensor(NUMBERS)}, folder / "a.pt"),
+    "torch, a small file": lambda folder: (fill(folder, 0), torch.save({"a": torch.ones(3)}, folder / "a.pt")),
+    "safetensors": lambda folder: safetensors.torch.save_file({"a": torch.tensor(NUMBERS)}, folder / "a.safetensors"),
+    "tokenizers": lambda folder: WORDS.save(str(folder / "tokenizer.json")),
+    "pyarrow": lambda folder: pq.write_table(pa.table({"a": NUMBERS}), folder / "a.parquet"),
+    "pandas": lambda folder: pd.DataFrame({"a": NUMBERS}).to_parquet(folder / "a.parquet"),
+    "csv": lambda folder: files.write_csv(folder / "a.csv", pd.DataFrame({"a": NUMBERS})),
+    "json": lambda folder: files.write_json(folder / "a.json", {"a": NUMBERS.tolist()}),
+    "numpy": lambda folder: np.save(folder / "a.npy", NUMBERS),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whatever_writes_the_line_names_the_folder_and_nothing_is_left(tmp_path, writer):
+    with small_disk(tmp_path / "disk", 300_000) as disk:
+        (disk / "out").mkdir()
+        (disk / "out/old").write_text("the last run's")
+        with (
+            pytest.raises(
+                DiskFull, match=r"disk/out: not written \(.*; 0\.\d MB free there\); .* same command goes on$"
+            ),
+            files.new_folder(disk / "out") as folder,
+        ):
+            WRITERS[writer](folder)
+        assert [str(path.relative_to(disk)) for path in disk.rglob("*")] == ["out", "out/old"]
+
+
+# What libraries say of a full disk: with the number of the error, without it, and PyTorch without the reason.
+SAID = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("Data processing error: I/O error: Disk quota exceeded (os error 122)"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 226240 vs 226132"),
+    RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"),
+    RuntimeError("basic_ios::clear: iostream error"),
+    OSError("200000 requested and 38384 written"),
+]
+
+
+@pytest.mark.parametrize("error", SAID, ids=str)
+def test_a_full_disk_is_known_by_the_error_and_by_the_errors_behind_it(tmp_path, error):
+    with pytest.raises(DiskFull, match=r"a\.json: not written"), files.new_file(tmp_path / "a.json"):
+        raise error
+    with pytest.raises(DiskFull, match=r"a\.json: not written"), files.new_file(tmp_path / "a.json"):
+        raise UserError("data.name: not readable") from error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("a size"), KeyError("a")])
+def test_another_error_stays_what_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as raised, files.new_file(tmp_path / "a.json"):
+        raise error
+    assert raised.value is error
+
+
+def test_of_nested_folders_the_outermost_is_named(tmp_path):
+    """A file's temporary folder says nothing to its user."""
+    with (
+        pytest.raises(DiskFull, match=r"^\S+/adapter: not written \(No space left on device; "),
+        files.new_folder(tmp_path / "adapter") as folder,
+        files.new_file(folder / "base.json"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("place", ["", ", '/nowhere/file'"])
+def test_a_full_disk_that_nobody_told_of_is_one_line_of_a_stage(tmp_path, place):
+    code = "import errno, stages\nfrom stages.runtime import errors\n"
+    code += f"def main(): raise OSError(errno.ENOSPC, 'No space left on device'{place})\nerrors.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=stage_env(), capture_output=True, text=True)
+    assert "MB free there" in error_line(done)
+    assert ("/nowhere/file: not written" in error_line(done)) == bool(place)
+
+
+# --- the stages ---
+
+
+def on_a_small_disk(disk, left):
+    """A folder in which `download` can run, on a disk with so many bytes left."""
+    raw = unpinned_params()
+    for key, source in (("model", NANO), ("data", EMBEDDED / "assets/everyday-nli")):
+        use(raw, key, str(source))
+    (disk / "run").mkdir()
+    (disk / "run/params.yaml").write_text(yaml.safe_dump(raw))
+    return disk / "run", fill(disk, left)
+
+
+@pytest.mark.parametrize("left", [8192, 100_000, 180_000])
+def test_a_disk_that_fills_up_in_download_is_one_line_and_the_next_run_goes_on(tmp_path, left):
+    with small_disk(tmp_path / "disk", 16_000_000) as disk:
+        folder, filler = on_a_small_disk(disk, left)
+        line = error_line(run_stage("download", folder))
+        assert re.search(r"error: data/\S+: not written \(No space left on device; 0\.\d MB free there\)", line)
+        assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "params.yaml"]
+        filler.unlink()
+        assert run_stage("download", folder).returncode == 0
+
+
+@pytest.mark.parametrize("left", [8192, 100_000])
+def test_a_disk_that_fills_up_in_tokenize_is_one_line(tmp_path, left):
+    with small_disk(tmp_path / "disk", 16_000_000) as disk:
+        folder, _ = on_a_small_disk(disk, 8_000_000)
+        assert run_stage("download", folder).returncode == 0
+        before = written(folder)
+        fill(folder, left)
+        line = error_line(run_stage("tokenize", folder))
+        assert "outs/tokenized: not written (No space left on device; 0.0 MB free there)" in line
+        (folder / "filler").unlink()
+        assert written(folder) == before
+
+
+def test_a_full_hub_cache_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("Data processing error: I/O error: No space left on device (os error 28)")  # of hf_xet
+
+    monkeypatch.setattr(hub, "_look_up", lambda *_: ("0" * 40, None))
+    monkeypatch.setattr(hub, "snapshot_download", full)
+    with pytest.raises(DiskFull, match=rf"^{constants.HF_HUB_CACHE}: not written \(No space left on device; "):
+        hub.download("some/model", "0" * 40, "model", ["*.json"])
