@@ -82,7 +82,7 @@ def check_no_adapter(folder: Path, manifest: dict, key: str) -> None:
     if key == "model" and "adapter_config.json" in manifest["files"]:
         raise UserError(
             f"params.yaml: model.name: {manifest['name']} has a LoRA adapter next to its weights "
-            f"({folder / 'adapter_config.json'}); allowed: a base without one, such as a copy of the folder without that file"
+            f"({folder / 'adapter_config.json'}); allowed: a base without one, such as a copy without that file"
         )
 
 

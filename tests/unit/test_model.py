@@ -26,12 +26,13 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
+from stages import download
 from stages.model.adapter import add_lora, count_parameters, load_adapter, save_adapter
 from stages.model.base import TANH_GELUS, exchange_activation
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device, pick_precision
 from stages.model.head import freeze_head
-from stages.runtime import params
+from stages.runtime import gpus, params
 from stages.runtime.errors import UserError
 from stages.sources.fetch import model_folder
 from stages.task.tokens import load_tokenizer
@@ -494,6 +495,24 @@ def test_asked_for_a_gpu_where_none_is_the_line_names_the_way_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"params\.yaml: device: cuda.*make demo"):
         pick_device("cuda", None)
+
+
+@pytest.mark.parametrize(("device", "gpus_here", "warned"), [("cuda", 0, True), ("cuda", 1, False), ("cpu", 0, False)])
+def test_download_tells_of_a_missing_gpu_before_it_fetches(
+    raw_params, tmp_path, monkeypatch, capsys, device, gpus_here, warned
+):
+    """It goes on: on a cluster the machine that downloads is often not the one that computes."""
+    raw_params["device"] = device
+    use(raw_params, "data", "./none")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if gpus_here:
+        monkeypatch.setattr(gpus, "visible", lambda: ["GPU-0"])
+    with pytest.raises(UserError, match=r"data\.name: no folder"):
+        download.main()
+    line = "params.yaml: device: cuda, but CUDA shows no GPU on this machine: eval_base will stop here"
+    assert capsys.readouterr().out.startswith(line) == warned
 
 
 def test_threads_are_set():
