@@ -1,1 +1,1 @@
-"""What people ask of a finished run: one file a command, `python -m tools.NAME`."""
+"""What people ask of a finished run: one file a command, `python -m tools.NAME`; they share `git`."""

@@ -31,6 +31,7 @@ from stages.report import settings
 from stages.report.cases import FORMULA_STARTS
 from stages.report.render import short
 from stages.runtime import errors, files
+from tools.git import call_git, refusal
 
 WORKSPACE = "workspace"
 RESULTS, CASES = "outs/results/tuned", "metrics/cases.csv"
@@ -87,9 +88,11 @@ def main() -> None:
         parser.error("--confidence must lie between 0.5 and 1")
     if not Path("dvc.yaml").is_file():
         raise errors.UserError("dvc.yaml: there is none in this folder; run this where the pipeline is")
+    if refused := refusal():
+        raise errors.UserError(refused)
 
+    cache = cache_folder()
     wanted, notes = experiments() if arguments.all else (list(dict.fromkeys(arguments.revisions)), [])
-    cache = Path(output("dvc", "cache", "dir").decode().strip())
     runs = [read_run(name, cache) for name in wanted]
     compared = compare(runs, arguments.confidence, notes)
     # What a file holds is made before anything is printed or written, so that a mistake leaves nothing.
@@ -119,19 +122,26 @@ def experiments() -> tuple[list[str], list[str]]:
     return ["HEAD", *reversed(finished)], [f"not finished, left out: {', '.join(left)}."] if left else []
 
 
-def output(program: str, *arguments: str) -> bytes | None:
-    """What a command of Git or DVC printed, or None where it failed."""
-    command = {"git": ["git"], "dvc": [sys.executable, "-m", "dvc"]}[program]
-    done = subprocess.run([*command, *arguments], capture_output=True, check=False)
+def of_git(*arguments: str) -> bytes | None:
+    """What a command of Git printed, or None if it failed."""
+    done = call_git(*arguments)
     return done.stdout if done.returncode == 0 else None
+
+
+def cache_folder() -> Path:
+    """DVC's cache."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise errors.UserError(f"dvc cache dir: {done.stderr}")
+    return Path(done.stdout.strip())
 
 
 def commit_of(name: str) -> str:
     """The commit of a revision, or of an experiment by its name, which DVC keeps below refs/exps."""
-    found = output("git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    found = of_git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if found:
         return found.decode().strip()
-    listed = output("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
+    listed = of_git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
     refs = [line.split() for line in listed.decode().splitlines()]
     commits = {commit for commit, ref in refs if ref.rpartition("/")[2] == name}
     if len(commits) != 1:
@@ -153,7 +163,7 @@ def read_run(name: str, cache: Path) -> Run:
 
     def of_run(path):
         if commit:
-            return output("git", "show", f"{commit}:./{path}")
+            return of_git("show", f"{commit}:./{path}")
         return Path(path).read_bytes() if Path(path).is_file() else None
 
     parameters, lock = (of_yaml(name, path, of_run(path)) for path in ("params.yaml", "dvc.lock"))

@@ -25,7 +25,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +40,8 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
+
+from tools.git import call_git, message, refusal
 
 # Nothing of `stages` is imported up here: its code has to come from the copy, where nobody edits it meanwhile.
 
@@ -77,6 +78,8 @@ def workspace_copy() -> Iterator[Path]:
     The copy is a clone with the same last commit, so that an experiment in it has the same baseline. Nothing is stashed
     on the way, as DVC does in the workspace itself: a kill may come at any moment.
     """
+    if refused := refusal():
+        raise DvcException(refused)
     with Repo(".") as repo:
         cache, temporary, config = repo.cache.local_cache_dir, Path(repo.tmp_dir), Path(repo.dvc_dir, "config.local")
     top, head = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
@@ -106,10 +109,10 @@ def workspace_copy() -> Iterator[Path]:
 
 def git(*arguments: str, at: str | Path = ".") -> str:
     """Run `git` in a folder -> what it printed, without the last line's end; DvcException where it fails."""
-    done = subprocess.run(["git", *arguments], cwd=at, capture_output=True, text=True, check=False)
+    done = call_git(*arguments, at=at)
     if done.returncode:
-        raise DvcException(f"git {' '.join(arguments)}: {done.stderr}")
-    return done.stdout.rstrip("\n")
+        raise DvcException(f"git {' '.join(arguments)}: {message(done)}")
+    return os.fsdecode(done.stdout).rstrip("\n")
 
 
 def take(state: str, copy: Path) -> None:
