@@ -80,13 +80,16 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; must be empty or not there")
     parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="its folder (%(default)s)")
+    parser.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="the base model's folder; default: the one in its base.json"
+    )
     parser.add_argument("--merge", choices=MERGES, help="write this merge, not the closer one")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     check_vacant(out)
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # of the untrained head that each load reports, the adapter's takes the place
-    export(out, arguments.adapter, arguments.merge)
+    export(out, arguments.adapter, arguments.merge, arguments.base)
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ class Adapter:
     device: torch.device
 
     @classmethod
-    def read(cls, folder: Path) -> "Adapter":
-        """From its folder; on a GPU where there is one."""
-        reading, manifest = read_adapter(folder)
+    def read(cls, folder: Path, base: Path | None = None) -> "Adapter":
+        """From its folder, and from that of its base (None: where its base.json says); on a GPU where there is one."""
+        reading, manifest = read_adapter(folder, base=base)
         tokenizer = load_tokenizer(
             manifest,
             split_special_tokens=True,  # a special token's name in a text is text
@@ -169,15 +172,16 @@ class Rows:
         return Examples.of(self.ids, self.gold)
 
 
-def export(out: Path, folder: Path, wanted: str | None) -> None:
+def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None) -> None:
     """Write OUT, and print what it is worth.
 
     Args:
         out: absolute.
         folder: of the adapter.
         wanted: one of `MERGES`, or None for the closer one.
+        base: folder of the base's files; None: where its base.json says.
     """
-    adapter = Adapter.read(folder)
+    adapter = Adapter.read(folder, base)
     if wanted and wanted not in adapter.merges:
         raise errors.UserError(f"--merge: {wanted}, but {folder} was trained on weights that are not quantised")
     task, data = test_task(adapter), files.read_json("outs/data_source.json")

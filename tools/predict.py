@@ -22,7 +22,7 @@ import torch
 
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
-from stages.model.saved import Reading, read_adapter, read_reading
+from stages.model.saved import Reading, read_adapter
 from stages.runtime import errors
 from stages.task.batching import Examples
 from stages.task.task import text_names
@@ -40,15 +40,19 @@ def main() -> None:
     parser.add_argument("text", nargs="*", help="one for each column that the adapter's template reads, in its order")
     parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="its folder (%(default)s)")
     parser.add_argument(
-        "--base", action="store_true", help="ask the untuned model, with the head that tuning began from"
+        "--base", type=Path, metavar="FOLDER", help="the base model's folder; default: the one in its base.json"
+    )
+    parser.add_argument(
+        "--untuned", action="store_true", help="ask the untuned model, with the head that tuning began from"
     )
     arguments = parser.parse_args()
-    columns = columns_of(read_reading(arguments.adapter).tokenize.template)
+    reading, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
+    columns = columns_of(reading.tokenize.template)
     if arguments.text:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
         check_row(dict(zip(columns, arguments.text, strict=True)))
-    ask = load(arguments.adapter, arguments.base)
+    ask = load(arguments.adapter, arguments.untuned, arguments.base)
     if arguments.text:
         say(shown(ask([arguments.text])[0]))
     elif sys.stdin.isatty():
@@ -58,17 +62,18 @@ def main() -> None:
         answer_lines(ask, columns, sys.stdin.buffer)
 
 
-def load(adapter: Path, base_only: bool) -> Callable[[list[list[str]]], list[dict]]:
+def load(adapter: Path, base_only: bool, base: Path | None = None) -> Callable[[list[list[str]]], list[dict]]:
     """The model behind a function: list of rows, a text for each column -> list of {"label", "probabilities"}.
 
     Args:
         adapter: folder that `train_qlora` wrote.
         base_only: leave the adapter off.
+        base: folder of the base's files; None: where its base.json says.
 
     Raises:
         UserError: naming the file of the folder, and each key that is missing, unknown or of another type.
     """
-    saved, manifest = read_adapter(adapter, base_only)
+    saved, manifest = read_adapter(adapter, base_only, base)
     device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
     classifier = Classifier.load(manifest, saved, saved.classes, device, None if base_only else adapter)
     return partial(answers, classifier, saved)

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
 from stages.runtime import files, params
+from stages.sources.fetch import read_from
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -61,24 +62,21 @@ AdapterConfig = create_model(
 )
 
 
-def read_reading(adapter: Path) -> Reading:
-    """classifier.json of an adapter's folder."""
-    return _read(adapter / "classifier.json", Reading)
-
-
-def read_adapter(adapter: Path, base_only: bool = False) -> tuple[Reading, dict]:
+def read_adapter(adapter: Path, base_only: bool = False, base: Path | None = None) -> tuple[Reading, dict]:
     """What an adapter's folder says of itself -> (classifier.json, the manifest of its base).
 
     Args:
         base_only: the adapter is not going to be loaded, so its settings need not be right.
+        base: folder with the base's files, given by `--base`; None: where the manifest says.
 
     Raises:
         UserError: naming the file of the folder, and each key that is missing, unknown or of another type.
     """
-    reading, manifest = read_reading(adapter), _read(adapter / "base.json", Manifest).model_dump()
+    reading = _read(adapter / "classifier.json", Reading)
+    manifest = _read(adapter / "base.json", Manifest).model_dump()
     if not base_only:
         _read(adapter / "adapter_config.json", AdapterConfig)
-    return reading, manifest
+    return reading, read_from(manifest, base) if base else manifest
 
 
 def _read(path, group):

@@ -1,5 +1,6 @@
 """Where models and data come from: a pinned revision on the Hugging Face hub, or a local folder."""
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -7,7 +8,7 @@ from stages.runtime.errors import UserError
 from stages.sources import hub
 from stages.sources.manifest import PATTERNS, changed_size, check_no_adapter, check_whole, describe, is_folder, local
 
-OUTS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
+COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub, and of no folder
 HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
 
 
@@ -62,18 +63,18 @@ def _from_folder(source, key, watched):
         raise UserError(f"params.yaml: {'; '.join(wrong)}")
     if source.revision != manifest["digest"]:
         print(f"{source.name} is a folder and not pinned; to pin it, set {key}.revision: {manifest['digest']}")
+        manifest["revision"] = "none"  # a commit that was left there is none of a folder's
     return folder, manifest
 
 
-def _check_outside_outs(folder, name, key):
-    """Refuse a folder that DVC would delete or change, or that would be a source of itself."""
-    for out in map(Path, OUTS):
-        if folder.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"params.yaml: {key}.name: {name}: the pipeline writes {out}/ there; allowed: a folder outside of "
-                f"{' and '.join(f'{out}/' for out in OUTS)} that holds neither of them. Move the files and name their "
-                "new folder"
-            )
+def read_from(manifest: dict, folder: Path) -> dict:
+    """The manifest of a model whose files are in another folder than the one that it names: `--base` of the tools."""
+    if not folder.is_dir():
+        raise UserError(
+            f"--base: no folder {folder}; allowed: the folder of the base model "
+            "(to ask the untuned model: `tools.predict --untuned`)"
+        )
+    return manifest | {"folder": str(folder.absolute())}
 
 
 def model_folder(manifest: dict) -> Path:
@@ -81,16 +82,28 @@ def model_folder(manifest: dict) -> Path:
 
     A local folder's files are compared by their hash. In the hub's cache nobody edits files, and their sizes do:
     `download` hashed them, and 5.6 GB would be read twice at each load.
+
+    Args:
+        manifest: as `download` wrote it, or as `read_from` returns it.
     """
     name, revision, files = manifest["name"], manifest["revision"], manifest["files"]
-    if is_folder(name):
-        folder = local(name)
-        now = describe(folder, name, revision, "model")["files"]
-        changed = sorted(path for path in {*now, *files} if now.get(path) != files.get(path))
-        if changed:
+    if given := manifest.get("folder"):
+        if wrong := _changed(Path(given), manifest):
             raise UserError(
-                f"{folder / changed[0]}: missing or changed since `download` read it; "
-                "bring it back, or run the pipeline again"
+                f"--base: {wrong}: missing, added or changed: the files must be those of {name}, on which the adapter "
+                f"was trained (SHA-256 of the folder: {manifest['digest']})"
+            )
+        return Path(given)
+    if is_folder(name) or not COMMIT.fullmatch(revision):
+        folder = local(name)
+        if not folder.is_dir():
+            raise UserError(
+                f"the base model was in the local folder {name}, and there is no folder {folder.absolute()}; run this "
+                "where it is, or name it by --base FOLDER (tools.predict, tools.export)"
+            )
+        if wrong := _changed(folder, manifest):
+            raise UserError(
+                f"{wrong}: missing or changed since `download` read it; bring it back, or run the pipeline again"
             )
         return folder
     folder = hub.cached(name, revision, "model", list(files))
@@ -100,3 +113,9 @@ def model_folder(manifest: dict) -> Path:
     if describe(folder, name, revision, "model")["digest"] != manifest["digest"]:
         raise UserError(f"model.name: {name} changed on the hub; set model.revision to a commit")
     return folder
+
+
+def _changed(folder, manifest):
+    """A file that differs between a folder and a model's manifest, or None."""
+    now, files = describe(folder, manifest["name"], manifest["revision"], "model")["files"], manifest["files"]
+    return next((folder / path for path in sorted({*now, *files}) if now.get(path) != files.get(path)), None)

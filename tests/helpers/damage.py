@@ -5,7 +5,7 @@ import json
 import safetensors.torch
 
 
-def edit_json(folder, name, **values):
+def edit_json(folder, name, /, **values):
     path = folder / name
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections import namedtuple
 
 import numpy as np
@@ -149,6 +150,18 @@ def test_without_quantisation_there_is_one_merge(merged, tmp_path):
     assert export.Adapter.read(folder).merges == ("original",)
     with pytest.raises(UserError, match=r"--merge: dequantised, but .* trained on weights that are not quantised"):
         export.export(tmp_path / "out", folder, "dequantised")
+
+
+def test_a_base_is_found_where_base_says(merged, tmp_path, monkeypatch):
+    folder = shutil.copytree(merged[0].folder, tmp_path / "adapter")
+    edit_json(folder, "base.json", name="assets/nano-phi")
+    monkeypatch.chdir(tmp_path)
+    adapter = export.Adapter.read(folder, NANO)
+    assert adapter.manifest["name"] == "assets/nano-phi", "the card names the base as the adapter does"
+    assert (export.of_merged(adapter, "dequantised", merged[1]) == merged[3]).all()
+    monkeypatch.setattr(sys, "argv", ["export", "out", "--adapter", str(folder), "--base", "nowhere"])
+    with pytest.raises(UserError, match=r"^--base: no folder nowhere"):
+        export.main()
 
 
 @pytest.mark.parametrize(

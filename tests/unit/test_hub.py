@@ -373,6 +373,13 @@ def test_a_home_folder_is_found(nano_copy, monkeypatch):
     assert model_folder(manifest) == nano_copy
 
 
+def test_a_commit_of_the_hub_is_no_revision_of_a_folder(nano_copy):
+    """It stays in params.yaml when somebody changes the name alone, and says nothing of the folder's files."""
+    source = SimpleNamespace(name=str(nano_copy), revision="ef382358ec9e382308935a992d908de099b64c23")
+    _, manifest = fetch(source, "model", str(nano_copy))
+    assert manifest["revision"] == "none"
+
+
 @pytest.mark.parametrize(
     ("name", "watched", "said"),
     [

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from helpers import finished_run
+from helpers.damage import edit_json
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO, ROOT
 from helpers.stages import error_line, run_in_each, stage_env
@@ -108,6 +109,12 @@ def test_base_answers_as_without_adapter(adapter):
     tuned = predict.load(adapter, base_only=False)(PAIRS)
     assert base == predict.load(adapter, base_only=True)(PAIRS)  # one seeded head
     assert all(b["probabilities"] != t["probabilities"] for b, t in zip(base, tuned, strict=True))
+
+
+def test_untuned_asks_the_model_without_adapter(adapter, capsys, monkeypatch):
+    (answer,) = predict.load(adapter, base_only=True)(PAIRS[:1])
+    printed = run(capsys, monkeypatch, [*PAIRS[0], "--untuned", "--adapter", adapter])
+    assert printed == predict.shown(answer) + "\n"
 
 
 def test_conversation(capsys, monkeypatch):
@@ -355,6 +362,51 @@ def test_one_of_two_texts_may_be_empty(adapter, capsys, monkeypatch):
 def test_no_adapter_is_one_line(tmp_path):
     done = run_in_each(["tools.predict"], [tmp_path], ["a", "b"])[tmp_path.name]
     assert "outs/adapter/classifier.json" in error_line(done)
+
+
+@pytest.fixture
+def moved(adapter, tmp_path, monkeypatch):
+    """The adapter, whose base was a relative folder, in a folder from which that one is not found."""
+    folder = shutil.copytree(adapter, tmp_path / "moved")
+    edit_json(folder, "base.json", name="assets/nano-phi")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_base_that_was_a_folder_and_is_not_found_is_said_with_the_place(moved, tmp_path):
+    with pytest.raises(errors.UserError) as refused:
+        predict.load(moved, base_only=False)
+    line = str(refused.value)
+    assert f"there is no folder {tmp_path}/assets/nano-phi" in line and "--base FOLDER" in line
+    assert "network" not in line and "http" not in line
+
+
+@pytest.mark.parametrize("revision", ["none", "ef382358ec9e382308935a992d908de099b64c23"], ids=["folder", "hub"])
+def test_a_base_is_found_where_base_says(moved, adapter, capsys, monkeypatch, revision):
+    edit_json(moved, "base.json", revision=revision)
+    printed = run(capsys, monkeypatch, [*PAIRS[0], "--adapter", moved, "--base", NANO])
+    assert printed == run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter])
+
+
+@pytest.mark.parametrize("change", ["other", "gone", "one more"])
+def test_a_base_that_is_not_the_adapters_is_named_by_the_file(moved, tmp_path, capsys, monkeypatch, change):
+    base = shutil.copytree(NANO, tmp_path / "other")
+    if change == "other":
+        edit_json(base, "config.json", rope_theta=5.0)
+    elif change == "gone":
+        (base / "config.json").unlink()
+    else:
+        (base / "more.json").write_text("{}")
+    with pytest.raises(errors.UserError) as refused:
+        run(capsys, monkeypatch, [*PAIRS[0], "--adapter", moved, "--base", base])
+    name = "more.json" if change == "one more" else "config.json"
+    assert str(refused.value).startswith(f"--base: {base / name}: ")
+
+
+def test_a_folder_that_base_names_has_to_be_there(moved, tmp_path, capsys, monkeypatch):
+    """And who means the untuned model, by what `--base` once was, hears its name."""
+    with pytest.raises(errors.UserError, match=r"^--base: no folder A man sleeps\.; .*--untuned"):
+        run(capsys, monkeypatch, ["--base", "A man sleeps.", "He rests.", "--adapter", moved])
 
 
 def test_works_from_a_copied_folder_without_params(adapter, tmp_path):
