@@ -176,12 +176,17 @@ def answer_lines(ask: Callable, columns: tuple[str, ...], stream: BinaryIO) -> N
         UserError: naming the first line that is no such object; those before it are answered.
     """
     for batch in batches_of(stream, columns):
-        asked = ask([[line[column] for column in columns] for line in batch])
+        asked = ask([[text_of(line, column) for column in columns] for line in batch])
         answered = [
             line | {"prediction": answer["label"], "probabilities": answer["probabilities"]}
             for line, answer in zip(batch, asked, strict=True)
         ]
         say("\n".join(json.dumps(line, ensure_ascii=False) for line in answered))
+
+
+def text_of(line: dict, column: str) -> object:
+    """A column of a line; null is the empty text, as in training."""
+    return "" if line[column] is None else line[column]
 
 
 def batches_of(stream: BinaryIO, columns: tuple[str, ...]) -> Iterator[list[dict]]:
@@ -232,9 +237,12 @@ def parsed(number: int, line: bytes, columns: tuple[str, ...]) -> dict:
         raise errors.UserError(f"{place}: not JSON ({error})") from error
     except RecursionError as error:
         raise errors.UserError(f"{place}: nested too deep") from error
+    wanted = " and ".join(map(repr, columns))
     if not isinstance(value, dict):
-        raise errors.UserError(f"{place}: must be an object with {' and '.join(map(repr, columns))}")
-    check_row({column: value.get(column) for column in columns}, f"{place}: ")
+        raise errors.UserError(f"{place}: must be an object with {wanted}")
+    if missing := [column for column in columns if column not in value]:
+        raise errors.UserError(f"{place}: no {' and no '.join(map(repr, missing))}; this adapter reads {wanted}")
+    check_row({column: text_of(value, column) for column in columns}, f"{place}: ")
     for key in ("prediction", "probabilities"):
         if key in value:
             raise errors.UserError(f"{place}: has the key '{key}', which the answer takes; give it another name")

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from stages.runtime.errors import UserError
 from stages.sources import hub
-from stages.sources.manifest import PATTERNS, changed_size, check_no_adapter, check_whole, describe, is_folder, local
+from stages.sources.manifest import PATTERNS, changed_size, check_kind, check_whole, describe, is_folder, local
 
 COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub, and of no folder
 HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
@@ -41,7 +41,7 @@ def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
         manifest = describe(folder, source.name, source.revision, key)
         hub.check_announced(folder, manifest, key)
         check_whole(folder, manifest, key)
-        check_no_adapter(folder, manifest, key)
+        check_kind(folder, manifest, key)
     return folder, manifest
 
 
@@ -49,8 +49,8 @@ def _from_folder(source, key, watched):
     folder = local(source.name)
     _check_outside_outs(folder, source.name, key)
     manifest = describe(folder, source.name, source.revision, key)
-    check_whole(folder, manifest, key)  # first: the digest of a part is nothing to pin
-    check_no_adapter(folder, manifest, key)
+    check_whole(folder, manifest, key)  # first: the digest of a part, or of nothing, is nothing to pin
+    check_kind(folder, manifest, key)
     wrong = []
     if Path(watched) != folder:
         wrong.append(f"watch.{key}: {watched}, but {key}.name is a folder; set watch.{key}: {folder}")
@@ -68,7 +68,7 @@ def _from_folder(source, key, watched):
 
 
 def read_from(manifest: dict, folder: Path) -> dict:
-    """The manifest of a model whose files are in another folder than the one that it names: `--base` of the tools."""
+    """The manifest of a model, its files to be read from another folder than it names: `--base` of the tools."""
     if not folder.is_dir():
         raise UserError(
             f"--base: no folder {folder}; allowed: the folder of the base model "

@@ -68,6 +68,15 @@ def _where(folder):
     return f": this experiment runs in a copy of the repository, {Path.cwd()}; name the whole path" if copied else ""
 
 
+def check_kind(folder: Path, manifest: dict, key: str) -> None:
+    """Refuse a source without a model or a table in it: there is nothing to read, and nothing to pin."""
+    names = manifest["files"]
+    if key == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
+        raise UserError(f"params.yaml: model.name: {folder}: no model here (config.json and *.safetensors)")
+    if key == "data" and all(Path(name).name == "README.md" for name in names):
+        raise UserError(f"params.yaml: data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLES)}")
+
+
 def changed_size(folder: Path, manifest: dict) -> str | None:
     """A file of a manifest that is gone or of another size, or None."""
     for name, file in manifest["files"].items():

@@ -332,6 +332,18 @@ def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):
     assert f"model.revision: {digest}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("revision", ["none", "0" * 64])
+@pytest.mark.parametrize(
+    ("key", "said"), [("model", "no model here (config.json and *.safetensors)"), ("data", "no table here; allowed: ")]
+)
+def test_a_folder_without_model_or_table_is_not_offered_a_digest(tmp_path, capsys, key, said, revision):
+    (tmp_path / "README.md").write_text("# Reviews\n")
+    with pytest.raises(UserError) as refused:
+        fetch(SimpleNamespace(name=str(tmp_path), revision=revision), key, str(tmp_path))
+    assert f"{key}.name: {tmp_path}: {said}" in str(refused.value)
+    assert "revision" not in capsys.readouterr().out + str(refused.value)
+
+
 def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
     def digest():
         return describe(nano_copy, "x", "y", "model")["digest"]

@@ -142,6 +142,9 @@ NOT_A_PAIR = {
         b'{"premise": "a", "hypothesis": "b", "note": %s}' % (b"[" * 100_000 + b"]" * 100_000),
         "nested too deep",
     ),
+    "a column too few": (b'{"premise": "a"}', "no 'hypothesis'; this adapter reads 'premise' and 'hypothesis'"),
+    "nothing in all": (b'{"premise": null, "hypothesis": ""}', "premise and hypothesis: must be text that"),
+    "a number": (b'{"premise": "a", "hypothesis": 5}', "hypothesis: must be text"),
     "no object": (b"[]", "must be an object with 'premise' and 'hypothesis'"),
     "a number that JSON does not have": (b'{"premise": "a", "hypothesis": "b", "note": 1e999}', "not JSON"),
     "the answer's own key": (b'{"premise": "a", "hypothesis": "b", "prediction": 1}', "has the key 'prediction'"),
@@ -344,7 +347,7 @@ def test_an_adapter_knows_its_own_columns_and_classes(topics, capsys, monkeypatc
     answer = json.loads(line)
     assert list(answer["probabilities"]) == [f"topic {number}" for number in range(77)]
     assert answer["prediction"] == max(answer["probabilities"], key=answer["probabilities"].get)
-    with pytest.raises(errors.UserError, match="line 1: Body Text: must be text"):
+    with pytest.raises(errors.UserError, match=r"line 1: no 'Body Text'; this adapter reads 'Body Text'$"):
         run(capsys, monkeypatch, ["--adapter", topics], '{"premise": "A man sleeps."}\n')
 
 
@@ -353,6 +356,13 @@ def test_of_many_classes_people_see_the_likeliest(topics, capsys, monkeypatch):
     assert lines[0].endswith(f"% {label}") and lines[-1].strip() == "72 less likely"
     shares = [float(line.split("%")[0]) for line in lines[:-1]]
     assert len(shares) == predict.SHOWN and shares == sorted(shares, reverse=True)
+
+
+def test_a_null_is_the_empty_text_as_in_training(adapter, capsys, monkeypatch):
+    lines = [json.dumps({"premise": "A man sleeps.", "hypothesis": text}) for text in (None, "")]
+    of_null, of_empty = map(json.loads, run(capsys, monkeypatch, ["--adapter", adapter], "\n".join(lines)).splitlines())
+    assert of_null.pop("hypothesis") is None and of_empty.pop("hypothesis") == ""
+    assert of_null == of_empty
 
 
 def test_one_of_two_texts_may_be_empty(adapter, capsys, monkeypatch):
@@ -366,7 +376,7 @@ def test_no_adapter_is_one_line(tmp_path):
 
 @pytest.fixture
 def moved(adapter, tmp_path, monkeypatch):
-    """The adapter, whose base was a relative folder, in a folder from which that one is not found."""
+    """The adapter in another folder. Its base was a relative folder, which is not there."""
     folder = shutil.copytree(adapter, tmp_path / "moved")
     edit_json(folder, "base.json", name="assets/nano-phi")
     monkeypatch.chdir(tmp_path)
