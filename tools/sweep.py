@@ -8,7 +8,8 @@
 Only, a stage's `main()` is called in this process instead of a new one, and the quantised base is read once.
 
 All of it happens in a copy of the repository: the last commit with the workspace's changes. Files that Git does not
-know stay behind, as with `dvc exp run --temp`. So you can go on editing, and after a kill everything lies as it was.
+know stay behind, except the folders of model and data. So you can go on editing, and after a kill everything is as it
+was.
 What was through is recorded, and the same command goes on with the rest; of what was through it runs `analyze` alone
 again, which DVC's run cache leaves out since its outs are in Git, and records nothing twice.
 
@@ -60,13 +61,14 @@ def main() -> None:
     )
     overrides = parser.parse_args().set_param
     logging.getLogger("dvc").setLevel(logging.WARNING)
+    workspace = Path.cwd()
     try:
         with workspace_copy() as copy:
             os.chdir(copy)
             sys.path.insert(0, str(copy))
             from stages.runtime import errors
 
-            errors.run(lambda: sweep(overrides))
+            errors.run(lambda: sweep(overrides, workspace))
     except DvcException as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
@@ -76,7 +78,8 @@ def workspace_copy() -> Iterator[Path]:
     """Yield this folder in a copy of the repository that shares its Git objects and DVC's cache; gone afterwards.
 
     The copy is a clone with the same last commit, so that an experiment in it has the same baseline. Nothing is stashed
-    on the way, as DVC does in the workspace itself: a kill may come at any moment.
+    on the way, as DVC does in the workspace itself: a kill may come at any moment. It lies as deep in its folder as the
+    repository in the file system, so that a relative path out of it ends in that folder: `link`.
     """
     if refused := refusal():
         raise DvcException(refused)
@@ -88,7 +91,8 @@ def workspace_copy() -> Iterator[Path]:
     for left in copies.glob("[0-9]*"):
         if int(left.name) == os.getpid() or not psutil.pid_exists(int(left.name)):  # whoever made it was killed
             shutil.rmtree(left)
-    copy = copies / str(os.getpid())
+    mine = copies / str(os.getpid())
+    copy = mine / top.relative_to(top.anchor)
     try:
         git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(copy))
         git("fetch", "--quiet", "origin", f"{namespace(head)}/*:{namespace(head)}/*", at=copy)  # their names are taken
@@ -104,7 +108,7 @@ def workspace_copy() -> Iterator[Path]:
         yield here
     finally:
         os.chdir(top)
-        shutil.rmtree(copy, ignore_errors=True)
+        shutil.rmtree(mine, ignore_errors=True)
 
 
 def git(*arguments: str, at: str | Path = ".") -> str:
@@ -125,15 +129,16 @@ def namespace(commit: str) -> str:
     return f"refs/exps/{commit[:2]}/{commit[2:]}"
 
 
-def sweep(overrides: Sequence[str]) -> None:
-    """Run all variants in this folder, which is in a copy, and record them where it was copied from."""
+def sweep(overrides: Sequence[str], workspace: Path) -> None:
+    """Run all variants in this folder, which is in a copy, and record them where it was copied from: `workspace`."""
     from stages.runtime import gpus
     from stages.runtime.errors import UserError
 
     copy, start = Path(git("rev-parse", "--show-toplevel")), git("write-tree")
     variants = variants_of(overrides)
     for variant in variants:
-        check(variant)
+        for name in check(variant):
+            link(name, workspace)
     gpus.hold()  # one for all variants
     from stages.model.kept import keep_base  # only now: CUDA is asked for its GPUs while libraries are imported
 
@@ -158,7 +163,8 @@ def sweep(overrides: Sequence[str]) -> None:
             print(f"[{number}/{len(variants)}] {' '.join(variant)}: {what} ({seconds:.1f} s, {how})", flush=True)
             lines.append({"experiment": name, **dict(part.split("=", 1) for part in variant), SCORE: score})
     print(f"\n{pd.DataFrame(lines).to_string(index=False)}\n")
-    print("`dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.")
+    if failed < len(lines):
+        print("`dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.")
     if failed:
         raise UserError(f"{failed} of {len(lines)} variants failed")
 
@@ -184,8 +190,8 @@ def variants_of(overrides: Sequence[str]) -> list[Variant]:
     return list(dict.fromkeys(named))
 
 
-def check(variant: Variant) -> None:
-    """Refuse what the stages would refuse, before any of them runs."""
+def check(variant: Variant) -> set[str]:
+    """Refuse what the stages would refuse, before any of them runs -> the folders, or names, of model and data."""
     from stages.runtime import params
     from stages.runtime.errors import UserError, first_line
 
@@ -194,8 +200,10 @@ def check(variant: Variant) -> None:
     try:
         for file, texts in by_file.items():
             apply_overrides(file, texts)
-        if (launcher := params.load().launcher) != "python":
-            raise UserError(f"params.yaml: launcher: {launcher}; a sweep is one process: add -S launcher=python")
+        p = params.load()
+        if p.launcher != "python":
+            raise UserError(f"params.yaml: launcher: {p.launcher}; a sweep is one process: add -S launcher=python")
+        return {p.model.name, p.data.name, p.watch.model, p.watch.data}
     except UserError as error:
         raise UserError(f"-S {' '.join(variant)}: {error}") from error
     except Exception as error:  # no such key, no such file: Hydra's and DVC's classes
@@ -203,6 +211,19 @@ def check(variant: Variant) -> None:
     finally:
         for file, content in before.items():
             file.write_bytes(content)
+
+
+def link(name: str, workspace: Path) -> None:
+    """Let a relative path to a folder that Git does not have lead from this copy to where it leads in the workspace.
+
+    Args:
+        name: a folder, or a name on the hub, which is left alone.
+    """
+    folder = workspace / name
+    here = Path(os.path.normpath(Path.cwd() / name))
+    if folder.is_dir() and not here.exists():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        here.symlink_to(folder.resolve())
 
 
 class InProcess:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from helpers.clone import Clone
-from helpers.parameters import set_key
+from helpers.parameters import set_key, use
 
 from tools.verify import is_measured
 
@@ -170,3 +171,42 @@ def test_one_bad_value_refuses_the_whole_sweep_in_one_line(story, below):
     assert line.startswith("error: -S lora.r=0: params.yaml: lora.r: ")
     assert workspace(story.clone) == before
     assert len(experiments(story.clone)) == 2
+
+
+@pytest.fixture(scope="module")
+def own_folders(tmp_path_factory):
+    """A clone whose data lie beside it, and its model below it, where Git does not have it: both by relative paths."""
+    clone = Clone(tmp_path_factory.mktemp("own"))
+    assets = clone.folder / "embedded/assets"
+    shutil.copytree(assets / "everyday-nli", clone.folder.parent / "pairs")
+    shutil.copytree(assets / "nano-phi", clone.folder / "embedded/mine/nano")
+    path = clone.folder / "embedded/params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    for key, value in SMALL.items():
+        set_key(raw, key, value)
+    use(raw, "data", "../../pairs")
+    use(raw, "model", "./mine/nano")
+    raw["watch"]["model"] = "mine/nano"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return clone
+
+
+def test_relative_folders_that_git_does_not_have_are_found_and_recorded_as_they_are_written(own_folders):
+    done = swept(own_folders, "-S", "lora.r=4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ((name, commit),) = experiments(own_folders).items()
+    deps = {dep["path"] for dep in yaml.safe_load(own_folders.git("show", f"{commit}:embedded/dvc.lock"))["stages"][
+        "download"]["deps"]}  # fmt: skip
+    assert {"../../pairs", "mine/nano"} <= deps
+    own_folders.git("stash", "--quiet")
+    applied = own_folders.dvc("exp", "apply", name)
+    assert applied.returncode == 0, applied.stderr
+    assert own_folders.dvc("repro").ran == [], "what `dvc exp run` itself would have done"
+    assert list((own_folders.folder / "embedded/.dvc/tmp/exps/sweep").iterdir()) == []
+
+
+def test_where_every_variant_failed_nothing_is_there_to_compare(own_folders):
+    done = swept(own_folders, "-S", "data.label=nothing,none")
+    assert done.returncode == 1
+    assert "error: 2 of 2 variants failed" in done.stderr and "-S" not in done.stderr
+    assert "dvc exp" not in done.stdout
