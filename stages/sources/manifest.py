@@ -51,7 +51,7 @@ def describe(folder: Path, name: str, revision: str, key: str) -> dict:
         "sha256"}}}
     """
     if not folder.is_dir():
-        raise UserError(f"params.yaml: {key}.name: no folder {folder}{_where(folder)}")
+        raise UserError(f"params.yaml: {key}.name: no folder {folder}{_where(folder, key)}")
     paths = sorted({path for pattern in PATTERNS[key] for path in folder.rglob(pattern) if path.is_file()})
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     paths = list(
@@ -62,10 +62,15 @@ def describe(folder: Path, name: str, revision: str, key: str) -> dict:
     return {"name": name, "revision": revision, "digest": whole.hexdigest(), "files": files}
 
 
-def _where(folder):
+def _where(folder, key):
     """A hint for a relative folder that is not there because the experiment runs in a copy of the repository."""
-    copied = not folder.is_absolute() and {"tmp", "exps"} <= set(Path.cwd().parts)
-    return f": this experiment runs in a copy of the repository, {Path.cwd()}; name the whole path" if copied else ""
+    workspace, copied, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    if folder.is_absolute() or not copied:
+        return ""
+    return (
+        f": this experiment runs in a copy of the repository, {Path.cwd()}; set {key}.name and watch.{key} to the "
+        f"whole path, {(workspace / folder).resolve()}"
+    )
 
 
 def check_kind(folder: Path, manifest: dict, key: str) -> None:

@@ -422,8 +422,9 @@ def test_a_relative_folder_in_an_experiments_copy_of_the_repository_says_why_it_
     copy = tmp_path / ".dvc/tmp/exps/tmp1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    with pytest.raises(UserError, match="this experiment runs in a copy of the repository"):
+    with pytest.raises(UserError, match="this experiment runs in a copy of the repository") as refused:
         fetch(SimpleNamespace(name="../none", revision="none"), "model", "../none")
+    assert str(refused.value).endswith(f"set model.name and watch.model to the whole path, {tmp_path.parent}/none")
 
 
 @pytest.mark.parametrize("change", ["same size", "gone", "one more"])
