@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.cli import DvcParserError, parse_args
+from dvc.utils.hydra import apply_overrides
 from helpers.parameters import set_key
 from helpers.project import COMMITTED, ROOT
 
@@ -245,6 +246,19 @@ def test_a_block_of_parameters_is_valid(document, block):
     for key, value in yaml.safe_load(block).items():
         changed[key] = changed[key] | value if isinstance(value, dict) else value
     params.checked(changed, params.Params, document)
+
+
+PARAMETERS = [(name, (COMMITTED / name).read_text()) for name in ("params.yaml", "embedded/params.yaml")]
+
+
+@pytest.mark.parametrize(("document", "block"), [*PARAMETERS, *YAML])
+def test_a_change_by_dvc_and_its_reversal_leave_no_difference(tmp_path, document, block):
+    """`-S` writes the whole file again: lists in block style, and quotes only where YAML needs them."""
+    path, text = tmp_path / "params.yaml", f"{block}of_the_test: 1\n"
+    path.write_text(text)
+    for value in (2, 1):
+        apply_overrides(path, [f"of_the_test={value}"])
+    assert path.read_text() == text
 
 
 def test_blocks_of_parameters_are_found():
