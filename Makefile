@@ -2,6 +2,13 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+# pyproject.toml names the Pythons that are allowed; this says so before anything is installed, in Python 2 too.
+ALLOWED = import re, sys; \
+  low, high = map(int, re.search(r'>=3\.(\d+),<3\.(\d+)', open('pyproject.toml').read()).groups()); \
+  (3, low) <= sys.version_info[:2] < (3, high) or sys.exit( \
+  'error: Python %d.%d; allowed: 3.%d to 3.%d; for example: make setup PYTHON=python3.%d' \
+  % (sys.version_info[0], sys.version_info[1], low, high - 1, low))
+
 .PHONY: help setup demo repro verify test lint embedded-assets clean
 
 help:            ## this list
@@ -10,6 +17,7 @@ help:            ## this list
 setup: .venv/installed  ## .venv with requirements.txt and this project; again only when what it needs has changed
 
 .venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c "$(ALLOWED)"
 	$(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check -r requirements.txt
 	pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -1,0 +1,67 @@
+"""The Pythons of pyproject.toml: `make setup` asks before it installs anything; CI and documents say the same."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from helpers.project import ROOT
+
+RANGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+LOW, HIGH = map(int, re.fullmatch(r">=3\.(\d+),<3\.(\d+)", RANGE).groups())
+# A Python of another version: it runs `-c` as itself, and writes down what else it is asked for.
+OTHER = """#!/bin/sh
+if [ "$1" = -c ]; then
+  exec {python} -c 'import sys; sys.version_info = ({version}, 0, "final", 0); exec(sys.argv[2])' "$@"
+fi
+echo "$@" >> asked
+exit 1
+"""
+
+
+def setup_with(folder, version):
+    """`make setup` in a folder with what it needs, by a Python of a version -> (stderr, what that was asked)."""
+    for name in ("Makefile", "pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    python = folder / "other-python"
+    python.write_text(OTHER.format(python=sys.executable, version=version.replace(".", ", ")))
+    python.chmod(0o755)
+    done = subprocess.run(["make", "setup", f"PYTHON={python}"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode != 0
+    asked = folder / "asked"
+    return done.stderr, asked.read_text() if asked.exists() else None
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize("version", ["2.7", f"3.{LOW - 1}", f"3.{HIGH}"])
+def test_a_python_outside_the_range_is_one_line_before_anything_is_installed(tmp_path, version):
+    said, asked = setup_with(tmp_path, version)
+    assert asked is None
+    ours, of_make = said.splitlines()
+    allowed = f"3.{LOW} to 3.{HIGH - 1}"
+    assert ours == f"error: Python {version}; allowed: {allowed}; for example: make setup PYTHON=python3.{LOW}"
+    assert of_make.startswith("make: ")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize("version", [f"3.{LOW}", f"3.{HIGH - 1}"])
+def test_a_python_of_the_range_makes_the_environment(tmp_path, version):
+    assert setup_with(tmp_path, version)[1] == "-m venv .venv\n"
+
+
+def test_ci_tries_each_python_of_the_range():
+    matrix = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["check"]["strategy"]["matrix"]
+    assert matrix["python"] == [f"3.{minor}" for minor in range(LOW, HIGH)]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_the_range(document):
+    assert f"Python 3.{LOW} to 3.{HIGH - 1}" in " ".join((ROOT / document).read_text().split())
+
+
+def test_python_3_14_is_taken():
+    """Ubuntu 26.04's own."""
+    assert LOW <= 14 < HIGH
