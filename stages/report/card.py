@@ -8,12 +8,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from stages.analysis import metrics
 from stages.analysis.nli import Nli
 from stages.report.document import environment, results
-from stages.sources.manifest import is_folder
+from stages.sources.manifest import is_folder, local
 from stages.task.task import Task
 
 
 def text(details: dict[str, Any], about: dict[str, Any]) -> str:
     """The card: metadata as YAML, then Markdown; details, about: as `document.context` takes them."""
+    shown = about | {"data": about["data"] | {"name": public_name(about["data"])}}
     body = (
         environment()
         .get_template("model_card.md")
@@ -26,7 +27,7 @@ def text(details: dict[str, Any], about: dict[str, Any]) -> str:
             **dtypes(about["params"].model.precision),
             title=title(about),
             on_hub=not is_folder(about["model"]["name"]),
-            **results(details, about),
+            **results(details, shown),
         )
     )
     return f"---\n{metadata(details['tuned'], about).to_yaml()}\n---\n\n{body}"
@@ -44,8 +45,8 @@ def of_export(about: dict[str, Any]) -> str:
     accuracy = EvalResult(
         task_type="text-classification",
         task_name="Natural language inference" if nli else "Text classification",
-        dataset_type=data["name"],
-        dataset_name=data["name"],
+        dataset_type=public_name(data),
+        dataset_name=public_name(data),
         dataset_revision=data["revision"],
         metric_type="accuracy",
         metric_name="Accuracy",
@@ -63,8 +64,17 @@ def of_export(about: dict[str, Any]) -> str:
     )
     nf4, texts = about["reading"].model.quantization == "nf4", example(about["task"])
     template = environment().get_template("exported_card.md")
-    body = template.render(**about, title=title(about), nli=nli, nf4=nf4, texts=texts)
+    shown = about | {"data": data | {"name": public_name(data)}}
+    body = template.render(**shown, title=title(about), nli=nli, nf4=nf4, texts=texts)
     return f"---\n{of_hub.to_yaml()}\n---\n\n{body}"
+
+
+def public_name(data: dict[str, Any]) -> str:
+    """A data set's name on the hub, or a local folder's own name: its path is private.
+
+    It can't be left out: the hub's format requires a type and a name of the data for each score (`EvalResult`).
+    """
+    return local(data["name"]).resolve().name if is_folder(data["name"]) else data["name"]
 
 
 def title(about: dict[str, Any]) -> str:
@@ -105,8 +115,8 @@ def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
         EvalResult(
             task_type="text-classification",
             task_name="Natural language inference" if nli else "Text classification",
-            dataset_type=data["name"],
-            dataset_name=data["name"],
+            dataset_type=public_name(data),
+            dataset_name=public_name(data),
             dataset_config=about["params"].data.subset,
             dataset_split=about["params"].data.splits.test,
             dataset_revision=data["revision"],

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from helpers import finished_run
@@ -11,8 +12,11 @@ from helpers.project import ROOT
 from huggingface_hub import ModelCard
 
 from stages import analyze
+from stages.report import card as card_module
+from stages.task.task import Task
+from tools.export import Agreement
 
-PUBLISH = "rm -rf publish && cp -r outs/adapter publish && cp metrics/model_card.md publish/README.md"
+PUBLISH = "rm -rf publish && cp -rL outs/adapter publish && cp metrics/model_card.md publish/README.md"
 
 
 @pytest.fixture
@@ -52,6 +56,32 @@ def test_a_local_folder_is_no_name_on_the_hub(card, tmp_path):
     assert '    "assets/nano-phi",\n' in made.text and "revision=" not in made.text
 
 
+@pytest.mark.parametrize("relative", [False, True], ids=["whole path", "relative"])
+def test_a_users_path_of_data_is_not_published(card, tmp_path, monkeypatch, relative):
+    """The hub wants `type` and `name` of the data that were scored: both are the folder's last name."""
+    (tmp_path / "me/reviews").mkdir(parents=True)
+    name = "./me/../me/reviews/" if relative else f"{tmp_path}/me/reviews"
+    made, _ = card(data=name)
+    (accuracy, *_) = made.data.eval_results
+    assert accuracy.dataset_type == accuracy.dataset_name == "reviews"
+    assert name not in made.content and "- data: `reviews, revision none, SHA-256 of its files " in made.text
+
+
+def test_an_exports_card_publishes_no_path_of_data_either(tmp_path):
+    (tmp_path / "me/reviews").mkdir(parents=True)
+    source = {"name": f"{tmp_path}/me/reviews", "revision": "none", "digest": "d" * 64}
+    reading = SimpleNamespace(
+        model=SimpleNamespace(quantization="none"), tokenize=SimpleNamespace(template="{text}", max_length=9)
+    )
+    written = card_module.of_export(
+        {"task": Task(("ham", "spam"), ("text",), None), "model": {**source, "name": "microsoft/phi-2"}, "data": source,
+         "reading": reading, "rows": 2, "truncated": 0, "own": Agreement(1, 0, 0, 0), "example": "x",
+         "merges": {"original": Agreement(1, 0, 0, 0)}, "chosen": "original", "dtype": "bfloat16"}
+    )  # fmt: skip
+    assert str(tmp_path) not in written and "On 2 test rows of reviews:" in written
+    assert ModelCard(written).data.eval_results[0].dataset_type == "reviews"
+
+
 def test_a_card_of_another_task_names_its_classes_and_columns(card):
     """The lines to ask the adapter by are Python, whatever the columns are called."""
     columns = ("it's a <title>", 'Größe "1"')
@@ -74,10 +104,21 @@ def test_the_card_says_what_it_is_not_good_for(card):
 
 def test_the_documented_command_makes_a_folder_to_publish(card, tmp_path):
     card()
-    (tmp_path / "outs/adapter").mkdir(exist_ok=True)
-    (tmp_path / "outs/adapter/adapter_config.json").write_text("{}")
+    cached = tmp_path / "cached"  # DVC may make its outs links to its cache, whose files nobody may write
+    cached.write_text("{}")
+    cached.chmod(0o444)
+    (tmp_path / "outs/adapter").mkdir()
+    (tmp_path / "outs/adapter/adapter_config.json").symlink_to(cached)
     subprocess.run(["bash", "-ec", PUBLISH], cwd=tmp_path, check=True)
     folder = tmp_path / "publish"
     assert ModelCard.load(folder / "README.md").data.to_dict()["model-index"]
-    assert (folder / "adapter_config.json").exists()
+    assert (folder / "adapter_config.json").is_file() and not (folder / "adapter_config.json").is_symlink()
     assert PUBLISH in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("below", ["", "embedded/"])
+def test_git_leaves_the_folder_to_publish_alone(below):
+    done = subprocess.run(["git", "check-ignore", "--quiet", f"{below}publish/README.md"], cwd=ROOT)
+    if done.returncode == 128:
+        pytest.skip("the project is not in a Git repository")
+    assert done.returncode == 0
