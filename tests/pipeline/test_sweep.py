@@ -175,7 +175,7 @@ def test_one_bad_value_refuses_the_whole_sweep_in_one_line(story, below):
 
 @pytest.fixture(scope="module")
 def own_folders(tmp_path_factory):
-    """A clone whose data lie beside it, and its model below it, where Git does not have it: both by relative paths."""
+    """A clone with relative paths to data outside of it and to a model inside it, which Git does not have."""
     clone = Clone(tmp_path_factory.mktemp("own"))
     assets = clone.folder / "embedded/assets"
     shutil.copytree(assets / "everyday-nli", clone.folder.parent / "pairs")
