@@ -6,8 +6,9 @@ from typing import Protocol
 
 from stages.runtime.errors import UserError
 from stages.sources import hub
-from stages.sources.manifest import PATTERNS, changed_size, check_kind, check_whole, describe, is_folder, local
+from stages.sources.manifest import PATTERNS, changed_size, check, describe, is_folder, local
 
+OUTS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
 COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub, and of no folder
 HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
 
@@ -40,8 +41,7 @@ def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
         folder = hub.download(source.name, source.revision, key, PATTERNS[key])
         manifest = describe(folder, source.name, source.revision, key)
         hub.check_announced(folder, manifest, key)
-        check_whole(folder, manifest, key)
-        check_kind(folder, manifest, key)
+        check(folder, manifest, key)
     return folder, manifest
 
 
@@ -49,8 +49,7 @@ def _from_folder(source, key, watched):
     folder = local(source.name)
     _check_outside_outs(folder, source.name, key)
     manifest = describe(folder, source.name, source.revision, key)
-    check_whole(folder, manifest, key)  # first: the digest of a part, or of nothing, is nothing to pin
-    check_kind(folder, manifest, key)
+    check(folder, manifest, key)  # first: the digest of a part, or of nothing, is nothing to pin
     wrong = []
     if Path(watched) != folder:
         wrong.append(f"watch.{key}: {watched}, but {key}.name is a folder; set watch.{key}: {folder}")
@@ -65,6 +64,17 @@ def _from_folder(source, key, watched):
         print(f"{source.name} is a folder and not pinned; to pin it, set {key}.revision: {manifest['digest']}")
         manifest["revision"] = "none"  # a commit that was left there is none of a folder's
     return folder, manifest
+
+
+def _check_outside_outs(folder, name, key):
+    """Refuse a folder that DVC would delete or change, or that would be a source of itself."""
+    for out in map(Path, OUTS):
+        if folder.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"params.yaml: {key}.name: {name}: the pipeline writes {out}/ there; allowed: a folder outside of "
+                f"{' and '.join(f'{out}/' for out in OUTS)} that holds neither of them. Move the files and name their "
+                "new folder"
+            )
 
 
 def read_from(manifest: dict, folder: Path) -> dict:

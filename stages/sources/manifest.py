@@ -73,7 +73,13 @@ def _where(folder, key):
     )
 
 
-def check_kind(folder: Path, manifest: dict, key: str) -> None:
+def check(folder: Path, manifest: dict, key: str) -> None:
+    """Refuse a part of a source, a folder of something else, and a base with an adapter."""
+    for one in (_check_whole, _check_kind, _check_no_adapter):
+        one(folder, manifest, key)
+
+
+def _check_kind(folder: Path, manifest: dict, key: str) -> None:
     """Refuse a source without a model or a table in it: there is nothing to read, and nothing to pin."""
     names = manifest["files"]
     if key == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
@@ -91,7 +97,7 @@ def changed_size(folder: Path, manifest: dict) -> str | None:
     return None
 
 
-def check_no_adapter(folder: Path, manifest: dict, key: str) -> None:
+def _check_no_adapter(folder: Path, manifest: dict, key: str) -> None:
     """transformers loads an adapter that it finds next to a base, so the untuned base would be a tuned one."""
     if key == "model" and "adapter_config.json" in manifest["files"]:
         raise UserError(
@@ -100,7 +106,7 @@ def check_no_adapter(folder: Path, manifest: dict, key: str) -> None:
         )
 
 
-def check_whole(folder: Path, manifest: dict, key: str) -> None:
+def _check_whole(folder: Path, manifest: dict, key: str) -> None:
     """A cache or a copy that holds a part of a source's shards is not taken for all of it.
 
     A shard's name tells how many there are, `train-00000-of-00002.parquet`, and a model's index names all of its.
