@@ -9,13 +9,16 @@ from tqdm.auto import tqdm
 from stages.runtime import errors, files, params
 from stages.task import batching, dataset
 from stages.task.cautions import cautions
+from stages.task.positions import check_max_length
 from stages.task.task import SPLITS, Task
 from stages.task.tokens import columns_of, load_tokenizer, tokenize
 
 
 def main() -> None:
     p = params.load()
-    tokenizer = load_tokenizer(files.read_json("outs/base_model.json"))
+    base = files.read_json("outs/base_model.json")
+    check_max_length(base, p.tokenize.max_length)
+    tokenizer = load_tokenizer(base)
     wanted = {"train": p.data.train_rows, "validation": p.data.validation_rows, "test": p.data.test_rows}
     columns = columns_of(p.tokenize.template)
     task, rows = dataset.take_rows({split: read_raw(split) for split in SPLITS}, p.data, columns)

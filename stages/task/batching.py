@@ -115,7 +115,8 @@ def padded_length(longest: int, batches: Batches, max_length: int) -> int:
     """Length of a batch whose longest row has `longest` tokens."""
     if batches.padding == "max_length":
         return max_length
-    return -(-longest // batches.multiple_of) * batches.multiple_of
+    padded = -(-longest // batches.multiple_of) * batches.multiple_of
+    return max(longest, min(padded, max_length))  # beyond `max_length` the model may have no positions
 
 
 def padding_share(lengths: np.ndarray, order: list[int], batch_size: int, batches: Batches, max_length: int) -> float:

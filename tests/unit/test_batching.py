@@ -36,6 +36,11 @@ def test_the_padded_length_is_the_next_multiple(longest, tokens, padded):
     assert batching.padded_length(tokens, longest, 128) == padded
 
 
+def test_no_row_is_padded_beyond_max_length(longest):
+    """The model may have no position there."""
+    assert batching.padded_length(10, longest, 10) == batching.padded_length(9, longest, 10) == 10
+
+
 def test_the_padding_share_is_padding_over_all_tokens(longest, maximum):
     lengths = [3, 1, 6, 7]
     # (3, 1) are padded to 4, (6, 7) to 8: 24 tokens, 17 of them real

@@ -315,6 +315,15 @@ def test_a_data_set_of_another_kind_is_one_line(tmp_path, raw_params):
     assert made == []
 
 
+def test_a_maximum_beyond_the_models_positions_is_one_line_before_anything_is_read(tmp_path, raw_params):
+    raw_params["tokenize"]["max_length"] = 512
+    done, made = tokenize_in(tmp_path, raw_params, {})
+    assert error_line(done) == (
+        f"error: params.yaml: tokenize.max_length: 512: {NANO} has 256 positions; allowed: 8 to 256"
+    )
+    assert made == []
+
+
 def test_the_stage_says_what_is_to_be_known_of_the_rows(tmp_path, raw_params):
     raw_params["data"]["group"] = None
     raw_params["tokenize"]["max_length"] = 24
