@@ -11,7 +11,7 @@ from stages.task import batching, dataset
 from stages.task.cautions import cautions
 from stages.task.positions import check_max_length
 from stages.task.task import SPLITS, Task
-from stages.task.tokens import columns_of, load_tokenizer, tokenize
+from stages.task.tokens import columns_of, describe_special_tokens, load_tokenizer, tokenize
 
 
 def main() -> None:
@@ -39,7 +39,8 @@ def main() -> None:
                 summary[split][f"in_{other}"] = dataset.shared(kept, labelled[other], task)
     files.write_json("outs/data_summary.json", summary)
     task.write("outs/task.json")
-    print("\n".join([f"{len(task.classes)} classes: {listed(task.classes)}", *cautions(summary)]))
+    special = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
+    print("\n".join([f"{len(task.classes)} classes: {listed(task.classes)}", *special, *cautions(summary)]))
 
 
 def read_raw(split: str) -> pa.Table:

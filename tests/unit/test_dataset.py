@@ -324,6 +324,13 @@ def test_a_maximum_beyond_the_models_positions_is_one_line_before_anything_is_re
     assert made == []
 
 
+def test_the_stage_names_the_special_tokens_of_the_template(tmp_path, raw_params):
+    raw_params["tokenize"]["template"] = "<|endoftext|>{premise}<|im_end|>{hypothesis}"
+    done, _ = tokenize_in(tmp_path, raw_params, three(arrow()))
+    assert "tokenize.template: read as special tokens: <|endoftext|>\n" in done.stdout
+    assert f"tokenize.template: read as text, since {NANO} has no such token: <|im_end|>\n" in done.stdout
+
+
 def test_the_stage_says_what_is_to_be_known_of_the_rows(tmp_path, raw_params):
     raw_params["data"]["group"] = None
     raw_params["tokenize"]["max_length"] = 24

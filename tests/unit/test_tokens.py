@@ -1,12 +1,17 @@
 """From texts to tokens: the template, and the cut of what is too long."""
 
 import json
+from functools import cache, partial
 
+import numpy as np
 import pandas as pd
 import pytest
+from helpers import tokenizers
 from helpers.memory import traced_peak
 from helpers.parameters import manifest_of
-from helpers.project import NANO
+from helpers.project import NANO, SHARED
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from stages.runtime.errors import UserError
 from stages.task import tokens
@@ -163,3 +168,204 @@ def test_a_tokenizer_that_begins_a_text_with_its_bos_token_does_so_here(nano_cop
     row = encoded(load_tokenizer(manifest_of(nano_copy)), "a <|endoftext|> man " * 4, "a dog runs", max_length)
     assert row["truncated"] == (max_length == 24)
     assert row["input_ids"].index(0) == 0 and row["input_ids"].count(0) == 1
+
+
+PHI_2 = SHARED / "models/phi-2"
+# Of each kind: the tokenizer, and templates with special tokens of its own.
+KINDS = {
+    "phi-2": (
+        lambda: pytest.skip("no phi-2 here") if not PHI_2.is_dir() else load_tokenizer(manifest_of(PHI_2)),
+        ["<|endoftext|>{premise}   in{hypothesis}", "{premise}<|endoftext|>\n{hypothesis} Label:"],
+    ),
+    "nano": (
+        lambda: load_tokenizer(manifest_of(NANO)),
+        ["<|endoftext|>{premise}\n{hypothesis}.", "Premise:{premise}<|endoftext|>A{hypothesis}"],
+    ),
+    "ChatML": (
+        tokenizers.chatml,
+        [
+            "<|im_start|>user\nA{premise} {hypothesis}<|im_end|>\n<|im_start|>assistant\n",
+            "<|user|> Premise:  {premise} <|im_end|>  {hypothesis}<|im_end|>",
+        ],
+    ),
+    "a space before the first word": (
+        tokenizers.metaspace,
+        ["[INST] {premise}\n{hypothesis} [INST]", "<s>[INST]{premise} {hypothesis}.", "<s>{premise}</s> {hypothesis}a"],
+    ),
+    "a space before each piece": (
+        partial(tokenizers.metaspace, "always"),
+        ["<s>[INST] {premise}[INST]{hypothesis}.", "{premise}[INST]{hypothesis}"],
+    ),
+    "EOS at the end": (
+        partial(tokenizers.metaspace, "first", ends=True),
+        ["[INST] {premise} {hypothesis}[INST]", "<s>{premise}{hypothesis}"],
+    ),
+}  # fmt: skip
+CASES = [(kind, template) for kind, (_, templates) in KINDS.items() for template in templates]
+ROWS = pd.DataFrame(
+    {
+        "text_premise": ["A man is sleeping.", " a  man", "", "Zoë 🙂 is in the park", "A man is awake. " * 30],
+        "text_hypothesis": ["A man is awake.", "asleep ", "the park", "user", "sleeping"],
+    }
+)
+
+
+@cache
+def kind_of(name):
+    return KINDS[name][0]()
+
+
+def filled(template, rows=ROWS):
+    return [
+        tokens.fill(template, {"premise": premise, "hypothesis": hypothesis})
+        for premise, hypothesis in zip(rows["text_premise"], rows["text_hypothesis"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "template"), CASES)
+def test_a_special_token_in_a_template_is_that_token(kind, template):
+    """As the tokenizer itself reads the template, and the two are never tokens apart; a BOS token is not doubled."""
+    tokenizer = kind_of(kind)
+    own = tokenizer(filled(template), split_special_tokens=False, add_special_tokens=not template.startswith("<s>"))
+    _, ids, truncated = tokens.read(ROWS, tokenizer, template, 10_000)
+    assert ids == own["input_ids"] and not any(truncated)
+
+
+@pytest.mark.parametrize(("kind", "template"), CASES)
+def test_the_name_of_a_special_token_in_a_text_is_text_in_such_a_template_too(kind, template):
+    """The tokens are those of a text in which nobody takes the name for a token: its characters are all there."""
+    tokenizer = kind_of(kind)
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    named = pd.DataFrame({"text_premise": [f"A{name}{name}man" for name in names], "text_hypothesis": "user"})
+    _, (clean, *_), _ = tokens.read(ROWS, tokenizer, template, 10_000)
+    _, found, _ = tokens.read(named, tokenizer, template, 10_000)
+    for name, ids in zip(names, found, strict=True):
+        for token in {*tokenizer.all_special_ids, *tokenizer.convert_tokens_to_ids(names)} - {tokenizer.unk_token_id}:
+            assert ids.count(token) == clean.count(token)
+        assert f"A{name}{name}man" in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_template_without_special_tokens_is_read_as_ever(kind):
+    tokenizer, template = kind_of(kind), "Premise: {premise}  user {hypothesis}:"
+    _, ids, _ = tokens.read(ROWS, tokenizer, template, 10_000)
+    assert ids == tokenizer(filled(template), split_special_tokens=True)["input_ids"]
+
+
+def test_a_special_tokens_name_that_only_the_filled_template_has_is_text():
+    chat = tokenizers.chatml()
+    _, (ids,), _ = tokens.read(frame("im_start", "a"), chat, "<|im_end|><|{premise}|>{hypothesis}", 100)
+    assert chat.convert_tokens_to_ids("<|im_start|>") not in ids
+    assert chat.decode(ids) == "<|im_end|><|im_start|>a"
+
+
+@pytest.mark.parametrize(("kind", "template"), CASES)
+def test_a_text_is_cut_between_special_tokens(kind, template):
+    tokenizer = kind_of(kind)
+    long = frame("A man is sleeping in the park. " * 200, "awake")
+    (text,), (ids,), truncated = tokens.read(long, tokenizer, template, 48)
+    assert truncated == [True] and 46 <= len(ids) <= 48
+    own = tokenizer(text, split_special_tokens=False, add_special_tokens=not template.startswith("<s>"))
+    assert ids == own["input_ids"]
+
+
+@pytest.mark.parametrize(("kind", "template"), [case for case in CASES if case[0] != "phi-2"])
+def test_a_saved_tokenizer_reads_a_filled_template_as_training_does(kind, template, tmp_path):
+    """So that others can use it without this project."""
+    kind_of(kind).save_pretrained(tmp_path / "base")
+    for chosen in (template, "Premise: {premise} {hypothesis}:"):
+        tokenizer = tokens.load_configured_tokenizer(manifest_of(tmp_path / "base"), chosen)
+        tokenizer.save_pretrained(tmp_path / "saved")
+        _, ids, _ = tokens.read(ROWS, load_tokenizer(manifest_of(tmp_path / "base")), chosen, 10_000)
+        assert AutoTokenizer.from_pretrained(tmp_path / "saved")(filled(chosen))["input_ids"] == ids
+        assert tokenizer(filled(chosen))["input_ids"] == ids == tokens.read(ROWS, tokenizer, chosen, 10_000)[1]
+
+
+def test_a_text_that_names_a_special_token_is_ambiguous_where_the_template_has_some():
+    chat = tokenizers.chatml()
+    ambiguous = partial(tokens.is_unambiguous, tokenizer=chat)
+    assert ambiguous("<|im_start|>a<|im_end|>", template="<|im_start|>{text}<|im_end|>")
+    assert not ambiguous("<|im_start|><|im_end|><|im_end|>", template="<|im_start|>{text}<|im_end|>")
+    assert not ambiguous("<|im_start|><|user|>", template="<|im_start|>{text}")
+    assert ambiguous("<|user|>", template="{text}"), "no name is read as a token there"
+
+
+@pytest.mark.parametrize(
+    ("template", "premise"),
+    [("{hypothesis}{premise}<|endoftext|>", "a"), ("{hypothesis}<|endoftext|>{premise}", "")],
+)
+def test_a_row_that_ends_with_the_pad_token_is_refused(words, template, premise):
+    """The classifier would read the token before it."""
+    with pytest.raises(
+        UserError, match=r"tokenize\.template: a row ends with <\|endoftext\|>, .* allowed at the end: "
+    ):
+        tokens.read(frame(premise, "b"), words, template, 100)
+
+
+def test_an_end_that_the_tokenizer_adds_and_that_pads_rows_is_no_end_of_the_template():
+    """The classifier passes over it, and reads the template's last token."""
+    ending = tokenizers.metaspace("first", ends=True)
+    _, (ids,), _ = tokens.read(frame("a", "b"), ending, "{premise}</s>{hypothesis} a", 100)
+    assert ids[-1] == ending.pad_token_id != ids[-2]
+    with pytest.raises(UserError, match="a row ends with </s>"):
+        tokens.read(frame("a", "b"), tokenizers.metaspace(), "{premise}{hypothesis}</s>", 100)
+
+
+def test_a_special_token_that_the_tokenizer_does_not_read_where_it_stands_is_refused(words, nano_copy):
+    """A flag of tokens: one of these is only read between spaces."""
+    words = load_tokenizer(manifest_of(nano_copy))
+    words.add_tokens([AddedToken("<sep>", single_word=True, special=True, normalized=False)], special_tokens=True)
+    assert len(tokens.read(frame("a", "b"), words, "{premise} <sep> {hypothesis}", 100)[1][0]) == 4
+    with pytest.raises(UserError, match="does not read each of <sep> as a token there; allowed: a space"):
+        tokens.read(frame("a", "b"), words, "{premise}<sep>{hypothesis}", 100)
+
+
+def test_a_tokenizer_that_gives_no_offsets_is_refused(nano_copy):
+    """A text is cut by them."""
+    for name, text in {"vocab.json": '{"<unk>": 0, "a</w>": 1}', "merges.txt": "#version\n"}.items():
+        (nano_copy / name).write_text(text)
+    (nano_copy / "tokenizer.json").unlink()
+    (nano_copy / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer", "pad_token": "<unk>"}')
+    with pytest.raises(UserError, match=r"model\.name: .*: no tokenizer\.json, and transformers can't convert its"):
+        load_tokenizer(manifest_of(nano_copy))
+
+
+def test_the_templates_special_tokens_are_named_and_so_is_what_only_looks_like_one():
+    described = tokens.describe_special_tokens(tokenizers.chatml(), "<|im_start|><|user|><|im_start|>{a}<|bot|>", "m")
+    assert described == [
+        "tokenize.template: read as special tokens: <|im_start|>, <|user|>",
+        "tokenize.template: read as text, since m has no such token: <|bot|>",
+    ]
+    assert tokens.describe_special_tokens(tokenizers.chatml(), "Premise: {a} |> {b}", "m") == []
+
+
+def most_characters(tokenizer, template, row, max_length):
+    """The largest number of characters of each text with which a row fits, found by trying all."""
+    cuts = [row.map(lambda text, end=end: text[:end]) for end in range(row.map(len).max() + 1)]
+    sizes = tokenizer(filled(template, pd.DataFrame(cuts)), split_special_tokens=True)["input_ids"]
+    return max(end for end, ids in enumerate(sizes) if len(ids) <= max_length)
+
+
+@pytest.mark.skipif(not PHI_2.is_dir(), reason="no phi-2 here")
+@pytest.mark.parametrize("max_length", [16, 24, 32])
+def test_a_cut_row_keeps_as_many_characters_as_fit(max_length):
+    tokenizer = kind_of("phi-2")
+    rows = pd.read_parquet(SHARED / "data/snli/test.parquet")[["premise", "hypothesis"]][:9_000:75]
+    rows.columns = ["text_premise", "text_hypothesis"]
+    texts, _, truncated = tokens.read(rows, tokenizer, TEMPLATE, max_length)
+    assert sum(truncated) > 60
+    for i in np.flatnonzero(truncated):
+        end = most_characters(tokenizer, TEMPLATE, rows.iloc[i], max_length)
+        assert texts[i] == filled(TEMPLATE, rows.iloc[[i]].map(lambda text, end=end: text[:end]))[0]
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_cut_encodes_a_row_few_times(words, name, monkeypatch):
+    """Once whole, then the cut that its offsets tell, and perhaps one or two others; near the cut only some words."""
+    calls, call = [], type(words)._encode_plus
+    monkeypatch.setattr(
+        type(words), "_encode_plus", lambda self, text, *a, **k: calls.append(text) or call(self, text, *a, **k)
+    )
+    _, (ids,), _ = tokens.read(frame(*LONG[name]), words, TEMPLATE, 48)
+    assert len(ids) <= 48 and len(calls) <= 5
+    assert [len(texts) for texts in calls if len(texts) > 1] in ([], [len(calls[-1])], [len(calls[-2])])
