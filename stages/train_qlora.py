@@ -13,7 +13,7 @@ from stages.runtime import errors, files, params, ranks
 from stages.runtime.recorder import Recorder, versions
 from stages.task.batching import Examples
 from stages.task.task import Task
-from stages.task.tokens import load_tokenizer
+from stages.task.tokens import load_configured_tokenizer
 from stages.training import checkpoints, history
 from stages.training.loss import balanced_weights, weigh_classes
 from stages.training.trainer import make_trainer
@@ -26,7 +26,7 @@ def main() -> None:
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
     paths = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
     rows = {split: Examples(files.read_columns(path, ["input_ids", "label"])) for split, path in paths.items()}
-    tokenizer = load_tokenizer(manifest)
+    tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
     groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
     groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
     folder = checkpoints.TOP / checkpoints.run_digest(

@@ -33,7 +33,7 @@ from stages.report import card
 from stages.runtime import errors, files
 from stages.task.batching import Examples
 from stages.task.task import Task
-from stages.task.tokens import columns_of, fill, load_tokenizer, read
+from stages.task.tokens import columns_of, fill, is_unambiguous, load_configured_tokenizer, read
 
 BATCH = 64  # rows
 MERGES = ("original", "dequantised")  # whose weights the adapter is added to
@@ -110,12 +110,12 @@ class Adapter:
     device: torch.device
 
     @classmethod
-    def read(cls, folder: Path, base: Path | None = None) -> "Adapter":
-        """From its folder, and from that of its base (None: where its base.json says); on a GPU where there is one."""
-        reading, manifest = read_adapter(folder, base=base)
-        tokenizer = load_tokenizer(
+    def read(cls, folder: Path) -> "Adapter":
+        """From its folder; on a GPU where there is one."""
+        reading, manifest = read_adapter(folder)
+        tokenizer = load_configured_tokenizer(
             manifest,
-            split_special_tokens=True,  # a special token's name in a text is text
+            reading.tokenize.template,
             model_max_length=reading.tokenize.max_length,
             truncation_side="left",  # the model reads its class from the template's end
         )
@@ -152,19 +152,26 @@ class Rows:
         ids: their tokens.
         gold: int [rows].
         truncated: how many were cut.
+        left_out: how many test rows are not among them. The template has special tokens, and these rows' texts hold the
+            name of one: the pipeline would read a token there, since it can't tell it from the template's.
     """
 
     texts: list[str]
     ids: list[list[int]]
     gold: np.ndarray
     truncated: int
+    left_out: int = 0
 
     @classmethod
     def read(cls, adapter: Adapter) -> "Rows":
         """The workspace's test rows."""
         table, how = files.read_table("outs/tokenized/test.parquet"), adapter.reading.tokenize
         texts, ids, truncated = read(table, adapter.tokenizer, how.template, how.max_length)
-        return cls(texts, ids, table["label"].to_numpy(), sum(truncated))
+        kept = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, how.template)]
+        if not kept:
+            raise errors.UserError("outs/tokenized/test.parquet: each row's texts hold the name of a special token")
+        texts, ids, truncated = ([values[i] for i in kept] for values in (texts, ids, truncated))
+        return cls(texts, ids, table["label"].to_numpy()[kept], sum(truncated), len(table) - len(kept))
 
     @property
     def examples(self) -> Examples:
@@ -198,7 +205,9 @@ def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None
         chosen = wanted or closest(merges)
         about = {
             "task": task, "model": adapter.manifest, "data": data, "reading": adapter.reading, "rows": len(rows.texts),
-            "truncated": rows.truncated, "own": Agreement.of(expected, expected, rows.gold), "merges": merges,
+            "truncated": rows.truncated, "left_out": rows.left_out,
+            "special": not adapter.tokenizer.split_special_tokens,
+            "own": Agreement.of(expected, expected, rows.gold), "merges": merges,
             "chosen": chosen, "dtype": name_of(DTYPE),
             "example": fill(adapter.reading.tokenize.template, card.example(task)),
         }  # fmt: skip
@@ -323,7 +332,10 @@ def check_written(folder: Path, adapter: Adapter, rows: Rows, expected: np.ndarr
 
 def summary(about: dict, size: int, out: Path) -> list[str]:
     """What is printed in the end; about: as `card.of_export` takes it; size: bytes."""
-    lines = [f"{about['rows']:,} test rows", f"adapter on its own base: accuracy {about['own'].accuracy:.1%}"]
+    lines = [f"{about['rows']:,} test rows"]
+    if about["left_out"]:
+        lines.append(f"{about['left_out']:,} more were left out: their texts hold the name of a special token")
+    lines.append(f"adapter on its own base: accuracy {about['own'].accuracy:.1%}")
     for name, found in about["merges"].items():
         lines.append(
             f"merged into the {name} weights: accuracy {found.accuracy:.1%}, answers flipped: {found.flips:,}, "

@@ -39,7 +39,8 @@ def of_export(about: dict[str, Any]) -> str:
     Args:
         about: task, manifests `model` and `data`, `reading` as classifier.json has it, `example` (a text in the
             template), `own` (the adapter's agreement), `merges` ({name: agreement}), the `chosen` one, `rows`, how many
-            of them were `truncated`, the `dtype`'s name.
+            of them were `truncated`, how many test rows were `left_out`, whether the template has `special` tokens, the
+            `dtype`'s name.
     """
     model, data, nli = about["model"], about["data"], Nli.of(about["task"])
     accuracy = EvalResult(

@@ -1,11 +1,13 @@
 """The tool that merges an adapter: what it measures, chooses and refuses."""
 
 import json
+import re
 import shutil
 import sys
 from collections import namedtuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.damage import edit_json, edit_weights
@@ -19,7 +21,7 @@ from stages.model.base import load_base
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
 from stages.task.task import Task
-from stages.task.tokens import load_tokenizer
+from stages.task.tokens import load_configured_tokenizer, load_tokenizer, read
 from tools import export
 from tools.export import Agreement
 
@@ -76,19 +78,30 @@ def test_a_disk_that_fails_is_told_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory):
-    """(adapter, rows, merged folder, answers of the merged model in memory), of an adapter drawn at random."""
-    top = tmp_path_factory.mktemp("merged")
-    p, manifest = params.Params.model_validate(unpinned_params()), manifest_of(NANO)
-    words = load_tokenizer(manifest)
+def make_adapter(folder, template=None):
+    """An adapter drawn at random.
+
+    Args:
+        template: another one than the embedded pipeline's.
+    """
+    raw = unpinned_params()
+    raw["tokenize"]["template"] = template or raw["tokenize"]["template"]
+    p, manifest = params.Params.model_validate(raw), manifest_of(NANO)
+    words = load_configured_tokenizer(manifest, p.tokenize.template)
     model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, words), p.lora, 42)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
     groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    save_adapter(model, words, manifest, {"classes": CLASSES, "seed": 42, **groups}, top / "adapter")
+    save_adapter(model, words, manifest, {"classes": CLASSES, "seed": 42, **groups}, folder)
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """(adapter, rows, merged folder, answers of the merged model in memory), of an adapter drawn at random."""
+    top = tmp_path_factory.mktemp("merged")
+    make_adapter(top / "adapter")
     adapter = export.Adapter.read(top / "adapter")
     rows = export.Rows(TEXTS, adapter.tokenizer(TEXTS)["input_ids"], np.zeros(len(TEXTS), int), 0)
     adapter.merged("dequantised").save_pretrained(top / "out")
@@ -178,3 +191,30 @@ def test_rows_of_another_task_are_refused(merged, tmp_path, monkeypatch, task, s
     files.write_json("outs/data_source.json", {"name": "data", "revision": "none"})
     with pytest.raises(UserError, match=rf"outs/task\.json: {said}"):
         export.export(tmp_path / "out", merged[0].folder, None)
+
+
+def test_a_template_with_special_tokens_is_handed_on_with_them(tmp_path, monkeypatch, capsys):
+    """The pipeline reads them as training did. It would read a token in a text with the name of one too, so such a row
+    is left out, and the card's lines refuse it."""
+    template = "<|endoftext|>{premise}<|endoftext|>{hypothesis}\nLabel:"
+    premises = ["A man is sleeping.", "Two <|endoftext|> dogs.", "A girl is reading. " * 60]
+    rows = pd.DataFrame({"text_premise": premises, "text_hypothesis": "A man is awake.", "label": [0, 1, 2]})
+    make_adapter(tmp_path / "adapter", template)
+    monkeypatch.chdir(tmp_path)
+    Path("outs/tokenized").mkdir(parents=True)
+    Task(CLASSES, ("premise", "hypothesis"), None).write("outs/task.json")
+    files.write_json("outs/data_source.json", {"name": "data", "revision": "none"})
+    rows.to_parquet("outs/tokenized/test.parquet")
+    export.export(tmp_path / "out", tmp_path / "adapter", "original")
+    assert (
+        "2 test rows\n1 more were left out: their texts hold the name of a special token\n" in capsys.readouterr().out
+    )
+    exported, base = AutoTokenizer.from_pretrained("out"), load_tokenizer(manifest_of(NANO))
+    texts, ids, truncated = read(rows, base, template, 128)
+    assert exported([texts[0], texts[2]])["input_ids"] == [ids[0], ids[2]] and truncated == [False, False, True]
+    block = re.search(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)[1]
+    block = block.replace("path/to/this/folder", "out")
+    exec(block, {})
+    assert any(name in capsys.readouterr().out for name in CLASSES)
+    with pytest.raises(AssertionError, match="a text holds the name of a special token"):
+        exec(re.sub("(?m)^assert text == .*$", "", block.replace("Animals", "<|endoftext|>")), {})

@@ -12,22 +12,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bitsandbytes
+import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import finished_run
-from helpers.damage import edit_json
+from helpers import finished_run, tokenizers
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO, ROOT
 from helpers.stages import error_line, run_in_each, stage_env
 from helpers.tables import CLASSES
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.runtime import errors, params
-from stages.task.tokens import load_tokenizer
+from stages.task.tokens import load_configured_tokenizer, load_tokenizer, read
 from tools import predict
 
 README = (ROOT / "README.md").read_text()
@@ -54,7 +54,7 @@ def make_adapter(folder, classes=CLASSES, template=None, **model_settings):
         set_key(raw, "tokenize.template", template)
     p = params.Params.model_validate(raw)
     manifest = manifest_of(NANO)
-    words = load_tokenizer(manifest)
+    words = load_configured_tokenizer(manifest, p.tokenize.template)
     classifier = add_lora(load_base(manifest, p.model, classes, CPU, p.seed, words), p.lora, p.seed)
     torch.manual_seed(0)
     for name, parameter in classifier.named_parameters():
@@ -432,7 +432,7 @@ def python_block(text):
     return block
 
 
-def card_of_a_run(folder, **model_settings):
+def card_of_a_run(folder, template=None, **model_settings):
     """The model card of a made run, with some keys of the group `model`."""
     finished_run.make(folder, model="microsoft/phi-2")
     raw = yaml.safe_load((folder / "params.yaml").read_text())
@@ -460,8 +460,10 @@ def run_plain(block, folder, adapter):
     return label, json.loads(shares)
 
 
+SPECIAL = "<|endoftext|>Premise: {premise}<|endoftext|>Hypothesis: {hypothesis}\nLabel:"
 PLAIN = {
     "README": ({}, lambda folder, **settings: README),
+    "README, special tokens in the template": ({"template": SPECIAL}, lambda folder, **settings: README),
     "card": ({}, card_of_a_run),
     "card, not quantised": ({"quantization": "none"}, card_of_a_run),
 }
@@ -491,3 +493,35 @@ def test_the_plain_lines_take_any_text_for_text(adapter, capsys, monkeypatch):
     _, _, shares = capsys.readouterr().out.strip().partition(" ")
     (ours,) = predict.load(adapter, base_only=False)([tuple(pair.values())])
     assert json.loads(shares) == pytest.approx(list(ours["probabilities"].values()), abs=1e-4)
+
+
+CARD = (ROOT / "stages/report/templates/model_card.md").read_text()
+CHAT = "<|im_start|>user\nPremise: {premise} {hypothesis}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA = "<s>[INST] {premise}\n{hypothesis}[INST]"
+
+
+@pytest.mark.parametrize("block", [python_block(README), python_block(CARD)], ids=["README", "card"])
+@pytest.mark.parametrize(
+    ("base", "template"), [(tokenizers.chatml, CHAT), (tokenizers.metaspace, LLAMA)], ids=["ChatML", "Llama's"]
+)
+def test_the_plain_lines_make_the_tokens_of_training(tmp_path, block, base, template):
+    base().save_pretrained(tmp_path / "base")
+    manifest = manifest_of(tmp_path / "base")
+    (adapter := tmp_path / "adapter").mkdir()
+    load_configured_tokenizer(manifest, template).save_pretrained(adapter)
+    (adapter / "classifier.json").write_text(json.dumps({"tokenize": {"template": template}}))
+    lines = block[block.index("tokenizer = ") : block.index("with torch")]
+
+    def tokens_of(**texts):
+        code, times = re.subn(r"^texts = .*$", lambda line: f"texts = {texts}", lines, flags=re.MULTILINE)
+        names = {"AutoTokenizer": AutoTokenizer, "folder": adapter, "json": json, "re": re}
+        assert times == 1
+        exec(code, scope := {**names, "model": SimpleNamespace(device="cpu")})
+        return scope["ids"][0].tolist()
+
+    pair = {"premise": " A man is sleeping.", "hypothesis": "in the {premise}"}
+    row = pd.DataFrame([{f"text_{column}": value for column, value in pair.items()}])
+    (expected,) = read(row, load_tokenizer(manifest), template, 500)[1]
+    assert tokens_of(**pair) == expected
+    with pytest.raises(AssertionError, match="a text holds the name of a special token"):
+        tokens_of(premise="A", hypothesis=re.search(r"<[^>]*>", template)[0])
