@@ -110,9 +110,9 @@ class Adapter:
     device: torch.device
 
     @classmethod
-    def read(cls, folder: Path) -> "Adapter":
-        """From its folder; on a GPU where there is one."""
-        reading, manifest = read_adapter(folder)
+    def read(cls, folder: Path, base: Path | None = None) -> "Adapter":
+        """From its folder, and from that of its base (None: where its base.json says); on a GPU where there is one."""
+        reading, manifest = read_adapter(folder, base=base)
         tokenizer = load_configured_tokenizer(
             manifest,
             reading.tokenize.template,

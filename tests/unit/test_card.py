@@ -75,8 +75,8 @@ def test_an_exports_card_publishes_no_path_of_data_either(tmp_path):
     )
     written = card_module.of_export(
         {"task": Task(("ham", "spam"), ("text",), None), "model": {**source, "name": "microsoft/phi-2"}, "data": source,
-         "reading": reading, "rows": 2, "truncated": 0, "own": Agreement(1, 0, 0, 0), "example": "x",
-         "merges": {"original": Agreement(1, 0, 0, 0)}, "chosen": "original", "dtype": "bfloat16"}
+         "reading": reading, "rows": 2, "truncated": 0, "special": False, "left_out": 0, "own": Agreement(1, 0, 0, 0),
+         "example": "x", "merges": {"original": Agreement(1, 0, 0, 0)}, "chosen": "original", "dtype": "bfloat16"}
     )  # fmt: skip
     assert str(tmp_path) not in written and "On 2 test rows of reviews:" in written
     assert ModelCard(written).data.eval_results[0].dataset_type == "reviews"

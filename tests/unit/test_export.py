@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_in_download_is_one_line_and_the_next_run_goes_on(t
     with small_disk(tmp_path / "disk", 16_000_000) as disk:
         folder, filler = on_a_small_disk(disk, left)
         line = error_line(run_stage("download", folder))
-        assert re.search(r"error: data/\S+: not written \(No space left on device; 0\.\d MB free there\)", line)
+        assert re.search(r"error: outs/\S+: not written \(No space left on device; 0\.\d MB free there\)", line)
         assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "params.yaml"]
         filler.unlink()
         assert run_stage("download", folder).returncode == 0

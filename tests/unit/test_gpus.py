@@ -228,9 +228,12 @@ def test_more_ranks_than_gpus_are_left_to_the_stage(start, tmp_path):
 # --- who asks for one ---
 
 
-def test_the_stages_that_ask_are_those_that_have_a_device():
+def test_the_stages_that_ask_are_those_that_compute_on_a_device():
+    """`download` has the parameter too: it says at once that there is no GPU, and holds none."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(gpus.STAGES) == {name for name, stage in stages.items() if "device" in stage.get("params", [])}
+    assert set(gpus.STAGES) == {name for name, stage in stages.items() if "device" in stage.get("params", [])} - {
+        "download"
+    }
 
 
 @pytest.mark.parametrize(("text", "takes"), [("cuda", True), ("cpu", False), ("tpu", False), (None, False)])
@@ -265,15 +268,16 @@ def test_a_sweep_asks_once_its_variants_are_checked_and_before_cuda_is(tmp_path)
     shutil.copy(COMMITTED / "embedded/params.yaml", tmp_path)
     code = """
 import sys
+from pathlib import Path
 from stages.runtime import gpus
 from tools import sweep
 def hold(): sys.exit("asked" + " too late" * ("bitsandbytes" in sys.modules))
 gpus.hold = hold
 try:
-    sweep.sweep(["lora.r=0"])
+    sweep.sweep(["lora.r=0"], Path.cwd())
 except gpus.UserError:
     print("refused", file=sys.stderr)
-sweep.sweep(["seed=1"])
+sweep.sweep(["seed=1"], Path.cwd())
 """
     run = {"env": stage_env(), "cwd": tmp_path, "capture_output": True, "text": True}
     for command in (["init", "--quiet"], ["add", "."]):

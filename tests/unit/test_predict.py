@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from helpers import finished_run, tokenizers
+from helpers.damage import edit_json
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO, ROOT
 from helpers.stages import error_line, run_in_each, stage_env
