@@ -61,7 +61,7 @@ def main() -> None:
     files.write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows, task), quoting=csv.QUOTE_NONNUMERIC)
     with files.new_folder("metrics/plots") as folder:
         for name, table in plots.items():
-            files.write_csv(folder / f"{name}.csv", table)
+            files.write_csv(folder / f"{name}.csv", cases.without_formulas(table))
     with files.new_folder("metrics/figures") as folder:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)

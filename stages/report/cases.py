@@ -24,8 +24,7 @@ MOST_CHARACTERS = 3_500_000  # of the texts on the page, which is to open on a p
 
 
 def for_a_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The cases with the classes' names for their numbers, and with an apostrophe before each text that a spreadsheet
-    would take for a formula, as OWASP advises.
+    """The cases with the classes' names for their numbers, and `without_formulas`.
 
     Of many classes the probabilities are left out but for the likeliest one's: Git keeps this table, and
     outs/results/ has them all.
@@ -34,12 +33,13 @@ def for_a_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
     coded = ["gold", "base", "tuned", ALL, *map(guess_of, task.columns)]
     named = {column: cases[column].map(names) for column in coded}
     shares = [*probabilities_of("base", task), *probabilities_of("tuned", task)] if len(task.classes) > FEW else []
-    table = cases.assign(**named).drop(columns=["group", *shares])
-    texts = [*task.texts, *coded]
-    quoted = {
-        column: [f"'{text}" if text.startswith(FORMULA_STARTS) else text for text in table[column]] for column in texts
-    }
-    return table.assign(**quoted)
+    return without_formulas(cases.assign(**named).drop(columns=["group", *shares]))
+
+
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with an apostrophe before each text that a spreadsheet would take for a formula, as OWASP advises."""
+    texts = table.select_dtypes(["object", "str"])
+    return table.assign(**texts.map(lambda text: f"'{text}" if text.startswith(FORMULA_STARTS) else text))
 
 
 def confident_errors(cases: pd.DataFrame, task: Task) -> list[dict[str, Any]]:

@@ -303,6 +303,19 @@ def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeyp
     assert by_pandas["base_p_neutral"].dtype == float and by_pandas["negated"].dtype == bool
 
 
+@pytest.mark.parametrize("classes", [("=1+2", "plain ="), ("-", "+", "@SUM(A1)")])
+def test_a_class_that_looks_like_a_formula_is_none_in_any_csv_that_shows_it(analyzed, classes):
+    metrics = analyzed(classes=classes, columns=("text",), rows=40)
+    quoted = {name if name == "plain =" else f"'{name}" for name in classes}
+    for name in ("base", "tuned"):
+        table = pd.read_csv(metrics / f"plots/confusion_{name}.csv")
+        assert set(table["actual"]) == quoted, "DVC's plot pairs the two columns by these names"
+        assert set(table["predicted"]) <= quoted and table["predicted"].nunique() > 1
+    for path in metrics.rglob("*.csv"):
+        with open(path, newline="", encoding="utf-8") as file:
+            assert not [cell for row in csv.reader(file) for cell in row if cell in classes and cell != "plain ="], path
+
+
 def test_no_interval_collapses_where_all_is_right(analyzed):
     metrics = analyzed(rows=100, base=1, tuned=1)
     gain = details(metrics)["comparison"]["accuracy_gain_interval"]
