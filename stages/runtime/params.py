@@ -28,6 +28,13 @@ def _class_name(value):
     return str(value) if isinstance(value, int) else value
 
 
+def _not_blank(name):
+    name = name.strip()
+    if not name or "\0" in name:
+        raise ValueError("must not be blank, and hold no NUL")
+    return name
+
+
 def _number(value):
     if isinstance(value, bool):  # pydantic would take true for 1
         raise ValueError("must be a number, not true or false")
@@ -40,7 +47,7 @@ Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_in
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-ClassName = Annotated[str, BeforeValidator(_class_name), Field(pattern=r"^[^\x00]*\S[^\x00]*$")]
+ClassName = Annotated[str, BeforeValidator(_class_name), AfterValidator(_not_blank)]
 COLUMN = r"\{([^{}]+)\}"  # a column's place in a template
 
 
@@ -66,14 +73,18 @@ class Model(Group):
         return value
 
 
-def _each_once(names):
-    stripped = [name.strip() for name in names]
-    if twice := next((name for name in stripped if stripped.count(name) > 1), None):
+MOST_CLASSES = 1000  # more are no classes but another column
+
+
+def _some_each_once(names):
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise ValueError(f"must name 2 to {MOST_CLASSES:,} classes")
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"must name each class once ({twice!r} stands twice)")
-    return stripped
+    return names
 
 
-Classes = Annotated[list[ClassName], Field(min_length=2, max_length=1000), AfterValidator(_each_once)]
+Classes = Annotated[list[ClassName], AfterValidator(_some_each_once)]
 
 
 class Splits(Group):

@@ -9,14 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.task.task import NO_LABEL
 
-MOST = 1000  # classes; more are no classes but another column
-WITHOUT = ("-", str(NO_LABEL), f"{NO_LABEL}.0")  # SNLI and MNLI as text, and `datasets`, mark a row without a label so
-INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it: 01 is a code
-WHOLE = re.compile(rf"({INTEGER.pattern})\.0")  # in a csv file that pandas wrote from integers with gaps
-NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+WITHOUT = ("-", str(NO_LABEL))  # SNLI and MNLI as text, and `datasets`, mark a row without a gold label so
 NOT_ONE = "a single class a row is supported, not several labels"
 NOT_A_CLASS = "classes are supported, not numbers to be predicted"
 
@@ -116,6 +113,12 @@ def _refused(split, column, what, allowed):
     return UserError(f"params.yaml: data.label: {column}: {what} in split '{split}'; {allowed}")
 
 
+class Named(params.Group):
+    """The classes that a data set itself has, by the rules of `data.classes`."""
+
+    classes: params.Classes
+
+
 def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The classes, in the order of their numbers.
 
@@ -132,8 +135,8 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
         raise UserError(
             f"data: column '{column}' declares other classes in one split than in another; set data.classes"
         )
-    if labels[0].names:
-        return labels[0].names
+    if labels[0].names is not None:
+        return _checked(labels[0].names, column)
     values = pd.concat([one.values for one in labels]).dropna()
     found = set(values)
     too_many = len(found) > MOST or len(found) > max(20, len(values) / 2)
@@ -151,10 +154,10 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
             f"params.yaml: data.classes: null, but column '{column}' has {mark}, which may be a class or no label; "
             f"list the classes, with {mark} or without it"
         )
-    if len(found) < 2 or too_many:
+    if not 2 <= len(found) <= min(params.MOST_CLASSES, max(20, len(values) / 2)):
         raise UserError(
             f"params.yaml: data.label: {column}: {len(found)} different values in {len(values):,} labelled rows; "
-            f"allowed: 2 to {MOST} classes that rows share"
+            f"allowed: 2 to {params.MOST_CLASSES} classes that rows share"
         )
     classes = tuple(
         sorted(found, key=lambda name: int(name.removesuffix(".0"))) if labels[0].integers else sorted(found)
@@ -166,7 +169,11 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
             f"params.yaml: data.classes: null, but column '{column}' has {others}, which differ in case alone; "
             "list the classes"
         )
-    return classes
+    return _checked(classes, column)
+
+
+def _checked(classes, column):
+    return tuple(params.checked({"classes": list(classes)}, Named, f"data: column '{column}'").classes)
 
 
 def to_codes(labels: Labels, classes: Sequence[str]) -> np.ndarray:

@@ -3,8 +3,9 @@
 import datasets
 import pyarrow as pa
 import pytest
-from helpers.tables import SPLITS, arrow
+from helpers.tables import SPLITS, arrow, data_group
 
+from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.task import classes
 
@@ -278,6 +279,31 @@ def test_classes_that_can_not_be_told_are_asked_for(columns, said):
     line = refused(own, *columns)
     assert said in line
     assert "data.classes" in line or "data.label" in line or "column 'label'" in line
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a"], "must name 2 to 1,000 classes, not ['a']"),
+        ([f"class {i}" for i in range(1001)], "must name 2 to 1,000 classes, not ['class 0', "),
+        (["a", " "], "classes.1: value error, must not be blank, and hold no NUL, not ''"),
+        (["a", "b\0"], "classes.1: value error, must not be blank, and hold no NUL, not 'b\\x00'"),
+        (["a", "b", "a "], "must name each class once ('a' stands twice)"),
+    ],
+    ids=["one", "1,001", "a blank one", "one with NUL", "one twice"],
+)
+def test_declared_classes_follow_the_rules_of_listed_ones(names, said):
+    line = refused(own, (names, [0]))
+    assert line.startswith("data: column 'label': classes")
+    assert said in line
+    with pytest.raises(UserError) as listed:
+        params.checked(data_group().model_dump() | {"classes": names}, params.Data, "params.yaml")
+    assert said.split(", not ")[0] in str(listed.value)
+
+
+def test_a_thousand_declared_classes_are_taken():
+    names = [f"class {i}" for i in range(1000)]
+    assert own((names, [0, 999])) == tuple(names)
 
 
 def test_a_class_that_only_differs_in_case_is_found_where_both_are_listed():
