@@ -39,8 +39,7 @@ def main() -> None:
                 summary[split][f"in_{other}"] = dataset.shared(kept, labelled[other], task)
     files.write_json("outs/data_summary.json", summary)
     task.write("outs/task.json")
-    special = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
-    print("\n".join([f"{len(task.classes)} classes: {listed(task.classes)}", *special, *cautions(summary)]))
+    print("\n".join([f"{len(task.classes)} classes: {listed(task.classes)}", *cautions(summary, task.group)]))
 
 
 def read_raw(split: str) -> pa.Table:

@@ -57,22 +57,18 @@ def intervals(base_effect: float, tuned_effect: float, gain_effect: float, group
 
 
 def overlap(test: dict[str, Any], group: str | None) -> str | None:
-    """How far the test rows' groups were seen in training; None where whole rows were, of which `cautions` warns.
+    """That no test row, and no group of one, was seen in training; `cautions` warns of those that were.
 
     Args:
-        test: {"kept", "in_train": {"rows", "groups"}}, of outs/data_summary.json; "groups" where the task has them.
+        test: {"in_train": {"rows", "groups"}}, of outs/data_summary.json; "groups" where the task has them.
         group: `Task.group`.
     """
-    kept, found = test["kept"], test["in_train"]
+    found = test["in_train"]
     if found["rows"]:
         return None
-    if group is None:
+    if group is None or found["groups"]:
         return "No test row stands in the training rows."
-    count = found["groups"]
-    if not count:
-        return f"No test row stands in the training rows, and none shares its {group} with one."
-    sharing = f"shares its {group} with one" if count == 1 else f"share their {group} with one"
-    return f"No test row stands in the training rows; {count:,} of {kept:,} {sharing}."
+    return f"No test row stands in the training rows, and none shares its {group} with one."
 
 
 def lead(details: dict[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,22 @@ WHY = {
     ("test", "validation"): "the epoch that is kept was chosen on them",
     ("validation", "train"): "the epoch that is kept may be one that has learnt them by heart",
 }
+WHY_BY_GROUP = {
+    ("test", "train"): "rows of a new {group} may score lower",
+    ("test", "validation"): "the epoch that is kept was chosen on rows like them",
+    ("validation", "train"): "validation scores may be too high",
+}
 ROWS_OF = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def cautions(summary: dict) -> list[str]:
+def cautions(summary: dict, group: str | None) -> list[str]:
     """A sentence for each thing that a reader should know of the rows before the scores.
 
     Args:
         summary: outs/data_summary.json.
+        group: `Task.group`.
     """
-    return [*_without_rows(summary), *_in_two_splits(summary), *_in_part(summary)]
+    return [*_without_rows(summary), *_in_two_splits(summary, group), *_in_part(summary)]
 
 
 def _without_rows(summary: dict) -> Iterator[str]:
@@ -36,13 +42,22 @@ def _without_rows(summary: dict) -> Iterator[str]:
             yield f"No {ROWS_OF[split]} row has the class {', '.join(missing[:NAMED])}{more}: {means} {pronoun}."
 
 
-def _in_two_splits(summary: dict) -> Iterator[str]:
+def _in_two_splits(summary: dict, group: str | None) -> Iterator[str]:
     for (split, other), why in WHY.items():
-        if count := summary[split][f"in_{other}"]["rows"]:
+        kept, found = summary[split]["kept"], summary[split][f"in_{other}"]
+        of = f"Of {kept:,}"
+        if count := found["rows"]:
             stand = "stands" if count == 1 else "stand"
             yield (
-                f"Of {summary[split]['kept']:,} {ROWS_OF[split]} rows, {count:,} {stand} in the {ROWS_OF[other]} rows "
-                f"too, word for word: {why}."
+                f"Of {kept:,} {ROWS_OF[split]} rows, {count:,} {stand} in the {ROWS_OF[other]} rows too, word for "
+                f"word: {why}."
+            )
+            of = f"Of the other {kept - count:,}"
+        if group is not None and (count := found["groups"]):
+            share = "shares its" if count == 1 else "share their"
+            yield (
+                f"{of} {ROWS_OF[split]} rows, {count:,} {share} {group} with a {ROWS_OF[other]} row: "
+                f"{WHY_BY_GROUP[split, other].format(group=group)}."
             )
 
 

@@ -147,16 +147,21 @@ def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task
 
 
 def shared(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> dict[str, int]:
-    """How many rows stand in another split too, word for word; and how many share their group with a row of it."""
+    """How many rows stand in another split too, word for word; and how many others share their group with a row of
+    it."""
 
     def whole(table):
         return pd.MultiIndex.from_frame(table[task.texts])
 
-    some, of_these = rows, others
+    some, of_these = rows.assign(place=np.arange(len(rows))), others
     for text in task.texts:  # what has no equal in one column is left out first: a MultiIndex of all rows takes 0.4 GB
         some, of_these = some[is_in(some[text], of_these[text])], of_these[is_in(of_these[text], some[text])]
-    found = {"rows": int(whole(some).isin(whole(of_these)).sum())}
-    return found if task.group is None else found | {"groups": int(is_in(rows["group"], others["group"]).sum())}
+    same = np.zeros(len(rows), dtype=bool)
+    same[some["place"][whole(some).isin(whole(of_these))]] = True
+    found = {"rows": int(same.sum())}
+    return (
+        found if task.group is None else found | {"groups": int((is_in(rows["group"], others["group"]) & ~same).sum())}
+    )
 
 
 def is_in(values: pd.Series, others: pd.Series) -> np.ndarray:

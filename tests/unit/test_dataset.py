@@ -241,11 +241,12 @@ def test_without_a_group_rows_share_with_their_equals_alone():
 
 
 def test_groups_of_whole_numbers_are_the_same_in_every_split_and_a_null_is_nobodys():
-    def table(authors):
-        return pa.table({"text": list("abc"), "author": pa.array(authors, pa.int64()), "label": [0, 1, 2]})
+    def table(texts, authors):
+        return pa.table({"text": list(texts), "author": pa.array(authors, pa.int64()), "label": [0, 1, 2]})
 
-    train, test = table([2**60, 2**60 + 1, None]), table([2**60 + 1, 7, 8])
-    task, rows = take(three(train, test=test), ("text",), group="author")
+    authors = [2**60, 2**60 + 1, None]
+    train, validation, test = table("abc", authors), table("def", authors), table("ghi", [2**60 + 1, 7, 8])
+    task, rows = take(three(train, validation=validation, test=test), ("text",), group="author")
     assert rows["train"]["group"].nunique() == 3
     assert dataset.shared(rows["test"], rows["train"], task)["groups"] == 1
     assert dataset.shared(rows["validation"], rows["train"], task)["groups"] == 2, "the row without an author is alone"
@@ -260,17 +261,24 @@ def test_numbers_may_be_groups():
 def test_rows_that_stand_in_another_split_are_counted():
     train = frame(("a", "b", 0), ("c", "d", 1), ("e", "f", 2))
     rows = frame(("a", "b", 0), ("a", "b", 2), ("c", "x", 1), ("y", "f", 2), ("a", "d", 0))
-    assert dataset.shared(rows, train, TASK) == {"rows": 2, "groups": 4}
+    assert dataset.shared(rows, train, TASK) == {"rows": 2, "groups": 2}, "a row is counted once"
     assert dataset.shared(rows.iloc[3:4], train, TASK) == {"rows": 0, "groups": 0}
     assert dataset.shared(rows.iloc[4:], train, TASK) == {"rows": 0, "groups": 1}, "of two rows, not of one"
     assert dataset.shared(rows, train, Task(TASK.classes, COLUMNS, None)) == {"rows": 2}
+
+
+def test_a_row_is_the_same_in_another_split_wherever_its_place_is():
+    """The rows of a split keep their places, of which some are missing."""
+    train = frame(("c", "d", 1), ("a", "b", 0))
+    rows = frame(("x", "y", 0), ("a", "z", 0), ("a", "b", 0), ("c", "q", 0))[1:]
+    assert dataset.shared(rows, train, TASK) == {"rows": 1, "groups": 2}
 
 
 def test_to_find_rows_in_another_split_its_texts_are_no_python_objects():
     train = frame(*((f"premise {row}", f"hypothesis {row}", 0) for row in range(20_000)))
     found = []
     peak = traced_peak(lambda: found.append(dataset.shared(train[:100], train, TASK)))
-    assert found == [{"rows": 100, "groups": 100}]
+    assert found == [{"rows": 100, "groups": 0}]
     assert peak / 20_000 < 30
 
 
@@ -353,3 +361,31 @@ def test_the_stage_says_what_is_to_be_known_of_the_rows(tmp_path, raw_params):
         "Of 2 test rows, 1 has an empty hypothesis.",
     ):
         assert said in done.stdout
+
+
+@pytest.mark.parametrize("duplicates", [0, 1])
+def test_the_stage_says_which_rows_share_a_group_however_many_are_duplicates(tmp_path, raw_params, duplicates):
+    raw_params["data"] |= {"group": "author", "classes": ["no", "yes"]}
+    raw_params["tokenize"]["template"] = "{text}"
+    texts = [f"text {row}" for row in range(20)]
+
+    def split(name, authors):
+        own = [f"{text} of {name}" for text in texts]
+        return pa.table({"text": ["the same"] * duplicates + own[duplicates:], "author": authors, "label": [0, 1] * 10})
+
+    known = [f"author {row}" for row in range(20)]
+    splits = {
+        "train": split("train", known),
+        "validation": split("validation", known[:5] + [f"new {row}" for row in range(15)]),
+        "test": split("test", [*known[:19], "other"]),
+    }
+    done, _ = tokenize_in(tmp_path, raw_params, splits)
+    assert done.returncode == 0, done.stderr
+    of = f"the other {20 - duplicates}" if duplicates else "20"
+    for said in (
+        f"Of {of} test rows, {19 - duplicates} share their author with a training row: ",
+        f"Of {of} test rows, {5 - duplicates} share their author with a validation row: ",
+        f"Of {of} validation rows, {5 - duplicates} share their author with a training row: ",
+    ):
+        assert said in done.stdout
+    assert done.stdout.count("word for word") == 3 * duplicates
