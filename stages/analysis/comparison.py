@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.analysis import nli, slices
+from stages.analysis import nli
 from stages.analysis.baselines import ALL, bag_of_words, guess_of, majority_class
 from stages.analysis.metrics import ends
 from stages.analysis.statistics import design_effect, gain_interval, mcnemar, wilson
+from stages.analysis.words import lengths
 from stages.task.task import Task
 
 FATES = ("fixed", "broken", "both_right", "both_wrong")
@@ -32,9 +33,7 @@ def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.
     gold = tokenized["train"]["label"].to_numpy()
     cases = cases.assign(**bag_of_words(train, gold, texts))
     cases["fate"] = fates(cases["gold"], cases["base"], cases["tuned"])
-    cases = cases.join(
-        slices.lengths(texts).set_axis([slices.words_of(column) for column in task.columns], axis="columns")
-    )
+    cases = cases.join(lengths(texts))
     kind = nli.Nli.of(task)
     return cases.join(nli.traits(texts, kind)) if kind else cases
 

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis.baselines import guess_of
-from stages.analysis.slices import quartiles, share_names, words
+from stages.analysis.slices import quartiles, share_names
 from stages.analysis.statistics import difference, effective_counts, wilson
+from stages.analysis.words import words
 from stages.task.task import Task
 
 CLASSES = frozenset(["entailment", "neutral", "contradiction"])

@@ -1,26 +1,16 @@
 """Test rows cut into slices: by class, length, confidence, and what else a kind of task is cut by."""
 
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from stages.analysis.statistics import effective_counts, wilson
+from stages.analysis.words import length_of
 from stages.task.task import Task
 
 CONFIDENCES = (0.5, 0.7, 0.9)  # a model is sure of its class above the last; of two classes none is under the first
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words of a text, in order."""
-    return re.findall(r"\w+(?:['’]\w+)*", text.lower())
-
-
-def lengths(texts: pd.DataFrame) -> pd.DataFrame:
-    """Number of words of each text, under the same names."""
-    return texts.map(lambda text: len(words(text)))
 
 
 def quartiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,14 +33,14 @@ def share_names(edges: Sequence[float]) -> list[str]:
     return [f"up to {edges[0]:.0%}", *between, f"over {edges[-1]:.0%}"]
 
 
-def length_names(edges: Sequence[int]) -> list[str]:
-    """Names of the groups that `edges`, numbers of words, make."""
+def length_names(edges: Sequence[int], unit: str) -> list[str]:
+    """Names of the groups that `edges`, numbers of words or characters, make."""
     if not len(edges):
         return ["all alike"]
     between = [
-        f"{low + 1} to {high} words" if low + 1 < high else f"{high} words" for low, high in itertools.pairwise(edges)
+        f"{low + 1} to {high} {unit}" if low + 1 < high else f"{high} {unit}" for low, high in itertools.pairwise(edges)
     ]
-    return [f"up to {edges[0]} words", *between, f"over {edges[-1]} words"]
+    return [f"up to {edges[0]} {unit}", *between, f"over {edges[-1]} {unit}"]
 
 
 def cuts(
@@ -70,21 +60,17 @@ def cuts(
         {what is cut by: (names of its slices, slice of each row [rows])}
     """
     made = {"class": (task.classes, cases["gold"].to_numpy()), **own}
-    counts = {f"words in {column}": cases[words_of(column)] for column in task.columns}
-    if len(task.columns) > 1:
-        counts["words in all"] = sum(counts.values())
-    for name, values in counts.items():
+    units = {column: "words" if length_of("words", column) in cases else "characters" for column in task.columns}
+    counts = {(unit, column): cases[length_of(unit, column)] for column, unit in units.items()}
+    if len(counts) > 1 and len(set(units.values())) == 1:
+        counts[next(iter(units.values())), "all"] = sum(counts.values())
+    for (unit, where), values in counts.items():
         groups, edges = quartiles(values)
-        made[name] = (length_names(edges), groups)
+        made[f"{unit} in {where}"] = (length_names(edges, unit), groups)
     if cases["truncated"].any():
         made["at max_length"] = (("whole", "cut"), cases["truncated"].to_numpy().astype(int))
     edges = [edge for edge in CONFIDENCES if edge > 1 / len(task.classes)]
     return made | {"confidence": (share_names(edges), np.searchsorted(edges, sure))}
-
-
-def words_of(column: str) -> str:
-    """The column of the case table that holds the number of words of one text column."""
-    return f"words_{column}"
 
 
 def slice_table(

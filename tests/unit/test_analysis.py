@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.memory import traced_peak
 from helpers.tables import CLASSES
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
+from sklearn.feature_extraction.text import CountVectorizer
 
-from stages.analysis import baselines, comparison, metrics, slices, statistics, tables
+from stages.analysis import baselines, comparison, metrics, slices, statistics, tables, words
 from stages.report import sentences
 from stages.task.task import Task
 
@@ -389,11 +391,121 @@ def test_a_bag_of_words_knows_which_column_a_word_stands_in():
 @pytest.mark.parametrize(
     "texts, labels",
     [(["a"], [2]), (["?", "!"], [1, 1]), (["猫が寝る", "🐈"], [0, 2]), (["", " "], [0, 1]),
-     ([("", "a"), ("", "b")], [0, 1])],
+     (["\u3000", "\xa0"], [0, 1]), ([("", "a"), ("", "b")], [0, 1])],
 )  # fmt: skip
 def test_a_bag_of_words_takes_any_text(texts, labels):
     others = [("other", "words")] if isinstance(texts[0], tuple) else ["other words"]
     assert set(bag_of_words(texts, labels, [*texts, *others])) <= set(labels)
+
+
+UNSPACED_WORDS = {
+    "Chinese": ("的一是在不了有和人这中大为上个国", ("喜欢", "讨厌", "普通")),
+    "Japanese": ("のにをはがでともからまさした日本語人", ("たのしい", "つまらない", "ふつう")),
+    "Thai": ("กขคงจชซญดตถทนบปผฝพฟมยรลวสหอ", ("ชอบ", "เลว", "เฉย")),
+}
+
+
+@pytest.mark.parametrize("letters, telling", UNSPACED_WORDS.values(), ids=UNSPACED_WORDS)
+def test_a_bag_of_words_finds_words_in_a_script_without_spaces(letters, telling):
+    """A word that tells the class is in the midst of a clause, of which no two are the same."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+
+    def clause(label):
+        before, after = ("".join(rng.choice(list(letters), rng.integers(5, 20))) for _ in range(2))
+        return f"{before}{telling[label]}{after}。"
+
+    texts = [clause(label) for label in labels]
+    guessed = bag_of_words(texts[:400], labels[:400], texts[400:])
+    assert (guessed == labels[400:]).mean() > 0.9  # words between spaces: a third
+
+
+def test_words_and_characters_of_one_column_are_in_one_bag():
+    """Rows of two languages: each tells its class in its own way."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 1000)
+
+    def row(number, label):
+        noise = "".join(rng.choice(list("的一是在不了有和人这中大"), 6))
+        return f"{noise}{('坏', '好')[label]}{noise}" if number % 2 else f"it was {('bad', 'good')[label]} {number}"
+
+    texts = [row(number, label) for number, label in enumerate(labels)]
+    assert (
+        bag_of_words(texts[:800], labels[:800], texts[800:]) == labels[800:]
+    ).mean() > 0.9  # words alone: three in four
+
+
+@pytest.mark.parametrize(
+    "text", ["The cat's twice-told tale, 3.5 % «più», don’t.", "고양이가 잔다. 한국어 문장", "Ärger _x_ é"]
+)
+def test_terms_of_spaced_scripts_are_words_and_their_pairs(text):
+    theirs = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]").build_analyzer()
+    assert words.terms(text) == theirs(text)
+
+
+def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_three():
+    assert words.terms("iPhone好不好，OK") == [
+        "iphone", "，", "ok", "， ok", "好", "不", "好", "好不", "不好", "好不好",
+    ]  # fmt: skip
+
+
+def test_a_bag_of_words_of_many_classes_and_rows_is_no_chance():
+    """L-BFGS ended after one pass here: the gradient of a mean over rows is small for each of many classes."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 77, 21_000)
+    hints = [f"hint{label}x{which}" for label, which in zip(labels, rng.integers(0, 20, len(labels)), strict=True)]
+    texts = [f"{word} w{noise}" for word, noise in zip(hints, rng.integers(0, 300, len(labels)), strict=True)]
+    assert (bag_of_words(texts[:20_000], labels[:20_000], texts[20_000:]) == labels[20_000:]).mean() > 0.9
+
+
+def test_long_texts_of_many_classes_take_little_memory():
+    """Coefficients are words times classes; L-BFGS keeps some twenty copies, 8 bytes each."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 20
+    texts = [" ".join(f"w{word}" for word in rng.integers(0, 10**6, 150)) for _ in labels]
+    bag = baselines.weighed(pd.Series(texts), pd.Series(texts), baselines.MOST)
+    coefficients = bag[0].shape[1] * 20
+    assert coefficients > 2_000_000
+    peak = traced_peak(lambda: baselines.guess([bag], labels, 400))
+    assert peak / coefficients < 30
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_of_more_words_than_there_is_room_for_the_most_frequent_are_kept(monkeypatch, columns):
+    """Three columns of coefficients, of three classes each: the marks that most rows have tell nothing."""
+    texts = ["! a", "! b", "? a", "? c", "! ?"]
+    table = pd.DataFrame({f"column {number}": texts for number in range(columns)})
+    made = []
+    weighed = baselines.weighed
+    monkeypatch.setattr(baselines, "weighed", lambda *given: made.append(weighed(*given)) or made[-1])
+    monkeypatch.setattr(baselines, "MOST", 3 * 3 * columns)
+    baselines.bag_of_words(table, np.array([0, 1, 0, 2, 1]), table)
+    kept = pd.DataFrame([(train > 0).toarray().sum(axis=0) for train, _ in made])
+    assert kept.to_numpy().tolist() == [[3, 3, 2]] * columns
+
+
+def test_lengths_are_words_or_where_a_script_has_no_spaces_characters():
+    texts = pd.DataFrame(
+        {
+            "en": ["A cat sleeps.", "It's 5 %"],
+            "zh": ["猫在睡觉， OK", "一只很大的猫在公园里睡觉"],
+            "both": ["猫在睡", "the cat sleeps on it"],
+        }
+    )
+    found = words.lengths(texts)
+    assert found.to_dict("list") == {"words_en": [3, 2], "characters_zh": [7, 12], "words_both": [3, 5]}
+
+
+def test_slices_by_length_name_what_is_counted():
+    table = pd.DataFrame({"gold": [0, 1, 1], "characters_a": [2, 60, 9], "words_b": [2, 3, 9], "truncated": False})
+    sure = np.array([0.6, 0.8, 0.95])
+    cut = slices.cuts(table, sure, Task(("no", "yes"), ("a", "b"), None), {})
+    assert list(cut) == ["class", "characters in a", "words in b", "confidence"], "two units have no sum"
+    assert cut["characters in a"][0] == ["up to 2 characters", "3 to 9 characters", "over 9 characters"]
+    cut = slices.cuts(
+        table.rename(columns={"words_b": "characters_b"}), sure, Task(("no", "yes"), ("a", "b"), None), {}
+    )
+    assert "characters in all" in cut
 
 
 def test_thinned_keeps_short_curves_and_averages_long_ones():
@@ -417,8 +529,8 @@ def test_quartiles_keep_equal_values_together():
 
 def test_names_of_slices():
     assert slices.share_names([0.25, 0.5]) == ["up to 25%", "25% to 50%", "over 50%"]
-    assert slices.length_names([3, 4, 8]) == ["up to 3 words", "4 words", "5 to 8 words", "over 8 words"]
-    assert slices.length_names([]) == slices.share_names([]) == ["all alike"]
+    assert slices.length_names([3, 4, 8], "words") == ["up to 3 words", "4 words", "5 to 8 words", "over 8 words"]
+    assert slices.length_names([], "words") == slices.share_names([]) == ["all alike"]
 
 
 def test_slices_widen_by_the_premises_of_their_own_rows():
