@@ -5,7 +5,7 @@ from typing import Any
 from stages.analysis.metrics import BIN_ROWS, BINS
 from stages.analysis.usage import count
 from stages.report.counts import FEW
-from stages.report.figures import LOWEST, NAMED
+from stages.report.figures import LOWEST, named
 from stages.runtime.params import Params
 from stages.task.task import Task
 
@@ -23,7 +23,7 @@ def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple
             "Accuracy",
             "Of the test rows, with intervals: tuned and base, and what guesses with less than a language model.",
         ),
-        "confusion": ("Confusion", _confusion(len(task.classes))),
+        "confusion": ("Confusion", _confusion(task.classes)),
         "loss": (
             "Loss",
             f"Of the training and the validation rows by epoch; behind them, of each step. The ring marks the epoch "
@@ -45,10 +45,13 @@ def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple
     }
 
 
-def _confusion(classes: int) -> str:
-    if classes <= FEW:
-        return "Test rows by gold and predicted class, and their share of the gold class; darker is a greater share."
-    numbers = " The table of every class has their numbers." if classes > NAMED else ""
+def _confusion(classes: tuple[str, ...]) -> str:
+    numbers = "" if named(classes) else " The table of every class has their numbers."
+    if len(classes) <= FEW:
+        return (
+            "Test rows by gold and predicted class, and their share of the gold class; darker is a greater share."
+            + numbers
+        )
     return (
         "Gold and predicted classes. Darker is a greater share of the gold class; where no row is, there is no colour."
         + numbers

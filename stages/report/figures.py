@@ -12,8 +12,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from stages.report.counts import FEW
+from stages.report.fonts import can_draw, without_unknown
 from stages.report.formatting import whole_percent
-from stages.report.render import WIDTH, render, short
+from stages.report.render import WIDTH, render, short, width
 from stages.report.sentences import guesses
 from stages.task.confusion import confusion_counts
 from stages.task.task import Task
@@ -46,12 +47,23 @@ def of_results(
         "slices": partial(slices, *worth_drawing(tables["slices_base"], tables["slices_tuned"])),
         "reliability": partial(reliability, tables["reliability_base"], tables["reliability_tuned"]),
     }
-    return {name: render(draw) for name, draw in drawings.items()}
+    names = (*task.classes, *task.columns)
+    return {name: render(draw, names) for name, draw in drawings.items()}
 
 
 def of_usage(table: pd.DataFrame, on_gpu: bool) -> tuple[bytes, str]:
     """The picture of what the run measured of itself, rendered: (PNG bytes, SVG text); both as `usage` takes them."""
     return render(partial(usage, table, on_gpu))
+
+
+def named(classes: tuple[str, ...]) -> bool:
+    """Whether a picture shows the classes by their names; else by their numbers, which the table of every class has."""
+    return len(classes) <= NAMED and can_draw(classes)
+
+
+def drawn(name: str, length: int) -> str:
+    """A name beside a picture, in at most so many letters' room, of characters that there is a font for."""
+    return short(without_unknown(name), length)
 
 
 def plot(height: float) -> tuple[Figure, Axes]:
@@ -161,8 +173,9 @@ def confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...], col
         base, tuned: from `confusion_counts`.
     """
     count, beside = len(classes), len(classes) <= SIDE_BY_SIDE
-    names = [short(name, NAME) for name in classes] if count <= NAMED else None
-    longest = 0.075 * max(map(len, names)) if names else 0.1  # inches
+    shown = classes if named(classes) else map(str, range(count))
+    names = [drawn(name, NAME) for name in shown] if count <= NAMED else None
+    longest = 0.075 * max(map(width, names)) if names else 0.1  # inches
     side = min(3.4, 0.45 * count) if beside else min(2.9, 0.42 * count)
     height = longest + (0.65 + side if beside else 0.9 + 2 * side)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -178,7 +191,7 @@ def confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...], col
             axes.set_yticks(range(count), names, fontsize=size)
         axes.tick_params(length=0 if names else 3)
         axes.spines[:].set_visible(count > FEW)
-    what = "" if names else ", by its number"
+    what = "" if named(classes) else ", by its number"
     figure.supxlabel(f"predicted class{what}", fontsize=9, color=colours["muted"])
     figure.supylabel(f"gold class{what}", fontsize=9, color=colours["muted"])
     return figure
@@ -235,20 +248,21 @@ def slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> 
     """Accuracy with interval in each slice, base and tuned.
 
     Args:
-        base, tuned: from `slices.slice_table`, of the same slices.
+        base, tuned: from `slices.slice_table`, of the same slices; the classes come first there, so that the index is
+            a class's number.
     """
     cuts = list(base["cut"].unique())
     figure, axes = plot(0.75 + 0.23 * (len(base) + len(cuts)))
     y, ticks, headings = 0, [], []
     for cut in cuts:
         headings.append(len(ticks))
-        ticks.append((y, short(cut, NAME + 6)))
-        for (_, first), (_, second) in zip(
-            base[base["cut"] == cut].iterrows(), tuned[tuned["cut"] == cut].iterrows(), strict=True
-        ):
+        inside = base[base["cut"] == cut]
+        by_number = cut == "class" and not can_draw(inside["slice"])
+        ticks.append((y, drawn(f"{cut}, by its number" if by_number else cut, NAME + 6)))
+        for (number, first), (_, second) in zip(inside.iterrows(), tuned[tuned["cut"] == cut].iterrows(), strict=True):
             y += 1
             rows = {f"{first['rows']:,}": None, f"{second['rows']:,}": None}  # one number where they are the same
-            name = short(first["slice"].removeprefix(f"{cut}: "), NAME)
+            name = str(number) if by_number else drawn(first["slice"].removeprefix(f"{cut}: "), NAME)
             ticks.append((y, f"{name} ({' / '.join(rows)})"))
             for row, colour, offset in ((first, "base", -0.16), (second, "tuned", 0.16)):
                 if row["rows"]:

@@ -4,12 +4,16 @@ The SVG names its colours as CSS variables (`var(--tuned)`), so that one picture
 """
 
 import io
+import itertools
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable
 
 import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
+
+from stages.report.fonts import OWN, families_for
 
 ON_WHITE = {
     "ink": "#1f2933",
@@ -39,19 +43,22 @@ STYLE = {
 }
 
 
-def render(draw: Callable[[dict[str, str]], Figure]) -> tuple[bytes, str]:
+def render(draw: Callable[[dict[str, str]], Figure], names: Iterable[str] = ()) -> tuple[bytes, str]:
     """Draw a picture both ways.
 
     Args:
         draw: function of the colours {name: colour} that returns a `Figure`, `WIDTH` wide.
+        names: what comes from the data and may be drawn, in any script.
 
     Returns:
         (PNG bytes, SVG text): the same bytes for the same picture, on any day.
     """
-    with matplotlib.rc_context(STYLE | themed(ON_WHITE)):
+    families = families_for("".join(names))
+    style = STYLE if families == (OWN,) else STYLE | {"font.family": families}
+    with matplotlib.rc_context(style | themed(ON_WHITE)):
         drawn = io.BytesIO()
         draw(ON_WHITE).savefig(drawn, format="png", dpi=SHOWN * DENSITY / WIDTH, facecolor=ON_WHITE["paper"])
-    with matplotlib.rc_context(STYLE | themed(STAND_INS)):
+    with matplotlib.rc_context(style | themed(STAND_INS)):
         svg = io.StringIO()
         draw(STAND_INS).savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return with_few_colours(drawn), inline(svg.getvalue())
@@ -94,7 +101,18 @@ def tallness(svg: str) -> float:
 def short(name: str, length: int) -> str:
     """A name in one line; the middle of one that is too long is left out, since such names differ at either end."""
     name = " ".join(name.split())
-    if len(name) <= length:
+    if width(name) <= length:
         return name
     end = length // 2
-    return f"{name[: length - end - 1].rstrip()}…{name[-end:].lstrip()}"
+    return f"{_start(name, length - end - 1).rstrip()}…{_start(name[::-1], end)[::-1].lstrip()}"
+
+
+def _start(name, length):
+    """As much of a name as has room."""
+    widths = itertools.accumulate(map(width, name))
+    return name[: sum(taken <= length for taken in widths)]
+
+
+def width(name: str) -> int:
+    """How many letters' room a name takes; Chinese, Japanese and Korean characters take two each."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in name)

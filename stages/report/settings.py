@@ -13,6 +13,7 @@ from stages.analysis import seeds
 from stages.analysis.seeds import Difference, Scores
 from stages.report.document import as_text, environment
 from stages.report.figures import share_axis
+from stages.report.fonts import without_unknown
 from stages.report.formatting import bounds, percent, signed, signed_bounds
 from stages.report.render import WIDTH, render, short
 from stages.report.sentences import level
@@ -210,7 +211,7 @@ def picture(compared: Compared) -> tuple[bytes, str]:
     def draw(colours):
         return forest(compared, colours)
 
-    return render(draw)
+    return render(draw, [found.name for found in compared.scores])
 
 
 def forest(compared: Compared, colours: dict[str, str]) -> Figure:
@@ -253,7 +254,7 @@ def bars(axes: Axes, ends: list[tuple[float, float, float]], colours: list[str],
     for y, ((value, low, high), colour) in enumerate(zip(ends, colours, strict=True)):
         axes.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(value, y, "o", color=colour)
-    axes.set_yticks(range(len(ticks)), ticks)
+    axes.set_yticks(range(len(ticks)), [without_unknown(tick) for tick in ticks])
     axes.set_ylim(len(ticks) - 0.4, -0.6)
 
 

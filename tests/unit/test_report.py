@@ -13,21 +13,25 @@ import warnings
 import xml.etree.ElementTree
 from functools import partial
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from helpers import browser, finished_run
 from helpers.finished_run import NLI as LABELS
 from helpers.project import ROOT
 from helpers.stages import run_stage, stage_env
 from huggingface_hub import ModelCard
+from matplotlib import font_manager
 from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
 from stages.report import cases as page_rows
-from stages.report import document, figures, render
+from stages.report import document, figures, fonts, render
 from stages.runtime import errors, samples
 from stages.task.task import Task
 
@@ -627,11 +631,99 @@ def test_names_of_classes_stand_at_the_axes_where_there_is_room(classes):
     assert ("name name n…me name name" in words) == (classes <= 30)
 
 
+@pytest.fixture
+def system_fonts(monkeypatch):
+    """Function that lets the system have these font files alone."""
+    caches = (fonts.families_for, fonts._characters)
+
+    def only(*paths):
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path) for path in paths])
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", [
+            entry for entry in font_manager.fontManager.ttflist if entry.fname.startswith(matplotlib.get_data_path())
+        ])  # fmt: skip
+        for cache in (*caches, font_manager.fontManager._findfont_cached):
+            cache.cache_clear()
+
+    yield only
+    monkeypatch.undo()
+    for cache in (*caches, font_manager.fontManager._findfont_cached):
+        cache.cache_clear()
+
+
+def font_file(folder, family, characters):
+    """A font that has a square for each of some characters, and no other."""
+    pen = TTGlyphPen(None)
+    for number, point in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
+        (pen.lineTo if number else pen.moveTo)(point)
+    pen.closePath()
+    glyphs = [".notdef", *(f"u{ord(character):x}" for character in characters)]
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(glyphs)
+    builder.setupCharacterMap({ord(character): f"u{ord(character):x}" for character in characters})
+    builder.setupGlyf(dict.fromkeys(glyphs, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(folder / f"{family}.ttf")
+    return folder / f"{family}.ttf"
+
+
+ANIMALS = {"classes": ("猫", "犬と狐", "bird"), "columns": ("文本",), "rows": 60}
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a font has them", "no font has them"])
+def test_class_names_that_matplotlibs_font_lacks(tmp_path, system_fonts, there):
+    """By a font of the system; where none has them all, by their numbers, which the table of every class has."""
+    part = font_file(tmp_path, "A part", "猫文本")
+    system_fonts(part, font_file(tmp_path, "B all", "猫犬と狐文本")) if there else system_fonts(part)
+    with warnings.catch_warnings(action="error"):  # matplotlib's, of a glyph that is missing
+        metrics = analyze_in(tmp_path / "run", **ANIMALS)
+    words = words_of(picture_of(metrics, "Confusion"))
+    shown = ANIMALS["classes"] if there else ("0", "1", "2")
+    assert set(shown) <= set(words) and ("bird" in words) == there
+    assert ("predicted class, by its number" in words) != there
+    assert ("The table of every class has their numbers." in page_of(metrics)) != there
+    slices = words_of(picture_of(metrics, "Slices"))
+    assert [word.split(" (")[0] for word in slices[slices.index("accuracy") + 2 :][:3]] == list(shown)
+    assert "words of 文本 alone" not in words and "words in 文本" in slices, "both fonts have the column's name"
+    numbers = [cells[:2] for cells in cells_of(page_of(metrics), "Every class")]
+    assert numbers == [[str(number), name] for number, name in enumerate(ANIMALS["classes"])]
+
+
+def test_a_column_that_no_font_has_is_boxes_and_warns_of_nothing(tmp_path, system_fonts):
+    system_fonts()
+    with warnings.catch_warnings(action="error"):
+        metrics = analyze_in(tmp_path, **ANIMALS)
+    assert "words in □□" in words_of(picture_of(metrics, "Slices"))
+
+
+def test_names_that_matplotlibs_font_has_ask_no_other_font(monkeypatch):
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: pytest.fail("asked"))
+    counts = np.eye(2, dtype=int)
+    names = ("Ärger", "Łódź")
+    fonts.families_for.cache_clear()
+    assert "WenQuan" not in render.render(partial(figures.confusion, counts, counts, names), names)[1]
+
+
 @pytest.mark.parametrize(
     "name, said",
-    [("short", "short"), ("1234567890", "1234567890"), ("1234567890a", "1234…7890a"), ("two\n lines", "two lines")],
+    [
+        ("short", "short"),
+        ("1234567890", "1234567890"),
+        ("1234567890a", "1234…7890a"),
+        ("two\n lines", "two lines"),
+        ("ｗｉｄｅ１", "ｗｉｄｅ１"),
+        ("ｗｉｄｅ１２", "ｗｉ…１２"),
+    ],
 )
 def test_a_name_is_cut_with_a_sign(name, said):
+    assert render.short(name, 10) == said
+
+
+@pytest.mark.parametrize("name, said", [("五つの文字", "五つの文字"), ("六つの文字だ", "六つ…字だ")])
+def test_a_chinese_or_japanese_character_takes_the_room_of_two(name, said):
     assert render.short(name, 10) == said
 
 
