@@ -39,7 +39,9 @@ def main() -> None:
                 summary[split][f"in_{other}"] = dataset.shared(kept, labelled[other], task)
     files.write_json("outs/data_summary.json", summary)
     task.write("outs/task.json")
-    print("\n".join([f"{len(task.classes)} classes: {listed(task.classes)}", *cautions(summary, task.group)]))
+    special = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
+    facts = [f"{len(task.classes)} classes: {listed(task.classes)}", *special, *cautions(summary, task.group)]
+    print("\n".join(facts))
 
 
 def read_raw(split: str) -> pa.Table:

@@ -13,7 +13,10 @@ from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.task.task import NO_LABEL
 
-WITHOUT = ("-", str(NO_LABEL))  # SNLI and MNLI as text, and `datasets`, mark a row without a gold label so
+WITHOUT = ("-", str(NO_LABEL), f"{NO_LABEL}.0")  # SNLI and MNLI as text, and `datasets`, mark a row without a label so
+INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it: 01 is a code
+WHOLE = re.compile(rf"({INTEGER.pattern})\.0")  # in a csv file that pandas wrote from integers with gaps
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 NOT_ONE = "a single class a row is supported, not several labels"
 NOT_A_CLASS = "classes are supported, not numbers to be predicted"
 
@@ -139,7 +142,7 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
         return _checked(labels[0].names, column)
     values = pd.concat([one.values for one in labels]).dropna()
     found = set(values)
-    too_many = len(found) > MOST or len(found) > max(20, len(values) / 2)
+    too_many = len(found) > min(params.MOST_CLASSES, max(20, len(values) / 2))
     fraction = next((value for value in sorted(found) if "." in value), None)
     if fraction and not labels[0].integers and all(map(NUMBER.fullmatch, found - set(WITHOUT))):
         if too_many:
@@ -154,7 +157,7 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
             f"params.yaml: data.classes: null, but column '{column}' has {mark}, which may be a class or no label; "
             f"list the classes, with {mark} or without it"
         )
-    if not 2 <= len(found) <= min(params.MOST_CLASSES, max(20, len(values) / 2)):
+    if len(found) < 2 or too_many:
         raise UserError(
             f"params.yaml: data.label: {column}: {len(found)} different values in {len(values):,} labelled rows; "
             f"allowed: 2 to {params.MOST_CLASSES} classes that rows share"
