@@ -40,7 +40,7 @@ from stages.analysis import seeds
 CONFIDENCE = 0.95
 LEVEL = 0.85  # accuracy of the first setting
 OWN = 0.14  # share of a training's own chance in the variance of the normal number
-OF_THE_SETTING = 0.03  # share of what a setting makes of a row
+OF_THE_SETTING = 0.03  # share of what a setting makes of a row, where a cell says no other
 OF_THE_GROUP = 0.3  # share of the premise in what is a row's
 WITH_THE_FIRST = 0.5  # correlation of the two shifts that one seed gives to two settings
 
@@ -57,6 +57,7 @@ class Cell:
         same: whether the two settings have the same seeds.
         a_group: rows that share a premise.
         times: how many times greater the other setting's deviation is.
+        apart: share of what a setting makes of a row in the variance of the normal number.
     """
 
     rows: int
@@ -67,6 +68,7 @@ class Cell:
     same: bool = True
     a_group: int = 1
     times: float = 1.0
+    apart: float = OF_THE_SETTING
 
 
 def draw(cell: Cell, chances: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -89,7 +91,7 @@ def draw(cell: Cell, chances: np.random.Generator) -> tuple[np.ndarray, np.ndarr
         shift = normal(count)
         if common is not None:
             shift = np.sqrt(WITH_THE_FIRST) * common[:count] + np.sqrt(1 - WITH_THE_FIRST) * shift
-        shared = np.sqrt(1 - OWN - OF_THE_SETTING) * row + np.sqrt(OF_THE_SETTING) * normal(cell.rows)
+        shared = np.sqrt(1 - OWN - cell.apart) * row + np.sqrt(cell.apart) * normal(cell.rows)
         number = shared + np.sqrt(OWN) * normal(count, cell.rows)
         found.append((number < (middle * np.sqrt(1 + scale**2) + scale * shift)[:, None]).astype(np.float32))
     return *found, groups

@@ -50,6 +50,13 @@ def drawn():
         (Cell(1_000, 2, 5, 0.005, 0.02, same=False, times=4), 0.998),
         (Cell(10_000, 2, 5, 0.02, 0.02, same=False, times=0.25), 0.985),  # the two vary most
         (Cell(10_000, 3, 3, 0.005, 0.02), 0.97),
+        # Settings that differ in many rows: there the rows have most of the variance, of every kind of comparison.
+        (Cell(1_000, 1, 1, 0, 0.02, apart=0.3), 0.97),
+        (Cell(1_000, 5, 5, 0.002, 0.02, apart=0.3), 0.985),
+        (Cell(1_000, 5, 5, 0.002, 0.02, same=False, apart=0.3), 0.97),
+        (Cell(1_000, 3, 5, 0.002, 0.02, same=False, apart=0.3), 0.98),
+        (Cell(1_000, 2, 5, 0.002, 0.02, same=False, apart=0.3), 0.995),
+        (Cell(999, 4, 4, 0.002, 0.02, same=False, a_group=3, apart=0.3), 0.99),
     ],
     ids=str,
 )
@@ -182,6 +189,18 @@ def test_the_variance_of_rows_is_that_of_their_means(drawn):
     shuffled = np.random.default_rng(1).permutation(np.arange(ROWS) // 3)
     sums = np.array([np.bincount(shuffled, weights=line) for line in right - right.mean(axis=1, keepdims=True)])
     assert seeds.row_covariances(right, shuffled)[1] == pytest.approx(np.cov(sums) * len(sums[0]) / ROWS**2)
+
+
+def test_the_variance_of_rows_of_two_settings_is_that_of_their_difference():
+    """Of other seeds: the covariance of trainings of each setting, and of both, from a matrix that numpy makes."""
+    rng = np.random.default_rng(3)
+    own, common = rng.random((2, 1, 5_000)), rng.random((7, 5_000))
+    right, other = (common[:3] + own[0] < 1.4).astype(float), (common[3:] + own[1] < 1.4).astype(float)
+    *_, rows = seeds.parts_of_difference(right, other, np.arange(5_000), "other seeds")
+    shared = np.cov(np.concatenate([right, other])) / 5_000
+    within = [shared[:3, :3][np.triu_indices(3, 1)].mean(), shared[3:, 3:][np.triu_indices(4, 1)].mean()]
+    assert rows.variance == pytest.approx(sum(within) - 2 * shared[:3, 3:].mean())
+    assert rows.variance > 0.9 * min(within) and rows.freedom == 4_999
 
 
 def test_copies_of_rows_that_share_a_group_tell_nothing_new(drawn):
