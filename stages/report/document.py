@@ -81,7 +81,7 @@ def context(
         "data": Path(about["data"]["name"]).name,
         "level": sentences.level(about["params"].analysis.confidence),
         **results(details, about),
-        "headline": sentences.headline(gained),
+        "headline": sentences.headline(gained, about["params"].analysis.confidence),
         "errors": rows.confident_errors(cases, task),
         "facts": key_facts(details["data"], about),
         "pictures": {

@@ -12,9 +12,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from stages.report.counts import FEW
-from stages.report.fonts import can_draw, without_unknown
-from stages.report.formatting import whole_percent
-from stages.report.render import WIDTH, render, short, width
+from stages.report.formatting import percent, whole_percent
+from stages.report.render import WIDTH, render, short
 from stages.report.sentences import guesses
 from stages.task.confusion import confusion_counts
 from stages.task.task import Task
@@ -82,7 +81,7 @@ def accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
     for y, (_, value, (low, high), colour) in enumerate(table):
         axes.plot([low, high], [y, y], color=colours[colour], linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(value, y, "o", color=colours[colour], clip_on=False)
-        axes.annotate(f"{value:.1%}", (1.04, y), xycoords=("axes fraction", "data"), va="center")
+        axes.annotate(percent(value), (1.04, y), xycoords=("axes fraction", "data"), va="center")
     axes.set_yticks(range(len(table)), [short(name, NAME + 6) for name, *_ in table])
     axes.set_ylim(len(table) - 0.5, -0.5)
     whole_share_axis(axes)

@@ -1,14 +1,26 @@
 """Numbers as text."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from stages.analysis import metrics
 
+DECIMALS = 4  # at most
+
 
 def percent(share: float) -> str:
     """A share, 0 to 1, in percent; a dash where it can't be known."""
-    return f"{share * 100:.1f}%" if math.isfinite(share) else "–"
+    return f"{in_percent(share)}%" if math.isfinite(share) else "–"
+
+
+def in_percent(share: float) -> str:
+    """A share without its sign, with more than one decimal where it would seem to be none or all, and is not."""
+    if not 0 < share < 1:
+        return f"{share * 100:.1f}"
+    shown = (f"{share * 100:.{decimals}f}" for decimals in range(1, DECIMALS + 1))
+    near = f"<{10**-DECIMALS:.{DECIMALS}f}" if share < 0.5 else f">{100 - 10**-DECIMALS:.{DECIMALS}f}"
+    return next((text for text in shown if 0 < float(text) < 100), near)
 
 
 def whole_percent(share: float) -> str:
@@ -26,7 +38,7 @@ def number(value: float) -> str:
 def bounds(interval: tuple[float, float]) -> str:
     """An interval of a share, in percent."""
     low, high = interval
-    return f"{low * 100:.1f} to {high * 100:.1f}%"
+    return f"{in_percent(low)} to {in_percent(high)}%"
 
 
 def number_bounds(interval: tuple[float, float]) -> str:
@@ -37,7 +49,14 @@ def number_bounds(interval: tuple[float, float]) -> str:
 
 def signed(difference: float) -> str:
     """A difference of shares in percentage points with its sign, a true minus."""
-    return f"{difference * 100:+.1f}".replace("-", "−")
+    sign = "−" if math.copysign(1, difference) < 0 else "+"
+    return sign + size(difference)
+
+
+def size(difference: float) -> str:
+    """A difference of shares in percentage points without its sign, with more decimals where it would seem to be 0."""
+    shown = [f"{abs(difference) * 100:.{decimals}f}" for decimals in range(1, DECIMALS + 1)]
+    return next((text for text in shown if float(text)), shown[0])
 
 
 def signed_bounds(interval: tuple[float, float]) -> str:
@@ -79,15 +98,17 @@ def numbers(details: dict[str, Any]) -> list[tuple[str, list[tuple[str, str | No
     return table
 
 
-def found(values: dict[str, Any], key: str, show: str) -> str:
+def found(values: dict[str, Any], key: str, show: str | Callable[[float], str]) -> str:
     """A nested value as text, or a dash where it was not measured or is not finite.
 
     Args:
         key: with dots, such as "train.seconds".
-        show: a format string, such as "{:.3f}".
+        show: a format string, such as "{:.3f}", or a function.
     """
     for part in key.split("."):
         if part not in values:
             return "–"
         values = values[part]
-    return show.format(values) if math.isfinite(values) else "–"
+    if not math.isfinite(values):
+        return "–"
+    return show.format(values) if isinstance(show, str) else show(values)

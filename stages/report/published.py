@@ -4,15 +4,15 @@ from typing import Any
 
 import pandas as pd
 
-from stages.report.formatting import found
+from stages.report.formatting import found, percent
 
 LOSSES = ("train_loss", "validation_loss")
 FIGURES = (
     ("test rows", "{:,}", "tuned.rows"),
-    ("accuracy, base", "{:.1%}", "base.accuracy"),
-    ("accuracy, tuned", "{:.1%}", "tuned.accuracy"),
-    ("weighted F1, base", "{:.1%}", "base.f1_weighted"),
-    ("weighted F1, tuned", "{:.1%}", "tuned.f1_weighted"),
+    ("accuracy, base", percent, "base.accuracy"),
+    ("accuracy, tuned", percent, "tuned.accuracy"),
+    ("weighted F1, base", percent, "base.f1_weighted"),
+    ("weighted F1, tuned", percent, "tuned.f1_weighted"),
     ("stored parameters, base", "{:,}", "base.parameters.stored"),
     ("stored parameters, with LoRA", "{:,}", "train.parameters.stored"),
     ("trained parameters", "{:,}", "train.parameters.trainable"),

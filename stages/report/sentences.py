@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from stages.report.formatting import bounds, percent, points, share, signed_bounds
+from stages.report.formatting import bounds, percent, points, share, signed_bounds, size
 
 UNEVEN = 3  # times as many rows in the most frequent class as in the rarest
 FATES = {
@@ -14,7 +14,7 @@ FATES = {
 }
 
 
-def headline(gained: dict[str, Any]) -> str:
+def headline(gained: dict[str, Any], confidence: float) -> str:
     """What tuning was worth, in one sentence or two.
 
     Args:
@@ -23,17 +23,17 @@ def headline(gained: dict[str, Any]) -> str:
     gap, interval = gained["accuracy_gain"], gained["accuracy_gain_interval"]
     ends = signed_bounds((interval["low"], interval["high"]))
     verb = "raised" if gap > 0 else "lowered" if gap < 0 else "did not move"
-    by = f" by {abs(gap) * 100:.1f} points (interval {ends})." if gap else f". Interval of the gain: {ends}."
+    by = f" by {size(gap)} points (interval {ends})." if gap else f". Interval of the gain: {ends}."
     return (
         f"Tuning {verb} accuracy{by} Of {gained['rows']:,} rows it corrected {gained['fixed']:,} and "
-        f"broke {gained['broken']:,}; {chance(gained['mcnemar_p'])}"
+        f"broke {gained['broken']:,}; {chance(gained['mcnemar_p'], confidence)}"
     )
 
 
-def chance(p: float) -> str:
-    """A McNemar p in words."""
+def chance(p: float, confidence: float) -> str:
+    """A McNemar p in words, which say no more than the interval of that confidence does."""
     value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    how = "almost never" if p < 0.001 else "seldom" if p < 0.05 else None
+    how = None if p >= 1 - confidence else "almost never" if p < 0.001 else "seldom"
     split = f"would {how} split them so" if how else "could well split them so"
     return f"chance alone {split} ({value}, McNemar test)."
 

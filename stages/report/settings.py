@@ -13,8 +13,7 @@ from stages.analysis import seeds
 from stages.analysis.seeds import Difference, Scores
 from stages.report.document import as_text, environment
 from stages.report.figures import share_axis
-from stages.report.fonts import without_unknown
-from stages.report.formatting import bounds, percent, signed, signed_bounds
+from stages.report.formatting import bounds, percent, signed, signed_bounds, size
 from stages.report.render import WIDTH, render, short
 from stages.report.sentences import level
 
@@ -89,7 +88,7 @@ def difference_table(compared: Compared) -> list[list[str]]:
             chance(d.p),
             chance(d.p_holm),
             d.verdict + (" (these runs)" if d.kind == "rows alone" else ""),
-            f"{d.smallest * 100:.1f}",
+            size(d.smallest),
         ]
         for name, d in zip(names(compared, NAME)[1:], compared.differences, strict=True)
     ]
@@ -144,7 +143,7 @@ def variances(compared: Compared) -> str:
         freedom = [len(found.seeds) - 1 for found in several]
         pooled = np.average([found.seeds_deviation**2 for found in several], weights=freedom) ** 0.5
         said.append(
-            f"Seeds: trainings that differ in seed alone vary by {pooled * 100:.1f} points of accuracy on these rows "
+            f"Seeds: trainings that differ in seed alone vary by {size(pooled)} points of accuracy on these rows "
             f"(standard deviation, {sum(freedom) + len(several)} trainings)."
         )
     of_differences = (
@@ -161,7 +160,7 @@ def variances(compared: Compared) -> str:
 
 def span(errors: Sequence[float]) -> str:
     """The least and the greatest of some shares, in points."""
-    ends = list(dict.fromkeys(f"{end * 100:.1f}" for end in (min(errors), max(errors))))
+    ends = list(dict.fromkeys(size(end) for end in (min(errors), max(errors))))
     return " to ".join(ends)
 
 

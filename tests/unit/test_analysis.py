@@ -13,8 +13,8 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.feature_extraction.text import CountVectorizer
 
-from stages.analysis import baselines, comparison, metrics, slices, statistics, tables, words
-from stages.report import sentences
+from stages.analysis import baselines, comparison, metrics, slices, statistics, tables
+from stages.report import formatting, sentences
 from stages.task.task import Task
 
 
@@ -596,12 +596,32 @@ def test_draws_are_the_same_however_many_at_a_time(monkeypatch):
 
 
 def test_headline_says_what_the_numbers_say():
-    def said(fixed, broken, rows=100):
+    def said(fixed, broken, rows=100, confidence=0.95):
         counts = {"rows": rows, "fixed": fixed, "broken": broken, "accuracy_gain": (fixed - broken) / rows}
         p = mcnemar(*one_a_premise(fixed, broken, rows))
-        return sentences.headline(counts | {"mcnemar_p": p, "accuracy_gain_interval": {"low": -0.1, "high": 0.2}})
+        found = counts | {"mcnemar_p": p, "accuracy_gain_interval": {"low": -0.1, "high": 0.2}}
+        return sentences.headline(found, confidence)
 
     assert "raised accuracy by 50.0 points" in said(55, 5) and "p < 0.001" in said(55, 5)
+    assert "lowered accuracy by 0.01 points" in said(3, 4, rows=10_000)
     assert "lowered accuracy by 2.0 points" in said(3, 5) and "could well" in said(3, 5)
     assert "did not move accuracy." in said(0, 0) and "p = 1.000" in said(0, 0)
-    assert "seldom" in said(9, 1)
+    assert "seldom" in said(9, 1) and "could well" in said(9, 1, confidence=0.99), "p = 0.021"
+    assert "could well" in said(9, 3) and "seldom" in said(9, 3, confidence=0.8), "p = 0.146"
+
+
+@pytest.mark.parametrize("share, said", [
+    (0, "0.0%"), (1, "100.0%"), (0.5, "50.0%"), (0.9994, "99.9%"), (0.9995, "99.95%"), (0.9999, "99.99%"),
+    (0.0001, "0.01%"), (0.999999, "99.9999%"), (1e-9, "<0.0001%"), (1 - 1e-9, ">99.9999%"), (math.nan, "–"),
+])  # fmt: skip
+def test_a_share_is_neither_none_nor_all_where_it_is_not(share, said):
+    assert formatting.percent(share) == said
+    if not math.isnan(share):
+        assert formatting.bounds((share, share)) == f"{said[:-1]} to {said}"
+
+
+@pytest.mark.parametrize("gap, said", [
+    (0, "+0.0"), (0.25, "+25.0"), (-0.001, "−0.1"), (-0.0004, "−0.04"), (0.00001, "+0.001"), (-1e-10, "−0.0"),
+])  # fmt: skip
+def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
+    assert formatting.signed(gap) == said
