@@ -40,7 +40,7 @@ def main() -> None:
 
     rows = comparison.case_table(base, tuned, tokenized, task)
     findings = nli.claims(rows, kind, settings.confidence) if (kind := nli.Nli.of(task)) else {}
-    made = [metrics.of_table(t, task, settings.confidence, settings.bootstrap_samples, p.seed) for t in (base, tuned)]
+    made = [metrics.of_table(t, task, settings.confidence) for t in (base, tuned)]
     verdicts = {key: finding["verdict"] for key, finding in findings.items()}
     details = {
         "data": files.read_json("outs/data_summary.json"),

@@ -30,6 +30,7 @@ from stages.analysis import seeds
 from stages.report import settings
 from stages.report.cases import FORMULA_STARTS
 from stages.report.render import short
+from stages.report.sentences import interval_cautions
 from stages.runtime import errors, files
 from tools.git import call_git, refusal
 
@@ -350,6 +351,9 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
     classes = sorted({*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])})
     numbers = {name: number for number, name in enumerate(classes)}
     gold = first.rows["gold"].map(numbers).to_numpy()
+    notes += interval_cautions(
+        first.rows["gold"].value_counts().to_dict(), group.nunique(), first.params.get("data.group")
+    )
     made = [
         seeds.Setting(
             name,

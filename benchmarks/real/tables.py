@@ -18,7 +18,6 @@ sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 from settings import FIXES, SETTINGS  # noqa: E402 - found by the line above
 
 from stages.analysis.seeds import Difference, Score, Setting, compare, scores  # noqa: E402
-from stages.report.formatting import signed  # noqa: E402
 
 CONFIDENCE = 0.95
 CLASSES = 3
@@ -115,7 +114,8 @@ def runs_of(name: str, results: dict) -> list[dict]:
 
 
 def points(share: float) -> str:
-    return signed(share).replace("−0.0", "0.0").replace("+0.0", "0.0")
+    """A difference in tenths of a point, a true minus."""
+    return f"{100 * share:+.1f}".replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
 
 
 def probability(p: float) -> str:

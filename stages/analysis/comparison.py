@@ -8,8 +8,7 @@ import pandas as pd
 from stages.analysis import nli
 from stages.analysis.baselines import ALL, bag_of_words, guess_of, majority_class
 from stages.analysis.metrics import ends
-from stages.analysis.statistics import design_effect, gain_interval, mcnemar, wilson
-from stages.analysis.words import lengths
+from stages.analysis.statistics import design_effect, effective_counts, gain_interval, mcnemar, wilson
 from stages.task.task import Task
 
 FATES = ("fixed", "broken", "both_right", "both_wrong")
@@ -57,16 +56,15 @@ def comparison(cases: pd.DataFrame, train_gold: np.ndarray, task: Task, confiden
         confidence: of the intervals, such as 0.95.
     """
     changed = changes(cases["gold"], cases["base"], cases["tuned"])
-    effect = design_effect(changed, cases["group"])
-    p = mcnemar(changed, cases["group"], effect)
+    p = mcnemar(changed, cases["group"])
 
     def of(guess):
         return accuracy(cases["gold"] == guess, cases["group"], confidence)
 
     return {
         **gain(cases["gold"], cases["base"], cases["tuned"]),
-        "accuracy_gain_interval": ends(gain_interval(changed, effect, p, confidence)),
-        "design_effect": effect,
+        "accuracy_gain_interval": ends(gain_interval(changed, cases["group"], p, confidence)),
+        "design_effect": design_effect(changed, cases["group"]),
         "mcnemar_p": p,
         "majority_class": of(majority_class(train_gold)),
         "bag_of_words": of(cases[ALL]),
@@ -95,11 +93,10 @@ def summary(details: dict[str, Any]) -> dict[str, float]:
 
 def accuracy(right: pd.Series, groups: pd.Series, confidence: float) -> dict[str, Any]:
     """Share of right rows, its interval, and the design effect of rows that share a group, which widens it."""
-    effect = design_effect(right, groups)
     return {
         "accuracy": float(right.mean()),
-        "accuracy_interval": ends(wilson(right.sum() / effect, len(right) / effect, confidence)),
-        "design_effect": effect,
+        "accuracy_interval": ends(wilson(*effective_counts(right, groups, confidence), confidence)),
+        "design_effect": design_effect(right, groups),
     }
 
 

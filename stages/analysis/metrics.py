@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from stages.analysis.statistics import design_effect, effective_counts, posterior, posterior_interval, wilson
+from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_macro, f1_values
+from stages.analysis.statistics import design_effect, divisor, effective_counts, wilson
 from stages.task.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
 from stages.task.task import Task
 
@@ -26,8 +27,6 @@ class Predictions:
         groups: rows of the same group are not independent, [rows].
         classes: names, in the order of their numbers.
         confidence: of every interval, such as 0.95.
-        samples: number of draws for the intervals of what is computed from the confusion matrix.
-        seed: of these draws.
     """
 
     gold: np.ndarray
@@ -36,18 +35,11 @@ class Predictions:
     groups: np.ndarray
     classes: tuple[str, ...]
     confidence: float
-    samples: int
-    seed: int
 
     @cached_property
     def right(self) -> np.ndarray:
         """Whether each prediction is right, bool [rows]."""
         return self.predicted == self.gold
-
-    @cached_property
-    def effect(self) -> float:
-        """Design effect of right and wrong."""
-        return design_effect(self.right, self.groups)
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -59,14 +51,12 @@ class Predictions:
         """`class_counts` of the confusion matrix, int [3, classes]."""
         return class_counts(self.confusion)
 
-    @cached_property
-    def drawn(self) -> np.ndarray:
-        """`class_counts` of confusion matrices that these rows make likely, float [samples, 3, classes]."""
-        return posterior(class_counts, self.confusion, self.effect, self.samples, self.seed)
-
-    def interval(self, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-        """Interval of a function of `class_counts`, as `posterior_interval` takes it."""
-        return posterior_interval(statistic, self.counts, self.drawn, self.confidence)
+    def f1_interval(self, average: Average) -> tuple[float, float]:
+        """Interval of weighted or macro F1."""
+        values = f1_values(self.gold, self.predicted[None], len(self.classes))[average][0]
+        by = divisor(values, self.groups, self.confidence)
+        effect = design_effect(values, self.groups)
+        return f1_interval(values.mean(), self.confusion, average, by, effect, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -88,20 +78,6 @@ class Metric:
     interval: Callable[[Predictions], tuple[float, float]] | None = None
     form: Literal["percent", "number"] = "percent"
     hub: tuple[str, dict[str, str] | None] | None = None
-
-
-def f1_macro(counts: np.ndarray, classes: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """Mean F1 of the classes that are there, as scikit-learn has it: [..., 3, classes] -> [...].
-
-    Args:
-        classes: which classes count, bool [classes]: drawn matrices hold a little of every class.
-    """
-    return np.nanmean(f1_per_class(counts)[..., classes], axis=-1)
-
-
-def present(counts: np.ndarray) -> np.ndarray:
-    """Which classes are in the rows or predicted, bool [classes]."""
-    return np.isfinite(f1_per_class(counts))
 
 
 def reliability(right: np.ndarray, confidence: np.ndarray) -> dict[str, np.ndarray]:
@@ -152,7 +128,7 @@ def calibration_curve(right: np.ndarray, sure: np.ndarray, groups: np.ndarray, c
     table = []
     for number in np.unique(bins):
         inside = bins == number
-        low, high = wilson(*effective_counts(right[inside], groups[inside]), confidence)
+        low, high = wilson(*effective_counts(right[inside], groups[inside], confidence), confidence)
         table.append((sure[inside].mean(), right[inside].mean(), low, high, int(inside.sum())))
     return pd.DataFrame(table, columns=["confidence", "accuracy", "low", "high", "rows"])
 
@@ -173,21 +149,21 @@ METRICS = (
         "accuracy",
         "accuracy",
         lambda made: made.right.mean(),
-        interval=lambda made: wilson(made.right.sum() / made.effect, len(made.right) / made.effect, made.confidence),
+        interval=lambda made: wilson(*effective_counts(made.right, made.groups, made.confidence), made.confidence),
         hub=("accuracy", None),
     ),
     Metric(
         "f1_weighted",
         "weighted F1",
         lambda made: f1_weighted(made.counts),
-        interval=lambda made: made.interval(f1_weighted),
+        interval=lambda made: made.f1_interval(WEIGHTED),
         hub=("f1", {"average": "weighted"}),
     ),
     Metric(
         "f1_macro",
         "macro F1",
         lambda made: f1_macro(made.counts),
-        interval=lambda made: made.interval(partial(f1_macro, classes=present(made.counts))),
+        interval=lambda made: made.f1_interval(MACRO),
         hub=("f1", {"average": "macro"}),
     ),
     Metric("f1", "F1", lambda made: dict(zip(made.classes, f1_per_class(made.counts), strict=True))),
@@ -201,8 +177,12 @@ METRICS = (
 
 
 def scores(made: Predictions) -> dict[str, Any]:
-    """Every metric with its interval, the number of rows, and the design effect that widens the intervals."""
-    found = {"rows": len(made.gold), "design_effect": made.effect}
+    """Every metric with its interval, how many rows and groups there are, and accuracy's design effect."""
+    found = {
+        "rows": len(made.gold),
+        "groups": len(np.unique(made.groups)),
+        "design_effect": design_effect(made.right, made.groups),
+    }
     for metric in METRICS:
         value = metric.value(made)
         by_class = isinstance(value, dict)
@@ -212,7 +192,7 @@ def scores(made: Predictions) -> dict[str, Any]:
     return found
 
 
-def of_table(table: pd.DataFrame, task: Task, confidence: float, samples: int, seed: int) -> Predictions:
+def of_table(table: pd.DataFrame, task: Task, confidence: float) -> Predictions:
     """The predictions of a model's predictions.parquet."""
     return Predictions(
         gold=table["label"].to_numpy(),
@@ -221,8 +201,6 @@ def of_table(table: pd.DataFrame, task: Task, confidence: float, samples: int, s
         groups=table["group"].to_numpy(),
         classes=task.classes,
         confidence=confidence,
-        samples=samples,
-        seed=seed,
     )
 
 

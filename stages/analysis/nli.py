@@ -136,13 +136,13 @@ def verdict(low: float, high: float, bar: float) -> str:
 
 def share_finding(cases: pd.DataFrame, happened: pd.Series, bar: float, confidence: float) -> dict[str, Any]:
     """Whether something happened in more than `bar` of some rows; happened: bool, its index that of rows in `cases`."""
-    interval = wilson(*effective_counts(happened, cases["group"][happened.index]), confidence)
+    interval = wilson(*effective_counts(happened, cases["group"][happened.index], confidence), confidence)
     return {"verdict": verdict(*interval, bar), "interval": interval, **counts(happened)}
 
 
 def gap_finding(cases: pd.DataFrame, here: pd.Series, elsewhere: pd.Series, confidence: float) -> dict[str, Any]:
     """Whether something happened more often here than elsewhere; both as in `share_finding`."""
-    sides = [effective_counts(side, cases["group"][side.index]) for side in (here, elsewhere)]
+    sides = [effective_counts(side, cases["group"][side.index], confidence) for side in (here, elsewhere)]
     gap, *interval = difference(*sides[0], *sides[1], confidence)
     return {
         "verdict": verdict(*interval, 0),

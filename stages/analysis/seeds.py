@@ -19,11 +19,12 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit  # many times faster than scipy.stats.t
 from scipy.stats import chi2, norm
 
-from stages.analysis.metrics import f1_macro, present
-from stages.analysis.statistics import design_effect, gain_interval, mcnemar, wilson
-from stages.task.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
+from stages.analysis import statistics
+from stages.analysis.f1 import f1_interval, f1_values
+from stages.analysis.statistics import design_effect, effective_groups, gain_interval, mcnemar, wilson
+from stages.task.confusion import confusion_counts
 
-METHOD = 1  # raise it when the same rows would get other intervals
+METHOD = 2  # raise it when the same rows would get other intervals
 POWER = 0.8
 QUANTILES = 256  # of the variance that a few seeds estimate, for the power
 SMALLEST_P = 1e-15  # that is computed
@@ -129,6 +130,7 @@ def compare(
         confidence: of the intervals and of the verdict, such as 0.95.
     """
     first, *others = settings
+    groups = np.unique(groups, return_inverse=True)[1]  # numbers, since names are slow to sort
     found = [difference(first, other, gold, groups, confidence) for other in others]
     adjusted = holm([difference.p for difference in found])
     return [scores(setting, gold, groups, classes, confidence) for setting in settings], [
@@ -140,35 +142,59 @@ def compare(
 def scores(setting: Setting, gold: np.ndarray, groups: np.ndarray, classes: int, confidence: float) -> Scores:
     """The scores of a setting; arguments: as of `compare`."""
     right = (setting.predicted == gold).astype(float)
-    weighted, macro = f1_values(gold, setting.predicted, classes)
+    weighted, macro = f1_scores(gold, setting.predicted, groups, classes, confidence)
     means = right.mean(axis=1)
     return Scores(
         setting.name,
         setting.seeds,
         score(right, groups, confidence),
-        score(weighted, groups, confidence),
-        score(macro, groups, confidence),
+        weighted,
+        macro,
         tuple(means.tolist()),
         seeds_deviation=float(means.std(ddof=1)) if len(means) > 1 else math.nan,
         rows_error=rows_error(right.mean(axis=0), groups),
     )
 
 
-def score(values: np.ndarray, groups: np.ndarray, confidence: float) -> Score:
-    """The mean of what each training has in each row, with the Wilson interval of as many rows as have its variance.
+def score(right: np.ndarray, groups: np.ndarray, confidence: float) -> Score:
+    """Accuracy over trainings, with the Wilson interval of as many independent rows as have its variance.
 
     Args:
-        values: float [seeds, rows], between 0 and 1 on the whole: right or not, or from `f1_values`.
+        right: right or not, float [seeds, rows].
         groups: what rows share, [rows].
     """
-    value, rows, z = float(values.mean()), values.shape[1], norm.ppf((1 + confidence) / 2)
-    parts = parts_of_one(values, groups)
-    width = margin(parts, 1 - confidence) if len(parts) > 1 else z * math.sqrt(parts[0].variance)
-    if 0 < value < 1:
-        independent = value * (1 - value) * rows / (rows - 1) * (z / width) ** 2
-    else:  # nothing varies
-        independent = rows / design_effect(values.mean(axis=0), groups)
-    return Score(value, *wilson(value * independent, independent, confidence))
+    value, rows = float(right.mean()), right.shape[1] / divisor(right, groups, confidence)
+    return Score(value, *wilson(value * rows, rows, confidence))
+
+
+def f1_scores(
+    gold: np.ndarray, predicted: np.ndarray, groups: np.ndarray, classes: int, confidence: float
+) -> list[Score]:
+    """Weighted and macro F1 over trainings: `f1_interval` of their mean confusion matrix, by their variance.
+
+    Args:
+        gold: int [rows].
+        predicted: int [seeds, rows].
+    """
+    confusion = np.mean([confusion_counts(gold, answers, classes) for answers in predicted], axis=0)
+    scores = []
+    for average, values in enumerate(f1_values(gold, predicted, classes)):
+        by, effect = divisor(values, groups, confidence), design_effect(values.mean(axis=0), groups)
+        value = float(values.mean())
+        scores.append(Score(value, *f1_interval(value, confusion, average, by, effect, confidence)))
+    return scores
+
+
+def divisor(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
+    """`statistics.divisor` of a mean over trainings and rows: less than 1 where trainings are wrong in different rows.
+
+    Args:
+        values: float [seeds, rows].
+    """
+    if len(values) == 1 or not values.var() or len(np.unique(groups)) == 1:
+        return statistics.divisor(values[0], groups, confidence)
+    width = margin(parts_of_one(values, groups), 1 - confidence)
+    return (width / norm.ppf((1 + confidence) / 2)) ** 2 / (values.var() / max(1, values.shape[1] - 1))
 
 
 def parts_of_one(values: np.ndarray, groups: np.ndarray) -> list[Part]:
@@ -177,8 +203,14 @@ def parts_of_one(values: np.ndarray, groups: np.ndarray) -> list[Part]:
     Args:
         values: float [seeds, rows].
     """
-    rows = Part(shared(row_covariances(values, groups)), len(np.unique(groups)) - 1)
+    rows = rows_part(shared(row_covariances(values, groups)), groups)
     return [rows] if len(values) == 1 else [seeds_part(values), rows]
+
+
+def rows_part(variance: float, groups: np.ndarray) -> Part:
+    """The rows' part of a variance; that of one group is a bound, no estimate."""
+    count = effective_groups(groups)
+    return Part(variance, max(1.0, count - 1) if count > 1 else math.inf)
 
 
 def seeds_part(values: np.ndarray) -> Part:
@@ -204,12 +236,12 @@ def row_covariances(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     rows = values.shape[1]
     apart = (values - values.mean(axis=1, keepdims=True)) / rows
     names, group = np.unique(groups, return_inverse=True)
-    alone = rows / (rows - 1) * apart @ apart.T
-    if len(names) == rows:
-        return np.stack([alone, alone])
+    alone = rows / max(1, rows - 1) * apart @ apart.T
+    if len(names) in (1, rows):  # of one group: as if its rows were all alike, as `design_effect`
+        return np.stack([alone, alone * (rows / len(names))])
     order = np.argsort(group, kind="stable")
     sums = np.add.reduceat(apart[:, order], np.searchsorted(group[order], np.arange(len(names))), axis=1)
-    return np.stack([alone, len(names) / max(1, len(names) - 1) * sums @ sums.T])
+    return np.stack([alone, len(names) / (len(names) - 1) * sums @ sums.T])
 
 
 def rows_error(values: np.ndarray, groups: np.ndarray) -> float:
@@ -230,32 +262,6 @@ def shared(covariances: np.ndarray) -> float:
         return float(covariances.max())
     own = np.trace(covariances, axis1=1, axis2=2)
     return float(max(0, ((covariances.sum(axis=(1, 2)) - own) / (count * (count - 1))).max()))
-
-
-def f1_values(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Weighted and macro F1 as means over rows, so that they vary as an accuracy does: float [2, seeds, rows].
-
-    A row's value is the score and what the row adds to it to first order (the influence function; Efron 1982, The
-    Jackknife, the Bootstrap and Other Resampling Plans, chapter 6). F1 of class c is 2 tp / (g + p): its derivative in
-    the share of rows of one kind is (2 [right] - F1 ([gold is c] + [predicted is c])) rows / (g + p).
-
-    Args:
-        gold: int [rows].
-        predicted: int [seeds, rows].
-    """
-    rows = len(gold)
-    is_gold = np.eye(classes)[gold]
-    found = np.empty((2, *predicted.shape))
-    for place, answers in enumerate(predicted):
-        counts = class_counts(confusion_counts(gold, answers, classes))
-        there = present(counts)
-        f1, total = np.where(there, f1_per_class(counts), 0), np.where(there, counts[1] + counts[2], 1)
-        is_answer = np.eye(classes)[answers]
-        by_class = (2 * is_gold * is_answer - f1 * (is_gold + is_answer)) * rows / total
-        share = counts[1] / rows
-        found[0, place] = f1_weighted(counts) + by_class @ share + (is_gold - share) @ f1
-        found[1, place] = f1_macro(counts) + by_class @ there / there.sum()
-    return found
 
 
 def difference(first: Setting, other: Setting, gold: np.ndarray, groups: np.ndarray, confidence: float) -> Difference:
@@ -284,9 +290,8 @@ def interval(
     gap, parts = float(other.mean() - right.mean()), parts_of_difference(right, other, groups, how)
     if len(right) == len(other) == 1:
         changed = (other - right)[0].astype(int)
-        effect = design_effect(changed, groups)
-        p = mcnemar(changed, groups, effect)
-        return gap, *gain_interval(changed, effect, p, confidence), p, parts
+        p = mcnemar(changed, groups)
+        return gap, *gain_interval(changed, groups, p, confidence), p, parts
     width = margin(parts, 1 - confidence)
     return gap, max(-1.0, gap - width), min(1.0, gap + width), p_value(gap, parts), parts
 
@@ -329,19 +334,22 @@ def parts_of_difference(right: np.ndarray, other: np.ndarray, groups: np.ndarray
     Args:
         right, other: float [seeds, rows] of each setting; of the same seeds, in the same order.
     """
-    freedom = len(np.unique(groups)) - 1
+    one_group = len(np.unique(groups)) == 1
     if how == "same seeds":
-        return parts_of_one(other - right, groups)
-    if how == "rows alone":
+        parts = parts_of_one(other - right, groups)
+    elif how == "rows alone":
         one_row = 1 / right.shape[1] ** 2  # that none has changed does not mean that none could
         gap = other.mean(axis=0, keepdims=True) - right.mean(axis=0, keepdims=True)
-        return [Part(max(shared(row_covariances(gap, groups)), one_row), freedom)]
-    both, count = row_covariances(np.concatenate([right, other]), groups), len(right)
-    across = both[:, :count, count:].mean(axis=(1, 2)).min()
-    rows = Part(max(0.0, shared(both[:, :count, :count]) + shared(both[:, count:, count:]) - 2 * across), freedom)
-    seeds = [seeds_part(right), seeds_part(other)]
-    badly_known = min(len(right), len(other)) == 2 < max(len(right), len(other))
-    return [*(seeds if badly_known else [joined(seeds)]), rows]
+        parts = [rows_part(max(shared(row_covariances(gap, groups)), one_row), groups)]
+    else:
+        both, count = row_covariances(np.concatenate([right, other]), groups), len(right)
+        across = both[:, :count, count:].mean(axis=(1, 2)).min()
+        rows = max(0.0, shared(both[:, :count, :count]) + shared(both[:, count:, count:]) - 2 * across)
+        seeds = [seeds_part(right), seeds_part(other)]
+        badly_known = min(len(right), len(other)) == 2 < max(len(right), len(other))
+        parts = [*(seeds if badly_known else [joined(seeds)]), rows_part(rows, groups)]
+    # One group says nothing of others: a difference between -1 and 1 has at most this variance.
+    return [*parts[:-1], Part(1.0, math.inf)] if one_group else parts
 
 
 def joined(parts: Sequence[Part]) -> Part:

@@ -90,7 +90,7 @@ def slice_table(
     for by, (names, group) in cut.items():
         for number, name in enumerate(names):
             inside = right[group == number]
-            low, high = wilson(*effective_counts(inside, groups[group == number]), confidence_level)
+            low, high = wilson(*effective_counts(inside, groups[group == number], confidence_level), confidence_level)
             accuracy = inside.mean() if len(inside) else np.nan
             table.append((by, f"{by}: {name}", len(inside), int(inside.sum()), accuracy, low, high))
     return pd.DataFrame(table, columns=["cut", "slice", "rows", "right", "accuracy", "low", "high"])

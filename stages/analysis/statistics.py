@@ -3,14 +3,10 @@
 Pure functions of arrays, no file, no clock. Shares are 0 to 1. What can't be known (an interval of no rows) is NaN.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit  # many times faster than scipy.stats.t
 from scipy.stats import binom, norm
-
-DRAWN = 1_000_000  # cells of confusion matrices at a time, 8 MB
-PRIOR_ROWS = 1  # the weight of the prior, spread over all cells: 0.5 to 1 cover best in simulation, 3 is too much
 
 
 def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
@@ -39,10 +35,38 @@ def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
     return float(max(1, between / independent))
 
 
-def effective_counts(happened: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """(How many rows it happened in, rows), both divided by the design effect; happened: bool [rows]."""
-    effect = design_effect(happened, groups)
-    return np.sum(happened) / effect, len(happened) / effect
+def effective_groups(groups: np.ndarray) -> float:
+    """How many groups of equal size would tell as much: (sum m)^2 / sum m^2 (Kish 1965)."""
+    sizes = np.unique(np.asarray(groups), return_counts=True)[1].astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def freedom(values: np.ndarray, groups: np.ndarray) -> float:
+    """Degrees of freedom of `design_effect`; infinite where it is no estimate: no variance, one group, or one a row."""
+    count = len(np.unique(np.asarray(groups)))
+    return max(1.0, effective_groups(groups) - 1) if 1 < count < len(groups) and np.ptp(values) else np.inf
+
+
+def divisor(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
+    """What counts are divided by, so that the interval of as many independent rows is right: `design_effect` times
+    (t/z)^2, since a few groups tell little of their variance (Korn and Graubard 1998, Survey Methodology 24).
+
+    All intervals take it from here. Without t, an interval of 95% holds the accuracy in 78 to 84 of 100 samples of
+    three groups, and in 85 to 87 of five.
+
+    Args:
+        values: such as right or not; +1, 0, -1 for a gain; [rows].
+        groups: what the rows share, [rows].
+        confidence: of the interval, such as 0.95.
+    """
+    effect, degrees, tail = design_effect(values, groups), freedom(values, groups), (1 - confidence) / 2
+    return effect if np.isinf(degrees) else effect * float(stdtrit(degrees, tail) / norm.ppf(tail)) ** 2
+
+
+def effective_counts(happened: np.ndarray, groups: np.ndarray, confidence: float) -> tuple[float, float]:
+    """(How many rows it happened in, rows), both over their `divisor`; happened: bool [rows]."""
+    by = divisor(np.asarray(happened, dtype=float), groups, confidence)
+    return np.sum(happened) / by, len(happened) / by
 
 
 def wilson(right: float, rows: float, confidence: float) -> tuple[float, float]:
@@ -97,24 +121,23 @@ def _tango_high(up: float, down: float, rows: float, z: float) -> float:
     return float(brentq(inside, start, 1)) if start < 1 else 1.0
 
 
-def mcnemar(changed: np.ndarray, groups: np.ndarray, effect: float) -> float:
+def mcnemar(changed: np.ndarray, groups: np.ndarray) -> float:
     """Two-sided p of the changed rows, were either way as likely (McNemar 1947); 1 if none is changed.
 
     The largest of three, so that neither rows that share a premise nor the way of counting make it too small, and that
     it never contradicts the interval: exact, each row's sign at random; exact, the sign of each group's sum at random;
-    and the score test with the design effect, whose inversion is `tango`. With one row a group the first two are equal,
-    and the third is smaller but for p under 1e-4.
+    and the score test with the design effect and Student's t, whose inversion is `gain_interval`. With one row a group
+    the first two are equal, and the third is smaller but for p under 1e-4.
 
     Args:
         changed: from `comparison.changes`, [rows].
         groups: what rows share, [rows].
-        effect: `design_effect` of both.
     """
     changed = np.asarray(changed)
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(group, weights=changed).round().astype(int)
-    score = abs(changed.sum()) / np.sqrt(max(1, np.abs(changed).sum()) * effect)
-    return float(max(sign_flips(changed), sign_flips(sums), 2 * norm.sf(score)))
+    score = abs(changed.sum()) / np.sqrt(max(1, np.abs(changed).sum()) * design_effect(changed, groups))
+    return float(max(sign_flips(changed), sign_flips(sums), 2 * stdtr(freedom(changed, groups), -score)))
 
 
 def sign_flips(values: np.ndarray) -> float:
@@ -129,58 +152,17 @@ def sign_flips(values: np.ndarray) -> float:
     return min(1.0, 2 * chances[total + seen :].sum()) if seen else 1.0
 
 
-def gain_interval(changed: np.ndarray, effect: float, p: float, confidence: float) -> tuple[float, float]:
-    """Tango's interval of the gain, on counts divided by the design effect: (low, high).
+def gain_interval(changed: np.ndarray, groups: np.ndarray, p: float, confidence: float) -> tuple[float, float]:
+    """Tango's interval of the gain, on counts over their `divisor`: (low, high).
 
     It reaches to 0 where `mcnemar` can't tell the gain from chance at this level; elsewhere it leaves 0 out, since that
     p is at least the score test's.
 
     Args:
         changed: from `comparison.changes`, [rows].
-        effect: its `design_effect`.
-        p: its `mcnemar`.
+        groups: what rows share, [rows].
+        p: their `mcnemar`.
     """
-    counts = ((changed == 1).sum() / effect, (changed == -1).sum() / effect, len(changed) / effect)
-    low, high = tango(*counts, confidence)
+    by = divisor(changed, groups, confidence)
+    low, high = tango((changed == 1).sum() / by, (changed == -1).sum() / by, len(changed) / by, confidence)
     return (low, high) if p < 1 - confidence else (min(low, 0.0), max(high, 0.0))
-
-
-def posterior(
-    statistic: Callable[[np.ndarray], np.ndarray], confusion: np.ndarray, effect: float, samples: int, seed: int
-) -> np.ndarray:
-    """A function of confusion matrices, as shares, that are drawn from their posterior: floats [samples, …].
-
-    A Dirichlet distribution (Goutte and Gaussier 2005, ECIR; Caelen 2017, Annals of Mathematics and Artificial
-    Intelligence 81). The matrices are drawn a few at a time: those of 77 classes would fill half a GB.
-
-    Args:
-        statistic: of matrices [some, classes, classes] -> [some, …].
-        confusion: counts [classes, classes].
-        effect: design effect of right and wrong, by which the counts are divided.
-        samples: number of draws.
-    """
-    chances = np.random.default_rng(seed)
-    shape = confusion.ravel() / effect + PRIOR_ROWS / confusion.size
-    at_once = max(1, DRAWN // confusion.size)
-    parts = [min(at_once, samples - start) for start in range(0, samples, at_once)]
-    drawn = (chances.dirichlet(shape, part).reshape(part, *confusion.shape) for part in parts)
-    return np.concatenate([statistic(matrices) for matrices in drawn])
-
-
-def posterior_interval(
-    statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, drawn: np.ndarray, confidence: float
-) -> tuple[float, float]:
-    """Interval of a function of the confusion matrix: (low, high), percentiles of its values for the draws.
-
-    The estimate itself always lies inside, so that all right has a high of 1 (as Brown, Cai and DasGupta 2001,
-    Statistical Science 16, do at the edges).
-
-    Args:
-        statistic: of what `posterior` returned, [samples, …] -> [samples].
-        counts: the same of the confusion matrix itself, […].
-        drawn: from `posterior`.
-    """
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(statistic(drawn), [tail, 1 - tail])
-    estimate = statistic(counts)
-    return float(min(low, estimate)), float(max(high, estimate))

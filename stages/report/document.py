@@ -147,7 +147,10 @@ def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         "guessed": sentences.guessed(details["comparison"]),
         "numbers": numbers(details),
         "intervals": sentences.intervals(*effects, group, about["params"].analysis.confidence),
-        "cautions": cautions(details["data"], group),
+        "cautions": cautions(details["data"]),
+        "interval_cautions": sentences.interval_cautions(
+            details["data"]["test"]["classes"], details["tuned"]["groups"], group
+        ),
         "overlap": sentences.overlap(details["data"]["test"], group),
         "recipe": recipe(details["data"], about),
     }

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from stages.analysis.f1 import FEW_ROWS
 from stages.report.formatting import bounds, percent, points, share, signed_bounds, size
 
+NAMED = 5  # classes; more are counted
 UNEVEN = 3  # times as many rows in the most frequent class as in the rarest
 FATES = {
     "fixed": "corrected by tuning",
@@ -48,12 +50,36 @@ def intervals(base_effect: float, tuned_effect: float, gain_effect: float, group
     alike = f"share a {group}" if group else "have the same texts"
     return (
         f"Intervals of {level(confidence)}: Wilson's of accuracies and shares, Newcombe's of differences between "
-        f"groups of rows, Tango's of the gain, percentiles of a Dirichlet posterior for F1. Rows that {alike} "
-        "are not independent: counts are divided by the design effect first "
-        f"(accuracy: base {base_effect:.2f}, tuned {tuned_effect:.2f}; gain {gain_effect:.2f}). The gain's p is the "
+        f"groups of rows, Tango's of the gain, for F1 Agresti and Coull's by its influence function, its bias taken "
+        f"off. Rows that {alike} are not independent: counts are divided by the design effect first "
+        f"(accuracy: base {base_effect:.2f}, tuned {tuned_effect:.2f}; gain {gain_effect:.2f}), and further, by "
+        "Student's t, where groups of such rows are few. The gain's p is the "
         "largest of three McNemar tests: exact by rows, exact by groups of such rows, and the score test that goes "
         "with Tango's interval."
     )
+
+
+def interval_cautions(classes: dict[str, int], groups: int, group: str | None) -> list[str]:
+    """What the test rows can't tell, however wide an interval is.
+
+    Args:
+        classes: test rows of each class.
+        groups: how many groups of rows that are not independent.
+        group: `Task.group`.
+    """
+    said = []
+    if groups == 1:
+        alike = f"share one {group}" if group else "have the same texts"
+        which = "There is one test row" if sum(classes.values()) == 1 else f"All test rows {alike}"
+        said.append(f"{which}: how the model does on others can't be known.")
+    few = [f"{name} ({rows})" for name, rows in classes.items() if 0 < rows < FEW_ROWS]
+    if few:
+        more = f" and {len(few) - NAMED:,} more" if len(few) > NAMED else ""
+        said.append(
+            f"Classes with fewer than {FEW_ROWS} test rows: {', '.join(few[:NAMED])}{more}. F1 is a rough estimate for "
+            "them, and so is the interval of macro F1, in which they count like any other."
+        )
+    return said
 
 
 def overlap(test: dict[str, Any], group: str | None) -> str | None:

@@ -88,7 +88,7 @@ def difference_table(compared: Compared) -> list[list[str]]:
             chance(d.p),
             chance(d.p_holm),
             d.verdict + (" (these runs)" if d.kind == "rows alone" else ""),
-            size(d.smallest),
+            size(d.smallest) if d.smallest < 1 else "nothing",
         ]
         for name, d in zip(names(compared, NAME)[1:], compared.differences, strict=True)
     ]

@@ -161,7 +161,6 @@ class Eval(Group):
 
 class Analysis(Group):
     confidence: Annotated[float, BeforeValidator(_number), Field(gt=0.5, lt=1, allow_inf_nan=False)]
-    bootstrap_samples: Annotated[int, BeforeValidator(_number), Field(ge=100, le=100_000)]
 
 
 class Params(Group):

@@ -2,38 +2,37 @@
 
 import itertools
 import math
-from functools import partial
+import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.memory import traced_peak
+from helpers.project import ROOT
 from helpers.tables import CLASSES
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.feature_extraction.text import CountVectorizer
 
-from stages.analysis import baselines, comparison, metrics, slices, statistics, tables
+from stages.analysis import baselines, comparison, f1, metrics, slices, statistics, tables
+from stages.analysis.statistics import mcnemar
 from stages.report import formatting, sentences
 from stages.task.task import Task
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import intervals as simulation
+from intervals import F1Cell, GroupCell
 
 
 def scores(gold, predicted):
     """The scores of some rows, each of a group of its own, as sure of their answers as can be."""
     gold, predicted = np.array(gold), np.array(predicted)
-    made = metrics.Predictions(
-        gold, predicted, np.eye(3)[predicted], np.arange(len(gold)), CLASSES, confidence=0.95, samples=10, seed=0
-    )
+    made = metrics.Predictions(gold, predicted, np.eye(3)[predicted], np.arange(len(gold)), CLASSES, confidence=0.95)
     return metrics.scores(made)
 
 
-def mcnemar(changed, groups):
-    return statistics.mcnemar(changed, groups, statistics.design_effect(changed, groups))
-
-
 def gain_interval(changed, groups, confidence):
-    effect = statistics.design_effect(changed, groups)
-    return statistics.gain_interval(changed, effect, mcnemar(changed, groups), confidence)
+    return statistics.gain_interval(changed, groups, mcnemar(changed, groups), confidence)
 
 
 CASES = {
@@ -176,8 +175,17 @@ def test_p_by_premise_is_that_of_all_signs():
     sums = [sum(s * n for s, n in zip(signs, nets, strict=True)) for signs in itertools.product((1, -1), repeat=5)]
     expected = np.mean(np.abs(sums) >= abs(sum(nets)))
     assert statistics.sign_flips(np.array(nets)) == pytest.approx(expected)
-    assert mcnemar(changed, premises) == pytest.approx(expected)
-    assert mcnemar(changed, np.arange(12)) < expected
+    assert mcnemar(changed, np.arange(12)) < expected <= mcnemar(changed, premises)
+
+
+def test_the_score_tests_p_is_students_where_it_is_the_largest():
+    """Seven premises of two rows: the groups are few, and their variance an estimate."""
+    changed, premises = np.repeat([1, 1, 1, 1, 1, -1, 0], 2), np.repeat(range(7), 2)
+    score = 8 / np.sqrt(12 * statistics.design_effect(changed, premises))
+    student = 2 * stats.t.sf(score, 6)
+    assert mcnemar(changed, premises) == pytest.approx(max(student, statistics.sign_flips(np.array([2] * 5 + [-2]))))
+    low, _ = statistics.gain_interval(changed, premises, student, 1 - student)
+    assert low == pytest.approx(0, abs=1e-6), "the interval at that level just reaches 0"
 
 
 def test_p_is_never_below_that_of_rows():
@@ -213,7 +221,8 @@ def test_design_effect_by_hand():
     assert statistics.design_effect(values, premises) == pytest.approx((3 / 2 * 2) / (6 / 5 * 1.5))  # sums: 1, -1, 0
     twice = np.repeat([1, 0, 1, 1, 0], 2), np.repeat(range(5), 2)
     assert statistics.design_effect(*twice) == pytest.approx(2 * (5 / 4) / (10 / 9))
-    assert statistics.effective_counts(*twice) == pytest.approx((6 / 2.25, 10 / 2.25))
+    by = 2.25 * (stats.t.ppf(0.975, 4) / stats.norm.ppf(0.975)) ** 2
+    assert statistics.effective_counts(*twice, 0.95) == pytest.approx((6 / by, 10 / by))
 
 
 @pytest.mark.parametrize("values, premises", [
@@ -228,6 +237,43 @@ def test_design_effect_is_1(values, premises):
 def test_design_effect_that_cannot_be_known_is_the_largest():
     assert statistics.design_effect(np.ones(6), np.array([0, 0, 0, 1, 1, 2])) == pytest.approx((9 + 4 + 1) / 6)
     assert statistics.design_effect(np.array([1, 0, 1]), np.zeros(3)) == 3
+    assert statistics.effective_counts(np.array([1, 0, 1]), np.zeros(3), 0.95) == pytest.approx((2 / 3, 1))
+    assert statistics.effective_counts(np.ones(6), np.repeat([0, 1, 2], 2), 0.95) == pytest.approx((3, 3)), (
+        "no estimate"
+    )
+
+
+def test_groups_of_uneven_size_count_as_fewer():
+    """Kish's effective number: 30 rows of four groups, of which one has 24, tell as much as 1.5 equal ones."""
+    groups = np.repeat([0, 1, 2, 3], [24, 2, 2, 2])
+    assert statistics.effective_groups(groups) == pytest.approx(30**2 / (24**2 + 3 * 2**2))
+    assert statistics.freedom(np.arange(30), groups) == 1, "never less than two groups have"
+    assert statistics.freedom(np.arange(30), np.arange(30) // 3) == pytest.approx(9)
+    assert np.isinf(statistics.freedom(np.arange(30), np.arange(30))), "nothing is estimated"
+
+
+def least(samples, share=0.95):
+    """The least coverage that chance leaves of a nominal 95%, or another, but in one of a thousand tests."""
+    return share - 3.1 * math.sqrt(share * (1 - share) / samples)
+
+
+@pytest.mark.parametrize("groups", [3, 5, 8, 15])
+@pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
+def test_accuracy_and_gain_cover_the_truth_where_groups_are_few(groups, even):
+    """Without t, 95% hold 78 to 84 of 100 with three groups, 85 to 87 with five, 89 to 92 with eight."""
+    for accuracy, alike in ((0.8, 0.05), (0.6, 0.1)):
+        found = simulation.group_coverage(GroupCell(groups, accuracy, alike, even=even), 500, seed=1)
+        assert min(found.values()) > least(500, 0.95 if even else 0.94), (accuracy, alike, found)
+
+
+def test_of_one_group_nothing_is_known():
+    rows = np.zeros(40, dtype=int)
+    changed = np.repeat([1, 0], [10, 30])
+    p = mcnemar(changed, rows)
+    low, high = statistics.gain_interval(changed, rows, p, 0.95)
+    assert p == 1 and low < 0 < high and high - low > 1
+    low, high = statistics.wilson(*statistics.effective_counts(changed, rows, 0.95), 0.95)
+    assert high - low > 0.75
 
 
 @pytest.mark.parametrize("accuracy", [0.985, 0.97, 0.9, 0.7])
@@ -238,7 +284,7 @@ def test_wilson_covers_the_truth_where_rows_share_a_premise(accuracy):
     for _ in range(600):
         outcome, premises = clustered(rng, 100, 3, [accuracy, 1 - accuracy])
         right = outcome == 0
-        for i, counts in enumerate(((right.sum(), 300), statistics.effective_counts(right, premises))):
+        for i, counts in enumerate(((right.sum(), 300), statistics.effective_counts(right, premises, 0.95))):
             low, high = statistics.wilson(*counts, 0.95)
             held[i] += low <= accuracy <= high
     without, with_effect = held / 600
@@ -259,35 +305,56 @@ def test_the_gains_interval_covers_the_truth_where_rows_share_a_premise():
         assert without < 0.87 and with_effect > 0.93, (fixed, broken, without, with_effect)
 
 
-def f1_interval(confusion, samples=400, seed=0, effect=1):
-    """The intervals of both F1, as their metrics ask for them."""
+def f1_intervals(confusion, effect=1.0):
+    """The intervals of both F1, of rows that are independent but for a design effect."""
     confusion = np.array(confusion)
     counts = metrics.class_counts(confusion)
-    macro = partial(metrics.f1_macro, classes=metrics.present(counts))
-    drawn = statistics.posterior(metrics.class_counts, confusion, effect, samples, seed)
-    return {
-        name: statistics.posterior_interval(statistic, counts, drawn, 0.95)
-        for name, statistic in (("f1_weighted", metrics.f1_weighted), ("f1_macro", macro))
-    }
+    scores = {f1.WEIGHTED: f1.f1_weighted(counts), f1.MACRO: f1.f1_macro(counts)}
+    return [f1.f1_interval(score, confusion, average, effect, effect, 0.95) for average, score in scores.items()]
 
 
-@pytest.mark.parametrize("accuracy", [0.99, 0.9, 0.7])
-def test_f1_intervals_cover_the_truth(accuracy):
-    """A hundred rows of three classes, mistakes spread evenly: of 4,000 tries 96%, 95% and 94% (macro 93%)."""
-    shares = (np.eye(3) * accuracy + (1 - np.eye(3)) * (1 - accuracy) / 2) / 3
-    drawn = np.random.default_rng(9).multinomial(100, shares.ravel(), size=600).reshape(-1, 3, 3)
-    found = [f1_interval(confusion, seed=seed) for seed, confusion in enumerate(drawn)]
-    for name in ("f1_weighted", "f1_macro"):  # both are the accuracy here
-        low, high = np.array([interval[name] for interval in found]).T
-        assert 0.92 < np.mean((low <= accuracy) & (accuracy <= high)) < 0.985, name
+F1_CELLS = [
+    *(F1Cell(*cell, how) for how in ("spread", "one answer", "a third") for cell in (
+        ("77 even", 500, 0.8), ("77 even", 3080, 0.8), ("28 uneven", 1000, 0.8), ("28 uneven", 1000, 0.9),
+        ("31 even", 400, 0.8), ("90, 8, 2%", 200, 0.9), ("90, 10%", 200, 0.8), ("3 even", 100, 0.8),
+    )),
+    *(F1Cell(*cell) for cell in (("77 even", 500, 0.6), ("77 even", 500, 0.97), ("28 uneven", 1000, 0.97),
+                                 ("3 even", 100, 0.97), ("3 even", 300, 0.98), ("3 even", 1000, 0.99))),
+    *(F1Cell(*cell, how, a_group=3) for how in ("spread", "one answer") for cell in (
+        ("77 even", 1500, 0.8), ("28 uneven", 3000, 0.8), ("31 even", 1200, 0.8), ("90, 8, 2%", 600, 0.8))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", F1_CELLS, ids=str)
+def test_f1_intervals_cover_the_truth(cell):
+    """The wide table is `python benchmarks/intervals.py`. Percentiles of a posterior held 62 of 100 in the worst cell,
+    the influence function by itself 70. Where classes have two to four rows, the intervals hold too many."""
+    found = simulation.f1_coverage(cell, 400, seed=2)
+    for name in ("macro", "weighted"):
+        assert found[name] > least(400), (name, found)
+    few_rows = cell.classes in ("28 uneven", "90, 8, 2%") or cell.accuracy > 0.95 or cell.rows == 500
+    assert found["weighted"] <= 0.995 and (few_rows or found["macro"] < 0.99), found
 
 
 def test_f1_intervals_do_not_collapse():
     for right in ([[40, 0, 0], [0, 30, 0], [0, 0, 30]], [[100, 0, 0], [0, 0, 0], [0, 0, 0]]):
-        for low, high in f1_interval(right).values():
+        for low, high in f1_intervals(right):
             assert 0.95 < low < 0.99 and high == 1
-    for low, high in f1_interval([[0, 50, 0], [0, 0, 50], [0, 0, 0]]).values():
+    for low, high in f1_intervals([[0, 50, 0], [0, 0, 50], [0, 0, 0]]):
         assert low == 0 and 0 < high < 0.1
+    for low, high in f1_intervals([[1, 0], [0, 0]]):
+        assert low < 0.4 and high == 1
+    for low, high in f1_intervals([[90, 5], [5, 90]], effect=190):  # one group
+        assert low < 0.4 and high == 1
+
+
+def test_f1_of_two_even_classes_has_the_interval_of_a_share():
+    """It is the accuracy there, whose interval is Agresti and Coull's: z^2/2 right and z^2/2 wrong rows more."""
+    z2 = stats.norm.ppf(0.975) ** 2
+    share, rows = (900 + z2 / 2) / (1000 + z2), 1000 + z2
+    half = math.sqrt(z2 * share * (1 - share) / rows)
+    for interval in f1_intervals([[450, 50], [50, 450]]):
+        assert interval == pytest.approx((share - half, share + half), abs=2e-4)
 
 
 def test_f1_intervals_of_many_rows_are_those_of_resampled_rows():
@@ -295,21 +362,31 @@ def test_f1_intervals_of_many_rows_are_those_of_resampled_rows():
     gold = rng.integers(0, 3, 1000)
     predicted = np.where(rng.random(1000) < 0.7, gold, rng.integers(0, 3, 1000))
     confusion = metrics.confusion_counts(gold, predicted, 3)
-    ours = f1_interval(confusion, samples=4000)
-    assert ours == f1_interval(confusion, samples=4000) != f1_interval(confusion, samples=4000, seed=1)
     drawn = np.random.default_rng(2).multinomial(1000, confusion.ravel() / 1000, size=4000).reshape(-1, 3, 3)
     drawn = metrics.class_counts(drawn)
-    for name, values in (("f1_weighted", metrics.f1_weighted(drawn)),
-                         ("f1_macro", metrics.f1_per_class(drawn).mean(axis=1))):  # fmt: skip
-        assert ours[name] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=0.004)
+    values = metrics.f1_weighted(drawn), metrics.f1_per_class(drawn).mean(axis=1)
+    for interval, resampled in zip(f1_intervals(confusion), values, strict=True):
+        assert interval == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.004)
 
 
 def test_f1_intervals_widen_with_the_design_effect():
     confusion = np.array([[90, 5, 5], [5, 90, 5], [5, 5, 90]])
-    one, three = (f1_interval(confusion, 4000, effect=effect) for effect in (1, 3))
-    for name in one:
-        narrow, wide = (high - low for low, high in (one[name], three[name]))
+    for one, three in zip(f1_intervals(confusion), f1_intervals(confusion, effect=3), strict=True):
+        narrow, wide = (high - low for low, high in (one, three))
         assert wide / narrow == pytest.approx(3**0.5, rel=0.1)
+
+
+def test_f1_intervals_of_many_rows_and_classes_take_no_time():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 1000, 100_000)
+    predicted = np.where(rng.random(100_000) < 0.5, gold, rng.integers(0, 1000, 100_000))
+    made = metrics.Predictions(
+        gold, predicted, np.empty(0), np.arange(100_000) // 3, tuple(map(str, range(1000))), 0.95
+    )
+    start = time.process_time()
+    intervals = [made.f1_interval(average) for average in (f1.WEIGHTED, f1.MACRO)]
+    assert time.process_time() - start < 2
+    assert all(high - low < 0.01 for low, high in intervals)
 
 
 def test_macro_f1_leaves_out_a_class_that_is_not_there():
@@ -540,7 +617,8 @@ def test_slices_widen_by_the_premises_of_their_own_rows():
     effect = statistics.design_effect(right[:10], premises[:10])
     assert effect == pytest.approx(2 * 2 * 2.5**2 / (10 / 9 * 2.5))
     first, second = table.loc["half: first"], table.loc["half: second"]
-    assert (first["low"], first["high"]) == statistics.wilson(5 / effect, 10 / effect, 0.95)
+    by = effect * (stats.t.ppf(0.975, 1) / stats.norm.ppf(0.975)) ** 2
+    assert (first["low"], first["high"]) == pytest.approx(statistics.wilson(5 / by, 10 / by, 0.95))
     assert (first["rows"], first["right"]) == (10, 5)
     assert (second["low"], second["high"]) == statistics.wilson(2, 2, 0.95)  # of two premises, all right
 
@@ -587,14 +665,6 @@ def test_calibration_bins_hold_rows_enough():
     assert len(metrics.calibration_curve(right, np.ones(1000), np.arange(1000), 0.95)) == 1, "equal ones share a bin"
 
 
-def test_draws_are_the_same_however_many_at_a_time(monkeypatch):
-    confusion = np.array([[9, 1, 0], [2, 7, 1], [0, 3, 8]])
-    whole = statistics.posterior(metrics.class_counts, confusion, 1.2, 100, 7)
-    monkeypatch.setattr(statistics, "DRAWN", 9 * 7)
-    assert (statistics.posterior(metrics.class_counts, confusion, 1.2, 100, 7) == whole).all()
-    assert whole.shape == (100, 3, 3)
-
-
 def test_headline_says_what_the_numbers_say():
     def said(fixed, broken, rows=100, confidence=0.95):
         counts = {"rows": rows, "fixed": fixed, "broken": broken, "accuracy_gain": (fixed - broken) / rows}
@@ -625,3 +695,14 @@ def test_a_share_is_neither_none_nor_all_where_it_is_not(share, said):
 ])  # fmt: skip
 def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
     assert formatting.signed(gap) == said
+
+
+def test_cautions_at_the_intervals():
+    assert sentences.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None) == []
+    (said,) = sentences.interval_cautions({"a": 9, "b": 500}, 509, "premise")
+    assert said.startswith("Classes with fewer than 10 test rows: a (9). ")
+    (said,) = sentences.interval_cautions({str(name): 2 for name in range(8)}, 16, None)
+    assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in said
+    (said,) = sentences.interval_cautions({"a": 50, "b": 50}, 1, "author")
+    assert said == "All test rows share one author: how the model does on others can't be known."
+    assert sentences.interval_cautions({"a": 1}, 1, None)[0].startswith("There is one test row: ")

@@ -244,7 +244,7 @@ def test_a_metric_is_one_entry(tmp_path, monkeypatch):
         "matthews",
         "Matthews correlation",
         lambda made: matthews(made.counts),
-        interval=lambda made: made.interval(matthews),
+        interval=lambda made: (matthews(made.counts) - 0.1, matthews(made.counts) + 0.1),
         form="number",
         hub=("matthews_correlation", None),
     )
@@ -367,6 +367,15 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
         json.loads(path.read_text(), parse_constant=pytest.fail)
     for name in ("report.md", "report.html", "model_card.md"):
         assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
+
+
+def test_classes_of_few_test_rows_are_named_where_the_intervals_stand(analyzed, metrics):
+    few = analyzed(rows=12)
+    for name in ("report.md", "report.html", "model_card.md"):
+        said = "Classes with fewer than 10 test rows: "
+        text = (few / name).read_text()
+        assert text.index("macro F1") < text.index(said) < text.index("what is right with less"), name
+        assert said not in (metrics / name).read_text(), name
 
 
 def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ import time
 import numpy as np
 import pytest
 from helpers.project import ROOT
+from helpers.tables import CLASSES
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from stages.analysis import comparison, seeds, statistics
+from stages.analysis import comparison, metrics, seeds, statistics
+from stages.analysis.f1 import f1_values
 from stages.analysis.seeds import Part, Setting
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -86,21 +88,21 @@ def test_f1_holds_the_truth_too():
         chances = errors * np.exp(deviation * rng.normal(size=trainings))[:, None, None]
         chances = chances + np.eye(3) * (1 - chances.sum(axis=2, keepdims=True))
         predicted = (rng.random((trainings, rows, 1)) > chances.cumsum(axis=2)[:, gold, :]).sum(axis=2).clip(max=2)
-        return seeds.f1_values(gold, predicted, 3)
+        return gold, predicted
 
-    truth = np.mean([drawn(20, 10_000, 0.2).mean(axis=(1, 2)) for _ in range(40)], axis=0)
+    truth = np.mean([f1_values(*drawn(20, 10_000, 0.2), 3).mean(axis=(1, 2)) for _ in range(40)], axis=0)
     for _ in range(400):
-        found = [seeds.score(values, np.arange(1_000), 0.95) for values in drawn(4, 1_000, 0.2)]
+        found = seeds.f1_scores(*drawn(4, 1_000, 0.2), np.arange(1_000), 3, 0.95)
         held += [score.low <= value <= score.high for score, value in zip(found, truth, strict=True)]
     assert (held >= 0.93 * 400).all() and (held <= 0.98 * 400).all(), held / 400
 
 
 def test_f1_is_scikit_learns(drawn):
     gold, first, _ = drawn
-    for average, values in zip(("weighted", "macro"), seeds.f1_values(gold, first.predicted, 3), strict=True):
+    for average, values in zip(("weighted", "macro"), f1_values(gold, first.predicted, 3), strict=True):
         theirs = [f1_score(gold, predicted, average=average) for predicted in first.predicted]
         assert values.mean(axis=1) == pytest.approx(theirs)
-    absent = seeds.f1_values(np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]]), 4)  # two classes that no row has
+    absent = f1_values(np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]]), 4)  # two classes that no row has
     assert absent.mean(axis=2)[:, 0] == pytest.approx(
         [f1_score([0, 1, 0, 1], [0, 1, 1, 1], average=average) for average in ("weighted", "macro")]
     )
@@ -109,7 +111,7 @@ def test_f1_is_scikit_learns(drawn):
 def test_what_a_row_adds_to_f1_is_the_jackknifes(drawn):
     """Without a row, F1 is what it was less the row's part, to first order."""
     gold, first, _ = drawn
-    for average, values in zip(("weighted", "macro"), seeds.f1_values(gold, first.predicted[:1], 3), strict=True):
+    for average, values in zip(("weighted", "macro"), f1_values(gold, first.predicted[:1], 3), strict=True):
         whole = f1_score(gold, first.predicted[0], average=average)
         without = [
             f1_score(np.delete(gold, row), np.delete(first.predicted[0], row), average=average) for row in range(40)
@@ -124,22 +126,21 @@ def test_one_training_each_is_mcnemar_and_tango(drawn):
         [Setting("a", (1,), first.predicted[:1]), Setting("b", (7,), other.predicted[:1])], gold, groups, 3, 0.95
     )
     changed = comparison.changes(gold, first.predicted[0], other.predicted[0])
-    effect = statistics.design_effect(changed, groups)
-    p = statistics.mcnemar(changed, groups, effect)
+    p = statistics.mcnemar(changed, groups)
     assert found.kind == "rows alone"
     assert (found.gap, found.p) == pytest.approx((changed.mean(), p))
-    assert (found.low, found.high) == statistics.gain_interval(changed, effect, p, 0.95)
+    assert (found.low, found.high) == statistics.gain_interval(changed, groups, p, 0.95)
 
 
 def test_the_scores_of_one_training_are_the_reports(drawn):
     gold, first, _ = drawn
     groups = np.arange(ROWS) // 2
     found = seeds.scores(Setting("a", (1,), first.predicted[:1]), gold, groups, 3, 0.95)
-    right = first.predicted[0] == gold
-    effect = statistics.design_effect(right, groups)
-    assert (found.accuracy.low, found.accuracy.high) == pytest.approx(
-        statistics.wilson(right.sum() / effect, ROWS / effect, 0.95), abs=2e-4
-    )
+    report = metrics.scores(metrics.Predictions(gold, first.predicted[0], np.eye(3)[gold], groups, CLASSES, 0.95))
+    for name in ("accuracy", "f1_weighted", "f1_macro"):
+        score = getattr(found, name)
+        assert score.value == pytest.approx(report[name])
+        assert {"low": score.low, "high": score.high} == pytest.approx(report[f"{name}_interval"]), name
     assert np.isnan(found.seeds_deviation)
 
 
@@ -317,6 +318,34 @@ def test_trainings_that_are_equal_are_not_sure(drawn, trainings):
         Setting("a", (7,), first[:1]), Setting("b", (1, 2), first[:2]), gold, np.arange(ROWS), 0.95
     )
     assert alike.high == -alike.low == pytest.approx(1 / ROWS * stats.t.ppf(0.975, ROWS - 1))
+
+
+SEEDS = [((1,), (1,)), ((1, 2), (1, 2)), ((1, 2), (3, 4)), ((1, 2), (3, 4, 5)), ((1,), (2, 3, 4))]
+
+
+@pytest.mark.parametrize("trained", SEEDS, ids=str)
+@pytest.mark.parametrize("rows", [1, 50])
+def test_of_one_group_of_rows_no_difference_is_told(trained, rows):
+    """Nor of one row: however much better the other is there, another group could say the opposite."""
+    gold = np.zeros(rows, dtype=int)
+    gold[rows // 2 :] = rows > 1
+    first, other = (
+        Setting(name, numbers, np.abs(np.tile(gold, (len(numbers), 1)) - wrong))
+        for name, numbers, wrong in zip("ab", trained, (1, 0), strict=True)
+    )
+    scores, (found,) = seeds.compare([first, other], gold, np.zeros(rows, dtype=int), 2, 0.95)
+    assert found.gap == 1 and found.p > 0.3 and found.low < 0 and found.verdict == "too close to tell"
+    for score in (score for setting in scores for score in (setting.accuracy, setting.f1_weighted, setting.f1_macro)):
+        assert 0 <= score.low <= score.value <= score.high <= 1 and score.high - score.low > 0.5, score
+
+
+def test_one_group_of_rows_that_differ_is_known_as_one_row_is():
+    rng = np.random.default_rng(4)
+    gold = rng.integers(0, 3, ROWS)
+    setting = Setting("a", (1, 2), answers(rng, gold, 2, 0.8))
+    (found,), _ = seeds.compare([setting], gold, np.zeros(ROWS), 3, 0.95)
+    assert found.accuracy.high - found.accuracy.low > 0.7
+    assert found.f1_macro.high - found.f1_macro.low > 0.6
 
 
 def test_fifteen_settings_take_seconds():

@@ -3,11 +3,13 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages.analysis import seeds
 from stages.analysis.seeds import Setting
 from stages.report import settings
+from tools import compare
 
 LONG = "data.train_rows=12345, lora.r=128, train.learning_rate=0.00012345, train.schedule=cosine"
 
@@ -27,6 +29,40 @@ def compared(numbers, names=("HEAD", LONG), rows=500, shares=(0.8, 0.84), notes=
 def test_a_terminal_of_120_columns_is_wide_enough(numbers):
     told = settings.markdown(compared(numbers, notes=[f"{LONG} differs from HEAD in code too."]))
     assert max(len(line) for line in told.splitlines() if not line.startswith("Recipe: ")) <= 120
+
+
+def test_what_could_be_shown_by_one_group_is_nothing():
+    gold = np.arange(40) % 3
+    made = [
+        Setting(name, (1,), np.array([(gold + np.arange(40) % 5 // number) % 3]))
+        for name, number in (("a", 4), ("b", 3))
+    ]
+    scores, differences = seeds.compare(made, gold, np.zeros(40), 3, 0.95)
+    found = settings.Compared(scores, differences, ["a", "b"], [], 0.95, 40, 1, "author", "d" * 16)
+    assert re.search(r"too close to tell \(these runs\) +\| nothing +\|", settings.markdown(found))
+
+
+def finished(name, seed, rank, rows, wrong):
+    """A run of two classes, whose test rows are one author's."""
+    gold = np.array(["no", "yes"])[np.arange(rows) % 2]
+    predicted = np.where(np.arange(rows) < wrong, "yes", gold)
+    table = {"text_text": [f"row {row}" for row in range(rows)], "gold": gold, "predicted": predicted, "group": "me"}
+    parameters = {"seed": seed, "lora.r": rank, "analysis.confidence": 0.95, "data.group": "author"}
+    return compare.Run(name, "", parameters, {}, dict.fromkeys(compare.INPUTS, "a"), pd.DataFrame(table), ("no", "yes"))
+
+
+@pytest.mark.parametrize("rows", [1, 12])
+@pytest.mark.parametrize("trained", [[1], [1, 2]], ids=["one seed", "two seeds"])
+def test_runs_of_one_group_of_rows_are_compared_and_nothing_is_told(rows, trained):
+    runs = [
+        finished(f"{rank}, {seed}", seed, rank, rows, wrong) for rank, wrong in ((8, 0), (16, 9)) for seed in trained
+    ]
+    found = compare.compare(runs, None, [])
+    assert [difference.verdict for difference in found.differences] == ["too close to tell"]
+    told = " ".join(settings.markdown(found).split())
+    which = "There is one test row" if rows == 1 else "All test rows share one author"
+    assert f"Note: {which}: how the model does on others can't be known." in told
+    assert "Note: Classes with fewer than 10 test rows: no" in told
 
 
 def test_the_columns_of_a_table_stand_below_each_other():

@@ -1,0 +1,187 @@
+"""How often the intervals of stages/analysis hold the truth, where the rows' distribution is known.
+
+    python benchmarks/intervals.py              # all tables, about five minutes
+    python benchmarks/intervals.py --samples 500
+
+Of F1: classes and rows as in public data sets, mistakes spread over the wrong classes, all answered with one class, or
+made in a third of the classes. Of accuracy and gain: rows of a few groups. An interval of 95% should hold the truth in
+95 of 100 samples. benchmarks/seeds.py has the intervals of several trainings.
+"""
+
+import argparse
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from stages.analysis import comparison, f1, metrics, statistics
+from stages.task.confusion import class_counts
+
+CONFIDENCE = 0.95
+ALIKE = 0.9  # of the rows of a group have the same gold class and answer
+EMOTIONS = (
+    4130, 2939, 2470, 1567, 1087, 1368, 2191, 641, 1269, 2022, 793, 303, 853, 596, 2662, 77, 1452, 2086, 164, 1581, 111,
+    1110, 153, 545, 1326, 1060, 14219, 2328,
+)  # fmt: skip
+"""Rows of 28 classes, about as GoEmotions has them: the rarest has two of 1,000."""
+SHARES = {
+    "77 even": np.full(77, 1 / 77),
+    "31 even": np.full(31, 1 / 31),
+    "28 uneven": np.array(EMOTIONS) / sum(EMOTIONS),
+    "28 as 1/rank": 1 / np.arange(1, 29) / (1 / np.arange(1, 29)).sum(),
+    "3 even": np.full(3, 1 / 3),
+    "90, 8, 2%": np.array([0.9, 0.08, 0.02]),
+    "90, 10%": np.array([0.9, 0.1]),
+}
+Mistakes = Literal["spread", "one answer", "a third"]
+
+
+@dataclass(frozen=True)
+class F1Cell:
+    """One line of the table of F1.
+
+    Attributes:
+        classes: a key of `SHARES`.
+        rows: of the test.
+        accuracy: of the model.
+        mistakes: "spread" over the wrong classes; all answered with "one answer", the first class; or spread, but most
+            of them made in "a third" of the classes.
+        a_group: rows that share a group, of which `ALIKE` have the same gold class and answer.
+    """
+
+    classes: str
+    rows: int
+    accuracy: float
+    mistakes: Mistakes = "spread"
+    a_group: int = 1
+
+    def matrix(self) -> np.ndarray:
+        """Shares of rows of each gold class (down) and answer (across)."""
+        gold = SHARES[self.classes]
+        count = len(gold)
+        right = np.full(count, self.accuracy)
+        if self.mistakes == "a third":
+            worst = np.arange(count) % 3 == 2 if count > 3 else np.arange(count) == count - 1
+            right = np.where(worst, max(0.3, 1 - 3 * (1 - self.accuracy)), 1 - 0.1 * (1 - self.accuracy))
+        answers = (1 - np.eye(count)) / (count - 1)
+        if self.mistakes == "one answer":
+            answers = np.eye(count)[np.where(np.arange(count) == 0, 1, 0)]
+        return gold[:, None] * (np.diag(right) + (1 - right)[:, None] * answers)
+
+
+def f1_coverage(cell: F1Cell, samples: int, seed: int) -> dict[str, float]:
+    """Shares of samples in which the intervals of weighted and macro F1 hold the truth, and their mean widths."""
+    chances, matrix = np.random.default_rng(seed), cell.matrix()
+    counts, classes = class_counts(matrix), len(matrix)
+    truth = f1.f1_weighted(counts), f1.f1_macro(counts)
+    groups = np.arange(cell.rows) // cell.a_group
+    held, width, cumulated = np.zeros(2), np.zeros(2), matrix.cumsum()
+    for _ in range(samples):
+        drawn = chances.random(cell.rows)
+        if cell.a_group > 1:
+            drawn = np.where(chances.random(cell.rows) < ALIKE, chances.random(groups[-1] + 1)[groups], drawn)
+        kind = np.minimum(np.searchsorted(cumulated, drawn), matrix.size - 1)
+        gold, answers = np.divmod(kind, classes)
+        made = metrics.Predictions(gold, answers, np.empty(0), groups, tuple(map(str, range(classes))), CONFIDENCE)
+        for average in (f1.WEIGHTED, f1.MACRO):
+            low, high = made.f1_interval(average)
+            held[average] += low - 1e-12 <= truth[average] <= high + 1e-12
+            width[average] += high - low
+    held, width = held / samples, width / samples
+    return {"weighted": held[0], "macro": held[1], "weighted width": width[0], "macro width": width[1]}
+
+
+@dataclass(frozen=True)
+class GroupCell:
+    """One line of the table of groups.
+
+    Attributes:
+        groups: how many.
+        accuracy: of all groups, 0 to 1.
+        alike: correlation of two rows of a group; a group's own accuracy has a beta distribution.
+        a_group: rows of a group, on the mean.
+        even: whether all groups have as many; else their shares are those of a Dirichlet distribution.
+    """
+
+    groups: int
+    accuracy: float
+    alike: float
+    a_group: int = 100
+    even: bool = True
+
+
+def group_coverage(cell: GroupCell, samples: int, seed: int) -> dict[str, float]:
+    """Shares of samples in which the intervals of accuracy and of a gain hold the truth; the true gain is 0."""
+    chances = np.random.default_rng(seed)
+    common = (1 - cell.alike) / cell.alike
+    held = np.zeros(2)
+    for _ in range(samples):
+        sizes = np.full(cell.groups, cell.a_group)
+        if not cell.even:
+            sizes = np.maximum(1, chances.dirichlet(np.ones(cell.groups)) * sizes.sum()).astype(int)
+        own = chances.beta(common * cell.accuracy, common * (1 - cell.accuracy), (2, cell.groups))
+        groups = np.repeat(np.arange(cell.groups), sizes)
+        right, other = chances.random((2, len(groups))) < np.repeat(own, sizes, axis=1)
+        low, high = statistics.wilson(*statistics.effective_counts(right, groups, CONFIDENCE), CONFIDENCE)
+        held[0] += low <= cell.accuracy <= high
+        changed = comparison.changes(True, right, other)
+        p = statistics.mcnemar(changed, groups)
+        low, high = statistics.gain_interval(changed, groups, p, CONFIDENCE)
+        held[1] += low <= 0 <= high
+    accuracy, gain = held / samples
+    return {"accuracy": accuracy, "gain": gain}
+
+
+def f1_cells() -> list[F1Cell]:
+    """All cells of F1."""
+    kinds = [
+        ("77 even", 500), ("77 even", 3080), ("31 even", 400), ("28 uneven", 1000), ("28 as 1/rank", 1000),
+        ("90, 8, 2%", 200), ("90, 10%", 200), ("90, 10%", 1000), ("3 even", 100), ("3 even", 300), ("3 even", 1000),
+    ]  # fmt: skip
+    mistakes, accuracies = ("spread", "one answer", "a third"), (0.6, 0.8, 0.9, 0.97, 0.99)
+    cells = [
+        F1Cell(name, rows, accuracy, how)
+        for (name, rows), how, accuracy in itertools.product(kinds, mistakes, accuracies)
+    ]
+    return cells + [F1Cell(name, 3 * rows, 0.8, how, a_group=3) for (name, rows), how in
+                    itertools.product(kinds, mistakes)]  # fmt: skip
+
+
+def group_cells() -> list[GroupCell]:
+    """All cells of groups."""
+    return [
+        GroupCell(groups, accuracy, alike, even=even)
+        for even, groups, accuracy, alike in itertools.product(
+            (True, False), (2, 3, 5, 8, 15, 30), (0.6, 0.8, 0.9), (0.02, 0.05, 0.1, 0.3)
+        )
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=2000)
+    samples = parser.parse_args().samples
+    print("| classes | rows | a group | accuracy | mistakes | macro F1 | weighted F1 | widths |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for number, cell in enumerate(f1_cells()):
+        found = f1_coverage(cell, samples, number)
+        print(
+            f"| {cell.classes} | {cell.rows:,} | {cell.a_group} | {cell.accuracy:.0%} | {cell.mistakes} "
+            f"| {found['macro']:.1%} | {found['weighted']:.1%} "
+            f"| {100 * found['macro width']:.1f}, {100 * found['weighted width']:.1f} |",
+            flush=True,
+        )
+    print("\n| groups | of size | accuracy | correlation | accuracy held | gain held |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for number, cell in enumerate(group_cells()):
+        found = group_coverage(cell, samples, number)
+        print(
+            f"| {cell.groups} | {'100' if cell.even else 'uneven'} | {cell.accuracy:.0%} | {cell.alike} "
+            f"| {found['accuracy']:.1%} | {found['gain']:.1%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
