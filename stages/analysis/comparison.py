@@ -9,6 +9,7 @@ from stages.analysis import nli
 from stages.analysis.baselines import ALL, bag_of_words, guess_of, majority_class
 from stages.analysis.metrics import ends
 from stages.analysis.statistics import design_effect, effective_counts, gain_interval, mcnemar, wilson
+from stages.analysis.words import lengths
 from stages.task.task import Task
 
 FATES = ("fixed", "broken", "both_right", "both_wrong")

@@ -147,7 +147,7 @@ def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         "guessed": sentences.guessed(details["comparison"]),
         "numbers": numbers(details),
         "intervals": sentences.intervals(*effects, group, about["params"].analysis.confidence),
-        "cautions": cautions(details["data"]),
+        "cautions": cautions(details["data"], group),
         "interval_cautions": sentences.interval_cautions(
             details["data"]["test"]["classes"], details["tuned"]["groups"], group
         ),

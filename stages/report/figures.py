@@ -12,8 +12,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from stages.report.counts import FEW
+from stages.report.fonts import can_draw, without_unknown
 from stages.report.formatting import percent, whole_percent
-from stages.report.render import WIDTH, render, short
+from stages.report.render import WIDTH, render, short, width
 from stages.report.sentences import guesses
 from stages.task.confusion import confusion_counts
 from stages.task.task import Task

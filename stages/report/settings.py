@@ -13,6 +13,7 @@ from stages.analysis import seeds
 from stages.analysis.seeds import Difference, Scores
 from stages.report.document import as_text, environment
 from stages.report.figures import share_axis
+from stages.report.fonts import without_unknown
 from stages.report.formatting import bounds, percent, signed, signed_bounds, size
 from stages.report.render import WIDTH, render, short
 from stages.report.sentences import level

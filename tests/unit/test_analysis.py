@@ -8,13 +8,14 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.memory import traced_peak
 from helpers.project import ROOT
 from helpers.tables import CLASSES
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.feature_extraction.text import CountVectorizer
 
-from stages.analysis import baselines, comparison, f1, metrics, slices, statistics, tables
+from stages.analysis import baselines, comparison, f1, metrics, slices, statistics, tables, words
 from stages.analysis.statistics import mcnemar
 from stages.report import formatting, sentences
 from stages.task.task import Task
