@@ -1,11 +1,31 @@
 """How often the intervals of stages/analysis hold the truth, where the rows' distribution is known.
 
-    python benchmarks/intervals.py              # all tables, about five minutes
-    python benchmarks/intervals.py --samples 500
+    python benchmarks/intervals.py --samples 1000     # all tables, four minutes
 
 Of F1: classes and rows as in public data sets, mistakes spread over the wrong classes, all answered with one class, or
 made in a third of the classes. Of accuracy and gain: rows of a few groups. An interval of 95% should hold the truth in
 95 of 100 samples. benchmarks/seeds.py has the intervals of several trainings.
+
+How many of 100 intervals of macro F1 hold the truth, at accuracies of 60 to 99%, the least and the most of each kind's
+cells (1,000 samples, accurate to 1.5 points):
+
+    mistakes                     spread       one answer   a third
+    77 even, 500 rows            93.7-99.7    96.1-99.4    93.9-99.7
+    77 even, 3,080 rows          94.6-96.4    94.6-96.7    94.9-96.0
+    31 even, 400 rows            95.4-98.9    96.0-98.2    94.2-98.9
+    28 uneven, 1,000 rows        94.3-99.1    98.2-100     93.9-99.7
+    90, 8 and 2%, 200 rows       94.6-99.9    97.5-99.8    94.3-99.9
+    90 and 10%, 200 rows         94.6-98.5    95.2-99.0    93.7-99.3
+    3 even, 100 rows             95.7-98.5    94.5-97.8    94.4-98.6
+    3 even, 1,000 rows           95.4-97.0    95.0-97.0    94.3-96.9
+
+Above 98 are classes of few rows, or mistakes of which a sample has one or two. Weighted F1 is held in 93.9 to 99.2,
+and with three rows a group both in 93.7 to 98.1.
+
+Accuracy is held in 96.1 to 100 of 100 where there are 3 groups, 93.9 to 97.2 with 5, 93.2 to 96.2 with 8 to 30, if
+two rows of a group correlate by 0.1 or less; of groups of uneven size in 92 or more. At a correlation of 0.3 and an
+accuracy of 90%, most groups are all right: 87 to 93 there. With five groups or fewer no gain is significant at 5%,
+since the exact test by groups has no smaller p than 6%.
 """
 
 import argparse
@@ -30,6 +50,7 @@ SHARES = {
     "31 even": np.full(31, 1 / 31),
     "28 uneven": np.array(EMOTIONS) / sum(EMOTIONS),
     "28 as 1/rank": 1 / np.arange(1, 29) / (1 / np.arange(1, 29)).sum(),
+    "12 even": np.full(12, 1 / 12),
     "3 even": np.full(3, 1 / 3),
     "90, 8, 2%": np.array([0.9, 0.08, 0.02]),
     "90, 10%": np.array([0.9, 0.1]),

@@ -46,6 +46,20 @@ def weights(counts: np.ndarray, average: Average) -> np.ndarray:
     return counts[1] / counts[1].sum() if average == WEIGHTED else there / there.sum()
 
 
+def f1_bias(counts: np.ndarray, average: Average) -> float:
+    """How much higher F1 is than the truth on the mean, to second order; counts: of independent rows, [3, classes].
+
+    F1 of a class is 2J / (1 + J), a bent line, of the unbiased J = tp / (tp + fp + fn): its bias is
+    -F1 (1 - F1) / (g + p). In weighted F1 it varies together with its weight too.
+    """
+    right, gold, answered = counts
+    f1, sides = np.nan_to_num(f1_per_class(counts)), np.maximum(gold + answered, np.finfo(float).tiny)
+    bias = -weights(counts, average) * f1 * (1 - f1)
+    if average == WEIGHTED:
+        bias = bias + f1 * (answered - right) / gold.sum()
+    return float((bias / sides).sum())
+
+
 def f1_interval(
     score: float, confusion: np.ndarray, average: Average, by: float, effect: float, confidence: float
 ) -> tuple[float, float]:
@@ -58,8 +72,7 @@ def f1_interval(
       interval (Agresti and Coull 1998, The American Statistician 52). A class gets as much of them as it would have of
       the variance if all classes were equally good, so that a class of four rows, all right, is not sure. Of a wrong
       row that is its gold class; it is answered with the other classes by their frequency.
-    - F1 is biased: it is 2J / (1 + J), a bent line, of the unbiased J = tp / (tp + fp + fn). To second order the bias
-      of a class is -F1 (1 - F1) / (g + p). It is taken off.
+    - F1 is biased (`f1_bias`), which is taken off.
     - The variance of J that m rows estimate is (m - 1) / m of the true one.
 
     Args:
@@ -99,10 +112,7 @@ def f1_interval(
         + 2 * adds_gold @ wrong @ adds_answer
         + 2 * (wrong_of * adds_gold) @ (frequency @ adds_answer - frequency * adds_answer)
     )
-    bias = -weight * f1 * (1 - f1)
-    if average == WEIGHTED:
-        bias += f1 * (total[2] - total[0]) / total[1].sum()
     middle = score + weight @ f1 - weights(counts, average) @ np.nan_to_num(f1_per_class(counts))
-    middle -= (bias / sides).sum() * effect / by
+    middle -= f1_bias(total, average) * effect / by
     half = z * np.sqrt(variance)
     return float(max(0, min(score, middle - half))), float(min(1, max(score, middle + half)))
