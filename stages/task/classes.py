@@ -15,7 +15,7 @@ from stages.task.task import NO_LABEL
 
 WITHOUT = ("-", str(NO_LABEL), f"{NO_LABEL}.0")  # SNLI and MNLI as text, and `datasets`, mark a row without a label so
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it: 01 is a code
-WHOLE = re.compile(rf"({INTEGER.pattern})\.0")  # in a csv file that pandas wrote from integers with gaps
+WHOLE = re.compile(rf"({INTEGER.pattern})(\.0)?")  # 1.0 in a csv file that pandas wrote from integers with gaps
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 NOT_ONE = "a single class a row is supported, not several labels"
 NOT_A_CLASS = "classes are supported, not numbers to be predicted"
@@ -54,8 +54,7 @@ def read_labels(splits: Mapping[str, pa.Table], column: str) -> list[Labels]:
     for one in labels:
         names[one.kind is not None].update(one.values.dropna().unique())
     integers = {
-        key: any(all(map(form.fullmatch, found - set(WITHOUT))) for form in (INTEGER, WHOLE))
-        for key, found in names.items()
+        of_numbers: all(map(WHOLE.fullmatch, found - set(WITHOUT))) for of_numbers, found in names.items()
     }
     return [replace(one, integers=one.names is None and integers[one.kind is not None]) for one in labels]
 
@@ -142,6 +141,8 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
         return _checked(labels[0].names, column)
     values = pd.concat([one.values for one in labels]).dropna()
     found = set(values)
+    if labels[0].integers and any(map(INTEGER.fullmatch, found)):  # a file with gaps next to one without
+        found = {name.removesuffix(".0") for name in found}
     too_many = len(found) > min(params.MOST_CLASSES, max(20, len(values) / 2))
     fraction = next((value for value in sorted(found) if "." in value), None)
     if fraction and not labels[0].integers and all(map(NUMBER.fullmatch, found - set(WITHOUT))):

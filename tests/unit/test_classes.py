@@ -161,6 +161,14 @@ def test_a_split_with_digits_alone_is_read_as_the_others_are():
     assert classes.to_codes(test, ("1a", "2", "1")).tolist() == [1, 2]
 
 
+def test_integers_with_gaps_in_one_split_and_none_in_another_are_the_same_classes():
+    """pandas writes 1.0 into the file that has gaps, and 1 into the other."""
+    splits = {"train": table_of(["0.0", "1.0", None]), "test": table_of(["1", "0"])}
+    labels = classes.read_labels(splits, "label")
+    for names in (("no", "yes"), classes.choose_classes(labels, None)):
+        assert [classes.to_codes(one, names).tolist() for one in labels] == [[0, 1, -1], [1, 0]]
+
+
 def test_integers_are_no_places_among_classes_of_which_one_is_a_number():
     assert codes([1, 2], ("2", "1", "none")) == [1, 0]
 
@@ -246,6 +254,7 @@ def test_declared_classes_keep_their_order():
         ((["a ", "a", "b", None, ""],), ("a", "b")),
         ((["10", "9", "10", "9"], ["2"] * 2), ("2", "9", "10")),
         ((["10.0", "9.0", None] * 2,), ("9.0", "10.0")),
+        ((["10.0", "9.0", None] * 2, ["10", "9"]), ("9", "10")),
         ((["01", "02", "01"], ["1a"] * 2), ("01", "02", "1a")),
         ((["10", "010", "9"] * 2,), ("010", "10", "9")),
         (([1.0, None, 10.0], [2.0, 1.0, 2.0]), ("1", "2", "10")),
