@@ -53,9 +53,7 @@ def read_labels(splits: Mapping[str, pa.Table], column: str) -> list[Labels]:
     names = {of_numbers: set(WITHOUT) for of_numbers in (False, True)}
     for one in labels:
         names[one.kind is not None].update(one.values.dropna().unique())
-    integers = {
-        of_numbers: all(map(WHOLE.fullmatch, found - set(WITHOUT))) for of_numbers, found in names.items()
-    }
+    integers = {of_numbers: all(map(WHOLE.fullmatch, found - set(WITHOUT))) for of_numbers, found in names.items()}
     return [replace(one, integers=one.names is None and integers[one.kind is not None]) for one in labels]
 
 

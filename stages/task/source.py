@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.table import table_cast
 from huggingface_hub import DatasetCard
@@ -179,11 +180,10 @@ def _read_split(builder, split, files, scratch, folder, subset):
     for link, name in files.items():
         where = f"data.name: {folder}/{name}"
         if _kind(name) in ("csv", "tsv"):
-            tables[name] = _as_declared(
-                read_csv(link, where, builder.config.pd_read_csv_kwargs), builder, where, folder
-            )
+            table = read_csv(link, where, builder.config.pd_read_csv_kwargs)
         else:
-            tables[name] = _read_typed(link, where, builder, scratch, subset)
+            table = _read_typed(link, where, builder, scratch, subset)
+        tables[name] = _as_declared(table, builder, where, folder)
     table = _join(tables, split)
     declared = (builder.info.splits or {}).get(split)
     if declared is not None and declared.num_examples not in (0, len(table)):
@@ -195,19 +195,31 @@ def _read_split(builder, split, files, scratch, folder, subset):
 
 
 def _as_declared(table, builder, where, folder):
-    """A table of text, with the types that README.md declares for its columns, if it does."""
+    """A table with the types that README.md declares for its columns, if it does."""
     features = datasets.Features.from_arrow_schema(table.schema)
     for column, feature in (builder.info.features or {}).items():
         if column in features:
             features[column] = feature
+            wanted = datasets.Features({column: feature}).arrow_schema
+            table = _without_points(table, column, wanted.field(column).type, getattr(feature, "names", None))
             try:
-                table_cast(table.select([column]), datasets.Features({column: feature}).arrow_schema)
+                table_cast(table.select([column]), wanted)
             except Exception as error:  # `datasets` and pyarrow raise several kinds
                 raise UserError(
                     f"{where}: column '{column}' is not what dataset_info in {folder}/README.md declares, "
                     f"{feature!s:.100} ({first_line(error):.200}); correct one of them"
                 ) from error
     return table_cast(table, features.arrow_schema)
+
+
+def _without_points(table, column, wanted, names):
+    """A table whose column of text has 1 for 1.0, which pandas writes for 1 next to gaps, if integers are wanted."""
+    kind = table.schema.field(column).type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not text or not pa.types.is_integer(wanted) or any(name.endswith(".0") for name in names or ()):
+        return table
+    values = pc.replace_substring_regex(table[column], r"^(-?[0-9]+)\.0$", r"\1")
+    return table.set_column(table.column_names.index(column), column, values)
 
 
 def _read_typed(path, where, builder, scratch, subset):

@@ -190,6 +190,35 @@ def test_the_types_that_the_readme_declares_are_taken(nli):
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
 
 
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_the_classes_that_the_readme_declares_name_the_integers_of_any_kind_of_file(nli, ending):
+    declared = datasets.Features({"label": datasets.ClassLabel(names=["bad", "good"])})
+    features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
+    (nli / "README.md").write_text(f"---\n{features}---\n")
+    WRITERS[ending](pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}), nli / f"train.{ending}")
+    names = describe(nli, "nli", "none", "data")["files"]
+    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
+    assert table["label"].to_pylist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        (datasets.ClassLabel(names=["bad", "good"]), [1, None, 0]),
+        (datasets.ClassLabel(names=["0.0", "0.5", "1.0"]), [2, None, 0]),
+        (datasets.Value("int64"), [1, None, 0]),
+    ],
+    ids=["places", "names", "integers"],
+)
+def test_declared_integers_may_be_written_with_a_point_as_pandas_does_next_to_gaps(nli, declared, expected):
+    features = yaml.safe_dump({"dataset_info": {"features": datasets.Features({"label": declared})._to_yaml_list()}})
+    (nli / "README.md").write_text(f"---\n{features}---\n")
+    (nli / "train.csv").write_text("text,label\na,1.0\nb,\nc,0.0\n")
+    names = describe(nli, "nli", "none", "data")["files"]
+    assert read_splits(nli, names, data_group(splits=splits()))["train"]["label"].to_pylist() == expected
+
+
 def test_a_type_that_the_readme_declares_and_the_file_has_not_is_one_line(nli):
     declared = datasets.Features({"label": datasets.ClassLabel(names=["bad", "good"])})
     features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
