@@ -22,6 +22,8 @@ from stages.task.text_tables import check_encoding, check_json, read_csv
 
 KINDS = {"jsonl": "json", "ndjson": "json"}  # endings that mean the same kind of table as another
 
+READ_AS = {"tsv": "csv"}  # the reader of a kind, if it has another name
+
 
 def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.Table]:
     """Read the splits of a folder, and print which files each one is read from.
@@ -144,6 +146,11 @@ def _files(builder, links, folder, configs):
         raise UserError(
             f"data.name: {folder}: tables of {len(kinds)} kinds: {listed}; keep one kind there, "
             "or name the files of each split in its README.md, under `configs`"
+        )
+    if files and builder.name not in (kind := next(iter(kinds)), READ_AS.get(kind)):
+        raise UserError(
+            f"{folder}/README.md: configs: {_few(files[next(iter(files))].values())} would be read as {builder.name}, "
+            "as `datasets` reads the files of the first config; keep tables of one kind in the folder"
         )
     return files
 

@@ -557,6 +557,21 @@ def test_a_subset_that_is_not_there_is_one_line_that_says_which_are(glue, subset
     assert line.endswith(": cola, sst2")
 
 
+@pytest.mark.parametrize("first", ["sst2", "cola"])
+def test_a_subset_of_another_kind_than_the_first_one_is_one_line(nli, first):
+    """`datasets` reads it as it reads the first one: json as csv, for example."""
+    frame(("a", "b", 1)).to_csv(nli / "sst2.csv", index=False)
+    frame(("a", "b", 1)).to_json(nli / "cola.jsonl", orient="records", lines=True)
+    kinds = {"sst2": "csv", "cola": "jsonl"}
+    entries = "".join(
+        f"- {{config_name: {name}, data_files: {name}.{kinds[name]}}}\n" for name in sorted(kinds, key=first.__ne__)
+    )
+    (nli / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    other = next(name for name in kinds if name != first)
+    assert f"configs: {other}.{kinds[other]} would be read as " in refusal(nli, subset=other, splits=splits())
+    assert read(nli, subset=first, splits=splits())["train"]["premise"].tolist() == ["a"]
+
+
 def test_a_subset_of_a_data_set_that_has_none_is_refused(reviews):
     assert "params.yaml: data.subset: sst2; allowed with" in refusal(reviews, subset="sst2", splits=splits())
     assert "null" in refusal(reviews, subset="sst2", splits=splits())
