@@ -21,7 +21,7 @@ from stages.task.task import SPLITS
 from stages.task.text_tables import check_encoding, check_json, read_csv
 
 KINDS = {"jsonl": "json", "ndjson": "json"}  # endings that mean the same kind of table as another
-
+STATE = "state.json"  # `save_to_disk` writes it next to its arrow files
 READ_AS = {"tsv": "csv"}  # the reader of a kind, if it has another name
 
 
@@ -43,6 +43,9 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
     Raises:
         UserError: naming the file or the key: no table, not readable, no such subset, no such split, an empty slice.
     """
+    names = list(names)
+    saved = {Path(name).with_name(STATE) for name in names if _kind(name) == "arrow"}
+    names = [name for name in names if Path(name) not in saved]
     if not any(_kind(name) for name in names):
         raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLES)}")
     with scratch_folder("outs/data_source") as scratch:

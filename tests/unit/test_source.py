@@ -343,6 +343,12 @@ def test_a_table_of_another_kind_is_no_rival(reviews):
     assert len(read(reviews, splits=splits())["train"]) == 100
 
 
+def test_a_folder_of_save_to_disk_is_read(nli):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+    datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), rows)).save_to_disk(nli)
+    assert [list(split["label"]) for split in read(nli).values()] == [["x", "y"]] * 3
+
+
 def test_a_table_that_belongs_to_no_split_is_let_be(nli):
     for split in ("train", "validation", "test"):
         frame(("A man runs.", "He moves.", 0)).to_csv(nli / f"{split}.csv", index=False)
