@@ -20,7 +20,7 @@ def main() -> None:
             pq.write_table(rows, folder / f"{split}.parquet")
     files.write_json("outs/data_source.json", {key: source[key] for key in ("name", "revision", "digest")})
     files.write_json("outs/base_model.json", manifest)
-    print(f"{manifest['name']}: {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2f} GB; {p.data.name}: "
+    print(f"{manifest['name']}: {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2g} GB; {p.data.name}: "
           + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))  # fmt: skip
 
 

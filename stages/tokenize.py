@@ -40,8 +40,15 @@ def main() -> None:
     files.write_json("outs/data_summary.json", summary)
     task.write("outs/task.json")
     special = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
-    facts = [f"{len(task.classes)} classes: {listed(task.classes)}", *special, *cautions(summary, task.group)]
+    facts = [f"{len(task.classes)} classes: {listed(task.classes)}", *without_label(summary), *special]
+    facts += cautions(summary, task.group)
     print("\n".join(facts))
+
+
+def without_label(summary: dict) -> list[str]:
+    """A line that counts the rows dropped for want of a label, where there are any."""
+    counts = ", ".join(f"{summary[s]['dropped']:,} of {summary[s]['chosen']:,} {s} rows" for s in SPLITS)
+    return [f"dropped, since they have no label: {counts}"] if any(summary[s]["dropped"] for s in SPLITS) else []
 
 
 def read_raw(split: str) -> pa.Table:

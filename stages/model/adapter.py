@@ -52,7 +52,11 @@ def _check_targets(model, wanted):
         return any(check_target_module_exists(config, name) for name in names)
 
     if isinstance(wanted, str):
-        unknown = "" if wanted.lower() == "all-linear" or matches(wanted) else f"that match {wanted}"
+        unknown = (
+            ""
+            if wanted.lower() == "all-linear" or matches(wanted)
+            else f"that match the regular expression {wanted} (names go into a list)"
+        )
     else:
         missing = [name for name in wanted if not matches([name])]
         unknown = missing and f"named {', '.join(missing)}"

@@ -51,7 +51,7 @@ def of_export(about: dict[str, Any]) -> str:
         dataset_revision=data["revision"],
         metric_type="accuracy",
         metric_name="Accuracy",
-        metric_value=round(about["merges"][about["chosen"]].accuracy, 4),
+        metric_value=round(about["merges"][about["chosen"]].accuracy, 6),
     )
     of_hub = ModelCardData(
         model_name=title(about),
@@ -123,7 +123,7 @@ def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
             dataset_revision=data["revision"],
             metric_type=metric.hub[0],
             metric_name=metric.title[0].upper() + metric.title[1:],
-            metric_value=round(scores[metric.key], 4),
+            metric_value=round(scores[metric.key], 6),
             metric_args=metric.hub[1],
         )
         for metric in known

@@ -62,7 +62,7 @@ def named(classes: tuple[str, ...]) -> bool:
 
 
 def drawn(name: str, length: int) -> str:
-    """A name beside a picture, in at most so many letters' room, of characters that there is a font for."""
+    """A name as a picture shows it: no wider than `length` letters, of characters that there is a font for."""
     return short(without_unknown(name), length)
 
 

@@ -108,11 +108,11 @@ def short(name: str, length: int) -> str:
 
 
 def _start(name, length):
-    """As much of a name as has room."""
+    """The start of a name, no wider than `length` letters."""
     widths = itertools.accumulate(map(width, name))
     return name[: sum(taken <= length for taken in widths)]
 
 
 def width(name: str) -> int:
-    """How many letters' room a name takes; Chinese, Japanese and Korean characters take two each."""
+    """Width of a name in letters; a Chinese, Japanese or Korean character is as wide as two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in name)

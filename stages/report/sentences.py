@@ -47,7 +47,7 @@ def level(confidence: float) -> str:
 
 def intervals(base_effect: float, tuned_effect: float, gain_effect: float, group: str | None, confidence: float) -> str:
     """Which intervals the report shows, and by which design effects they are widened; group: `Task.group`."""
-    alike = f"share a {group}" if group else "have the same texts"
+    alike = f"share the same {group}" if group else "have the same texts"
     return (
         f"Intervals of {level(confidence)}: Wilson's of accuracies and shares, Newcombe's of differences between "
         f"groups of rows, Tango's of the gain, for F1 Agresti and Coull's by its influence function, its bias taken "

@@ -180,7 +180,7 @@ class Params(Group):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys; here that is a mistake."""
+    """PyYAML takes the last of two equal keys, and reads 010 as 8: here both are mistakes."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -189,6 +189,15 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node):
+        if re.fullmatch(r"[-+]?0[0-9_]+", node.value):
+            reason = f"YAML reads {node.value} in base 8: quote it if it is a name, else leave out the zero"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load(path: str | Path = "params.yaml") -> Params:

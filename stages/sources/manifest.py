@@ -30,8 +30,8 @@ SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b")
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name means a local folder: one that exists, or that is written as a path."""
-    return local(name).is_dir() or name.startswith((".", "/", "~"))
+    """Whether a name means something local, not the hub: it exists, or it is written as a path."""
+    return local(name).exists() or name.startswith((".", "/", "~"))
 
 
 def local(name: str) -> Path:
@@ -50,6 +50,8 @@ def describe(folder: Path, name: str, revision: str, key: str) -> dict:
         {"name", "revision", "digest" (SHA-256 over names and contents), "files": {relative path: {"size" in bytes,
         "sha256"}}}
     """
+    if folder.is_file():
+        raise UserError(f"params.yaml: {key}.name: {name} is a file; allowed: the folder that holds it")
     if not folder.is_dir():
         raise UserError(f"params.yaml: {key}.name: no folder {folder}{_where(folder, key)}")
     paths = sorted({path for pattern in PATTERNS[key] for path in folder.rglob(pattern) if path.is_file()})

@@ -39,7 +39,8 @@ def _without_rows(summary: dict) -> Iterator[str]:
         if missing:
             more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
             pronoun = "it" if len(missing) == 1 else "them"
-            yield f"No {ROWS_OF[split]} row has the class {', '.join(missing[:NAMED])}{more}: {means} {pronoun}."
+            which = "the class" if len(missing) == 1 else "one of the classes"
+            yield f"No {ROWS_OF[split]} row has {which} {', '.join(missing[:NAMED])}{more}: {means} {pronoun}."
 
 
 def _in_two_splits(summary: dict, group: str | None) -> Iterator[str]:

@@ -54,7 +54,7 @@ def take_rows(
 
 def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, ...]) -> None:
     """Refuse a split that lacks a column that params.yaml names, or holds no text where text is read."""
-    has = f"split '{split}' has no such column; it has {', '.join(table.column_names)}"
+    has = f"split '{split}' has no such column; all its files have {', '.join(table.column_names)}"
     for column in columns:
         if column not in table.column_names:
             raise UserError(f"params.yaml: tokenize.template: {{{column}}}: {has}")
@@ -147,8 +147,7 @@ def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task
 
 
 def shared(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> dict[str, int]:
-    """How many rows stand in another split too, word for word; and how many others share their group with a row of
-    it."""
+    """How many rows are in another split too, word for word; and how many others share their group with a row of it."""
 
     def whole(table):
         return pd.MultiIndex.from_frame(table[task.texts])

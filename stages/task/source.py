@@ -53,8 +53,12 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
         links = _link(folder, names, scratch / "files")
         datasets.disable_progress_bars()  # seconds even for SNLI, and they would stay in every log
         configs = _configs(folder, scratch)
+        if not configs:
+            _check_kinds(_files(_found(scratch / "files"), links, folder), folder)
         builder = _builder(scratch, folder, data.subset, configs)
-        files = _files(builder, links, folder, configs)
+        # `datasets` itself leaves out the files of all kinds but the most frequent one
+        files = _files(builder.config.data_files if configs else _found(scratch / "files"), links, folder)
+        _check_kinds(files, folder, builder)
         wanted = {split: _own_splits(files, split, getattr(data.splits, split)) for split in SPLITS}
         datasets.logging.set_verbosity(logging.CRITICAL)  # it would log each error, and name the links
         rows = {own: _read_split(builder, own, files[own], scratch, folder, data.subset) for own in files
@@ -128,18 +132,24 @@ def _builder(scratch, folder, subset, configs):
         ) from error
 
 
-def _files(builder, links, folder, configs):
-    """{split of the data set: {link: name of the file}}: all of one kind, and all in the manifest."""
-    found = builder.config.data_files
-    if not configs:  # then `datasets` has already left out the files of all kinds but the most frequent one
-        place = builder.base_path
-        found = DataFilesDict.from_patterns(get_data_patterns(place), base_path=place)
+def _found(place):
+    """{split of the data set: files}, by their names."""
+    return DataFilesDict.from_patterns(get_data_patterns(str(place)), base_path=str(place))
+
+
+def _files(found, links, folder):
+    """{split of the data set: {link: name of the file}}: all in the manifest."""
     files = {}
     for split, paths in found.items():
         for path in map(str, paths):
             if not _kind(links.get(path, "")):
                 raise _not_pinned(folder, links.get(path, path))
             files.setdefault(str(split), {})[path] = links[path]
+    return files
+
+
+def _check_kinds(files, folder, builder=None):
+    """Refuse tables of several kinds, or of a kind that a builder does not read."""
     kinds = {}
     for names in files.values():
         for name in names.values():
@@ -150,12 +160,11 @@ def _files(builder, links, folder, configs):
             f"data.name: {folder}: tables of {len(kinds)} kinds: {listed}; keep one kind there, "
             "or name the files of each split in its README.md, under `configs`"
         )
-    if files and builder.name not in (kind := next(iter(kinds)), READ_AS.get(kind)):
+    if files and builder and builder.name not in (kind := next(iter(kinds)), READ_AS.get(kind)):
         raise UserError(
             f"{folder}/README.md: configs: {_few(files[next(iter(files))].values())} would be read as {builder.name}, "
             "as `datasets` reads the files of the first config; keep tables of one kind in the folder"
         )
-    return files
 
 
 def _own_splits(files, split, wanted):

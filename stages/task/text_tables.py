@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import lzma
+import operator
+import reprlib
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,10 @@ def read_csv(path: Path, name: str, options: dict) -> pa.Table:
         raise UserError(f"{name}: {found}; {allowed}")
     if found := _other_dialect(path, name, encoding, sep, single=len(frame.columns) == 1):
         raise UserError(f"{name}: {found}; {allowed}")
+    if frame.iloc[:, -1].isna().any() and (found := _uneven_row(path, name, encoding, sep, operator.lt)):
+        print(f"{name}: {found}; the cells that a row lacks are read as empty")
+    if broken := frame.apply(lambda cells: cells.str.contains("\n", regex=False)).any(axis=1).sum():
+        print(f'{name}: {broken:,} rows hold line breaks in a cell; if there should be more rows, look for a stray "')
     return pa.Table.from_pandas(frame)
 
 
@@ -51,6 +57,10 @@ def check_json(path: Path, name: str) -> None:
     """Refuse a file that is one object which holds the rows somewhere inside: by columns, or under a key."""
     with _open(path, name) as file:
         first = file.readline()
+        begin = (first + file.readline()).replace(b"\xef\xbb\xbf", b"").split()
+        if begin in ([], [b"[]"]) and not file.read(1):
+            raise UserError(f"{name}: the file has no rows")
+        file.seek(len(first))
         if first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b""):
             return
         try:
@@ -126,15 +136,16 @@ def _other_dialect(path, name, encoding, sep, single=True):
     return None
 
 
-def _uneven_row(path, name, encoding, sep):
-    """The first row that has more cells than the header, else None."""
+def _uneven_row(path, name, encoding, sep, differs=operator.gt):
+    """The first row that has more cells than the header (`operator.lt`: fewer), else None."""
     if sep not in SEPARATORS:
         return None
     with _lines(path, name, encoding) as file:
         rows = csv.reader(file, delimiter=sep)
         try:
             header = next(rows)
-            row = next(row for row in rows if len(row) > len(header))
+            row = next(row for row in rows if row and differs(len(row), len(header)))
         except (csv.Error, StopIteration):
             return None
-        return f"line {rows.line_num} has {len(row)} cells, the header {len(header)} ({sep.join(row):.60})"
+        cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
+        return f"line {rows.line_num} has {cells}, the header {len(header)} ({reprlib.repr(row)})"

@@ -157,12 +157,12 @@ def test_columns_of_any_name_are_taken():
         (
             ("premise", "text"),
             {},
-            "params.yaml: tokenize.template: {text}: split 'train' has no such column; it has premis",
+            "params.yaml: tokenize.template: {text}: split 'train' has no such column; all its files have premis",
         ),
         (
             COLUMNS,
             {"label": "labels"},
-            "params.yaml: data.label: labels: split 'train' has no such column; it has premise,",
+            "params.yaml: data.label: labels: split 'train' has no such column; all its files have premise,",
         ),
         (COLUMNS, {"group": "author"}, "params.yaml: data.group: author: split 'train' has no such column"),
         (

@@ -201,8 +201,8 @@ def test_the_head_is_trained_or_frozen_as_asked(load_nano, lora, trains):
         (["q_proj", "score"], "named score"),  # the head, which is trained whole
         (["score"], "named score"),
         ([".*_proj", "q_proj"], r"named \.\*_proj"),  # in a list no regular expression is read
-        (r".*\.w_pack", r"that match \.\*\\\.w_pack"),
-        ("score", "that match score"),
+        (r".*\.w_pack", r"that match the regular expression \.\*\\\.w_pack \(names go into a list\)"),
+        ("score", r"that match the regular expression score \(names go into a list\)"),
     ],
     ids=str,
 )

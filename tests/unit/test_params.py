@@ -63,6 +63,7 @@ BAD_VALUES = {
 BAD_FILES = {
     "empty": (b"", "NoneType"),
     "broken": (b"lora: [", "not valid YAML"),
+    "base 8": (b"data: {classes: [010, 011]}", "YAML reads 010 in base 8: quote it if it is a name"),
     "list": (b"- 1", "list"),
     "object": (b"!!python/object/apply:os.system ['touch pwned']", "not valid YAML"),
     "latin": (b"\xff", "not readable"),

@@ -684,7 +684,7 @@ ANIMALS = {"classes": ("猫", "犬と狐", "bird"), "columns": ("文本",), "row
 
 @pytest.mark.parametrize("there", [True, False], ids=["a font has them", "no font has them"])
 def test_class_names_that_matplotlibs_font_lacks(tmp_path, system_fonts, there):
-    """By a font of the system; where none has them all, by their numbers, which the table of every class has."""
+    """A font of the system shows them. If there is no such font, the picture has their numbers."""
     part = font_file(tmp_path, "A part", "猫文本")
     system_fonts(part, font_file(tmp_path, "B all", "猫犬と狐文本")) if there else system_fonts(part)
     with warnings.catch_warnings(action="error"):  # matplotlib's, of a glyph that is missing

@@ -266,7 +266,7 @@ def refusal_of(folder, name, content):
         ("train.tsv", "text,label\nfine,a\n", "its cells seem to be separated by commas (text,label); allowed"),
         ("train.csv", "'text','label'\n'fine','a'\n", "its cells seem to be quoted by ' ('text','label'); allowed"),
         ("train.csv", "text,label\n'well, fine','a'\n", "its cells seem to be quoted by ' ('well, fine','a'); allowed"),
-        ("train.csv", 'text,label\n"a\nb",x\na, b, c,x\n', "line 4 has 4 cells, the header 2 (a, b, c,x); allowed"),
+        ("train.csv", 'text,label\n"a\nb",x\na, b, c,x\n', "line 4 has 4 cells, the header 2 (['a', ' b', ' c', 'x']); allowed"),
         ("train.csv", "text,label\nfine,a,\nbad,b,\n", "its rows have more cells than its header; allowed"),
         ("train.csv", 'text,label\n"fine,a\nbad,b\n', 'a " is never closed; it opens in row 1; allowed'),
         ("train.csv", "", "No columns to parse from file"),
@@ -284,6 +284,39 @@ def test_a_file_of_another_encoding_or_dialect_is_one_line_that_says_what_it_loo
 ):
     assert refusal_of(nli, name, content).startswith(said)
     assert capfd.readouterr().err == "", "the line is all that is said"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            "text,label\na,0\nb\nc,1\n",
+            "line 3 has 1 cell, the header 2 (['b']); the cells that a row lacks are read as empty",
+        ),
+        (
+            'text,label\na "x,0\n"b,0\nc,1\nd" y,1\n',
+            '1 rows hold line breaks in a cell; if there should be more rows, look for a stray "',
+        ),
+        ("text,label\na,0\nb,\n", None),
+    ],
+    ids=["short row", "stray quote", "no label"],
+)
+def test_rows_that_may_be_read_otherwise_than_meant_are_told(nli, capsys, content, told):
+    (nli / "train.csv").write_text(content)
+    read(nli, splits=splits())
+    said = [line for line in capsys.readouterr().out.splitlines() if "train.csv: " in line]
+    assert said == ([f"data.name: {nli}/train.csv: {told}"] if told else [])
+
+
+@pytest.mark.parametrize("content", ["", "\n", "[]", " []\n"])
+def test_a_json_file_without_rows_is_one_line(nli, content):
+    assert refusal_of(nli, "train.json", content) == "the file has no rows"
+
+
+def test_tables_of_two_kinds_in_two_splits_are_named(nli):
+    (nli / "train.csv").write_text("text,label\na,0\n")
+    (nli / "test.tsv").write_text("text\tlabel\na\t0\n")
+    assert "tables of 2 kinds: csv (train.csv), tsv (test.tsv); keep one kind" in refusal(nli, splits=splits())
 
 
 def test_a_separator_that_the_readme_names_is_taken(nli):
