@@ -37,21 +37,23 @@ NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 CUT_SHORT = re.compile(
     r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|iostream error|requested and \d+ written"
 )
+QUOTES_DATA = (UserError, ValueError, LookupError)  # a parser's error may quote a row that has such words
 
 
 def full_disk(error: BaseException | None, path: str | Path | None = None) -> DiskFull | None:
     """The error of a full disk that an error is, or that it came of; None where it has another reason.
 
     Args:
-        path: what was to be written; None: the file that the error names, or the fullest of the folders that libraries
-            write to.
+        path: what was to be written, unless the error names a file on another disk; None: the file that the error
+            names, or the fullest of the folders that libraries write to.
     """
     while error:
         if isinstance(error, DiskFull):  # its free space was measured before the part that was written was removed
             return DiskFull(path, error.reason, error.free) if path else error
         if reason := _no_space(error):
             named = error.filename if isinstance(getattr(error, "filename", None), str) else None
-            path = path or named or min((Path.cwd(), Path(tempfile.gettempdir()), Path.home()), key=_free)
+            if not path or (named and _device(named) != _device(path)):
+                path = named or min((Path.cwd(), Path(tempfile.gettempdir()), Path.home()), key=_free)
             return DiskFull(path, reason, _free(path))
         error = error.__cause__ or error.__context__
     return None
@@ -60,14 +62,24 @@ def full_disk(error: BaseException | None, path: str | Path | None = None) -> Di
 def _no_space(error):
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return os.strerror(error.errno)
+    if isinstance(error, QUOTES_DATA):
+        return None
     if found := NO_SPACE.search(str(error)):
         return found[0]
     return "a write was cut short" if CUT_SHORT.search(str(error)) else None
 
 
 def _free(path):
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _device(path):
+    return _existing(path).stat().st_dev
+
+
+def _existing(path):
     path = Path(path).absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 @contextmanager

@@ -83,6 +83,31 @@ def test_another_error_stays_what_it_is(tmp_path, error):
     assert raised.value is error
 
 
+# The user's rows may be a log; parsers and this project's own errors quote them.
+QUOTED = [
+    pa.ArrowInvalid("CSV parse error: Expected 2 columns, got 4: kernel: No space left on device,sda1,full,1"),
+    KeyError("unexpected pos 226240 vs 226132"),
+    UserError("column 'label' has 'No space left on device' in row 0; data.classes: a, b"),
+]
+
+
+@pytest.mark.parametrize("error", QUOTED, ids=str)
+def test_a_row_that_speaks_of_a_full_disk_is_none(tmp_path, error):
+    with pytest.raises(type(error)) as raised, files.new_file(tmp_path / "a.json"):
+        raise error
+    assert raised.value is error
+
+
+def test_a_file_on_another_disk_is_named_itself(tmp_path):
+    with small_disk(tmp_path / "disk", 300_000) as disk:
+        fill(disk, 0)
+        with (
+            pytest.raises(DiskFull, match=r"disk/cache: not written \(.*; 0\.0 MB free there\)"),
+            files.new_folder(tmp_path / "out"),
+        ):
+            raise OSError(errno.ENOSPC, "No space left on device", str(disk / "cache"))
+
+
 def test_of_nested_folders_the_outermost_is_named(tmp_path):
     """A file's temporary folder says nothing to its user."""
     with (
