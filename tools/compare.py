@@ -276,8 +276,13 @@ def from_cache(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, .
         gold=table["label"].map(dict(enumerate(classes))), predicted=table["prediction"].map(dict(enumerate(classes)))
     )
     for column in (*texts, "gold", "predicted"):  # as cases.csv has them
-        rows[column] = [f"'{text}" if text.startswith(FORMULA_STARTS) else text for text in rows[column]]
-    return rows, classes
+        rows[column] = [quoted(text) for text in rows[column]]
+    return rows, tuple(map(quoted, classes))
+
+
+def quoted(text: str) -> str:
+    """A text as cases.csv has it."""
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def from_cases(name: str, table: bytes, parameters: dict[str, Any]) -> pd.DataFrame:
@@ -351,9 +356,9 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
     classes = sorted({*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])})
     numbers = {name: number for number, name in enumerate(classes)}
     gold = first.rows["gold"].map(numbers).to_numpy()
-    notes += interval_cautions(
-        first.rows["gold"].value_counts().to_dict(), group.nunique(), first.params.get("data.group")
-    )
+    known = next((run.classes for run in runs if run.classes), classes)
+    rows = first.rows["gold"].value_counts().reindex(known, fill_value=0).to_dict()
+    notes += interval_cautions(rows, group.nunique(), first.params.get("data.group"))
     made = [
         seeds.Setting(
             name,

@@ -72,14 +72,22 @@ def interval_cautions(classes: dict[str, int], groups: int, group: str | None) -
         alike = f"share one {group}" if group else "have the same texts"
         which = "There is one test row" if sum(classes.values()) == 1 else f"All test rows {alike}"
         said.append(f"{which}: how the model does on others can't be known.")
-    few = [f"{name} ({rows})" for name, rows in classes.items() if 0 < rows < FEW_ROWS]
-    if few:
-        more = f" and {len(few) - NAMED:,} more" if len(few) > NAMED else ""
+    if few := [f"{name} ({rows})" for name, rows in classes.items() if 0 < rows < FEW_ROWS]:
         said.append(
-            f"Classes with fewer than {FEW_ROWS} test rows: {', '.join(few[:NAMED])}{more}. F1 is a rough estimate for "
+            f"Classes with fewer than {FEW_ROWS} test rows: {_first(few)}. F1 is a rough estimate for "
             "them, and so is the interval of macro F1, in which they count like any other."
         )
+    if without := [name for name, rows in classes.items() if not rows]:
+        said.append(
+            f"Classes without test rows: {_first(without)}. Nothing is known of their F1. Macro F1 leaves out those "
+            "that the model never predicts, and counts the others as 0."
+        )
     return said
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def overlap(test: dict[str, Any], group: str | None) -> str | None:

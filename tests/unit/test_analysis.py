@@ -713,7 +713,9 @@ def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
 
 
 def test_cautions_at_the_intervals():
-    assert sentences.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None) == []
+    assert sentences.interval_cautions({"a": 10, "b": 500}, 510, None) == []
+    (said,) = sentences.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
+    assert said.startswith("Classes without test rows: not tested. Nothing is known of their F1. ")
     (said,) = sentences.interval_cautions({"a": 9, "b": 500}, 509, "premise")
     assert said.startswith("Classes with fewer than 10 test rows: a (9). ")
     (said,) = sentences.interval_cautions({str(name): 2 for name in range(8)}, 16, None)

@@ -63,6 +63,7 @@ def test_runs_of_one_group_of_rows_are_compared_and_nothing_is_told(rows, traine
     which = "There is one test row" if rows == 1 else "All test rows share one author"
     assert f"Note: {which}: how the model does on others can't be known." in told
     assert "Note: Classes with fewer than 10 test rows: no" in told
+    assert ("Note: Classes without test rows: yes." in told) == (rows == 1)
 
 
 def test_the_columns_of_a_table_stand_below_each_other():
