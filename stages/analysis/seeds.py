@@ -198,19 +198,17 @@ def divisor(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
 
 
 def parts_of_one(values: np.ndarray, groups: np.ndarray) -> list[Part]:
-    """Variance of the mean of all trainings and rows: the seeds' part, where there are several, then the rows'.
+    """Variance of the mean of several trainings and all rows: the seeds' part, then the rows'.
 
     Args:
         values: float [seeds, rows].
     """
-    rows = rows_part(shared(row_covariances(values, groups)), groups)
-    return [rows] if len(values) == 1 else [seeds_part(values), rows]
+    return [seeds_part(values), rows_part(shared(row_covariances(values, groups)), groups)]
 
 
 def rows_part(variance: float, groups: np.ndarray) -> Part:
-    """The rows' part of a variance; that of one group is a bound, no estimate."""
-    count = effective_groups(groups)
-    return Part(variance, max(1.0, count - 1) if count > 1 else math.inf)
+    """The rows' part of a variance, which the groups estimate."""
+    return Part(variance, max(1.0, effective_groups(groups) - 1))
 
 
 def seeds_part(values: np.ndarray) -> Part:
@@ -368,7 +366,7 @@ def margin(parts: Sequence[Part], level: float) -> float:
     """
     variance = sum(part.variance for part in parts)
     weighted = sum(part.variance * quantile(level, part.freedom) for part in parts)
-    return float(weighted / math.sqrt(variance)) if variance else 0.0
+    return float(weighted / math.sqrt(variance))
 
 
 def quantile(level: float, freedom: float) -> float:
@@ -404,7 +402,7 @@ def power(gap: float, parts: Sequence[Part], confidence: float) -> float:
 def smallest_difference(parts: Sequence[Part], confidence: float) -> float:
     """The true difference that is told from none with a chance of `POWER`."""
     high = 4 * margin(parts, 1 - confidence) + 4 * math.sqrt(sum(part.variance for part in parts))
-    return float(brentq(lambda gap: power(gap, parts, confidence) - POWER, 0, high)) if high else 0.0
+    return float(brentq(lambda gap: power(gap, parts, confidence) - POWER, 0, high))
 
 
 def holm(p: Sequence[float]) -> list[float]:

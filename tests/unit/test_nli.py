@@ -20,6 +20,8 @@ NLI = nli.Nli.of(Task(CLASSES, ("premise", "hypothesis"), "premise"))
         (("premise", "hypothesis"), None, "premise"),
         (("hypothesis", "premise"), None, "premise"),
         (("Hypothesis", "context"), None, "context"),
+        (("context", "hypothesis"), None, "context"),
+        (("claim", "Premise"), None, "Premise"),
         (("sentence1", "sentence2"), None, "sentence1"),
         (("sentence2", "sentence1"), "sentence1", "sentence1"),
         (("sentence1", "sentence2"), "promptID", "sentence1"),
@@ -90,6 +92,9 @@ def test_claims_that_hold():
     tuned[(gold == 1) & (overlap > 0.8)] = 0
     table = cases(gold, [1] * 300, tuned, overlap=overlap)
     found = verdicts(table)
+    pulled = nli.claims(table, NLI, 0.95)["high_overlap_pulls_to_entailment"]
+    assert pulled["here"] == {"part": 25, "rows": 50}, "of the rows that are no entailment"
+    assert pulled["elsewhere"] == {"part": 0, "rows": 150}
     for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
         assert found[key] == nli.HOLDS, key
     assert found["high_overlap_pulls_to_entailment"] == nli.HOLDS
@@ -112,6 +117,21 @@ def test_few_rows_tell_little(gold):
     assert not any("nan" in f["evidence"] for f in sentences.claims(found))
 
 
+@pytest.mark.parametrize(
+    "overlap, low, high",
+    [([0.1, 0.3, 0.6, 0.9], [0], [3]), ([0, 0, 1, 1], [0, 1], [2, 3]), ([0.5, 0.5, 0.5], [], []), ([0.5], [], [])],
+)
+def test_the_ends_of_overlap_are_the_outer_quartiles_and_none_where_all_rows_are_alike(overlap, low, high):
+    ends = nli.overlap_ends(pd.DataFrame({"overlap": overlap}))
+    assert [np.flatnonzero(end).tolist() for end in ends] == [low, high]
+
+
+def test_neutral_is_compared_with_nothing_where_no_other_class_has_rows():
+    found = nli.claims(cases([1] * 90, [1] * 90, [0] * 90), NLI, 0.95)["neutral_is_hardest"]
+    assert (found["rival"], found["verdict"]) == (None, nli.OPEN)
+    assert (found["here"], found["elsewhere"]) == ({"part": 90, "rows": 90}, {"part": 0, "rows": 0})
+
+
 def test_every_claim_takes_any_two_rows():
     for gold, base, tuned in itertools.product(((0, 0), (0, 1), (1, 1), (2, 1)), repeat=3):
         found = nli.claims(cases(gold, base, tuned, overlap=[0, 1]), NLI, 0.95)
@@ -128,6 +148,7 @@ def test_rows_that_share_a_premise_prove_no_claim():
 
 
 @pytest.mark.parametrize("low, high, expected", [(0.1, 0.2, nli.HOLDS), (-0.2, -0.1, nli.FAILS),
-                                                 (-0.1, 0.1, nli.OPEN), (np.nan, np.nan, nli.OPEN)])  # fmt: skip
+                                                 (-0.1, 0.1, nli.OPEN), (0.0, 0.1, nli.OPEN),
+                                                 (-0.1, 0.0, nli.OPEN), (np.nan, np.nan, nli.OPEN)])  # fmt: skip
 def test_verdict(low, high, expected):
     assert nli.verdict(low, high, 0) == expected

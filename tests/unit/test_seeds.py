@@ -144,6 +144,34 @@ def test_the_scores_of_one_training_are_the_reports(drawn):
     assert np.isnan(found.seeds_deviation)
 
 
+def test_the_deviation_of_seeds_and_the_error_of_rows_are_those_of_the_means(drawn):
+    gold, first, _ = drawn
+    found = seeds.scores(first, gold, np.arange(ROWS), 3, 0.95)
+    right = first.predicted == gold
+    assert found.by_seed == pytest.approx(right.mean(axis=1))
+    assert found.seeds_deviation == pytest.approx(np.std(right.mean(axis=1), ddof=1))
+    assert found.rows_error == pytest.approx(np.std(right.mean(axis=0), ddof=1) / ROWS**0.5)
+
+
+@pytest.mark.parametrize("trainings", [2, 3])
+def test_an_accuracy_of_several_trainings_has_the_interval_of_their_variance(trainings):
+    """Seeds' part and rows' part by numpy, each with its t quantile; Wilson's interval of as many rows as have it."""
+    rng = np.random.default_rng(0)
+    right = (rng.random((trainings, ROWS)) + rng.random(ROWS) < 1.4).astype(float)  # some rows are hard for all
+    between = right.mean(axis=1).var(ddof=1) / trainings
+    within = np.cov(right)[np.triu_indices(trainings, 1)].mean() / ROWS
+    found = seeds.parts_of_one(right, np.arange(ROWS))
+    assert [(part.variance, part.freedom) for part in found] == [
+        (pytest.approx(between), trainings - 1), (pytest.approx(within), pytest.approx(ROWS - 1)),
+    ]  # fmt: skip
+    quantiles = stats.t.ppf(0.975, [trainings - 1, ROWS - 1])
+    width = (between * quantiles[0] + within * quantiles[1]) / (between + within) ** 0.5
+    share = right.mean()
+    rows = share * (1 - share) * (stats.norm.ppf(0.975) / width) ** 2 * ROWS / (ROWS - 1)
+    score = seeds.score(right, np.arange(ROWS), 0.95)
+    assert (score.value, score.low, score.high) == pytest.approx((share, *statistics.wilson(share * rows, rows, 0.95)))
+
+
 def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
     """Rows of two kinds, right always or never in a training: nothing is left to the rows that two trainings share."""
     rows = np.arange(10_000)
@@ -204,6 +232,42 @@ def test_the_variance_of_rows_of_two_settings_is_that_of_their_difference():
     assert rows.variance > 0.9 * min(within) and rows.freedom == 4_999
 
 
+def test_the_variance_of_rows_alone_is_that_of_the_mean_difference(drawn):
+    gold, first, other = drawn
+    right, other = (setting.predicted == gold for setting in (first, other))
+    (rows,) = seeds.parts_of_difference(right[:1].astype(float), other.astype(float), np.arange(ROWS), "rows alone")
+    assert rows.variance == pytest.approx(np.var(other.mean(axis=0) - right[0], ddof=1) / ROWS)
+    assert rows.freedom == pytest.approx(ROWS - 1)
+
+
+def test_groups_that_differ_less_than_rows_make_no_difference_surer():
+    """Of other seeds: each premise has as many right rows as any other, so that its sum varies by nothing."""
+    right, other = np.tile([[1.0, 0, 1, 0], [0, 1, 1, 0]], 50), np.tile([[1.0, 1, 0, 0], [1, 1, 0, 0]], 50)
+    alone, grouped = (
+        seeds.parts_of_difference(right, other, groups, "other seeds")[-1]
+        for groups in (np.arange(200), np.arange(200) // 4)
+    )
+    assert grouped.variance >= alone.variance > 0
+
+
+def test_two_seeds_beside_more_keep_their_own_degrees_of_freedom():
+    rng = np.random.default_rng(0)
+    for first, other, freedom in ((2, 5, [1, 4]), (5, 2, [4, 1]), (2, 2, None), (3, 5, None)):
+        right, others = (rng.integers(0, 2, (count, 90)).astype(float) for count in (first, other))
+        *parts, _ = seeds.parts_of_difference(right, others, np.arange(90), "other seeds")
+        apart = [seeds.seeds_part(right), seeds.seeds_part(others)]
+        assert parts == (apart if freedom else [seeds.joined(apart)])
+        assert freedom is None or [part.freedom for part in parts] == freedom
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_difference_of_nearly_all_rows_has_an_interval_within_one(sign):
+    right = np.zeros((2, 20))
+    right[0, :2] = 1
+    _, low, high, _, _ = seeds.interval(*(right, 1 - right)[::sign], np.arange(20), "same seeds", 0.95)
+    assert (high if sign > 0 else low) == sign
+
+
 def test_copies_of_rows_that_share_a_group_tell_nothing_new(drawn):
     gold, first, other = drawn
     once = seeds.difference(first, other, gold, np.arange(ROWS), 0.95)
@@ -248,9 +312,12 @@ def test_the_power_of_seeds_alone_is_that_of_the_t_test(freedom):
 
 
 def test_the_smallest_difference_of_rows_alone_is_the_textbooks():
-    """(z of 97.5% + z of 80%) standard errors."""
-    found = seeds.smallest_difference([Part(0.01**2, np.inf)], 0.95)
-    assert found == pytest.approx(0.01 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)), rel=1e-4)
+    """(z of 97.5% + z of 80%) standard errors; of a low confidence less, since its other end tells some too."""
+    for confidence in (0.5, 0.95, 0.999):
+        found = seeds.smallest_difference([Part(0.01**2, np.inf)], confidence)
+        z = stats.norm.ppf((1 + confidence) / 2)
+        assert stats.norm.sf(z - found / 0.01) + stats.norm.cdf(-z - found / 0.01) == pytest.approx(0.8)
+    assert found == pytest.approx(0.01 * (z + stats.norm.ppf(0.8)), rel=1e-4)
 
 
 def test_the_smallest_difference_is_told_in_four_of_five_experiments():
@@ -289,6 +356,7 @@ def test_the_verdict_is_of_all_comparisons(drawn):
     _, among = seeds.compare([first, better, *alike], gold, np.arange(ROWS), 3, 0.95)
     assert alone[0].p_holm == alone[0].p == among[0].p < among[0].p_holm
     assert seeds.verdict(0.1, 0.049, 0.95) == "better" and seeds.verdict(-0.1, 0.049, 0.95) == "worse"
+    assert seeds.verdict(0.1, 1 - 0.95, 0.95) == "too close to tell", "the interval just reaches 0"
     assert seeds.verdict(0.1, 0.051, 0.95) == seeds.verdict(0.1, 0.09, 0.95) == "too close to tell"
     assert seeds.verdict(0.1, 0.09, 0.9) == "better"
 
