@@ -88,7 +88,7 @@ def reliability(right: np.ndarray, confidence: np.ndarray) -> dict[str, np.ndarr
         confidence: the probability of the predicted class, [rows].
 
     Returns:
-        dict of arrays [BINS]: `low`, `high`, `rows`, `confidence` and `accuracy` (means, NaN where there are no rows).
+        dict of arrays [BINS]: `rows`, `confidence` and `accuracy` (means, NaN where there are no rows).
     """
     bins = np.clip(np.ceil(np.asarray(confidence) * BINS).astype(int) - 1, 0, BINS - 1)
     rows = np.bincount(bins, minlength=BINS)
@@ -97,14 +97,7 @@ def reliability(right: np.ndarray, confidence: np.ndarray) -> dict[str, np.ndarr
         sums = np.bincount(bins, weights=values, minlength=BINS)
         return np.divide(sums, rows, out=np.full(BINS, np.nan), where=rows > 0)
 
-    edges = np.arange(BINS + 1) / BINS
-    return {
-        "low": edges[:-1],
-        "high": edges[1:],
-        "rows": rows,
-        "confidence": mean(confidence),
-        "accuracy": mean(right),
-    }
+    return {"rows": rows, "confidence": mean(confidence), "accuracy": mean(right)}
 
 
 def calibration_curve(right: np.ndarray, sure: np.ndarray, groups: np.ndarray, confidence: float) -> pd.DataFrame:

@@ -108,6 +108,41 @@ def test_fates_and_gain():
     counts = comparison.gain(gold, base, tuned)
     assert counts == {"both_right": 1, "fixed": 1, "broken": 1, "both_wrong": 1, "rows": 4, "accuracy_gain": 0}
     assert list(comparison.changes(gold, base, tuned)) == [0, 1, -1, 0]
+    assert comparison.gain(gold, base, gold)["accuracy_gain"] == 0.5
+
+
+def predictions(task, texts, gold, probabilities):
+    """A table of a model's predictions, each row a group of its own."""
+    table = pd.DataFrame(dict(zip(task.texts, texts, strict=True)) | {"label": gold})
+    table = table.assign(row=table.index + 5, group=table.index, prediction=np.argmax(probabilities, axis=1))
+    return table.join(pd.DataFrame(probabilities, columns=task.probabilities))
+
+
+@pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
+def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut_by(classes):
+    task = Task(classes, ("premise", "hypothesis"), None)
+    texts, gold = [["a cat", "a dog"], ["a cat", "no dog"]], [0, 1]
+    base = predictions(task, texts, gold, [[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]])
+    tuned = predictions(task, texts, gold, [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
+    train = base[task.texts].assign(label=gold)
+    tokenized = {"train": train, "test": train.assign(truncated=[False, True])}
+    cases = comparison.case_table(base, tuned, tokenized, task)
+    assert cases["row"].tolist() == [5, 6] and cases["truncated"].tolist() == [False, True]
+    assert (cases["base"].tolist(), cases["tuned"].tolist(), cases["gold"].tolist()) == ([2, 1], [0, 1], gold)
+    assert cases["fate"].tolist() == ["fixed", "both_right"]
+    assert cases["base_confidence"].tolist() == [0.5, 0.6] and cases["tuned_confidence"].tolist() == [0.7, 0.8]
+    assert cases[f"base_p_{classes[1]}"].tolist() == [0.3, 0.6]
+    assert cases["guess_premise"].tolist() == gold
+    if classes == CLASSES:
+        assert cases["overlap"].tolist() == [1, 0.5] and cases["negated"].tolist() == [False, True]
+    else:
+        assert "overlap" not in cases
+    found = comparison.comparison(cases, np.array([0, 0, 1]), task, 0.95)
+    assert (found["accuracy_gain"], found["mcnemar_p"]) == (0.5, 1)
+    assert found["majority_class"]["accuracy"] == 0.5
+    assert found["bag_of_words"]["accuracy"] == found["bag_of_words_by_column"]["hypothesis"]["accuracy"] == 1
+    low, high = found["bag_of_words"]["accuracy_interval"].values()
+    assert (low, high) == statistics.wilson(2, 2, 0.95)
 
 
 @pytest.mark.parametrize("fixed, broken, rows, level, low, high", [
@@ -420,6 +455,12 @@ def test_reliability_by_hand():
     assert metrics.calibration_error(bins) == pytest.approx(0.5 * 0.125 + 0.5 * 0.025)
 
 
+def test_the_outer_bins_hold_nothing_and_what_rounding_makes_more_than_all():
+    bins = metrics.reliability(np.array([True, False, True]), np.array([0.0, 0.05, 1 + 1e-7]))
+    assert list(bins["rows"]) == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert bins["accuracy"][[0, 9]].tolist() == [0.5, 1]
+
+
 def test_calibration_error_against_a_loop():
     rng = np.random.default_rng(3)
     confidence = rng.uniform(1 / 3, 1, 500)
@@ -478,6 +519,16 @@ def test_a_bag_of_words_knows_which_column_a_word_stands_in():
     labels = rng.integers(0, 2, 300)
     rows = [("cat", "dog") if label else ("dog", "cat") for label in labels]
     assert (bag_of_words(rows[:200], labels[:200], rows[200:]) == labels[200:]).all()
+
+
+def test_a_bag_of_words_of_all_columns_reads_all_of_them():
+    """The first column tells one class of three, the second the other two."""
+    labels = np.arange(60) % 3
+    rows = [(("cat", "dog", "dog")[label], ("red", "red", "blue")[label]) for label in labels]
+    table = pd.DataFrame(rows, columns=["a", "b"])
+    found = baselines.bag_of_words(table, labels, table)
+    assert (found[baselines.ALL] == labels).all()
+    assert (found["guess_a"] == labels).mean() == (found["guess_b"] == labels).mean() == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

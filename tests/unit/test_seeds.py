@@ -215,6 +215,8 @@ def test_the_variance_of_rows_is_that_of_their_means(drawn):
     right = (first.predicted == gold).astype(float)
     alone, grouped = seeds.row_covariances(right, np.arange(ROWS))
     assert alone == pytest.approx(np.cov(right) / ROWS) and grouped == pytest.approx(alone)
+    two = right[:, [0, np.flatnonzero(right[0] != right[0, 0])[0]]]
+    assert seeds.row_covariances(two, np.arange(2))[0] == pytest.approx(np.cov(two) / 2)
     shuffled = np.random.default_rng(1).permutation(np.arange(ROWS) // 3)
     sums = np.array([np.bincount(shuffled, weights=line) for line in right - right.mean(axis=1, keepdims=True)])
     assert seeds.row_covariances(right, shuffled)[1] == pytest.approx(np.cov(sums) * len(sums[0]) / ROWS**2)
@@ -405,6 +407,13 @@ def test_of_one_group_of_rows_no_difference_is_told(trained, rows):
     assert found.gap == 1 and found.p > 0.3 and found.low < 0 and found.verdict == "too close to tell"
     for score in (score for setting in scores for score in (setting.accuracy, setting.f1_weighted, setting.f1_macro)):
         assert 0 <= score.low <= score.value <= score.high <= 1 and score.high - score.low > 0.5, score
+
+
+def test_the_rows_part_of_one_group_is_the_most_variance_that_a_difference_can_have():
+    for how, trainings in (("rows alone", 1), ("same seeds", 2), ("other seeds", 3)):
+        right = np.ones((trainings, 9))
+        *_, rows = seeds.parts_of_difference(right, 1 - right, np.zeros(9), how)
+        assert rows == Part(1.0, np.inf)
 
 
 def test_one_group_of_rows_that_differ_is_known_as_one_row_is():
