@@ -144,6 +144,15 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
     low, high = found["bag_of_words"]["accuracy_interval"].values()
     assert (low, high) == statistics.wilson(2, 2, 0.95)
 
+    drawn = tables.plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
+    assert ("negation" in set(drawn["slices_tuned"]["cut"])) == (classes == CLASSES)
+    assert drawn["slices_base"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
+    assert (drawn["reliability_base"]["accuracy"].item(), drawn["reliability_tuned"]["accuracy"].item()) == (0.5, 1)
+    assert drawn["confusion_base"].to_dict("list") == {
+        "actual": [classes[0], classes[1]],
+        "predicted": [classes[2], classes[1]],
+    }
+
 
 @pytest.mark.parametrize("fixed, broken, rows, level, low, high", [
     (1, 7, 21, 0.95, -0.517, -0.026),  # Fagerland, Lydersen and Laake 2014, Statistics in Medicine 33
@@ -590,6 +599,7 @@ def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_thr
     assert words.terms("iPhone好不好，OK") == [
         "iphone", "，", "ok", "， ok", "好", "不", "好", "好不", "不好", "好不好",
     ]  # fmt: skip
+    assert max(map(len, words.terms("很好不好"))) == 3
 
 
 def test_a_bag_of_words_of_many_classes_and_rows_is_no_chance():
@@ -637,6 +647,7 @@ def test_lengths_are_words_or_where_a_script_has_no_spaces_characters():
     )
     found = words.lengths(texts)
     assert found.to_dict("list") == {"words_en": [3, 2], "characters_zh": [7, 12], "words_both": [3, 5]}
+    assert list(words.lengths(pd.DataFrame({"half": ["a cat 猫在"]}))) == ["words_half"], "half are not most"
 
 
 def test_slices_by_length_name_what_is_counted():
@@ -659,6 +670,19 @@ def test_thinned_keeps_short_curves_and_averages_long_ones():
     assert list(thin["loss"]) == [2, 3, 4, 9]
 
 
+def test_of_the_epoch_that_is_kept_every_figure_is_a_number():
+    epochs = pd.DataFrame({"epoch": [1, 2], "loss": [0.5, 0.25], "accuracy": [1, 0]})
+    assert tables.kept_epoch(epochs, 2) == {"loss": 0.25, "accuracy": 0}
+
+
+def test_confusions_come_by_their_rows_then_by_their_share_of_the_class():
+    found = tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
+    assert found.to_dict("list") == {
+        "gold": [1, 0, 1], "predicted": [0, 1, 2], "rows": [3, 3, 2], "share": [3 / 6, 3 / 8, 2 / 6],
+    }  # fmt: skip
+    assert len(tables.most_frequent_confusions(np.ones((5, 5)))) == 10
+
+
 def test_quartiles_keep_equal_values_together():
     groups, edges = slices.quartiles(range(1, 9))
     assert list(edges) == [2, 4, 6] and list(groups) == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -672,6 +696,8 @@ def test_quartiles_keep_equal_values_together():
 
 def test_names_of_slices():
     assert slices.share_names([0.25, 0.5]) == ["up to 25%", "25% to 50%", "over 50%"]
+    assert slices.share_names([0.25, 0.5, 0.75])[-2:] == ["50% to 75%", "over 75%"]
+    assert slices.length_names([3, 5, 8], "words") == ["up to 3 words", "4 to 5 words", "6 to 8 words", "over 8 words"]
     assert slices.length_names([3, 4, 8], "words") == ["up to 3 words", "4 words", "5 to 8 words", "over 8 words"]
     assert slices.length_names([], "words") == slices.share_names([]) == ["all alike"]
 

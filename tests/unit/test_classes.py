@@ -153,6 +153,11 @@ def test_fractions_are_classes_where_these_are_listed(kind, names):
     assert codes(pa.array([1.5, 0.1, 1.0, None], kind), names) == [2, 0, 1, -1]
 
 
+def test_a_number_next_to_names_is_a_name():
+    assert codes(["1", "a"], ("1", "a")) == [0, 1]
+    assert "has '1.0' in row 0" in refused(codes, ["1.0", "a"], ("1", "a"))
+
+
 def test_a_split_with_digits_alone_is_read_as_the_others_are():
     """`1` is no place among the classes where another split has `1a`."""
     splits = {"train": table_of(["1", "2", "1a"]), "test": table_of(["2", "1"])}
@@ -239,6 +244,27 @@ def test_a_code_that_a_class_label_does_not_declare_is_refused():
 
 
 # --- the data set's own classes ---
+
+
+def test_listed_classes_keep_the_order_of_the_list():
+    labels = [read(["b", "a", "c"])]
+    assert classes.choose_classes(labels, ["c", "b", "a"]) == ("c", "b", "a")
+
+
+def test_an_infinite_label_is_a_number_not_a_class():
+    assert "not numbers to be predicted" in refused(own, [float("inf"), 1.0] * 9)
+
+
+def test_a_few_rows_may_have_twenty_classes():
+    names = [f"class {row:02}" for row in range(21)]
+    assert own(names[:20]) == tuple(names[:20])
+    assert "21 different values in 21 labelled rows" in refused(own, names)
+
+
+def test_of_many_classes_an_error_names_some():
+    line = refused(codes, ["x"], [f"class {number}" for number in range(900)])
+    assert "has 'x' in row 0; data.classes: class 0, class 1, " in line
+    assert line.endswith("…") and len(line) < 600
 
 
 def test_declared_classes_keep_their_order():
