@@ -251,6 +251,11 @@ def test_listed_classes_keep_the_order_of_the_list():
     assert classes.choose_classes(labels, ["c", "b", "a"]) == ("c", "b", "a")
 
 
+def test_of_integers_each_negative_one_may_be_no_label_and_of_names_only_the_known_marks():
+    assert "has -2, which may be a class or no label" in refused(own, [-2, 1] * 9)
+    assert own(["-2 degrees", "warm"] * 9) == ("-2 degrees", "warm")
+
+
 def test_an_infinite_label_is_a_number_not_a_class():
     assert "not numbers to be predicted" in refused(own, [float("inf"), 1.0] * 9)
 

@@ -185,6 +185,12 @@ def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
     assert seeds.margin([part], 0.05) == pytest.approx((high - low) / 2, rel=1e-3)
 
 
+def test_seeds_of_equal_means_have_the_variance_of_a_rounded_one():
+    """Rounded to steps of one row, they are evenly spread over a step: a twelfth of its square."""
+    part = seeds.seeds_part(np.tile([1.0, 0], (3, 5)))
+    assert part == Part(pytest.approx(np.var((np.arange(10**4) + 0.5) / 10**4 / 10) / 3), 2)
+
+
 def test_other_seeds_are_a_welch_test():
     right, other = np.array([0.80, 0.81, 0.825]), np.array([0.815, 0.83, 0.85, 0.81])
     theirs = stats.ttest_ind(other, right, equal_var=False)
