@@ -418,8 +418,8 @@ def test_of_one_group_of_rows_no_difference_is_told(trained, rows):
 def test_the_rows_part_of_one_group_is_the_most_variance_that_a_difference_can_have():
     for how, trainings in (("rows alone", 1), ("same seeds", 2), ("other seeds", 3)):
         right = np.ones((trainings, 9))
-        *_, rows = seeds.parts_of_difference(right, 1 - right, np.zeros(9), how)
-        assert rows == Part(1.0, np.inf)
+        *of_seeds, rows = seeds.parts_of_difference(right, 1 - right, np.zeros(9), how)
+        assert rows == Part(1.0, np.inf) and len(of_seeds) == (how != "rows alone")
 
 
 def test_one_group_of_rows_that_differ_is_known_as_one_row_is():
