@@ -233,6 +233,13 @@ def test_the_score_tests_p_is_students_where_it_is_the_largest():
     assert low == pytest.approx(0, abs=1e-6), "the interval at that level just reaches 0"
 
 
+def test_the_score_tests_p_counts_where_six_of_seven_premises_gain_and_none_loses():
+    changed, premises = np.repeat([1, 1, 1, 1, 1, 1, 0], 2), np.repeat(range(7), 2)
+    student = 2 * stats.t.sf(12 / np.sqrt(12 * statistics.design_effect(changed, premises)), 6)
+    assert student > 2 / 2**6 == statistics.sign_flips(np.full(6, 2))
+    assert mcnemar(changed, premises) == pytest.approx(student)
+
+
 def test_p_is_never_below_that_of_rows():
     """Premises that mix fixed and broken rows can't make the changed rows say more than they do by themselves."""
     changed, premises = np.array([1] * 5 + [-1] * 2), np.array([0, 1, 2, 3, 4, 0, 1])
