@@ -442,6 +442,24 @@ def test_f1_intervals_widen_with_the_design_effect():
         assert wide / narrow == pytest.approx(3**0.5, rel=0.1)
 
 
+def test_f1_intervals_of_very_many_rows_are_as_wide_as_what_rows_add_varies():
+    """Classes of uneven size and uneven F1, so that every part of the variance counts."""
+    confusion = np.array([[800, 150, 50], [100, 100, 20], [10, 30, 40]])
+    gold, predicted = (np.repeat(side, confusion.ravel()) for side in np.indices((3, 3)).reshape(2, 9))
+    values = f1.f1_values(gold, predicted[None], 3)[:, 0]
+    for (low, high), of_rows in zip(f1_intervals(confusion * 10_000), values, strict=True):
+        error = of_rows.std() / np.sqrt(confusion.sum() * 10_000)
+        assert high - low == pytest.approx(2 * stats.norm.ppf(0.975) * error, rel=1e-4)
+        assert (low + high) / 2 == pytest.approx(of_rows.mean(), abs=error / 100)
+
+
+def test_the_bias_of_macro_f1_that_is_taken_off_grows_with_the_design_effect():
+    """Of a class it is F1 (1 - F1) over its gold and predicted rows, 20,000 here; the same for each."""
+    confusion = 500 * np.ones((3, 3)) + 8500 * np.eye(3)
+    one, four = (sum(f1.f1_interval(0.9, confusion, f1.MACRO, 4, effect, 0.95)) / 2 for effect in (1, 4))
+    assert four - one == pytest.approx((4 - 1) * 0.9 * 0.1 / 20_000, rel=0.02)
+
+
 def test_f1_intervals_of_many_rows_and_classes_take_no_time():
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 1000, 100_000)

@@ -130,6 +130,7 @@ def test_the_summary_counts_rows_chosen_dropped_kept_empty_and_cut():
         "tokens_max": 3,
         "classes": {"entailment": 1, "neutral": 0, "contradiction": 1},
     }
+    assert dataset.summarize(rows, rows[:3], kept, TASK)["unlabelled"] == 1
 
 
 # --- columns ---
