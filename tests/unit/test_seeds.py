@@ -248,6 +248,15 @@ def test_the_variance_of_rows_alone_is_that_of_the_mean_difference(drawn):
     assert rows.freedom == pytest.approx(ROWS - 1)
 
 
+def test_the_error_of_rows_of_a_difference_is_that_of_what_they_differ_by(drawn):
+    gold, first, other = drawn
+    found = seeds.difference(first, other, gold, np.arange(ROWS), 0.95)
+    apart = (other.predicted == gold).mean(axis=0) - (first.predicted == gold).mean(axis=0)
+    assert found.rows_error == pytest.approx(apart.std(ddof=1) / ROWS**0.5)
+    alike = seeds.difference(first, other, gold, np.zeros(ROWS), 0.95)
+    assert alike.rows_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one"
+
+
 def test_groups_that_differ_less_than_rows_make_no_difference_surer():
     """Of other seeds: each premise has as many right rows as any other, so that its sum varies by nothing."""
     right, other = np.tile([[1.0, 0, 1, 0], [0, 1, 1, 0]], 50), np.tile([[1.0, 1, 0, 0], [1, 1, 0, 0]], 50)
