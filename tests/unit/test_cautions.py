@@ -1,4 +1,4 @@
-"""What the counts of the chosen rows give to think."""
+"""What is said of the chosen rows before their scores."""
 
 import copy
 
