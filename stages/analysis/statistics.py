@@ -8,6 +8,8 @@ from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit  # many times faster than scipy.stats.t
 from scipy.stats import binom, norm
 
+FEW_GROUPS = 10  # of rows that are alike: from fewer, how much groups differ is hardly known
+
 
 def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
     """How many times greater the variance of a mean is than if its rows were independent: at least 1.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stages.analysis.f1 import FEW_ROWS
+from stages.analysis.statistics import FEW_GROUPS
 from stages.report.formatting import bounds, percent, points, share, signed_bounds, size
 
 NAMED = 5  # classes; more are counted
@@ -72,6 +73,11 @@ def interval_cautions(classes: dict[str, int], groups: int, group: str | None) -
         alike = f"share one {group}" if group else "have the same texts"
         which = "There is one test row" if sum(classes.values()) == 1 else f"All test rows {alike}"
         said.append(f"{which}: how the model does on others can't be known.")
+    elif groups < FEW_GROUPS:
+        said.append(
+            f"The test rows are of {groups} {f'values of {group}' if group else 'different texts'}. With so few, the "
+            "intervals are rough estimates, and may be too narrow where such rows are much alike."
+        )
     if few := [f"{name} ({rows})" for name, rows in classes.items() if 0 < rows < FEW_ROWS]:
         said.append(
             f"Classes with fewer than {FEW_ROWS} test rows: {_first(few)}. F1 is a rough estimate for "

@@ -76,7 +76,7 @@ def _read_split(table, split, column):
         values = values.to_pandas()  # its gaps may be NaN
         if np.isinf(values).any():
             raise _refused(split, column, f"holds {kind}", NOT_A_CLASS)
-        values = values.map({value: _shortest(value) for value in values.dropna().unique()})
+        values = values.map({value: shortest(value) for value in values.dropna().unique()})
     elif pa.types.is_integer(kind):
         values = values.cast(pa.string()).to_pandas()
     else:
@@ -91,7 +91,7 @@ def short_type(kind: pa.DataType) -> str:
     return str(kind) if len(str(kind)) <= 60 else f"{kind!s:.60}…"
 
 
-def _shortest(number):
+def shortest(number):
     """A float as text: 1.0 is 1, 0.50 is 0.5."""
     return np.format_float_positional(number + 0.0, trim="-")  # -0.0 + 0.0 is 0.0
 
@@ -207,7 +207,7 @@ def to_codes(labels: Labels, classes: Sequence[str]) -> np.ndarray:
         else:
             of_name = {value: _place(value, exact, folded) for value in found}
             if labels.kind or labels.integers:  # 1 and 1.0 are one number
-                same = {_shortest(float(name)): exact[name] for name in numbers if "." in name} | exact
+                same = {shortest(float(name)): exact[name] for name in numbers if "." in name} | exact
                 of_name = {value: same.get(value.removesuffix(".0")) if of_name[value] is None else of_name[value]
                            for value in found}  # fmt: skip
             allowed = ", ".join(classes)

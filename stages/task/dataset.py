@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
-from stages.task.classes import choose_classes, read_labels, short_type, to_codes
+from stages.task.classes import choose_classes, read_labels, short_type, shortest, to_codes
 from stages.task.task import NO_LABEL, Task
 
 BETWEEN = "\x1f"  # a character that no text is expected to have, between two texts
@@ -77,10 +77,12 @@ def groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.S
         first, *others = task.texts
         return texts[first].str.cat([texts[other] for other in others], sep=BETWEEN) if others else texts[first]
     kind = table.schema.field(task.group).type
-    values = (
-        table[task.group].cast(pa.string()) if pa.types.is_integer(kind) else table[task.group]
-    )  # 2**60 is no float
+    values = table[task.group]
+    if pa.types.is_integer(kind):
+        values = values.cast(pa.string())  # 2**60 is no float
     values = values.to_pandas()
+    if pa.types.is_floating(kind):  # 1.0 is the 1 of another split, where no value is missing
+        values = values.map(shortest, na_action="ignore").astype("str")
     if not isinstance(values.dtype, pd.StringDtype):
         values = values.astype(object).map(str, na_action="ignore")
     missing = np.flatnonzero(values.isna())

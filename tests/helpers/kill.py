@@ -83,12 +83,12 @@ def small_clone(top: Path) -> Clone:
 
 
 def contents(clone: Clone) -> dict[str, str]:
-    """{file that a stage made: digest of what must not depend on a kill}; of what a run measured of itself, the end."""
+    """{file of an out: digest of what must not depend on a kill}; of what a run measured of itself, the end."""
     folder = clone.folder / "embedded"
     found = {}
     for path in sorted(path for top in MADE for path in (folder / top).rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or re.search(r"/\.[^/]*\.tmp(/|$)", name):
+        if path.is_dir() or re.search(r"/\.[^/]*\.tmp(/|$)|^outs/checkpoints/", name):
             continue
         content = path.read_bytes()
         if name.endswith(".json"):

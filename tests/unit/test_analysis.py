@@ -815,7 +815,9 @@ def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
 
 
 def test_cautions_at_the_intervals():
-    assert sentences.interval_cautions({"a": 10, "b": 500}, 510, None) == []
+    assert sentences.interval_cautions({"a": 10, "b": 500}, 10, None) == []
+    (said,) = sentences.interval_cautions({"a": 10, "b": 500}, 9, "author")
+    assert said.startswith("The test rows are of 9 values of author. With so few, ")
     (said,) = sentences.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
     assert said.startswith("Classes without test rows: not tested. Nothing is known of their F1. ")
     (said,) = sentences.interval_cautions({"a": 9, "b": 500}, 509, "premise")

@@ -29,13 +29,13 @@ def test_rows_in_which_nothing_is_wrong_need_no_caution():
 
 @pytest.mark.parametrize(
     "without, named",
-    [(1, "c0: the model can't learn it"), (2, "c0, c1: the model can't learn them"),
-     (5, "c0, c1, c2, c3, c4: the model can't learn them"),
-     (6, "c0, c1, c2, c3, c4 and 1 more: the model can't learn them")],
+    [(1, "the class c0: the model can't learn it"), (2, "one of the classes c0, c1: the model can't learn them"),
+     (5, "one of the classes c0, c1, c2, c3, c4: the model can't learn them"),
+     (6, "one of the classes c0, c1, c2, c3, c4 and 1 more: the model can't learn them")],
 )  # fmt: skip
 def test_classes_without_rows_are_named_up_to_five(without, named):
     classes = {f"c{number}": 0 if number < without else 3 for number in range(8)}
-    assert said(train={"classes": classes}) == [f"No training row has the class {named}."]
+    assert said(train={"classes": classes}) == [f"No training row has {named}."]
 
 
 @pytest.mark.parametrize("rows, stand", [(1, "1 stands"), (3, "3 stand")])

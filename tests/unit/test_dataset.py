@@ -241,6 +241,15 @@ def test_without_a_group_rows_share_with_their_equals_alone():
     assert groups[0] == groups[1] != groups[2]
 
 
+def test_a_whole_number_is_the_same_group_where_a_split_has_gaps():
+    """pandas writes integers next to gaps as floats, so one split has 1.0 and another 1."""
+    task, texts = Task(("a", "b"), ("text",), "author"), pd.DataFrame({"text": list("abc")})
+    splits = (pa.array([1, 12, 3]), pa.array([1.0, 12.0, None]), pa.array([1.0, 12.0, float("nan")]))
+    found = [dataset.groups(pa.table({"author": authors}), task, texts, "train").tolist() for authors in splits]
+    assert [groups[:2] for groups in found] == [["1", "12"]] * 3
+    assert found[1][2] == found[2][2] != "nan"
+
+
 def test_groups_of_whole_numbers_are_the_same_in_every_split_and_a_null_is_nobodys():
     def table(texts, authors):
         return pa.table({"text": list(texts), "author": pa.array(authors, pa.int64()), "label": [0, 1, 2]})

@@ -266,7 +266,7 @@ def refusal_of(folder, name, content):
         ("train.tsv", "text,label\nfine,a\n", "its cells seem to be separated by commas (text,label); allowed"),
         ("train.csv", "'text','label'\n'fine','a'\n", "its cells seem to be quoted by ' ('text','label'); allowed"),
         ("train.csv", "text,label\n'well, fine','a'\n", "its cells seem to be quoted by ' ('well, fine','a'); allowed"),
-        ("train.csv", 'text,label\n"a\nb",x\na, b, c,x\n', "line 4 has 4 cells, the header 2 (['a', ' b', ' c', 'x']); allowed"),
+        ("train.csv", 'text,label\n"a\nb",x\na, b,x\n', "line 4 has 3 cells, the header 2 (['a', ' b', 'x']); allowed"),
         ("train.csv", "text,label\nfine,a,\nbad,b,\n", "its rows have more cells than its header; allowed"),
         ("train.csv", 'text,label\n"fine,a\nbad,b\n', 'a " is never closed; it opens in row 1; allowed'),
         ("train.csv", "", "No columns to parse from file"),
