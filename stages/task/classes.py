@@ -91,7 +91,7 @@ def short_type(kind: pa.DataType) -> str:
     return str(kind) if len(str(kind)) <= 60 else f"{kind!s:.60}…"
 
 
-def shortest(number):
+def shortest(number: float) -> str:
     """A float as text: 1.0 is 1, 0.50 is 0.5."""
     return np.format_float_positional(number + 0.0, trim="-")  # -0.0 + 0.0 is 0.0
 
