@@ -69,7 +69,7 @@ def test_ranks_whose_training_diverges_stop_together(tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "the loss of epoch 1 is NaN or infinite" in lines[0], done.stderr
     assert "epoch 1 of 3" in done.stdout and "epoch 2 of 3" not in done.stdout
-    assert done.returncode == 1 and not (folder / "checkpoints").exists()
+    assert done.returncode == 1 and not (folder / "outs/checkpoints").exists()
 
 
 def test_what_others_than_the_first_meet_is_said_once_too(tmp_path):

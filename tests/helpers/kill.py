@@ -101,7 +101,9 @@ def contents(clone: Clone) -> dict[str, str]:
 
 def whole_epochs(clone: Clone) -> int:
     """Epochs that the newest whole checkpoint holds."""
-    whole = (clone.folder / "embedded/checkpoints").glob("[!.]*/checkpoint-*/whole")  # a hidden one is being removed
+    whole = (clone.folder / "embedded/outs/checkpoints").glob(
+        "[!.]*/checkpoint-*/whole"
+    )  # a hidden one is being removed
     return max((int(path.parent.name.split("-")[1]) // STEPS for path in whole), default=0)
 
 
@@ -251,4 +253,4 @@ def killed_run(
     assert there == expected, f"missing: {set(expected) - set(there)}"
     remains = [path for path in (clone.folder / "embedded").rglob("*") if re.search(r"^\..*\.tmp$", path.name)]
     assert not remains, f"left behind: {remains}"
-    assert not (clone.folder / "embedded/checkpoints").exists(), "checkpoints are left after success"
+    assert not (clone.folder / "embedded/outs/checkpoints").exists(), "checkpoints are left after success"
