@@ -74,9 +74,17 @@ def _temporary(path):
     """A temporary name beside `path`; what processes that were killed left under such names is removed."""
     for left in path.parent.glob(f".{path.name}.[0-9]*.tmp"):
         process = left.name.split(".")[-2]
-        if process == str(os.getpid()) or not (process.isdigit() and psutil.pid_exists(int(process))):
+        if process == str(os.getpid()) or not (process.isdigit() and _lives(int(process))):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _lives(process):
+    """Whether a process runs. A zombie does not, and a container without an init process keeps it for ever."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_json(path: str | Path, value: dict) -> None:
