@@ -9,7 +9,7 @@ ALLOWED = import re, sys; \
   'error: Python %d.%d; allowed: 3.%d to 3.%d; for example: make setup PYTHON=python3.%d' \
   % (sys.version_info[0], sys.version_info[1], low, high - 1, low))
 
-.PHONY: help setup demo repro verify test lint embedded-assets clean
+.PHONY: help setup demo repro verify test lint demo-assets clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*##/\t/'
@@ -24,14 +24,14 @@ setup: .venv/installed  ## .venv with requirements.txt and this project; again o
 	touch $@
 
 demo: setup      ## the pipeline at CPU size: about a minute
-	cd embedded && dvc repro
-	@echo; sed -n 1,12p embedded/metrics/report.md
+	cd demo && dvc repro
+	@echo; sed -n 1,12p demo/metrics/report.md
 
 repro: setup     ## the published recipe: phi-2 on SNLI, on a GPU
 	dvc repro
 
 verify: setup    ## run the pipeline at CPU size anew, and say which results came out as committed
-	cd embedded && python -m tools.verify
+	cd demo && python -m tools.verify
 
 test: setup      ## all tests that need no GPU
 	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -40,10 +40,10 @@ lint: setup      ## style and common mistakes
 	ruff check .
 	ruff format --check .
 
-embedded-assets: setup  ## make embedded/assets anew: the small world's sentences and the nano model
-	python embedded/make/everyday_nli.py
-	python embedded/make/nano_phi.py
-	python embedded/make/examples.py
+demo-assets: setup  ## make demo/assets anew: the small world's sentences and the nano model
+	python demo/make/everyday_nli.py
+	python demo/make/nano_phi.py
+	python demo/make/examples.py
 
 clean:           ## remove what the stages wrote, but not what Git or DVC's cache holds
-	rm -rf outs embedded/outs
+	rm -rf outs demo/outs

@@ -5,7 +5,7 @@
     python benchmarks/all_of_snli.py measure FOLDER --source CHECKOUT    # the same of another checkout's code
 
 SNLI is a folder with train.parquet, validation.parquet and test.parquet in SNLI's columns; it may hold a part of the
-rows. FOLDER becomes a workspace of its own: embedded/params.yaml, the nano Phi as a model, all rows. Where SNLI has
+rows. FOLDER becomes a workspace of its own: demo/params.yaml, the nano Phi as a model, all rows. Where SNLI has
 fewer rows than are wanted they are repeated, each time with the end of each text taken from another row of the split,
 so that words, lengths, and rows that share a premise stay as they are and texts are mostly new.
 
@@ -31,9 +31,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from helpers import finished_run  # noqa: E402
 
+from stages.data.task import Task  # noqa: E402
 from stages.eval_base import prediction_table  # noqa: E402
 from stages.runtime.files import read_json, read_table, write_json  # noqa: E402
-from stages.task.task import Task  # noqa: E402
 
 ROWS = {"train": 550_152, "validation": 10_000, "test": 100_000}
 RIGHT = {"base": 0.35, "tuned": 0.85}
@@ -65,8 +65,8 @@ def make(snli: Path, folder: Path) -> None:
         table.to_parquet(folder / "snli" / f"{split}.parquet", index=False)
         again = table.duplicated(["premise", "hypothesis"]).sum()
         print(f"{split}: {rows:,} rows, {again:,} of them word for word as one before")
-    shutil.copytree(ROOT / "embedded/assets/nano-phi", folder / "nano-phi")
-    parameters = yaml.safe_load((ROOT / "embedded/params.yaml").read_text())
+    shutil.copytree(ROOT / "demo/assets/nano-phi", folder / "nano-phi")
+    parameters = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
     parameters["model"] |= {"name": "nano-phi"}
     parameters["data"] |= {"name": "snli", "revision": "none"}
     parameters["watch"] = {"model": "nano-phi", "data": "snli"}

@@ -11,10 +11,10 @@ from itertools import pairwise
 import torch
 from transformers import Trainer, TrainerCallback
 
-from stages.runtime import ranks
-from stages.runtime.recorder import Recorder
+from stages.runtime import distributed
+from stages.runtime.usage_recorder import Recorder
 
-DEVICE = torch.device("cuda", ranks.local_rank())
+DEVICE = torch.device("cuda", distributed.local_rank())
 GB = 1e9
 
 

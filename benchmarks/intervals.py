@@ -4,7 +4,7 @@
 
 Of F1: classes and rows as in public data sets, mistakes spread over the wrong classes, all answered with one class, or
 made in a third of the classes. Of accuracy and gain: rows of a few groups. An interval of 95% should hold the truth in
-95 of 100 samples. benchmarks/seeds.py has the intervals of several trainings.
+95 of 100 samples. benchmarks/multi_seed.py has the intervals of several trainings.
 
 How many of 100 intervals of macro F1 hold the truth, at accuracies of 60 to 99%, the least and the most of each kind's
 cells (1,000 samples, accurate to 1.5 points):
@@ -36,7 +36,7 @@ from typing import Literal
 import numpy as np
 
 from stages.analysis import comparison, f1, metrics, statistics
-from stages.task.confusion import class_counts
+from stages.data.confusion import class_counts
 
 CONFIDENCE = 0.95
 ALIKE = 0.9  # of the rows of a group have the same gold class and answer

@@ -26,13 +26,13 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import is_liger_kernel_available
 
+from stages.data import batching, dataset, split_files, tokenization
+from stages.data.task import Task
 from stages.model.adapter import add_lora
 from stages.model.base import exchange_activation, load_base
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.sources.fetch import fetch
-from stages.task import batching, dataset, source, tokens
-from stages.task.task import Task
 from stages.training.trainer import make_trainer
 
 OUT = str(Path(tempfile.gettempdir()) / "benchmark")  # Trainers want a folder; nothing is saved
@@ -60,15 +60,15 @@ class Inputs:
 def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     """1,000 training rows, evenly spaced as published, and all test rows."""
     manifest = manifest_of(model_folder, "model")
-    tokenizer = tokens.load_tokenizer(manifest)
-    splits = source.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
-    task, rows = dataset.take_rows(splits, p.data, tokens.columns_of(p.tokenize.template))
+    tokenizer = tokenization.load_tokenizer(manifest)
+    splits = split_files.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
+    task, rows = dataset.take_rows(splits, p.data, tokenization.columns_of(p.tokenize.template))
     train = dataset.resolve_unlabelled(dataset.choose(rows["train"], 1000), "drop", task)
     test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
     def examples(rows, template):
-        tokenized = tokens.tokenize(rows, tokenizer, template, p.tokenize.max_length)
-        return batching.Examples.of(tokenized["input_ids"], tokenized["label"])
+        tokenized = tokenization.tokenize(rows, tokenizer, template, p.tokenize.max_length)
+        return batching.TokenizedRows.of(tokenized["input_ids"], tokenized["label"])
 
     glued = "{premise}{hypothesis}"
     rows = {

@@ -23,25 +23,25 @@ import recipes
 import torch
 from clock import GB, Clock, Timing, clean
 
+from stages.data import dataset, split_files, tokenization
+from stages.data.batching import TokenizedRows
 from stages.model.devices import pick_device
-from stages.runtime import errors, params, ranks
-from stages.runtime.recorder import Recorder
-from stages.task import dataset, source, tokens
-from stages.task.batching import Examples
+from stages.runtime import distributed, errors, params
+from stages.runtime.usage_recorder import Recorder
 
 SNLI = 549_367  # its training rows that have a gold label
 BLOCKS = 5
 
 
-def all_rows(inputs: recipes.Inputs, folder: Path, count: int) -> Examples:
+def all_rows(inputs: recipes.Inputs, folder: Path, count: int) -> TokenizedRows:
     """All training rows of a folder, repeated to so many."""
     p = inputs.params
-    splits = source.read_splits(folder, recipes.manifest_of(folder, "data")["files"], p.data)
+    splits = split_files.read_splits(folder, recipes.manifest_of(folder, "data")["files"], p.data)
     _, rows = dataset.take_rows(splits, p.data, inputs.task.columns)
     train = dataset.resolve_unlabelled(rows["train"], "drop", inputs.task)
-    made = tokens.tokenize(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
+    made = tokenization.tokenize(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
     table = pa.table({"input_ids": pa.array(made["input_ids"], pa.list_(pa.int32())), "label": made["label"]})
-    return Examples(table.take(np.arange(count) % len(table)))
+    return TokenizedRows(table.take(np.arange(count) % len(table)))
 
 
 def time_training(inputs: recipes.Inputs, batch_size: int, steps: int, warm_up: int, device: torch.device) -> dict:
@@ -56,7 +56,7 @@ def time_training(inputs: recipes.Inputs, batch_size: int, steps: int, warm_up: 
     speeds = [1e3 * batch_size / ms for ms in clock.blocks()]
     speed = statistics.median(speeds)
     return {
-        "gpus": ranks.count(),
+        "gpus": distributed.world_size(),
         "batch_size": batch_size,
         "steps": timing.steps - warm_up,
         "rows_per_second": speed,
@@ -82,13 +82,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = pick_device("cuda", None)
-    ranks.join(device)
+    distributed.init_process_group(device)
     inputs = recipes.load_inputs(arguments.model, arguments.data, params.load())
     rows = inputs.rows | {"ours": all_rows(inputs, arguments.data, arguments.rows)}
     inputs = dataclasses.replace(inputs, rows=rows)
     measure = functools.partial(time_training, inputs, steps=arguments.steps, warm_up=arguments.warm_up, device=device)
     lines = [measure(batch_size=size) for size in arguments.batch_sizes]
-    if ranks.is_first():
+    if distributed.is_main():
         found = {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "rows": len(rows["ours"])}
         arguments.out.write_text(json.dumps(found | {"training": lines}, indent=2) + "\n")
         for line in lines:

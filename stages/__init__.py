@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from stages.runtime import ranks, watchdog
+from stages.runtime import distributed, watchdog
 
 # Leave the terminal to progress bars and to what a user can act on. Before the libraries are imported: they ask then.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing
@@ -24,14 +24,14 @@ for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
 
 # Ctrl-C ends a stage at once: Python's KeyboardInterrupt is lost where a library catches everything, as some do while
 # they are imported, and DVC waits for the stage.
-if "DVC_STAGE" in os.environ or ranks.launched():
+if "DVC_STAGE" in os.environ or distributed.launched():
     here = Path("stages/__init__.py")
     if here.is_file() and not here.samefile(__file__):  # PYTHONSAFEPATH, or another program put it first
         sys.exit(f"error: Python imports {Path(__file__).parent}, not the code of this folder; unset PYTHONSAFEPATH")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watchdog.end_with_dvc()  # now, not after the imports, which take seconds
     gc.disable()  # imports make half a million objects, nearly all to stay; `errors.run` switches it on again
-    from stages.runtime import gpus  # only now: it reads params.yaml, by a library of many objects
+    from stages.runtime import gpu_selection  # only now: it reads params.yaml, by a library of many objects
 
-    if ranks.launched() or os.environ["DVC_STAGE"].rpartition(":")[2] in gpus.STAGES:
-        gpus.hold()
+    if distributed.launched() or os.environ["DVC_STAGE"].rpartition(":")[2] in gpu_selection.STAGES:
+        gpu_selection.hold()

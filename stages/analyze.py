@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import comparison, metrics, nli, tables, usage
-from stages.report import card, cases, document, figures
+from stages.data.task import Task
+from stages.report import cases, document, figures, model_card
 from stages.runtime import errors, files, params
-from stages.task.task import Task
 
 STAGES = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}
 PUBLISHED = Path(__file__).parent / "report" / "published.json"
@@ -66,7 +66,7 @@ def main() -> None:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
     files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", card.text(details, about))
+    files.write_text("metrics/model_card.md", model_card.text(details, about))
 
     # What the run measured of itself, and what shows both.
     files.write_json("metrics/summary.json", comparison.summary(details) | usage.summary(measured))

@@ -2,14 +2,14 @@
 
 import pyarrow.parquet as pq
 
-from stages.runtime import errors, files, gpus, params
+from stages.data.split_files import read_splits
+from stages.runtime import errors, files, gpu_selection, params
 from stages.sources.fetch import fetch
-from stages.task.source import read_splits
 
 
 def main() -> None:
     p = params.load()
-    if p.device == "cuda" and not gpus.visible():  # no error: a cluster's login node may download for others
+    if p.device == "cuda" and not gpu_selection.visible():  # no error: a cluster's login node may download for others
         print("params.yaml: device: cuda, but CUDA shows no GPU on this machine: eval_base will stop here, after the "
               "download; `make demo` runs the same pipeline at CPU size", flush=True)  # fmt: skip
     data_folder, source = fetch(p.data, "data", p.watch.data)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stages.data.batching import TokenizedRows
+from stages.data.task import Task
 from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier
 from stages.model.devices import out_of_memory_means, pick_device
-from stages.runtime import errors, files, params, ranks
-from stages.runtime.recorder import Recorder, versions
-from stages.task.batching import Examples
-from stages.task.task import Task
+from stages.runtime import distributed, errors, files, params
+from stages.runtime.usage_recorder import Recorder, versions
 
 TEST = "outs/tokenized/test.parquet"
 
@@ -29,9 +29,9 @@ def evaluate(name: str, adapter: Path | None) -> None:
     """
     p = params.load()
     device = pick_device(p.device, p.threads)
-    ranks.join(device)
+    distributed.init_process_group(device)
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
-    test = Examples(files.read_columns(TEST, ["input_ids", "label"]))
+    test = TokenizedRows(files.read_columns(TEST, ["input_ids", "label"]))
     read = [TEST, *([adapter / "adapter_model.safetensors"] if adapter else [])]
     files.same_on_all_ranks(
         lambda: [p, manifest, versions(device), *map(files.sha256, read)],
@@ -48,7 +48,7 @@ def evaluate(name: str, adapter: Path | None) -> None:
             probabilities = classifier.predict(test, p.eval.batch_size, title=f"predict, {name}")
         seconds = recorder.seconds() - start
         recorder.mark("after_evaluation")
-    if not ranks.is_first():
+    if not distributed.is_main():
         return
     with files.new_folder(f"outs/results/{name}") as folder:
         rows = files.read_table(TEST, ["row", *task.texts, "group", "label"])

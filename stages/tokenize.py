@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from stages.data import batching, dataset
+from stages.data.data_warnings import cautions
+from stages.data.max_length import check_max_length
+from stages.data.task import SPLITS, Task
+from stages.data.tokenization import columns_of, describe_special_tokens, load_tokenizer, tokenize
 from stages.runtime import errors, files, params
-from stages.task import batching, dataset
-from stages.task.cautions import cautions
-from stages.task.positions import check_max_length
-from stages.task.task import SPLITS, Task
-from stages.task.tokens import columns_of, describe_special_tokens, load_tokenizer, tokenize
 
 
 def main() -> None:

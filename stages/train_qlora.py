@@ -4,16 +4,16 @@ import gc
 
 import pandas as pd
 
+from stages.data.batching import TokenizedRows
+from stages.data.task import Task
+from stages.data.tokenization import load_configured_tokenizer
 from stages.model.adapter import add_lora, count_parameters, save_adapter
 from stages.model.base import load_base
 from stages.model.devices import out_of_memory_means, pick_device
 from stages.model.head import freeze_head
-from stages.model.readback import Trained, check_saved
-from stages.runtime import errors, files, params, ranks
-from stages.runtime.recorder import Recorder, versions
-from stages.task.batching import Examples
-from stages.task.task import Task
-from stages.task.tokens import load_configured_tokenizer
+from stages.model.verify_saved import Trained, verify_saved_adapter
+from stages.runtime import distributed, errors, files, params
+from stages.runtime.usage_recorder import Recorder, versions
 from stages.training import checkpoints, history
 from stages.training.loss import balanced_weights, weigh_classes
 from stages.training.trainer import make_trainer
@@ -22,10 +22,10 @@ from stages.training.trainer import make_trainer
 def main() -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
-    ranks.join(device)
+    distributed.init_process_group(device)
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
     paths = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
-    rows = {split: Examples(files.read_columns(path, ["input_ids", "label"])) for split, path in paths.items()}
+    rows = {split: TokenizedRows(files.read_columns(path, ["input_ids", "label"])) for split, path in paths.items()}
     tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
     groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
     groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
@@ -47,7 +47,7 @@ def main() -> None:
         trainer = make_trainer(
             classifier, rows["train"], rows["validation"], p, tokenizer.pad_token_id, folder, recorder
         )
-        resumed = ranks.from_first(checkpoints.checkpoint_to_resume(folder) if ranks.is_first() else None)
+        resumed = distributed.broadcast(checkpoints.checkpoint_to_resume(folder) if distributed.is_main() else None)
         files.same_on_all_ranks(
             lambda: resumed is None or resumed.exists(), f"{checkpoints.TOP}/, one folder for all machines,"
         )
@@ -62,7 +62,7 @@ def main() -> None:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         seconds = checkpoints.seconds_before(resumed, trainer.state) + recorder.seconds() - start
         recorder.mark("after_training")
-    if not ranks.is_first():
+    if not distributed.is_main():
         return
 
     steps, epochs = history.history(trainer.state)
@@ -85,7 +85,7 @@ def main() -> None:
         save_adapter(classifier, tokenizer, manifest, reading, adapter)
         del base, classifier, trainer  # two bases at a time need not fit
         gc.collect()
-        check_saved(adapter, trained, manifest, p.model, device)
+        verify_saved_adapter(adapter, trained, manifest, p.model, device)
     with files.new_folder("outs/results/train") as results:
         files.write_csv(results / "steps.csv", pd.DataFrame(steps))
         files.write_csv(results / "epochs.csv", pd.DataFrame(epochs))

@@ -17,9 +17,9 @@ from xdist.scheduler import LoadScopeScheduling
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
 
+from stages.data.tokenization import load_tokenizer
 from stages.model.base import load_base
 from stages.runtime import params
-from stages.task.tokens import load_tokenizer
 
 torch.set_num_threads(1)
 
@@ -27,9 +27,10 @@ torch.set_num_threads(1)
 # Files whose tests share the session's fixture `repro`, and then those that take longest, longest first.
 SHARE_REPRO = tuple(f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export"))
 LONGEST = (
-    *SHARE_REPRO, "pipeline/test_own_data.py", "pipeline/test_everyday.py", "faults/test_kill.py",
-    "pipeline/test_sweep.py", "pipeline/test_train_stage.py", "pipeline/test_ranks.py", "pipeline/test_compare.py",
-    "faults/test_ranks_end.py", "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_families.py",
+    *SHARE_REPRO, "pipeline/test_own_data.py", "pipeline/test_examples.py", "faults/test_kill.py",
+    "pipeline/test_sweep.py", "pipeline/test_train_stage.py", "pipeline/test_several_processes.py",
+    "pipeline/test_compare.py",
+    "faults/test_process_failure.py", "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_families.py",
     "unit/test_report.py", "pipeline/test_determinism.py", "unit/test_hub.py", "unit/test_kernels.py",
 )  # fmt: skip
 
@@ -59,13 +60,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.fixture
 def raw_params():
-    """The embedded params.yaml as plain dicts, to be changed at will."""
+    """The demo params.yaml as plain dicts, to be changed at will."""
     return unpinned_params()
 
 
 @pytest.fixture
 def make_params(raw_params):
-    """Checked parameters: the embedded ones, changed at dotted keys."""
+    """Checked parameters: the demo ones, changed at dotted keys."""
 
     def make(**changes):
         raw = copy.deepcopy(raw_params)
@@ -109,12 +110,12 @@ class ByFixture(LoadScopeScheduling):
 
 @pytest.fixture(scope="session")
 def repro(tmp_path_factory):
-    """A clone in which `dvc repro` ran once in embedded/, and what came of it. About a minute."""
+    """A clone in which `dvc repro` ran once in demo/, and what came of it. About a minute."""
     clone = Clone(tmp_path_factory.mktemp("pipeline"))
     done = clone.dvc("repro")
     assert done.returncode == 0, done.stdout + done.stderr
     status = clone.git("status", "--porcelain")
     clone.git("add", "--all")
-    clone.git("commit", "--quiet", "--allow-empty", "--message", "embedded results")
+    clone.git("commit", "--quiet", "--allow-empty", "--message", "demo results")
     reads = {path.name: set(path.read_text().splitlines()) for path in clone.reads.iterdir()}
     return SimpleNamespace(clone=clone, run=done, metrics=clone.metrics(), status=status, reads=reads)

@@ -26,11 +26,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from stages.analysis import seeds
-from stages.report import settings
+from stages.analysis import multi_seed
+from stages.report import comparison_page
 from stages.report.cases import FORMULA_STARTS
 from stages.report.render import short
-from stages.report.sentences import interval_cautions
+from stages.report.wording import interval_cautions
 from stages.runtime import errors, files
 from tools.git import call_git, refusal
 
@@ -97,13 +97,13 @@ def main() -> None:
     runs = [read_run(name, cache) for name in wanted]
     compared = compare(runs, arguments.confidence, notes)
     # What a file holds is made before anything is printed or written, so that a mistake leaves nothing.
-    picture = settings.picture(compared) if arguments.html or arguments.png else None
-    page = settings.html(compared, picture[1]).encode() if arguments.html else None
+    picture = comparison_page.picture(compared) if arguments.html or arguments.png else None
+    page = comparison_page.html(compared, picture[1]).encode() if arguments.html else None
     for path, content in ((arguments.html, page), (arguments.png, picture and picture[0])):
         if path:
             write(path, content)
     sys.stdout.reconfigure(encoding="utf-8")
-    print(settings.markdown(compared), end="")
+    print(comparison_page.markdown(compared), end="")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -327,7 +327,7 @@ def check_same_rows(first: Run, other: Run) -> None:
     )
 
 
-def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str]) -> settings.Compared:
+def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str]) -> comparison_page.Compared:
     """Settings, their scores and differences.
 
     Args:
@@ -347,7 +347,7 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
     grouped, said = by_setting(runs)
     notes += said
     names = [name_of(place, members, grouped[0][0]) for place, members in enumerate(grouped)]
-    lettered = [f"{settings.mark(place)} {name}" for place, name in enumerate(names)]
+    lettered = [f"{comparison_page.mark(place)} {name}" for place, name in enumerate(names)]
     notes += [
         f"{name} differs from {lettered[0]} in {found} too."
         for name, members in zip(lettered, grouped, strict=True)
@@ -360,7 +360,7 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
     rows = first.rows["gold"].value_counts().reindex(known, fill_value=0).to_dict()
     notes += interval_cautions(rows, group.nunique(), first.params.get("data.group"))
     made = [
-        seeds.Setting(
+        multi_seed.Setting(
             name,
             tuple(run.params["seed"] for run in members),
             np.array([run.rows["predicted"].map(numbers) for run in members]),
@@ -368,8 +368,8 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
         for name, members in zip(names, grouped, strict=True)
     ]
     level = confidence or float(first.params["analysis.confidence"])
-    scores, differences = seeds.compare(made, gold, group.to_numpy(), len(classes), level)
-    return settings.Compared(
+    scores, differences = multi_seed.compare(made, gold, group.to_numpy(), len(classes), level)
+    return comparison_page.Compared(
         scores,
         differences,
         [

@@ -22,18 +22,18 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline, pipeline
 from transformers.utils import logging
 
-from stages.model import kept
+from stages.data.batching import TokenizedRows
+from stages.data.task import Task
+from stages.data.tokenization import columns_of, fill, is_unambiguous, load_configured_tokenizer, read
+from stages.model import base_cache
 from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
+from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
 from stages.model.devices import out_of_memory_means, pick_device
 from stages.model.merge import DTYPE, load_unquantised, merge
-from stages.model.saved import Reading, read_adapter
-from stages.report import card
+from stages.report import model_card
 from stages.runtime import errors, files
-from stages.task.batching import Examples
-from stages.task.task import Task
-from stages.task.tokens import columns_of, fill, is_unambiguous, load_configured_tokenizer, read
 
 BATCH = 64  # rows
 MERGES = ("original", "dequantised")  # whose weights the adapter is added to
@@ -104,7 +104,7 @@ class Adapter:
     """
 
     folder: Path
-    reading: Reading
+    reading: ClassifierSettings
     manifest: dict
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
@@ -174,9 +174,9 @@ class Rows:
         return cls(texts, ids, table["label"].to_numpy()[kept], sum(truncated), len(table) - len(kept))
 
     @property
-    def examples(self) -> Examples:
+    def examples(self) -> TokenizedRows:
         """As `Classifier.predict` takes them."""
-        return Examples.of(self.ids, self.gold)
+        return TokenizedRows.of(self.ids, self.gold)
 
 
 def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None) -> None:
@@ -197,7 +197,7 @@ def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None
         f"{adapter.manifest['name']} does not fit this GPU's memory in 4 and in 16 bits at a time; "
         "with CUDA_VISIBLE_DEVICES= before the command it is done on the CPU"
     )
-    with kept.keep_base(), out_of_memory_means(too_small):
+    with base_cache.cache_base(), out_of_memory_means(too_small):
         expected = of_adapter(adapter, rows, out)
         found = {name: of_merged(adapter, name, rows) for name in adapter.merges}
         merges = {name: Agreement.of(answers, expected, rows.gold) for name, answers in found.items()}
@@ -209,12 +209,12 @@ def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None
             "special": not adapter.tokenizer.split_special_tokens,
             "own": Agreement.of(expected, expected, rows.gold), "merges": merges,
             "chosen": chosen, "dtype": name_of(DTYPE),
-            "example": fill(adapter.reading.tokenize.template, card.example(task)),
+            "example": fill(adapter.reading.tokenize.template, model_card.example(task)),
         }  # fmt: skip
         with writing(out) as written:
             adapter.merged(chosen).save_pretrained(written)
             save_tokenizer(adapter.tokenizer, written)
-            files.write_text(written / "README.md", card.of_export(about))
+            files.write_text(written / "README.md", model_card.of_export(about))
             for path in written.iterdir():
                 shutil.copymode(written / "config.json", path)  # safetensors lets nobody but the owner read
             check_written(written, adapter, rows, found[chosen])
@@ -331,7 +331,7 @@ def check_written(folder: Path, adapter: Adapter, rows: Rows, expected: np.ndarr
 
 
 def summary(about: dict, size: int, out: Path) -> list[str]:
-    """What is printed in the end; about: as `card.of_export` takes it; size: bytes."""
+    """What is printed in the end; about: as `model_card.of_export` takes it; size: bytes."""
     lines = [f"{about['rows']:,} test rows"]
     if about["left_out"]:
         lines.append(f"{about['left_out']:,} more were left out: their texts hold the name of a special token")

@@ -20,13 +20,13 @@ from typing import BinaryIO
 import pandas as pd
 import torch
 
+from stages.data.batching import TokenizedRows
+from stages.data.task import text_names
+from stages.data.tokenization import columns_of, tokenize
+from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
-from stages.model.saved import Reading, read_adapter
 from stages.runtime import errors
-from stages.task.batching import Examples
-from stages.task.task import text_names
-from stages.task.tokens import columns_of, tokenize
 
 BATCH = 64  # rows
 SHOWN = 5  # classes of an answer for people
@@ -79,12 +79,12 @@ def load(adapter: Path, base_only: bool, base: Path | None = None) -> Callable[[
     return partial(answers, classifier, saved)
 
 
-def answers(classifier: Classifier, saved: Reading, rows: list[list[str]]) -> list[dict]:
+def answers(classifier: Classifier, saved: ClassifierSettings, rows: list[list[str]]) -> list[dict]:
     """Label and probabilities of each row, by the classes' names."""
     template = saved.tokenize.template
     table = pd.DataFrame(rows, columns=text_names(columns_of(template)))
     table = tokenize(table, classifier.tokenizer, template, classifier.max_length)
-    probabilities = classifier.predict(Examples.of(table["input_ids"], [0] * len(table)), BATCH)
+    probabilities = classifier.predict(TokenizedRows.of(table["input_ids"], [0] * len(table)), BATCH)
     return [
         {
             "label": saved.classes[row.argmax()],

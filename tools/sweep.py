@@ -131,7 +131,7 @@ def namespace(commit: str) -> str:
 
 def sweep(overrides: Sequence[str], workspace: Path) -> None:
     """Run all variants in this folder, which is in a copy, and record them where it was copied from: `workspace`."""
-    from stages.runtime import gpus
+    from stages.runtime import gpu_selection
     from stages.runtime.errors import UserError
 
     copy, start = Path(git("rev-parse", "--show-toplevel")), git("write-tree")
@@ -139,11 +139,11 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
     for variant in variants:
         for name in check(variant):
             link(name, workspace)
-    gpus.hold()  # one for all variants
-    from stages.model.kept import keep_base  # only now: CUDA is asked for its GPUs while libraries are imported
+    gpu_selection.hold()  # one for all variants
+    from stages.model.base_cache import cache_base  # only now: CUDA is asked for its GPUs while libraries are imported
 
     lines, failed = [], 0
-    with keep_base() as kept:
+    with cache_base() as kept:
         run = InProcess(dvc.stage.run.cmd_run, kept.check)
         for number, variant in enumerate(variants, start=1):
             began, name, score = time.perf_counter(), "-", "-"

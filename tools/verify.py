@@ -1,6 +1,6 @@
 """Run a pipeline anew and say which of its results came out as its committed dvc.lock has them.
 
-    make verify                                     the small pipeline of embedded/
+    make verify                                     the small pipeline of demo/
     python -m tools.verify                          the pipeline of the folder where you are
 
 dvc.lock names every file that a run read and wrote by its hash, so that it is the proof of a run: the same code,

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 from settings import FIXES, SETTINGS  # noqa: E402 - found by the line above
 
-from stages.analysis.seeds import Difference, Score, Setting, compare, scores  # noqa: E402
+from stages.analysis.multi_seed import Difference, Score, Setting, compare, scores  # noqa: E402
 
 CONFIDENCE = 0.95
 CLASSES = 3

@@ -1,4 +1,4 @@
-"""Python imports this when it starts with this folder on PYTHONPATH, as benchmarks/wait.py starts `dvc`.
+"""Python imports this when it starts with this folder on PYTHONPATH, as benchmarks/startup.py starts `dvc`.
 
 It adds lines to the file $WAIT_STAMPS: "stage moment seconds", by the clock that all processes share. `dvc` writes when
 it launches a stage, and the stage when its `main` begins and ends, at each mark of its recorder, and around the reading
@@ -61,13 +61,13 @@ def stamp_recorder(module) -> None:
 
 
 def stamp_readback(module) -> None:
-    module.check_saved = around(module.check_saved, "before_readback", "after_readback")
+    module.verify_saved_adapter = around(module.verify_saved_adapter, "before_readback", "after_readback")
 
 
 STAMPED = {
     "stages.runtime.errors": stamp_errors,
-    "stages.runtime.recorder": stamp_recorder,
-    "stages.model.readback": stamp_readback,
+    "stages.runtime.usage_recorder": stamp_recorder,
+    "stages.model.verify_saved": stamp_readback,
 }
 
 

@@ -10,7 +10,7 @@ from stages.analysis.baselines import ALL, bag_of_words, guess_of, majority_clas
 from stages.analysis.metrics import ends
 from stages.analysis.statistics import design_effect, effective_counts, gain_interval, mcnemar, wilson
 from stages.analysis.words import lengths
-from stages.task.task import Task
+from stages.data.task import Task
 
 FATES = ("fixed", "broken", "both_right", "both_wrong")
 
@@ -29,7 +29,7 @@ def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.
         shares = table[task.probabilities]
         cases[name] = table["prediction"]
         cases = cases.join(shares.set_axis(probabilities_of(name, task), axis="columns"))
-        cases[f"{name}_confidence"] = shares.max(axis=1)
+        cases[f"{name}_probability"] = shares.max(axis=1)
     gold = tokenized["train"]["label"].to_numpy()
     cases = cases.assign(**bag_of_words(train, gold, texts))
     cases["fate"] = fates(cases["gold"], cases["base"], cases["tuned"])

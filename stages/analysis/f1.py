@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import norm
 
-from stages.task.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
+from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
 
 Average = Literal[0, 1]
 WEIGHTED, MACRO = 0, 1  # places in what `f1_values` returns

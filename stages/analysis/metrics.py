@@ -10,8 +10,8 @@ import pandas as pd
 
 from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_macro, f1_values
 from stages.analysis.statistics import design_effect, divisor, effective_counts, wilson
-from stages.task.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
-from stages.task.task import Task
+from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
+from stages.data.task import Task
 
 BINS = 10  # of confidence
 BIN_ROWS = 30  # of a bin in a picture: the interval of its accuracy is 36 points wide at most

@@ -14,7 +14,7 @@ from stages.analysis.baselines import guess_of
 from stages.analysis.slices import quartiles, share_names
 from stages.analysis.statistics import difference, effective_counts, wilson
 from stages.analysis.words import words
-from stages.task.task import Task
+from stages.data.task import Task
 
 CLASSES = frozenset(["entailment", "neutral", "contradiction"])
 NEGATIONS = frozenset(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.analysis.statistics import effective_counts, wilson
 from stages.analysis.words import length_of
-from stages.task.task import Task
+from stages.data.task import Task
 
 CONFIDENCES = (0.5, 0.7, 0.9)  # a model is sure of its class above the last; of two classes none is under the first
 

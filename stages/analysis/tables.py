@@ -5,7 +5,7 @@ import pandas as pd
 
 from stages.analysis import nli, slices
 from stages.analysis.metrics import calibration_curve
-from stages.task.task import Task
+from stages.data.task import Task
 
 POINTS = 1000  # of the curve by step, at most
 CONFUSIONS = 10
@@ -24,7 +24,7 @@ def plot_tables(
     names, own = dict(enumerate(task.classes)), nli.cuts(cases) if nli.Nli.of(task) else {}
     tables = {"epochs": epochs, "steps": thinned(steps, POINTS)}
     for name in ("base", "tuned"):
-        right, sure = cases[name] == cases["gold"], cases[f"{name}_confidence"]
+        right, sure = cases[name] == cases["gold"], cases[f"{name}_probability"]
         tables[f"confusion_{name}"] = pd.DataFrame(
             {"actual": cases["gold"].map(names), "predicted": cases[name].map(names)}
         )

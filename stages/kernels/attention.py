@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.limits import check_indices
+from stages.kernels.index_limits import check_indices
 
 
 @dataclass(frozen=True)

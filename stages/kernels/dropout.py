@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.limits import check_indices
+from stages.kernels.index_limits import check_indices
 
 SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
 

@@ -87,7 +87,7 @@ def is_checkpointed(model: torch.nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def takes_rows_end_to_end(model: torch.nn.Module) -> bool:
+def takes_packed_rows(model: torch.nn.Module) -> bool:
     """Whether rows may stand end to end in a batch: each decoder layer knows where one ends (`end_to_end.logits`)."""
     base = classifier_of(model)
     layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -10,7 +10,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from stages.kernels import attention
 from stages.kernels.activation import IS_GELU
 from stages.kernels.architecture import Architecture
-from stages.kernels.gated import Gated
+from stages.kernels.gated_mlp import Gated
 from stages.kernels.linears import Projections
 from stages.kernels.norm import RMSNorm, add_norm, norm_heads
 

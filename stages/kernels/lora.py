@@ -11,7 +11,7 @@ import triton.language as tl
 
 from stages.kernels.activation import activation
 from stages.kernels.dropout import keeps, scale, threshold
-from stages.kernels.limits import check_indices
+from stages.kernels.index_limits import check_indices
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 

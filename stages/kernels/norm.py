@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.limits import check_indices
+from stages.kernels.index_limits import check_indices
 
 # What is added to the weight in the norms of transformers' classes.
 OFFSETS = dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), 0.0) | dict.fromkeys(

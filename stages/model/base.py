@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from stages.model import kept
+from stages.model import base_cache
 from stages.model.devices import pick_precision
 from stages.model.head import check_head, draw_head
 from stages.runtime import params
@@ -39,7 +39,7 @@ def load_base(
 ) -> PreTrainedModel:
     """The base with a classification head, quantised, frozen, in evaluation mode.
 
-    Within `kept.keep_base()` the weights are read and quantised once, and every call returns a model of its own around
+    Within `base_cache.cache_base()` the weights are read and quantised once. Every call returns its own model around
     them.
 
     Args:
@@ -55,7 +55,7 @@ def load_base(
     """
     folder = model_folder(manifest)
     settings = group.model_dump(exclude={"name", "revision", "head_init"})  # the digest stands for the first two
-    model = kept.model_of(
+    model = base_cache.model_of(
         (manifest["digest"], settings, tuple(classes), device),
         lambda: _frozen(folder, manifest, group, classes, device, tokenizer),
     )

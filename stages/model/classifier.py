@@ -10,17 +10,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from stages.data.batching import collate, divide, lengths_of, pack_rows
+from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import load_adapter
 from stages.model.base import load_base
-from stages.runtime import params, ranks
-from stages.task.batching import collate, divide, lay_end_to_end, lengths_of
-from stages.task.tokens import load_tokenizer
+from stages.runtime import distributed, params
 
 # All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-class Reading(Protocol):
+class ClassifierSettings(Protocol):
     """How a classifier is built and its inputs are read: params.yaml, or an adapter's classifier.json."""
 
     seed: int
@@ -48,7 +48,7 @@ class Classifier:
     def load(
         cls,
         manifest: dict,
-        reading: Reading,
+        reading: ClassifierSettings,
         classes: Sequence[str],
         device: torch.device,
         adapter: Path | None = None,
@@ -84,12 +84,12 @@ class Classifier:
         if self.batches.order != "random":  # longest first: running out of memory shows at once
             order = np.argsort(-lengths, kind="stable")
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        mine = divide([lengths[rows].sum() for rows in batches], ranks.count())[ranks.rank()]
+        mine = divide([lengths[rows].sum() for rows in batches], distributed.world_size())[distributed.rank()]
         done = []
         with (
             sdpa_kernel(ATTENTION),
             tqdm(total=sum(len(batches[i]) for i in mine), desc=title, unit="row",
-                 disable=ranks.no_bar() if title else True) as bar,
+                 disable=distributed.no_bar() if title else True) as bar,
         ):  # fmt: skip
             for rows in map(batches.__getitem__, mine):
                 logits = self._logits([examples[i] for i in rows])
@@ -99,13 +99,13 @@ class Classifier:
         probabilities = torch.zeros((len(examples), self.model.config.num_labels), dtype=torch.float64, device=device)
         for rows, values in done:
             probabilities[torch.from_numpy(rows).to(device)] = values
-        ranks.add_up(probabilities)
+        distributed.all_reduce(probabilities)
         return probabilities.cpu().numpy()
 
     def _logits(self, examples):
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
         if self.end_to_end:
-            batch = lay_end_to_end(examples, pad_id)
+            batch = pack_rows(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             return self.end_to_end(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
         batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
@@ -119,13 +119,13 @@ def speed_up(model: torch.nn.Module) -> Callable | None:
     On a GPU its layers compute as they do in the fast step; else LoRA computes in the precision of the activations.
 
     Returns:
-        `end_to_end.logits` where the model takes rows end to end, else None.
+        `packed.logits` where the model takes rows end to end, else None.
     """
     if next(model.parameters()).is_cuda and find_spec("triton"):
-        from stages.kernels import end_to_end, fusion
+        from stages.kernels import fusion, packed
 
         fused = fusion.fuse_for_evaluation(model, fusion.has_room(model))
-        return end_to_end.logits if fused and fusion.takes_rows_end_to_end(model) else None
+        return packed.logits if fused and fusion.takes_packed_rows(model) else None
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from stages.runtime import params, ranks
+from stages.runtime import distributed, params
 from stages.runtime.errors import UserError
 
 
@@ -25,13 +25,13 @@ def pick_device(name: str, threads: int | None) -> torch.device:
         )
     if name == "cpu":
         return torch.device("cpu")
-    if ranks.local_rank() >= torch.cuda.device_count():
+    if distributed.local_rank() >= torch.cuda.device_count():
         raise UserError(
             f"params.yaml: launcher: starts more processes than this machine has GPUs ({torch.cuda.device_count()}); "
             "allowed: one for each GPU, as torchrun --nproc-per-node=gpu has it"
         )
-    torch.cuda.set_device(ranks.local_rank())
-    return torch.device("cuda", ranks.local_rank())
+    torch.cuda.set_device(distributed.local_rank())
+    return torch.device("cuda", distributed.local_rank())
 
 
 def pick_precision(group: params.Model, device: torch.device) -> str:

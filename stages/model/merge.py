@@ -7,8 +7,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from stages.model.adapter_files import ClassifierSettings
 from stages.model.base import classifier_config
-from stages.model.saved import Reading
 from stages.runtime.errors import UserError, kind_and_line
 from stages.sources.fetch import model_folder
 
@@ -16,7 +16,7 @@ DTYPE = torch.bfloat16  # whatever the checkpoint has: in float16 phi-2's attent
 
 
 def load_unquantised(
-    manifest: dict, reading: Reading, device: torch.device, tokenizer: PreTrainedTokenizerBase
+    manifest: dict, reading: ClassifierSettings, device: torch.device, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """The base as its checkpoint has it, in the checkpoint's dtype, so that nothing is rounded before the merge.
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from stages.analysis.metrics import BIN_ROWS, BINS
 from stages.analysis.usage import count
+from stages.data.task import Task
 from stages.report.counts import FEW
 from stages.report.figures import LOWEST, named
 from stages.runtime.params import Params
-from stages.task.task import Task
 
 
 def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from stages.analysis.baselines import ALL, guess_of
 from stages.analysis.comparison import probabilities_of
 from stages.analysis.nli import Nli, overlap_ends
+from stages.data.task import Task
 from stages.report.counts import FEW
-from stages.task.task import Task
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 ERRORS = 10  # of the surest ones
@@ -50,7 +50,7 @@ def confident_errors(cases: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
     """
     wrong = cases[cases["tuned"] != cases["gold"]]
     longest = LONGEST_ERROR // len(task.columns)
-    surest = wrong.sort_values("tuned_confidence", ascending=False, kind="stable")[:ERRORS]
+    surest = wrong.sort_values("tuned_probability", ascending=False, kind="stable")[:ERRORS]
     return [
         {
             "row": int(case["row"]),
@@ -58,7 +58,7 @@ def confident_errors(cases: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
                 (column, shortened(case[text], longest)) for column, text in zip(task.columns, task.texts, strict=True)
             ],
             **{who: task.classes[case[who]] for who in ("gold", "base", "tuned")},
-            "confidence": float(case["tuned_confidence"]),
+            "confidence": float(case["tuned_probability"]),
         }
         for _, case in surest.iterrows()
     ]
@@ -108,7 +108,7 @@ def chosen(cases: pd.DataFrame, room: int) -> np.ndarray:
     if room >= len(cases):
         return np.arange(len(cases))
     wrong = np.flatnonzero(cases["tuned"] != cases["gold"])
-    surest = wrong[np.argsort(-cases["tuned_confidence"].to_numpy()[wrong], kind="stable")[: room // 2]]
+    surest = wrong[np.argsort(-cases["tuned_probability"].to_numpy()[wrong], kind="stable")[: room // 2]]
     others, rest = np.setdiff1d(np.arange(len(cases)), surest), room - len(surest)
     return np.sort(np.concatenate([surest, others[np.arange(rest) * len(others) // rest]]))
 

@@ -8,9 +8,9 @@ import pandas as pd
 
 from stages.analysis import metrics
 from stages.analysis.tables import most_frequent_confusions
+from stages.data.confusion import confusion_counts
+from stages.data.task import SPLITS, Task
 from stages.report.formatting import FORMS, percent
-from stages.task.confusion import confusion_counts
-from stages.task.task import SPLITS, Task
 
 FEW = 10  # classes; more are folded away, summed up, or drawn without words
 OF_BASE = 5  # confusions that are shown

@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from stages.analysis.comparison import FATES
 from stages.analysis.nli import Nli
+from stages.data.data_warnings import cautions
 from stages.report import cases as rows
-from stages.report import counts, published, sentences
+from stages.report import counts, published, wording
 from stages.report.captions import captions
 from stages.report.formatting import bounds, numbers, percent
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN, tallness
-from stages.task.cautions import cautions
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -79,9 +79,9 @@ def context(
     shown = {
         "model": Path(about["model"]["name"]).name,
         "data": Path(about["data"]["name"]).name,
-        "level": sentences.level(about["params"].analysis.confidence),
+        "level": wording.level(about["params"].analysis.confidence),
         **results(details, about),
-        "headline": sentences.headline(gained, about["params"].analysis.confidence),
+        "headline": wording.headline(gained, about["params"].analysis.confidence),
         "errors": rows.confident_errors(cases, task),
         "facts": key_facts(details["data"], about),
         "pictures": {
@@ -102,7 +102,7 @@ def context(
         "by_split": counts.by_split(details["data"], task),
         "by_class": counts.by_class(details),
         "few_classes": few,
-        "fates": {fate: (sentences.FATES[fate], gained[fate]) for fate in FATES},
+        "fates": {fate: (wording.FATES[fate], gained[fate]) for fate in FATES},
         "groups": {name: int(member.sum()) for name, member in inside.items()},
         "columns": task.columns,
         "classes": task.classes,
@@ -111,7 +111,7 @@ def context(
         "rows_json": rows.as_json(cases, inside, task),
         "all_rows": len(cases),
         "shows_all": rows.rows_on_the_page(cases, task) == len(cases),
-        "legend": sentences.legend(min(rows.LIKELIEST, len(task.classes))),
+        "legend": wording.legend(min(rows.LIKELIEST, len(task.classes))),
     }
     return shown | {"nli": beside_the_published(details, usage, findings, tables, about) if nli else None}
 
@@ -124,11 +124,11 @@ def beside_the_published(
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """What an NLI task's report has more: the published report's claims and figures; arguments: as of `context`."""
-    theirs, level = about["published"], sentences.level(about["params"].analysis.confidence)
+    theirs, level = about["published"], wording.level(about["params"].analysis.confidence)
     return {
         "published": theirs,
-        "explained": sentences.published(theirs, details["tuned"]["rows"]),
-        "findings": sentences.claims(findings),
+        "explained": wording.published(theirs, details["tuned"]["rows"]),
+        "findings": wording.claims(findings),
         "claims_note": f"Each of these {len(findings)} claims is tested at {level} by itself, not all of them at once.",
         "differing": published.differing(theirs, about["model"]["name"], about["data"]["name"]),
         "beside": published.beside(theirs, details, usage),
@@ -143,15 +143,15 @@ def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         "base": details["base"],
         "tuned": details["tuned"],
         "gained": details["comparison"],
-        "lead": sentences.lead(details),
-        "guessed": sentences.guessed(details["comparison"]),
+        "lead": wording.lead(details),
+        "guessed": wording.guessed(details["comparison"]),
         "numbers": numbers(details),
-        "intervals": sentences.intervals(*effects, group, about["params"].analysis.confidence),
+        "intervals": wording.intervals(*effects, group, about["params"].analysis.confidence),
         "cautions": cautions(details["data"], group),
-        "interval_cautions": sentences.interval_cautions(
+        "interval_cautions": wording.interval_cautions(
             details["data"]["test"]["classes"], details["tuned"]["groups"], group
         ),
-        "overlap": sentences.overlap(details["data"]["test"], group),
+        "overlap": wording.overlap(details["data"]["test"], group),
         "recipe": recipe(details["data"], about),
     }
 

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from stages.data.confusion import confusion_counts
+from stages.data.task import Task
 from stages.report.counts import FEW
 from stages.report.fonts import can_draw, without_unknown
 from stages.report.formatting import percent, whole_percent
 from stages.report.render import WIDTH, render, short, width
-from stages.report.sentences import guesses
-from stages.task.confusion import confusion_counts
-from stages.task.task import Task
+from stages.report.wording import guesses
 
 SIDE_BY_SIDE = 4  # classes; the matrices of more stand one above the other
 NAMED = 30  # classes; the axes of more show numbers

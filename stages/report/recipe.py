@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stages.task.task import SPLITS, Task
+from stages.data.task import SPLITS, Task
 
 NAMED = 20  # classes; more are counted
 DIGEST = 12  # characters of a digest among the key facts

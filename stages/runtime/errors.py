@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from stages.runtime import ranks
+from stages.runtime import distributed
 
 
 class UserError(Exception):
@@ -103,14 +103,14 @@ def run(main: Callable[[], None]) -> None:
     gc.enable()  # stages/__init__.py had it off
     try:
         main()
-        ranks.leave()
+        distributed.shut_down()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         told = error if isinstance(error, UserError) else full_disk(error)
         message = f"error: {one_line(told)}" if told else traceback.format_exc()
-        if ranks.launched():
-            ranks.fail(message, at_once=told is not None and ranks.is_first())
+        if distributed.launched():
+            distributed.fail(message, at_once=told is not None and distributed.is_main())
         if told is None:
             raise
         sys.exit(message)

@@ -16,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.runtime import ranks
+from stages.runtime import distributed
 from stages.runtime.errors import UserError, report_full_disk
 
 
@@ -146,12 +146,12 @@ def same_on_all_ranks(find: Callable[[], object], what: str) -> None:
         find: gives the value; not called where there is one rank.
         what: stands for it, in the error.
     """
-    if ranks.count() == 1:
+    if distributed.world_size() == 1:
         return
     stages = Path(__file__).parents[1]
     code = {str(path.relative_to(stages)): sha256(path) for path in sorted(stages.rglob("*.py"))}
     mine = (find(), code)
-    if any(other != mine for other in ranks.gather(mine)):
+    if any(other != mine for other in distributed.all_gather(mine)):
         raise UserError(f"{what} or the code: not the same for all ranks; every machine needs the same")
 
 

@@ -51,13 +51,13 @@ ClassName = Annotated[str, BeforeValidator(_class_name), AfterValidator(_not_bla
 COLUMN = r"\{([^{}]+)\}"  # a column's place in a template
 
 
-class Group(BaseModel):
+class Section(BaseModel):
     """A group of keys. Numbers written as text are taken (DVC's -S writes 2e-05, which YAML reads as text)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class Model(Group):
+class Model(Section):
     name: Text
     revision: Text
     quantization: Literal["nf4", "none"]
@@ -87,13 +87,13 @@ def _some_each_once(names):
 Classes = Annotated[list[ClassName], AfterValidator(_some_each_once)]
 
 
-class Splits(Group):
+class Splits(Section):
     train: Text
     validation: Text
     test: Text
 
 
-class Data(Group):
+class Data(Section):
     name: Text
     subset: Text | None
     revision: Text
@@ -107,12 +107,12 @@ class Data(Group):
     unlabelled: Text
 
 
-class Watch(Group):
+class Watch(Section):
     model: Text
     data: Text
 
 
-class Tokenize(Group):
+class Tokenize(Section):
     template: Text
     max_length: Annotated[int, BeforeValidator(_number), Field(ge=8, le=8192)]
 
@@ -126,20 +126,20 @@ class Tokenize(Group):
         return value
 
 
-class Batches(Group):
+class Batches(Section):
     padding: Literal["none", "longest", "max_length"]
     multiple_of: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
     order: Literal["balanced", "grouped", "random"]
 
 
-class Lora(Group):
+class Lora(Section):
     r: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
     alpha: Positive
     dropout: Fraction
     target_modules: Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_regular_expression)]
 
 
-class Train(Group):
+class Train(Section):
     epochs: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1000)]
     batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
     learning_rate: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e30)]  # float32 ends at 3e38
@@ -155,15 +155,15 @@ class Train(Group):
     dequantize_once: Literal["auto"] | bool
 
 
-class Eval(Group):
+class Eval(Section):
     batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
 
 
-class Analysis(Group):
+class Analysis(Section):
     confidence: Annotated[float, BeforeValidator(_number), Field(gt=0.5, lt=1, allow_inf_nan=False)]
 
 
-class Params(Group):
+class Params(Section):
     device: Literal["cuda", "cpu"]
     launcher: Text
     threads: Annotated[int, BeforeValidator(_number), Field(ge=1, le=4096)] | None
@@ -218,12 +218,12 @@ def load(path: str | Path = "params.yaml") -> Params:
     return checked(raw, Params, path)
 
 
-def checked(values: object, group: type[Group], path: str | Path) -> Group:
+def checked(values: object, group: type[Section], path: str | Path) -> Section:
     """The values of a file as a `group`.
 
     Args:
         values: what was read from the file `path`.
-        group: a class of this module, or another `Group`.
+        group: a class of this module, or another `Section`.
 
     Raises:
         UserError: one line that names the file, each bad key and what is allowed.

@@ -10,7 +10,7 @@ from stages.sources.manifest import PATTERNS, changed_size, check, describe, is_
 
 OUTS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
 COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub, and of no folder
-HUB = "hub"  # what `watch` names for a source on the hub: a file that never changes
+HUB = "pinned_on_hub.txt"  # what `watch` names for a source on the hub: a file that never changes
 
 
 class Source(Protocol):

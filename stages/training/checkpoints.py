@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
-from stages.runtime import ranks
+from stages.runtime import distributed
 from stages.runtime.errors import DiskFull, report_full_disk
 from stages.runtime.files import remove_folder, sha256
 
@@ -23,7 +23,7 @@ class WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint as whole once it is; keeps the best and the last."""
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        if not ranks.is_first():
+        if not distributed.is_main():
             return
         folder = Path(args.output_dir)
         last = folder / f"checkpoint-{state.global_step}"

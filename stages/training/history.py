@@ -8,9 +8,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
 
-from stages.runtime import ranks
-from stages.runtime.recorder import Recorder
-from stages.task.confusion import class_counts, confusion_counts, f1_weighted
+from stages.data.confusion import class_counts, confusion_counts, f1_weighted
+from stages.runtime import distributed
+from stages.runtime.usage_recorder import Recorder
 
 
 class History(TrainerCallback):
@@ -44,7 +44,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         steps, done = state.max_steps, state.global_step
-        self.bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=ranks.no_bar())
+        self.bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=distributed.no_bar())
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update(state.global_step - self.bar.n)

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from stages.data.batching import collate, lengths_of, pack_rows
 from stages.kernels.errors import StepUnavailable
-from stages.runtime import ranks
+from stages.runtime import distributed
 from stages.runtime.params import Params
-from stages.runtime.recorder import Recorder
-from stages.task.batching import collate, lay_end_to_end, lengths_of
-from stages.training.batches import EpochBatches, EpochLoader
+from stages.runtime.usage_recorder import Recorder
 from stages.training.checkpoints import WholeCheckpoints, saving
+from stages.training.epoch_batches import EpochBatches, EpochLoader
 from stages.training.history import History, Progress, validation_metrics
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -43,7 +43,7 @@ class ClassifierTrainer(Trainer):
         self.dequantize_once = dequantize_once
         self.lengths = lengths_of(self.train_dataset)
         whole = min(self.args.train_batch_size, len(self.lengths))  # rows of the largest batch that there is
-        self.rows = -(-whole // ranks.count())  # of a rank's part
+        self.rows = -(-whole // distributed.world_size())  # of a rank's part
         tokens = round(self.rows * self.lengths.mean()) or 1  # a batch that is not whole has its size too
         self.end_to_end = partial(_end_to_end, pad_id=pad_id, capacity=self.rows, least=tokens)
         self.step_losses = []
@@ -54,7 +54,7 @@ class ClassifierTrainer(Trainer):
         self._compare_ranks()
         if self.fast_step:  # it adds up the gradients itself
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        if self.fast_step and self.fast_step.takes_rows_end_to_end and self.batches.padding == "none":
+        if self.fast_step and self.fast_step.takes_packed_rows and self.batches.padding == "none":
             lay = self.end_to_end
         else:
             lay = partial(_padded, collate=self.data_collator)
@@ -73,7 +73,8 @@ class ClassifierTrainer(Trainer):
         size, rows = self.args.eval_batch_size, len(self.eval_dataset)
         batches = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
         return DataLoader(
-            self.eval_dataset, batch_sampler=batches[ranks.rank() :: ranks.count()], collate_fn=self.data_collator,
+            self.eval_dataset, batch_sampler=batches[distributed.rank() :: distributed.world_size()],
+            collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )  # fmt: skip
 
@@ -87,7 +88,7 @@ class ClassifierTrainer(Trainer):
         self.model.eval()
         found = [self.prediction_step(self.model, inputs, prediction_loss_only=False) for inputs in dataloader]
         found = [tuple(part.cpu() for part in batch) for batch in found]
-        turns = itertools.zip_longest(*ranks.gather(found))
+        turns = itertools.zip_longest(*distributed.all_gather(found))
         losses, logits, labels = zip(*(batch for turn in turns for batch in turn if batch), strict=True)
         by_row = [loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)]
         logits, labels = torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
@@ -122,12 +123,12 @@ class ClassifierTrainer(Trainer):
             if not model.training:
                 model.train()
             loss = self.fast_step(inputs, step)
-        elif ranks.count() == 1:
+        elif distributed.world_size() == 1:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
-            torch.manual_seed(_seed_of(self.args.seed, step, ranks.rank()))  # dropout's masks, after a resume too
-            loss = super().training_step(model, inputs, num_items_in_batch) / ranks.count()
-            ranks.add_up(loss)
+            torch.manual_seed(_seed_of(self.args.seed, step, distributed.rank()))  # dropout's masks, after a resume too
+            loss = super().training_step(model, inputs, num_items_in_batch) / distributed.world_size()
+            distributed.all_reduce(loss)
         self.step_losses.append(loss.detach().clone())
         return loss.detach()
 
@@ -136,7 +137,7 @@ class ClassifierTrainer(Trainer):
         weight = inputs.get("weight")
         inputs = {name: value for name, value in inputs.items() if name != "weight"}
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return found if weight is None else found * weight * ranks.count()
+        return found if weight is None else found * weight * distributed.world_size()
 
     def _save_checkpoint(self, model, trial):
         self._compare_ranks()
@@ -145,23 +146,23 @@ class ClassifierTrainer(Trainer):
 
     def _compare_ranks(self):
         """Raise RuntimeError where ranks have different weights: the first's are saved, and nobody would see it."""
-        if ranks.count() > 1:
+        if distributed.world_size() > 1:
             weights = [weight.detach() for weight in self.model.parameters() if weight.requires_grad]
-            sums = ranks.gather([checksum(weight) for weight in weights])
+            sums = distributed.all_gather([checksum(weight) for weight in weights])
             if any(others != sums[0] for others in sums):
                 raise RuntimeError("the ranks have different weights")
 
     def _save_rng_state(self, output_dir):
-        if ranks.is_first():  # several ranks seed each step anew
+        if distributed.is_main():  # several ranks seed each step anew
             super()._save_rng_state(output_dir)
 
     def _make_fast_step(self):
         if not self.cuda_graphs or self.args.device.type != "cuda":
             return None
         try:
-            from stages.training import fast_step  # needs Triton, which comes with PyTorch for CUDA alone
+            from stages.training import captured_step  # needs Triton, which comes with PyTorch for CUDA alone
 
-            return fast_step.FastStep(
+            return captured_step.CapturedStep(
                 self.model.train(), self.rows, max(1, int(self.lengths.max())), self.args.seed, self.pad_id,
                 self.dequantize_once,
             )  # fmt: skip
@@ -174,7 +175,7 @@ class ClassifierTrainer(Trainer):
 
 
 def _end_to_end(rows, tokens, longest, pad_id, capacity, least):
-    return lay_end_to_end(rows, pad_id, rows=capacity, tokens=max(tokens, least))
+    return pack_rows(rows, pad_id, rows=capacity, tokens=max(tokens, least))
 
 
 def _padded(rows, tokens, longest, collate):
@@ -210,8 +211,8 @@ def make_trainer(
         recorder: a `Recorder`, whose samples are to name their epoch.
     """
     group = params.train
-    if group.batch_size < ranks.count():
-        print(f"train.batch_size: {group.batch_size} is less than {ranks.count()} processes: some train nothing")
+    if group.batch_size < distributed.world_size():
+        print(f"train.batch_size: {group.batch_size} is less than {distributed.world_size()} processes: some are idle")
     steps = -(-len(train_rows) // group.batch_size) * group.epochs
     arguments = TrainingArguments(
         output_dir=str(output_dir),
@@ -220,7 +221,7 @@ def make_trainer(
         num_train_epochs=group.epochs,
         per_device_train_batch_size=group.batch_size,  # of all ranks together: `EpochBatches` divides it
         # No activations are kept. Not eval.batch_size, which may change without training.
-        per_device_eval_batch_size=4 * -(-group.batch_size // ranks.count()),
+        per_device_eval_batch_size=4 * -(-group.batch_size // distributed.world_size()),
         learning_rate=group.learning_rate,
         lr_scheduler_type=SCHEDULES[group.schedule],
         warmup_steps=int(steps * group.warmup_ratio),

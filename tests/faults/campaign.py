@@ -42,10 +42,10 @@ def undisturbed(clone):
 def wipe(clone):
     """Everything that a run made."""
     for name in (*MADE, "dvc.lock"):
-        path = clone.folder / "embedded" / name
+        path = clone.folder / "demo" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name in ("cache", "tmp"):
-        shutil.rmtree(clone.folder / "embedded/.dvc" / name, ignore_errors=True)
+        shutil.rmtree(clone.folder / "demo/.dvc" / name, ignore_errors=True)
 
 
 def random_hits(rng, seconds, most):

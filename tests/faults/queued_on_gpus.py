@@ -92,7 +92,7 @@ def once(top: Path, experiments: int, jobs: int, gpus: int, seconds: int) -> lis
     if len(kept) != Counter(found.values())["Success"]:
         wrong.append(f"{len(kept)} experiments are recorded")
     for ref in kept:
-        clone.git("show", f"{ref}:embedded/metrics/summary.json")
+        clone.git("show", f"{ref}:demo/metrics/summary.json")
     if Counter(found.values())["Success"] == experiments and sum(map(len, had.values())) != experiments * USES:
         wrong.append("a stage ran without a GPU")
     deadline = time.monotonic() + 60

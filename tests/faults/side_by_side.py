@@ -37,11 +37,11 @@ def alone(top, ranks):
     folders = {}
     for rank in ranks:
         (top / f"alone{rank}").mkdir()
-        folders[rank] = kill.small_clone(top / f"alone{rank}").folder / "embedded"
+        folders[rank] = kill.small_clone(top / f"alone{rank}").folder / "demo"
         change(folders[rank], r=rank)
     found = {}
     for rank, folder in folders.items():
-        done = run_stage_in_each(",".join(kill.STAGES), [folder])["embedded"]
+        done = run_stage_in_each(",".join(kill.STAGES), [folder])["demo"]
         assert done.returncode == 0, done.stderr
         found[rank] = metrics(lambda name, folder=folder: (folder / f"metrics/{name}.json").read_text())
     return found
@@ -54,7 +54,7 @@ def metrics(read):
 def workspace(clone):
     """What an experiment elsewhere must not touch."""
     status = clone.git("status", "--porcelain")
-    files = {p: p.read_bytes() for p in (clone.folder / "embedded").rglob("*") if p.is_file() and p.name != "usage.csv"}
+    files = {p: p.read_bytes() for p in (clone.folder / "demo").rglob("*") if p.is_file() and p.name != "usage.csv"}
     return status, files
 
 
@@ -64,10 +64,8 @@ def experiments(clone):
     for ref in clone.git("for-each-ref", "--format=%(refname)", "refs/exps").split():
         if "/celery/" in ref or "EXEC" in ref:
             continue
-        raw = yaml.safe_load(clone.git("show", f"{ref}:embedded/params.yaml"))
-        found[raw["lora"]["r"]] = metrics(
-            lambda name, ref=ref: clone.git("show", f"{ref}:embedded/metrics/{name}.json")
-        )
+        raw = yaml.safe_load(clone.git("show", f"{ref}:demo/params.yaml"))
+        found[raw["lora"]["r"]] = metrics(lambda name, ref=ref: clone.git("show", f"{ref}:demo/metrics/{name}.json"))
     return found
 
 
@@ -89,7 +87,7 @@ def main():
     expected = alone(top, [*queued, temporary, both])
     (top / "together").mkdir()
     clone = kill.small_clone(top / "together")
-    change(clone.folder / "embedded", r=both)
+    change(clone.folder / "demo", r=both)
     outcomes = two_at_once(clone, top)
     for number, (code, log) in enumerate(outcomes, start=1):
         said = [line for line in log.splitlines() if line.startswith("ERROR")]
@@ -100,7 +98,7 @@ def main():
     again = clone.dvc("repro")
     if again.returncode or any("Traceback" in log for _, log in outcomes):
         wrong.append(f"dvc repro after two at once: {again.stderr}")
-    read = lambda name: (clone.folder / f"embedded/metrics/{name}.json").read_text()  # noqa: E731
+    read = lambda name: (clone.folder / f"demo/metrics/{name}.json").read_text()  # noqa: E731
     if metrics(read) != expected[both]:
         wrong.append("two at once: other numbers")
     clone.commit("a run")

@@ -12,7 +12,7 @@ from helpers.stages import assert_refused, run_stage_in_each, written
 from helpers.tables import CLASSES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.task.task import Task
+from stages.data.task import Task
 
 GOOD = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}
 

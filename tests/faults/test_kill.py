@@ -21,7 +21,7 @@ HITS = {  # each way once, at the moments where a half-done thing could be taken
 def killed(tmp_path_factory):
     """(clone in which a run was killed and came through, contents of an undisturbed run, [(stage, epochs kept)])."""
     undisturbed = kill.small_clone(tmp_path_factory.mktemp("undisturbed"))
-    for done in run_stage_in_each(",".join(kill.STAGES), [undisturbed.folder / "embedded"]).values():
+    for done in run_stage_in_each(",".join(kill.STAGES), [undisturbed.folder / "demo"]).values():
         assert done.returncode == 0, done.stdout + done.stderr
     expected = kill.contents(undisturbed)
     clone = kill.small_clone(tmp_path_factory.mktemp("killed"))
@@ -46,11 +46,11 @@ def test_killed_in_five_ways_nothing_is_lost_and_nothing_survives(killed):
 @pytest.mark.parametrize(
     ("name", "ends_after", "refused"),
     [
-        ("embedded/dvc.lock", "", True),
-        ("embedded/dvc.lock", "stages:\n", True),
-        ("embedded/dvc.lock", "  tokenize:\n", True),
-        ("embedded/dvc.lock", "stages.train_qlora\n", False),
-        ("embedded/.dvc/tmp/rwlock", "", True),
+        ("demo/dvc.lock", "", True),
+        ("demo/dvc.lock", "stages:\n", True),
+        ("demo/dvc.lock", "  tokenize:\n", True),
+        ("demo/dvc.lock", "stages.train_qlora\n", False),
+        ("demo/.dvc/tmp/rwlock", "", True),
     ],
 )
 def test_a_file_of_dvcs_own_that_was_cut_costs_no_training(killed, name, ends_after, refused):

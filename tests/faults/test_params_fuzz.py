@@ -14,8 +14,8 @@ from stages.runtime import params
 from stages.runtime.errors import UserError
 
 COUNT, THROUGH_A_STAGE = 600, 60
-GOOD = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
-TEXT = (COMMITTED / "embedded/params.yaml").read_text()
+GOOD = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
+TEXT = (COMMITTED / "demo/params.yaml").read_text()
 VALUES = [
     None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e-300, 1e300, 10**9 + 1, 10**30, -(10**30), 16**5000, float("nan"),
     float("inf"), -float("inf"), "", " ", "abc", "1", "-1", "2e-05", "1e400", "nan", "0x10", "1_000", "٣", "null",

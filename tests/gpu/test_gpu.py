@@ -15,8 +15,8 @@ import torch
 from helpers import small_classifier
 from helpers.families import FAMILIES, quantization_of, save_family
 from helpers.parameters import manifest_of
+from helpers.processes import TORCHRUN
 from helpers.project import ROOT
-from helpers.ranks import TORCHRUN
 from helpers.small_classifier import (
     DEVICE,
     PAD,
@@ -33,17 +33,17 @@ from helpers.stages import stage_env
 from helpers.tables import CLASSES
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
+from stages.data.batching import pack_rows
+from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
-from stages.model.readback import Trained, check_saved
+from stages.model.verify_saved import Trained, verify_saved_adapter
 from stages.runtime import params
-from stages.runtime import recorder as recorder_module
+from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
-from stages.runtime.recorder import Recorder
+from stages.runtime.usage_recorder import Recorder
 from stages.sources.fetch import fetch
-from stages.task.batching import lay_end_to_end
-from stages.task.tokens import load_tokenizer
 from stages.training import checkpoints, history
 from stages.training.loss import weigh_classes
 from stages.training.trainer import make_trainer
@@ -78,9 +78,9 @@ def release():
 
 
 def fast(lora, rows=16, dequantize_once=False):
-    from stages.training.fast_step import FastStep
+    from stages.training.captured_step import CapturedStep
 
-    class OfPadded(FastStep):
+    class OfPadded(CapturedStep):
         def __call__(self, ids, labels, number):
             return super().__call__(as_inputs(ids, labels), number)
 
@@ -158,16 +158,16 @@ def test_masks_differ_between_steps_and_repeat_for_the_same_step(small_phi):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_rows_end_to_end_have_the_gradients_of_padded_ones(small_phi, checkpointing):
     """Rows of one block of attention and of several, a batch that is not whole, tokens behind the last row."""
-    from stages.training.fast_step import FastStep
+    from stages.training.captured_step import CapturedStep
 
     batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 60), (16, 120), (9, 60)])]
     reference = classifier(small_phi, dropout=0.0)
     expected = [eager(reference, *pair) for pair in batches]
     lora = classifier(small_phi, dropout=0.0, checkpointing=checkpointing)
     lora.get_base_model().config.resid_pdrop = 0.0  # as its modules have it
-    step = FastStep(lora, 16, 128, 42, PAD, dequantize_once=not checkpointing)
+    step = CapturedStep(lora, 16, 128, 42, PAD, dequantize_once=not checkpointing)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
-        laid = lay_end_to_end(as_rows(*pair), PAD, rows=16, tokens=900)
+        laid = pack_rows(as_rows(*pair), PAD, rows=16, tokens=900)
         found = step({name: value.to(DEVICE) for name, value in laid.items()}, number)
         assert found.item() == pytest.approx(loss, rel=0.03)
         assert distance(gradients(lora), grads) < 0.03
@@ -378,11 +378,11 @@ def test_an_adapter_of_the_fast_step_is_read_back(tmp_path):
     save_adapter(lora, load_tokenizer(manifest), manifest, {}, folder)
     del lora, trainer
     gc.collect()
-    check_saved(folder, known, manifest, params.load(PARAMS).model, DEVICE)
+    verify_saved_adapter(folder, known, manifest, params.load(PARAMS).model, DEVICE)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4 * config["lora_alpha"]}))
     with pytest.raises(UserError, match="answers otherwise"):
-        check_saved(folder, known, manifest, params.load(PARAMS).model, DEVICE)
+        verify_saved_adapter(folder, known, manifest, params.load(PARAMS).model, DEVICE)
 
 
 def test_recorder_reads_this_gpu(tmp_path):
@@ -431,15 +431,15 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch see
 
 SECOND_ALONE = """
 import json, pynvml, torch
-from stages.runtime.recorder import Recorder
+from stages.runtime.usage_recorder import Recorder
 device = torch.device("cuda", 0)
 torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
 with Recorder(device) as recorder:
-    recorder.mark("before")
+    usage_recorder.mark("before")
     block = torch.ones(4 * 2**30, dtype=torch.uint8, device=device)
     torch.cuda.synchronize()
-    recorder.mark("after")
-print(json.dumps(recorder.summary() | {"uuid": pynvml.nvmlDeviceGetUUID(recorder._handle)}))
+    usage_recorder.mark("after")
+print(json.dumps(usage_recorder.summary() | {"uuid": pynvml.nvmlDeviceGetUUID(usage_recorder._handle)}))
 """
 
 
@@ -456,21 +456,21 @@ def test_recorder_reads_the_one_gpu_of_two_that_the_process_sees():
 EACH_ITS_OWN = """
 import pynvml, sys, torch
 from pathlib import Path
-from stages.runtime import ranks
-from stages.runtime.recorder import Recorder
-torch.cuda.set_device(ranks.local_rank())
+from stages.runtime import distributed
+from stages.runtime.usage_recorder import Recorder
+torch.cuda.set_device(distributed.local_rank())
 device = torch.device("cuda", torch.cuda.current_device())
-ranks.join(device)
+distributed.init_process_group(device)
 folder = Path(sys.argv[1])
 torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
 with Recorder(device, interval=0.05) as recorder:
-    recorder.mark("before")
-    block = torch.ones((1 + ranks.rank()) * 2**31, dtype=torch.uint8, device=device)
+    usage_recorder.mark("before")
+    block = torch.ones((1 + distributed.rank()) * 2**31, dtype=torch.uint8, device=device)
     torch.cuda.synchronize()
-    recorder.mark("after")
-(folder / str(ranks.rank())).write_text(pynvml.nvmlDeviceGetUUID(recorder._handle))
-recorder.save(folder / "run", {})
-ranks.leave()
+    usage_recorder.mark("after")
+(folder / str(distributed.rank())).write_text(pynvml.nvmlDeviceGetUUID(usage_recorder._handle))
+usage_recorder.save(folder / "run", {})
+distributed.shut_down()
 """
 
 

@@ -9,11 +9,11 @@ from collections import defaultdict
 import pytest
 import torch
 import yaml
+from helpers.processes import TORCHRUN
 from helpers.project import COMMITTED
-from helpers.ranks import TORCHRUN
 from helpers.stages import stage_env
 
-from stages.runtime import gpus
+from stages.runtime import gpu_selection
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,14 +25,14 @@ STAGE = """
 import os, time
 import stages
 begun = time.monotonic()
-from stages.runtime import gpus, ranks
+from stages.runtime import gpu_selection, distributed
 import torch
 torch.ones(1, device="cuda", requires_grad=True).sum().backward()
 time.sleep(1)
-device = torch.device("cuda", ranks.local_rank())
+device = torch.device("cuda", distributed.local_rank())
 names = [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
 line = f"used {os.getpid()} {names[0]} {torch.cuda.device_count()} {begun} {time.monotonic()}"
-holder = gpus._holder(names[0])[0]
+holder = gpu_selection._holder(names[0])[0]
 os.write(1, f"{line} {holder}\\n".encode())
 """
 
@@ -40,7 +40,7 @@ os.write(1, f"{line} {holder}\\n".encode())
 @pytest.fixture
 def start(tmp_path):
     """Start a program in a folder whose params.yaml says `device: cuda`; its locks are this test's."""
-    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw | {"device": "cuda"}))
     (tmp_path / "stage.py").write_text(STAGE)
     started = []
@@ -85,13 +85,13 @@ def apart(times):
 
 def test_cuda_shows_what_pytorch_sees():
     of_torch = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
-    assert gpus.visible() == of_torch
+    assert gpu_selection.visible() == of_torch
 
 
 @pytest.mark.parametrize("form", ["numbers", "other order", "UUIDs", "prefixes", "an invalid one after them"])
 def test_cuda_visible_devices_is_obeyed_in_all_its_forms(monkeypatch, form):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    every = gpus.visible()
+    every = gpu_selection.visible()
     two = every[:2]
     prefixes = [next(name[:n] for n in range(5, 41) if sum(o.startswith(name[:n]) for o in every) == 1) for name in two]
     value, names = {
@@ -102,11 +102,11 @@ def test_cuda_visible_devices_is_obeyed_in_all_its_forms(monkeypatch, form):
         "an invalid one after them": ("1,-1,0", two[1:]),
     }[form]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert gpus.visible() == names
+    assert gpu_selection.visible() == names
 
 
 def test_four_stages_share_two_gpus_two_at_a_time(start):
-    two = gpus.visible()[:2]
+    two = gpu_selection.visible()[:2]
     said = finish([start("stage.py", shown=",".join(two)) for _ in range(4)])
     spans, seen = used(said)
     assert seen == {1}
@@ -117,7 +117,7 @@ def test_four_stages_share_two_gpus_two_at_a_time(start):
 
 
 def test_two_runs_of_two_ranks_take_both_gpus_in_turn(start):
-    two = gpus.visible()[:2]
+    two = gpu_selection.visible()[:2]
     command = (*TORCHRUN[1:], "--standalone", "--nproc-per-node=2", "stage.py")
     said = finish([start(*command, shown=",".join(order)) for order in (two, two[::-1])])
     spans, seen = used(said)
@@ -127,7 +127,7 @@ def test_two_runs_of_two_ranks_take_both_gpus_in_turn(start):
 
 
 def test_a_killed_stage_leaves_its_gpu(start):
-    one = gpus.visible()[0]
+    one = gpu_selection.visible()[0]
     first = start("-c", f"import stages\nprint('has it', flush=True)\n{STAGE}\ntime.sleep(600)", shown=one)
     assert first.stdout.readline() == "has it\n"
     second = start("stage.py", shown=one)

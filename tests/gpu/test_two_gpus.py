@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from helpers.processes import run_on_ranks, without_dropout
 from helpers.project import NANO
-from helpers.ranks import run_on_ranks, without_dropout
 from helpers.training_folder import prepare
 
 from stages import eval_base, train_qlora

@@ -63,7 +63,7 @@ class Clone:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", message)
 
-    def dvc(self, *arguments: str, below: str = "embedded", **env: str) -> subprocess.CompletedProcess:
+    def dvc(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
         """Run `dvc` -> namespace with returncode, stdout, stderr, and `ran`: the stages that it ran."""
         done = subprocess.run(
             [sys.executable, "-m", "dvc", *arguments], cwd=self.folder / below, env={**self.env, **env},
@@ -73,5 +73,5 @@ class Clone:
         return done
 
     def metrics(self) -> dict[str, dict]:
-        """{name: content} of the JSON files in embedded/metrics and its folders."""
-        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "embedded/metrics").rglob("*.json")}
+        """{name: content} of the JSON files in demo/metrics and its folders."""
+        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "demo/metrics").rglob("*.json")}

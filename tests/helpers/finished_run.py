@@ -9,9 +9,9 @@ import pandas as pd
 import yaml
 
 from helpers.project import COMMITTED
-from stages.runtime import samples
-from stages.task import dataset
-from stages.task.task import Task
+from stages.data import dataset
+from stages.data.task import Task
+from stages.runtime import usage_samples
 
 NLI = ("entailment", "neutral", "contradiction")
 PAIR = ("premise", "hypothesis")
@@ -120,8 +120,8 @@ def make(
 
 
 def write_parameters(path, task):
-    """The embedded pipeline's parameters, for this task."""
-    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    """The demo pipeline's parameters, for this task."""
+    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     raw["data"] |= {"classes": list(task.classes), "group": task.group}
     raw["tokenize"]["template"] = "\n".join(f"{column.capitalize()}: {{{column}}}" for column in task.columns)
     path.write_text(yaml.safe_dump(raw, allow_unicode=True))
@@ -140,7 +140,7 @@ def write_run(folder, model, data, gpu, gpus):
         write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
         one = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
                "power_w": None, "allocated_gb": 1.5 if gpu else None, "reserved_gb": None}  # fmt: skip
-        usage = samples.table(range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]])
+        usage = usage_samples.table(range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]])
         usage.to_csv(folder / f"outs/measurements/{name}/usage.csv", index=False)
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})
     steps.to_csv(folder / "outs/results/train/steps.csv", index=False)

@@ -1,4 +1,4 @@
-"""`dvc repro`, killed on its way through, on a small cut of the embedded data in a temporary clone.
+"""`dvc repro`, killed on its way through, on a small cut of the demo data in a temporary clone.
 
 It is killed in one of five ways, at a second of a stage, or at a chosen moment: in mid-save, between two files. After
 each kill no process may be left, and each file that is there must be the one of an undisturbed run; the next
@@ -39,8 +39,8 @@ STEPS = 10  # an epoch's, of 160 rows less those without a gold label
 MADE = ("outs", "metrics")  # folders that the stages write
 SURVIVES_AT_MOST = 10  # seconds that a stage may outlive its dvc
 CUT = {  # DVC's own files, which it writes in place, and what it says of one that a kill has cut
-    "embedded/dvc.lock": r"dvc\.lock' validation failed",
-    "embedded/.dvc/tmp/rwlock": r"rwlock'\. JSON structure is corrupted",
+    "demo/dvc.lock": r"dvc\.lock' validation failed",
+    "demo/.dvc/tmp/rwlock": r"rwlock'\. JSON structure is corrupted",
 }
 
 # Where a stage stops itself to be killed: (stage, what is going on, the file operation that is about to happen).
@@ -64,15 +64,15 @@ MOMENTS = [
 
 
 def small_clone(top: Path) -> Clone:
-    """A clone whose embedded parameters make a run short."""
+    """A clone whose demo parameters make a run short."""
     clone = Clone(top)
-    path = clone.folder / "embedded/params.yaml"
+    path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for group, values in SMALL.items():
         raw[group].update(values)
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    (clone.folder / "embedded/dvc.lock").unlink(missing_ok=True)
-    shutil.rmtree(clone.folder / "embedded/metrics", ignore_errors=True)
+    (clone.folder / "demo/dvc.lock").unlink(missing_ok=True)
+    shutil.rmtree(clone.folder / "demo/metrics", ignore_errors=True)
     del clone.env["RECORD_READS"]
     clone.env |= {"KILL_TEST": str(clone.folder), "PYTHONUNBUFFERED": "1"}
     clone.commit("a short run")
@@ -84,7 +84,7 @@ def small_clone(top: Path) -> Clone:
 
 def contents(clone: Clone) -> dict[str, str]:
     """{file of an out: digest of what must not depend on a kill}; of what a run measured of itself, the end."""
-    folder = clone.folder / "embedded"
+    folder = clone.folder / "demo"
     found = {}
     for path in sorted(path for top in MADE for path in (folder / top).rglob("*")):
         name = str(path.relative_to(folder))
@@ -101,9 +101,7 @@ def contents(clone: Clone) -> dict[str, str]:
 
 def whole_epochs(clone: Clone) -> int:
     """Epochs that the newest whole checkpoint holds."""
-    whole = (clone.folder / "embedded/outs/checkpoints").glob(
-        "[!.]*/checkpoint-*/whole"
-    )  # a hidden one is being removed
+    whole = (clone.folder / "demo/outs/checkpoints").glob("[!.]*/checkpoint-*/whole")  # a hidden one is being removed
     return max((int(path.parent.name.split("-")[1]) // STEPS for path in whole), default=0)
 
 
@@ -113,7 +111,7 @@ def whole_epochs(clone: Clone) -> int:
 def start(clone: Clone, log: IO, moment: str = "") -> subprocess.Popen:
     """`dvc repro` in a process group of its own; its stages stop at a moment of `MOMENTS`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"], cwd=clone.folder / "embedded", env={**clone.env, "STOP_AT": moment},
+        [sys.executable, "-m", "dvc", "repro"], cwd=clone.folder / "demo", env={**clone.env, "STOP_AT": moment},
         stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
 
@@ -258,6 +256,6 @@ def killed_run(
         left = [other for other in left if not has_passed(other, kept)]
         report(hit, way, stage, kept)
     assert there == expected, f"missing: {set(expected) - set(there)}"
-    remains = [path for path in (clone.folder / "embedded").rglob("*") if re.search(r"^\..*\.tmp$", path.name)]
+    remains = [path for path in (clone.folder / "demo").rglob("*") if re.search(r"^\..*\.tmp$", path.name)]
     assert not remains, f"left behind: {remains}"
-    assert not (clone.folder / "embedded/outs/checkpoints").exists(), "checkpoints are left after success"
+    assert not (clone.folder / "demo/outs/checkpoints").exists(), "checkpoints are left after success"

@@ -1,4 +1,4 @@
-"""The embedded parameters as plain dicts, to be changed; the manifest of a model's folder."""
+"""The demo parameters as plain dicts, to be changed; the manifest of a model's folder."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from stages.sources.manifest import describe, is_folder
 
 
 def unpinned_params() -> dict:
-    """The embedded params.yaml as plain dicts, without its pins: these would refuse any other folder."""
-    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    """The demo params.yaml as plain dicts, without its pins: these would refuse any other folder."""
+    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     raw["model"]["revision"] = raw["data"]["revision"] = "none"
     return raw
 

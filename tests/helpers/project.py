@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED = ROOT / "embedded"
-NANO = EMBEDDED / "assets" / "nano-phi"
+DEMO = ROOT / "demo"
+NANO = DEMO / "assets" / "nano-phi"
 SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
 
 # What a user changes by using the project: parameters by `dvc exp run -S`, results by any run. The tests take these as
 # Git has them, staged or committed, so that an experiment in the workspace is no failure.
-OF_THE_USER = ("params.yaml", "dvc.lock", "metrics", *(f"embedded/{n}" for n in ("params.yaml", "dvc.lock", "metrics")))
+OF_THE_USER = ("params.yaml", "dvc.lock", "metrics", *(f"demo/{n}" for n in ("params.yaml", "dvc.lock", "metrics")))
 
 
 def _as_git_has(paths: Iterable[str]) -> tempfile.TemporaryDirectory:

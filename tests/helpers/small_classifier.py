@@ -59,12 +59,12 @@ def batch(rows=4, length=16, seed=0):
 
 def eager_fast_step(monkeypatch, lora, longest, keep=False):
     """The fast step of a classifier for batches of 4 rows, run without CUDA graphs; without a GPU too."""
-    from stages.training.fast_step import FastStep
+    from stages.training.captured_step import CapturedStep
 
     if DEVICE.type == "cpu":
         for name in ("graph_pool_handle", "Stream"):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
-    step = FastStep(lora, 4, longest, 42, PAD, dequantize_once=keep)
+    step = CapturedStep(lora, 4, longest, 42, PAD, dequantize_once=keep)
     step.capturable = False
     return step
 
@@ -75,7 +75,7 @@ def as_inputs(ids, labels):
 
 
 def as_rows(ids, labels):
-    """The rows of a padded batch, without their padding: what `lay_end_to_end` takes."""
+    """The rows of a padded batch, without their padding: what `pack_rows` takes."""
     ends = [int((row != PAD).nonzero().max()) + 1 for row in ids]
     return [
         {"input_ids": row[:end].cpu().numpy(), "labels": int(label)}

@@ -10,7 +10,7 @@ import yaml
 from helpers.parameters import manifest_of, set_key
 from helpers.project import COMMITTED, NANO
 from helpers.tables import CLASSES
-from stages.task.task import Task
+from stages.data.task import Task
 
 ROWS = {"train": 32, "validation": 12, "test": 40}
 QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01}
@@ -18,7 +18,7 @@ QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01}
 
 def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, **changes: object) -> Path:
     """A folder in which `train_qlora` can run, and `eval_base`: parameters, manifest, a few tokenized rows."""
-    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     for key, value in {**QUICK, "model.name": str(model), **changes}.items():
         set_key(raw, key, value)

@@ -18,9 +18,9 @@ from PIL import Image
 from scipy import stats
 
 from stages.analysis import comparison, statistics
+from stages.data.task import Task
 from stages.report import cases
 from stages.runtime import files
-from stages.task.task import Task
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +38,11 @@ def answers(gold, right, seed):
 
 
 class Runs:
-    """A clone whose embedded/ holds finished runs."""
+    """A clone whose demo/ holds finished runs."""
 
     def __init__(self, top):
         self.clone = Clone(top)
-        self.folder = self.clone.folder / "embedded"
+        self.folder = self.clone.folder / "demo"
         finished_run.make(self.folder, rows=ROWS, text=ODD)
         for path in ("outs/splits/rows.txt", "outs/adapter/weights.txt"):
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def test_what_has_no_results_is_named_with_a_remedy(runs):
     assert "nowhere: neither a revision nor an experiment" in refused(runs, "HEAD", "nowhere")
     runs.clone.git("stash", "--quiet")
     runs.clone.git("checkout", "--quiet", "-b", "unfinished")
-    runs.clone.git("rm", "--quiet", "embedded/dvc.lock")
+    runs.clone.git("rm", "--quiet", "demo/dvc.lock")
     runs.clone.git("commit", "--quiet", "--message", "no lock")
     line = refused(runs, "HEAD~1", "unfinished")
     runs.clone.git("checkout", "--quiet", "-")

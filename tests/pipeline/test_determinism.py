@@ -9,9 +9,9 @@ from helpers.stages import run_stage_in_each
 from helpers.tables import CLASSES
 from helpers.training_folder import adapter_bytes, prepare
 
-from stages.task import dataset, tokens
-from stages.task.task import Task
-from stages.task.tokens import load_tokenizer
+from stages.data import dataset, tokenization
+from stages.data.task import Task
+from stages.data.tokenization import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def folder_with_rows(folder, **changes):
     texts = [f"a man {verb} a {noun}" for verb in ("sees", "holds", "likes") for noun in ("dog", "cat", "red ball")]
     rows = pd.DataFrame({"text_premise": texts, "text_hypothesis": texts[::-1], "label": [0, 1, 2] * 3, "group": texts})
     Task(CLASSES, ("premise", "hypothesis"), "premise").write(folder / "outs/task.json")
-    test = tokens.tokenize(rows, words, p["tokenize"]["template"], 128)
+    test = tokenization.tokenize(rows, words, p["tokenize"]["template"], 128)
     dataset.write(test, folder / "outs/tokenized/test.parquet")
     return folder
 

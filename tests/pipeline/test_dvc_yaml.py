@@ -6,9 +6,9 @@ import re
 
 import pytest
 import yaml
-from helpers.project import COMMITTED, EMBEDDED, ROOT
+from helpers.project import COMMITTED, DEMO, ROOT
 
-from stages.runtime import gpus
+from stages.runtime import gpu_selection
 from stages.sources import fetch
 
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -54,7 +54,7 @@ def listed_leaves(stage):
 
 
 def test_the_two_pipelines_are_the_same_file():
-    assert (EMBEDDED / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+    assert (DEMO / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
 def test_the_stages_are_these_six_and_each_says_what_it_does():
@@ -106,7 +106,7 @@ def test_every_parameter_belongs_to_some_stage():
 
 
 def test_the_stages_that_the_launcher_starts_are_those_that_hold_a_gpu():
-    assert tuple(name for name, stage in STAGES.items() if "${launcher}" in stage["cmd"]) == gpus.STAGES
+    assert tuple(name for name, stage in STAGES.items() if "${launcher}" in stage["cmd"]) == gpu_selection.STAGES
 
 
 def test_metrics_and_plots_are_outs_of_analyze():
@@ -130,7 +130,7 @@ def test_a_stage_lists_the_parameters_that_it_reads(repro, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_the_files_that_a_stage_opens(repro, stage):
     """Not by its imports alone: a template that is read and not listed could change and nothing would run again."""
-    folder = (repro.clone.folder / "embedded").resolve()
+    folder = (repro.clone.folder / "demo").resolve()
     paths = {(folder / path).resolve() for path in repro.reads[f"{stage}.files"]}
     opened = {path for path in paths if path.is_relative_to(folder.parent) and path.is_file()}
     opened = {path for path in opened if "__pycache__" not in path.parts}
@@ -147,7 +147,7 @@ def test_deps_are_the_files_that_a_stage_opens(repro, stage):
 
 @pytest.mark.slow
 def test_each_metric_file_and_plotted_column_is_there(repro):
-    folder = repro.clone.folder / "embedded"
+    folder = repro.clone.folder / "demo"
     for name in DVC_YAML["metrics"]:
         assert json.loads((folder / name).read_text()), name
     for plot in DVC_YAML["plots"]:

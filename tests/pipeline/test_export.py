@@ -41,25 +41,25 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def embedded(repro):
+def demo(repro):
     restored = repro.clone.dvc("checkout")  # tests of refused runs, before these, leave the clone without some outs
     assert restored.returncode == 0, restored.stderr
-    return repro.clone.folder / "embedded"
+    return repro.clone.folder / "demo"
 
 
 @pytest.fixture(scope="module")
-def exported(embedded, tmp_path_factory):
+def exported(demo, tmp_path_factory):
     """(folder, what was printed)."""
     out = tmp_path_factory.mktemp("exported") / "handed on"
-    done = command(embedded, out)
+    done = command(demo, out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
 
 @pytest.fixture(scope="module")
-def rows(embedded):
+def rows(demo):
     """The test rows with the adapter's answers by `eval_lora`."""
-    return pd.read_parquet(embedded / "outs/results/tuned/predictions.parquet")
+    return pd.read_parquet(demo / "outs/results/tuned/predictions.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +76,18 @@ def fresh(exported, rows, tmp_path_factory):
 
 
 @pytest.fixture
-def in_embedded(embedded, monkeypatch):
-    """This process works in the clone's embedded/, as the command does; -> (adapter, some of its rows)."""
-    monkeypatch.chdir(embedded)
+def in_demo(demo, monkeypatch):
+    """This process works in the clone's demo/, as the command does; -> (adapter, some of its rows)."""
+    monkeypatch.chdir(demo)
     adapter = export.Adapter.read(Path("outs/adapter"))
     every = export.Rows.read(adapter)
     some = export.Rows(every.texts[:40], every.ids[:40], every.gold[:40], 0)
     return adapter, some
 
 
-def command(embedded, *arguments, start="run"):
+def command(demo, *arguments, start="run"):
     call = [sys.executable, "-m", "tools.export", *map(str, arguments)]
-    how = {"cwd": embedded, "env": stage_env(PYTHONPATH=str(embedded.parent)), "text": True}
+    how = {"cwd": demo, "env": stage_env(PYTHONPATH=str(demo.parent)), "text": True}
     if start == "popen":
         return subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how)
     return subprocess.run(call, capture_output=True, **how)
@@ -142,7 +142,7 @@ def test_the_readme_shows_what_is_printed(exported):
 
 
 @pytest.mark.parametrize("into", ["original", "dequantised"])
-def test_a_merge_that_is_not_the_adapter_is_refused(in_embedded, tmp_path, monkeypatch, into):
+def test_a_merge_that_is_not_the_adapter_is_refused(in_demo, tmp_path, monkeypatch, into):
     """LoRA's scale is left out."""
     right = export.load_adapter
 
@@ -178,7 +178,7 @@ def test_the_card_is_the_hubs(exported):
     assert f"merged into the dequantised weights: accuracy {result.metric_value:.1%}," in exported[1]
 
 
-def test_nothing_of_4_bits_and_nothing_of_this_machine_is_left(exported, embedded):
+def test_nothing_of_4_bits_and_nothing_of_this_machine_is_left(exported, demo):
     out = exported[0]
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and "quantization_config" not in config
@@ -189,13 +189,13 @@ def test_nothing_of_4_bits_and_nothing_of_this_machine_is_left(exported, embedde
     for path in out.iterdir():
         assert path.stat().st_mode == (out / "config.json").stat().st_mode, "others may read it too"
         if path.suffix != ".safetensors":
-            assert str(embedded) not in path.read_text() and str(out) not in path.read_text()
+            assert str(demo) not in path.read_text() and str(out) not in path.read_text()
     assert not [path for path in out.parent.iterdir() if path != out]
 
 
-def test_a_special_tokens_name_in_a_text_is_text(exported, in_embedded):
+def test_a_special_tokens_name_in_a_text_is_text(exported, in_demo):
     """And of a text that is too long, the template's end stays, should its user have it cut."""
-    adapter, _ = in_embedded
+    adapter, _ = in_demo
     words = AutoTokenizer.from_pretrained(exported[0])
     text = TEMPLATE.format("A man <|endoftext|> sleeps.", "He is awake.")
     ids = words(text)["input_ids"]
@@ -206,7 +206,7 @@ def test_a_special_tokens_name_in_a_text_is_text(exported, in_embedded):
     assert len(cut) == 128 and cut[-len(end) :] == end
 
 
-def test_the_other_merge_can_be_had(exported, in_embedded, tmp_path, capsys):
+def test_the_other_merge_can_be_had(exported, in_demo, tmp_path, capsys):
     """It has other weights in the layers that LoRA tuned, and in no others."""
     out = tmp_path / "out"
     export.export(out, Path("outs/adapter"), "original")
@@ -219,29 +219,29 @@ def test_the_other_merge_can_be_had(exported, in_embedded, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("what", ["a folder with a file", "a file"])
-def test_what_is_there_is_left_alone(embedded, tmp_path, what):
+def test_what_is_there_is_left_alone(demo, tmp_path, what):
     out = tmp_path / "out"
     mine = out / "mine.txt" if what == "a folder with a file" else out
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
-    done = command(embedded, out)
+    done = command(demo, out)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == f"error: {out}: is there already; allowed: a new or an empty folder\n"
     assert mine.read_text() == "mine"
 
 
-def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(embedded, tmp_path):
+def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(demo, tmp_path):
     """Killed between the weights' saving and the folder's name, where it reads back what it wrote."""
     out = tmp_path / "out"
     out.mkdir()
-    process = command(embedded, out, start="popen")
+    process = command(demo, out, start="popen")
     while not (left := list(tmp_path.glob(".out.*.tmp/model.safetensors"))):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(out.iterdir()) == [] and left[0].exists()
-    done = command(embedded, out)
+    done = command(demo, out)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "model.safetensors").exists()
 
@@ -258,11 +258,11 @@ def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(embedded, tmp_pat
     ],
     ids=["another base", "another task"],
 )
-def test_the_adapter_belongs_to_its_base_and_the_rows_to_its_task(embedded, tmp_path, name, damage, said):
-    folder = shutil.copytree(embedded / "outs/adapter", tmp_path / "adapter")
+def test_the_adapter_belongs_to_its_base_and_the_rows_to_its_task(demo, tmp_path, name, damage, said):
+    folder = shutil.copytree(demo / "outs/adapter", tmp_path / "adapter")
     saved = json.loads((folder / name).read_text())
     damage(saved)
     (folder / name).write_text(json.dumps(saved))
-    done = command(embedded, tmp_path / "out", "--adapter", folder)
+    done = command(demo, tmp_path / "out", "--adapter", folder)
     assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

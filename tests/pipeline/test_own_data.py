@@ -15,18 +15,18 @@ from helpers.stages import run_stage_in_each
 pytestmark = pytest.mark.slow
 
 DOCUMENT = (ROOT / "docs/own-data.md").read_text()
-# Of each example its title, what it changes in embedded/params.yaml, and the scores that it is said to end with.
+# Of each example its title, what it changes in demo/params.yaml, and the scores that it is said to end with.
 HEADLINE = r"\*\*([\d.]+)% → ([\d.]+)%\*\* ([\w ]+?) \("
 EXAMPLES = re.findall(rf"^### (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 
 def run(clone, changes):
-    """`dvc repro` in embedded/ with the committed parameters, changed at the keys of nested dicts."""
-    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    """`dvc repro` in demo/ with the committed parameters, changed at the keys of nested dicts."""
+    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     for key, value in flat(changes):
         set_key(raw, key, value)
-    (clone.folder / "embedded/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    (clone.folder / "demo/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     done = clone.dvc("repro")
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -55,9 +55,9 @@ def test_an_example_of_the_document(clone, title, block, base, tuned, score):
     done = run(clone, yaml.safe_load(block))
     assert done.ran == STAGES
 
-    embedded = clone.folder / "embedded"
-    report = (embedded / "metrics/report.md").read_text()
-    task = json.loads((embedded / "outs/task.json").read_text())
+    demo = clone.folder / "demo"
+    report = (demo / "metrics/report.md").read_text()
+    task = json.loads((demo / "outs/task.json").read_text())
     line = re.search(r"^- classes: `(\d+): (.+?)(, …)?`$", report, re.MULTILINE)
     assert int(line[1]) == len(task["classes"])
     assert ", ".join(task["classes"]).startswith(line[2]) and (line[3] or line[2].endswith(task["classes"][-1]))
@@ -73,7 +73,7 @@ def test_an_example_of_the_document(clone, title, block, base, tuned, score):
 
 def test_the_same_rows_in_csv_and_as_classlabel_in_parquet_end_alike(tmp_path):
     """Text labels, and codes in another order than the classes have here: the same to the byte."""
-    rows = pd.read_csv(ROOT / "embedded/assets/everyday-moods/moods.csv")
+    rows = pd.read_csv(ROOT / "demo/assets/everyday-moods/moods.csv")
     parts = {"train": rows[:96], "validation": rows[96:126], "test": rows[126:186]}
     features = datasets.Features(
         {"text": datasets.Value("string"), "sentiment": datasets.ClassLabel(names=["positive", "negative"])}

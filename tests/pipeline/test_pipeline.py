@@ -1,4 +1,4 @@
-"""The whole embedded pipeline under DVC, in a temporary clone: run, run again, experiments, mistakes."""
+"""The whole demo pipeline under DVC, in a temporary clone: run, run again, experiments, mistakes."""
 
 import json
 import time
@@ -17,7 +17,7 @@ STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "anal
 
 def outs(clone):
     """Files that the stages made, by name."""
-    folder = clone.folder / "embedded"
+    folder = clone.folder / "demo"
     return {str(p.relative_to(folder)) for top in MADE for p in (folder / top).rglob("*")}
 
 
@@ -42,7 +42,7 @@ def experiment(repro):
 @pytest.fixture(scope="module")
 def back(repro, experiment):
     """The first parameters again."""
-    epochs = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())["train"]["epochs"]
+    epochs = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())["train"]["epochs"]
     done = repro.clone.dvc("exp", "run", "-S", "lora.r=16", "-S", f"train.epochs={epochs}")
     assert done.returncode == 0, done.stdout + done.stderr
     return SimpleNamespace(run=done, metrics=repro.clone.metrics())
@@ -54,7 +54,7 @@ def refused(repro, back):
     before = outs(repro.clone)
     done = repro.clone.dvc("exp", "run", "-S", "lora.r=abc")
     after = outs(repro.clone)
-    repro.clone.git("checkout", "--", "embedded/params.yaml")
+    repro.clone.git("checkout", "--", "demo/params.yaml")
     return SimpleNamespace(run=done, before=before, after=after)
 
 
@@ -66,7 +66,7 @@ def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
         "outs/results/tuned/predictions.parquet", "outs/measurements/base/run.json",
         "outs/adapter/adapter_model.safetensors",
     ):  # fmt: skip
-        assert (repro.clone.folder / "embedded" / path).is_file(), path
+        assert (repro.clone.folder / "demo" / path).is_file(), path
     assert {"summary", "details", "stages"} <= set(repro.metrics)
     assert {"data", "base", "train", "tuned", "comparison"} == set(repro.metrics["details"])
 
@@ -89,7 +89,7 @@ def test_the_metrics_agree_with_one_another(repro):
 
 def test_git_ignores_what_dvc_keeps(repro):
     changed = [line[3:] for line in repro.status.splitlines()]
-    assert [name for name in changed if not name.startswith(("embedded/metrics/", "embedded/dvc.lock"))] == []
+    assert [name for name in changed if not name.startswith(("demo/metrics/", "demo/dvc.lock"))] == []
 
 
 def test_a_second_run_runs_nothing(repro):
@@ -123,7 +123,7 @@ def test_plots_are_written_without_a_warning(repro, experiment, command, out):
     done = experiment.seen[command]
     assert done.returncode == 0
     assert "warning" not in (done.stdout + done.stderr).lower()
-    page = (repro.clone.folder / "embedded" / out / "index.html").read_text()
+    page = (repro.clone.folder / "demo" / out / "index.html").read_text()
     for title in ("Loss by epoch", "Validation accuracy", "Base", "Tuned"):
         assert title in page
 
@@ -151,7 +151,7 @@ def test_an_experiment_keeps_the_link_to_the_code(repro, experiment):
     commits = repro.clone.git("for-each-ref", "--format=%(objectname)", "refs/exps").split()
     assert commits
     for commit in commits:
-        assert repro.clone.git("ls-tree", commit, "embedded/stages").startswith("120000 blob")
+        assert repro.clone.git("ls-tree", commit, "demo/stages").startswith("120000 blob")
 
 
 def test_the_old_rank_comes_back_from_the_run_cache_without_training(repro, back):
@@ -192,7 +192,7 @@ def test_what_dvc_took_away_before_a_refused_run_comes_back_by_checkout(repro, r
 
 def test_parameters_never_reach_a_shell(repro, refused):
     done = repro.clone.dvc("exp", "run", "-S", "model.name='$(touch pwned)'", "-S", "data.name='`touch pwned`'")
-    repro.clone.git("checkout", "--", "embedded/params.yaml")
+    repro.clone.git("checkout", "--", "demo/params.yaml")
     assert done.returncode != 0
     assert "error: " in done.stdout + done.stderr
     assert list(repro.clone.folder.rglob("pwned")) == []

@@ -26,7 +26,7 @@ def command(*arguments):
     return [sys.executable, "-m", "tools.sweep", *arguments]
 
 
-def swept(clone, *arguments, below="embedded"):
+def swept(clone, *arguments, below="demo"):
     """Run a sweep to its end."""
     folder = clone.folder / below
     return subprocess.run(command(*arguments), cwd=folder, env=clone.env, capture_output=True, text=True)
@@ -49,7 +49,7 @@ def experiments(clone):
 
 def outs(clone, revision=None):
     """{stage: {path: hash}} of the results in a lock, in the workspace's or in that of an experiment."""
-    path = "embedded/dvc.lock"
+    path = "demo/dvc.lock"
     text = clone.git("show", f"{revision}:{path}") if revision else (clone.folder / path).read_text()
     stages = yaml.safe_load(text)["stages"]
     return {
@@ -62,17 +62,17 @@ def outs(clone, revision=None):
 def story(tmp_path_factory):
     """What a sweep left that was killed in its third variant, and the same one run again."""
     clone = Clone(tmp_path_factory.mktemp("sweep"))
-    path = clone.folder / "embedded/params.yaml"
+    path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for key, value in SMALL.items():
         set_key(raw, key, value)
     path.write_text(yaml.safe_dump(raw, sort_keys=False))  # a change of the workspace that the variants have to have
-    (clone.folder / "embedded/mine.txt").write_text("a file that Git does not know\n")
+    (clone.folder / "demo/mine.txt").write_text("a file that Git does not know\n")
     before = workspace(clone)
-    copies = clone.folder / "embedded/.dvc/tmp/exps/sweep"
+    copies = clone.folder / "demo/.dvc/tmp/exps/sweep"
 
     first = subprocess.Popen(
-        command(*SWEEP), cwd=clone.folder / "embedded", env=clone.env, stdout=subprocess.PIPE, text=True
+        command(*SWEEP), cwd=clone.folder / "demo", env=clone.env, stdout=subprocess.PIPE, text=True
     )
     said = [first.stdout.readline(), first.stdout.readline()]
     time.sleep(1)  # into the third
@@ -142,9 +142,7 @@ def test_the_table_names_experiments_parameters_and_scores(story):
 
 
 def test_an_experiment_has_the_changes_of_the_workspace_and_its_own(story):
-    params = yaml.safe_load(
-        story.clone.git("show", f"{story.experiments[name_in(story.lines[2])]}:embedded/params.yaml")
-    )
+    params = yaml.safe_load(story.clone.git("show", f"{story.experiments[name_in(story.lines[2])]}:demo/params.yaml"))
     assert params["lora"]["r"] == 8 and params["train"]["epochs"] == 1 and params["data"]["train_rows"] == 96
 
 
@@ -162,7 +160,7 @@ def test_applied_and_run_alone_every_result_is_the_same_to_the_byte(story):
     assert expected["train_qlora"].keys() == {"outs/adapter", "outs/results/train"}
 
 
-@pytest.mark.parametrize("below", ["embedded", "."])
+@pytest.mark.parametrize("below", ["demo", "."])
 def test_one_bad_value_refuses_the_whole_sweep_in_one_line(story, below):
     before = workspace(story.clone)
     done = swept(story.clone, "-S", "lora.r=4,0", below=below)
@@ -177,10 +175,10 @@ def test_one_bad_value_refuses_the_whole_sweep_in_one_line(story, below):
 def own_folders(tmp_path_factory):
     """A clone with relative paths to data outside of it and to a model inside it, which Git does not have."""
     clone = Clone(tmp_path_factory.mktemp("own"))
-    assets = clone.folder / "embedded/assets"
+    assets = clone.folder / "demo/assets"
     shutil.copytree(assets / "everyday-nli", clone.folder.parent / "pairs")
-    shutil.copytree(assets / "nano-phi", clone.folder / "embedded/mine/nano")
-    path = clone.folder / "embedded/params.yaml"
+    shutil.copytree(assets / "nano-phi", clone.folder / "demo/mine/nano")
+    path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for key, value in SMALL.items():
         set_key(raw, key, value)
@@ -195,14 +193,14 @@ def test_relative_folders_that_git_does_not_have_are_found_and_recorded_as_they_
     done = swept(own_folders, "-S", "lora.r=4")
     assert done.returncode == 0, done.stdout + done.stderr
     ((name, commit),) = experiments(own_folders).items()
-    deps = {dep["path"] for dep in yaml.safe_load(own_folders.git("show", f"{commit}:embedded/dvc.lock"))["stages"][
+    deps = {dep["path"] for dep in yaml.safe_load(own_folders.git("show", f"{commit}:demo/dvc.lock"))["stages"][
         "download"]["deps"]}  # fmt: skip
     assert {"../../pairs", "mine/nano"} <= deps
     own_folders.git("stash", "--quiet")
     applied = own_folders.dvc("exp", "apply", name)
     assert applied.returncode == 0, applied.stderr
     assert own_folders.dvc("repro").ran == [], "what `dvc exp run` itself would have done"
-    assert list((own_folders.folder / "embedded/.dvc/tmp/exps/sweep").iterdir()) == []
+    assert list((own_folders.folder / "demo/.dvc/tmp/exps/sweep").iterdir()) == []
 
 
 def test_where_every_variant_failed_nothing_is_there_to_compare(own_folders):

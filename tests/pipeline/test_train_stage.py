@@ -26,7 +26,7 @@ from helpers.training_folder import adapter_bytes, prepare
 from transformers import PreTrainedModel
 
 from stages import train_qlora
-from stages.runtime import recorder as recorder_module
+from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.training import checkpoints, history
 from stages.training.checkpoints import WholeCheckpoints
@@ -377,14 +377,14 @@ def test_an_adapter_that_is_not_whole_is_never_kept(tmp_path, monkeypatch):
 
 def test_the_trained_model_is_gone_when_the_adapter_is_read_back(tmp_path, monkeypatch):
     """Else a base that fits the GPU once would fail in the end."""
-    alive, plain = [], train_qlora.check_saved
+    alive, plain = [], train_qlora.verify_saved_adapter
 
-    def check_saved(*arguments):
+    def verify_saved_adapter(*arguments):
         alive.extend(thing for thing in gc.get_objects() if isinstance(thing, PreTrainedModel))
         plain(*arguments)
 
     monkeypatch.chdir(prepare(tmp_path / "run"))
-    monkeypatch.setattr(train_qlora, "check_saved", check_saved)
+    monkeypatch.setattr(train_qlora, "verify_saved_adapter", verify_saved_adapter)
     gc.collect()
     before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
     train_qlora.main()

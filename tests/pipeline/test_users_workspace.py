@@ -17,7 +17,7 @@ TESTS = ["unit/test_params.py", "unit/test_readme.py", "pipeline/test_dvc_yaml.p
 def test_the_tests_pass_after_the_readmes_experiment(tmp_path):
     """As `dvc exp run -S lora.r=8` leaves it, and with parameters that change much more."""
     clone = Clone(tmp_path, left_out=())
-    for folder in ("embedded", "."):
+    for folder in ("demo", "."):
         with modify_yaml(clone.folder / folder / "params.yaml") as raw:
             for key, value in {"lora.r": 8, "train.epochs": 1, "seed": 7, "tokenize.max_length": 64}.items():
                 set_key(raw, key, value)

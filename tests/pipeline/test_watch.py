@@ -12,13 +12,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone whose embedded model and data are not pinned, and were downloaded and tokenized once."""
+    """A clone whose demo model and data are not pinned, and were downloaded and tokenized once."""
     clone = Clone(tmp_path_factory.mktemp("watch"))
-    path = clone.folder / "embedded/params.yaml"
+    path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     raw["model"]["revision"] = raw["data"]["revision"] = "none"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    (clone.folder / "embedded/dvc.lock").unlink()
+    (clone.folder / "demo/dvc.lock").unlink()
     assert run(clone) == ["download", "tokenize"]
     return clone
 
@@ -34,32 +34,32 @@ def test_unchanged_folders_run_nothing(clone):
 
 
 def test_weights_changed_in_place_with_equal_size_run_again(clone):
-    weights = clone.folder / "embedded/assets/nano-phi/model.safetensors"
+    weights = clone.folder / "demo/assets/nano-phi/model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert run(clone) == ["download", "tokenize"]
 
 
 def test_changed_rows_run_again_and_are_the_ones_read(clone):
-    path = clone.folder / "embedded/assets/everyday-nli/test.parquet"
+    path = clone.folder / "demo/assets/everyday-nli/test.parquet"
     pd.read_parquet(path).iloc[::-1].to_parquet(path)
     last = pd.read_parquet(path)["premise"].iloc[0]
     assert run(clone) == ["download", "tokenize"]
-    assert pd.read_parquet(clone.folder / "embedded/outs/splits/test.parquet")["premise"].iloc[0] == last
+    assert pd.read_parquet(clone.folder / "demo/outs/splits/test.parquet")["premise"].iloc[0] == last
 
 
 def test_a_file_added_to_the_folder_runs_again(clone):
-    (clone.folder / "embedded/assets/everyday-nli/more.md").write_text("not data\n")
+    (clone.folder / "demo/assets/everyday-nli/more.md").write_text("not data\n")
     assert run(clone) == ["download"]
-    readme = clone.folder / "embedded/assets/everyday-nli/README.md"
+    readme = clone.folder / "demo/assets/everyday-nli/README.md"
     readme.chmod(0o644)
     readme.write_text(f"{readme.read_text()}\nOnce more.\n")
     assert "download" in run(clone)
 
 
 def test_a_pinned_folder_that_changed_is_refused(clone):
-    path = clone.folder / "embedded/params.yaml"
-    committed = yaml.safe_load(clone.git("show", "HEAD:embedded/params.yaml"))
+    path = clone.folder / "demo/params.yaml"
+    committed = yaml.safe_load(clone.git("show", "HEAD:demo/params.yaml"))
     path.write_text(yaml.safe_dump(committed, sort_keys=False))
     done = clone.dvc("repro", "tokenize")
     assert done.returncode != 0
@@ -67,7 +67,7 @@ def test_a_pinned_folder_that_changed_is_refused(clone):
 
 
 def test_another_folder_is_refused_with_all_that_is_to_be_set(clone):
-    clone.git("checkout", "--", "embedded")
+    clone.git("checkout", "--", "demo")
     done = clone.dvc("exp", "run", "download", "-S", "data.name=assets/nano-phi")
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -76,24 +76,24 @@ def test_another_folder_is_refused_with_all_that_is_to_be_set(clone):
 
 def test_files_of_the_user_in_data_and_models_stay(clone):
     """`data/raw` is where many projects keep their originals."""
-    clone.git("checkout", "--", "embedded")
-    mine = [clone.folder / "embedded" / name for name in ("data/raw/mine.csv", "models/adapter/mine.txt")]
+    clone.git("checkout", "--", "demo")
+    mine = [clone.folder / "demo" / name for name in ("data/raw/mine.csv", "models/adapter/mine.txt")]
     for path in mine:
         path.parent.mkdir(parents=True)
         path.write_text("mine")
     assert clone.dvc("repro", "--force", "tokenize").ran == ["download", "tokenize"]
     subprocess.run(["make", "clean"], cwd=clone.folder, check=True)
     assert [path.read_text() for path in mine] == ["mine", "mine"]
-    assert not (clone.folder / "embedded/outs").exists()
+    assert not (clone.folder / "demo/outs").exists()
 
 
-@pytest.mark.parametrize("watched", ["hub", "outs/splits"])
+@pytest.mark.parametrize("watched", ["pinned_on_hub.txt", "outs/splits"])
 def test_a_data_folder_that_is_an_out_is_refused_before_dvc_deletes_it(clone, watched):
-    clone.git("checkout", "--", "embedded")
-    mine = clone.folder / "embedded/outs/splits/mine.csv"
+    clone.git("checkout", "--", "demo")
+    mine = clone.folder / "demo/outs/splits/mine.csv"
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("text,label")
-    path = clone.folder / "embedded/params.yaml"
+    path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     raw["data"]["name"], raw["watch"]["data"] = "outs/splits", watched
     path.write_text(yaml.safe_dump(raw, sort_keys=False))

@@ -17,8 +17,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from stages.analysis import baselines, comparison, f1, metrics, slices, statistics, tables, words
 from stages.analysis.statistics import mcnemar
-from stages.report import formatting, sentences
-from stages.task.task import Task
+from stages.data.task import Task
+from stages.report import formatting, wording
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import intervals as simulation
@@ -130,7 +130,7 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
     assert cases["row"].tolist() == [5, 6] and cases["truncated"].tolist() == [False, True]
     assert (cases["base"].tolist(), cases["tuned"].tolist(), cases["gold"].tolist()) == ([2, 1], [0, 1], gold)
     assert cases["fate"].tolist() == ["fixed", "both_right"]
-    assert cases["base_confidence"].tolist() == [0.5, 0.6] and cases["tuned_confidence"].tolist() == [0.7, 0.8]
+    assert cases["base_probability"].tolist() == [0.5, 0.6] and cases["tuned_probability"].tolist() == [0.7, 0.8]
     assert cases[f"base_p_{classes[1]}"].tolist() == [0.3, 0.6]
     assert cases["guess_premise"].tolist() == gold
     if classes == CLASSES:
@@ -787,7 +787,7 @@ def test_headline_says_what_the_numbers_say():
         counts = {"rows": rows, "fixed": fixed, "broken": broken, "accuracy_gain": (fixed - broken) / rows}
         p = mcnemar(*one_a_premise(fixed, broken, rows))
         found = counts | {"mcnemar_p": p, "accuracy_gain_interval": {"low": -0.1, "high": 0.2}}
-        return sentences.headline(found, confidence)
+        return wording.headline(found, confidence)
 
     assert "raised accuracy by 50.0 points" in said(55, 5) and "p < 0.001" in said(55, 5)
     assert "lowered accuracy by 0.01 points" in said(3, 4, rows=10_000)
@@ -815,15 +815,15 @@ def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
 
 
 def test_cautions_at_the_intervals():
-    assert sentences.interval_cautions({"a": 10, "b": 500}, 10, None) == []
-    (said,) = sentences.interval_cautions({"a": 10, "b": 500}, 9, "author")
+    assert wording.interval_cautions({"a": 10, "b": 500}, 10, None) == []
+    (said,) = wording.interval_cautions({"a": 10, "b": 500}, 9, "author")
     assert said.startswith("The test rows are of 9 values of author. With so few, ")
-    (said,) = sentences.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
+    (said,) = wording.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
     assert said.startswith("Classes without test rows: not tested. Nothing is known of their F1. ")
-    (said,) = sentences.interval_cautions({"a": 9, "b": 500}, 509, "premise")
+    (said,) = wording.interval_cautions({"a": 9, "b": 500}, 509, "premise")
     assert said.startswith("Classes with fewer than 10 test rows: a (9). ")
-    (said,) = sentences.interval_cautions({str(name): 2 for name in range(8)}, 16, None)
+    (said,) = wording.interval_cautions({str(name): 2 for name in range(8)}, 16, None)
     assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in said
-    (said,) = sentences.interval_cautions({"a": 50, "b": 50}, 1, "author")
+    (said,) = wording.interval_cautions({"a": 50, "b": 50}, 1, "author")
     assert said == "All test rows share one author: how the model does on others can't be known."
-    assert sentences.interval_cautions({"a": 1}, 1, None)[0].startswith("There is one test row: ")
+    assert wording.interval_cautions({"a": 1}, 1, None)[0].startswith("There is one test row: ")

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.task import batching
+from stages.data import batching
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_the_padding_share_is_padding_over_all_tokens(longest, maximum):
 def test_rows_end_to_end_by_hand():
     """A pad token at a row's end is not what is classified, as transformers' classifiers have it."""
     rows = [{"input_ids": [5, 6, 9], "labels": 2}, {"input_ids": [8], "labels": 0}]
-    batch = batching.lay_end_to_end(rows, pad_id=9)
+    batch = batching.pack_rows(rows, pad_id=9)
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [5, 6, 9, 8], "positions": [0, 1, 2, 0], "starts": [0, 3, 4], "last": [1, 3], "labels": [2, 0],
     }  # fmt: skip
-    assert batching.lay_end_to_end(rows, pad_id=9, tokens=1)["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
-    batch = batching.lay_end_to_end(rows, pad_id=9, rows=4, tokens=3)
+    assert batching.pack_rows(rows, pad_id=9, tokens=1)["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
+    batch = batching.pack_rows(rows, pad_id=9, rows=4, tokens=3)
     assert batch["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
     assert batch["starts"].tolist() == [0, 3, 4, 4, 4]
     assert batch["last"].tolist() == [1, 3, 0, 0]
@@ -69,7 +69,7 @@ def test_rows_end_to_end_by_hand():
 
 def test_a_row_without_tokens_is_a_pad_token():
     rows = [{"input_ids": [], "labels": 1}, {"input_ids": [5, 6], "labels": 0}, {"input_ids": [], "labels": 2}]
-    batch = batching.lay_end_to_end(rows, pad_id=9)
+    batch = batching.pack_rows(rows, pad_id=9)
     assert batch["input_ids"].tolist() == [9, 5, 6, 9]
     assert batch["starts"].tolist() == [0, 1, 3, 4]
     assert batch["last"].tolist() == [0, 2, 3]
@@ -146,7 +146,7 @@ def test_the_last_batch_alone_is_short():
 def test_a_table_becomes_examples_in_its_own_order():
     table = pa.concat_tables([pa.table({"input_ids": [[1, 2], [3]], "label": [2, 0]}),
                               pa.table({"input_ids": [[], [4, 5]], "label": [1, 1]})]).slice(1)  # fmt: skip
-    examples = batching.Examples(table)
+    examples = batching.TokenizedRows(table)
     assert [row["input_ids"].tolist() for row in examples] == [[3], [], [4, 5]]
     assert [row["labels"] for row in examples] == examples.labels.tolist() == [0, 1, 1]
     assert examples.lengths.tolist() == [1, 0, 2]
@@ -155,7 +155,7 @@ def test_a_table_becomes_examples_in_its_own_order():
         with pytest.raises(IndexError):
             examples[row]
     assert batching.lengths_of(examples).tolist() == batching.lengths_of(list(examples)).tolist() == [1, 0, 2]
-    same = batching.Examples.of([[3], [], [4, 5]], np.array([0, 1, 1]))
+    same = batching.TokenizedRows.of([[3], [], [4, 5]], np.array([0, 1, 1]))
     assert [row["input_ids"].tolist() for row in same] == [[3], [], [4, 5]]
 
 

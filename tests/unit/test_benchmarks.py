@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.families import save_family
-from helpers.project import COMMITTED, CPU, EMBEDDED, NANO, ROOT
+from helpers.project import COMMITTED, CPU, DEMO, NANO, ROOT
 from torch.autograd import DeviceType
 from transformers import Trainer, TrainingArguments
 from transformers.models.gemma3 import modeling_gemma3
@@ -30,8 +30,8 @@ import table
 
 @pytest.fixture(scope="module")
 def inputs():
-    p = params.load(COMMITTED / "embedded/params.yaml")
-    return recipes.load_inputs(NANO, EMBEDDED / "assets/everyday-nli", p)
+    p = params.load(COMMITTED / "demo/params.yaml")
+    return recipes.load_inputs(NANO, DEMO / "assets/everyday-nli", p)
 
 
 def on_a_cpu(monkeypatch):
@@ -69,7 +69,7 @@ def test_a_plan_has_what_is_asked_for_alone():
 
 
 def test_rows_are_repeated_to_as_many_as_are_wanted(inputs):
-    rows = several_gpus.all_rows(inputs, EMBEDDED / "assets/everyday-nli", 2500)
+    rows = several_gpus.all_rows(inputs, DEMO / "assets/everyday-nli", 2500)
     assert len(rows) == 2500
     period = next(n for n in range(1, 2500) if (rows.labels[n:] == rows.labels[:-n]).all())
     assert len(inputs.rows["ours"]) <= period <= 1010, "all rows of the folder that have a label"
@@ -138,7 +138,7 @@ def test_each_recipe_trains(inputs, monkeypatch, recipe):
 def test_the_recipes_train_other_families(monkeypatch, tmp_path, family):
     on_a_cpu(monkeypatch)
     p = params.load(COMMITTED / "params.yaml").model_copy(update={"device": "cpu"})  # the root's GELU; Llama has SiLU
-    other = recipes.load_inputs(save_family(family, tmp_path), EMBEDDED / "assets/everyday-nli", p)
+    other = recipes.load_inputs(save_family(family, tmp_path), DEMO / "assets/everyday-nli", p)
     for recipe in recipes.RECIPES:
         if recipe.name in ("notebook", "trainer at its best", "ours"):
             trainer = recipe.make_trainer(other, batch_size=4, steps=1)
@@ -149,8 +149,8 @@ def test_the_recipes_train_other_families(monkeypatch, tmp_path, family):
 def test_with_liger_the_decoder_has_its_kernels_while_it_trains_and_later_models_have_not(monkeypatch, tmp_path):
     """Liger's own part is played, since it wants a GPU: it changes the model that it is given, and the module."""
     on_a_cpu(monkeypatch)
-    p = params.load(COMMITTED / "embedded/params.yaml")
-    gemma = recipes.load_inputs(save_family("gemma3_text", tmp_path), EMBEDDED / "assets/everyday-nli", p)
+    p = params.load(COMMITTED / "demo/params.yaml")
+    gemma = recipes.load_inputs(save_family("gemma3_text", tmp_path), DEMO / "assets/everyday-nli", p)
     module, rotary, used = modeling_gemma3, modeling_gemma3.apply_rotary_pos_emb, []
 
     def patch(model, config):
@@ -167,7 +167,7 @@ def test_with_liger_the_decoder_has_its_kernels_while_it_trains_and_later_models
 @pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
 def test_liger_itself_changes_norms_and_mlps_and_leaves_the_classifier_its_forward(monkeypatch, tmp_path):
     on_a_cpu(monkeypatch)
-    p, data = params.load(COMMITTED / "embedded/params.yaml"), EMBEDDED / "assets/everyday-nli"
+    p, data = params.load(COMMITTED / "demo/params.yaml"), DEMO / "assets/everyday-nli"
     gemma = recipes.load_inputs(save_family("gemma3_text", tmp_path), data, p)
     trainer, seen = recipes.train_liger(gemma, batch_size=4, steps=1), []
     forward = trainer.model.get_base_model().forward
@@ -200,10 +200,10 @@ def test_frozen_weights_are_those_of_the_quantized_layers(inputs, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_without_a_gpu_one_line_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["compare.py", str(NANO), str(EMBEDDED), "--out", str(tmp_path / "out.json")])
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(NANO), str(DEMO), "--out", str(tmp_path / "out.json")])
     with pytest.raises(UserError, match="PyTorch sees no CUDA GPU"):
         compare.main()
-    monkeypatch.setattr(sys, "argv", ["profile_step.py", str(NANO), str(EMBEDDED)])
+    monkeypatch.setattr(sys, "argv", ["profile_step.py", str(NANO), str(DEMO)])
     with pytest.raises(UserError, match="PyTorch sees no CUDA GPU"):
         profile_step.main()
     assert not (tmp_path / "out.json").exists()
@@ -281,7 +281,7 @@ def test_settings_are_trained_and_tested_on_real_weights_seed_by_seed(tmp_path):
         "train.epochs=1",
     ]
     command = [
-        sys.executable, real / "run.py", NANO, EMBEDDED / "assets/everyday-nli", tmp_path, "ours", "template",
+        sys.executable, real / "run.py", NANO, DEMO / "assets/everyday-nli", tmp_path, "ours", "template",
         "--seeds", "42", *(word for value in small for word in ("--set", value)),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)

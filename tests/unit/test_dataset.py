@@ -14,10 +14,10 @@ from helpers.project import NANO, SHARED
 from helpers.stages import error_line, run_stage_in_each, written
 from helpers.tables import arrow, data_group, three
 
+from stages.data import dataset
+from stages.data.split_files import read_splits
+from stages.data.task import Task
 from stages.runtime.errors import UserError
-from stages.task import dataset
-from stages.task.source import read_splits
-from stages.task.task import Task
 
 SNLI = SHARED / "data" / "snli"
 COLUMNS = ("premise", "hypothesis")

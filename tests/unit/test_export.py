@@ -17,12 +17,12 @@ from helpers.project import CPU, NANO
 from helpers.tables import CLASSES
 from transformers import AutoTokenizer
 
+from stages.data.task import Task
+from stages.data.tokenization import load_configured_tokenizer, load_tokenizer, read
 from stages.model.adapter import add_lora, save_adapter, save_tokenizer
 from stages.model.base import load_base
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
-from stages.task.task import Task
-from stages.task.tokens import load_configured_tokenizer, load_tokenizer, read
 from tools import export
 from tools.export import Agreement
 
@@ -83,7 +83,7 @@ def make_adapter(folder, template=None):
     """An adapter drawn at random.
 
     Args:
-        template: another one than the embedded pipeline's.
+        template: another one than the demo pipeline's.
     """
     raw = unpinned_params()
     raw["tokenize"]["template"] = template or raw["tokenize"]["template"]

@@ -31,13 +31,13 @@ from transformers import (
     T5Config,
 )
 
+from stages.data.tokenization import load_tokenizer
 from stages.kernels.errors import StepUnavailable
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
-from stages.model.readback import Trained, check_saved
+from stages.model.verify_saved import Trained, verify_saved_adapter
 from stages.runtime.errors import UserError
-from stages.task.tokens import load_tokenizer
 from stages.training.trainer import make_trainer
 
 DOCUMENT = ROOT / "docs/new-architecture.md"
@@ -74,7 +74,7 @@ def test_from_loading_to_prediction(family, parameters, tmp_path):
     assert np.mean(losses[-2:]) < np.mean(losses[:2]), "it learns its few rows"
     trained = Trained.of(model, ROWS)
     save_adapter(model, tokenizer, family.manifest, {}, tmp_path / "adapter")
-    check_saved(tmp_path / "adapter", trained, family.manifest, p.model, CPU)
+    verify_saved_adapter(tmp_path / "adapter", trained, family.manifest, p.model, CPU)
 
     classifier = Classifier.load(family.manifest, p, CLASSES, CPU, tmp_path / "adapter")
     alone, together = classifier.predict(ROWS, 1), classifier.predict(ROWS, len(ROWS))
@@ -102,12 +102,12 @@ def test_the_fast_step_is_the_eager_one_or_says_why_not(family, monkeypatch):
 
 def test_gpt2_that_is_not_quantised_has_layers_without_a_fast_form(tmp_path):
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
-    from stages.training.fast_step import FastStep
+    from stages.training.captured_step import CapturedStep
 
     manifest = manifest_of(save_family("gpt2", tmp_path))
     lora = small_classifier.classifier(manifest, freeze=False, precision="fp32", quantization="none", hidden_act=None)
     with pytest.raises(StepUnavailable, match="no fast form of Linear on Conv1D"):
-        FastStep(lora, 4, 24, 42, 0, dequantize_once=False)
+        CapturedStep(lora, 4, 24, 42, 0, dequantize_once=False)
 
 
 def test_the_documents_table_has_these_families_and_says_which_layers_are_fused():

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 from helpers.parameters import unpinned_params, use
-from helpers.project import EMBEDDED, NANO
+from helpers.project import DEMO, NANO
 from helpers.small_disk import fill, small_disk
 from helpers.stages import error_line, run_stage, stage_env, written
 from huggingface_hub import constants
@@ -133,7 +133,7 @@ def test_a_full_disk_that_nobody_told_of_is_one_line_of_a_stage(tmp_path, place)
 def on_a_small_disk(disk, left):
     """A folder in which `download` can run, on a disk with so many bytes left."""
     raw = unpinned_params()
-    for key, source in (("model", NANO), ("data", EMBEDDED / "assets/everyday-nli")):
+    for key, source in (("model", NANO), ("data", DEMO / "assets/everyday-nli")):
         use(raw, key, str(source))
     (disk / "run").mkdir()
     (disk / "run/params.yaml").write_text(yaml.safe_dump(raw))

@@ -11,7 +11,7 @@ from helpers.parameters import manifest_of
 from helpers.small_classifier import DEVICE, PAD, as_rows, batch, distance, eager, gradients
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
-from stages.task.batching import lay_end_to_end
+from stages.data.batching import pack_rows
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
@@ -37,7 +37,7 @@ def step_of(monkeypatch):
 
 
 def laid(ids, labels):
-    batch = lay_end_to_end(as_rows(ids, labels), PAD, rows=4, tokens=96)
+    batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=96)
     return {name: value.to(DEVICE) for name, value in batch.items()}
 
 
@@ -50,7 +50,7 @@ def test_loss_and_gradients_are_the_eager_ones(manifest, step_of):
     loss, grads = eager(classifier(manifest, checkpointing=True), ids, labels)
     lora = classifier(manifest, checkpointing=True)
     step = step_of(lora, longest=24)
-    assert step.takes_rows_end_to_end
+    assert step.takes_packed_rows
     assert step(laid(ids, labels), 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may take its products in tf32
 
@@ -73,8 +73,8 @@ def test_a_window_that_transformers_does_not_read_is_not_used(tmp_path):
 
 
 def test_answers_are_those_of_transformers(manifest):
-    from stages.kernels.end_to_end import logits
     from stages.kernels.fusion import fuse_for_evaluation
+    from stages.kernels.packed import logits
 
     model, (ids, labels) = classifier(manifest).get_base_model().eval(), batch(length=24)
     with torch.inference_mode():

@@ -136,7 +136,7 @@ FAULTS = {
 
 def case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
     """A folder with a params.yaml that names these repositories."""
-    raw = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     raw["model"]["revision"], raw["data"]["revision"] = revision, REVISION
     use(raw, "model", model)
     use(raw, "data", data)
@@ -395,9 +395,9 @@ def test_a_commit_of_the_hub_is_no_revision_of_a_folder(nano_copy):
 @pytest.mark.parametrize(
     ("name", "watched", "said"),
     [
-        ("./nano", "hub", ["watch.model: hub", "set watch.model: nano"]),
+        ("./nano", "pinned_on_hub.txt", ["watch.model: pinned_on_hub.txt", "set watch.model: nano"]),
         ("./nano", "other", ["watch.model: other", "set watch.model: nano"]),
-        ("tests/good", "./nano", ["watch.model: ./nano", "allowed: hub"]),
+        ("tests/good", "./nano", ["watch.model: ./nano", "allowed: pinned_on_hub.txt"]),
         ("~/nano", "~/nano", ["set watch.model: /"]),
     ],
 )

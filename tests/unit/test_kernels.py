@@ -13,10 +13,10 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
+from stages.data.batching import pack_rows
 from stages.kernels.errors import StepUnavailable
-from stages.runtime import ranks
+from stages.runtime import distributed
 from stages.runtime.errors import UserError
-from stages.task.batching import lay_end_to_end
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
@@ -157,7 +157,7 @@ def test_another_architecture_takes_one_registration(families, monkeypatch, chec
 
 
 def test_dropouts_that_no_module_carries_are_known(families):
-    from stages.training.fast_step import functional_dropouts
+    from stages.training.captured_step import functional_dropouts
 
     assert functional_dropouts(classifier(dropout=0.05, folder=families["opt"])) == ["dropout"]
     assert functional_dropouts(classifier(dropout=0.05, folder=families["gpt-neox"])) == []
@@ -168,10 +168,10 @@ def test_dropouts_that_no_module_carries_are_known(families):
 
 
 def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
-    from stages.training.fast_step import FastStep
+    from stages.training.captured_step import CapturedStep
 
     with pytest.raises(StepUnavailable, match="layerdrop"):
-        FastStep(classifier(folder=families["opt with layerdrop"]), 4, 16, 42, 0, dequantize_once=False)
+        CapturedStep(classifier(folder=families["opt with layerdrop"]), 4, 16, 42, 0, dequantize_once=False)
 
 
 @pytest.fixture
@@ -213,8 +213,8 @@ def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(fast_step, r
     ids, labels = batch(rows)
     loss, grads = eager(classifier(freeze=False), ids, labels)
     lora = classifier(freeze=False)
-    step, laid = fast_step(lora), lay_end_to_end(as_rows(ids, labels), PAD, rows=4, tokens=60)
-    assert step.takes_rows_end_to_end and laid["input_ids"].shape == (64,)
+    step, laid = fast_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    assert step.takes_packed_rows and laid["input_ids"].shape == (64,)
     assert step({name: value.to(DEVICE) for name, value in laid.items()}, 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
@@ -235,7 +235,7 @@ def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(fast_step):
 
 def test_ranks_have_masks_of_their_own(fast_step, monkeypatch):
     def seed_of(rank):
-        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
         step = fast_step(classifier())
         step.masks.set(step.seed, 3)
         return step.masks.seed.item()
@@ -259,11 +259,11 @@ def test_weights_that_are_loaded_into_a_fused_model_are_used(fast_step, tmp_path
 
 
 def test_rows_end_to_end_are_for_known_layers_alone(families):
-    from stages.kernels.fusion import takes_rows_end_to_end
+    from stages.kernels.fusion import takes_packed_rows
 
-    assert takes_rows_end_to_end(classifier())
-    assert not takes_rows_end_to_end(classifier(folder=families["phi with normed queries"]))
-    assert not takes_rows_end_to_end(classifier(folder=families["opt"]))
+    assert takes_packed_rows(classifier())
+    assert not takes_packed_rows(classifier(folder=families["phi with normed queries"]))
+    assert not takes_packed_rows(classifier(folder=families["opt"]))
 
 
 @pytest.mark.parametrize(("longest", "window"), [(60, None), (70, None), (130, None), (60, 5), (130, 1), (130, 100)])

@@ -12,12 +12,12 @@ from helpers.tables import CLASSES
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
+from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, load_adapter, save_adapter
+from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.base import load_base
 from stages.model.merge import DTYPE, load_unquantised, merge
-from stages.model.readback import distance
-from stages.model.saved import Reading, read_adapter
-from stages.task.tokens import load_tokenizer
+from stages.model.verify_saved import distance
 
 SIZE = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
@@ -49,7 +49,12 @@ def trained(nano_copy, make_params, tmp_path):
         groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
         folder = tmp_path / "adapter"
         save_adapter(model, words, manifest, {"classes": CLASSES, "seed": 42, **groups}, folder)
-        return folder, Reading.model_validate(json.loads((folder / "classifier.json").read_text())), manifest, words
+        return (
+            folder,
+            ClassifierSettings.model_validate(json.loads((folder / "classifier.json").read_text())),
+            manifest,
+            words,
+        )
 
     return make
 

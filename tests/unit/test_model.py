@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import yaml
 from helpers.parameters import manifest_of, use
-from helpers.project import COMMITTED, CPU, EMBEDDED, NANO
+from helpers.project import COMMITTED, CPU, DEMO, NANO
 from helpers.stages import error_line, run_stage, written
 from helpers.tables import CLASSES
 from peft import LoraConfig, get_peft_model
@@ -27,15 +27,15 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from stages import download
+from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, count_parameters, load_adapter, save_adapter
 from stages.model.base import TANH_GELUS, exchange_activation
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device, pick_precision
 from stages.model.head import freeze_head
-from stages.runtime import gpus, params
+from stages.runtime import gpu_selection, params
 from stages.runtime.errors import UserError
 from stages.sources.fetch import model_folder
-from stages.task.tokens import load_tokenizer
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 
@@ -473,7 +473,7 @@ def test_download_says_where_there_is_no_model(nano_copy, raw_params, tmp_path, 
     folder = tmp_path / "run"
     folder.mkdir()
     use(raw_params, "model", str(nano_copy))
-    use(raw_params, "data", str(EMBEDDED / "assets/everyday-nli"))
+    use(raw_params, "data", str(DEMO / "assets/everyday-nli"))
     (folder / "params.yaml").write_text(yaml.safe_dump(raw_params))
     line = error_line(run_stage("download", folder))
     assert "model.name" in line
@@ -508,7 +508,7 @@ def test_download_tells_of_a_missing_gpu_before_it_fetches(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if gpus_here:
-        monkeypatch.setattr(gpus, "visible", lambda: ["GPU-0"])
+        monkeypatch.setattr(gpu_selection, "visible", lambda: ["GPU-0"])
     with pytest.raises(UserError, match=r"data\.name: no folder"):
         download.main()
     line = "params.yaml: device: cuda, but CUDA shows no GPU on this machine: eval_base will stop here"

@@ -8,8 +8,8 @@ import pytest
 from helpers.tables import CLASSES
 
 from stages.analysis import nli
-from stages.report import sentences
-from stages.task.task import Task
+from stages.data.task import Task
+from stages.report import wording
 
 NLI = nli.Nli.of(Task(CLASSES, ("premise", "hypothesis"), "premise"))
 
@@ -114,7 +114,7 @@ def test_claims_that_do_not_hold():
 def test_few_rows_tell_little(gold):
     found = nli.claims(cases(gold, gold, gold), NLI, 0.95)
     assert {f["verdict"] for f in found.values()} == {nli.OPEN}
-    assert not any("nan" in f["evidence"] for f in sentences.claims(found))
+    assert not any("nan" in f["evidence"] for f in wording.claims(found))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_neutral_is_compared_with_nothing_where_no_other_class_has_rows():
 def test_every_claim_takes_any_two_rows():
     for gold, base, tuned in itertools.product(((0, 0), (0, 1), (1, 1), (2, 1)), repeat=3):
         found = nli.claims(cases(gold, base, tuned, overlap=[0, 1]), NLI, 0.95)
-        assert not any("nan" in f["evidence"] for f in sentences.claims(found))
+        assert not any("nan" in f["evidence"] for f in wording.claims(found))
 
 
 def test_rows_that_share_a_premise_prove_no_claim():

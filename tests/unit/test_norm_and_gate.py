@@ -118,7 +118,7 @@ def test_the_heads_of_queries_and_keys_are_normed_inside_the_projected_tensor(ki
 @pytest.mark.parametrize("name", ["silu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"])
 def test_a_gate_is_that_of_transformers(name, dtype):
     from stages.kernels.activation import IS_GELU
-    from stages.kernels.gated import Gated
+    from stages.kernels.gated_mlp import Gated
 
     activation = ACT2FN[name]
 
@@ -147,7 +147,7 @@ def test_norms_give_no_gradient_of_a_weight_that_is_not_frozen():
 
 
 def test_more_elements_than_the_kernels_count_are_refused():
-    from stages.kernels.gated import Gated
+    from stages.kernels.gated_mlp import Gated
     from stages.kernels.norm import RMSNorm, add_norm
 
     x = torch.empty(2**18, 128, 64, device=DEVICE, dtype=torch.bfloat16)  # nobody writes to it

@@ -14,7 +14,7 @@ from helpers.stages import error_line, run_stage, run_stage_in_each, written
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
-BOTH = (COMMITTED, COMMITTED / "embedded")
+BOTH = (COMMITTED, COMMITTED / "demo")
 GONE = object()
 
 # name: (key, bad value, what the line must say besides the key)
@@ -75,7 +75,7 @@ BAD_FILES = {
 def outcomes(tmp_path_factory):
     """{case: what a real stage did with it}."""
     folder = tmp_path_factory.mktemp("params")
-    good = yaml.safe_load((COMMITTED / "embedded/params.yaml").read_text())
+    good = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     contents = {name: content for name, (content, _) in BAD_FILES.items()}
     for name, (key, value, _) in BAD_VALUES.items():
         raw = copy.deepcopy(good)
@@ -143,14 +143,14 @@ def test_every_mistake_is_named(tmp_path, raw_params):
     ("text", "number"), [("2e-05", 2e-5), ("1e-4", 1e-4), ("0.5", 0.5)]
 )  # DVC's -S writes 2e-05 without quotes, and YAML 1.1 reads that as text
 def test_a_number_written_as_text_is_a_number(tmp_path, text, number):
-    content = (COMMITTED / "embedded/params.yaml").read_text()
+    content = (COMMITTED / "demo/params.yaml").read_text()
     changed, times = re.subn(r"learning_rate: \S+", f"learning_rate: {text}", content)
     assert times == 1
     (tmp_path / "params.yaml").write_text(changed)
     assert params.load(tmp_path / "params.yaml").train.learning_rate == number
 
 
-@pytest.mark.parametrize("folder", BOTH, ids=["root", "embedded"])
+@pytest.mark.parametrize("folder", BOTH, ids=["root", "demo"])
 def test_the_committed_files_are_valid(folder):
     assert params.load(folder / "params.yaml").seed == 42
 
@@ -164,11 +164,9 @@ def leaves(raw, prefix=""):
     ]
 
 
-def test_root_and_embedded_have_the_same_keys_in_the_same_order():
-    root, embedded = (
-        yaml.safe_load((folder / "params.yaml").read_text()) for folder in (COMMITTED, COMMITTED / "embedded")
-    )
-    assert leaves(root) == leaves(embedded)
+def test_root_and_demo_have_the_same_keys_in_the_same_order():
+    root, demo = (yaml.safe_load((folder / "params.yaml").read_text()) for folder in (COMMITTED, COMMITTED / "demo"))
+    assert leaves(root) == leaves(demo)
 
 
 def test_the_root_holds_the_published_recipe():

@@ -25,10 +25,10 @@ from helpers.tables import CLASSES
 from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
+from stages.data.tokenization import load_configured_tokenizer, load_tokenizer, read
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.runtime import errors, params
-from stages.task.tokens import load_configured_tokenizer, load_tokenizer, read
 from tools import predict
 
 README = (ROOT / "README.md").read_text()
@@ -45,7 +45,7 @@ def make_adapter(folder, classes=CLASSES, template=None, **model_settings):
     """An adapter as `train_qlora` writes it, its weights drawn at random: it answers otherwise than the base.
 
     Args:
-        template: another one than the embedded pipeline's.
+        template: another one than the demo pipeline's.
         model_settings: keys of the group `model` of params.yaml.
     """
     raw = unpinned_params()

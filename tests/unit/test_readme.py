@@ -145,20 +145,20 @@ def test_what_a_gpu_run_needs_is_what_was_measured():
     assert {f"{gb:.1f}" for gb in measured} <= figures(memory)
     train = json.loads((ROOT / "benchmarks/random-phi-2/train.json").read_text())
     assert {f"{train['seconds']:.0f}", f"{train['gpu']['peak_allocated']:.1f}"} <= figures(SPEED)
-    commands = json.loads((RESULTS / "wait-h100.json").read_text())["commands"]
+    commands = json.loads((RESULTS / "startup-h100.json").read_text())["commands"]
     for repeats in commands.values():
         seconds = f"{statistics.median(repeat['wall'] for repeat in repeats):.0f}"
         assert seconds in figures(README)
 
 
 def test_the_small_pipelines_scores_are_its_metrics():
-    report = (COMMITTED / "embedded/metrics/report.md").read_text().splitlines()
+    report = (COMMITTED / "demo/metrics/report.md").read_text().splitlines()
     for start in ("**", *(f"| {metric.title} |" for metric in METRICS[:2])):
         line = next(line for line in report if line.startswith(start))
         assert line in README.splitlines()
     (gain,) = re.findall(r"\*\*(\S+ → \S+)\*\*", README)
     assert f"| {gain}, committed in" in README
-    results = json.loads((RESULTS / "embedded-on-h100.json").read_text())
+    results = json.loads((RESULTS / "demo-on-h100.json").read_text())
     base, tuned = (f"{results[name]['accuracy']:.1%}" for name in ("eval_base", "eval_lora"))
     assert f"| {base} → {tuned} (" in README
 
@@ -248,7 +248,7 @@ def test_a_block_of_parameters_is_valid(document, block):
     params.checked(changed, params.Params, document)
 
 
-PARAMETERS = [(name, (COMMITTED / name).read_text()) for name in ("params.yaml", "embedded/params.yaml")]
+PARAMETERS = [(name, (COMMITTED / name).read_text()) for name in ("params.yaml", "demo/params.yaml")]
 
 
 @pytest.mark.parametrize(("document", "block"), [*PARAMETERS, *YAML])

@@ -30,10 +30,10 @@ from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
+from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import document, figures, fonts, render
-from stages.runtime import errors, samples
-from stages.task.task import Task
+from stages.runtime import errors, usage_samples
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""
@@ -439,7 +439,7 @@ def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
         [{"seconds": second, "memory_gb": 1.0 + gpu, "utilization_percent": 10.0 * gpu} for second in range(4)]
         for gpu in range(gpus)
     ]
-    table = samples.table([0.0] * gpus, taken)
+    table = usage_samples.table([0.0] * gpus, taken)
     shown = figures.usage(table.assign(stage="train_qlora"), True, render.ON_WHITE)
     lines = [
         [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 1, 2, 3]] for axes in shown.axes
@@ -538,10 +538,10 @@ def test_what_was_run_names_seed_versions_and_digests(metrics):
 
 def test_the_surest_errors_are_the_surest(odd_metrics):
     cases = pd.read_csv(odd_metrics / "cases.csv", keep_default_na=False)
-    wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_confidence", ascending=False)[:10]
+    wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False)[:10]
     lines = cells_of(page_of(odd_metrics), "is wrong and surest")
     assert [line[3:] for line in lines] == [
-        [case.gold, case.tuned, f"{case.tuned_confidence * 100:.1f}%", case.base] for case in wrong.itertuples()
+        [case.gold, case.tuned, f"{case.tuned_probability * 100:.1f}%", case.base] for case in wrong.itertuples()
     ]
     for line, text in zip(lines, wrong["text_title"], strict=True):
         assert line[0] == f"{text[:100]}…"  # 300 characters for three columns
@@ -869,7 +869,7 @@ def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, charact
     cases = pd.read_csv(tmp_path / "metrics/cases.csv")
     assert shown == sorted(set(shown)) and len(shown) == rows and len(cases) == 90
     assert ("Every test row" in page) == (rows == 90)
-    wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_confidence", ascending=False, kind="stable")
+    wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False, kind="stable")
     assert 10 < len(wrong) < 20
     surest = set(wrong["row"][: rows // 2]) if rows < 90 else set()
     assert surest <= set(shown), "the surest errors"
@@ -888,7 +888,7 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     cases = pd.DataFrame({"row": range(100_000), "gold": gold, "base": gold, "tuned": tuned, "fate": "both_right"})
     cases[task.texts] = ["p" * 230, "h" * 120]
     shares = rng.dirichlet([1, 1, 1], 100_000)
-    cases["tuned_confidence"] = shares.max(axis=1)
+    cases["tuned_probability"] = shares.max(axis=1)
     for model in ("base", "tuned"):
         cases[page_rows.probabilities_of(model, task)] = shares
     page = page_rows.as_json(cases, {}, task)
@@ -907,8 +907,8 @@ def test_the_likeliest_classes_of_a_row(many_metrics):
 
 def test_cases_of_many_classes_have_no_column_for_each(two_metrics, many_metrics):
     few, many = (pd.read_csv(metrics / "cases.csv", nrows=1).columns for metrics in (two_metrics, many_metrics))
-    assert {"base_p_ham", "tuned_p_spam", "tuned_confidence"} <= set(few)
-    assert {"gold", "tuned", "base_confidence", "tuned_confidence"} <= set(many) and not any("_p_" in c for c in many)
+    assert {"base_p_ham", "tuned_p_spam", "tuned_probability"} <= set(few)
+    assert {"gold", "tuned", "base_probability", "tuned_probability"} <= set(many) and not any("_p_" in c for c in many)
 
 
 def test_77_classes_in_under_20_seconds_and_2_mb(many_metrics):

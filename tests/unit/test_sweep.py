@@ -16,7 +16,7 @@ from helpers.stages import run_stage_in_each
 from helpers.training_folder import adapter_bytes, prepare
 
 from stages import train_qlora
-from stages.model.kept import keep_base
+from stages.model.base_cache import cache_base
 from stages.runtime.errors import UserError
 from tools import sweep
 
@@ -46,7 +46,7 @@ def test_what_dvc_can_not_read_is_named(override):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    shutil.copy(COMMITTED / "embedded/params.yaml", tmp_path)
+    shutil.copy(COMMITTED / "demo/params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -123,7 +123,7 @@ def test_trainings_one_after_another_are_those_that_run_alone_and_free_their_mem
     for name, done in run_stage_in_each("train_qlora", others.values()).items():
         assert done.returncode == 0, f"{name}: {done.stderr}"
     before = live_layers()
-    with keep_base() as kept:
+    with cache_base() as kept:
         run = sweep.InProcess(None, kept.check)
         for name, folder in folders.items():
             run(train_in(folder))

@@ -15,9 +15,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from stages.runtime.errors import UserError
-from stages.runtime.recorder import versions
+from stages.runtime.usage_recorder import versions
 from stages.training import checkpoints, history
-from stages.training.batches import EpochBatches
+from stages.training.epoch_batches import EpochBatches
 from stages.training.loss import balanced_weights, weigh_classes
 from stages.training.trainer import checksum
 

@@ -10,7 +10,7 @@ from helpers.project import COMMITTED, ROOT
 from stages.runtime.errors import UserError
 from tools import verify
 
-LOCK = yaml.safe_load((COMMITTED / "embedded/dvc.lock").read_text())["stages"]
+LOCK = yaml.safe_load((COMMITTED / "demo/dvc.lock").read_text())["stages"]
 VERSIONS = {name: {"versions": {"torch": "2.13.0", "cpu": "AVX2"}} for name in ("base", "train", "tuned")}
 
 
@@ -97,4 +97,4 @@ def test_the_committed_metrics_are_those_of_the_committed_lock():
     hashes = {out["path"]: out["md5"] for out in LOCK["analyze"]["outs"] if not out["md5"].endswith(".dir")}
     assert {"metrics/summary.json", "metrics/details.json", "metrics/report.md"} <= set(hashes)
     for path, md5 in hashes.items():
-        assert hashlib.md5((COMMITTED / "embedded" / path).read_bytes()).hexdigest() == md5, path
+        assert hashlib.md5((COMMITTED / "demo" / path).read_bytes()).hexdigest() == md5, path

@@ -42,7 +42,7 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
 
     groups = groups_of(params.Params, "")
     seen = set()
-    plain_read, plain_dump = params.Group.__getattribute__, params.Group.model_dump
+    plain_read, plain_dump = params.Section.__getattribute__, params.Section.model_dump
 
     def record(group, name):
         key = groups.get(type(group), "") + name
@@ -62,7 +62,7 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
                 record(self, name)
         return plain_dump(self, include=include, exclude=set(exclude), **options)
 
-    params.Group.__getattribute__, params.Group.model_dump = read, dump
+    params.Section.__getattribute__, params.Section.model_dump = read, dump
     report.touch()
 
 if "DVC_STAGE" in os.environ and os.environ.get("STOP_AT"):

@@ -9,10 +9,10 @@ import sys
 
 if "DVC_STAGE" in os.environ and "STAND_IN_GPUS" in os.environ:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- `python -m` puts it there, but later than this runs
-    from stages.runtime import gpus
+    from stages.runtime import gpu_selection
 
     sys.path.pop(0)
-    if os.environ["DVC_STAGE"].rpartition(":")[2] in gpus.STAGES and gpus.HELD not in os.environ:
+    if os.environ["DVC_STAGE"].rpartition(":")[2] in gpu_selection.STAGES and gpu_selection.HELD not in os.environ:
         import atexit
         import time
 
@@ -21,7 +21,7 @@ if "DVC_STAGE" in os.environ and "STAND_IN_GPUS" in os.environ:
             with open(os.environ["STAND_IN_LOG"], "a") as file:
                 file.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()} {moment} {time.time()}\n")
 
-        gpus.visible = os.environ["STAND_IN_GPUS"].split
-        gpus.take()
+        gpu_selection.visible = os.environ["STAND_IN_GPUS"].split
+        gpu_selection.take()
         note("took")
         atexit.register(note, "ended")

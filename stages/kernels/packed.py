@@ -1,0 +1,24 @@
+"""A batch whose rows stand end to end, without padding, and a classifier's answers to it."""
+
+import torch
+
+from stages.kernels.fusion import classifier_of
+
+
+def logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], longest: int) -> torch.Tensor:
+    """Logits [rows, classes].
+
+    Args:
+        model: one that `fusion.takes_packed_rows`.
+        batch: from `task.batching.pack_rows`, on the model's device.
+        longest: no row has more tokens.
+    """
+    classifier, ids = classifier_of(model), batch["input_ids"][None]
+    states = classifier.base_model(
+        input_ids=ids,
+        position_ids=batch["positions"][None],
+        attention_mask=torch.empty((1, 1, 1, 1), device=ids.device),  # so transformers makes none; layers read none
+        cu_seq_lens_q=batch["starts"],
+        max_length_q=longest,
+    ).last_hidden_state[0]
+    return classifier.score(states[batch["last"]])

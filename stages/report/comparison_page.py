@@ -1,0 +1,281 @@
+"""Settings compared over seeds and rows, for readers: as Markdown, as a picture, as one web page without network."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stages.analysis import multi_seed
+from stages.analysis.multi_seed import Difference, Scores
+from stages.report.document import as_text, environment
+from stages.report.figures import share_axis
+from stages.report.fonts import without_unknown
+from stages.report.formatting import bounds, percent, signed, signed_bounds, size
+from stages.report.render import WIDTH, render, short
+from stages.report.wording import level
+
+COLUMNS = 120  # of a terminal
+NAME = 22  # characters of a setting's name in a table; the legend has it whole
+SEEDS = 13  # characters of the seeds in a table; of more, their number
+TICKS = 26  # characters beside a picture
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was compared, and what came of it.
+
+    Attributes:
+        scores: of each setting, the first one first.
+        differences: of each but the first.
+        runs: which runs each setting has, in words.
+        notes: what a reader must know besides.
+        confidence: of the intervals.
+        rows: of the test.
+        groups: of rows that are not independent.
+        group: what rows of a group share, such as "premise"; None: all their texts.
+        digest: of the rows.
+    """
+
+    scores: Sequence[Scores]
+    differences: Sequence[Difference]
+    runs: Sequence[str]
+    notes: Sequence[str]
+    confidence: float
+    rows: int
+    groups: int
+    group: str | None
+    digest: str
+
+
+def mark(number: int) -> str:
+    """A letter for a setting, by its place."""
+    return chr(ord("A") + number % 26) + (str(number // 26) if number > 25 else "")
+
+
+def names(compared: Compared, length: int) -> list[str]:
+    """The settings' names in at most so many characters, each with its letter."""
+    return [f"{mark(n)} {short(found.name, length)}" for n, found in enumerate(compared.scores)]
+
+
+def score_table(compared: Compared) -> list[list[str]]:
+    """Head and lines of the table of scores."""
+
+    def shown(score):
+        return f"{percent(score.value)} ({bounds((score.low, score.high))})"
+
+    lines = [
+        [name, seed_list(s.seeds), shown(s.accuracy), shown(s.f1_weighted), shown(s.f1_macro)]
+        for name, s in zip(names(compared, NAME), compared.scores, strict=True)
+    ]
+    return [["setting", "seeds", "accuracy", "weighted F1", "macro F1"], *lines]
+
+
+def seed_list(numbers: Sequence[int]) -> str:
+    """The seeds, or how many."""
+    listed = ", ".join(map(str, numbers))
+    return listed if len(listed) <= SEEDS else f"{len(numbers)} seeds"
+
+
+def difference_table(compared: Compared) -> list[list[str]]:
+    """Head and lines of the table of differences from the first setting, in points of accuracy."""
+    lines = [
+        [
+            name,
+            f"{signed(d.gap)} ({signed_bounds((d.low, d.high))})",
+            chance(d.p),
+            chance(d.p_holm),
+            d.verdict + (" (these runs)" if d.kind == "rows alone" else ""),
+            size(d.smallest) if d.smallest < 1 else "nothing",
+        ]
+        for name, d in zip(names(compared, NAME)[1:], compared.differences, strict=True)
+    ]
+    return [["setting", "points against A", "p", "Holm's p", "verdict", "could show"], *lines]
+
+
+def chance(p: float) -> str:
+    """A p in a table."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def headline(compared: Compared) -> str:
+    """What was measured, in a line."""
+    many = len(compared.scores)
+    return (
+        f"{many} setting{'s' if many > 1 else ''} on the same {compared.rows:,} test rows. "
+        f"Brackets hold intervals of {level(compared.confidence)}."
+    )
+
+
+def explanations(compared: Compared) -> list[str]:
+    """How to read the tables: the variance, the differences, and what could have been seen."""
+    said = [variances(compared)]
+    if compared.differences:
+        kinds = [found.kind for found in compared.differences]
+        if "rows alone" in kinds:
+            said.append(
+                "Of a setting with one seed it is not known what other seeds would give. Where one of the two has one, "
+                "the verdict is on these runs alone, for other rows: another seed may turn it round."
+            )
+        if "same seeds" in kinds:
+            said.append("Where both have the same seeds, trainings of equal seed are compared with each other.")
+        count = len(kinds)
+        adjusted = f" Verdicts are by Holm's p, which allows for {count} comparisons." if count > 1 else ""
+        said.append(
+            f"p: the chance of such a difference, or a larger one, if there were none; below "
+            f"{1 - compared.confidence:.2g} it is told from none.{adjusted}"
+        )
+        said.append(
+            "Could show: the smallest true difference, in points, that so many rows and seeds tell from none in "
+            f"{multi_seed.POWER:.0%} of such experiments, by these variances and for one comparison. What is less can "
+            "well be there unseen; more seeds or rows would show it."
+        )
+    return said
+
+
+def variances(compared: Compared) -> str:
+    """How much seeds and how much rows move the accuracy."""
+    several = [found for found in compared.scores if len(found.seeds) > 1]
+    said = []
+    if several:
+        freedom = [len(found.seeds) - 1 for found in several]
+        pooled = np.average([found.seeds_deviation**2 for found in several], weights=freedom) ** 0.5
+        said.append(
+            f"Seeds: trainings that differ in seed alone vary by {size(pooled)} points of accuracy on these rows "
+            f"(standard deviation, {sum(freedom) + len(several)} trainings)."
+        )
+    of_differences = (
+        f", and their differences by {span([found.rows_error for found in compared.differences])}"
+        if compared.differences
+        else ""
+    )
+    said.append(
+        f"Rows: on other test rows the accuracies of these trainings would vary by "
+        f"{span([found.rows_error for found in compared.scores])} points{of_differences} (standard errors)."
+    )
+    return " ".join(said)
+
+
+def span(errors: Sequence[float]) -> str:
+    """The least and the greatest of some shares, in points."""
+    ends = list(dict.fromkeys(size(end) for end in (min(errors), max(errors))))
+    return " to ".join(ends)
+
+
+def recipe(compared: Compared) -> str:
+    """All that another needs to get the same figures, in one line, as sacreBLEU's signature has it."""
+    trained = ";".join(f"{mark(n)}={','.join(map(str, s.seeds))}" for n, s in enumerate(compared.scores))
+    parts = {
+        "rows": compared.rows,
+        "sha256": compared.digest,
+        "groups": f"{compared.groups} by {compared.group or 'all texts'}",
+        "seeds": trained,
+        "confidence": f"{compared.confidence:g}",
+        "method": "Obuchowski-Rockette, Cochran t; of one seed each McNemar, Tango; Holm",
+        "samples": "none, no chance in it",
+        "version": multi_seed.METHOD,
+    }
+    return "|".join(f"{name}:{value}" for name, value in parts.items())
+
+
+def markdown(compared: Compared) -> str:
+    """Tables, explanations and recipe; all but the recipe is at most `COLUMNS` wide."""
+    legend = [folded(f"- {mark(n)}: {as_text(run)}", "  ") for n, run in enumerate(compared.runs)]
+    tables = [table(score_table(compared))]
+    if compared.differences:
+        tables.append(table(difference_table(compared)))
+    said = [f"Note: {as_text(note)}" for note in compared.notes] + explanations(compared)
+    parts = [headline(compared), *tables, "\n".join(legend), *map(folded, said)]
+    return "\n\n".join([*parts, f"Recipe: `{recipe(compared)}`"]) + "\n"
+
+
+def folded(text: str, indent: str = "") -> str:
+    """A paragraph in lines."""
+    return textwrap.fill(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def table(lines: list[list[str]]) -> str:
+    """Markdown whose columns stand below each other on a terminal too."""
+    cells = [[as_text(name), *others] for name, *others in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
+    return "\n".join([rows[0], "| " + " | ".join("-" * width for width in widths) + " |", *rows[1:]])
+
+
+def picture(compared: Compared) -> tuple[bytes, str]:
+    """The forest plot, rendered: (PNG bytes, SVG text)."""
+
+    def draw(colours):
+        return forest(compared, colours)
+
+    return render(draw, [found.name for found in compared.scores])
+
+
+def forest(compared: Compared, colours: dict[str, str]) -> Figure:
+    """Accuracy of each setting, a small mark for each training; below it the differences from the first."""
+    marks, others = names(compared, TICKS), compared.differences
+    heights = [0.7 + 0.27 * len(marks)] + ([0.7 + 0.27 * len(others)] if others else [])
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    top, *below = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights))
+    ends = [(found.accuracy.value, found.accuracy.low, found.accuracy.high) for found in compared.scores]
+    colour = ["base", *["tuned"] * len(others)]
+    bars(top, ends, [colours[name] for name in colour], marks)
+    for y, found in enumerate(compared.scores):
+        if len(found.by_seed) > 1:
+            top.plot(found.by_seed, [y + 0.28] * len(found.by_seed), "|", color=colours["muted"], markersize=4)
+    share_axis(top.xaxis, top.set_xlim, np.array([*np.ravel(ends), *(v for f in compared.scores for v in f.by_seed)]),
+               least=0.02, ticks=5)  # fmt: skip
+    top.set_xlabel("accuracy" + (", and of each training" if any(len(f.seeds) > 1 for f in compared.scores) else ""))
+    for axes in below:
+        gaps = [(found.gap, found.low, found.high) for found in others]
+        told = [colours["muted" if found.verdict == "too close to tell" else "tuned"] for found in others]
+        bars(axes, gaps, told, marks[1:])
+        axes.axvline(0, color=colours["base"], linewidth=1, linestyle="--")
+        low, high = min(0, np.min(gaps)), max(0, np.max(gaps))
+        beside = max(0.06 * (high - low), 0.002)
+        axes.set_xlim(low - beside, high + beside)
+        axes.xaxis.set_major_formatter(lambda share, _: points_tick(share))
+        axes.xaxis.grid(True, linewidth=0.6)
+        axes.set_xlabel("points of accuracy against A; grey: too close to tell")
+    return figure
+
+
+def points_tick(share: float) -> str:
+    """A difference on an axis, in points; rounded, since ticks are computed."""
+    points = round(share * 100, 6)
+    return f"{points:+g}".replace("-", "−") if points else "0"
+
+
+def bars(axes: Axes, ends: list[tuple[float, float, float]], colours: list[str], ticks: list[str]) -> None:
+    """Points with intervals, one a line; ends: (value, low, high)."""
+    for y, ((value, low, high), colour) in enumerate(zip(ends, colours, strict=True)):
+        axes.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
+        axes.plot(value, y, "o", color=colour)
+    axes.set_yticks(range(len(ticks)), [without_unknown(tick) for tick in ticks])
+    axes.set_ylim(len(ticks) - 0.4, -0.6)
+
+
+def html(compared: Compared, svg: str) -> str:
+    """One page without network, light and dark.
+
+    Args:
+        svg: from `picture`.
+    """
+    said = [f"{found.name}: {found.verdict}" for found in compared.differences]
+    return (
+        environment()
+        .get_template("settings.html")
+        .render(
+            headline=headline(compared),
+            tables=[score_table(compared), *([difference_table(compared)] if compared.differences else [])],
+            legend=[(mark(n), run) for n, run in enumerate(compared.runs)],
+            notes=compared.notes,
+            explanations=explanations(compared),
+            recipe=recipe(compared),
+            picture=Markup(svg.replace("<svg", '<svg role="img" aria-label="accuracies and differences"', 1)),
+            title="; ".join(said) or compared.scores[0].name,
+        )
+    )

@@ -1,0 +1,172 @@
+"""When one rank ends badly all end, within seconds, and say why in one line; so when torchrun or dvc is killed."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+from helpers.processes import TORCHRUN, free_port
+from helpers.project import ROOT
+from helpers.stages import stage_env, written
+from helpers.training_folder import adapter_bytes, prepare
+
+from stages.training import checkpoints
+
+pytestmark = pytest.mark.slow
+BEGIN = """
+import os, pathlib, signal, sys, time
+import torch
+import stages
+from stages.runtime import errors, distributed
+
+def main():
+    distributed.init_process_group(torch.device("cpu"))
+    pathlib.Path(f"rank{distributed.rank()}").write_text(str(os.getpid()))
+    distributed.all_gather("all are here")
+"""
+
+
+def script(folder, *lines, ranks=2):
+    """A stage of so many ranks that does this once all are there -> its command."""
+    code = BEGIN + "".join(f"    {line}\n" for line in lines) + "\nerrors.run(main)\n"
+    (folder / "stage.py").write_text(code)
+    return [*TORCHRUN, f"--nproc-per-node={ranks}", "stage.py"]
+
+
+def run(command, folder):
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=stage_env(), capture_output=True, text=True, timeout=120)
+    return done, time.monotonic() - start
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pids):
+    """Those of these processes that run."""
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def test_what_all_ranks_meet_is_said_once(tmp_path):
+    folder = prepare(tmp_path / "run", train__batch_size=0)
+    before = written(folder)
+    done, _ = run([*TORCHRUN, "--nproc-per-node=2", "-m", "stages.train_qlora"], folder)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "train.batch_size" in lines[0], done.stderr
+    assert done.returncode == 1 and written(folder) == before
+
+
+def test_ranks_whose_training_diverges_stop_together(tmp_path):
+    folder = prepare(tmp_path / "run", train__learning_rate=1e6)
+    done, _ = run([*TORCHRUN, "--nproc-per-node=2", "-m", "stages.train_qlora"], folder)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "the loss of epoch 1 is NaN or infinite" in lines[0], done.stderr
+    assert "epoch 1 of 3" in done.stdout and "epoch 2 of 3" not in done.stdout
+    assert done.returncode == 1 and not (folder / "outs/checkpoints").exists()
+
+
+def test_what_others_than_the_first_meet_is_said_once_too(tmp_path):
+    """The first only sees that they are gone, and its traceback would hide the reason."""
+    fails = 'if distributed.rank() > 0: raise errors.UserError("not the first")'
+    done, seconds = run(script(tmp_path, fails, "ranks.gather(1)", ranks=3), tmp_path)
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: not the first"]
+    assert "Connection closed" not in done.stderr
+    assert "traceback : error: not the first" in done.stderr, "torchrun's report names the cause"
+    assert done.returncode == 1 and seconds < 40
+    assert alive(int(path.read_text()) for path in tmp_path.glob("rank?")) == []
+
+
+def test_a_killed_rank_ends_the_others(tmp_path):
+    killed = "if distributed.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)"
+    done, seconds = run(script(tmp_path, killed, "ranks.gather(1)"), tmp_path)
+    assert "SIGKILL" in done.stderr and done.returncode == 1 and seconds < 40
+    assert alive(int(path.read_text()) for path in tmp_path.glob("rank?")) == []
+
+
+def test_ranks_end_with_their_launcher(tmp_path):
+    launcher = subprocess.Popen(script(tmp_path, "time.sleep(100)"), cwd=tmp_path, env=stage_env())
+    files = [tmp_path / "rank0", tmp_path / "rank1"]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in files))
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: not alive(int(path.read_text()) for path in files), 5)
+
+
+def test_nothing_outlives_a_killed_dvc(tmp_path):
+    """DVC itself, and the stage as dvc.yaml starts it: the shell, torchrun in its place, two ranks."""
+    script(tmp_path, "time.sleep(100)")
+    command = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["cmd"]
+    launcher = " ".join([*TORCHRUN, "--nproc-per-node=2"])
+    command = command.replace("${launcher}", launcher).replace("-m stages.train_qlora", "stage.py")
+    assert command.endswith("--nproc-per-node=2 stage.py")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train_qlora": {"cmd": command}}}))
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=tmp_path, check=True)
+    dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=tmp_path, env=stage_env())
+    files = [tmp_path / "rank0", tmp_path / "rank1"]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in files))
+    below = [child.pid for child in psutil.Process(dvc.pid).children(recursive=True)]
+    assert len(below) >= 3, "torchrun and two ranks"
+    dvc.kill()
+    dvc.wait()
+    wait_for(lambda: not alive(below), 15)
+
+
+def test_ranks_whose_dvc_is_gone_do_not_begin(tmp_path):
+    """It was killed while torchrun was starting."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    env = stage_env(DVC_STAGE="train_qlora", DVC_PID=str(gone.pid))
+    done = subprocess.run(script(tmp_path, "pass"), cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "error: the dvc that started this stage is gone" in done.stderr
+    assert done.returncode == 1 and not list(tmp_path.glob("rank?"))
+
+
+def test_ranks_of_other_code_do_not_run_together(tmp_path):
+    """As on two machines that do not share the folder."""
+    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "stages/analyze.py").open("a") as file:
+        file.write("\n# edited\n")
+    folder = prepare(tmp_path / "run")
+    starts = "import os, runpy, sys\nif os.environ['RANK'] == '1': sys.path.insert(0, sys.argv[1])\n"
+    (folder / "start.py").write_text(f"{starts}runpy.run_module('stages.eval_base', run_name='__main__')\n")
+    done, _ = run([*TORCHRUN, "--nproc-per-node=2", "start.py", str(tmp_path)], folder)
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: parameters, base, versions, kind of GPU, test rows, adapter or the code: not the same for all ranks; "
+        "every machine needs the same"
+    ]
+    assert not (folder / "outs/results").exists()
+
+
+def agents(folder, port, run_id):
+    """Two torchruns of one rank each, as on two machines that share a file system."""
+    command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={run_id}",
+               f"--rdzv-endpoint=127.0.0.1:{port}", "-m", "stages.train_qlora"]  # fmt: skip
+    return [
+        subprocess.Popen(
+            command, cwd=folder, env=stage_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+
+
+def test_of_two_machines_one_is_lost_and_the_training_goes_on_later(tmp_path):
+    folder = prepare(tmp_path / "run", train__epochs=30)
+    first, second = agents(folder, free_port(), "before")
+    wait_for(lambda: list(folder.glob(f"outs/checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")))
+    pids = [p.pid for agent in (first, second) for p in psutil.Process(agent.pid).children(recursive=True)]
+    second.kill()
+    for agent in (first, second):
+        agent.communicate(timeout=60)
+        assert agent.returncode != 0
+    assert alive(pids) == []
+    assert not (folder / "outs/adapter").exists()
+    done = [agent.communicate(timeout=200) for agent in agents(folder, free_port(), "after")]
+    assert sum("resuming from" in out for out, _ in done) == 1, done
+    assert "adapter_model.safetensors" in adapter_bytes(folder)

@@ -1,0 +1,75 @@
+"""Stages on several ranks. Run as a script it is one rank of torchrun's, and runs stages in one folder after another.
+
+    torchrun --nproc-per-node=2 -m helpers.processes train_qlora:FOLDER eval_base:FOLDER
+
+`broken:FOLDER` is a `train_qlora` that is broken off after its first checkpoint.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from unittest import mock
+
+from helpers.project import ROOT
+from helpers.stages import stage_env
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+class Broken(Exception):
+    """A training was broken off."""
+
+
+def main() -> None:
+    from stages.training.checkpoints import WholeCheckpoints
+
+    on_save = WholeCheckpoints.on_save
+
+    def save_and_break(*arguments, **named):
+        on_save(*arguments, **named)
+        raise Broken
+
+    for task in sys.argv[1:]:
+        stage, _, folder = task.partition(":")
+        os.chdir(folder)
+        if stage == "broken":
+            with mock.patch.object(WholeCheckpoints, "on_save", save_and_break), contextlib.suppress(Broken):
+                importlib.import_module("stages.train_qlora").main()
+        else:
+            importlib.import_module(f"stages.{stage}").main()
+
+
+def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
+    """Run stages on so many ranks of this machine, on one without a launcher -> what they printed."""
+    launcher = [*TORCHRUN, f"--nproc-per-node={count}"] if count > 1 else [sys.executable]
+    env = stage_env(**env)
+    env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
+    done = subprocess.run([*launcher, "-m", "helpers.processes", *tasks], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def without_dropout(model: Path, folder: Path) -> Path:
+    """A copy of a model in which nothing is dropped, so that what is left to differ between ranks is rounding."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    dropped = {key: 0.0 for key in config if key.endswith(("_pdrop", "_dropout"))}
+    (folder / "config.json").write_text(json.dumps(config | dropped))
+    return folder
+
+
+if __name__ == "__main__":
+    main()

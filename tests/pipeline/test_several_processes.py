@@ -1,0 +1,87 @@
+"""The stages on several ranks, as torchrun starts them: the same training as on one, and how it ends."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+from helpers.processes import run_on_ranks, without_dropout
+from helpers.project import NANO
+from helpers.stages import run_stage_in_each
+from helpers.training_folder import adapter_bytes, prepare
+
+pytestmark = pytest.mark.slow
+
+
+def curve(folder, name):
+    return pd.read_csv(folder / f"outs/results/train/{name}.csv")
+
+
+def weights(folder):
+    return safetensors.torch.load_file(folder / "outs/adapter/adapter_model.safetensors")
+
+
+CASES = {  # of the training: its changes of params.yaml
+    "plain": {},
+    "padded": {"batches__padding": "max_length", "batches__order": "random"},
+    "weighted": {"train__class_weights": "balanced"},
+    "dropped": {"lora__dropout": 0.3},
+}
+BATCH, ROWS = 8, 33  # so the last batch has one row: fewer than ranks
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory):
+    """Folders of finished stages: CASE-RANKS, and trainings that were broken off and went on with other ranks."""
+    top = tmp_path_factory.mktemp("ranks")
+    model = without_dropout(NANO, top / "model")
+
+    def make(name, case):
+        folder = prepare(top / name, ROWS, model, **{"train__epochs": 2, "lora__dropout": 0.0, **CASES[case]})
+        rows = pd.read_parquet(folder / "outs/tokenized/train.parquet")
+        rows["label"] = np.where(rows.index % 4, rows["label"], 0)  # uneven classes
+        rows.to_parquet(folder / "outs/tokenized/train.parquet", index=False)
+
+    for case in CASES:
+        make(f"{case}-one", case)
+        make(f"{case}-three", case)
+    for name in ("one-then-three", "three-then-one", "three-then-three"):
+        make(name, "dropped" if name == "three-then-three" else "plain")
+    run_on_ranks(1, [f"broken:{top}/one-then-three"])
+    tasks = [f"broken:{top}/three-then-one", f"broken:{top}/three-then-three", f"train_qlora:{top}/one-then-three"]
+    tasks += [f"train_qlora:{top}/three-then-three", f"eval_base:{top}/plain-three"]
+    run_on_ranks(3, [*tasks, *(f"train_qlora:{top}/{case}-three" for case in CASES)])
+    done = run_stage_in_each("train_qlora", [top / "three-then-one", *(top / f"{case}-one" for case in CASES)])
+    done["eval_base"] = run_stage_in_each("eval_base", [top / "plain-one"])["plain-one"]
+    assert {outcome.returncode for outcome in done.values()} == {0}, done
+    assert "resuming from" in done["three-then-one"].stdout
+    return top
+
+
+@pytest.mark.parametrize("case", ["plain", "padded", "weighted"])
+def test_three_ranks_train_as_one(top, case):
+    one, three = top / f"{case}-one", top / f"{case}-three"
+    for name in ("steps", "epochs"):
+        assert np.allclose(curve(one, name), curve(three, name), rtol=1e-3), name
+    ones, threes = weights(one), weights(three)
+    assert sum((ones[k] - threes[k]).norm() ** 2 for k in ones) < 1e-6 * sum(w.norm() ** 2 for w in ones.values())
+
+
+def test_the_cases_are_different_trainings(top):
+    losses = [curve(top / f"{case}-one", "steps")["loss"].sum() for case in CASES]
+    assert len({round(loss, 3) for loss in losses}) == len(CASES)
+
+
+@pytest.mark.parametrize("name", ["one-then-three", "three-then-one"])
+def test_a_training_goes_on_with_another_number_of_ranks(top, name):
+    for table in ("steps", "epochs"):
+        assert np.allclose(curve(top / name, table), curve(top / "plain-one", table), rtol=1e-3), table
+    assert not (top / name / "outs/checkpoints").exists()
+
+
+def test_dropout_after_a_resume_is_that_of_an_undisturbed_training(top):
+    assert adapter_bytes(top / "three-then-three") == adapter_bytes(top / "dropped-three")
+
+
+def test_three_ranks_predict_to_the_byte_what_one_predicts(top):
+    one, three = (top / f"plain-{ranks}/outs/results/base/predictions.parquet" for ranks in ("one", "three"))
+    assert one.read_bytes() == three.read_bytes()

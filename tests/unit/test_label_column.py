@@ -1,0 +1,354 @@
+"""Labels of every kind become classes by their names, or are refused in one line."""
+
+import datasets
+import pyarrow as pa
+import pytest
+from helpers.tables import SPLITS, arrow, data_group
+
+from stages.data import label_column
+from stages.runtime import params
+from stages.runtime.errors import UserError
+
+NLI = ("entailment", "neutral", "contradiction")
+
+
+def table_of(labels):
+    """A column of labels, as text, ints, … or (names, codes) of a ClassLabel."""
+    if isinstance(labels, tuple):
+        names, codes = labels
+        features = {name: datasets.Value("string") for name in ("premise", "hypothesis")}
+        texts = ["x"] * len(codes)
+        declared = features | {"label": datasets.ClassLabel(names=names)}
+        table = arrow(declared, premise=texts, hypothesis=texts, label=codes)
+    else:
+        table = pa.table({"label": labels})
+    return table
+
+
+def read(labels, split="test"):
+    return label_column.read_labels({split: table_of(labels)}, "label")[0]
+
+
+def own(*columns):
+    return label_column.choose_classes(label_column.read_labels(dict(enumerate(map(table_of, columns))), "label"), None)
+
+
+def codes(labels, names=NLI):
+    return label_column.to_codes(read(labels), names).tolist()
+
+
+def refused(function, *arguments):
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- matched by name ---
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["entailment", "contradiction", "neutral"],
+        ["Entailment ", " CONTRADICTION", "neutral"],
+        [0, 2, 1],
+        [-0.0, 2.0, 1.0],
+        (["entailment", "neutral", "contradiction"], [0, 2, 1]),
+        (["contradiction", "Neutral ", "entailment"], [2, 0, 1]),
+        pa.array([0, 2, 1], pa.int8()),
+        pa.array(["entailment", "contradiction", "neutral"], pa.large_string()),
+    ],
+    ids=["text", "case and blanks", "integers", "whole floats", "ClassLabel", "its other order", "int8", "large text"],
+)
+def test_the_same_labels_of_every_kind_are_the_same_classes(labels):
+    assert codes(labels) == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        ([1, 5, 3], ("1", "2", "3", "4", "5"), [0, 4, 2]),
+        ([-1, 1, 0], ("-1", "0", "1"), [0, 2, 1]),
+        ([True, False], ("False", "True"), [1, 0]),
+        ([True, False], ("true", "false"), [0, 1]),
+        (["Co", "CO", "co2"], ("CO", "Co", "co2"), [1, 0, 2]),
+        (["-", "+"], ("+", "-"), [1, 0]),
+        (["10", "2"], ("2", "10"), [1, 0]),
+    ],
+    ids=["stars", "minus one is a class", "booleans", "booleans by name", "case tells", "a dash is a class", "digits"],
+)
+def test_integers_booleans_and_odd_names_are_matched_as_text(labels, names, expected):
+    assert codes(labels, names) == expected
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["entailment", "-", "neutral"],
+        ["entailment", None, "neutral"],
+        ["entailment", "", "neutral"],
+        ["entailment", "  ", "neutral"],
+        [0, -1, 1],
+        [0, None, 1],
+        [0.0, None, 1.0],
+        pa.array([0.0, float("nan"), 1.0]),
+        ["0", "-1", "1"],
+        ["0", "-", "1"],
+        ["0.0", "-1.0", "1.0"],
+        (list(NLI), [0, -1, 1]),
+        (list(NLI), [0, None, 1]),
+    ],
+    ids=[
+        "dash",
+        "null",
+        "empty",
+        "blank",
+        "-1",
+        "null among integers",
+        "null among floats",
+        "NaN",
+        "text -1",
+        "dash among digits",
+        "text -1.0",
+        "ClassLabel -1",
+        "ClassLabel null",
+    ],
+)
+def test_a_row_without_a_label_is_one(labels):
+    assert codes(labels) == [0, -1, 1]
+
+
+def test_a_column_of_nulls_has_no_labels():
+    assert codes(pa.nulls(2)) == [-1, -1]
+
+
+# --- numbers as text, as a csv file has them ---
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        (["0", "2", "1"], NLI, [0, 2, 1]),
+        (["0.0", "2.0", "1.0"], NLI, [0, 2, 1]),
+        (["01", "02"], ("01", "02"), [0, 1]),
+        (["1", "01"], ("01", "1"), [1, 0]),
+        (["1.10", "1.1"], ("1.1", "1.10"), [1, 0]),
+        (["1e3", "1000"], ("1000", "1e3"), [1, 0]),
+        (["0.5", "1.0"], ("0.5", "1.0"), [0, 1]),
+        (["1", "1a"], ("1a", "1"), [1, 0]),
+        (["5.0", "4.0"], ("4", "5"), [1, 0]),
+        (["5.0", "4.0"], ("4.0", "5.0"), [1, 0]),
+    ],
+    ids=["places", "whole floats", "codes", "a code and a number", "versions", "exponent", "half stars", "a letter",
+         "whole floats by name", "whole floats as they stand"],
+)  # fmt: skip
+def test_digits_are_places_where_they_are_whole_numbers_and_classes_are_not(labels, names, expected):
+    assert codes(labels, names) == expected
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("names", [("0.1", "1", "1.5"), ("0.1", "1.0", "1.50")])
+def test_fractions_are_classes_where_these_are_listed(kind, names):
+    assert codes(pa.array([1.5, 0.1, 1.0, None], kind), names) == [2, 0, 1, -1]
+
+
+def test_a_number_next_to_names_is_a_name():
+    assert codes(["1", "a"], ("1", "a")) == [0, 1]
+    assert "has '1.0' in row 0" in refused(codes, ["1.0", "a"], ("1", "a"))
+
+
+def test_a_split_with_digits_alone_is_read_as_the_others_are():
+    """`1` is no place among the classes where another split has `1a`."""
+    splits = {"train": table_of(["1", "2", "1a"]), "test": table_of(["2", "1"])}
+    test = label_column.read_labels(splits, "label")[1]
+    assert refused(label_column.to_codes, test, NLI).startswith("data: split 'test': column 'label' has '2' in row 0; ")
+    assert label_column.to_codes(test, ("1a", "2", "1")).tolist() == [1, 2]
+
+
+def test_integers_with_gaps_in_one_split_and_none_in_another_are_the_same_classes():
+    """pandas writes 1.0 into the file that has gaps, and 1 into the other."""
+    splits = {"train": table_of(["0.0", "1.0", None]), "test": table_of(["1", "0"])}
+    labels = label_column.read_labels(splits, "label")
+    for names in (("no", "yes"), label_column.choose_classes(labels, None)):
+        assert [label_column.to_codes(one, names).tolist() for one in labels] == [[0, 1, -1], [1, 0]]
+
+
+def test_integers_are_no_places_among_classes_of_which_one_is_a_number():
+    assert codes([1, 2], ("2", "1", "none")) == [1, 0]
+
+
+@pytest.mark.parametrize("number", [1e19, -1e19])
+def test_a_number_beyond_all_integers_is_no_class(number):
+    assert f"'{number:.0f}' in row 1" in refused(codes, pa.array([0, number], pa.float64()))
+
+
+def test_a_type_with_many_fields_is_named_in_short():
+    line = refused(codes, [{f"{row}": "a" for row in range(1000)}] * 2)
+    assert line.startswith("params.yaml: data.label: label: holds struct<") and len(line) < 250
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["entailment", "maybe"], "'maybe' in row 1; data.classes: entailment, neutral, contradiction"),
+        ([0, 3], "'3' in row 1; data.classes: 0 (entailment), 1 (neutral), 2 (contradiction)"),
+        ([-2, 0], "'-2' in row 0"),
+        ([True, False], "'True' in row 0"),
+        (
+            (["entailment", "neutral"], [0, 1]),
+            "has the classes entailment, neutral; data.classes: entailment, neutral, c",
+        ),
+        ((["yes", "maybe", "no"], [0, 1]), "has the classes yes, maybe, no; data.classes: entailment, neutral, contra"),
+        ((["neutral", "entailment", "contradiction", "hidden"], [0, 1]), "hidden; data.classes"),
+    ],
+)
+def test_a_label_that_is_no_class_is_named_with_its_row(labels, said):
+    line = refused(codes, labels)
+    assert line.startswith("data: split 'test': column 'label' ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0.5, 1.0], "classes are supported, not numbers to be predicted"),
+        ([float("inf"), 1.0], "not numbers to be predicted"),
+        ([["a"], ["b", "c"]], "a single class a row is supported, not several labels"),
+        ([[0], [1]], "not several labels"),
+        ([{"a": 1}, {"a": 2}], "text, integers, booleans or ClassLabel"),
+        ([b"a", b"b"], "text, integers"),
+    ],
+)
+def test_what_is_no_class_at_all_is_one_line(labels, said):
+    line = refused(codes, labels)
+    assert line.startswith("params.yaml: data.label: label: holds ")
+    assert said in line
+
+
+def test_several_class_labels_a_row_are_refused():
+    features = datasets.Features({"label": datasets.List(datasets.ClassLabel(names=["a", "b"]))})
+    rows = datasets.Dataset.from_dict({"label": [[0], [0, 1]]}, features=features)
+    table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)
+    assert "several labels" in refused(label_column.read_labels, {"test": table}, "label")
+
+
+def test_a_code_that_a_class_label_does_not_declare_is_refused():
+    features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
+    table = pa.table({"label": [0, 7]}).replace_schema_metadata(features.arrow_schema.metadata)
+    line = refused(label_column.read_labels, {"test": table}, "label")
+    assert line.endswith("has 7 in row 1; allowed: -1 to 1 (a, b)")
+
+
+# --- the data set's own classes ---
+
+
+def test_listed_classes_keep_the_order_of_the_list():
+    labels = [read(["b", "a", "c"])]
+    assert label_column.choose_classes(labels, ["c", "b", "a"]) == ("c", "b", "a")
+
+
+def test_of_integers_each_negative_one_may_be_no_label_and_of_names_only_the_known_marks():
+    assert "has -2, which may be a class or no label" in refused(own, [-2, 1] * 9)
+    assert own(["-2 degrees", "warm"] * 9) == ("-2 degrees", "warm")
+
+
+def test_an_infinite_label_is_a_number_not_a_class():
+    assert "not numbers to be predicted" in refused(own, [float("inf"), 1.0] * 9)
+
+
+def test_a_few_rows_may_have_twenty_classes():
+    names = [f"class {row:02}" for row in range(21)]
+    assert own(names[:20]) == tuple(names[:20])
+    assert "21 different values in 21 labelled rows" in refused(own, names)
+
+
+def test_of_many_classes_an_error_names_some():
+    line = refused(codes, ["x"], [f"class {number}" for number in range(900)])
+    assert "has 'x' in row 0; data.classes: class 0, class 1, " in line
+    assert line.endswith("…") and len(line) < 600
+
+
+def test_declared_classes_keep_their_order():
+    assert own((["b", "c", "a"], [0, 1]), (["b", "c", "a"], [2, 2])) == ("b", "c", "a")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ((["b", "a", "b", "a"], ["c", "c"]), ("a", "b", "c")),
+        (([10, 9, 2, 10, 9, 2], [2, 10]), ("2", "9", "10")),
+        (([True, False, True, False],), ("False", "True")),
+        ((["a ", "a", "b", None, ""],), ("a", "b")),
+        ((["10", "9", "10", "9"], ["2"] * 2), ("2", "9", "10")),
+        ((["10.0", "9.0", None] * 2,), ("9.0", "10.0")),
+        ((["10.0", "9.0", None] * 2, ["10", "9"]), ("9", "10")),
+        ((["01", "02", "01"], ["1a"] * 2), ("01", "02", "1a")),
+        ((["10", "010", "9"] * 2,), ("010", "10", "9")),
+        (([1.0, None, 10.0], [2.0, 1.0, 2.0]), ("1", "2", "10")),
+    ],
+)
+def test_other_classes_are_those_of_all_splits_sorted(columns, expected):
+    assert own(*columns) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (([-1, 0, 1],), "has -1, which may be a class or no label"),
+        ((["a", "b", "-"] * 9,), "has -, which may be a class or no label"),
+        ((["a", "b"] * 9, [0, 1]), "in one split than in another"),
+        (((["a", "b"], [0, 1]), (["b", "a"], [0, 1])), "in one split than in another"),
+        ((["0", "1", "-1"] * 9,), "has -1, which may be a class or no label"),
+        ((["0", "1", "-"] * 9,), "has -, which may be a class or no label"),
+        (([0.5, 1.0] * 9,), "numbers such as 0.5, which may be classes or numbers to be predicted"),
+        ((["0.5", "1.0"] * 9,), "numbers such as 0.5, which may be classes or numbers to be predicted"),
+        (([1.0, 2.0], [1.5, 2.0]), "numbers such as 1.5, which may be classes"),
+        (([row + 0.5 for row in range(40)],), "data.label: label: holds numbers such as 0.5 in split '0'; classes are"),
+        (([f"{row}.5" for row in range(40)],), "; classes are supported, not numbers to be predicted"),
+        ((["a"] * 9,), "1 different values in 9 labelled rows; allowed: 2 to 1000"),
+        (([f"id {i}" for i in range(30)],), "30 different values in 30 labelled rows"),
+        ((["Yes", "yes", "no"] * 9,), "Yes, yes, which differ in case alone"),
+        (([None, None],), "0 different values"),
+    ],
+)
+def test_classes_that_can_not_be_told_are_asked_for(columns, said):
+    line = refused(own, *columns)
+    assert said in line
+    assert "data.classes" in line or "data.label" in line or "column 'label'" in line
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a"], "must name 2 to 1,000 classes, not ['a']"),
+        ([f"class {i}" for i in range(1001)], "must name 2 to 1,000 classes, not ['class 0', "),
+        (["a", " "], "classes.1: value error, must not be blank, and hold no NUL, not ''"),
+        (["a", "b\0"], "classes.1: value error, must not be blank, and hold no NUL, not 'b\\x00'"),
+        (["a", "b", "a "], "must name each class once ('a' stands twice)"),
+    ],
+    ids=["one", "1,001", "a blank one", "one with NUL", "one twice"],
+)
+def test_declared_classes_follow_the_rules_of_listed_ones(names, said):
+    line = refused(own, (names, [0]))
+    assert line.startswith("data: column 'label': classes")
+    assert said in line
+    with pytest.raises(UserError) as listed:
+        params.checked(data_group().model_dump() | {"classes": names}, params.Data, "params.yaml")
+    assert said.split(", not ")[0] in str(listed.value)
+
+
+def test_a_thousand_declared_classes_are_taken():
+    names = [f"class {i}" for i in range(1000)]
+    assert own((names, [0, 999])) == tuple(names)
+
+
+def test_a_class_that_only_differs_in_case_is_found_where_both_are_listed():
+    assert refused(codes, ["CO", "Co", "co"], ("CO", "Co")).count("'co' in row 2") == 1
+
+
+def test_splits_are_read_one_by_one():
+    assert [read(["a"], split).split for split in SPLITS] == list(SPLITS)
