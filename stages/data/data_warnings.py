@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from stages.data.data_summary import DataSummary
 from stages.data.task import SPLITS
 
 NAMED = 5  # classes; more are counted
@@ -18,24 +19,24 @@ WHY_BY_GROUP = {
 ROWS_OF = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def find_warnings(summary: dict, group: str | None) -> list[str]:
+def find_warnings(summary: DataSummary, group: str | None) -> list[str]:
     """A sentence for each thing that a reader should know of the rows before the scores.
 
     Args:
-        summary: outs/data_summary.json.
+        summary: the counts.
         group: `Task.group`.
     """
     return [*_without_rows(summary), *_in_two_splits(summary, group), *_in_part(summary)]
 
 
-def _without_rows(summary: dict) -> Iterator[str]:
+def _without_rows(summary: DataSummary) -> Iterator[str]:
     means_of = {
         "train": "the model can't learn",
         "validation": "the epoch that is kept is chosen without",
         "test": "nothing is known of",
     }
     for split, means in means_of.items():
-        missing = [name for name, rows in summary[split]["classes"].items() if not rows]
+        missing = [name for name, rows in summary.splits[split].classes.items() if not rows]
         if missing:
             more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
             pronoun = "it" if len(missing) == 1 else "them"
@@ -43,18 +44,18 @@ def _without_rows(summary: dict) -> Iterator[str]:
             yield f"No {ROWS_OF[split]} row has {which} {', '.join(missing[:NAMED])}{more}: {means} {pronoun}."
 
 
-def _in_two_splits(summary: dict, group: str | None) -> Iterator[str]:
+def _in_two_splits(summary: DataSummary, group: str | None) -> Iterator[str]:
     for (split, other), why in WHY.items():
-        kept, found = summary[split]["kept"], summary[split][f"in_{other}"]
+        kept, overlap = summary.splits[split].kept, summary.splits[split].overlaps[other]
         of = f"Of {kept:,}"
-        if count := found["rows"]:
+        if count := overlap.rows:
             stand = "stands" if count == 1 else "stand"
             yield (
                 f"Of {kept:,} {ROWS_OF[split]} rows, {count:,} {stand} in the {ROWS_OF[other]} rows too, word for "
                 f"word: {why}."
             )
             of = f"Of the other {kept - count:,}"
-        if group is not None and (count := found["groups"]):
+        if group is not None and (count := overlap.groups):
             share = "shares its" if count == 1 else "share their"
             yield (
                 f"{of} {ROWS_OF[split]} rows, {count:,} {share} {group} with a {ROWS_OF[other]} row: "
@@ -62,16 +63,16 @@ def _in_two_splits(summary: dict, group: str | None) -> Iterator[str]:
             )
 
 
-def _in_part(summary: dict) -> Iterator[str]:
+def _in_part(summary: DataSummary) -> Iterator[str]:
     for split in SPLITS:
-        found, kept = summary[split], summary[split]["kept"]
-        if found["truncated"]:
-            share = found["truncated"] / kept
+        counts, kept = summary.splits[split], summary.splits[split].kept
+        if counts.truncated:
+            share = counts.truncated / kept
             yield (
-                f"Of {kept:,} {ROWS_OF[split]} rows, {found['truncated']:,} ({share:.1%}) were longer than "
+                f"Of {kept:,} {ROWS_OF[split]} rows, {counts.truncated:,} ({share:.1%}) were longer than "
                 "tokenize.max_length and were cut."
             )
-        for column, count in found["empty"].items():
+        for column, count in counts.empty.items():
             if count:
                 have = "has" if count == 1 else "have"
                 yield f"Of {kept:,} {ROWS_OF[split]} rows, {count:,} {have} an empty {column}."

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.data.label_column import describe_type, encode_labels, format_number, read_label_columns, resolve_classes
@@ -121,59 +120,6 @@ def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.Da
     if unlabelled == "drop":
         return rows[rows["label"] != NO_LABEL]
     return rows.assign(label=rows["label"].replace(NO_LABEL, task.classes.index(unlabelled)))
-
-
-def count_tokens(table: pd.DataFrame) -> np.ndarray:
-    """Number of tokens of each row, int [rows]."""
-    return pc.list_value_length(pa.array(table["input_ids"])).to_numpy()
-
-
-def summarize_split(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task: Task) -> dict:
-    """Counts of one split: rows in it, chosen, without gold label, kept, with an empty text, truncated, tokens; rows of
-    each class."""
-    tokens = count_tokens(kept)
-    empty = {
-        column: int((kept[text].str.strip() == "").sum())
-        for column, text in zip(task.columns, task.text_columns, strict=True)
-    }
-    return {
-        "rows": len(rows),
-        "chosen": len(chosen),
-        "unlabelled": int((chosen["label"] == NO_LABEL).sum()),
-        "dropped": len(chosen) - len(kept),
-        "kept": len(kept),
-        "empty": empty,
-        "truncated": int(kept["truncated"].sum()),
-        "tokens": int(tokens.sum()),
-        "tokens_mean": round(float(tokens.mean()), 2),
-        "tokens_max": int(tokens.max()),
-        "classes": {name: int((kept["label"] == i).sum()) for i, name in enumerate(task.classes)},
-    }
-
-
-def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> dict[str, int]:
-    """How many rows are in another split too, word for word; and how many others share their group with a row of it."""
-
-    def whole(table):
-        return pd.MultiIndex.from_frame(table[task.text_columns])
-
-    some, of_these = rows.assign(place=np.arange(len(rows))), others
-    for (
-        text
-    ) in task.text_columns:  # what has no equal in one column is left out first: a MultiIndex of all rows takes 0.4 GB
-        some, of_these = some[is_in(some[text], of_these[text])], of_these[is_in(of_these[text], some[text])]
-    same = np.zeros(len(rows), dtype=bool)
-    same[some["place"][whole(some).isin(whole(of_these))]] = True
-    found = {"rows": int(same.sum())}
-    return (
-        found if task.group is None else found | {"groups": int((is_in(rows["group"], others["group"]) & ~same).sum())}
-    )
-
-
-def is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
-    """Whether each text stands among others, bool [rows]; by arrow, since pandas makes a Python string of each."""
-    values, others = pa.array(values, pa.large_string()), pa.array(others, pa.large_string())
-    return pc.is_in(values, others).to_numpy(zero_copy_only=False)
 
 
 def number_rows(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers.memory import traced_peak
 from helpers.parameters import manifest_of
 from helpers.project import NANO, SHARED
 from helpers.stages import error_line, run_stage_in_each, written
 from helpers.tables import arrow, data_group, three
 
 from stages.data import dataset
+from stages.data.data_summary import count_overlap
 from stages.data.split_files import read_splits
 from stages.data.task import Task
 from stages.runtime.errors import UserError
@@ -112,25 +112,6 @@ def test_unlabelled_rows_are_dropped_and_the_others_keep_their_place():
 def test_unlabelled_rows_become_neutral_as_published():
     assert list(dataset.resolve_unlabelled(UNLABELLED, "neutral", TASK)["label"]) == [0, 1, 2, 1]
     assert list(UNLABELLED["label"]) == [0, -1, 2, -1], "the rows given are left alone"
-
-
-def test_the_summary_counts_rows_chosen_dropped_kept_empty_and_cut():
-    rows = UNLABELLED.assign(text_hypothesis=["b", "d", " ", "h"])
-    kept = dataset.resolve_unlabelled(rows, "drop", TASK).assign(input_ids=[[1, 2, 3], [1]], truncated=[True, False])
-    assert dataset.summarize_split(pd.concat([rows] * 3), rows, kept, TASK) == {
-        "rows": 12,
-        "chosen": 4,
-        "unlabelled": 2,
-        "dropped": 2,
-        "kept": 2,
-        "empty": {"premise": 0, "hypothesis": 1},
-        "truncated": 1,
-        "tokens": 4,
-        "tokens_mean": 2.0,
-        "tokens_max": 3,
-        "classes": {"entailment": 1, "neutral": 0, "contradiction": 1},
-    }
-    assert dataset.summarize_split(rows, rows[:3], kept, TASK)["unlabelled"] == 1
 
 
 # --- columns ---
@@ -258,40 +239,14 @@ def test_groups_of_whole_numbers_are_the_same_in_every_split_and_a_null_is_nobod
     train, validation, test = table("abc", authors), table("def", authors), table("ghi", [2**60 + 1, 7, 8])
     task, rows = take(three(train, validation=validation, test=test), ("text",), group="author")
     assert rows["train"]["group"].nunique() == 3
-    assert dataset.count_overlap(rows["test"], rows["train"], task)["groups"] == 1
-    assert dataset.count_overlap(rows["validation"], rows["train"], task)["groups"] == 2, (
-        "the row without an author is alone"
-    )
+    assert count_overlap(rows["test"], rows["train"], task).groups == 1
+    assert count_overlap(rows["validation"], rows["train"], task).groups == 2, "a row without an author shares no group"
 
 
 def test_numbers_may_be_groups():
     table = pa.table({"text": list("abc"), "author": [7, 8, 7], "label": [0, 1, 2]})
     _, rows = take(three(table), ("text",), group="author")
     assert dataset.number_rows(rows["test"])["group"].tolist() == [0, 1, 0]
-
-
-def test_rows_that_stand_in_another_split_are_counted():
-    train = frame(("a", "b", 0), ("c", "d", 1), ("e", "f", 2))
-    rows = frame(("a", "b", 0), ("a", "b", 2), ("c", "x", 1), ("y", "f", 2), ("a", "d", 0))
-    assert dataset.count_overlap(rows, train, TASK) == {"rows": 2, "groups": 2}, "a row is counted once"
-    assert dataset.count_overlap(rows.iloc[3:4], train, TASK) == {"rows": 0, "groups": 0}
-    assert dataset.count_overlap(rows.iloc[4:], train, TASK) == {"rows": 0, "groups": 1}, "of two rows, not of one"
-    assert dataset.count_overlap(rows, train, Task(TASK.classes, COLUMNS, None)) == {"rows": 2}
-
-
-def test_a_row_is_the_same_in_another_split_wherever_its_place_is():
-    """The rows of a split keep their places, of which some are missing."""
-    train = frame(("c", "d", 1), ("a", "b", 0))
-    rows = frame(("x", "y", 0), ("a", "z", 0), ("a", "b", 0), ("c", "q", 0))[1:]
-    assert dataset.count_overlap(rows, train, TASK) == {"rows": 1, "groups": 2}
-
-
-def test_to_find_rows_in_another_split_its_texts_are_no_python_objects():
-    train = frame(*((f"premise {row}", f"hypothesis {row}", 0) for row in range(20_000)))
-    found = []
-    peak = traced_peak(lambda: found.append(dataset.count_overlap(train[:100], train, TASK)))
-    assert found == [{"rows": 100, "groups": 0}]
-    assert peak / 20_000 < 30
 
 
 def test_what_is_written_is_read_again_row_for_row(tmp_path):
