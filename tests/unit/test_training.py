@@ -63,7 +63,7 @@ def test_the_code_of_a_training_is_all_that_it_imports():
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["deps"]
     rooms = {name if name.count("/") == 1 else name.rpartition("/")[0] for name in files}
     assert rooms == {dep for dep in deps if dep.startswith("stages/")}
-    assert "stages/kernels/lora.py" in files, "it is imported inside a function"
+    assert "stages/kernels/lora_kernels.py" in files, "it is imported inside a function"
 
 
 def test_an_edit_of_what_a_script_imports_is_another_digest_and_an_edit_of_anything_else_is_not(tmp_path):
