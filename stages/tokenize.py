@@ -26,7 +26,7 @@ def main() -> None:
     labelled = {split: with_label(chosen[split], split, p.data, task) for split in SPLITS}
     summary = {}
     with (
-        files.new_folder("outs/tokenized") as folder,
+        files.atomic_folder("outs/tokenized") as folder,
         tqdm(total=sum(map(len, labelled.values())), desc="tokenize", unit="row", disable=None) as bar,
     ):
         for split in SPLITS:

@@ -109,7 +109,7 @@ def main() -> None:
 def write(path: Path, content: bytes) -> None:
     """Write a file that was asked for."""
     try:
-        with files.new_file(path) as temporary:
+        with files.atomic_file(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise errors.UserError(f"{path}: can't be written ({error.strerror})") from error

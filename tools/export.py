@@ -299,7 +299,7 @@ def probabilities(asked: TextClassificationPipeline, texts: list[str], classes: 
 def writing(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that gets the name `out` when all is well; a full or locked disk is told in one line."""
     try:
-        with files.new_folder(out) as folder:
+        with files.atomic_folder(out) as folder:
             yield folder
     except (OSError, SafetensorError) as error:
         raise errors.UserError(f"{out}: not written ({errors.first_line(error)})") from error
@@ -321,7 +321,7 @@ def check_written(folder: Path, adapter: Adapter, rows: Rows, expected: np.ndarr
         ids = asked.tokenizer(rows.texts)["input_ids"]
         found = probabilities(asked, rows.texts, adapter.reading.classes)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:  # shapes, names of classes, what is not there
-        raise errors.UserError(f"{failed} is not usable ({errors.kind_and_line(error)})") from error
+        raise errors.UserError(f"{failed} is not usable ({errors.type_and_first_line(error)})") from error
     others = sum(one != other for one, other in zip(ids, rows.ids, strict=True))
     if others:
         raise errors.UserError(f"{failed} makes other tokens of {others:,} of {len(ids):,} texts than training did")

@@ -89,7 +89,7 @@ class Classifier:
         with (
             sdpa_kernel(ATTENTION),
             tqdm(total=sum(len(batches[i]) for i in mine), desc=title, unit="row",
-                 disable=distributed.no_bar() if title else True) as bar,
+                 disable=distributed.progress_bar_disabled() if title else True) as bar,
         ):  # fmt: skip
             for rows in map(batches.__getitem__, mine):
                 logits = self._logits([examples[i] for i in rows])

@@ -9,7 +9,7 @@ from stages.analysis import metrics
 from stages.analysis.nli import Nli
 from stages.data.task import Task
 from stages.report.document import environment, results
-from stages.sources.manifest import is_folder, local
+from stages.sources.manifest import is_local, local_path
 
 
 def text(details: dict[str, Any], about: dict[str, Any]) -> str:
@@ -26,7 +26,7 @@ def text(details: dict[str, Any], about: dict[str, Any]) -> str:
             nf4=about["params"].model.quantization == "nf4",
             **dtypes(about["params"].model.precision),
             title=title(about),
-            on_hub=not is_folder(about["model"]["name"]),
+            on_hub=not is_local(about["model"]["name"]),
             **results(details, shown),
         )
     )
@@ -55,8 +55,8 @@ def of_export(about: dict[str, Any]) -> str:
     )
     of_hub = ModelCardData(
         model_name=title(about),
-        base_model=None if is_folder(model["name"]) else model["name"],
-        datasets=None if is_folder(data["name"]) else [data["name"]],
+        base_model=None if is_local(model["name"]) else model["name"],
+        datasets=None if is_local(data["name"]) else [data["name"]],
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["natural-language-inference"] if nli else None,
@@ -75,7 +75,7 @@ def public_name(data: dict[str, Any]) -> str:
 
     It can't be left out: the hub's format requires a type and a name of the data for each score (`EvalResult`).
     """
-    return local(data["name"]).resolve().name if is_folder(data["name"]) else data["name"]
+    return local_path(data["name"]).resolve().name if is_local(data["name"]) else data["name"]
 
 
 def title(about: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
         scores: of the tuned model, from `metrics.scores`.
     """
     model, data, nli = about["model"], about["data"], Nli.of(about["task"])
-    on_hub = {"model": not is_folder(model["name"]), "data": not is_folder(data["name"])}
+    on_hub = {"model": not is_local(model["name"]), "data": not is_local(data["name"])}
     known = [metric for metric in metrics.METRICS if metric.hub and math.isfinite(scores[metric.key])]
     evaluated = [
         EvalResult(

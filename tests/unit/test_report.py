@@ -439,7 +439,7 @@ def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
         [{"seconds": second, "memory_gb": 1.0 + gpu, "utilization_percent": 10.0 * gpu} for second in range(4)]
         for gpu in range(gpus)
     ]
-    table = usage_samples.table([0.0] * gpus, taken)
+    table = usage_samples.merge_samples([0.0] * gpus, taken)
     shown = figures.usage(table.assign(stage="train_qlora"), True, render.ON_WHITE)
     lines = [
         [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 1, 2, 3]] for axes in shown.axes
