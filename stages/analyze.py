@@ -22,7 +22,7 @@ def main() -> None:
     tuned = files.read_table("outs/results/tuned/predictions.parquet")
     if list(base["row"]) != list(tuned["row"]):
         raise errors.UserError("outs/results: base and tuned hold predictions of different rows; run `dvc repro`")
-    read = {"train": [*task.texts, "label"], "test": ["truncated"]}  # without tokens, the most of all rows
+    read = {"train": [*task.text_columns, "label"], "test": ["truncated"]}  # without tokens, the most of all rows
     tokenized = {split: files.read_table(f"outs/tokenized/{split}.parquet", read[split]) for split in read}
     epochs, steps = (read_curve(f"outs/results/train/{name}.csv") for name in ("epochs", "steps"))
     found = {name: files.read_json(f"outs/results/{name}/summary.json") for name in GPU_STAGES.values()}

@@ -51,7 +51,7 @@ def evaluate(name: str, adapter: Path | None) -> None:
     if not distributed.is_main():
         return
     with files.atomic_folder(f"outs/results/{name}") as folder:
-        rows = files.read_table(TEST, ["row", *task.texts, "group", "label"])
+        rows = files.read_table(TEST, ["row", *task.text_columns, "group", "label"])
         table = prediction_table(rows, probabilities, task)
         table.to_parquet(folder / "predictions.parquet", index=False)
         files.write_json(folder / "summary.json", {"parameters": count_parameters(classifier.model)})
@@ -60,7 +60,7 @@ def evaluate(name: str, adapter: Path | None) -> None:
 
 def prediction_table(rows: pd.DataFrame, probabilities: np.ndarray, task: Task) -> pd.DataFrame:
     """One line a test row: its texts, group, gold label, prediction and class probabilities (rounded to 1e-6)."""
-    columns = pd.DataFrame(probabilities.round(6), columns=task.probabilities)
+    columns = pd.DataFrame(probabilities.round(6), columns=task.probability_columns)
     return pd.concat([rows, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)
 
 

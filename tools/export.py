@@ -24,7 +24,13 @@ from transformers.utils import logging
 
 from stages.data.batching import TokenizedRows
 from stages.data.task import Task
-from stages.data.tokenization import columns_of, fill, is_unambiguous, load_configured_tokenizer, read
+from stages.data.tokenization import (
+    encode_rows,
+    fill_template,
+    is_unambiguous,
+    load_configured_tokenizer,
+    parse_columns,
+)
 from stages.model import base_cache
 from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
 from stages.model.adapter_files import ClassifierSettings, read_adapter
@@ -166,7 +172,7 @@ class Rows:
     def read(cls, adapter: Adapter) -> "Rows":
         """The workspace's test rows."""
         table, how = files.read_table("outs/tokenized/test.parquet"), adapter.reading.tokenize
-        texts, ids, truncated = read(table, adapter.tokenizer, how.template, how.max_length)
+        texts, ids, truncated = encode_rows(table, adapter.tokenizer, how.template, how.max_length)
         kept = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, how.template)]
         if not kept:
             raise errors.UserError("outs/tokenized/test.parquet: each row's texts hold the name of a special token")
@@ -176,7 +182,7 @@ class Rows:
     @property
     def examples(self) -> TokenizedRows:
         """As `Classifier.predict` takes them."""
-        return TokenizedRows.of(self.ids, self.gold)
+        return TokenizedRows.from_lists(self.ids, self.gold)
 
 
 def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None) -> None:
@@ -209,7 +215,7 @@ def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None
             "special": not adapter.tokenizer.split_special_tokens,
             "own": Agreement.of(expected, expected, rows.gold), "merges": merges,
             "chosen": chosen, "dtype": name_of(DTYPE),
-            "example": fill(adapter.reading.tokenize.template, model_card.example(task)),
+            "example": fill_template(adapter.reading.tokenize.template, model_card.example(task)),
         }  # fmt: skip
         with writing(out) as written:
             adapter.merged(chosen).save_pretrained(written)
@@ -246,7 +252,7 @@ def test_task(adapter: Adapter) -> Task:
     task, reading = Task.read("outs/task.json"), adapter.reading
     for key, own, theirs in (
         ("classes", tuple(reading.classes), task.classes),
-        ("columns", columns_of(reading.tokenize.template), task.columns),
+        ("columns", parse_columns(reading.tokenize.template), task.columns),
     ):
         if own != theirs:
             raise errors.UserError(

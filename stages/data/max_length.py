@@ -13,7 +13,7 @@ def check_max_length(manifest: dict, max_length: int) -> None:
         config = AutoConfig.from_pretrained(folder).get_text_config()
     except Exception as error:  # the loaders raise a dozen kinds
         raise UserError(f"model.name: {manifest['name']}: no usable config.json ({str(error).strip()})") from error
-    positions = positions_of(config)
+    positions = count_positions(config)
     if positions is not None and max_length > positions:
         raise UserError(
             f"params.yaml: tokenize.max_length: {max_length}: {manifest['name']} has {positions} positions; "
@@ -21,7 +21,7 @@ def check_max_length(manifest: dict, max_length: int) -> None:
         )
 
 
-def positions_of(config: PreTrainedConfig) -> int | None:
+def count_positions(config: PreTrainedConfig) -> int | None:
     """How many positions a model has; None where it has no limit of its own.
 
     Transformers gives the many names of it one, `max_position_embeddings`. OPT's table has two more, which are not for

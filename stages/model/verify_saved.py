@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch.nn.attention import sdpa_kernel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.data.batching import lengths_of
+from stages.data.batching import count_tokens
 from stages.model.base import precision_arguments, settle_4_bit_layers
 from stages.model.classifier import ATTENTION
 from stages.model.devices import pick_precision
@@ -49,7 +49,7 @@ class Trained:
         Args:
             examples: rows to choose from, of {"input_ids": ints}.
         """
-        by_length = np.argsort(lengths_of(examples), kind="stable")
+        by_length = np.argsort(count_tokens(examples), kind="stable")
         places = np.unique(np.linspace(0, len(by_length) - 1, ROWS).round().astype(int))
         some = [examples[row] for row in by_length[places]]
         device = next(model.parameters()).device

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from peft import PeftModel
 
-from stages.data.batching import IGNORED
+from stages.data.batching import IGNORE_INDEX
 from stages.kernels import packed
 from stages.kernels.dropout import DropoutMasks
 from stages.kernels.errors import StepUnavailable
@@ -127,7 +127,7 @@ class CapturedStep:
         if not missing:
             return batch
         pad = torch.nn.functional.pad
-        ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORED)
+        ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORE_INDEX)
         return batch | {"input_ids": ids, "labels": labels}
 
     def _capture(self, batch: dict[str, torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]] | None:

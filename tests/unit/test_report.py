@@ -886,7 +886,7 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     gold, tuned = rng.integers(0, 3, (2, 100_000))
     task = Task(LABELS, ("premise", "hypothesis"), "premise")
     cases = pd.DataFrame({"row": range(100_000), "gold": gold, "base": gold, "tuned": tuned, "fate": "both_right"})
-    cases[task.texts] = ["p" * 230, "h" * 120]
+    cases[task.text_columns] = ["p" * 230, "h" * 120]
     shares = rng.dirichlet([1, 1, 1], 100_000)
     cases["tuned_probability"] = shares.max(axis=1)
     for model in ("base", "tuned"):
