@@ -66,7 +66,7 @@ def main() -> None:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
     files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", model_card.text(details, about))
+    files.write_text("metrics/model_card.md", model_card.build_adapter_card(details, about))
 
     # What the run measured of itself, and what shows both.
     files.write_json("metrics/summary.json", comparison.summary(details) | usage.summary(measured))
