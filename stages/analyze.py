@@ -52,8 +52,8 @@ def main() -> None:
     }
     plots = tables.plot_tables(rows, epochs, steps, task, settings.confidence)
     load = usage.end_to_end(samples)
-    pictures = figures.of_results(details, plots, rows, task)
-    load_picture = figures.of_usage(load, "gpu" in measured["train"])
+    pictures = figures.render_results(details, plots, rows, task)
+    load_picture = figures.render_usage(load, "gpu" in measured["train"])
     context = document.context(details, measured, findings, rows, plots, pictures | {"usage": load_picture}, about)
 
     # What was found: the same bytes when the same is run again.
