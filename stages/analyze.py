@@ -54,8 +54,8 @@ def main() -> None:
     }
     plots = tables.plot_tables(rows, epochs, steps, task, settings.confidence)
     load = usage.end_to_end(samples)
-    pictures = figures.of_results(details, plots, rows, task)
-    load_picture = figures.of_usage(load, "gpu" in measured["train"])
+    pictures = figures.render_results(details, plots, rows, task)
+    load_picture = figures.render_usage(load, "gpu" in measured["train"])
     context = document.context(details, measured, findings, rows, plots, pictures | {"usage": load_picture}, about)
 
     # What was found: the same bytes when the same is run again.
@@ -68,7 +68,7 @@ def main() -> None:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
     files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", model_card.text(details, about))
+    files.write_text("metrics/model_card.md", model_card.build_adapter_card(details, about))
 
     # What the run measured of itself, and what shows both.
     files.write_json("metrics/summary.json", comparison.summary(details) | usage.summary(measured))

@@ -42,7 +42,7 @@ from dvc.stage import PipelineStage
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
 
-from tools.git import call_git, message, refusal
+from tools.git import repository_problem, run_git, stderr_line
 
 # Nothing of `stages` is imported up here: its code has to come from the copy, where nobody edits it meanwhile.
 
@@ -81,8 +81,8 @@ def workspace_copy() -> Iterator[Path]:
     on the way, as DVC does in the workspace itself: a kill may come at any moment. It lies as deep in its folder as the
     repository in the file system, so that a relative path out of it ends in that folder: `link`.
     """
-    if refused := refusal():
-        raise DvcException(refused)
+    if problem := repository_problem():
+        raise DvcException(problem)
     with Repo(".") as repo:
         cache, temporary, config = repo.cache.local_cache_dir, Path(repo.tmp_dir), Path(repo.dvc_dir, "config.local")
     top, head = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
@@ -113,9 +113,9 @@ def workspace_copy() -> Iterator[Path]:
 
 def git(*arguments: str, at: str | Path = ".") -> str:
     """Run `git` in a folder -> what it printed, without the last line's end; DvcException where it fails."""
-    done = call_git(*arguments, at=at)
+    done = run_git(*arguments, at=at)
     if done.returncode:
-        raise DvcException(f"git {' '.join(arguments)}: {message(done)}")
+        raise DvcException(f"git {' '.join(arguments)}: {stderr_line(done)}")
     return os.fsdecode(done.stdout).rstrip("\n")
 
 
