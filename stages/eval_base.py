@@ -11,7 +11,7 @@ from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier
 from stages.model.devices import out_of_memory_means, pick_device
 from stages.runtime import distributed, errors, files, params
-from stages.runtime.usage_recorder import Recorder, versions
+from stages.runtime.usage_recorder import Recorder, read_versions
 
 TEST = "outs/tokenized/test.parquet"
 
@@ -33,24 +33,24 @@ def evaluate(name: str, adapter: Path | None) -> None:
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
     test = TokenizedRows(files.read_columns(TEST, ["input_ids", "label"]))
     read = [TEST, *([adapter / "adapter_model.safetensors"] if adapter else [])]
-    files.same_on_all_ranks(
-        lambda: [p, manifest, versions(device), *map(files.sha256, read)],
+    files.check_same_on_all_ranks(
+        lambda: [p, manifest, read_versions(device), *map(files.sha256, read)],
         "parameters, base, versions, kind of GPU, test rows, adapter",
     )
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
         classifier = Classifier.load(manifest, p, task.classes, device, adapter)
         recorder.mark("loaded")
-        start = recorder.seconds()
+        start = recorder.elapsed_seconds()
         with out_of_memory_means(
             f"params.yaml: eval.batch_size: {p.eval.batch_size} rows do not fit this GPU's memory"
         ):
             probabilities = classifier.predict(test, p.eval.batch_size, title=f"predict, {name}")
-        seconds = recorder.seconds() - start
+        seconds = recorder.elapsed_seconds() - start
         recorder.mark("after_evaluation")
     if not distributed.is_main():
         return
-    with files.new_folder(f"outs/results/{name}") as folder:
+    with files.atomic_folder(f"outs/results/{name}") as folder:
         rows = files.read_table(TEST, ["row", *task.text_columns, "group", "label"])
         table = prediction_table(rows, probabilities, task)
         table.to_parquet(folder / "predictions.parquet", index=False)

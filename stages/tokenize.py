@@ -63,7 +63,7 @@ def write_tokenized(
     tokenized = {}
     total = sum(map(len, labelled.values()))
     with (
-        files.new_folder("outs/tokenized") as folder,
+        files.atomic_folder("outs/tokenized") as folder,
         tqdm(total=total, desc="tokenize", unit="row", disable=None) as bar,
     ):
         for split, rows in labelled.items():

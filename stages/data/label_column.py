@@ -147,7 +147,7 @@ def resolve_classes(labels: Sequence[LabelColumn], wanted: Sequence[str] | None)
     found = set(values)
     if labels[0].integers and any(map(INTEGER.fullmatch, found)):  # a file with gaps next to one without
         found = {name.removesuffix(".0") for name in found}
-    too_many = len(found) > min(params.MOST_CLASSES, max(20, len(values) / 2))
+    too_many = len(found) > min(params.MAX_CLASSES, max(20, len(values) / 2))
     fraction = next((value for value in sorted(found) if "." in value), None)
     if fraction and not labels[0].integers and all(map(NUMBER.fullmatch, found - set(UNLABELLED_MARKS))):
         if too_many:
@@ -165,7 +165,7 @@ def resolve_classes(labels: Sequence[LabelColumn], wanted: Sequence[str] | None)
     if len(found) < 2 or too_many:
         raise UserError(
             f"params.yaml: data.label: {column}: {len(found)} different values in {len(values):,} labelled rows; "
-            f"allowed: 2 to {params.MOST_CLASSES} classes that rows share"
+            f"allowed: 2 to {params.MAX_CLASSES} classes that rows share"
         )
     classes = tuple(
         sorted(found, key=lambda name: int(name.removesuffix(".0"))) if labels[0].integers else sorted(found)
@@ -181,7 +181,7 @@ def resolve_classes(labels: Sequence[LabelColumn], wanted: Sequence[str] | None)
 
 
 def _checked(classes, column):
-    return tuple(params.checked({"classes": list(classes)}, ClassNames, f"data: column '{column}'").classes)
+    return tuple(params.validate({"classes": list(classes)}, ClassNames, f"data: column '{column}'").classes)
 
 
 def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:

@@ -3,12 +3,12 @@
 from transformers import AutoConfig, PreTrainedConfig
 
 from stages.runtime.errors import UserError
-from stages.sources.fetch import model_folder
+from stages.sources.fetch import find_model_folder
 
 
 def check_max_length(manifest: dict, max_length: int) -> None:
     """Refuse rows that may be longer than the model has positions, before anything is computed."""
-    folder = model_folder(manifest)
+    folder = find_model_folder(manifest)
     try:
         config = AutoConfig.from_pretrained(folder).get_text_config()
     except Exception as error:  # the loaders raise a dozen kinds

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.data.task import name_text_columns
 from stages.runtime.errors import UserError
-from stages.runtime.params import COLUMN
-from stages.sources.fetch import model_folder
+from stages.runtime.params import PLACEHOLDER
+from stages.sources.fetch import find_model_folder
 
 AT_ONCE = 1000  # rows
 NEAR = 64  # characters around a cut that are tried one by one
@@ -30,7 +30,7 @@ def load_tokenizer(manifest: dict, **settings: object) -> PreTrainedTokenizerBas
         manifest: what `download` wrote.
         settings: further arguments of `from_pretrained`; they are saved with it, as a later change is not.
     """
-    folder = model_folder(manifest)
+    folder = find_model_folder(manifest)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **settings)
     except Exception as error:  # the loaders raise a dozen kinds
@@ -157,7 +157,7 @@ class TemplateEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
         known = special_tokens(tokenizer)
-        place = re.compile("|".join([COLUMN, *map(re.escape, sorted(known, key=len, reverse=True))]))
+        place = re.compile("|".join([PLACEHOLDER, *map(re.escape, sorted(known, key=len, reverse=True))]))
         self.special = [found[0] for found in place.finditer(template) if found[0] in known]
         added = tokenizer("a", return_special_tokens_mask=True)
         mask, names = added["special_tokens_mask"], tokenizer.convert_ids_to_tokens(added["input_ids"])
@@ -214,7 +214,7 @@ class TemplateEncoder:
             offsets: of the row's tokens.
         """
         places, shift = [], 0  # of the texts in the row
-        for column in re.finditer(COLUMN, self.template):
+        for column in re.finditer(PLACEHOLDER, self.template):
             start, length = column.start() + shift, len(part[column[1]])
             places.append((start, start + length))
             shift += length - len(column[0])
@@ -266,9 +266,9 @@ def truncate_row(
 
 def parse_columns(template: str) -> tuple[str, ...]:
     """The columns that a template reads, each once, in its order."""
-    return tuple(dict.fromkeys(re.findall(COLUMN, template)))
+    return tuple(dict.fromkeys(re.findall(PLACEHOLDER, template)))
 
 
 def fill_template(template: str, texts: dict[str, str]) -> str:
     """The text that the model reads. Not str.format: braces in a text are text."""
-    return re.sub(COLUMN, lambda column: texts[column[1]], template)
+    return re.sub(PLACEHOLDER, lambda column: texts[column[1]], template)

@@ -89,7 +89,7 @@ class Classifier:
         with (
             sdpa_kernel(ATTENTION),
             tqdm(total=sum(len(batches[i]) for i in mine), desc=title, unit="row",
-                 disable=distributed.no_bar() if title else True) as bar,
+                 disable=distributed.progress_bar_disabled() if title else True) as bar,
         ):  # fmt: skip
             for rows in map(batches.__getitem__, mine):
                 logits = self._logits([examples[i] for i in rows])
@@ -119,13 +119,13 @@ def speed_up(model: torch.nn.Module) -> Callable | None:
     On a GPU its layers compute as they do in the fast step; else LoRA computes in the precision of the activations.
 
     Returns:
-        `packed.logits` where the model takes rows end to end, else None.
+        `packed.compute_logits` where the model takes rows end to end, else None.
     """
     if next(model.parameters()).is_cuda and find_spec("triton"):
         from stages.kernels import fusion, packed
 
-        fused = fusion.fuse_for_evaluation(model, fusion.has_room(model))
-        return packed.logits if fused and fusion.takes_packed_rows(model) else None
+        fused = fusion.fuse_for_evaluation(model, fusion.dequantized_weights_fit(model))
+        return packed.compute_logits if fused and fusion.takes_packed_rows(model) else None
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)

@@ -16,8 +16,8 @@ from stages.model.base import precision_arguments, settle_4_bit_layers
 from stages.model.classifier import ATTENTION
 from stages.model.devices import pick_precision
 from stages.runtime import params
-from stages.runtime.errors import UserError, kind_and_line
-from stages.sources.fetch import model_folder
+from stages.runtime.errors import UserError, type_and_first_line
+from stages.sources.fetch import find_model_folder
 
 ROWS = 8
 # How far the logits may be apart, as `distance` has it, by the precision of the products. Gemma 3 270M on SNLI's texts,
@@ -80,7 +80,7 @@ def verify_saved_adapter(
         model = _read(folder, manifest, group, device)
         logits = _logits(model, folder, trained.examples)
     except Exception as error:  # a weight or a file that is not there, another shape: a dozen kinds
-        raise UserError(f"{failed} is not loadable ({kind_and_line(error)})") from error
+        raise UserError(f"{failed} is not loadable ({type_and_first_line(error)})") from error
     found = {name: weight.cpu() for name, weight in get_peft_model_state_dict(model).items()}
     for name, weight in trained.weights.items():
         if name not in found or not torch.equal(found[name], weight.to(found[name].dtype)):
@@ -100,7 +100,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _read(folder, manifest, group, device):
     base = AutoModelForSequenceClassification.from_pretrained(
-        model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
+        find_model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
         use_safetensors=True, **precision_arguments(group, device),
     )  # fmt: skip
     settle_4_bit_layers(base)

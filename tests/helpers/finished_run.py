@@ -150,7 +150,9 @@ def write_run(folder, model, data, gpu, gpus):
         write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
         one = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
                "power_w": None, "allocated_gb": 1.5 if gpu else None, "reserved_gb": None}  # fmt: skip
-        usage = usage_samples.table(range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]])
+        usage = usage_samples.merge_samples(
+            range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]]
+        )
         usage.to_csv(folder / f"outs/measurements/{name}/usage.csv", index=False)
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})
     steps.to_csv(folder / "outs/results/train/steps.csv", index=False)

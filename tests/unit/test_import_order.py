@@ -39,7 +39,7 @@ KNOWS = {  # the rooms below that a room may import
 
 def floor(file: Path) -> int:
     """0 for a stage or a tool, else the place of its room."""
-    return ROOMS.index(file.parts[1]) + 1 if len(file.parts) == 3 else 0
+    return ROOMS.index(file.parts[1]) + 1 if len(file.parts) > 2 else 0
 
 
 def test_the_rooms_are_these():
