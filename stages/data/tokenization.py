@@ -184,7 +184,6 @@ class TemplateEncoder:
             for name, new_name in renamed.items():
                 flags = {key: getattr(known[name], key) for key in ("single_word", "lstrip", "rstrip", "normalized")}
                 self.tokenizer.add_tokens([AddedToken(new_name, special=False, **flags)])
-            for name, new_name in renamed.items():
                 new_id = self.tokenizer.convert_tokens_to_ids(new_name)
                 self.original_ids[new_id] = tokenizer.convert_tokens_to_ids(name)
 
@@ -272,7 +271,10 @@ def truncate_row(
     tokens, end = max_length, predict_end(max_length)
     while len(ids := encoder.encode([cut(end)])[0]) > max_length:
         if end == 0:
-            raise UserError(f"params.yaml: tokenize.max_length: {max_length} is less than the template alone")
+            raise UserError(
+                f"params.yaml: tokenize.max_length: {max_length} is less than the template without texts; "
+                "set a larger one, or shorten tokenize.template"
+            )
         tokens = max(tokens - (len(ids) - max_length), 0)
         end = min(predict_end(tokens), end - 1)
     longer_ends = range(end, min(predict_end(max_length + 3), end + SEARCH_WINDOW) + 1)
