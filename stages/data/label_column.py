@@ -1,7 +1,7 @@
 """The label column: check it, find its classes, and turn each label into the number of its class.
 
-The column may hold text, integers, whole floats, booleans or a ClassLabel. Labels are matched with classes by name: the
-codes of a ClassLabel never count, since another data set may number the same classes differently.
+The column may hold text, integers, whole floats, booleans or a ClassLabel. Labels are matched with classes by name. The
+codes of a ClassLabel are not used: another data set may number the same classes differently.
 """
 
 import re
@@ -49,8 +49,8 @@ class LabelColumn:
 def read_label_columns(tables: Mapping[str, pa.Table], column: str) -> list[LabelColumn]:
     """Read the label column of each split as text.
 
-    Text counts as integers, as in a csv file, only if all splits have nothing else. Next to `1a` or `0.5`, `1` is a
-    name.
+    Text labels count as integers only if all text labels of all splits are integers, as in a csv file. Next to `1a` or
+    `0.5`, `1` is a name.
 
     Raises:
         UserError: the column does not hold one class a row. The error names split and column.
@@ -58,9 +58,9 @@ def read_label_columns(tables: Mapping[str, pa.Table], column: str) -> list[Labe
     columns = [_read_split(table, split, column) for split, table in tables.items()]
     integers = {}
     for numeric in (False, True):
-        labels = {label for one in columns if _is_numeric(one) == numeric for label in one.values.dropna().unique()}
-        integers[numeric] = all(map(WHOLE.fullmatch, labels - UNLABELLED_MARKS))
-    return [replace(one, unnamed_integers=one.class_names is None and integers[_is_numeric(one)]) for one in columns]
+        values = {value for c in columns if _is_numeric(c) == numeric for value in c.values.dropna().unique()}
+        integers[numeric] = all(map(WHOLE.fullmatch, values - UNLABELLED_MARKS))
+    return [replace(c, unnamed_integers=c.class_names is None and integers[_is_numeric(c)]) for c in columns]
 
 
 def _is_numeric(labels: LabelColumn) -> bool:
@@ -140,13 +140,13 @@ def resolve_classes(columns: Sequence[LabelColumn], listed: Sequence[str] | None
     if listed is not None:
         return tuple(listed)
     first = columns[0]
-    if len({one.class_names for one in columns}) > 1 or len({one.unnamed_integers for one in columns}) > 1:
+    if len({(c.class_names, c.unnamed_integers) for c in columns}) > 1:
         raise UserError(
             f"data: column '{first.column}' declares other classes in one split than in another; set data.classes"
         )
     names = first.class_names
     if names is None:
-        names = _infer_classes(first, pd.concat([one.values for one in columns]).dropna())
+        names = _infer_classes(first, pd.concat([c.values for c in columns]).dropna())
     section = params.validate({"classes": list(names)}, ClassNames, f"data: column '{first.column}'")
     return tuple(section.classes)
 

@@ -323,8 +323,8 @@ def _have_common_type(kinds: list) -> bool:
 
 
 def _list_some(names: Iterable[object]) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def _reason(error: BaseException, scratch: Path, place: object) -> str:

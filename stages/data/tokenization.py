@@ -184,8 +184,8 @@ class TemplateEncoder:
             for name, new_name in renamed.items():
                 flags = {key: getattr(known[name], key) for key in ("single_word", "lstrip", "rstrip", "normalized")}
                 self.tokenizer.add_tokens([AddedToken(new_name, special=False, **flags)])
-                new_id = self.tokenizer.convert_tokens_to_ids(new_name)
-                self.original_ids[new_id] = tokenizer.convert_tokens_to_ids(name)
+                new_id = self.tokenizer.added_tokens_encoder[new_name]
+                self.original_ids[new_id] = tokenizer.added_tokens_encoder[name]
 
     def encode(self, rows: Sequence[dict[str, str]]) -> list[list[int]]:
         """The tokens of rows, each {column: text}."""
