@@ -9,7 +9,7 @@ from stages.data.batching import TokenizedRows
 from stages.data.task import Task
 from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier
-from stages.model.devices import out_of_memory_means, pick_device
+from stages.model.devices import pick_device, report_out_of_memory
 from stages.runtime import distributed, errors, files, params
 from stages.runtime.usage_recorder import Recorder, versions
 
@@ -42,7 +42,7 @@ def evaluate(name: str, adapter: Path | None) -> None:
         classifier = Classifier.load(manifest, p, task.classes, device, adapter)
         recorder.mark("loaded")
         start = recorder.seconds()
-        with out_of_memory_means(
+        with report_out_of_memory(
             f"params.yaml: eval.batch_size: {p.eval.batch_size} rows do not fit this GPU's memory"
         ):
             probabilities = classifier.predict(test, p.eval.batch_size, title=f"predict, {name}")
