@@ -87,7 +87,7 @@ def test_a_batch_is_filled_up_to_no_more_rows_than_there_are(
     """A step is captured for whole batches; a batch size above the number of rows would capture filling rows."""
     params = make_params(train__batch_size=batch_size)
     classifier = add_lora(load_nano()[0], params.lora, 42)
-    monkeypatch.setattr(distributed, "count", lambda: count)
+    monkeypatch.setattr(distributed, "world_size", lambda: count)
     trainer = make_trainer(classifier, ROWS, ROWS, params, PAD, tmp_path, Recorder(CPU))
     whole = min(batch_size, 37)
     assert trainer.rows == -(-whole // count)
