@@ -62,13 +62,13 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     manifest = manifest_of(model_folder, "model")
     tokenizer = tokenization.load_tokenizer(manifest)
     splits = split_files.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
-    task, rows = dataset.take_rows(splits, p.data, tokenization.columns_of(p.tokenize.template))
-    train = dataset.resolve_unlabelled(dataset.choose(rows["train"], 1000), "drop", task)
+    task, rows = dataset.prepare_rows(splits, p.data, tokenization.parse_columns(p.tokenize.template))
+    train = dataset.resolve_unlabelled(dataset.sample_evenly(rows["train"], 1000), "drop", task)
     test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
     def examples(rows, template):
-        tokenized = tokenization.tokenize(rows, tokenizer, template, p.tokenize.max_length)
-        return batching.TokenizedRows.of(tokenized["input_ids"], tokenized["label"])
+        tokenized = tokenization.tokenize_rows(rows, tokenizer, template, p.tokenize.max_length)
+        return batching.TokenizedRows.from_lists(tokenized["input_ids"], tokenized["label"])
 
     glued = "{premise}{hypothesis}"
     rows = {

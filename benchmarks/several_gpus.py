@@ -37,9 +37,9 @@ def all_rows(inputs: recipes.Inputs, folder: Path, count: int) -> TokenizedRows:
     """All training rows of a folder, repeated to so many."""
     p = inputs.params
     splits = split_files.read_splits(folder, recipes.manifest_of(folder, "data")["files"], p.data)
-    _, rows = dataset.take_rows(splits, p.data, inputs.task.columns)
+    _, rows = dataset.prepare_rows(splits, p.data, inputs.task.columns)
     train = dataset.resolve_unlabelled(rows["train"], "drop", inputs.task)
-    made = tokenization.tokenize(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
+    made = tokenization.tokenize_rows(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
     table = pa.table({"input_ids": pa.array(made["input_ids"], pa.list_(pa.int32())), "label": made["label"]})
     return TokenizedRows(table.take(np.arange(count) % len(table)))
 

@@ -10,8 +10,8 @@ from stages.analysis import comparison, metrics, nli, tables, usage
 from stages.data.task import Task
 from stages.report import cases, document, figures, model_card
 from stages.runtime import errors, files, params
+from stages.runtime.stage_table import GPU_STAGES
 
-STAGES = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}
 PUBLISHED = Path(__file__).parent / "report" / "published.json"
 
 
@@ -22,12 +22,14 @@ def main() -> None:
     tuned = files.read_table("outs/results/tuned/predictions.parquet")
     if list(base["row"]) != list(tuned["row"]):
         raise errors.UserError("outs/results: base and tuned hold predictions of different rows; run `dvc repro`")
-    read = {"train": [*task.texts, "label"], "test": ["truncated"]}  # without tokens, the most of all rows
+    read = {"train": [*task.text_columns, "label"], "test": ["truncated"]}  # without tokens, the most of all rows
     tokenized = {split: files.read_table(f"outs/tokenized/{split}.parquet", read[split]) for split in read}
     epochs, steps = (read_curve(f"outs/results/train/{name}.csv") for name in ("epochs", "steps"))
-    found = {name: files.read_json(f"outs/results/{name}/summary.json") for name in STAGES.values()}
-    measured = {name: usage.figures(files.read_json(f"outs/measurements/{name}/run.json")) for name in STAGES.values()}
-    samples = {stage: pd.read_csv(f"outs/measurements/{name}/usage.csv") for stage, name in STAGES.items()}
+    found = {name: files.read_json(f"outs/results/{name}/summary.json") for name in GPU_STAGES.values()}
+    measured = {
+        name: usage.figures(files.read_json(f"outs/measurements/{name}/run.json")) for name in GPU_STAGES.values()
+    }
+    samples = {stage: pd.read_csv(f"outs/measurements/{name}/usage.csv") for stage, name in GPU_STAGES.items()}
     about = {
         "task": task,
         "versions": measured["train"]["versions"],
@@ -52,25 +54,25 @@ def main() -> None:
     }
     plots = tables.plot_tables(rows, epochs, steps, task, settings.confidence)
     load = usage.end_to_end(samples)
-    pictures = figures.of_results(details, plots, rows, task)
-    load_picture = figures.of_usage(load, "gpu" in measured["train"])
+    pictures = figures.render_results(details, plots, rows, task)
+    load_picture = figures.render_usage(load, "gpu" in measured["train"])
     context = document.context(details, measured, findings, rows, plots, pictures | {"usage": load_picture}, about)
 
     # What was found: the same bytes when the same is run again.
     files.write_json("metrics/details.json", details)
     files.write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows, task), quoting=csv.QUOTE_NONNUMERIC)
-    with files.new_folder("metrics/plots") as folder:
+    with files.atomic_folder("metrics/plots") as folder:
         for name, table in plots.items():
             files.write_csv(folder / f"{name}.csv", cases.without_formulas(table))
-    with files.new_folder("metrics/figures") as folder:
+    with files.atomic_folder("metrics/figures") as folder:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
     files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", model_card.text(details, about))
+    files.write_text("metrics/model_card.md", model_card.build_adapter_card(details, about))
 
     # What the run measured of itself, and what shows both.
     files.write_json("metrics/summary.json", comparison.summary(details) | usage.summary(measured))
-    with files.new_folder("metrics/measurements") as folder:
+    with files.atomic_folder("metrics/measurements") as folder:
         files.write_json(folder / "stages.json", measured)
         files.write_csv(folder / "usage.csv", load)
         (folder / "usage.png").write_bytes(load_picture[0])

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from stages.data import batching, dataset
-from stages.data.data_warnings import cautions
+from stages.data.data_warnings import find_warnings
 from stages.data.max_length import check_max_length
 from stages.data.task import SPLITS, Task
-from stages.data.tokenization import columns_of, describe_special_tokens, load_tokenizer, tokenize
+from stages.data.tokenization import describe_special_tokens, load_tokenizer, parse_columns, tokenize_rows
 from stages.runtime import errors, files, params
 
 
@@ -20,28 +20,28 @@ def main() -> None:
     check_max_length(base, p.tokenize.max_length)
     tokenizer = load_tokenizer(base)
     wanted = {"train": p.data.train_rows, "validation": p.data.validation_rows, "test": p.data.test_rows}
-    columns = columns_of(p.tokenize.template)
-    task, rows = dataset.take_rows({split: read_raw(split) for split in SPLITS}, p.data, columns)
+    columns = parse_columns(p.tokenize.template)
+    task, rows = dataset.prepare_rows({split: read_raw(split) for split in SPLITS}, p.data, columns)
     chosen = {split: choose(rows[split], split, wanted[split]) for split in SPLITS}
     labelled = {split: with_label(chosen[split], split, p.data, task) for split in SPLITS}
     summary = {}
     with (
-        files.new_folder("outs/tokenized") as folder,
+        files.atomic_folder("outs/tokenized") as folder,
         tqdm(total=sum(map(len, labelled.values())), desc="tokenize", unit="row", disable=None) as bar,
     ):
         for split in SPLITS:
-            kept = tokenize(labelled[split], tokenizer, p.tokenize.template, p.tokenize.max_length, bar.update)
-            dataset.write(kept, folder / f"{split}.parquet")
-            summary[split] = dataset.summarize(rows[split], chosen[split], kept, task)
+            kept = tokenize_rows(labelled[split], tokenizer, p.tokenize.template, p.tokenize.max_length, bar.update)
+            dataset.write_rows(kept, folder / f"{split}.parquet")
+            summary[split] = dataset.summarize_split(rows[split], chosen[split], kept, task)
             if split == "train":
-                summary["padding"] = padding(dataset.lengths(kept), p)
+                summary["padding"] = padding(dataset.count_tokens(kept), p)
             for other in SPLITS[: SPLITS.index(split)]:
-                summary[split][f"in_{other}"] = dataset.shared(kept, labelled[other], task)
+                summary[split][f"in_{other}"] = dataset.count_overlap(kept, labelled[other], task)
     files.write_json("outs/data_summary.json", summary)
     task.write("outs/task.json")
     special = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
     facts = [f"{len(task.classes)} classes: {listed(task.classes)}", *without_label(summary), *special]
-    facts += cautions(summary, task.group)
+    facts += find_warnings(summary, task.group)
     print("\n".join(facts))
 
 
@@ -66,7 +66,7 @@ def listed(classes: tuple[str, ...]) -> str:
 
 def choose(rows: pd.DataFrame, split: str, samples: int | None) -> pd.DataFrame:
     try:
-        return dataset.choose(rows, samples)
+        return dataset.sample_evenly(rows, samples)
     except errors.UserError as error:
         raise errors.UserError(f"params.yaml: data.{split}_rows: {samples}: {error}") from error
 
@@ -84,8 +84,8 @@ def padding(lengths: np.ndarray, p: params.Params) -> dict[str, float]:
     As set is where rows are padded: with `padding: none` there is none where the model's family takes them end to end.
     """
     size, longest = p.train.batch_size, p.tokenize.max_length
-    mixed = batching.random_order(len(lengths), [p.seed, 0])
-    order = batching.order_of(lengths, p.batches.order, size, [p.seed, 0])
+    mixed = batching.order_randomly(len(lengths), [p.seed, 0])
+    order = batching.order_rows(lengths, p.batches.order, size, [p.seed, 0])
     to_longest = p.batches.model_copy(update={"padding": "longest"})
     to_maximum = p.batches.model_copy(update={"padding": "max_length"})
     return {

@@ -13,7 +13,7 @@ from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.head import freeze_head
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import distributed, errors, files, params
-from stages.runtime.usage_recorder import Recorder, versions
+from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history
 from stages.training.loss import balanced_weights, weigh_classes
 from stages.training.trainer import make_trainer
@@ -31,9 +31,9 @@ def main() -> None:
     groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
     folder = checkpoints.TOP / checkpoints.run_digest(
         groups, task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"],
-        [files.sha256(path) for path in paths.values()], checkpoints.code_digests(__file__), versions(device),
+        [files.sha256(path) for path in paths.values()], checkpoints.code_digests(__file__), read_versions(device),
     )  # fmt: skip
-    files.same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
+    files.check_same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
 
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
@@ -48,19 +48,19 @@ def main() -> None:
             classifier, rows["train"], rows["validation"], p, tokenizer.pad_token_id, folder, recorder
         )
         resumed = distributed.broadcast(checkpoints.checkpoint_to_resume(folder) if distributed.is_main() else None)
-        files.same_on_all_ranks(
+        files.check_same_on_all_ranks(
             lambda: resumed is None or resumed.exists(), f"{checkpoints.TOP}/, one folder for all machines,"
         )
         if resumed:
             print(f"resuming from {resumed}")
         recorder.mark("before_training")
-        start = recorder.seconds()
+        start = recorder.elapsed_seconds()
         with report_out_of_memory(
             f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; less takes "
             "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller batch"
         ):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        seconds = checkpoints.seconds_before(resumed, trainer.state) + recorder.seconds() - start
+        seconds = checkpoints.seconds_before(resumed, trainer.state) + recorder.elapsed_seconds() - start
         recorder.mark("after_training")
     if not distributed.is_main():
         return
@@ -81,12 +81,12 @@ def main() -> None:
         "batches": groups["batches"],
     }  # fmt: skip
     parameters, trained = count_parameters(classifier), AdapterSnapshot.take(classifier, rows["validation"])
-    with files.new_folder("outs/adapter") as adapter:
+    with files.atomic_folder("outs/adapter") as adapter:
         save_adapter(classifier, tokenizer, manifest, reading, adapter)
         del base, classifier, trainer  # two bases at a time need not fit
         gc.collect()
         verify_saved_adapter(adapter, trained, manifest, p.model, device)
-    with files.new_folder("outs/results/train") as results:
+    with files.atomic_folder("outs/results/train") as results:
         files.write_csv(results / "steps.csv", pd.DataFrame(steps))
         files.write_csv(results / "epochs.csv", pd.DataFrame(epochs))
         files.write_json(results / "summary.json", {"best_epoch": best, "parameters": parameters})

@@ -32,7 +32,7 @@ from stages.report.cases import FORMULA_STARTS
 from stages.report.render import short
 from stages.report.wording import interval_cautions
 from stages.runtime import errors, files
-from tools.git import call_git, refusal
+from tools.git import repository_problem, run_git
 
 WORKSPACE = "workspace"
 RESULTS, CASES = "outs/results/tuned", "metrics/cases.csv"
@@ -89,8 +89,8 @@ def main() -> None:
         parser.error("--confidence must lie between 0.5 and 1")
     if not Path("dvc.yaml").is_file():
         raise errors.UserError("dvc.yaml: there is none in this folder; run this where the pipeline is")
-    if refused := refusal():
-        raise errors.UserError(refused)
+    if problem := repository_problem():
+        raise errors.UserError(problem)
 
     cache = cache_folder()
     wanted, notes = experiments() if arguments.all else (list(dict.fromkeys(arguments.revisions)), [])
@@ -109,7 +109,7 @@ def main() -> None:
 def write(path: Path, content: bytes) -> None:
     """Write a file that was asked for."""
     try:
-        with files.new_file(path) as temporary:
+        with files.atomic_file(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise errors.UserError(f"{path}: can't be written ({error.strerror})") from error
@@ -125,7 +125,7 @@ def experiments() -> tuple[list[str], list[str]]:
 
 def of_git(*arguments: str) -> bytes | None:
     """What a command of Git printed, or None if it failed."""
-    done = call_git(*arguments)
+    done = run_git(*arguments)
     return done.stdout if done.returncode == 0 else None
 
 

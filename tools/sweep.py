@@ -42,7 +42,7 @@ from dvc.stage import PipelineStage
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
 
-from tools.git import call_git, message, refusal
+from tools.git import repository_problem, run_git, stderr_line
 
 # Nothing of `stages` is imported up here: its code has to come from the copy, where nobody edits it meanwhile.
 
@@ -81,8 +81,8 @@ def workspace_copy() -> Iterator[Path]:
     on the way, as DVC does in the workspace itself: a kill may come at any moment. It lies as deep in its folder as the
     repository in the file system, so that a relative path out of it ends in that folder: `link`.
     """
-    if refused := refusal():
-        raise DvcException(refused)
+    if problem := repository_problem():
+        raise DvcException(problem)
     with Repo(".") as repo:
         cache, temporary, config = repo.cache.local_cache_dir, Path(repo.tmp_dir), Path(repo.dvc_dir, "config.local")
     top, head = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
@@ -113,9 +113,9 @@ def workspace_copy() -> Iterator[Path]:
 
 def git(*arguments: str, at: str | Path = ".") -> str:
     """Run `git` in a folder -> what it printed, without the last line's end; DvcException where it fails."""
-    done = call_git(*arguments, at=at)
+    done = run_git(*arguments, at=at)
     if done.returncode:
-        raise DvcException(f"git {' '.join(arguments)}: {message(done)}")
+        raise DvcException(f"git {' '.join(arguments)}: {stderr_line(done)}")
     return os.fsdecode(done.stdout).rstrip("\n")
 
 
@@ -139,7 +139,7 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
     for variant in variants:
         for name in check(variant):
             link(name, workspace)
-    gpu_selection.hold()  # one for all variants
+    gpu_selection.select_gpu_from_params()  # one for all variants
     from stages.model.base_cache import cache_base  # only now: CUDA is asked for its GPUs while libraries are imported
 
     lines, failed = [], 0
@@ -282,11 +282,11 @@ def experiments() -> list[tuple[str, str, str]]:
 
 def cause(error: BaseException) -> str:
     """What a failed run says: the line of the stage where it has one, else what was raised first."""
-    from stages.runtime.errors import UserError, kind_and_line, one_line
+    from stages.runtime.errors import UserError, one_line, type_and_first_line
 
     while error.__cause__ and not isinstance(error, UserError):
         error = error.__cause__
-    return one_line(error) if isinstance(error, UserError) else kind_and_line(error)
+    return one_line(error) if isinstance(error, UserError) else type_and_first_line(error)
 
 
 if __name__ == "__main__":

@@ -19,20 +19,20 @@ import yaml
 
 from stages.analysis import usage
 from stages.runtime import errors
-from tools.git import call_git, refusal
+from stages.runtime.stage_table import GPU_STAGES
+from tools.git import repository_problem, run_git
 
 LOCK = "dvc.lock"
 MEASURED = ("outs/measurements", "metrics/measurements", "metrics/summary.json", "metrics/report.html")
 VERSIONS = "metrics/measurements/stages.json"
-MEASURED_BY = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}  # the names of stages there
 
 
 def main() -> None:
     argparse.ArgumentParser(
         prog="python -m tools.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    if refused := refusal():
-        raise errors.UserError(refused)
+    if problem := repository_problem():
+        raise errors.UserError(problem)
     committed = yaml.safe_load(of_git(LOCK))["stages"]
     versions = json.loads(of_git(VERSIONS))
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--force"], check=False).returncode:
@@ -45,7 +45,7 @@ def main() -> None:
 
 def of_git(path: str) -> str:
     """A file of this folder as the last commit has it."""
-    done = call_git("show", f"HEAD:./{path}")
+    done = run_git("show", f"HEAD:./{path}")
     if done.returncode:
         raise errors.UserError(f"{path}: the last commit has none here; run the pipeline and commit what it wrote")
     return done.stdout.decode()
@@ -100,7 +100,7 @@ def lines(differing: dict[str, dict], then: dict[str, dict], now: dict[str, dict
             *said,
             "Every result is byte for byte that of the committed dvc.lock; seconds and memory were measured anew.",
         ]
-    found, measured = differing[first], MEASURED_BY.get(first, "train")
+    found, measured = differing[first], GPU_STAGES.get(first, "train")
     then, now = (run[measured]["versions"] | {"processes": usage.count(run[measured])} for run in (then, now))
     reasons = [f"{kind}: {', '.join(found[kind])}" for kind in ("code", "params", "inputs") if found[kind]]
     reasons += [f"command: {' then, '.join(found['cmd'])} now"] if found["cmd"] else []

@@ -23,10 +23,10 @@ def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.
         tokenized: {"train", "test"}: the rows; the guesses learn from the training rows.
     """
     texts, train = own_names(base, task), own_names(tokenized["train"], task)
-    cases = base[["row", *task.texts, "group"]].assign(gold=base["label"])
+    cases = base[["row", *task.text_columns, "group"]].assign(gold=base["label"])
     cases["truncated"] = tokenized["test"]["truncated"].to_numpy()
     for name, table in (("base", base), ("tuned", tuned)):
-        shares = table[task.probabilities]
+        shares = table[task.probability_columns]
         cases[name] = table["prediction"]
         cases = cases.join(shares.set_axis(probabilities_of(name, task), axis="columns"))
         cases[f"{name}_probability"] = shares.max(axis=1)
@@ -40,12 +40,12 @@ def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.
 
 def own_names(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The texts of a table under the names that the data has for them."""
-    return table[task.texts].set_axis(list(task.columns), axis="columns")
+    return table[task.text_columns].set_axis(list(task.columns), axis="columns")
 
 
 def probabilities_of(model: str, task: Task) -> list[str]:
     """The columns of the case table that hold a model's probabilities; model: "base" or "tuned"."""
-    return [f"{model}_{name}" for name in task.probabilities]
+    return [f"{model}_{name}" for name in task.probability_columns]
 
 
 def comparison(cases: pd.DataFrame, train_gold: np.ndarray, task: Task, confidence: float) -> dict[str, Any]:

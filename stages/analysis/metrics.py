@@ -190,7 +190,7 @@ def of_table(table: pd.DataFrame, task: Task, confidence: float) -> Predictions:
     return Predictions(
         gold=table["label"].to_numpy(),
         predicted=table["prediction"].to_numpy(),
-        probabilities=table[task.probabilities].to_numpy(),
+        probabilities=table[task.probability_columns].to_numpy(),
         groups=table["group"].to_numpy(),
         classes=task.classes,
         confidence=confidence,

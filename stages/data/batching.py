@@ -9,7 +9,7 @@ import torch
 
 from stages.runtime.params import Batches
 
-IGNORED = -100  # label of a row that only fills a batch: PyTorch's cross-entropy leaves it out
+IGNORE_INDEX = -100  # label of a row that only fills a batch: PyTorch's cross-entropy leaves it out
 
 
 class TokenizedRows(Sequence):
@@ -29,7 +29,7 @@ class TokenizedRows(Sequence):
         self.labels = table["label"].to_numpy().astype(np.int64)
 
     @classmethod
-    def of(cls, input_ids: Iterable[Sequence[int]], labels: Iterable[int]) -> Self:
+    def from_lists(cls, input_ids: Iterable[Sequence[int]], labels: Iterable[int]) -> Self:
         """Rows that are Python objects."""
         return cls(pa.table({"input_ids": pa.array(input_ids, pa.list_(pa.int32())), "label": pa.array(labels)}))
 
@@ -45,12 +45,12 @@ class TokenizedRows(Sequence):
         return {"input_ids": tokens.astype(np.int64), "labels": int(self.labels[row])}
 
 
-def lengths_of(rows: Sequence[dict]) -> np.ndarray:
+def count_tokens(rows: Sequence[dict]) -> np.ndarray:
     """Tokens of each row, int64 [rows]."""
     return rows.lengths if isinstance(rows, TokenizedRows) else np.array([len(row["input_ids"]) for row in rows])
 
 
-def collate(
+def pad_rows(
     batch: list[dict], pad_id: int, batches: Batches, max_length: int, longest: int = 0
 ) -> dict[str, torch.Tensor]:
     """Pad rows on the right into tensors.
@@ -81,7 +81,7 @@ def pack_rows(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 0) ->
         batch: list of {"input_ids": ints, "labels": int}.
         pad_id: a row ends before tokens of this kind, as transformers' classifiers read it.
         rows: fill up to so many rows, with empty ones whose label a loss leaves out.
-        tokens: fill up to so many tokens, or to the next `size`, with `pad_id`; 0: to no more than there are.
+        tokens: fill up to so many tokens, or to the next `bucket_size`, with `pad_id`; 0: to no more than there are.
 
     Returns:
         int64: {"input_ids": [tokens], "positions": [tokens], each token's place in its row, "starts": [rows + 1], row i
@@ -92,7 +92,7 @@ def pack_rows(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 0) ->
     ids = [row if len(row) else np.array([pad_id]) for row in ids]  # as padding has it: nothing is read as a pad token
     lengths = [len(row) for row in ids]
     total, empty = sum(lengths), max(rows - len(batch), 0)
-    filling = (size(max(total, tokens)) if tokens else total) - total
+    filling = (bucket_size(max(total, tokens)) if tokens else total) - total
     starts = np.concatenate([[0], np.cumsum(lengths), np.full(empty, total)]).astype(np.int64)
     ends = [int((row != pad_id).nonzero()[0].max(initial=0)) for row in ids]
     arrays = {
@@ -100,12 +100,12 @@ def pack_rows(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 0) ->
         "positions": np.concatenate([*map(np.arange, lengths), np.zeros(filling, dtype=np.int64)]),
         "starts": starts,
         "last": np.concatenate([starts[: len(batch)] + ends, np.zeros(empty, dtype=np.int64)]),
-        "labels": np.concatenate([[row["labels"] for row in batch], np.full(empty, IGNORED)]),
+        "labels": np.concatenate([[row["labels"] for row in batch], np.full(empty, IGNORE_INDEX)]),
     }
     return {name: torch.from_numpy(np.asarray(array, dtype=np.int64)) for name, array in arrays.items()}
 
 
-def size(tokens: int) -> int:
+def bucket_size(tokens: int) -> int:
     """The next of few sizes, so that batches of nearly as many tokens share one, and large ones fill a GPU's tiles."""
     step = min(max(16, 2 ** (tokens.bit_length() - 4)), 256)
     return -(-tokens // step) * step
@@ -127,7 +127,7 @@ def padding_share(lengths: np.ndarray, order: list[int], batch_size: int, batche
     return 1 - lengths.sum() / padded
 
 
-def length_grouped_order(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
+def order_by_similar_length(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
     """A random order of rows in which rows of similar length stand together.
 
     As transformers' group_by_length (shuffle, then sort by length within 50 batches), but a function of its seed
@@ -145,7 +145,7 @@ def length_grouped_order(lengths: list[int], batch_size: int, seed: int | list[i
     return np.concatenate([shuffled, order[whole:]]).tolist()
 
 
-def length_balanced_order(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
+def order_in_balanced_batches(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
     """A random order of rows in which each batch has rows of all lengths, and so nearly as many tokens as another.
 
     The rows of the whole batches, sorted by length, are cut into `batch_size` parts; each batch has one row of each.
@@ -158,19 +158,19 @@ def length_balanced_order(lengths: list[int], batch_size: int, seed: int | list[
     return np.concatenate([rng.permuted(parts, axis=1).T.reshape(-1), rest]).tolist()
 
 
-def random_order(rows: int, seed: int | list[int]) -> list[int]:
+def order_randomly(rows: int, seed: int | list[int]) -> list[int]:
     """A random order of `rows` rows, a function of its seed alone."""
     return np.random.default_rng(seed).permutation(rows).tolist()
 
 
-def order_of(lengths: list[int], order: str, batch_size: int, seed: int | list[int]) -> list[int]:
+def order_rows(lengths: list[int], order: str, batch_size: int, seed: int | list[int]) -> list[int]:
     """The rows in the order that `batches.order` names."""
     if order == "random":
-        return random_order(len(lengths), seed)
-    return {"balanced": length_balanced_order, "grouped": length_grouped_order}[order](lengths, batch_size, seed)
+        return order_randomly(len(lengths), seed)
+    return {"balanced": order_in_balanced_batches, "grouped": order_by_similar_length}[order](lengths, batch_size, seed)
 
 
-def shares(lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
+def split_rows_among_ranks(lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
     """A batch divided among ranks: as many rows for each, or one less, and nearly as many tokens.
 
     Args:
@@ -185,7 +185,7 @@ def shares(lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
     return [np.sort(longest_first[rank_of == rank]) for rank in range(ranks)]
 
 
-def divide(costs: Sequence[int], ranks: int) -> list[list[int]]:
+def assign_batches(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Whole batches divided among ranks, the most costly first, each to the rank that has least to do by then.
 
     Args:

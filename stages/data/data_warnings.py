@@ -18,7 +18,7 @@ WHY_BY_GROUP = {
 ROWS_OF = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def cautions(summary: dict, group: str | None) -> list[str]:
+def find_warnings(summary: dict, group: str | None) -> list[str]:
     """A sentence for each thing that a reader should know of the rows before the scores.
 
     Args:

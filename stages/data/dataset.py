@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.data.label_column import choose_classes, read_labels, short_type, shortest, to_codes
+from stages.data.label_column import describe_type, encode_labels, format_number, read_label_columns, resolve_classes
 from stages.data.task import NO_LABEL, Task
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
@@ -16,7 +16,7 @@ from stages.runtime.params import Data
 BETWEEN = "\x1f"  # a character that no text is expected to have, between two texts
 
 
-def take_rows(
+def prepare_rows(
     splits: dict[str, pa.Table], data: Data, columns: tuple[str, ...]
 ) -> tuple[Task, dict[str, pd.DataFrame]]:
     """The task of a data set, and the rows of its splits.
@@ -34,8 +34,8 @@ def take_rows(
     """
     for split, table in splits.items():
         check_columns(table, split, data, columns)
-    labels = read_labels(splits, data.label)
-    task = Task(choose_classes(labels, data.classes), columns, data.group)
+    labels = read_label_columns(splits, data.label)
+    task = Task(resolve_classes(labels, data.classes), columns, data.group)
     if data.unlabelled not in ("drop", *task.classes):
         raise UserError(
             f"params.yaml: data.unlabelled: {data.unlabelled}; allowed: drop, or a class "
@@ -43,8 +43,10 @@ def take_rows(
         )
     rows = {}
     for split_labels, (split, table) in zip(labels, splits.items(), strict=True):
-        texts = table.select(list(columns)).to_pandas().fillna("").set_axis(task.texts, axis="columns")
-        rows[split] = texts.assign(label=to_codes(split_labels, task.classes), group=groups(table, task, texts, split))
+        texts = table.select(list(columns)).to_pandas().fillna("").set_axis(task.text_columns, axis="columns")
+        rows[split] = texts.assign(
+            label=encode_labels(split_labels, task.classes), group=read_groups(table, task, texts, split)
+        )
         empty = (texts.apply(lambda column: column.str.strip()) == "").all(axis=1) & (rows[split]["label"] != NO_LABEL)
         if empty.any():
             named = f"column '{columns[0]}' is" if len(columns) == 1 else f"columns {', '.join(columns)} are all"
@@ -61,7 +63,7 @@ def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, .
         kind = table.schema.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(
-                f"params.yaml: tokenize.template: {{{column}}}: holds {short_type(kind)} in split '{split}'; "
+                f"params.yaml: tokenize.template: {{{column}}}: holds {describe_type(kind)} in split '{split}'; "
                 "allowed: text"
             )
     for key, column in (("label", data.label), ("group", data.group)):
@@ -71,10 +73,10 @@ def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, .
         raise UserError(f"params.yaml: tokenize.template: {{{data.label}}}: is data.label, the class to be predicted")
 
 
-def groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.Series:
+def read_groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.Series:
     """What rows may share, as text: the task's group column, or all their texts; a row without a value is alone."""
     if task.group is None:
-        first, *others = task.texts
+        first, *others = task.text_columns
         return texts[first].str.cat([texts[other] for other in others], sep=BETWEEN) if others else texts[first]
     kind = table.schema.field(task.group).type
     values = table[task.group]
@@ -82,14 +84,14 @@ def groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.S
         values = values.cast(pa.string())  # 2**60 is no float
     values = values.to_pandas()
     if pa.types.is_floating(kind):  # 1.0 is the 1 of another split, where no value is missing
-        values = values.map(shortest, na_action="ignore").astype("str")
+        values = values.map(format_number, na_action="ignore").astype("str")
     if not isinstance(values.dtype, pd.StringDtype):
         values = values.astype(object).map(str, na_action="ignore")
     missing = np.flatnonzero(values.isna())
     return values if not len(missing) else values.fillna(pd.Series({row: f"{BETWEEN}{split} {row}" for row in missing}))
 
 
-def choose(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
+def sample_evenly(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
     """Rows at equal distances over a whole split, in order, without chance.
 
     Where a whole number of rows apart reaches the split's end, that is every (rows // samples)-th row, as the
@@ -121,17 +123,18 @@ def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.Da
     return rows.assign(label=rows["label"].replace(NO_LABEL, task.classes.index(unlabelled)))
 
 
-def lengths(table: pd.DataFrame) -> np.ndarray:
+def count_tokens(table: pd.DataFrame) -> np.ndarray:
     """Number of tokens of each row, int [rows]."""
     return pc.list_value_length(pa.array(table["input_ids"])).to_numpy()
 
 
-def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task: Task) -> dict:
+def summarize_split(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task: Task) -> dict:
     """Counts of one split: rows in it, chosen, without gold label, kept, with an empty text, truncated, tokens; rows of
     each class."""
-    tokens = lengths(kept)
+    tokens = count_tokens(kept)
     empty = {
-        column: int((kept[text].str.strip() == "").sum()) for column, text in zip(task.columns, task.texts, strict=True)
+        column: int((kept[text].str.strip() == "").sum())
+        for column, text in zip(task.columns, task.text_columns, strict=True)
     }
     return {
         "rows": len(rows),
@@ -148,14 +151,16 @@ def summarize(rows: pd.DataFrame, chosen: pd.DataFrame, kept: pd.DataFrame, task
     }
 
 
-def shared(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> dict[str, int]:
+def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> dict[str, int]:
     """How many rows are in another split too, word for word; and how many others share their group with a row of it."""
 
     def whole(table):
-        return pd.MultiIndex.from_frame(table[task.texts])
+        return pd.MultiIndex.from_frame(table[task.text_columns])
 
     some, of_these = rows.assign(place=np.arange(len(rows))), others
-    for text in task.texts:  # what has no equal in one column is left out first: a MultiIndex of all rows takes 0.4 GB
+    for (
+        text
+    ) in task.text_columns:  # what has no equal in one column is left out first: a MultiIndex of all rows takes 0.4 GB
         some, of_these = some[is_in(some[text], of_these[text])], of_these[is_in(of_these[text], some[text])]
     same = np.zeros(len(rows), dtype=bool)
     same[some["place"][whole(some).isin(whole(of_these))]] = True
@@ -171,12 +176,12 @@ def is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
     return pc.is_in(values, others).to_numpy(zero_copy_only=False)
 
 
-def to_table(frame: pd.DataFrame) -> pd.DataFrame:
+def number_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Data frame with a plain 0..n-1 index, the row's place in its split kept as `row`, groups as numbers."""
     return frame.assign(group=pd.factorize(frame["group"])[0]).rename_axis("row").reset_index()
 
 
-def write(frame: pd.DataFrame, path: Path) -> None:
-    """Write `to_table` as parquet, without what pandas says of its types: it could not read its own word for a list."""
-    table = pa.Table.from_pandas(to_table(frame), preserve_index=False)
+def write_rows(frame: pd.DataFrame, path: Path) -> None:
+    """Write `number_rows` as parquet, without pandas' metadata: pandas can't read the type that it notes for a list."""
+    table = pa.Table.from_pandas(number_rows(frame), preserve_index=False)
     pq.write_table(table.replace_schema_metadata(), path)

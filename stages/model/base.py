@@ -22,8 +22,8 @@ from stages.model import base_cache
 from stages.model.devices import pick_precision
 from stages.model.head import check_head, draw_head
 from stages.runtime import params
-from stages.runtime.errors import UserError, kind_and_line
-from stages.sources.fetch import model_folder
+from stages.runtime.errors import UserError, type_and_first_line
+from stages.sources.fetch import find_model_folder
 
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
 TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function
@@ -53,7 +53,7 @@ def load_base(
     Returns:
         a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
     """
-    folder = model_folder(manifest)
+    folder = find_model_folder(manifest)
     settings = group.model_dump(exclude={"name", "revision", "head_init"})  # the digest stands for the first two
     model = base_cache.share_model(
         (manifest["digest"], settings, tuple(classes), device),
@@ -79,10 +79,12 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
         raise
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"model.name: {manifest['name']} does not fit this GPU's memory ({kind_and_line(error)})"
+            f"model.name: {manifest['name']} does not fit this GPU's memory ({type_and_first_line(error)})"
         ) from error
     except Exception as error:  # a truncated shard, an unknown architecture, a pickled checkpoint: a dozen kinds
-        raise UserError(f"model.name: {manifest['name']}: not loadable as a model ({kind_and_line(error)})") from error
+        raise UserError(
+            f"model.name: {manifest['name']}: not loadable as a model ({type_and_first_line(error)})"
+        ) from error
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):  # it does so unasked
         raise UserError(
             f"model.name: {manifest['name']}: transformers loaded an adapter with the base; "

@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from stages.model.adapter_files import ClassifierSettings
 from stages.model.base import classifier_config
-from stages.runtime.errors import UserError, kind_and_line
-from stages.sources.fetch import model_folder
+from stages.runtime.errors import UserError, type_and_first_line
+from stages.sources.fetch import find_model_folder
 
 DTYPE = torch.bfloat16  # whatever the checkpoint has: in float16 phi-2's attention overflows
 
@@ -28,7 +28,7 @@ def load_unquantised(
     Returns:
         a transformers `...ForSequenceClassification`; its head is any, in fp32.
     """
-    folder = model_folder(manifest)
+    folder = find_model_folder(manifest)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -40,7 +40,7 @@ def load_unquantised(
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a dozen kinds
-        raise UserError(f"{manifest['name']}: not loadable as a model ({kind_and_line(error)})") from error
+        raise UserError(f"{manifest['name']}: not loadable as a model ({type_and_first_line(error)})") from error
     model.score.float()
     return model.requires_grad_(False).eval()
 

@@ -11,13 +11,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch.nn.attention import sdpa_kernel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.data.batching import lengths_of
+from stages.data.batching import count_tokens
 from stages.model.base import precision_arguments, stabilize_4_bit_layers
 from stages.model.classifier import ATTENTION
 from stages.model.devices import pick_precision
 from stages.runtime import params
-from stages.runtime.errors import UserError, kind_and_line
-from stages.sources.fetch import model_folder
+from stages.runtime.errors import UserError, type_and_first_line
+from stages.sources.fetch import find_model_folder
 
 ROWS = 8
 # The largest `relative_distance` of the logits, by the precision of the products. Gemma 3 270M on SNLI's texts, on a
@@ -49,7 +49,7 @@ class AdapterSnapshot:
         Args:
             examples: rows to choose from, of {"input_ids": ints}.
         """
-        by_length = np.argsort(lengths_of(examples), kind="stable")
+        by_length = np.argsort(count_tokens(examples), kind="stable")
         places = np.unique(np.linspace(0, len(by_length) - 1, ROWS).round().astype(int))
         some = [examples[row] for row in by_length[places]]
         device = next(model.parameters()).device
@@ -80,7 +80,7 @@ def verify_saved_adapter(
         model = _read(folder, manifest, group, device)
         logits = _logits(model, folder, trained.examples)
     except Exception as error:  # a weight or a file that is not there, another shape: a dozen kinds
-        raise UserError(f"{failed} is not loadable ({kind_and_line(error)})") from error
+        raise UserError(f"{failed} is not loadable ({type_and_first_line(error)})") from error
     found = {name: weight.cpu() for name, weight in get_peft_model_state_dict(model).items()}
     for name, weight in trained.weights.items():
         if name not in found or not torch.equal(found[name], weight.to(found[name].dtype)):
@@ -100,7 +100,7 @@ def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _read(folder, manifest, group, device):
     base = AutoModelForSequenceClassification.from_pretrained(
-        model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
+        find_model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
         use_safetensors=True, **precision_arguments(group, device),
     )  # fmt: skip
     stabilize_4_bit_layers(base)

@@ -6,7 +6,8 @@ from stages.analysis.metrics import BIN_ROWS, BINS
 from stages.analysis.usage import count
 from stages.data.task import Task
 from stages.report.counts import FEW
-from stages.report.figures import LOWEST, named
+from stages.report.figures.accuracy import LOWEST_CLASSES
+from stages.report.figures.axes import can_name_classes
 from stages.runtime.params import Params
 
 
@@ -46,7 +47,7 @@ def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple
 
 
 def _confusion(classes: tuple[str, ...]) -> str:
-    numbers = "" if named(classes) else " The table of every class has their numbers."
+    numbers = "" if can_name_classes(classes) else " The table of every class has their numbers."
     if len(classes) <= FEW:
         return (
             "Test rows by gold and predicted class, and their share of the gold class; darker is a greater share."
@@ -59,7 +60,11 @@ def _confusion(classes: tuple[str, ...]) -> str:
 
 
 def _slices(classes: int) -> str:
-    some = f" Of {classes} classes, the {LOWEST} that tuned has the lowest accuracy in." if classes > LOWEST else ""
+    some = (
+        f" Of {classes} classes, the {LOWEST_CLASSES} that tuned has the lowest accuracy in."
+        if classes > LOWEST_CLASSES
+        else ""
+    )
     return (
         f"Accuracy with intervals; in brackets a slice's rows (base / tuned where they differ).{some} The table of "
         "every slice has all of them."

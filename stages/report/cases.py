@@ -55,7 +55,8 @@ def confident_errors(cases: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
         {
             "row": int(case["row"]),
             "texts": [
-                (column, shortened(case[text], longest)) for column, text in zip(task.columns, task.texts, strict=True)
+                (column, shortened(case[text], longest))
+                for column, text in zip(task.columns, task.text_columns, strict=True)
             ],
             **{who: task.classes[case[who]] for who in ("gold", "base", "tuned")},
             "confidence": float(case["tuned_probability"]),
@@ -95,7 +96,7 @@ def as_json(cases: pd.DataFrame, inside: dict[str, np.ndarray], task: Task) -> M
         (member.astype(int) * 2**place for place, member in enumerate(inside.values())), np.zeros(len(cases), int)
     )
     shown = cases.assign(groups=bits).iloc[chosen(cases, rows_on_the_page(cases, task))]
-    texts = [[shortened(text, LONGEST) for text in row] for row in shown[task.texts].to_numpy().tolist()]
+    texts = [[shortened(text, LONGEST) for text in row] for row in shown[task.text_columns].to_numpy().tolist()]
     columns = [shown[name].tolist() for name in ("gold", "base", "tuned", "fate", "groups")]
     shares = [likeliest(shown[probabilities_of(name, task)].to_numpy()) for name in ("base", "tuned")]
     return script_json(list(zip(shown["row"].tolist(), texts, *columns, *shares, strict=True)))
@@ -115,7 +116,7 @@ def chosen(cases: pd.DataFrame, room: int) -> np.ndarray:
 
 def rows_on_the_page(cases: pd.DataFrame, task: Task) -> int:
     """How many rows the page has room for."""
-    characters = cases[task.texts].map(len).clip(upper=LONGEST).to_numpy().sum()
+    characters = cases[task.text_columns].map(len).clip(upper=LONGEST).to_numpy().sum()
     return min(len(cases), MOST_ROWS, max(1, int(len(cases) * MOST_CHARACTERS / max(1, characters))))
 
 

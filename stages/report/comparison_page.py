@@ -6,16 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from stages.analysis import multi_seed
 from stages.analysis.multi_seed import Difference, Scores
 from stages.report.document import as_text, environment
-from stages.report.figures import share_axis
-from stages.report.fonts import without_unknown
+from stages.report.figures.forest_plot import draw_forest
 from stages.report.formatting import bounds, percent, signed, signed_bounds, size
-from stages.report.render import WIDTH, render, short
+from stages.report.render import render, short
 from stages.report.wording import level
 
 COLUMNS = 120  # of a terminal
@@ -209,53 +206,9 @@ def picture(compared: Compared) -> tuple[bytes, str]:
     """The forest plot, rendered: (PNG bytes, SVG text)."""
 
     def draw(colours):
-        return forest(compared, colours)
+        return draw_forest(compared.scores, compared.differences, names(compared, TICKS), colours)
 
     return render(draw, [found.name for found in compared.scores])
-
-
-def forest(compared: Compared, colours: dict[str, str]) -> Figure:
-    """Accuracy of each setting, a small mark for each training; below it the differences from the first."""
-    marks, others = names(compared, TICKS), compared.differences
-    heights = [0.7 + 0.27 * len(marks)] + ([0.7 + 0.27 * len(others)] if others else [])
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    top, *below = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights))
-    ends = [(found.accuracy.value, found.accuracy.low, found.accuracy.high) for found in compared.scores]
-    colour = ["base", *["tuned"] * len(others)]
-    bars(top, ends, [colours[name] for name in colour], marks)
-    for y, found in enumerate(compared.scores):
-        if len(found.by_seed) > 1:
-            top.plot(found.by_seed, [y + 0.28] * len(found.by_seed), "|", color=colours["muted"], markersize=4)
-    share_axis(top.xaxis, top.set_xlim, np.array([*np.ravel(ends), *(v for f in compared.scores for v in f.by_seed)]),
-               least=0.02, ticks=5)  # fmt: skip
-    top.set_xlabel("accuracy" + (", and of each training" if any(len(f.seeds) > 1 for f in compared.scores) else ""))
-    for axes in below:
-        gaps = [(found.gap, found.low, found.high) for found in others]
-        told = [colours["muted" if found.verdict == "too close to tell" else "tuned"] for found in others]
-        bars(axes, gaps, told, marks[1:])
-        axes.axvline(0, color=colours["base"], linewidth=1, linestyle="--")
-        low, high = min(0, np.min(gaps)), max(0, np.max(gaps))
-        beside = max(0.06 * (high - low), 0.002)
-        axes.set_xlim(low - beside, high + beside)
-        axes.xaxis.set_major_formatter(lambda share, _: points_tick(share))
-        axes.xaxis.grid(True, linewidth=0.6)
-        axes.set_xlabel("points of accuracy against A; grey: too close to tell")
-    return figure
-
-
-def points_tick(share: float) -> str:
-    """A difference on an axis, in points; rounded, since ticks are computed."""
-    points = round(share * 100, 6)
-    return f"{points:+g}".replace("-", "−") if points else "0"
-
-
-def bars(axes: Axes, ends: list[tuple[float, float, float]], colours: list[str], ticks: list[str]) -> None:
-    """Points with intervals, one a line; ends: (value, low, high)."""
-    for y, ((value, low, high), colour) in enumerate(zip(ends, colours, strict=True)):
-        axes.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
-        axes.plot(value, y, "o", color=colour)
-    axes.set_yticks(range(len(ticks)), [without_unknown(tick) for tick in ticks])
-    axes.set_ylim(len(ticks) - 0.4, -0.6)
 
 
 def html(compared: Compared, svg: str) -> str:
@@ -267,7 +220,7 @@ def html(compared: Compared, svg: str) -> str:
     said = [f"{found.name}: {found.verdict}" for found in compared.differences]
     return (
         environment()
-        .get_template("settings.html")
+        .get_template("comparison_page.html")
         .render(
             headline=headline(compared),
             tables=[score_table(compared), *([difference_table(compared)] if compared.differences else [])],

@@ -7,16 +7,16 @@ from functools import cache
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
-OWN = "DejaVu Sans"  # Matplotlib brings it
+DEFAULT_FAMILY = "DejaVu Sans"  # Matplotlib brings it
 WEIGHTS = ("normal", "bold")  # of a picture's words
 NO_FONT = (0,)
-UNKNOWN = "□"  # for a character that no font has
+PLACEHOLDER = "□"  # for a character that no font has
 
 
 @cache
-def families_for(text: str) -> tuple[str, ...]:
-    """Families of fonts that a text needs: `OWN`, then the fewest of the system, the same on each run."""
-    families, paths = (OWN,), None
+def find_families(text: str) -> tuple[str, ...]:
+    """Families of fonts that a text needs: `DEFAULT_FAMILY`, then the fewest of the system, the same on each run."""
+    families, paths = (DEFAULT_FAMILY,), None
     while left := _missing(text, families):
         paths = sorted(font_manager.findSystemFonts()) if paths is None else paths
         best = min((_fitness(path, left) for path in paths), default=NO_FONT)
@@ -56,13 +56,13 @@ def _register(path):
 def can_draw(names: Iterable[str]) -> bool:
     """Whether there is a font for each character of the names."""
     text = "".join(names)
-    return not _missing(text, families_for(text))
+    return not _missing(text, find_families(text))
 
 
-def without_unknown(text: str) -> str:
-    """A text with `UNKNOWN` for each character that no font has."""
-    missing = _missing(text, families_for(text))
-    return "".join(UNKNOWN if character in missing else character for character in text)
+def replace_undrawable(text: str) -> str:
+    """A text with `PLACEHOLDER` for each character that no font has."""
+    missing = _missing(text, find_families(text))
+    return "".join(PLACEHOLDER if character in missing else character for character in text)
 
 
 def _missing(text, families):

@@ -9,10 +9,10 @@ from stages.analysis import metrics
 from stages.analysis.nli import Nli
 from stages.data.task import Task
 from stages.report.document import environment, results
-from stages.sources.manifest import is_folder, local
+from stages.sources.manifest import is_local, local_path
 
 
-def text(details: dict[str, Any], about: dict[str, Any]) -> str:
+def build_adapter_card(details: dict[str, Any], about: dict[str, Any]) -> str:
     """The card: metadata as YAML, then Markdown; details, about: as `document.context` takes them."""
     shown = about | {"data": about["data"] | {"name": public_name(about["data"])}}
     body = (
@@ -22,18 +22,18 @@ def text(details: dict[str, Any], about: dict[str, Any]) -> str:
             model=about["model"],
             task=about["task"],
             nli=Nli.of(about["task"]),
-            example=example(about["task"]),
+            example=example_texts(about["task"]),
             nf4=about["params"].model.quantization == "nf4",
-            **dtypes(about["params"].model.precision),
-            title=title(about),
-            on_hub=not is_folder(about["model"]["name"]),
+            **loading_dtypes(about["params"].model.precision),
+            title=make_title(about),
+            on_hub=not is_local(about["model"]["name"]),
             **results(details, shown),
         )
     )
-    return f"---\n{metadata(details['tuned'], about).to_yaml()}\n---\n\n{body}"
+    return f"---\n{build_metadata(details['tuned'], about).to_yaml()}\n---\n\n{body}"
 
 
-def of_export(about: dict[str, Any]) -> str:
+def build_export_card(about: dict[str, Any]) -> str:
     """The card of an adapter that was merged into its base.
 
     Args:
@@ -54,19 +54,19 @@ def of_export(about: dict[str, Any]) -> str:
         metric_value=round(about["merges"][about["chosen"]].accuracy, 6),
     )
     of_hub = ModelCardData(
-        model_name=title(about),
-        base_model=None if is_folder(model["name"]) else model["name"],
-        datasets=None if is_folder(data["name"]) else [data["name"]],
+        model_name=make_title(about),
+        base_model=None if is_local(model["name"]) else model["name"],
+        datasets=None if is_local(data["name"]) else [data["name"]],
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["natural-language-inference"] if nli else None,
         metrics=["accuracy"],
         eval_results=[accuracy],
     )
-    nf4, texts = about["reading"].model.quantization == "nf4", example(about["task"])
+    nf4, texts = about["reading"].model.quantization == "nf4", example_texts(about["task"])
     template = environment().get_template("exported_card.md")
     shown = about | {"data": data | {"name": public_name(data)}}
-    body = template.render(**shown, title=title(about), nli=nli, nf4=nf4, texts=texts)
+    body = template.render(**shown, title=make_title(about), nli=nli, nf4=nf4, texts=texts)
     return f"---\n{of_hub.to_yaml()}\n---\n\n{body}"
 
 
@@ -75,23 +75,23 @@ def public_name(data: dict[str, Any]) -> str:
 
     It can't be left out: the hub's format requires a type and a name of the data for each score (`EvalResult`).
     """
-    return local(data["name"]).resolve().name if is_folder(data["name"]) else data["name"]
+    return local_path(data["name"]).resolve().name if is_local(data["name"]) else data["name"]
 
 
-def title(about: dict[str, Any]) -> str:
+def make_title(about: dict[str, Any]) -> str:
     """The adapter's name for readers."""
     model, data = (about[key]["name"].rstrip("/").split("/")[-1] for key in ("model", "data"))
     return f"{model} for {data}"
 
 
-def example(task: Task) -> dict[str, str]:
+def example_texts(task: Task) -> dict[str, str]:
     """Texts for the lines that show how the adapter is asked."""
     if nli := Nli.of(task):
         return {nli.premise: "Two dogs are running in the park.", nli.hypothesis: "Animals are outside."}
     return {column: f"The {column}." for column in task.columns}
 
 
-def dtypes(precision: str) -> dict[str, str]:
+def loading_dtypes(precision: str) -> dict[str, str]:
     """The torch dtypes of the lines that load the base anywhere, by the names that the template gives them.
 
     `auto` is float32 there: every machine has it. Not the checkpoint's float16, in which phi-2's attention overflows.
@@ -103,14 +103,14 @@ def dtypes(precision: str) -> dict[str, str]:
     return {"dtype": "bfloat16" if precision == "bf16" else "float32", "product_dtype": products}
 
 
-def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
+def build_metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
     """What the hub reads of a card; a base or a data set that is a local folder has no name there.
 
     Args:
         scores: of the tuned model, from `metrics.scores`.
     """
     model, data, nli = about["model"], about["data"], Nli.of(about["task"])
-    on_hub = {"model": not is_folder(model["name"]), "data": not is_folder(data["name"])}
+    on_hub = {"model": not is_local(model["name"]), "data": not is_local(data["name"])}
     known = [metric for metric in metrics.METRICS if metric.hub and math.isfinite(scores[metric.key])]
     evaluated = [
         EvalResult(
@@ -129,7 +129,7 @@ def metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardData:
         for metric in known
     ]
     return ModelCardData(
-        model_name=title(about),
+        model_name=make_title(about),
         base_model=model["name"] if on_hub["model"] else None,
         datasets=[data["name"]] if on_hub["data"] else None,
         library_name="peft",

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stages.report.fonts import OWN, families_for
+from stages.report.fonts import DEFAULT_FAMILY, find_families
 
 ON_WHITE = {
     "ink": "#1f2933",
@@ -53,8 +53,8 @@ def render(draw: Callable[[dict[str, str]], Figure], names: Iterable[str] = ()) 
     Returns:
         (PNG bytes, SVG text): the same bytes for the same picture, on any day.
     """
-    families = families_for("".join(names))
-    style = STYLE if families == (OWN,) else STYLE | {"font.family": families}
+    families = find_families("".join(names))
+    style = STYLE if families == (DEFAULT_FAMILY,) else STYLE | {"font.family": families}
     with matplotlib.rc_context(style | themed(ON_WHITE)):
         drawn = io.BytesIO()
         draw(ON_WHITE).savefig(drawn, format="png", dpi=SHOWN * DENSITY / WIDTH, facecolor=ON_WHITE["paper"])

@@ -97,7 +97,7 @@ def _first(names: list[str]) -> str:
 
 
 def overlap(test: dict[str, Any], group: str | None) -> str | None:
-    """That no test row, and no group of one, was seen in training; `cautions` warns of those that were.
+    """That no test row, and no group of one, was seen in training; `find_warnings` warns of those that were.
 
     Args:
         test: {"in_train": {"rows", "groups"}}, of outs/data_summary.json; "groups" where the task has them.

@@ -44,7 +44,9 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         steps, done = state.max_steps, state.global_step
-        self.bar = tqdm(total=steps, initial=done, desc="train", unit="step", disable=distributed.no_bar())
+        self.bar = tqdm(
+            total=steps, initial=done, desc="train", unit="step", disable=distributed.progress_bar_disabled()
+        )
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update(state.global_step - self.bar.n)

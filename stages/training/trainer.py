@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from stages.data.batching import collate, lengths_of, pack_rows
+from stages.data.batching import count_tokens, pack_rows, pad_rows
 from stages.kernels.errors import StepUnavailable
 from stages.runtime import distributed
 from stages.runtime.params import Params
@@ -41,7 +41,7 @@ class ClassifierTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
         self.dequantize_once = dequantize_once
-        self.lengths = lengths_of(self.train_dataset)
+        self.lengths = count_tokens(self.train_dataset)
         whole = min(self.args.train_batch_size, len(self.lengths))  # rows of the largest batch that there is
         self.rows = -(-whole // distributed.world_size())  # of a rank's part
         tokens = round(self.rows * self.lengths.mean()) or 1  # a batch that is not whole has its size too
@@ -252,7 +252,7 @@ def make_trainer(
         args=arguments,
         train_dataset=train_rows,
         eval_dataset=validation_rows,
-        data_collator=partial(collate, pad_id=pad_id, batches=params.batches, max_length=params.tokenize.max_length),
+        data_collator=partial(pad_rows, pad_id=pad_id, batches=params.batches, max_length=params.tokenize.max_length),
         compute_metrics=validation_metrics,
         batches=params.batches,
         cuda_graphs=group.cuda_graphs,

@@ -175,10 +175,12 @@ def test_rows_end_to_end_have_the_gradients_of_padded_ones(small_phi, checkpoint
 
 
 def test_dropout_keeps_its_share_and_scale():
-    from stages.kernels.dropout import dropped
+    from stages.kernels.dropout import apply_dropout
 
     x, seed = torch.ones(1024, 640, device=DEVICE), torch.tensor(7, device=DEVICE)
-    out, other, next_step = (dropped([x], 0.05, value, site) for value, site in ((seed, 3), (seed, 4), (seed + 1, 3)))
+    out, other, next_step = (
+        apply_dropout([x], 0.05, value, site) for value, site in ((seed, 3), (seed, 4), (seed + 1, 3))
+    )
     kept = out != 0
     assert kept.float().mean().item() == pytest.approx(0.95, abs=0.002)
     assert out[kept].unique().tolist() == pytest.approx([1 / 0.95], rel=1e-4)  # a share in steps of 2^-16
@@ -239,8 +241,9 @@ def test_nothing_stale_is_replayed(small_phi):
     inputs["input_ids"].fill_(999)
     inputs["labels"].fill_(2)
     step.lora.buffer.fill_(float("nan"))
-    for group in step.lora.groups:
-        for copy in (group.a[:, : group.r], group.db, *(group.block_of(group.b, i) for i in range(len(group.places)))):
+    for group in step.lora.fused_linears:
+        b_blocks = [group.b_block(group.b, i) for i in range(len(group.lora_slices))]
+        for copy in (group.a[:, : group.r], group.b_grad, *b_blocks):
             copy.fill_(float("nan"))
     assert step(*pair, 1).item() == loss
     assert distance(gradients(lora), grads) == 0

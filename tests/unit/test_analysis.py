@@ -113,9 +113,9 @@ def test_fates_and_gain():
 
 def predictions(task, texts, gold, probabilities):
     """A table of a model's predictions, each row a group of its own."""
-    table = pd.DataFrame(dict(zip(task.texts, texts, strict=True)) | {"label": gold})
+    table = pd.DataFrame(dict(zip(task.text_columns, texts, strict=True)) | {"label": gold})
     table = table.assign(row=table.index + 5, group=table.index, prediction=np.argmax(probabilities, axis=1))
-    return table.join(pd.DataFrame(probabilities, columns=task.probabilities))
+    return table.join(pd.DataFrame(probabilities, columns=task.probability_columns))
 
 
 @pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
@@ -124,7 +124,7 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
     texts, gold = [["a cat", "a dog"], ["a cat", "no dog"]], [0, 1]
     base = predictions(task, texts, gold, [[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]])
     tuned = predictions(task, texts, gold, [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
-    train = base[task.texts].assign(label=gold)
+    train = base[task.text_columns].assign(label=gold)
     tokenized = {"train": train, "test": train.assign(truncated=[False, True])}
     cases = comparison.case_table(base, tuned, tokenized, task)
     assert cases["row"].tolist() == [5, 6] and cases["truncated"].tolist() == [False, True]

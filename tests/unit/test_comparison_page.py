@@ -9,6 +9,7 @@ import pytest
 from stages.analysis import multi_seed
 from stages.analysis.multi_seed import Setting
 from stages.report import comparison_page
+from stages.report.figures import forest_plot
 from tools import compare
 
 LONG = "data.train_rows=12345, lora.r=128, train.learning_rate=0.00012345, train.schedule=cosine"
@@ -116,14 +117,14 @@ def test_every_setting_has_a_letter_of_its_own():
     ("share", "tick"), [(0.005, "+0.5"), (-0.01, "−1"), (0.0, "0"), (1e-18, "0"), (0.30000000000000004, "+30")]
 )
 def test_the_ticks_of_a_difference(share, tick):
-    assert comparison_page.points_tick(share) == tick
+    assert forest_plot.format_points_tick(share) == tick
 
 
 def test_a_verdict_is_seen_in_its_colour():
     found = compared(([1, 2, 3], [1, 2, 3], [1, 2, 3]), ("HEAD", "same", "better"), shares=(0.7, 0.7, 0.95))
     assert [d.verdict for d in found.differences] == ["too close to tell", "better"]
-    figure = comparison_page.forest(found, {"ink": "#000001", "muted": "#000002", "line": "#3", "base": "#000004",
-                                     "tuned": "#000005", "paper": "#6"})  # fmt: skip
+    colours = {"ink": "#000001", "muted": "#000002", "line": "#3", "base": "#000004", "tuned": "#000005", "paper": "#6"}
+    figure = forest_plot.draw_forest(found.scores, found.differences, ["A", "B", "C"], colours)
     _, below = figure.axes
     assert [line.get_color() for line in below.lines if line.get_marker() == "o"] == ["#000002", "#000005"]
 

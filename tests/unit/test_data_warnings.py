@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from stages.data.data_warnings import cautions
+from stages.data.data_warnings import find_warnings
 
 SPLIT = {"kept": 20, "truncated": 0, "empty": {"text": 0}, "classes": {"no": 10, "yes": 10}}
 NOTHING = {"rows": 0, "groups": 0}
@@ -20,7 +20,7 @@ def said(group=None, **splits):
     summary = copy.deepcopy(CLEAN)
     for split, changes in splits.items():
         summary[split] |= changes
-    return cautions(summary, group)
+    return find_warnings(summary, group)
 
 
 def test_rows_in_which_nothing_is_wrong_need_no_caution():

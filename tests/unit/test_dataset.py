@@ -25,13 +25,13 @@ TASK = Task(("entailment", "neutral", "contradiction"), COLUMNS, "premise")
 
 
 def frame(*rows):
-    """Rows as `take_rows` returns them."""
+    """Rows as `prepare_rows` returns them."""
     table = pd.DataFrame(rows, columns=["text_premise", "text_hypothesis", "label"])
     return table.assign(group=table["text_premise"])
 
 
 def take(splits, columns=COLUMNS, **of_data):
-    return dataset.take_rows(splits, data_group(**of_data), columns)
+    return dataset.prepare_rows(splits, data_group(**of_data), columns)
 
 
 def refused(*arguments, **of_data):
@@ -49,14 +49,14 @@ def refused(*arguments, **of_data):
     [(550_152, 1000, range(0, 550_000, 550)), (10_000, 100, range(0, 10_000, 100)), (7, 7, range(7))],
 )
 def test_rows_are_chosen_as_the_published_notebook_chose(rows, samples, published):
-    chosen = dataset.choose(pd.DataFrame({"row": range(rows)}), samples)
+    chosen = dataset.sample_evenly(pd.DataFrame({"row": range(rows)}), samples)
     assert list(chosen["row"]) == list(published)
 
 
 @pytest.mark.parametrize(("rows", "samples"), [(1000, 334), (550_152, 300_000), (26_288, 1000), (7, 5), (1000, 999)])
 def test_any_other_number_of_rows_spreads_over_the_whole_split(rows, samples):
     """A split may be sorted by class: its end may not be left out."""
-    chosen = dataset.choose(pd.DataFrame({"row": range(rows)}), samples)["row"].to_numpy()
+    chosen = dataset.sample_evenly(pd.DataFrame({"row": range(rows)}), samples)["row"].to_numpy()
     assert len(chosen) == samples
     steps = np.diff([*chosen, rows])  # the last one: what is left behind the last row
     assert chosen[0] == 0
@@ -64,12 +64,12 @@ def test_any_other_number_of_rows_spreads_over_the_whole_split(rows, samples):
 
 
 def test_null_chooses_every_row():
-    assert len(dataset.choose(pd.DataFrame({"row": range(10)}), None)) == 10
+    assert len(dataset.sample_evenly(pd.DataFrame({"row": range(10)}), None)) == 10
 
 
 def test_more_rows_than_there_are_is_an_error_that_says_how_many_there_are():
     with pytest.raises(UserError, match="10 rows"):
-        dataset.choose(pd.DataFrame({"row": range(10)}), 11)
+        dataset.sample_evenly(pd.DataFrame({"row": range(10)}), 11)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ needs_snli = pytest.mark.skipif(not SNLI.is_dir(), reason="SNLI is not in the pr
 @needs_snli
 def test_the_first_ten_test_labels_of_snli_are_the_published_ones(snli):
     task, rows = snli
-    published = dataset.resolve_unlabelled(dataset.choose(rows["test"], 100), "neutral", task)
+    published = dataset.resolve_unlabelled(dataset.sample_evenly(rows["test"], 100), "neutral", task)
     assert len(published) == 100
     assert list(published["label"])[:10] == [1, 0, 1, 1, 1, 2, 1, 2, 0, 1]
 
@@ -117,7 +117,7 @@ def test_unlabelled_rows_become_neutral_as_published():
 def test_the_summary_counts_rows_chosen_dropped_kept_empty_and_cut():
     rows = UNLABELLED.assign(text_hypothesis=["b", "d", " ", "h"])
     kept = dataset.resolve_unlabelled(rows, "drop", TASK).assign(input_ids=[[1, 2, 3], [1]], truncated=[True, False])
-    assert dataset.summarize(pd.concat([rows] * 3), rows, kept, TASK) == {
+    assert dataset.summarize_split(pd.concat([rows] * 3), rows, kept, TASK) == {
         "rows": 12,
         "chosen": 4,
         "unlabelled": 2,
@@ -130,7 +130,7 @@ def test_the_summary_counts_rows_chosen_dropped_kept_empty_and_cut():
         "tokens_max": 3,
         "classes": {"entailment": 1, "neutral": 0, "contradiction": 1},
     }
-    assert dataset.summarize(rows, rows[:3], kept, TASK)["unlabelled"] == 1
+    assert dataset.summarize_split(rows, rows[:3], kept, TASK)["unlabelled"] == 1
 
 
 # --- columns ---
@@ -230,14 +230,14 @@ def test_an_unlabelled_row_may_be_empty():
 def test_a_group_is_the_column_that_is_named_and_a_row_without_it_is_alone():
     table = pa.table({"text": list("abcde"), "author": ["x", "y", "x", None, None], "label": [0, 1, 2, 0, 1]})
     _, rows = take(three(table), ("text",), group="author")
-    groups = dataset.to_table(rows["test"])["group"]
+    groups = dataset.number_rows(rows["test"])["group"]
     assert groups[0] == groups[2]
     assert groups.nunique() == 4
 
 
 def test_without_a_group_rows_share_with_their_equals_alone():
     _, rows = take(three(arrow(premise=["a", "a", "a"], hypothesis=["b", "b", "c"], label=[0, 1, 2])))
-    groups = dataset.to_table(rows["test"])["group"]
+    groups = dataset.number_rows(rows["test"])["group"]
     assert groups[0] == groups[1] != groups[2]
 
 
@@ -245,7 +245,7 @@ def test_a_whole_number_is_the_same_group_where_a_split_has_gaps():
     """pandas writes integers next to gaps as floats, so one split has 1.0 and another 1."""
     task, texts = Task(("a", "b"), ("text",), "author"), pd.DataFrame({"text": list("abc")})
     splits = (pa.array([1, 12, 3]), pa.array([1.0, 12.0, None]), pa.array([1.0, 12.0, float("nan")]))
-    found = [dataset.groups(pa.table({"author": authors}), task, texts, "train").tolist() for authors in splits]
+    found = [dataset.read_groups(pa.table({"author": authors}), task, texts, "train").tolist() for authors in splits]
     assert [groups[:2] for groups in found] == [["1", "12"]] * 3
     assert found[1][2] == found[2][2] != "nan"
 
@@ -258,36 +258,38 @@ def test_groups_of_whole_numbers_are_the_same_in_every_split_and_a_null_is_nobod
     train, validation, test = table("abc", authors), table("def", authors), table("ghi", [2**60 + 1, 7, 8])
     task, rows = take(three(train, validation=validation, test=test), ("text",), group="author")
     assert rows["train"]["group"].nunique() == 3
-    assert dataset.shared(rows["test"], rows["train"], task)["groups"] == 1
-    assert dataset.shared(rows["validation"], rows["train"], task)["groups"] == 2, "the row without an author is alone"
+    assert dataset.count_overlap(rows["test"], rows["train"], task)["groups"] == 1
+    assert dataset.count_overlap(rows["validation"], rows["train"], task)["groups"] == 2, (
+        "the row without an author is alone"
+    )
 
 
 def test_numbers_may_be_groups():
     table = pa.table({"text": list("abc"), "author": [7, 8, 7], "label": [0, 1, 2]})
     _, rows = take(three(table), ("text",), group="author")
-    assert dataset.to_table(rows["test"])["group"].tolist() == [0, 1, 0]
+    assert dataset.number_rows(rows["test"])["group"].tolist() == [0, 1, 0]
 
 
 def test_rows_that_stand_in_another_split_are_counted():
     train = frame(("a", "b", 0), ("c", "d", 1), ("e", "f", 2))
     rows = frame(("a", "b", 0), ("a", "b", 2), ("c", "x", 1), ("y", "f", 2), ("a", "d", 0))
-    assert dataset.shared(rows, train, TASK) == {"rows": 2, "groups": 2}, "a row is counted once"
-    assert dataset.shared(rows.iloc[3:4], train, TASK) == {"rows": 0, "groups": 0}
-    assert dataset.shared(rows.iloc[4:], train, TASK) == {"rows": 0, "groups": 1}, "of two rows, not of one"
-    assert dataset.shared(rows, train, Task(TASK.classes, COLUMNS, None)) == {"rows": 2}
+    assert dataset.count_overlap(rows, train, TASK) == {"rows": 2, "groups": 2}, "a row is counted once"
+    assert dataset.count_overlap(rows.iloc[3:4], train, TASK) == {"rows": 0, "groups": 0}
+    assert dataset.count_overlap(rows.iloc[4:], train, TASK) == {"rows": 0, "groups": 1}, "of two rows, not of one"
+    assert dataset.count_overlap(rows, train, Task(TASK.classes, COLUMNS, None)) == {"rows": 2}
 
 
 def test_a_row_is_the_same_in_another_split_wherever_its_place_is():
     """The rows of a split keep their places, of which some are missing."""
     train = frame(("c", "d", 1), ("a", "b", 0))
     rows = frame(("x", "y", 0), ("a", "z", 0), ("a", "b", 0), ("c", "q", 0))[1:]
-    assert dataset.shared(rows, train, TASK) == {"rows": 1, "groups": 2}
+    assert dataset.count_overlap(rows, train, TASK) == {"rows": 1, "groups": 2}
 
 
 def test_to_find_rows_in_another_split_its_texts_are_no_python_objects():
     train = frame(*((f"premise {row}", f"hypothesis {row}", 0) for row in range(20_000)))
     found = []
-    peak = traced_peak(lambda: found.append(dataset.shared(train[:100], train, TASK)))
+    peak = traced_peak(lambda: found.append(dataset.count_overlap(train[:100], train, TASK)))
     assert found == [{"rows": 100, "groups": 0}]
     assert peak / 20_000 < 30
 
@@ -295,7 +297,7 @@ def test_to_find_rows_in_another_split_its_texts_are_no_python_objects():
 def test_what_is_written_is_read_again_row_for_row(tmp_path):
     rows = frame(("a", "b", 0), ("c", "d", 1), ("a", "f", 2))[1:]
     ids = pd.arrays.ArrowExtensionArray(pa.chunked_array([[[1, 2]], [[3]]]))
-    dataset.write(rows.assign(input_ids=ids, truncated=[False, True]), tmp_path / "split.parquet")
+    dataset.write_rows(rows.assign(input_ids=ids, truncated=[False, True]), tmp_path / "split.parquet")
     read = pd.read_parquet(tmp_path / "split.parquet")
     assert read.drop(columns="input_ids").to_dict("list") == {
         "row": [1, 2], "text_premise": ["c", "a"], "text_hypothesis": ["d", "f"], "label": [1, 2], "group": [0, 1],

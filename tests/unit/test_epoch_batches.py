@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.project import CPU
 
-from stages.data.batching import TokenizedRows, collate, pack_rows
+from stages.data.batching import TokenizedRows, pack_rows, pad_rows
 from stages.model.adapter import add_lora
 from stages.runtime import distributed
 from stages.runtime.usage_recorder import Recorder
@@ -14,7 +14,7 @@ from stages.training.epoch_batches import EpochBatches, EpochLoader
 from stages.training.trainer import make_trainer
 
 LENGTHS = np.random.default_rng(0).integers(0, 40, 37)  # some rows are empty
-ROWS = TokenizedRows.of([[1 + row] * length for row, length in enumerate(LENGTHS)], range(37))
+ROWS = TokenizedRows.from_lists([[1 + row] * length for row, length in enumerate(LENGTHS)], range(37))
 PAD = 0
 
 
@@ -67,7 +67,7 @@ def test_a_rank_without_rows_computes_anothers_and_counts_it_as_nothing(epoch_of
 
 def test_rows_are_padded_to_the_longest_of_all_ranks(epoch_of, make_params):
     batches = make_params(batches__padding="longest", batches__multiple_of=1).batches
-    collated = partial(collate, pad_id=PAD, batches=batches, max_length=128)
+    collated = partial(pad_rows, pad_id=PAD, batches=batches, max_length=128)
     parts = epoch_of(2, lambda rows, tokens, longest: collated(rows, longest=longest))
     (alone,) = epoch_of(1, lambda rows, tokens, longest: collated(rows, longest=longest))
     for batch, ours, theirs in zip(alone, *parts, strict=True):

@@ -112,7 +112,7 @@ def test_gpt2_that_is_not_quantised_has_layers_without_a_fast_form(tmp_path):
 
 def test_the_documents_table_has_these_families_and_says_which_layers_are_fused():
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
-    from stages.kernels.registry import architecture_of
+    from stages.kernels.registry import find_architecture
 
     lines = re.findall(r"^\| (\w+) \|.*\| (yes|no) \| (.*) \| *(yes)? *\|$", DOCUMENT.read_text(), re.M)
     found = {family: (quantised == "yes", fused == "yes") for family, quantised, _, fused in lines}
@@ -120,7 +120,7 @@ def test_the_documents_table_has_these_families_and_says_which_layers_are_fused(
     for family, config in FAMILIES.items():
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        expected[family] = (quantization_of(family) == "nf4", any(map(architecture_of, model.modules())))
+        expected[family] = (quantization_of(family) == "nf4", any(map(find_architecture, model.modules())))
     assert found == expected
 
 

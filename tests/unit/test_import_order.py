@@ -42,7 +42,7 @@ EVALUATION = Path("stages/evaluation.py")  # shared by two stages, above all pac
 
 def floor(file: Path) -> int:
     """0 for a stage or a tool, 1 for `evaluation`, else 2 and more in the order of the packages."""
-    return ROOMS.index(file.parts[1]) + 2 if len(file.parts) == 3 else int(file == EVALUATION)
+    return ROOMS.index(file.parts[1]) + 2 if len(file.parts) > 2 else int(file == EVALUATION)
 
 
 def test_the_rooms_are_these():

@@ -73,7 +73,7 @@ def test_an_exports_card_publishes_no_path_of_data_either(tmp_path):
     reading = SimpleNamespace(
         model=SimpleNamespace(quantization="none"), tokenize=SimpleNamespace(template="{text}", max_length=9)
     )
-    written = card_module.of_export(
+    written = card_module.build_export_card(
         {"task": Task(("ham", "spam"), ("text",), None), "model": {**source, "name": "microsoft/phi-2"}, "data": source,
          "reading": reading, "rows": 2, "truncated": 0, "special": False, "left_out": 0, "own": Agreement(1, 0, 0, 0),
          "example": "x", "merges": {"original": Agreement(1, 0, 0, 0)}, "chosen": "original", "dtype": "bfloat16"}

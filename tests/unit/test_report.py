@@ -32,7 +32,12 @@ from stages import analyze
 from stages.analysis import metrics as model_metrics
 from stages.data.task import Task
 from stages.report import cases as page_rows
-from stages.report import document, figures, fonts, render
+from stages.report import document, fonts, formatting, render
+from stages.report.figures.accuracy import select_slices
+from stages.report.figures.axes import share_limits
+from stages.report.figures.confusion import draw_confusion
+from stages.report.figures.reliability import draw_reliability
+from stages.report.figures.usage import draw_usage
 from stages.runtime import errors, usage_samples
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -439,8 +444,8 @@ def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
         [{"seconds": second, "memory_gb": 1.0 + gpu, "utilization_percent": 10.0 * gpu} for second in range(4)]
         for gpu in range(gpus)
     ]
-    table = usage_samples.table([0.0] * gpus, taken)
-    shown = figures.usage(table.assign(stage="train_qlora"), True, render.ON_WHITE)
+    table = usage_samples.merge_samples([0.0] * gpus, taken)
+    shown = draw_usage(table.assign(stage="train_qlora"), True, render.ON_WHITE)
     lines = [
         [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 1, 2, 3]] for axes in shown.axes
     ]
@@ -596,7 +601,7 @@ def test_cells_of_few_classes_have_rows_and_shares(two_metrics):
             of_gold = cases[cases["gold"] == gold]
             count = (of_gold[model] == predicted).sum()
             place = words.index(str(count))
-            assert words[place + 1] == figures.whole_percent(count / len(of_gold)), (model, gold, predicted)
+            assert words[place + 1] == formatting.whole_percent(count / len(of_gold)), (model, gold, predicted)
     assert [words.count(name) for name in ("ham", "spam")] == [3, 3]
 
 
@@ -604,7 +609,7 @@ def test_cells_of_few_classes_have_rows_and_shares(two_metrics):
     "share, said", [(0, "0%"), (0.009, "<1%"), (0.01, "1%"), (0.5, "50%"), (0.99, "99%"), (0.991, ">99%"), (1, "100%")]
 )
 def test_a_whole_percent_is_neither_none_nor_all_where_it_is_not(share, said):
-    assert figures.whole_percent(share) == said
+    assert formatting.whole_percent(share) == said
 
 
 def test_many_classes_are_a_heat_map_and_a_table_of_confusions(many_metrics):
@@ -633,7 +638,7 @@ def test_names_of_classes_stand_at_the_axes_where_there_is_room(classes):
     names = (*(f"{number} of {classes}" for number in range(classes - 1)), "name " * 12)
     counts = np.eye(classes, dtype=int) * 7
     with warnings.catch_warnings(action="error"):  # matplotlib's, of a layout without room
-        _, svg = render.render(partial(figures.confusion, counts, counts, names))
+        _, svg = render.render(partial(draw_confusion, counts, counts, names))
     words = words_of(svg)
     assert words.count("7") == (2 * classes if classes <= 10 else 0)
     assert words.count(f"0 of {classes}") == (0 if classes > 30 else 3)  # the matrices share one of their axes
@@ -643,7 +648,7 @@ def test_names_of_classes_stand_at_the_axes_where_there_is_room(classes):
 @pytest.fixture
 def system_fonts(monkeypatch):
     """Function that lets the system have these font files alone."""
-    caches = (fonts.families_for, fonts._characters)
+    caches = (fonts.find_families, fonts._characters)
 
     def only(*paths):
         monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path) for path in paths])
@@ -712,8 +717,8 @@ def test_names_that_matplotlibs_font_has_ask_no_other_font(monkeypatch):
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: pytest.fail("asked"))
     counts = np.eye(2, dtype=int)
     names = ("Ärger", "Łódź")
-    fonts.families_for.cache_clear()
-    assert "WenQuan" not in render.render(partial(figures.confusion, counts, counts, names), names)[1]
+    fonts.find_families.cache_clear()
+    assert "WenQuan" not in render.render(partial(draw_confusion, counts, counts, names), names)[1]
 
 
 @pytest.mark.parametrize(
@@ -747,7 +752,7 @@ def test_a_chinese_or_japanese_character_takes_the_room_of_two(name, said):
     ],
 )
 def test_an_axis_uses_its_room(values, least, ends):
-    assert figures.room(values, least) == pytest.approx(ends)
+    assert share_limits(values, least) == pytest.approx(ends)
 
 
 def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_is(metrics, tmp_path):
@@ -766,7 +771,7 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_is(metrics, tmp_pa
 def test_calibration_has_the_interval_of_each_bin():
     bins = pd.DataFrame({"confidence": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
                          "rows": [40, 41]})  # fmt: skip
-    drawn = figures.reliability(bins, bins[1:], render.ON_WHITE)
+    drawn = draw_reliability(bins, bins[1:], render.ON_WHITE)
     for axes, expected in zip(drawn.axes, (bins, bins[1:]), strict=True):
         (bars,) = axes.containers
         ends = [segment[:, 1].tolist() for segment in bars[2][0].get_segments()]
@@ -775,7 +780,7 @@ def test_calibration_has_the_interval_of_each_bin():
 
 def test_slices_without_rows_and_most_of_many_classes_are_not_drawn(many_metrics):
     base, tuned = (pd.read_csv(many_metrics / f"plots/slices_{name}.csv") for name in ("base", "tuned"))
-    shown = figures.worth_drawing(base, tuned)[1]
+    shown = select_slices(base, tuned)[1]
     lowest = tuned[tuned["cut"] == "class"]["accuracy"].sort_values()[:10]
     assert shown["accuracy"].iloc[:10].tolist() == lowest.tolist()
     assert shown["cut"].iloc[10:].tolist() == tuned[(tuned["cut"] != "class") & (tuned["rows"] > 0)]["cut"].tolist()
@@ -886,7 +891,7 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     gold, tuned = rng.integers(0, 3, (2, 100_000))
     task = Task(LABELS, ("premise", "hypothesis"), "premise")
     cases = pd.DataFrame({"row": range(100_000), "gold": gold, "base": gold, "tuned": tuned, "fate": "both_right"})
-    cases[task.texts] = ["p" * 230, "h" * 120]
+    cases[task.text_columns] = ["p" * 230, "h" * 120]
     shares = rng.dirichlet([1, 1, 1], 100_000)
     cases["tuned_probability"] = shares.max(axis=1)
     for model in ("base", "tuned"):
