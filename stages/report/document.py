@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from stages.analysis.comparison import FATES
 from stages.analysis.nli import Nli
+from stages.data.data_summary import DataSummary
 from stages.data.data_warnings import find_warnings
 from stages.report import cases as rows
 from stages.report import counts, published, wording
@@ -147,7 +148,7 @@ def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         "guessed": wording.guessed(details["comparison"]),
         "numbers": numbers(details),
         "intervals": wording.intervals(*effects, group, about["params"].analysis.confidence),
-        "cautions": find_warnings(details["data"], group),
+        "cautions": find_warnings(DataSummary.from_json(details["data"]), group),
         "interval_cautions": wording.interval_cautions(
             details["data"]["test"]["classes"], details["tuned"]["groups"], group
         ),

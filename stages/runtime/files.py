@@ -127,8 +127,8 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFra
     return _read_parquet(path, functools.partial(pd.read_parquet, columns=columns))
 
 
-def read_columns(path: str | Path, columns: list[str]) -> pa.Table:
-    """Read some columns of a parquet file as arrow has them: no Python object for each row."""
+def read_columns(path: str | Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a parquet file as an arrow table, which has no Python object for each row: some of its columns, or all."""
     return _read_parquet(path, functools.partial(pq.read_table, columns=columns))
 
 

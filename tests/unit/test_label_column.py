@@ -3,7 +3,7 @@
 import datasets
 import pyarrow as pa
 import pytest
-from helpers.tables import SPLITS, arrow, data_group
+from helpers.tables import SPLITS, arrow, data_params
 
 from stages.data import label_column
 from stages.runtime import params
@@ -341,7 +341,7 @@ def test_declared_classes_follow_the_rules_of_listed_ones(names, said):
     assert line.startswith("data: column 'label': classes")
     assert said in line
     with pytest.raises(UserError) as listed:
-        params.validate(data_group().model_dump() | {"classes": names}, params.Data, "params.yaml")
+        params.validate(data_params().model_dump() | {"classes": names}, params.Data, "params.yaml")
     assert said.split(", not ")[0] in str(listed.value)
 
 

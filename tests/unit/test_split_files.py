@@ -13,7 +13,7 @@ import yaml
 from helpers.parameters import unpinned_params, use
 from helpers.project import NANO, SHARED
 from helpers.stages import assert_refused, run_stage_in_each, written
-from helpers.tables import arrow, data_group, frame, parquet_folder
+from helpers.tables import arrow, data_params, frame, parquet_folder
 
 from stages.data.split_files import read_splits
 from stages.runtime.errors import UserError
@@ -34,7 +34,7 @@ def nli(tmp_path, monkeypatch):
 def read(folder, names=None, **of_data):
     """{split: data frame} of a folder."""
     names = build_manifest(folder, "nli", "none", "data")["files"] if names is None else names
-    return {split: table.to_pandas() for split, table in read_splits(folder, names, data_group(**of_data)).items()}
+    return {split: table.to_pandas() for split, table in read_splits(folder, names, data_params(**of_data)).items()}
 
 
 def refusal(folder, **of_data):
@@ -185,7 +185,7 @@ def test_the_types_that_the_readme_declares_are_taken(nli):
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label,stars\n01,good,01\n02,,\n03,0,3\n")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert table.to_pydict() == {"text": ["01", "02", "03"], "label": [1, None, 0], "stars": [1, None, 3]}
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
 
@@ -197,7 +197,7 @@ def test_the_classes_that_the_readme_declares_name_the_integers_of_any_kind_of_f
     (nli / "README.md").write_text(f"---\n{features}---\n")
     WRITERS[ending](pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}), nli / f"train.{ending}")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
     assert table["label"].to_pylist() == [1, 0]
 
@@ -216,7 +216,7 @@ def test_declared_integers_may_be_written_with_a_point_as_pandas_does_next_to_ga
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label\na,1.0\nb,\nc,0.0\n")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    assert read_splits(nli, names, data_group(splits=splits()))["train"]["label"].to_pylist() == expected
+    assert read_splits(nli, names, data_params(splits=splits()))["train"]["label"].to_pylist() == expected
 
 
 def test_a_type_that_the_readme_declares_and_the_file_has_not_is_one_line(nli):
@@ -496,7 +496,7 @@ def test_a_string_view_is_text(nli):
     table = pa.table({"text": texts, "label": pa.array(["x", "y"], pa.string_view())})
     pq.write_table(table, nli / "train.parquet")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    read_table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    read_table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert read_table.to_pydict() == {"text": ["a", None], "label": ["x", "y"]}
     assert all(kind in (pa.string(), pa.large_string()) for kind in read_table.schema.types)
 
