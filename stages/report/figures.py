@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from stages.data.confusion import confusion_counts
 from stages.data.task import Task
-from stages.report.counts import FEW
 from stages.report.fonts import can_draw, without_unknown
 from stages.report.formatting import percent, whole_percent
-from stages.report.render import WIDTH, render, short, width
+from stages.report.render import WIDTH, render, shorten, width
+from stages.report.tables import FEW_CLASSES
 from stages.report.wording import guesses
 
 SIDE_BY_SIDE = 4  # classes; the matrices of more stand one above the other
@@ -63,7 +63,7 @@ def named(classes: tuple[str, ...]) -> bool:
 
 def drawn(name: str, length: int) -> str:
     """A name as a picture shows it: no wider than `length` letters, of characters that there is a font for."""
-    return short(without_unknown(name), length)
+    return shorten(without_unknown(name), length)
 
 
 def plot(height: float) -> tuple[Figure, Axes]:
@@ -83,7 +83,7 @@ def accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
         axes.plot([low, high], [y, y], color=colours[colour], linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(value, y, "o", color=colours[colour], clip_on=False)
         axes.annotate(percent(value), (1.04, y), xycoords=("axes fraction", "data"), va="center")
-    axes.set_yticks(range(len(table)), [short(name, NAME + 6) for name, *_ in table])
+    axes.set_yticks(range(len(table)), [shorten(name, NAME + 6) for name, *_ in table])
     axes.set_ylim(len(table) - 0.5, -0.5)
     whole_share_axis(axes)
     axes.set_xlabel("accuracy on the test rows")
@@ -182,7 +182,7 @@ def confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...], col
     matrices = (("Base", "base", base), ("Tuned", "tuned", tuned))
     pairs = figure.subplots(*((1, 2) if beside else (2, 1)), sharex=not beside, sharey=beside)
     for axes, (title, colour, counts) in zip(pairs, matrices, strict=True):
-        (cells if count <= FEW else heat_map)(axes, counts, colours[colour])
+        (cells if count <= FEW_CLASSES else heat_map)(axes, counts, colours[colour])
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), title=title)
         if names:
             size = min(8, 60 * side / count)
@@ -190,7 +190,7 @@ def confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...], col
             axes.set_xticks(range(count), names, fontsize=size, rotation=0 if fits else 90)
             axes.set_yticks(range(count), names, fontsize=size)
         axes.tick_params(length=0 if names else 3)
-        axes.spines[:].set_visible(count > FEW)
+        axes.spines[:].set_visible(count > FEW_CLASSES)
     what = "" if named(classes) else ", by its number"
     figure.supxlabel(f"predicted class{what}", fontsize=9, color=colours["muted"])
     figure.supylabel(f"gold class{what}", fontsize=9, color=colours["muted"])
