@@ -29,7 +29,7 @@ import yaml
 from stages.analysis import multi_seed
 from stages.report import comparison_page
 from stages.report.cases import FORMULA_STARTS
-from stages.report.render import short
+from stages.report.render import shorten
 from stages.report.wording import interval_cautions
 from stages.runtime import errors, files
 from tools.git import repository_problem, run_git
@@ -318,7 +318,7 @@ def check_same_rows(first: Run, other: Run) -> None:
         return
     same = len(ours) == len(theirs) and sorted(map(tuple, ours.to_numpy())) == sorted(map(tuple, theirs.to_numpy()))
     row = int(differing[0]) if len(differing) else count
-    shown = [short(" / ".join(table.iloc[row]), SHOWN) if row < len(table) else "nothing" for table in (theirs, ours)]
+    shown = [shorten(" / ".join(table.iloc[row]), SHOWN) if row < len(table) else "nothing" for table in (theirs, ours)]
     raise errors.UserError(
         f"{other.name}: its test rows are not those of {first.name}"
         + (", but in another order" if same else f" ({len(theirs):,} and {len(ours):,})")

@@ -19,9 +19,11 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit  # many times faster than scipy.stats.t
 from scipy.stats import chi2, norm
 
-from stages.analysis import statistics
+from stages.analysis import design_effects
+from stages.analysis.design_effects import design_effect, effective_groups
 from stages.analysis.f1 import f1_interval, f1_values
-from stages.analysis.statistics import design_effect, effective_groups, gain_interval, mcnemar, wilson
+from stages.analysis.intervals import gain_interval, wilson
+from stages.analysis.significance_tests import mcnemar
 from stages.data.confusion import confusion_counts
 
 METHOD = 2  # raise it when the same rows would get other intervals
@@ -186,13 +188,14 @@ def f1_scores(
 
 
 def divisor(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
-    """`statistics.divisor` of a mean over trainings and rows: less than 1 where trainings are wrong in different rows.
+    """`design_effects.adjusted_design_effect` of a mean over trainings and rows: less than 1 where trainings are wrong
+    in different rows.
 
     Args:
         values: float [seeds, rows].
     """
     if len(values) == 1 or not values.var() or len(np.unique(groups)) == 1:
-        return statistics.divisor(values[0], groups, confidence)
+        return design_effects.adjusted_design_effect(values[0], groups, confidence)
     width = margin(parts_of_one(values, groups), 1 - confidence)
     return (width / norm.ppf((1 + confidence) / 2)) ** 2 / (values.var() / max(1, values.shape[1] - 1))
 

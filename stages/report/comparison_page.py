@@ -9,11 +9,11 @@ from markupsafe import Markup
 
 from stages.analysis import multi_seed
 from stages.analysis.multi_seed import Difference, Scores
-from stages.report.document import as_text, environment
+from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
-from stages.report.formatting import bounds, percent, signed, signed_bounds, size
-from stages.report.render import render, short
-from stages.report.wording import level
+from stages.report.formatting import percent, percent_interval, points, points_interval, signed_points
+from stages.report.render import render, shorten
+from stages.report.wording import confidence_level
 
 COLUMNS = 120  # of a terminal
 NAME = 22  # characters of a setting's name in a table; the legend has it whole
@@ -55,14 +55,14 @@ def mark(number: int) -> str:
 
 def names(compared: Compared, length: int) -> list[str]:
     """The settings' names in at most so many characters, each with its letter."""
-    return [f"{mark(n)} {short(found.name, length)}" for n, found in enumerate(compared.scores)]
+    return [f"{mark(n)} {shorten(found.name, length)}" for n, found in enumerate(compared.scores)]
 
 
 def score_table(compared: Compared) -> list[list[str]]:
     """Head and lines of the table of scores."""
 
     def shown(score):
-        return f"{percent(score.value)} ({bounds((score.low, score.high))})"
+        return f"{percent(score.value)} ({percent_interval((score.low, score.high))})"
 
     lines = [
         [name, seed_list(s.seeds), shown(s.accuracy), shown(s.f1_weighted), shown(s.f1_macro)]
@@ -82,11 +82,11 @@ def difference_table(compared: Compared) -> list[list[str]]:
     lines = [
         [
             name,
-            f"{signed(d.gap)} ({signed_bounds((d.low, d.high))})",
+            f"{signed_points(d.gap)} ({points_interval((d.low, d.high))})",
             chance(d.p),
             chance(d.p_holm),
             d.verdict + (" (these runs)" if d.kind == "rows alone" else ""),
-            size(d.smallest) if d.smallest < 1 else "nothing",
+            points(d.smallest) if d.smallest < 1 else "nothing",
         ]
         for name, d in zip(names(compared, NAME)[1:], compared.differences, strict=True)
     ]
@@ -103,7 +103,7 @@ def headline(compared: Compared) -> str:
     many = len(compared.scores)
     return (
         f"{many} setting{'s' if many > 1 else ''} on the same {compared.rows:,} test rows. "
-        f"Brackets hold intervals of {level(compared.confidence)}."
+        f"Brackets hold intervals of {confidence_level(compared.confidence)}."
     )
 
 
@@ -141,7 +141,7 @@ def variances(compared: Compared) -> str:
         freedom = [len(found.seeds) - 1 for found in several]
         pooled = np.average([found.seeds_deviation**2 for found in several], weights=freedom) ** 0.5
         said.append(
-            f"Seeds: trainings that differ in seed alone vary by {size(pooled)} points of accuracy on these rows "
+            f"Seeds: trainings that differ in seed alone vary by {points(pooled)} points of accuracy on these rows "
             f"(standard deviation, {sum(freedom) + len(several)} trainings)."
         )
     of_differences = (
@@ -158,7 +158,7 @@ def variances(compared: Compared) -> str:
 
 def span(errors: Sequence[float]) -> str:
     """The least and the greatest of some shares, in points."""
-    ends = list(dict.fromkeys(size(end) for end in (min(errors), max(errors))))
+    ends = list(dict.fromkeys(points(end) for end in (min(errors), max(errors))))
     return " to ".join(ends)
 
 
@@ -180,11 +180,11 @@ def recipe(compared: Compared) -> str:
 
 def markdown(compared: Compared) -> str:
     """Tables, explanations and recipe; all but the recipe is at most `COLUMNS` wide."""
-    legend = [folded(f"- {mark(n)}: {as_text(run)}", "  ") for n, run in enumerate(compared.runs)]
+    legend = [folded(f"- {mark(n)}: {escape_markdown(run)}", "  ") for n, run in enumerate(compared.runs)]
     tables = [table(score_table(compared))]
     if compared.differences:
         tables.append(table(difference_table(compared)))
-    said = [f"Note: {as_text(note)}" for note in compared.notes] + explanations(compared)
+    said = [f"Note: {escape_markdown(note)}" for note in compared.notes] + explanations(compared)
     parts = [headline(compared), *tables, "\n".join(legend), *map(folded, said)]
     return "\n\n".join([*parts, f"Recipe: `{recipe(compared)}`"]) + "\n"
 
@@ -196,7 +196,7 @@ def folded(text: str, indent: str = "") -> str:
 
 def table(lines: list[list[str]]) -> str:
     """Markdown whose columns stand below each other on a terminal too."""
-    cells = [[as_text(name), *others] for name, *others in lines]
+    cells = [[escape_markdown(name), *others] for name, *others in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
     return "\n".join([rows[0], "| " + " | ".join("-" * width for width in widths) + " |", *rows[1:]])

@@ -10,7 +10,7 @@ from helpers.tables import CLASSES
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from stages.analysis import comparison, metrics, multi_seed, statistics
+from stages.analysis import comparison, intervals, metrics, multi_seed, significance_tests
 from stages.analysis.f1 import f1_values
 from stages.analysis.multi_seed import Part, Setting
 
@@ -126,10 +126,10 @@ def test_one_training_each_is_mcnemar_and_tango(drawn):
         [Setting("a", (1,), first.predicted[:1]), Setting("b", (7,), other.predicted[:1])], gold, groups, 3, 0.95
     )
     changed = comparison.changes(gold, first.predicted[0], other.predicted[0])
-    p = statistics.mcnemar(changed, groups)
+    p = significance_tests.mcnemar(changed, groups)
     assert found.kind == "rows alone"
     assert (found.gap, found.p) == pytest.approx((changed.mean(), p))
-    assert (found.low, found.high) == statistics.gain_interval(changed, groups, p, 0.95)
+    assert (found.low, found.high) == intervals.gain_interval(changed, groups, p, 0.95)
 
 
 def test_the_scores_of_one_training_are_the_reports(drawn):
@@ -169,7 +169,7 @@ def test_an_accuracy_of_several_trainings_has_the_interval_of_their_variance(tra
     share = right.mean()
     rows = share * (1 - share) * (stats.norm.ppf(0.975) / width) ** 2 * ROWS / (ROWS - 1)
     score = multi_seed.score(right, np.arange(ROWS), 0.95)
-    assert (score.value, score.low, score.high) == pytest.approx((share, *statistics.wilson(share * rows, rows, 0.95)))
+    assert (score.value, score.low, score.high) == pytest.approx((share, *intervals.wilson(share * rows, rows, 0.95)))
 
 
 def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
@@ -384,7 +384,7 @@ def test_trainings_that_are_all_right_are_not_sure():
     gold = np.zeros(50, dtype=int)
     settings = [Setting("a", (1, 2), np.zeros((2, 50), dtype=int)), Setting("b", (1, 2), np.zeros((2, 50), dtype=int))]
     (first, _), (found,) = multi_seed.compare(settings, gold, np.arange(50), 2, 0.95)
-    assert (first.accuracy.low, first.accuracy.high) == pytest.approx(statistics.wilson(50, 50, 0.95))
+    assert (first.accuracy.low, first.accuracy.high) == pytest.approx(intervals.wilson(50, 50, 0.95))
     assert found.low < 0 < found.high and found.verdict == "too close to tell" and found.p == 1
 
 
