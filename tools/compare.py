@@ -26,7 +26,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from stages.analysis import multi_seed
+from stages.analysis.multi_seed.comparison import compare_recipes
+from stages.analysis.multi_seed.scores import Recipe
 from stages.report import comparison_page
 from stages.report.cases import FORMULA_STARTS
 from stages.report.render import shorten
@@ -360,7 +361,7 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
     rows = first.rows["gold"].value_counts().reindex(known, fill_value=0).to_dict()
     notes += interval_cautions(rows, group.nunique(), first.params.get("data.group"))
     made = [
-        multi_seed.Setting(
+        Recipe(
             name,
             tuple(run.params["seed"] for run in members),
             np.array([run.rows["predicted"].map(numbers) for run in members]),
@@ -368,7 +369,7 @@ def compare(runs: Sequence[Run], confidence: float | None, notes: Sequence[str])
         for name, members in zip(names, grouped, strict=True)
     ]
     level = confidence or float(first.params["analysis.confidence"])
-    scores, differences = multi_seed.compare(made, gold, group.to_numpy(), len(classes), level)
+    scores, differences = compare_recipes(made, gold, group.to_numpy(), len(classes), level)
     return comparison_page.Compared(
         scores,
         differences,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from stages.analysis import multi_seed
-from stages.analysis.multi_seed import Difference, Scores
+from stages.analysis.multi_seed import comparison, power
+from stages.analysis.multi_seed.comparison import Difference
+from stages.analysis.multi_seed.scores import RecipeScores
 from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
 from stages.report.formatting import percent, percent_interval, points, points_interval, signed_points
@@ -37,7 +38,7 @@ class Compared:
         digest: of the rows.
     """
 
-    scores: Sequence[Scores]
+    scores: Sequence[RecipeScores]
     differences: Sequence[Difference]
     runs: Sequence[str]
     notes: Sequence[str]
@@ -82,11 +83,11 @@ def difference_table(compared: Compared) -> list[list[str]]:
     lines = [
         [
             name,
-            f"{signed_points(d.gap)} ({points_interval((d.low, d.high))})",
+            f"{signed_points(d.value)} ({points_interval((d.low, d.high))})",
             chance(d.p),
             chance(d.p_holm),
-            d.verdict + (" (these runs)" if d.kind == "rows alone" else ""),
-            points(d.smallest) if d.smallest < 1 else "nothing",
+            d.verdict + (" (these runs)" if d.design == "rows only" else ""),
+            points(d.smallest_detectable) if d.smallest_detectable < 1 else "nothing",
         ]
         for name, d in zip(names(compared, NAME)[1:], compared.differences, strict=True)
     ]
@@ -111,13 +112,13 @@ def explanations(compared: Compared) -> list[str]:
     """How to read the tables: the variance, the differences, and what could have been seen."""
     said = [variances(compared)]
     if compared.differences:
-        kinds = [found.kind for found in compared.differences]
-        if "rows alone" in kinds:
+        kinds = [found.design for found in compared.differences]
+        if "rows only" in kinds:
             said.append(
                 "Of a setting with one seed it is not known what other seeds would give. Where one of the two has one, "
                 "the verdict is on these runs alone, for other rows: another seed may turn it round."
             )
-        if "same seeds" in kinds:
+        if "paired seeds" in kinds:
             said.append("Where both have the same seeds, trainings of equal seed are compared with each other.")
         count = len(kinds)
         adjusted = f" Verdicts are by Holm's p, which allows for {count} comparisons." if count > 1 else ""
@@ -127,8 +128,8 @@ def explanations(compared: Compared) -> list[str]:
         )
         said.append(
             "Could show: the smallest true difference, in points, that so many rows and seeds tell from none in "
-            f"{multi_seed.POWER:.0%} of such experiments, by these variances and for one comparison. What is less can "
-            "well be there unseen; more seeds or rows would show it."
+            f"{power.TARGET_POWER:.0%} of such experiments, by these variances and for one comparison. What is less "
+            "can well be there unseen; more seeds or rows would show it."
         )
     return said
 
@@ -139,19 +140,19 @@ def variances(compared: Compared) -> str:
     said = []
     if several:
         freedom = [len(found.seeds) - 1 for found in several]
-        pooled = np.average([found.seeds_deviation**2 for found in several], weights=freedom) ** 0.5
+        pooled = np.average([found.seed_deviation**2 for found in several], weights=freedom) ** 0.5
         said.append(
             f"Seeds: trainings that differ in seed alone vary by {points(pooled)} points of accuracy on these rows "
             f"(standard deviation, {sum(freedom) + len(several)} trainings)."
         )
     of_differences = (
-        f", and their differences by {span([found.rows_error for found in compared.differences])}"
+        f", and their differences by {span([found.row_standard_error for found in compared.differences])}"
         if compared.differences
         else ""
     )
     said.append(
         f"Rows: on other test rows the accuracies of these trainings would vary by "
-        f"{span([found.rows_error for found in compared.scores])} points{of_differences} (standard errors)."
+        f"{span([found.row_standard_error for found in compared.scores])} points{of_differences} (standard errors)."
     )
     return " ".join(said)
 
@@ -173,7 +174,7 @@ def recipe(compared: Compared) -> str:
         "confidence": f"{compared.confidence:g}",
         "method": "Obuchowski-Rockette, Cochran t; of one seed each McNemar, Tango; Holm",
         "samples": "none, no chance in it",
-        "version": multi_seed.METHOD,
+        "version": comparison.METHOD_VERSION,
     }
     return "|".join(f"{name}:{value}" for name, value in parts.items())
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.analysis import multi_seed
-from stages.analysis.multi_seed import Setting
+from stages.analysis.multi_seed import comparison
+from stages.analysis.multi_seed.scores import Recipe
 from stages.report import comparison_page
 from stages.report.figures import forest_plot
 from tools import compare
@@ -19,10 +19,10 @@ def compared(numbers, names=("HEAD", LONG), rows=500, shares=(0.8, 0.84), notes=
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 3, rows)
     made = [
-        Setting(name, tuple(trained), np.where(rng.random((len(trained), rows)) < share, gold, (gold + 1) % 3))
+        Recipe(name, tuple(trained), np.where(rng.random((len(trained), rows)) < share, gold, (gold + 1) % 3))
         for name, trained, share in zip(names, numbers, shares, strict=True)
     ]
-    scores, differences = multi_seed.compare(made, gold, np.arange(rows), 3, 0.95)
+    scores, differences = comparison.compare_recipes(made, gold, np.arange(rows), 3, 0.95)
     return comparison_page.Compared(
         scores, differences, list(names), list(notes), 0.95, rows, rows, "premise", "d" * 16
     )
@@ -37,12 +37,12 @@ def test_a_terminal_of_120_columns_is_wide_enough(numbers):
 def test_what_could_be_shown_by_one_group_is_nothing():
     gold = np.arange(40) % 3
     made = [
-        Setting(name, (1,), np.array([(gold + np.arange(40) % 5 // number) % 3]))
+        Recipe(name, (1,), np.array([(gold + np.arange(40) % 5 // number) % 3]))
         for name, number in (("a", 4), ("b", 3))
     ]
-    scores, differences = multi_seed.compare(made, gold, np.zeros(40), 3, 0.95)
+    scores, differences = comparison.compare_recipes(made, gold, np.zeros(40), 3, 0.95)
     found = comparison_page.Compared(scores, differences, ["a", "b"], [], 0.95, 40, 1, "author", "d" * 16)
-    assert re.search(r"too close to tell \(these runs\) +\| nothing +\|", comparison_page.markdown(found))
+    assert re.search(r"not significant \(these runs\) +\| nothing +\|", comparison_page.markdown(found))
 
 
 def finished(name, seed, rank, rows, wrong):
@@ -61,7 +61,7 @@ def test_runs_of_one_group_of_rows_are_compared_and_nothing_is_told(rows, traine
         finished(f"{rank}, {seed}", seed, rank, rows, wrong) for rank, wrong in ((8, 0), (16, 9)) for seed in trained
     ]
     found = compare.compare(runs, None, [])
-    assert [difference.verdict for difference in found.differences] == ["too close to tell"]
+    assert [difference.verdict for difference in found.differences] == ["not significant"]
     told = " ".join(comparison_page.markdown(found).split())
     which = "There is one test row" if rows == 1 else "All test rows share one author"
     assert f"Note: {which}: how the model does on others can't be known." in told
@@ -84,7 +84,7 @@ def test_one_seed_each_is_said_to_be_of_these_runs_alone():
 def test_several_seeds_are_said_to_vary():
     found = compared(([1, 2, 3], [1, 2, 3]))
     told = " ".join(comparison_page.markdown(found).split())
-    deviation = np.sqrt(np.mean([np.var(score.by_seed, ddof=1) for score in found.scores])) * 100
+    deviation = np.sqrt(np.mean([np.var(score.seed_accuracies, ddof=1) for score in found.scores])) * 100
     assert f"vary by {deviation:.1f} points of accuracy on these rows (standard deviation, 6 trainings)" in told
     assert "these runs" not in told and "trainings of equal seed are compared" in told
 
@@ -97,7 +97,7 @@ def test_several_comparisons_are_said_to_be_allowed_for():
 def test_the_recipe_holds_all_that_the_figures_depend_on():
     told = comparison_page.recipe(compared(([1, 2], [3, 4, 5])))
     for part in ("rows:500", f"sha256:{'d' * 16}", "groups:500 by premise", "seeds:A=1,2;B=3,4,5", "confidence:0.95",
-                 f"version:{multi_seed.METHOD}"):  # fmt: skip
+                 f"version:{comparison.METHOD_VERSION}"):  # fmt: skip
         assert part in told.split("|")
 
 
@@ -122,7 +122,7 @@ def test_the_ticks_of_a_difference(share, tick):
 
 def test_a_verdict_is_seen_in_its_colour():
     found = compared(([1, 2, 3], [1, 2, 3], [1, 2, 3]), ("HEAD", "same", "better"), shares=(0.7, 0.7, 0.95))
-    assert [d.verdict for d in found.differences] == ["too close to tell", "better"]
+    assert [d.verdict for d in found.differences] == ["not significant", "better"]
     colours = {"ink": "#000001", "muted": "#000002", "line": "#3", "base": "#000004", "tuned": "#000005", "paper": "#6"}
     figure = forest_plot.draw_forest(found.scores, found.differences, ["A", "B", "C"], colours)
     _, below = figure.axes

@@ -6,14 +6,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.analysis.multi_seed import Difference, Scores
+from stages.analysis.multi_seed.comparison import Difference
+from stages.analysis.multi_seed.scores import RecipeScores
 from stages.report.figures.axes import set_share_axis
 from stages.report.fonts import replace_undrawable
 from stages.report.render import WIDTH
 
 
 def draw_forest(
-    scores: Sequence[Scores], differences: Sequence[Difference], names: Sequence[str], colours: dict[str, str]
+    scores: Sequence[RecipeScores], differences: Sequence[Difference], names: Sequence[str], colours: dict[str, str]
 ) -> Figure:
     """Accuracy of each recipe, a small mark for each training; below it the differences from the first."""
     heights = [0.7 + 0.27 * len(names)] + ([0.7 + 0.27 * len(differences)] if differences else [])
@@ -22,15 +23,16 @@ def draw_forest(
     ends = [(found.accuracy.value, found.accuracy.low, found.accuracy.high) for found in scores]
     colour = ["base", *["tuned"] * len(differences)]
     draw_intervals(top, ends, [colours[name] for name in colour], names)
-    for y, found in enumerate(scores):
-        if len(found.by_seed) > 1:
-            top.plot(found.by_seed, [y + 0.28] * len(found.by_seed), "|", color=colours["muted"], markersize=4)
-    set_share_axis(top.xaxis, top.set_xlim, np.array([*np.ravel(ends), *(v for f in scores for v in f.by_seed)]),
-               least=0.02, ticks=5)  # fmt: skip
+    for y, recipe in enumerate(scores):
+        if len(recipe.seeds) > 1:
+            at = [y + 0.28] * len(recipe.seeds)
+            top.plot(recipe.seed_accuracies, at, "|", color=colours["muted"], markersize=4)
+    shares = np.array([*np.ravel(ends), *(accuracy for recipe in scores for accuracy in recipe.seed_accuracies)])
+    set_share_axis(top.xaxis, top.set_xlim, shares, least=0.02, ticks=5)
     top.set_xlabel("accuracy" + (", and of each training" if any(len(f.seeds) > 1 for f in scores) else ""))
     for axes in below:
-        gaps = [(found.gap, found.low, found.high) for found in differences]
-        told = [colours["muted" if found.verdict == "too close to tell" else "tuned"] for found in differences]
+        gaps = [(found.value, found.low, found.high) for found in differences]
+        told = [colours["muted" if found.verdict == "not significant" else "tuned"] for found in differences]
         draw_intervals(axes, gaps, told, names[1:])
         axes.axvline(0, color=colours["base"], linewidth=1, linestyle="--")
         low, high = min(0, np.min(gaps)), max(0, np.max(gaps))
@@ -38,7 +40,7 @@ def draw_forest(
         axes.set_xlim(low - beside, high + beside)
         axes.xaxis.set_major_formatter(lambda share, _: format_points_tick(share))
         axes.xaxis.grid(True, linewidth=0.6)
-        axes.set_xlabel("points of accuracy against A; grey: too close to tell")
+        axes.set_xlabel("points of accuracy against A; grey: not significant")
     return figure
 
 
