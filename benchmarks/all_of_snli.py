@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from helpers import finished_run  # noqa: E402
 
 from stages.data.task import Task  # noqa: E402
-from stages.eval_base import prediction_table  # noqa: E402
+from stages.evaluation import prediction_table  # noqa: E402
 from stages.runtime.files import read_json, read_table, write_json  # noqa: E402
 
 ROWS = {"train": 550_152, "validation": 10_000, "test": 100_000}
@@ -123,8 +123,8 @@ def predict(folder: Path) -> None:
     for name, right in RIGHT.items():
         drawn = finished_run.predictions(test, task, rng, right)
         (folder / "outs/results" / name).mkdir(parents=True, exist_ok=True)
-        rows = test[["row", *task.texts, "group", "label"]]
-        table = prediction_table(rows, drawn[task.probabilities].to_numpy(), task)
+        rows = test[["row", *task.text_columns, "group", "label"]]
+        table = prediction_table(rows, drawn[task.probability_columns].to_numpy(), task)
         table.to_parquet(folder / f"outs/results/{name}/predictions.parquet", index=False)
     for name in ("outs/results/train", *(f"outs/measurements/{name}" for name in ("base", "train", "tuned"))):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from transformers.utils import is_liger_kernel_available
 from stages.data import batching, dataset, split_files, tokenization
 from stages.data.task import Task
 from stages.model.adapter import add_lora
-from stages.model.base import exchange_activation, load_base
+from stages.model.base import load_base, replace_activation
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.sources.fetch import fetch
@@ -62,13 +62,13 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     manifest = manifest_of(model_folder, "model")
     tokenizer = tokenization.load_tokenizer(manifest)
     splits = split_files.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
-    task, rows = dataset.take_rows(splits, p.data, tokenization.columns_of(p.tokenize.template))
-    train = dataset.resolve_unlabelled(dataset.choose(rows["train"], 1000), "drop", task)
+    task, rows = dataset.prepare_rows(splits, p.data, tokenization.parse_columns(p.tokenize.template))
+    train = dataset.resolve_unlabelled(dataset.sample_evenly(rows["train"], 1000), "drop", task)
     test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
     def examples(rows, template):
-        tokenized = tokenization.tokenize(rows, tokenizer, template, p.tokenize.max_length)
-        return batching.TokenizedRows.of(tokenized["input_ids"], tokenized["label"])
+        tokenized = tokenization.tokenize_rows(rows, tokenizer, template, p.tokenize.max_length)
+        return batching.TokenizedRows.from_lists(tokenized["input_ids"], tokenized["label"])
 
     glued = "{premise}{hypothesis}"
     rows = {
@@ -86,7 +86,7 @@ def with_its_activation(p: Params, folder: Path) -> Params:
     """The parameters, `model.hidden_act` null where the model in `folder` computes another function (Llama: silu)."""
     try:
         if p.model.hidden_act:
-            exchange_activation(AutoConfig.from_pretrained(folder), p.model.hidden_act, folder.name)
+            replace_activation(AutoConfig.from_pretrained(folder), p.model.hidden_act, folder.name)
         return p
     except UserError:
         return p.model_copy(update={"model": p.model.model_copy(update={"hidden_act": None})})

@@ -37,9 +37,9 @@ def all_rows(inputs: recipes.Inputs, folder: Path, count: int) -> TokenizedRows:
     """All training rows of a folder, repeated to so many."""
     p = inputs.params
     splits = split_files.read_splits(folder, recipes.manifest_of(folder, "data")["files"], p.data)
-    _, rows = dataset.take_rows(splits, p.data, inputs.task.columns)
+    _, rows = dataset.prepare_rows(splits, p.data, inputs.task.columns)
     train = dataset.resolve_unlabelled(rows["train"], "drop", inputs.task)
-    made = tokenization.tokenize(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
+    made = tokenization.tokenize_rows(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
     table = pa.table({"input_ids": pa.array(made["input_ids"], pa.list_(pa.int32())), "label": made["label"]})
     return TokenizedRows(table.take(np.arange(count) % len(table)))
 
@@ -64,8 +64,8 @@ def time_training(inputs: recipes.Inputs, batch_size: int, steps: int, warm_up: 
         "fastest": max(speeds),
         "ms_per_step": 1e3 * batch_size / speed,
         "hours_an_epoch": len(inputs.rows["ours"]) / speed / 3600,
-        "capture_seconds": trainer.fast_step.capture_seconds,
-        "graphs": len(trainer.fast_step.graphs),
+        "capture_seconds": trainer.captured_step.capture_seconds,
+        "graphs": len(trainer.captured_step.graphs),
         "nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples),
         "host_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
     }

@@ -24,14 +24,17 @@ for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
 
 # Ctrl-C ends a stage at once: Python's KeyboardInterrupt is lost where a library catches everything, as some do while
 # they are imported, and DVC waits for the stage.
-if "DVC_STAGE" in os.environ or distributed.launched():
+if "DVC_STAGE" in os.environ or distributed.is_launched():
     here = Path("stages/__init__.py")
     if here.is_file() and not here.samefile(__file__):  # PYTHONSAFEPATH, or another program put it first
         sys.exit(f"error: Python imports {Path(__file__).parent}, not the code of this folder; unset PYTHONSAFEPATH")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     watchdog.end_with_dvc()  # now, not after the imports, which take seconds
     gc.disable()  # imports make half a million objects, nearly all to stay; `errors.run` switches it on again
-    from stages.runtime import gpu_selection  # only now: it reads params.yaml, by a library of many objects
+    from stages.runtime import (
+        gpu_selection,
+        stage_table,
+    )  # only now: it reads params.yaml, by a library of many objects
 
-    if distributed.launched() or os.environ["DVC_STAGE"].rpartition(":")[2] in gpu_selection.STAGES:
-        gpu_selection.hold()
+    if distributed.is_launched() or os.environ["DVC_STAGE"].rpartition(":")[2] in stage_table.GPU_STAGES:
+        gpu_selection.select_gpu_from_params()

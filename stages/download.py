@@ -9,13 +9,15 @@ from stages.sources.fetch import fetch
 
 def main() -> None:
     p = params.load()
-    if p.device == "cuda" and not gpu_selection.visible():  # no error: a cluster's login node may download for others
+    if (
+        p.device == "cuda" and not gpu_selection.list_visible_gpus()
+    ):  # no error: a cluster's login node may download for others
         print("params.yaml: device: cuda, but CUDA shows no GPU on this machine: eval_base will stop here, after the "
               "download; `make demo` runs the same pipeline at CPU size", flush=True)  # fmt: skip
     data_folder, source = fetch(p.data, "data", p.watch.data)
     splits = read_splits(data_folder, source["files"], p.data)  # before the model, which may take an hour to fetch
     _, manifest = fetch(p.model, "model", p.watch.model)
-    with files.new_folder("outs/splits") as folder:
+    with files.atomic_folder("outs/splits") as folder:
         for split, rows in splits.items():
             pq.write_table(rows, folder / f"{split}.parquet")
     files.write_json("outs/data_source.json", {key: source[key] for key in ("name", "revision", "digest")})

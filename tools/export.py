@@ -24,13 +24,19 @@ from transformers.utils import logging
 
 from stages.data.batching import TokenizedRows
 from stages.data.task import Task
-from stages.data.tokenization import columns_of, fill, is_unambiguous, load_configured_tokenizer, read
+from stages.data.tokenization import (
+    encode_rows,
+    fill_template,
+    is_unambiguous,
+    load_configured_tokenizer,
+    parse_columns,
+)
 from stages.model import base_cache
 from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
 from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
-from stages.model.devices import out_of_memory_means, pick_device
+from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.report import model_card
 from stages.runtime import errors, files
@@ -166,7 +172,7 @@ class Rows:
     def read(cls, adapter: Adapter) -> "Rows":
         """The workspace's test rows."""
         table, how = files.read_table("outs/tokenized/test.parquet"), adapter.reading.tokenize
-        texts, ids, truncated = read(table, adapter.tokenizer, how.template, how.max_length)
+        texts, ids, truncated = encode_rows(table, adapter.tokenizer, how.template, how.max_length)
         kept = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, how.template)]
         if not kept:
             raise errors.UserError("outs/tokenized/test.parquet: each row's texts hold the name of a special token")
@@ -176,7 +182,7 @@ class Rows:
     @property
     def examples(self) -> TokenizedRows:
         """As `Classifier.predict` takes them."""
-        return TokenizedRows.of(self.ids, self.gold)
+        return TokenizedRows.from_lists(self.ids, self.gold)
 
 
 def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None) -> None:
@@ -197,7 +203,7 @@ def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None
         f"{adapter.manifest['name']} does not fit this GPU's memory in 4 and in 16 bits at a time; "
         "with CUDA_VISIBLE_DEVICES= before the command it is done on the CPU"
     )
-    with base_cache.cache_base(), out_of_memory_means(too_small):
+    with base_cache.cache_base(), report_out_of_memory(too_small):
         expected = of_adapter(adapter, rows, out)
         found = {name: of_merged(adapter, name, rows) for name in adapter.merges}
         merges = {name: Agreement.of(answers, expected, rows.gold) for name, answers in found.items()}
@@ -209,7 +215,7 @@ def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None
             "special": not adapter.tokenizer.split_special_tokens,
             "own": Agreement.of(expected, expected, rows.gold), "merges": merges,
             "chosen": chosen, "dtype": name_of(DTYPE),
-            "example": fill(adapter.reading.tokenize.template, model_card.example_texts(task)),
+            "example": fill_template(adapter.reading.tokenize.template, model_card.example_texts(task)),
         }  # fmt: skip
         with writing(out) as written:
             adapter.merged(chosen).save_pretrained(written)
@@ -246,7 +252,7 @@ def test_task(adapter: Adapter) -> Task:
     task, reading = Task.read("outs/task.json"), adapter.reading
     for key, own, theirs in (
         ("classes", tuple(reading.classes), task.classes),
-        ("columns", columns_of(reading.tokenize.template), task.columns),
+        ("columns", parse_columns(reading.tokenize.template), task.columns),
     ):
         if own != theirs:
             raise errors.UserError(
@@ -299,7 +305,7 @@ def probabilities(asked: TextClassificationPipeline, texts: list[str], classes: 
 def writing(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that gets the name `out` when all is well; a full or locked disk is told in one line."""
     try:
-        with files.new_folder(out) as folder:
+        with files.atomic_folder(out) as folder:
             yield folder
     except (OSError, SafetensorError) as error:
         raise errors.UserError(f"{out}: not written ({errors.first_line(error)})") from error
@@ -321,7 +327,7 @@ def check_written(folder: Path, adapter: Adapter, rows: Rows, expected: np.ndarr
         ids = asked.tokenizer(rows.texts)["input_ids"]
         found = probabilities(asked, rows.texts, adapter.reading.classes)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:  # shapes, names of classes, what is not there
-        raise errors.UserError(f"{failed} is not usable ({errors.kind_and_line(error)})") from error
+        raise errors.UserError(f"{failed} is not usable ({errors.type_and_first_line(error)})") from error
     others = sum(one != other for one, other in zip(ids, rows.ids, strict=True))
     if others:
         raise errors.UserError(f"{failed} makes other tokens of {others:,} of {len(ids):,} texts than training did")

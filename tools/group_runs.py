@@ -10,7 +10,7 @@ import numpy as np
 from stages.analysis.multi_seed.comparison import compare_recipes
 from stages.analysis.multi_seed.scores import Recipe
 from stages.report.comparison_page import RecipeComparison, recipe_letter
-from stages.report.render import short
+from stages.report.render import shorten
 from stages.report.wording import interval_cautions
 from stages.runtime import errors
 from tools.read_runs import CASES, INPUTS, Run
@@ -95,7 +95,8 @@ def check_same_rows(first: Run, other: Run) -> None:
     reordered = same_length and sorted(map(tuple, rows.to_numpy())) == sorted(map(tuple, other_rows.to_numpy()))
     row = int(differing[0]) if len(differing) else count
     texts = [
-        short(" / ".join(table.iloc[row]), MAX_SHOWN) if row < len(table) else "nothing" for table in (other_rows, rows)
+        shorten(" / ".join(table.iloc[row]), MAX_SHOWN) if row < len(table) else "nothing"
+        for table in (other_rows, rows)
     ]
     raise errors.UserError(
         f"{other.name}: its test rows are not those of {first.name}"

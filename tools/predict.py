@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 
 from stages.data.batching import TokenizedRows
-from stages.data.task import text_names
-from stages.data.tokenization import columns_of, tokenize
+from stages.data.task import name_text_columns
+from stages.data.tokenization import parse_columns, tokenize_rows
 from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
@@ -47,7 +47,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     reading, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
-    columns = columns_of(reading.tokenize.template)
+    columns = parse_columns(reading.tokenize.template)
     if arguments.text:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
@@ -82,9 +82,9 @@ def load(adapter: Path, base_only: bool, base: Path | None = None) -> Callable[[
 def answers(classifier: Classifier, saved: ClassifierSettings, rows: list[list[str]]) -> list[dict]:
     """Label and probabilities of each row, by the classes' names."""
     template = saved.tokenize.template
-    table = pd.DataFrame(rows, columns=text_names(columns_of(template)))
-    table = tokenize(table, classifier.tokenizer, template, classifier.max_length)
-    probabilities = classifier.predict(TokenizedRows.of(table["input_ids"], [0] * len(table)), BATCH)
+    table = pd.DataFrame(rows, columns=name_text_columns(parse_columns(template)))
+    table = tokenize_rows(table, classifier.tokenizer, template, classifier.max_length)
+    probabilities = classifier.predict(TokenizedRows.from_lists(table["input_ids"], [0] * len(table)), BATCH)
     return [
         {
             "label": saved.classes[row.argmax()],

@@ -139,7 +139,7 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
     for variant in variants:
         for name in check(variant):
             link(name, workspace)
-    gpu_selection.hold()  # one for all variants
+    gpu_selection.select_gpu_from_params()  # one for all variants
     from stages.model.base_cache import cache_base  # only now: CUDA is asked for its GPUs while libraries are imported
 
     lines, failed = [], 0
@@ -282,11 +282,11 @@ def experiments() -> list[tuple[str, str, str]]:
 
 def cause(error: BaseException) -> str:
     """What a failed run says: the line of the stage where it has one, else what was raised first."""
-    from stages.runtime.errors import UserError, kind_and_line, one_line
+    from stages.runtime.errors import UserError, one_line, type_and_first_line
 
     while error.__cause__ and not isinstance(error, UserError):
         error = error.__cause__
-    return one_line(error) if isinstance(error, UserError) else kind_and_line(error)
+    return one_line(error) if isinstance(error, UserError) else type_and_first_line(error)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ import yaml
 
 from stages.analysis import usage
 from stages.runtime import errors
+from stages.runtime.stage_table import GPU_STAGES
 from tools.git import repository_problem, run_git
 
 LOCK = "dvc.lock"
 MEASURED = ("outs/measurements", "metrics/measurements", "metrics/summary.json", "metrics/report.html")
 VERSIONS = "metrics/measurements/stages.json"
-MEASURED_BY = {"eval_base": "base", "train_qlora": "train", "eval_lora": "tuned"}  # the names of stages there
 
 
 def main() -> None:
@@ -100,8 +100,8 @@ def lines(differing: dict[str, dict], then: dict[str, dict], now: dict[str, dict
             *said,
             "Every result is byte for byte that of the committed dvc.lock; seconds and memory were measured anew.",
         ]
-    found, measured = differing[first], MEASURED_BY.get(first, "train")
-    then, now = (run[measured]["versions"] | {"processes": usage.count(run[measured])} for run in (then, now))
+    found, measured = differing[first], GPU_STAGES.get(first, "train")
+    then, now = (run[measured]["versions"] | {"processes": usage.process_count(run[measured])} for run in (then, now))
     reasons = [f"{kind}: {', '.join(found[kind])}" for kind in ("code", "params", "inputs") if found[kind]]
     reasons += [f"command: {' then, '.join(found['cmd'])} now"] if found["cmd"] else []
     reasons += [

@@ -13,16 +13,20 @@ from stages.data.task import NO_LABEL
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
-WITHOUT = ("-", str(NO_LABEL), f"{NO_LABEL}.0")  # SNLI and MNLI as text, and `datasets`, mark a row without a label so
+UNLABELLED_MARKS = (
+    "-",
+    str(NO_LABEL),
+    f"{NO_LABEL}.0",
+)  # SNLI and MNLI as text, and `datasets`, mark a row without a label so
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it: 01 is a code
 WHOLE = re.compile(rf"({INTEGER.pattern})(\.0)?")  # 1.0 in a csv file that pandas wrote from integers with gaps
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-NOT_ONE = "a single class a row is supported, not several labels"
-NOT_A_CLASS = "classes are supported, not numbers to be predicted"
+ONE_CLASS_A_ROW = "a single class a row is supported, not several labels"
+NO_REGRESSION = "classes are supported, not numbers to be predicted"
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelColumn:
     """A split's label column, read.
 
     Attributes:
@@ -41,7 +45,7 @@ class Labels:
     integers: bool = False
 
 
-def read_labels(splits: Mapping[str, pa.Table], column: str) -> list[Labels]:
+def read_label_columns(splits: Mapping[str, pa.Table], column: str) -> list[LabelColumn]:
     """The label column of each split as text.
 
     Integers may be text, as in a csv file, where all splits have nothing else: `1` is a name next to `1a` or `0.5`.
@@ -50,10 +54,12 @@ def read_labels(splits: Mapping[str, pa.Table], column: str) -> list[Labels]:
         UserError: naming split and column, where it holds anything but one class a row.
     """
     labels = [_read_split(table, split, column) for split, table in splits.items()]
-    names = {of_numbers: set(WITHOUT) for of_numbers in (False, True)}
+    names = {of_numbers: set(UNLABELLED_MARKS) for of_numbers in (False, True)}
     for one in labels:
         names[one.kind is not None].update(one.values.dropna().unique())
-    integers = {of_numbers: all(map(WHOLE.fullmatch, found - set(WITHOUT))) for of_numbers, found in names.items()}
+    integers = {
+        of_numbers: all(map(WHOLE.fullmatch, found - set(UNLABELLED_MARKS))) for of_numbers, found in names.items()
+    }
     return [replace(one, integers=one.names is None and integers[one.kind is not None]) for one in labels]
 
 
@@ -64,34 +70,34 @@ def _read_split(table, split, column):
     if names is not None:
         names = tuple(name.strip() for name in names)
         codes = values.to_pandas()
-        return Labels(split, column, _of_codes(codes, names, split, column), names)
+        return LabelColumn(split, column, _of_codes(codes, names, split, column), names)
     if pa.types.is_boolean(kind):
-        return Labels(split, column, _text(values.to_pandas().map({True: "True", False: "False"})))
+        return LabelColumn(split, column, _text(values.to_pandas().map({True: "True", False: "False"})))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         stripped = values.to_pandas().str.strip()
-        return Labels(split, column, _text(stripped.replace("", None)))
+        return LabelColumn(split, column, _text(stripped.replace("", None)))
     if pa.types.is_null(kind):
-        return Labels(split, column, _text(values.to_pandas()))
+        return LabelColumn(split, column, _text(values.to_pandas()))
     if pa.types.is_floating(kind):
         values = values.to_pandas()  # its gaps may be NaN
         if np.isinf(values).any():
-            raise _refused(split, column, f"holds {kind}", NOT_A_CLASS)
-        values = values.map({value: shortest(value) for value in values.dropna().unique()})
+            raise _refused(split, column, f"holds {kind}", NO_REGRESSION)
+        values = values.map({value: format_number(value) for value in values.dropna().unique()})
     elif pa.types.is_integer(kind):
         values = values.cast(pa.string()).to_pandas()
     else:
         several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        what = f"holds {short_type(kind)}"
-        raise _refused(split, column, what, NOT_ONE if several else "text, integers, booleans or ClassLabel")
-    return Labels(split, column, _text(values), kind=str(kind))
+        what = f"holds {describe_type(kind)}"
+        raise _refused(split, column, what, ONE_CLASS_A_ROW if several else "text, integers, booleans or ClassLabel")
+    return LabelColumn(split, column, _text(values), kind=str(kind))
 
 
-def short_type(kind: pa.DataType) -> str:
+def describe_type(kind: pa.DataType) -> str:
     """A column's type, in a few words even where it names all its fields."""
     return str(kind) if len(str(kind)) <= 60 else f"{kind!s:.60}…"
 
 
-def shortest(number: float) -> str:
+def format_number(number: float) -> str:
     """A float as text: 1.0 is 1, 0.50 is 0.5."""
     return np.format_float_positional(number + 0.0, trim="-")  # -0.0 + 0.0 is 0.0
 
@@ -113,13 +119,13 @@ def _refused(split, column, what, allowed):
     return UserError(f"params.yaml: data.label: {column}: {what} in split '{split}'; {allowed}")
 
 
-class Named(params.Section):
+class ClassNames(params.Section):
     """The classes that a data set itself has, by the rules of `data.classes`."""
 
     classes: params.Classes
 
 
-def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tuple[str, ...]:
+def resolve_classes(labels: Sequence[LabelColumn], wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The classes, in the order of their numbers.
 
     Args:
@@ -141,16 +147,16 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
     found = set(values)
     if labels[0].integers and any(map(INTEGER.fullmatch, found)):  # a file with gaps next to one without
         found = {name.removesuffix(".0") for name in found}
-    too_many = len(found) > min(params.MOST_CLASSES, max(20, len(values) / 2))
+    too_many = len(found) > min(params.MAX_CLASSES, max(20, len(values) / 2))
     fraction = next((value for value in sorted(found) if "." in value), None)
-    if fraction and not labels[0].integers and all(map(NUMBER.fullmatch, found - set(WITHOUT))):
+    if fraction and not labels[0].integers and all(map(NUMBER.fullmatch, found - set(UNLABELLED_MARKS))):
         if too_many:
-            raise _refused(labels[0].split, column, f"holds numbers such as {fraction}", NOT_A_CLASS)
+            raise _refused(labels[0].split, column, f"holds numbers such as {fraction}", NO_REGRESSION)
         raise UserError(
             f"params.yaml: data.classes: null, but column '{column}' has numbers such as {fraction}, "
             "which may be classes or numbers to be predicted; if they are classes, list them, each in quotes"
         )
-    if marks := found & (set(WITHOUT) if not labels[0].integers else {v for v in found if v.startswith("-")}):
+    if marks := found & (set(UNLABELLED_MARKS) if not labels[0].integers else {v for v in found if v.startswith("-")}):
         mark = sorted(marks)[0]
         raise UserError(
             f"params.yaml: data.classes: null, but column '{column}' has {mark}, which may be a class or no label; "
@@ -159,7 +165,7 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
     if len(found) < 2 or too_many:
         raise UserError(
             f"params.yaml: data.label: {column}: {len(found)} different values in {len(values):,} labelled rows; "
-            f"allowed: 2 to {params.MOST_CLASSES} classes that rows share"
+            f"allowed: 2 to {params.MAX_CLASSES} classes that rows share"
         )
     classes = tuple(
         sorted(found, key=lambda name: int(name.removesuffix(".0"))) if labels[0].integers else sorted(found)
@@ -175,10 +181,10 @@ def choose_classes(labels: Sequence[Labels], wanted: Sequence[str] | None) -> tu
 
 
 def _checked(classes, column):
-    return tuple(params.checked({"classes": list(classes)}, Named, f"data: column '{column}'").classes)
+    return tuple(params.validate({"classes": list(classes)}, ClassNames, f"data: column '{column}'").classes)
 
 
-def to_codes(labels: Labels, classes: Sequence[str]) -> np.ndarray:
+def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:
     """Number of each row's class, int64 [rows], `NO_LABEL` where it has none.
 
     Labels are matched with the classes by name, whatever their case where that is clear. Integers that the data does
@@ -199,7 +205,7 @@ def to_codes(labels: Labels, classes: Sequence[str]) -> np.ndarray:
     else:
         found = labels.values.dropna().unique()
         if labels.kind and not labels.integers and not numbers:
-            raise _refused(labels.split, labels.column, f"holds {labels.kind}", NOT_A_CLASS)
+            raise _refused(labels.split, labels.column, f"holds {labels.kind}", NO_REGRESSION)
         if labels.integers and not numbers:
             places = {str(code): code for code in range(len(classes))}
             of_name = {value: places.get(value.removesuffix(".0")) for value in found}
@@ -207,11 +213,11 @@ def to_codes(labels: Labels, classes: Sequence[str]) -> np.ndarray:
         else:
             of_name = {value: _place(value, exact, folded) for value in found}
             if labels.kind or labels.integers:  # 1 and 1.0 are one number
-                same = {shortest(float(name)): exact[name] for name in numbers if "." in name} | exact
+                same = {format_number(float(name)): exact[name] for name in numbers if "." in name} | exact
                 of_name = {value: same.get(value.removesuffix(".0")) if of_name[value] is None else of_name[value]
                            for value in found}  # fmt: skip
             allowed = ", ".join(classes)
-        for mark in WITHOUT:
+        for mark in UNLABELLED_MARKS:
             if of_name.get(mark, 0) is None:
                 of_name[mark] = NO_LABEL
         wrong = labels.values.map(lambda value: value is not None and of_name[value] is None)

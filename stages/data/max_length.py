@@ -3,17 +3,17 @@
 from transformers import AutoConfig, PreTrainedConfig
 
 from stages.runtime.errors import UserError
-from stages.sources.fetch import model_folder
+from stages.sources.fetch import find_model_folder
 
 
 def check_max_length(manifest: dict, max_length: int) -> None:
     """Refuse rows that may be longer than the model has positions, before anything is computed."""
-    folder = model_folder(manifest)
+    folder = find_model_folder(manifest)
     try:
         config = AutoConfig.from_pretrained(folder).get_text_config()
     except Exception as error:  # the loaders raise a dozen kinds
         raise UserError(f"model.name: {manifest['name']}: no usable config.json ({str(error).strip()})") from error
-    positions = positions_of(config)
+    positions = count_positions(config)
     if positions is not None and max_length > positions:
         raise UserError(
             f"params.yaml: tokenize.max_length: {max_length}: {manifest['name']} has {positions} positions; "
@@ -21,7 +21,7 @@ def check_max_length(manifest: dict, max_length: int) -> None:
         )
 
 
-def positions_of(config: PreTrainedConfig) -> int | None:
+def count_positions(config: PreTrainedConfig) -> int | None:
     """How many positions a model has; None where it has no limit of its own.
 
     Transformers gives the many names of it one, `max_position_embeddings`. OPT's table has two more, which are not for

@@ -16,9 +16,9 @@ from huggingface_hub import DatasetCard
 from stages.data.csv_and_json import check_encoding, check_json, read_csv
 from stages.data.task import SPLITS
 from stages.runtime.errors import UserError, first_line
-from stages.runtime.files import scratch_folder
+from stages.runtime.files import temporary_folder
 from stages.runtime.params import Data
-from stages.sources.manifest import TABLES
+from stages.sources.manifest import TABLE_EXTENSIONS
 
 KINDS = {"jsonl": "json", "ndjson": "json"}  # endings that mean the same kind of table as another
 STATE = "state.json"  # `save_to_disk` writes it next to its arrow files
@@ -47,8 +47,8 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
     saved = {Path(name).with_name(STATE) for name in names if _kind(name) == "arrow"}
     names = [name for name in names if Path(name) not in saved]
     if not any(_kind(name) for name in names):
-        raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLES)}")
-    with scratch_folder("outs/data_source") as scratch:
+        raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
+    with temporary_folder("outs/data_source") as scratch:
         scratch = scratch.resolve()
         links = _link(folder, names, scratch / "files")
         datasets.disable_progress_bars()  # seconds even for SNLI, and they would stay in every log
@@ -71,7 +71,7 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
 
 def _ending(name):
     """The ending that makes a file a table, in lower case; empty for another file."""
-    return next((ending for ending in TABLES if name.lower().endswith(f".{ending}")), "")
+    return next((ending for ending in TABLE_EXTENSIONS if name.lower().endswith(f".{ending}")), "")
 
 
 def _kind(name):

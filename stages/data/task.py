@@ -27,12 +27,12 @@ class Task:
     group: str | None
 
     @property
-    def texts(self) -> list[str]:
+    def text_columns(self) -> list[str]:
         """What this project's tables call the columns: with a prefix, since a column may be called "label" or "row"."""
-        return text_names(self.columns)
+        return name_text_columns(self.columns)
 
     @property
-    def probabilities(self) -> list[str]:
+    def probability_columns(self) -> list[str]:
         """What predictions.parquet calls the classes' probabilities."""
         return [f"p_{name}" for name in self.classes]
 
@@ -47,6 +47,6 @@ class Task:
         write_json(path, asdict(self))
 
 
-def text_names(columns: Sequence[str]) -> list[str]:
+def name_text_columns(columns: Sequence[str]) -> list[str]:
     """Names of the data's text columns in this project's tables."""
     return [f"text_{column}" for column in columns]

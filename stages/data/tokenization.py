@@ -13,10 +13,10 @@ import pyarrow as pa
 from tokenizers import AddedToken, Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from stages.data.task import text_names
+from stages.data.task import name_text_columns
 from stages.runtime.errors import UserError
-from stages.runtime.params import COLUMN
-from stages.sources.fetch import model_folder
+from stages.runtime.params import PLACEHOLDER
+from stages.sources.fetch import find_model_folder
 
 AT_ONCE = 1000  # rows
 NEAR = 64  # characters around a cut that are tried one by one
@@ -30,7 +30,7 @@ def load_tokenizer(manifest: dict, **settings: object) -> PreTrainedTokenizerBas
         manifest: what `download` wrote.
         settings: further arguments of `from_pretrained`; they are saved with it, as a later change is not.
     """
-    folder = model_folder(manifest)
+    folder = find_model_folder(manifest)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **settings)
     except Exception as error:  # the loaders raise a dozen kinds
@@ -48,7 +48,7 @@ def load_tokenizer(manifest: dict, **settings: object) -> PreTrainedTokenizerBas
 
 
 def load_configured_tokenizer(manifest: dict, template: str, **settings: object) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, set so that `tokenizer(text)` makes the tokens of `read`. It is saved with these settings.
+    """The base's tokenizer, configured to make the tokens of `encode_rows` and saved with these settings.
 
     If the template has special tokens, this is true of texts that are `is_unambiguous`.
 
@@ -56,7 +56,7 @@ def load_configured_tokenizer(manifest: dict, template: str, **settings: object)
         manifest, settings: as `load_tokenizer` takes them.
     """
     tokenizer = load_tokenizer(manifest, split_special_tokens=True, **settings)
-    encoder = encoder_of(tokenizer, template)
+    encoder = get_encoder(tokenizer, template)
     if not encoder.special:
         return tokenizer
     adds = {} if encoder.adds else {"add_bos_token": False, "add_eos_token": False}
@@ -68,7 +68,7 @@ def is_unambiguous(text: str, tokenizer: PreTrainedTokenizerBase, template: str)
 
     If the template has none, no name is read as a token.
     """
-    if not encoder_of(tokenizer, template).special:
+    if not get_encoder(tokenizer, template).special:
         return True
     return all(text.count(name) == template.count(name) for name in special_tokens(tokenizer))
 
@@ -80,7 +80,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, AddedToken]:
 
 def describe_special_tokens(tokenizer: PreTrainedTokenizerBase, template: str, model: str) -> list[str]:
     """Lines for the user: the template's special tokens, and what looks like one and is none."""
-    special = dict.fromkeys(encoder_of(tokenizer, template).special)
+    special = dict.fromkeys(get_encoder(tokenizer, template).special)
     lines = [f"tokenize.template: read as special tokens: {', '.join(special)}"] if special else []
     alike = dict.fromkeys(re.findall(r"<\|[^|<>{}\s]+\|>", template))
     if spelled := [name for name in alike if name not in tokenizer.added_tokens_encoder]:
@@ -88,14 +88,14 @@ def describe_special_tokens(tokenizer: PreTrainedTokenizerBase, template: str, m
     return lines
 
 
-def tokenize(
+def tokenize_rows(
     rows: pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     max_length: int,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> pd.DataFrame:
-    """Add the columns `input_ids` (list of int, at most `max_length`) and `truncated` (bool): `read`, as a table.
+    """Add the columns `input_ids` (list of int, at most `max_length`) and `truncated` (bool) to a table.
 
     The tokens stay in arrow, 4 bytes each: as Python's numbers those of all of SNLI would fill 0.7 GB.
 
@@ -104,7 +104,7 @@ def tokenize(
     """
     encoded, truncated = [], []
     for start in range(0, len(rows), AT_ONCE):
-        _, ids, cut = read(rows[start : start + AT_ONCE], tokenizer, template, max_length)
+        _, ids, cut = encode_rows(rows[start : start + AT_ONCE], tokenizer, template, max_length)
         encoded.append(pa.array(ids, TOKENS))
         truncated += cut
         progress(len(ids))
@@ -112,7 +112,7 @@ def tokenize(
     return rows.assign(input_ids=ids, truncated=np.array(truncated, dtype=bool))
 
 
-def read(
+def encode_rows(
     rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, template: str, max_length: int
 ) -> tuple[list[str], list[list[int]], list[bool]]:
     """Put each row into the template, and make tokens of it.
@@ -121,13 +121,13 @@ def read(
     from the last token.
 
     Args:
-        rows: has the columns that the template reads, under this project's names for them (`text_names`).
+        rows: has the columns that the template reads, under this project's names for them (`name_text_columns`).
 
     Returns:
         (texts that the model reads, their tokens, at most `max_length`, whether a text was cut)
     """
-    names, encoder = columns_of(template), encoder_of(tokenizer, template)
-    columns = [rows[name].tolist() for name in text_names(names)]
+    names, encoder = parse_columns(template), get_encoder(tokenizer, template)
+    columns = [rows[name].tolist() for name in name_text_columns(names)]
     parts = [dict(zip(names, texts, strict=True)) for texts in zip(*columns, strict=True)]
     encoded, truncated = [], []
     for start in range(0, len(parts), AT_ONCE):
@@ -135,13 +135,13 @@ def read(
         for i, (ids, encoding) in enumerate(zip(rows, encodings, strict=True), start):
             truncated.append(len(ids) > max_length)
             if truncated[-1]:
-                parts[i], ids = truncate(parts[i], encoder.costs(parts[i], encoding.offsets), encoder, max_length)
+                parts[i], ids = truncate_row(parts[i], encoder.costs(parts[i], encoding.offsets), encoder, max_length)
             encoded.append(ids)
     encoder.check_ends(encoded)
-    return [fill(template, part) for part in parts], encoded, truncated
+    return [fill_template(template, part) for part in parts], encoded, truncated
 
 
-class Encoder:
+class TemplateEncoder:
     """Rows to tokens by a template: a special token's name is a token in the template, and text in a row's texts.
 
     The template's special tokens are renamed, in a copy of the tokenizer too, to names that no text has. Whatever else
@@ -157,7 +157,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
         known = special_tokens(tokenizer)
-        place = re.compile("|".join([COLUMN, *map(re.escape, sorted(known, key=len, reverse=True))]))
+        place = re.compile("|".join([PLACEHOLDER, *map(re.escape, sorted(known, key=len, reverse=True))]))
         self.special = [found[0] for found in place.finditer(template) if found[0] in known]
         added = tokenizer("a", return_special_tokens_mask=True)
         mask, names = added["special_tokens_mask"], tokenizer.convert_ids_to_tokens(added["input_ids"])
@@ -183,7 +183,7 @@ class Encoder:
 
     def encode_with_offsets(self, parts: Sequence[dict[str, str]]) -> tuple[list[list[int]], list[Encoding]]:
         """The same, and each row's encoding, whose `offsets` are those in `template` filled."""
-        texts = [fill(self.template, part) for part in parts]
+        texts = [fill_template(self.template, part) for part in parts]
         batch = self.tokenizer(texts, split_special_tokens=True, add_special_tokens=self.adds)
         rows = batch["input_ids"]
         if self.special:
@@ -214,7 +214,7 @@ class Encoder:
             offsets: of the row's tokens.
         """
         places, shift = [], 0  # of the texts in the row
-        for column in re.finditer(COLUMN, self.template):
+        for column in re.finditer(PLACEHOLDER, self.template):
             start, length = column.start() + shift, len(part[column[1]])
             places.append((start, start + length))
             shift += length - len(column[0])
@@ -226,11 +226,11 @@ class Encoder:
         return np.sort(needed)
 
 
-encoder_of = lru_cache(maxsize=2)(Encoder)  # a copy of a tokenizer takes 0.3 s and more
+get_encoder = lru_cache(maxsize=2)(TemplateEncoder)  # a copy of a tokenizer takes 0.3 s and more
 
 
-def truncate(
-    part: dict[str, str], needed: np.ndarray, encoder: Encoder, max_length: int
+def truncate_row(
+    part: dict[str, str], needed: np.ndarray, encoder: TemplateEncoder, max_length: int
 ) -> tuple[dict[str, str], list[int]]:
     """Cut a row's texts to as many characters each as fit -> (texts, tokens).
 
@@ -239,7 +239,7 @@ def truncate(
     counted near the cut alone, and the best of them is encoded whole.
 
     Args:
-        needed: the row's `Encoder.costs`.
+        needed: the row's `TemplateEncoder.costs`.
     """
 
     def cut(end, start=0):
@@ -264,11 +264,11 @@ def truncate(
     return cut(end), ids
 
 
-def columns_of(template: str) -> tuple[str, ...]:
+def parse_columns(template: str) -> tuple[str, ...]:
     """The columns that a template reads, each once, in its order."""
-    return tuple(dict.fromkeys(re.findall(COLUMN, template)))
+    return tuple(dict.fromkeys(re.findall(PLACEHOLDER, template)))
 
 
-def fill(template: str, texts: dict[str, str]) -> str:
+def fill_template(template: str, texts: dict[str, str]) -> str:
     """The text that the model reads. Not str.format: braces in a text are text."""
-    return re.sub(COLUMN, lambda column: texts[column[1]], template)
+    return re.sub(PLACEHOLDER, lambda column: texts[column[1]], template)

@@ -13,13 +13,14 @@ class Architecture:
     Attributes:
         layer: the layer's class in transformers.
         can_fuse: can_fuse(layer) says whether a layer of this class, with its own options, can compute by `forward`.
-        shared_inputs: shared_inputs(layer) gives all linear modules of the layer, in groups that read the same tensor.
+        linears_by_input: linears_by_input(layer) gives all linear modules of the layer, those that read the same
+            tensor together.
         forward: forward(layer, project, x, rows) replaces the forward of `layer`. project: the model's
-            `linears.Projections`. x: [1, tokens, hidden] of rows end to end, or [rows, length, hidden]. rows: their
-            `attention.Rows`.
+            `fused_linear.FusedProjections`. x: [1, tokens, hidden] of packed rows, or [rows, length, hidden]. rows:
+            their `attention.RowLayout`.
     """
 
     layer: type[torch.nn.Module]
     can_fuse: Callable[[torch.nn.Module], bool]
-    shared_inputs: Callable[[torch.nn.Module], Sequence[Sequence[torch.nn.Module]]]
+    linears_by_input: Callable[[torch.nn.Module], Sequence[Sequence[torch.nn.Module]]]
     forward: Callable[..., torch.Tensor]

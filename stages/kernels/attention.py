@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.index_limits import check_indices
+from stages.kernels.index_limits import check_index_range
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLayout:
     """Where the rows of a batch stand.
 
     Attributes:
@@ -31,7 +31,7 @@ class Rows:
     sin: torch.Tensor
 
     @classmethod
-    def of(
+    def from_layer_inputs(
         cls, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor],
         cu_seq_lens_q: torch.Tensor | None, max_length_q: int | None,
     ) -> Self:  # fmt: skip
@@ -49,7 +49,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Heads:
+class AttentionConfig:
     """The shape of an attention: heads of queries, of keys and values, elements of each, factor of the products.
 
     A token sees the last `window` tokens, itself among them; None: all of its row up to itself.
@@ -71,13 +71,13 @@ class Attention(torch.autograd.Function):
     """Rotary embedding (Su et al. 2021), then causal attention within each row.
 
     As in transformers, dimension i of a head turns with i + rotated / 2, and what is beyond `rotated` stays.
-    qkv [..., widths of `Heads`], the output [..., queries * size].
+    qkv [..., widths of `AttentionConfig`], the output [..., queries * size].
     """
 
     @staticmethod
-    def forward(ctx, qkv: torch.Tensor, heads: Heads, rows: Rows) -> torch.Tensor:
+    def forward(ctx, qkv: torch.Tensor, heads: AttentionConfig, rows: RowLayout) -> torch.Tensor:
         flat = qkv.reshape(-1, qkv.shape[-1])
-        out, lse = attend(flat, heads, rows)
+        out, lse = attention_forward(flat, heads, rows)
         ctx.heads, ctx.rows = heads, rows
         ctx.save_for_backward(flat, out, lse)
         return out.view(*qkv.shape[:-1], -1)
@@ -86,16 +86,16 @@ class Attention(torch.autograd.Function):
     def backward(ctx, dout: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         flat, out, lse = ctx.saved_tensors
         dqkv = torch.empty_like(flat)
-        write_grads(flat, out, lse, dout.reshape(out.shape).contiguous(), dqkv, ctx.heads, ctx.rows)
+        attention_backward(flat, out, lse, dout.reshape(out.shape).contiguous(), dqkv, ctx.heads, ctx.rows)
         return dqkv.view(*dout.shape[:-1], -1), None, None
 
 
-def fits(size: int, dtype: torch.dtype) -> bool:
+def fits_shared_memory(size: int, dtype: torch.dtype) -> bool:
     """Whether tiles of heads of this size fit the shared memory of every GPU: in fp32 those of a T4 are too small."""
     return size <= 128 or dtype.itemsize == 2
 
 
-def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def attention_forward(qkv: torch.Tensor, heads: AttentionConfig, rows: RowLayout) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of [tokens, columns]: queries, keys and values are its first columns.
 
     Returns:
@@ -104,7 +104,7 @@ def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, t
     tokens = len(qkv)
     out = torch.empty((tokens, heads.widths[0]), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((heads.queries, tokens), dtype=torch.float32, device=qkv.device)
-    check_indices(max(qkv.stride(0), 2 * heads.widths[0]) * tokens)
+    check_index_range(max(qkv.stride(0), 2 * heads.widths[0]) * tokens)
     settings, blocks, programs = _launch(qkv, heads, rows, _block(qkv, heads), rows.longest)
     _forward_kernel[(programs, heads.queries)](
         qkv, out, lse, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1, blocks, tokens, qkv.stride(0),
@@ -113,9 +113,9 @@ def attend(qkv: torch.Tensor, heads: Heads, rows: Rows) -> tuple[torch.Tensor, t
     return out, lse
 
 
-def write_grads(
-    qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dqkv: torch.Tensor, heads: Heads,
-    rows: Rows,
+def attention_backward(
+    qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dqkv: torch.Tensor,
+    heads: AttentionConfig, rows: RowLayout,
 ) -> None:  # fmt: skip
     """Write the gradient of the queries, keys and values into the first columns of dqkv."""
     tokens, (queries, keys, _) = len(qkv), heads.widths

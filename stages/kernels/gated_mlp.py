@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 
 from stages.kernels.activation import activation
-from stages.kernels.index_limits import check_indices
+from stages.kernels.index_limits import check_index_range
 
 BLOCK = 1024
 
 
-class Gated(torch.autograd.Function):
+class GatedActivation(torch.autograd.Function):
     """activation(gate) · up, computed in fp32 and rounded once.
 
     Shapes: [..., 2 * width], gate and up side by side, to [..., width]. The activation is SiLU, or GELU in its form
@@ -41,7 +41,7 @@ class Gated(torch.autograd.Function):
 
 def _launch(kernel, gate_up, *args):
     n = gate_up.numel() // 2
-    check_indices(2 * n)
+    check_index_range(2 * n)
     kernel[(triton.cdiv(n, BLOCK),)](gate_up, *args[:-1], n, GELU=args[-1], BLOCK=BLOCK)
 
 

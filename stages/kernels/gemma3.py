@@ -5,7 +5,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 
 from stages.kernels import attention, llama
 from stages.kernels.architecture import Architecture
-from stages.kernels.linears import Projections
+from stages.kernels.fused_linear import FusedProjections
 from stages.kernels.norm import RMSNorm, add_norm
 
 
@@ -14,10 +14,12 @@ def can_fuse(layer: Gemma3DecoderLayer) -> bool:
     return llama.can_fuse(layer) and layer.self_attn.attn_logit_softcapping is None
 
 
-def forward(layer: Gemma3DecoderLayer, project: Projections, x: torch.Tensor, rows: attention.Rows) -> torch.Tensor:
+def forward(
+    layer: Gemma3DecoderLayer, project: FusedProjections, x: torch.Tensor, rows: attention.RowLayout
+) -> torch.Tensor:
     """transformers' Gemma3DecoderLayer.forward."""
     before, after, before_mlp, after_mlp = (
-        RMSNorm.of(module)
+        RMSNorm.from_module(module)
         for module in (
             layer.input_layernorm,
             layer.post_attention_layernorm,
@@ -30,4 +32,4 @@ def forward(layer: Gemma3DecoderLayer, project: Projections, x: torch.Tensor, ro
     return add_norm(x, llama.grow(layer, project, normed), norm_y=after_mlp)[1]
 
 
-GEMMA3 = Architecture(Gemma3DecoderLayer, can_fuse, llama.shared_inputs, forward)
+GEMMA3 = Architecture(Gemma3DecoderLayer, can_fuse, llama.linears_by_input, forward)

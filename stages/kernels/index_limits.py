@@ -3,7 +3,7 @@
 from stages.runtime.errors import UserError
 
 
-def check_indices(*elements: int) -> None:
+def check_index_range(*elements: int) -> None:
     """Refuse what 32-bit indices do not reach.
 
     Args:

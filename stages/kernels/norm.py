@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.index_limits import check_indices
+from stages.kernels.index_limits import check_index_range
 
 # What is added to the weight in the norms of transformers' classes.
 OFFSETS = dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), 0.0) | dict.fromkeys(
@@ -33,7 +33,7 @@ class RMSNorm(NamedTuple):
     offset: float
 
     @classmethod
-    def of(cls, module: torch.nn.Module) -> Self:
+    def from_module(cls, module: torch.nn.Module) -> Self:
         """A norm of transformers, of a class in `OFFSETS`."""
         offset = OFFSETS[type(module).__name__]
         return cls(module.weight, module.eps if offset else module.variance_epsilon, offset)
@@ -132,7 +132,7 @@ def _launch(kernel, shape, *args):
     block = triton.next_power_of_2(columns)
     rows, together = math.prod(shape[:-1]), max(1, TILE // block)
     warps = min(16, max(4, block // 512))
-    check_indices(rows * columns)
+    check_index_range(rows * columns)
     programs = triton.cdiv(rows, together)
     kernel[(programs,)](*args, rows, columns, ROWS=together, BLOCK=block, num_warps=warps)
 

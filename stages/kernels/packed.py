@@ -2,10 +2,10 @@
 
 import torch
 
-from stages.kernels.fusion import classifier_of
+from stages.kernels.fusion import unwrap_peft
 
 
-def logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], longest: int) -> torch.Tensor:
+def compute_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], longest: int) -> torch.Tensor:
     """Logits [rows, classes].
 
     Args:
@@ -13,7 +13,7 @@ def logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], longest: int)
         batch: from `task.batching.pack_rows`, on the model's device.
         longest: no row has more tokens.
     """
-    classifier, ids = classifier_of(model), batch["input_ids"][None]
+    classifier, ids = unwrap_peft(model), batch["input_ids"][None]
     states = classifier.base_model(
         input_ids=ids,
         position_ids=batch["positions"][None],

@@ -8,6 +8,6 @@ from stages.kernels.architecture import Architecture
 ARCHITECTURES: tuple[Architecture, ...] = (phi.PHI, *llama.LLAMAS, gemma3.GEMMA3)
 
 
-def architecture_of(module: torch.nn.Module) -> Architecture | None:
+def find_architecture(module: torch.nn.Module) -> Architecture | None:
     """The architecture whose decoder layer `module` is; None for another module, or where the layer can't be fused."""
     return next((a for a in ARCHITECTURES if isinstance(module, a.layer) and a.can_fuse(module)), None)

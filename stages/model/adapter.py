@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from stages.runtime import params
-from stages.runtime.errors import UserError, kind_and_line
+from stages.runtime.errors import UserError, type_and_first_line
 from stages.runtime.files import read_json, write_json
 
 
@@ -40,7 +40,9 @@ def add_lora(model: PreTrainedModel, group: params.Lora, seed: int) -> PeftModel
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"params.yaml: lora.target_modules: {group.target_modules}: {kind_and_line(error)}") from error
+        raise UserError(
+            f"params.yaml: lora.target_modules: {group.target_modules}: {type_and_first_line(error)}"
+        ) from error
 
 
 def _check_targets(model, wanted):
@@ -124,7 +126,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, manifest: dict) -> PeftMo
     try:
         model = PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as error:  # missing or truncated weights, shapes of another base
-        raise UserError(f"{folder}: not loadable as an adapter ({kind_and_line(error)}); run `dvc repro`") from error
+        raise UserError(
+            f"{folder}: not loadable as an adapter ({type_and_first_line(error)}); run `dvc repro`"
+        ) from error
     weights = folder / "adapter_model.safetensors"
     with safe_open(weights, "pt") as saved:  # PEFT only warns, and leaves what is missing as it was drawn
         missing = sorted(set(get_peft_model_state_dict(model)) - set(saved.keys()))

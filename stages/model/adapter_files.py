@@ -7,7 +7,7 @@ from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
 from stages.runtime import files, params
-from stages.sources.fetch import read_from
+from stages.sources.fetch import use_folder
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -76,8 +76,8 @@ def read_adapter(adapter: Path, base_only: bool = False, base: Path | None = Non
     manifest = _read(adapter / "base.json", Manifest).model_dump()
     if not base_only:
         _read(adapter / "adapter_config.json", AdapterConfig)
-    return reading, read_from(manifest, base) if base else manifest
+    return reading, use_folder(manifest, base) if base else manifest
 
 
 def _read(path, group):
-    return params.checked(files.read_json(path), group, path)
+    return params.validate(files.read_json(path), group, path)

@@ -22,8 +22,8 @@ from stages.model import base_cache
 from stages.model.devices import pick_precision
 from stages.model.head import check_head, draw_head
 from stages.runtime import params
-from stages.runtime.errors import UserError, kind_and_line
-from stages.sources.fetch import model_folder
+from stages.runtime.errors import UserError, type_and_first_line
+from stages.sources.fetch import find_model_folder
 
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
 TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function
@@ -53,9 +53,9 @@ def load_base(
     Returns:
         a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
     """
-    folder = model_folder(manifest)
+    folder = find_model_folder(manifest)
     settings = group.model_dump(exclude={"name", "revision", "head_init"})  # the digest stands for the first two
-    model = base_cache.model_of(
+    model = base_cache.share_model(
         (manifest["digest"], settings, tuple(classes), device),
         lambda: _frozen(folder, manifest, group, classes, device, tokenizer),
     )
@@ -79,16 +79,18 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
         raise
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"model.name: {manifest['name']} does not fit this GPU's memory ({kind_and_line(error)})"
+            f"model.name: {manifest['name']} does not fit this GPU's memory ({type_and_first_line(error)})"
         ) from error
     except Exception as error:  # a truncated shard, an unknown architecture, a pickled checkpoint: a dozen kinds
-        raise UserError(f"model.name: {manifest['name']}: not loadable as a model ({kind_and_line(error)})") from error
+        raise UserError(
+            f"model.name: {manifest['name']}: not loadable as a model ({type_and_first_line(error)})"
+        ) from error
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):  # it does so unasked
         raise UserError(
             f"model.name: {manifest['name']}: transformers loaded an adapter with the base; "
             f"remove adapter_config.json from {folder}"
         )
-    settle_4_bit_layers(model)
+    stabilize_4_bit_layers(model)
     check_head(model)
     if group.quantization == "nf4":
         _check_quantised(model, manifest["name"])
@@ -122,7 +124,7 @@ def classifier_config(
             f"model.name: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
         )
     if group.hidden_act:
-        exchange_activation(config, group.hidden_act, manifest["name"])
+        replace_activation(config, group.hidden_act, manifest["name"])
     config.pad_token_id, config.use_cache = tokenizer.pad_token_id, False
     return config
 
@@ -146,7 +148,7 @@ def precision_arguments(group: params.Model, device: torch.device) -> dict:
     return arguments
 
 
-def settle_4_bit_layers(model: torch.nn.Module) -> None:
+def stabilize_4_bit_layers(model: torch.nn.Module) -> None:
     """Let bitsandbytes' layers stay as they are from the first use on, in place."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -155,7 +157,7 @@ def settle_4_bit_layers(model: torch.nn.Module) -> None:
                 module.bias.data = module.bias.data.to(module.compute_dtype)  # bitsandbytes does so at the first use
 
 
-def exchange_activation(config: PreTrainedConfig, wanted: str, name: str) -> None:
+def replace_activation(config: PreTrainedConfig, wanted: str, name: str) -> None:
     """Set a model's activation to another form of the same function, in place; refuse to make it another function.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from stages.data.batching import collate, divide, lengths_of, pack_rows
+from stages.data.batching import assign_batches, count_tokens, pack_rows, pad_rows
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import load_adapter
 from stages.model.base import load_base
@@ -20,7 +20,7 @@ from stages.runtime import distributed, params
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-class ClassifierSettings(Protocol):
+class ClassifierParams(Protocol):
     """How a classifier is built and its inputs are read: params.yaml, or an adapter's classifier.json."""
 
     seed: int
@@ -42,13 +42,13 @@ class Classifier:
     def __init__(self, model: torch.nn.Module, tokenizer, batches: params.Batches, max_length: int):
         self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
         logits = speed_up(model)
-        self.end_to_end = logits if batches.padding == "none" else None
+        self.packed_logits = logits if batches.padding == "none" else None
 
     @classmethod
     def load(
         cls,
         manifest: dict,
-        reading: ClassifierSettings,
+        reading: ClassifierParams,
         classes: Sequence[str],
         device: torch.device,
         adapter: Path | None = None,
@@ -80,16 +80,16 @@ class Classifier:
         Returns:
             float64 [rows, classes], in the order of `examples`, on every rank.
         """
-        order, lengths = np.arange(len(examples)), lengths_of(examples)
+        order, lengths = np.arange(len(examples)), count_tokens(examples)
         if self.batches.order != "random":  # longest first: running out of memory shows at once
             order = np.argsort(-lengths, kind="stable")
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        mine = divide([lengths[rows].sum() for rows in batches], distributed.world_size())[distributed.rank()]
+        mine = assign_batches([lengths[rows].sum() for rows in batches], distributed.world_size())[distributed.rank()]
         done = []
         with (
             sdpa_kernel(ATTENTION),
             tqdm(total=sum(len(batches[i]) for i in mine), desc=title, unit="row",
-                 disable=distributed.no_bar() if title else True) as bar,
+                 disable=distributed.progress_bar_disabled() if title else True) as bar,
         ):  # fmt: skip
             for rows in map(batches.__getitem__, mine):
                 logits = self._logits([examples[i] for i in rows])
@@ -104,12 +104,12 @@ class Classifier:
 
     def _logits(self, examples):
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
-        if self.end_to_end:
+        if self.packed_logits:
             batch = pack_rows(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            return self.end_to_end(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
+            return self.packed_logits(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
         batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
-        batch = collate(examples, pad_id, batches, self.max_length)
+        batch = pad_rows(examples, pad_id, batches, self.max_length)
         return self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits
 
 
@@ -119,13 +119,13 @@ def speed_up(model: torch.nn.Module) -> Callable | None:
     On a GPU its layers compute as they do in the fast step; else LoRA computes in the precision of the activations.
 
     Returns:
-        `packed.logits` where the model takes rows end to end, else None.
+        `packed.compute_logits` where the model takes rows end to end, else None.
     """
     if next(model.parameters()).is_cuda and find_spec("triton"):
         from stages.kernels import fusion, packed
 
-        fused = fusion.fuse_for_evaluation(model, fusion.has_room(model))
-        return packed.logits if fused and fusion.takes_packed_rows(model) else None
+        fused = fusion.fuse_for_evaluation(model, fusion.dequantized_weights_fit(model))
+        return packed.compute_logits if fused and fusion.takes_packed_rows(model) else None
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)

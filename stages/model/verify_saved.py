@@ -11,24 +11,24 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch.nn.attention import sdpa_kernel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.data.batching import lengths_of
-from stages.model.base import precision_arguments, settle_4_bit_layers
+from stages.data.batching import count_tokens
+from stages.model.base import precision_arguments, stabilize_4_bit_layers
 from stages.model.classifier import ATTENTION
 from stages.model.devices import pick_precision
 from stages.runtime import params
-from stages.runtime.errors import UserError, kind_and_line
-from stages.sources.fetch import model_folder
+from stages.runtime.errors import UserError, type_and_first_line
+from stages.sources.fetch import find_model_folder
 
 ROWS = 8
-# How far the logits may be apart, as `distance` has it, by the precision of the products. Gemma 3 270M on SNLI's texts,
-# on a CPU, came back at 1e-6 (fp32), 0.001 (fp16), and 0.01 and 0.04 (bf16), by rounding alone. It was at 0.4 to 1.3
+# The largest `relative_distance` of the logits, by the precision of the products. Gemma 3 270M on SNLI's texts, on a
+# CPU, came back at 1e-6 (fp32), 0.001 (fp16), and 0.01 and 0.04 (bf16), by rounding alone. It was at 0.4 to 1.3
 # with half of alpha, at 0.35 with another pad token, at 1 to 2 with silu for gelu, at 1 to 7 with another head. In bf16
 # gelu for its tanh form stays within rounding.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.03, "bf16": 0.2}
 
 
 @dataclass(frozen=True)
-class Trained:
+class AdapterSnapshot:
     """What a trained model knows and answers, kept apart from it, so that its memory can be given back.
 
     Attributes:
@@ -43,13 +43,13 @@ class Trained:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PeftModel, examples: Sequence[dict]) -> Self:
+    def take(cls, model: PeftModel, examples: Sequence[dict]) -> Self:
         """Ask a model, which comes back in evaluation mode; each row stands alone, so without padding.
 
         Args:
             examples: rows to choose from, of {"input_ids": ints}.
         """
-        by_length = np.argsort(lengths_of(examples), kind="stable")
+        by_length = np.argsort(count_tokens(examples), kind="stable")
         places = np.unique(np.linspace(0, len(by_length) - 1, ROWS).round().astype(int))
         some = [examples[row] for row in by_length[places]]
         device = next(model.parameters()).device
@@ -60,7 +60,7 @@ class Trained:
 
 
 def verify_saved_adapter(
-    folder: Path, trained: Trained, manifest: dict, group: params.Model, device: torch.device
+    folder: Path, trained: AdapterSnapshot, manifest: dict, group: params.Model, device: torch.device
 ) -> None:
     """Read an adapter back by plain transformers and PEFT, and compare it with the model that was saved.
 
@@ -80,12 +80,12 @@ def verify_saved_adapter(
         model = _read(folder, manifest, group, device)
         logits = _logits(model, folder, trained.examples)
     except Exception as error:  # a weight or a file that is not there, another shape: a dozen kinds
-        raise UserError(f"{failed} is not loadable ({kind_and_line(error)})") from error
+        raise UserError(f"{failed} is not loadable ({type_and_first_line(error)})") from error
     found = {name: weight.cpu() for name, weight in get_peft_model_state_dict(model).items()}
     for name, weight in trained.weights.items():
         if name not in found or not torch.equal(found[name], weight.to(found[name].dtype)):
             raise UserError(f"{failed} has another {name} than the trained model")
-    apart, allowed = distance(logits, trained.logits), TOLERANCES[pick_precision(group, device)]
+    apart, allowed = relative_distance(logits, trained.logits), TOLERANCES[pick_precision(group, device)]
     if not apart <= allowed:  # NaN too
         raise UserError(
             f"{failed} answers otherwise than the trained model: the logits are {apart:.2g} of their size apart, "
@@ -93,17 +93,17 @@ def verify_saved_adapter(
         )
 
 
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative distance of two tensors, by the Euclidean norm of all elements."""
     return ((found - expected).norm() / expected.norm()).item()
 
 
 def _read(folder, manifest, group, device):
     base = AutoModelForSequenceClassification.from_pretrained(
-        model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
+        find_model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
         use_safetensors=True, **precision_arguments(group, device),
     )  # fmt: skip
-    settle_4_bit_layers(base)
+    stabilize_4_bit_layers(base)
     return PeftModel.from_pretrained(base, str(folder)).eval()
 
 

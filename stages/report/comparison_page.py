@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, Difference
 from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.analysis.multi_seed.scores import RecipeScores, Score
-from stages.report.document import as_text, environment
+from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
-from stages.report.formatting import bounds, percent, signed, signed_bounds, size
-from stages.report.render import render, short
-from stages.report.wording import level
+from stages.report.formatting import percent, percent_interval, points, points_interval, signed_points
+from stages.report.render import render, shorten
+from stages.report.wording import confidence_level
 
 TERMINAL_WIDTH = 120  # columns
 NAME_WIDTH = 22  # characters of a recipe's name in a table; the list below the tables has the whole name
@@ -52,9 +52,9 @@ class RecipeComparison:
 
 def render_markdown(comparison: RecipeComparison) -> str:
     """Tables, explanations and signature. All lines but the signature fit into `TERMINAL_WIDTH`."""
-    runs = [wrap(f"- {recipe_letter(n)}: {as_text(run)}", "  ") for n, run in enumerate(comparison.runs)]
-    tables = [format_table(lines) for lines in list_tables(comparison)]
-    paragraphs = [f"Note: {as_text(note)}" for note in comparison.notes] + explain(comparison)
+    runs = [wrap(f"- {recipe_letter(n)}: {escape_markdown(run)}", "  ") for n, run in enumerate(comparison.runs)]
+    tables = map(format_table, list_tables(comparison))
+    paragraphs = [f"Note: {escape_markdown(note)}" for note in comparison.notes] + explain(comparison)
     parts = [summarize(comparison), *tables, "\n".join(runs), *map(wrap, paragraphs)]
     return "\n\n".join([*parts, f"Signature: `{sign(comparison)}`"]) + "\n"
 
@@ -98,7 +98,7 @@ def recipe_letter(number: int) -> str:
 
 def short_names(comparison: RecipeComparison, length: int) -> list[str]:
     """The recipes' names, each after its letter and cut to `length` characters."""
-    return [f"{recipe_letter(n)} {short(recipe.name, length)}" for n, recipe in enumerate(comparison.scores)]
+    return [f"{recipe_letter(n)} {shorten(recipe.name, length)}" for n, recipe in enumerate(comparison.scores)]
 
 
 def summarize(comparison: RecipeComparison) -> str:
@@ -106,7 +106,7 @@ def summarize(comparison: RecipeComparison) -> str:
     count = len(comparison.scores)
     return (
         f"{count} recipe{'s' if count > 1 else ''} on the same {comparison.row_count:,} test rows. "
-        f"In brackets: {level(comparison.confidence)} confidence intervals."
+        f"In brackets: {confidence_level(comparison.confidence)} confidence intervals."
     )
 
 
@@ -120,7 +120,7 @@ def list_scores(comparison: RecipeComparison) -> list[list[str]]:
     """Header and lines of the table of scores."""
 
     def format_score(score: Score) -> str:
-        return f"{percent(score.value)} ({bounds((score.low, score.high))})"
+        return f"{percent(score.value)} ({percent_interval((score.low, score.high))})"
 
     lines = [
         [name, list_seeds(s.seeds), format_score(s.accuracy), format_score(s.f1_weighted), format_score(s.f1_macro)]
@@ -140,11 +140,11 @@ def list_differences(comparison: RecipeComparison) -> list[list[str]]:
     lines = [
         [
             name,
-            f"{signed(d.value)} ({signed_bounds((d.low, d.high))})",
+            f"{signed_points(d.value)} ({points_interval((d.low, d.high))})",
             format_p(d.p),
             format_p(d.p_holm),
             d.verdict + (" (these seeds)" if d.design == "rows only" else ""),
-            size(d.smallest_detectable) if d.smallest_detectable < 1 else "none",
+            points(d.smallest_detectable) if d.smallest_detectable < 1 else "none",
         ]
         for name, d in zip(short_names(comparison, NAME_WIDTH)[1:], comparison.differences, strict=True)
     ]
@@ -192,8 +192,8 @@ def explain_variance(comparison: RecipeComparison) -> str:
         variances = [recipe.seed_deviation**2 for recipe in several_seeds]
         pooled = np.average(variances, weights=degrees_of_freedom) ** 0.5
         sentences.append(
-            f"Seeds: the accuracy of trainings that differ only in seed varies by {size(pooled)} points on these rows "
-            f"(standard deviation, {sum(len(recipe.seeds) for recipe in several_seeds)} trainings)."
+            f"Seeds: the accuracy of trainings that differ only in seed varies by {points(pooled)} points on these "
+            f"rows (standard deviation, {sum(len(recipe.seeds) for recipe in several_seeds)} trainings)."
         )
     errors = format_range([recipe.row_standard_error for recipe in comparison.scores])
     of_differences = (
@@ -210,7 +210,7 @@ def explain_variance(comparison: RecipeComparison) -> str:
 
 def format_range(shares: Sequence[float]) -> str:
     """The smallest and the largest of some shares, in points."""
-    ends = list(dict.fromkeys(size(end) for end in (min(shares), max(shares))))
+    ends = list(dict.fromkeys(points(end) for end in (min(shares), max(shares))))
     return " to ".join(ends)
 
 
@@ -236,8 +236,8 @@ def wrap(text: str, indent: str = "") -> str:
 
 
 def format_table(lines: list[list[str]]) -> str:
-    """A Markdown table whose columns are aligned, for a terminal too."""
-    cells = [[as_text(name), *others] for name, *others in lines]
+    """A Markdown table with aligned columns, which is readable in a terminal too."""
+    cells = [[escape_markdown(name), *others] for name, *others in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
     return "\n".join([rows[0], "| " + " | ".join("-" * width for width in widths) + " |", *rows[1:]])

@@ -14,19 +14,19 @@ GRACE = 3.0  # seconds that a rank's error may come after the one that tells why
 APART = 0.5  # seconds between two ranks that would say the same: torchrun looks ten times a second
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether a launcher started this process; both of them say so."""
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def rank() -> int:
     """This process's number among all of the run."""
-    return int(os.environ["RANK"]) if launched() else 0
+    return int(os.environ["RANK"]) if is_launched() else 0
 
 
 def world_size() -> int:
     """Processes of the run, on all machines."""
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def local_rank() -> int:
@@ -39,7 +39,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def no_bar() -> bool | None:
+def progress_bar_disabled() -> bool | None:
     """`tqdm`'s `disable`: the first rank has a bar where there is a terminal, the others have none."""
     return None if is_main() else True
 
@@ -50,7 +50,7 @@ def init_process_group(device: Any) -> None:
     Args:
         device: torch.device of this rank. GPUs speak by NCCL, CPUs by Gloo.
     """
-    if not launched():
+    if not is_launched():
         return
     import torch
 
@@ -97,7 +97,7 @@ def all_reduce(tensor: Any) -> None:
 
 def shut_down() -> None:
     """Called when all is done."""
-    if launched():
+    if is_launched():
         import torch
 
         if torch.distributed.is_initialized():

@@ -109,7 +109,7 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         told = error if isinstance(error, UserError) else full_disk(error)
         message = f"error: {one_line(told)}" if told else traceback.format_exc()
-        if distributed.launched():
+        if distributed.is_launched():
             distributed.fail(message, at_once=told is not None and distributed.is_main())
         if told is None:
             raise
@@ -142,7 +142,7 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def kind_and_line(error: BaseException) -> str:
+def type_and_first_line(error: BaseException) -> str:
     """The class of an error and its first line."""
     name, line = type(error).__name__, first_line(error)
     return name if line == name else f"{name}: {line}"

@@ -21,7 +21,7 @@ from stages.runtime.errors import UserError, report_full_disk
 
 
 @contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it takes the place of `path` when the block ends well."""
     path = Path(path)
     temporary = _temporary(path)
@@ -50,7 +50,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder(path: str | Path) -> Iterator[Path]:
+def temporary_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, gone when the block ends."""
     temporary = _temporary(Path(path))
     temporary.mkdir(parents=True)
@@ -89,7 +89,7 @@ def _lives(process):
 
 def write_json(path: str | Path, value: dict) -> None:
     """Write JSON that DVC can read as metrics: numbers that are not finite are left out."""
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -103,13 +103,13 @@ def _finite(value):
 
 def write_csv(path: str | Path, table: pd.DataFrame, quoting: int = csv.QUOTE_MINIMAL) -> None:
     """Write a table; where it holds any text, all text is to be quoted, else a bare carriage return ends the row."""
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write text as UTF-8, with the same line ends on every machine."""
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -127,8 +127,8 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFra
     return _read_parquet(path, functools.partial(pd.read_parquet, columns=columns))
 
 
-def read_columns(path: str | Path, columns: list[str]) -> pa.Table:
-    """Read some columns of a parquet file as arrow has them: no Python object for each row."""
+def read_columns(path: str | Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a parquet file as an arrow table, which has no Python object for each row: some of its columns, or all."""
     return _read_parquet(path, functools.partial(pq.read_table, columns=columns))
 
 
@@ -139,7 +139,7 @@ def _read_parquet(path, read):
         raise UserError(f"{path}: not readable as parquet ({error}); run `dvc repro`") from error
 
 
-def same_on_all_ranks(find: Callable[[], object], what: str) -> None:
+def check_same_on_all_ranks(find: Callable[[], object], what: str) -> None:
     """Raise UserError where a rank finds another value, or has other code: the run would be of both.
 
     Args:

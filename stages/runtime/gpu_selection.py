@@ -18,62 +18,61 @@ from pathlib import Path
 from stages.runtime import distributed, params
 from stages.runtime.errors import UserError
 
-STAGES = ("eval_base", "train_qlora", "eval_lora")  # those that use a GPU
-DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
-POLL = 1.0  # seconds between two looks for a free GPU
-POLL_RANKS = 0.05  # the same for this run's other ranks, who are seldom late
-HELD = "STAGE_HOLDS_GPU"  # in the environment: this process or one above it has done what follows
+DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
+POLL_SECONDS = 1.0  # seconds between two looks for a free GPU
+RANK_POLL_SECONDS = 0.05  # the same for this run's other ranks, who are seldom late
+SELECTED_BY = "STAGE_HOLDS_GPU"  # in the environment: this process or one above it has done what follows
 
 
-def hold() -> None:
-    """`take` a GPU for as long as this process lives, where params.yaml here says `device: cuda`."""
+def select_gpu_from_params() -> None:
+    """`select_gpu` a GPU for as long as this process lives, where params.yaml here says `device: cuda`."""
     try:
         wanted = params.load().device == "cuda"
     except UserError:  # whoever needs the parameters will say it
         return
     if wanted:
-        take()
+        select_gpu()
 
 
-def take() -> None:
+def select_gpu() -> None:
     """Lock the first free of the GPUs that CUDA shows, and have CUDA show that one alone. Waits where none is free.
 
     A launcher's ranks each lock the GPU that they will use, which CUDA knows by the rank's number among those of the
     machine. They are shown all. A process that one with a GPU has started uses that one's.
     """
-    if HELD in os.environ:
+    if SELECTED_BY in os.environ:
         return
-    os.environ[HELD] = str(os.getpid())
-    if distributed.launched():
-        _take_as_rank(visible())
+    os.environ[SELECTED_BY] = str(os.getpid())
+    if distributed.is_launched():
+        _take_as_rank(list_visible_gpus())
         return
-    names = slices() or visible()
+    names = list_mig_slices() or list_visible_gpus()
     if names:
         taken = _wait_for(names)
         if len(names) > 1:  # transformers takes cuda:0, whatever torch.cuda.set_device says
             os.environ["CUDA_VISIBLE_DEVICES"] = taken
 
 
-def slices() -> list[str]:
+def list_mig_slices() -> list[str]:
     """The MIG slices that CUDA_VISIBLE_DEVICES names: CUDA shows a process the first of them alone."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return names if all(name.startswith("MIG-") for name in names) else []
 
 
-def visible() -> list[str]:
+def list_visible_gpus() -> list[str]:
     """UUIDs of the GPUs that CUDA shows, in its order; none where it can't be asked, as on a machine without."""
-    if "CUDA_VISIBLE_DEVICES" not in os.environ and len(only := of_the_machine()) == 1:
+    if "CUDA_VISIBLE_DEVICES" not in os.environ and len(only := list_machine_gpus()) == 1:
         return only  # asking CUDA would take half a second
     script = Path(__file__).with_name("visible_gpus.py")
     return subprocess.run([sys.executable, "-IS", str(script)], capture_output=True, text=True).stdout.split()
 
 
-def of_the_machine() -> list[str]:
+def list_machine_gpus() -> list[str]:
     """UUIDs of the machine's GPUs as NVIDIA's driver for Linux tells them, in no order that means anything.
 
     Of a GPU that nothing has used yet it may tell question marks: that one is missing.
     """
-    told = "".join(file.read_text() for file in DRIVER.glob("*/information"))
+    told = "".join(file.read_text() for file in DRIVER_FOLDER.glob("*/information"))
     return re.findall(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)$", told, re.MULTILINE)
 
 
@@ -98,7 +97,7 @@ def _take_as_rank(names):
 
 def _wait_for_rank(name, run):
     while _holder(name)[1:] != [run]:
-        time.sleep(POLL_RANKS)
+        time.sleep(RANK_POLL_SECONDS)
 
 
 def _wait_for(names, run=""):
@@ -112,7 +111,7 @@ def _wait_for(names, run=""):
             held = ", ".join(f"{name} is held by process {(_holder(name) or ['?'])[0]}" for name in names)
             print(f"waiting for a GPU: {held}", flush=True)
             said = True
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
 def _lock(name, run):

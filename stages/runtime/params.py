@@ -48,7 +48,7 @@ Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=
 NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 ClassName = Annotated[str, BeforeValidator(_class_name), AfterValidator(_not_blank)]
-COLUMN = r"\{([^{}]+)\}"  # a column's place in a template
+PLACEHOLDER = r"\{([^{}]+)\}"  # a column's place in a template
 
 
 class Section(BaseModel):
@@ -73,12 +73,12 @@ class Model(Section):
         return value
 
 
-MOST_CLASSES = 1000  # more are no classes but another column
+MAX_CLASSES = 1000  # more are no classes but another column
 
 
 def _some_each_once(names):
-    if not 2 <= len(names) <= MOST_CLASSES:
-        raise ValueError(f"must name 2 to {MOST_CLASSES:,} classes")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise ValueError(f"must name 2 to {MAX_CLASSES:,} classes")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"must name each class once ({twice!r} stands twice)")
     return names
@@ -119,7 +119,7 @@ class Tokenize(Section):
     @field_validator("template")
     @classmethod
     def _reads_a_column(cls, value):
-        if not re.search(COLUMN, value):
+        if not re.search(PLACEHOLDER, value):
             raise ValueError("must name a column of the data in braces, such as {text}")
         if "\\n" in value:  # -S and single quotes leave it so, and the model would read a backslash
             raise ValueError("must not hold a backslash and an n: in double quotes \\n is a new line, with -S in $'…'")
@@ -215,10 +215,10 @@ def load(path: str | Path = "params.yaml") -> Params:
         raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of 5000 digits, 1000 brackets
         raise UserError(f"{path}: not valid YAML ({error})") from error
-    return checked(raw, Params, path)
+    return validate(raw, Params, path)
 
 
-def checked(values: object, group: type[Section], path: str | Path) -> Section:
+def validate(values: object, group: type[Section], path: str | Path) -> Section:
     """The values of a file as a `group`.
 
     Args:

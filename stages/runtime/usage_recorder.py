@@ -16,7 +16,7 @@ import pynvml
 import torch
 
 from stages.runtime import distributed, usage_samples
-from stages.runtime.files import new_folder, write_csv, write_json
+from stages.runtime.files import atomic_folder, write_csv, write_json
 from stages.runtime.usage_samples import FIELDS
 
 GB = 1e9
@@ -64,7 +64,7 @@ class Recorder:
         self.samples.append(self.marks[moment])
         self.phase = moment
 
-    def seconds(self) -> float:
+    def elapsed_seconds(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self._start
 
@@ -79,21 +79,21 @@ class Recorder:
         """
         if not distributed.is_main():
             return
-        with new_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             write_csv(temporary / "usage.csv", self._table())
-            run = figures | {"gpu": self.summary(), "versions": versions(self.device)}
+            run = figures | {"gpu": self.summary(), "versions": read_versions(self.device)}
             write_json(temporary / "run.json", run)
 
     def summary(self) -> dict:
         """Memory in GB at each moment, the highest seen, and torch's own peaks; the GPU's name.
 
-        After the block, on the first rank. What each figure is of several GPUs says `usage_samples.summary`.
+        After the block, on the first rank. What each figure is of several GPUs says `usage_samples.summarize`.
         """
-        return usage_samples.summary([own for *_, own in self._gathered], self._table()["memory_sum_gb"])
+        return usage_samples.summarize([own for *_, own in self._gathered], self._table()["memory_sum_gb"])
 
     def _table(self):
         starts, taken, _ = zip(*self._gathered, strict=True)
-        return usage_samples.table(starts, taken)
+        return usage_samples.merge_samples(starts, taken)
 
     def _own_summary(self):
         used = {moment: sample["memory_gb"] for moment, sample in self.marks.items()}
@@ -112,7 +112,7 @@ class Recorder:
 
     def _read(self):
         sample = dict.fromkeys(FIELDS)
-        sample.update(seconds=round(self.seconds(), 3), phase=self.phase)
+        sample.update(seconds=round(self.elapsed_seconds(), 3), phase=self.phase)
         if self.device.type == "cpu":
             sample["memory_gb"] = round(self._process.memory_info().rss / GB, 4)
             sample["utilization_percent"] = round(self._process.cpu_percent() / (os.cpu_count() or 1), 1)
@@ -151,7 +151,7 @@ def _nvml_handle(device):
         return None
 
 
-def versions(device: torch.device) -> dict[str, str]:
+def read_versions(device: torch.device) -> dict[str, str]:
     """{name: version} of what computes a run's numbers besides this repository's code, and the kind of its device."""
     found = {"python": "{}.{}".format(*sys.version_info)}
     for library in LIBRARIES:

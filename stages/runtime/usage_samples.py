@@ -17,7 +17,7 @@ FIELDS = [
 ]
 
 
-def table(starts: Sequence[float], samples: Sequence[list[dict[str, Any]]]) -> pd.DataFrame:
+def merge_samples(starts: Sequence[float], samples: Sequence[list[dict[str, Any]]]) -> pd.DataFrame:
     """The samples of all GPUs, in the order of their time.
 
     Args:
@@ -39,7 +39,7 @@ def table(starts: Sequence[float], samples: Sequence[list[dict[str, Any]]]) -> p
     return whole.assign(memory_sum_gb=latest.sum(axis=1, skipna=False).round(4))
 
 
-def summary(each: Sequence[dict[str, Any]], memory_sum: pd.Series) -> dict[str, Any]:
+def summarize(each: Sequence[dict[str, Any]], memory_sum: pd.Series) -> dict[str, Any]:
     """Memory in GB of all GPUs, from each one's own summary; of one GPU alone, that summary.
 
     Args:

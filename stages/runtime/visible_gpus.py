@@ -9,7 +9,7 @@ import ctypes
 import uuid
 
 
-def visible() -> list[str]:
+def list_visible_gpus() -> list[str]:
     """UUIDs, the form of nvidia-smi, of the GPUs that this process may use.
 
     Raises:
@@ -31,4 +31,4 @@ def visible() -> list[str]:
 
 if __name__ == "__main__":
     with contextlib.suppress(OSError, AttributeError):
-        print(*visible(), sep="\n")
+        print(*list_visible_gpus(), sep="\n")

@@ -17,7 +17,7 @@ def end_with_dvc() -> None:
     process number as DVC_PID and puts the stage, or its launcher, in the shell's place (`exec`), so that no process has
     to be known by its name. Every write is to a temporary name, so a hard end is safe.
     """
-    watched = [_process(os.getppid())] if distributed.launched() else []
+    watched = [_process(os.getppid())] if distributed.is_launched() else []
     if "DVC_STAGE" in os.environ:
         dvc = _process(int(os.environ.get("DVC_PID") or os.getppid()))
         if "SLURM_STEP_ID" not in os.environ or _lives(dvc):  # srun's tasks are no processes of dvc's
@@ -40,7 +40,7 @@ def _process(pid):
     DVC keeps a stage in its own session, and a launcher is such a stage. Another session's process has adopted this
     one: dvc was gone before the shell could read its number.
     """
-    session = os.getsid(os.getppid() if distributed.launched() else 0)  # torchrun gives a rank one of its own
+    session = os.getsid(os.getppid() if distributed.is_launched() else 0)  # torchrun gives a rank one of its own
     try:
         return psutil.Process(pid) if os.getsid(pid) == session else None
     except (psutil.NoSuchProcess, ProcessLookupError):

@@ -6,11 +6,11 @@ from typing import Protocol
 
 from stages.runtime.errors import UserError
 from stages.sources import hub
-from stages.sources.manifest import PATTERNS, changed_size, check, describe, is_folder, local
+from stages.sources.manifest import PATTERNS, build_manifest, changed_size, check, is_local, local_path
 
-OUTS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
+OUTPUT_FOLDERS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
 COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub, and of no folder
-HUB = "pinned_on_hub.txt"  # what `watch` names for a source on the hub: a file that never changes
+PINNED_ON_HUB = "pinned_on_hub.txt"  # what `watch` names for a source on the hub: a file that never changes
 
 
 class Source(Protocol):
@@ -31,24 +31,24 @@ def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
         watched: the same source's path in `watch`, which DVC compares.
 
     Returns:
-        (folder, manifest as `manifest.describe` has it)
+        (folder, manifest as `manifest.build_manifest` has it)
     """
-    if is_folder(source.name):
+    if is_local(source.name):
         folder, manifest = _from_folder(source, key, watched)
-    elif watched != HUB:
-        raise UserError(f"params.yaml: watch.{key}: {watched}, but {key}.name is no folder; allowed: {HUB}")
+    elif watched != PINNED_ON_HUB:
+        raise UserError(f"params.yaml: watch.{key}: {watched}, but {key}.name is no folder; allowed: {PINNED_ON_HUB}")
     else:
         folder = hub.download(source.name, source.revision, key, PATTERNS[key])
-        manifest = describe(folder, source.name, source.revision, key)
+        manifest = build_manifest(folder, source.name, source.revision, key)
         hub.check_announced(folder, manifest, key)
         check(folder, manifest, key)
     return folder, manifest
 
 
 def _from_folder(source, key, watched):
-    folder = local(source.name)
+    folder = local_path(source.name)
     _check_outside_outs(folder, source.name, key)
-    manifest = describe(folder, source.name, source.revision, key)
+    manifest = build_manifest(folder, source.name, source.revision, key)
     check(folder, manifest, key)  # first: the digest of a part, or of nothing, is nothing to pin
     wrong = []
     if Path(watched) != folder:
@@ -68,16 +68,16 @@ def _from_folder(source, key, watched):
 
 def _check_outside_outs(folder, name, key):
     """Refuse a folder that DVC would delete or change, or that would be a source of itself."""
-    for out in map(Path, OUTS):
+    for out in map(Path, OUTPUT_FOLDERS):
         if folder.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(folder.resolve()):
             raise UserError(
                 f"params.yaml: {key}.name: {name}: the pipeline writes {out}/ there; allowed: a folder outside of "
-                f"{' and '.join(f'{out}/' for out in OUTS)} that holds neither of them. Move the files and name their "
-                "new folder"
+                f"{' and '.join(f'{out}/' for out in OUTPUT_FOLDERS)} that holds neither of them. Move the files and "
+                "name their new folder"
             )
 
 
-def read_from(manifest: dict, folder: Path) -> dict:
+def use_folder(manifest: dict, folder: Path) -> dict:
     """The manifest of a model, its files to be read from another folder than it names: `--base` of the tools."""
     if not folder.is_dir():
         raise UserError(
@@ -87,14 +87,14 @@ def read_from(manifest: dict, folder: Path) -> dict:
     return manifest | {"folder": str(folder.absolute())}
 
 
-def model_folder(manifest: dict) -> Path:
+def find_model_folder(manifest: dict) -> Path:
     """The folder that holds the model of a manifest; fetched again where the cache lacks a file of it.
 
     A local folder's files are compared by their hash. In the hub's cache nobody edits files, and their sizes do:
     `download` hashed them, and 5.6 GB would be read twice at each load.
 
     Args:
-        manifest: as `download` wrote it, or as `read_from` returns it.
+        manifest: as `download` wrote it, or as `use_folder` returns it.
     """
     name, revision, files = manifest["name"], manifest["revision"], manifest["files"]
     if given := manifest.get("folder"):
@@ -104,8 +104,8 @@ def model_folder(manifest: dict) -> Path:
                 f"was trained (SHA-256 of the folder: {manifest['digest']})"
             )
         return Path(given)
-    if is_folder(name) or not COMMIT.fullmatch(revision):
-        folder = local(name)
+    if is_local(name) or not COMMIT.fullmatch(revision):
+        folder = local_path(name)
         if not folder.is_dir():
             raise UserError(
                 f"the base model was in the local folder {name}, and there is no folder {folder.absolute()}; run this "
@@ -120,12 +120,12 @@ def model_folder(manifest: dict) -> Path:
     if folder and changed_size(folder, manifest) is None:
         return folder
     folder = hub.download(name, revision, "model", list(files))
-    if describe(folder, name, revision, "model")["digest"] != manifest["digest"]:
+    if build_manifest(folder, name, revision, "model")["digest"] != manifest["digest"]:
         raise UserError(f"model.name: {name} changed on the hub; set model.revision to a commit")
     return folder
 
 
 def _changed(folder, manifest):
     """A file that differs between a folder and a model's manifest, or None."""
-    now, files = describe(folder, manifest["name"], manifest["revision"], "model")["files"], manifest["files"]
+    now, files = build_manifest(folder, manifest["name"], manifest["revision"], "model")["files"], manifest["files"]
     return next((folder / path for path in sorted({*now, *files}) if now.get(path) != files.get(path)), None)

@@ -7,14 +7,14 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from stages.runtime.errors import DiskFull
-from stages.runtime.files import new_file, sha256
+from stages.runtime.files import atomic_file, sha256
 
 LARGE = 64 * 1024**2  # bytes; less takes no longer to read than to look up
 SETTLED = 2 * 10**9  # ns; a file touched later than this before its reading may change again within its clock's tick
 STAMPS = "qlora-file-hashes.json"  # in the folder of the hub's cache: what a file's stamp and hash were
 
 
-def sha256_once(path: Path) -> str:
+def cached_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hex; of a large file as read before, where place, size, times and inode are the same.
 
     The change time stands in the stamp since no program can set it back, as `cp -p` does the modification time.
@@ -48,7 +48,7 @@ def _read(store):
 
 def _write(store, known):
     try:
-        with new_file(store) as temporary:
+        with atomic_file(store) as temporary:
             temporary.write_text(json.dumps(known))
     except (OSError, DiskFull):  # a cache that can't be written costs time, nothing else
         return

@@ -9,10 +9,10 @@ from pathlib import Path
 from huggingface_hub.utils import filter_repo_objects
 
 from stages.runtime.errors import UserError
-from stages.sources.hashes import sha256_once
+from stages.sources.hashes import cached_sha256
 
 # safetensors only: a pickled checkpoint runs whatever code is in it. Of data, the tables that `datasets` reads.
-TABLES = ["parquet", "arrow", *(f"{text}{packed}" for text in ("csv", "tsv", "json", "jsonl", "ndjson")
+TABLE_EXTENSIONS = ["parquet", "arrow", *(f"{text}{packed}" for text in ("csv", "tsv", "json", "jsonl", "ndjson")
                                 for packed in ("", ".gz", ".bz2", ".xz", ".zst"))]  # fmt: skip
 
 
@@ -22,24 +22,24 @@ def _in_any_case(ending):
 
 PATTERNS = {
     "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
-    "data": ["README.md", *(f"*.{_in_any_case(ending)}" for ending in TABLES)],
+    "data": ["README.md", *(f"*.{_in_any_case(ending)}" for ending in TABLE_EXTENSIONS)],
 }
 # A second copy of a model's weights, in its maker's own format or for another runtime: original/, onnx/, consolidated.
 IGNORED = {"model": ["*/*", "consolidated*.safetensors"], "data": []}
 SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b")
 
 
-def is_folder(name: str) -> bool:
+def is_local(name: str) -> bool:
     """Whether a name means something local, not the hub: it exists, or it is written as a path."""
-    return local(name).exists() or name.startswith((".", "/", "~"))
+    return local_path(name).exists() or name.startswith((".", "/", "~"))
 
 
-def local(name: str) -> Path:
+def local_path(name: str) -> Path:
     """The path of a local folder; `~` is the home."""
     return Path(name).expanduser()
 
 
-def describe(folder: Path, name: str, revision: str, key: str) -> dict:
+def build_manifest(folder: Path, name: str, revision: str, key: str) -> dict:
     """Manifest of the files that count in a folder.
 
     Args:
@@ -59,7 +59,7 @@ def describe(folder: Path, name: str, revision: str, key: str) -> dict:
     paths = list(
         filter_repo_objects(paths, ignore_patterns=IGNORED[key], key=lambda p: p.relative_to(folder).as_posix())
     )
-    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256_once(p)} for p in paths}
+    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": cached_sha256(p)} for p in paths}
     whole = hashlib.sha256("".join(f"{path} {f['sha256']}\n" for path, f in files.items()).encode())
     return {"name": name, "revision": revision, "digest": whole.hexdigest(), "files": files}
 
@@ -87,7 +87,7 @@ def _check_kind(folder: Path, manifest: dict, key: str) -> None:
     if key == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
         raise UserError(f"params.yaml: model.name: {folder}: no model here (config.json and *.safetensors)")
     if key == "data" and all(Path(name).name == "README.md" for name in names):
-        raise UserError(f"params.yaml: data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLES)}")
+        raise UserError(f"params.yaml: data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
 
 
 def changed_size(folder: Path, manifest: dict) -> str | None:

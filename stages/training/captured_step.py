@@ -12,11 +12,16 @@ from typing import Literal
 import torch
 from peft import PeftModel
 
-from stages.data.batching import IGNORED
+from stages.data.batching import IGNORE_INDEX
 from stages.kernels import packed
-from stages.kernels.dropout import Masks
+from stages.kernels.dropout import DropoutMasks
 from stages.kernels.errors import StepUnavailable
-from stages.kernels.fusion import fuse_for_training, has_room, is_checkpointed, takes_packed_rows
+from stages.kernels.fusion import (
+    dequantized_weights_fit,
+    fuse_for_training,
+    takes_packed_rows,
+    uses_gradient_checkpointing,
+)
 from stages.runtime import distributed
 
 SEEDS_APART = 0x5851F42D  # of the ranks' dropout masks: no seed that anyone would set is so far from another
@@ -32,7 +37,8 @@ class CapturedStep:
         seed: of the dropout masks.
         pad_id: token of these filling rows.
         dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use; "auto" keeps
-            the copy where there is room for it (`fusion.has_room`) and no checkpointing says that memory is short.
+            the copy where there is room for it (`fusion.dequantized_weights_fit`) and no checkpointing says that
+            memory is short.
 
     Attributes:
         parameters: what is trained, in few tensors: all of LoRA's weights lie in the first.
@@ -49,17 +55,17 @@ class CapturedStep:
         self.model, self.rows, self.longest, self.pad_id = model, rows, longest, pad_id
         self.seed = seed + distributed.rank() * SEEDS_APART
         device = next(model.parameters()).device
-        self.masks = Masks(device)
+        self.masks = DropoutMasks(device)
         if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
             raise StepUnavailable("layerdrop: each step has layers of its own")
-        checkpointing = is_checkpointed(model)
+        checkpointing = uses_gradient_checkpointing(model)
         if checkpointing and (names := functional_dropouts(model)):
             raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
         if dequantize_once == "auto":
-            dequantize_once = not checkpointing and has_room(model, rows * longest)
+            dequantize_once = not checkpointing and dequantized_weights_fit(model, rows * longest)
         self.takes_packed_rows = takes_packed_rows(model)
         self.lora = fuse_for_training(model, self.masks, dequantize_once)
-        self.parameters = [self.lora.flat, *self.lora.others]
+        self.parameters = [self.lora.flat_param, *self.lora.other_parameters]
         self.graphs, self.pool, self.stream = {}, torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         self.capturable = True  # until a capture says otherwise
         self.capture_seconds = 0.0
@@ -78,7 +84,7 @@ class CapturedStep:
         shape = tuple(batch["input_ids"].shape)
         if shape not in self.graphs:
             self.graphs[shape] = self._capture(batch) if self.capturable else None
-        self.masks.set(self.seed, step)
+        self.masks.set_step(self.seed, step)
         if self.graphs[shape]:
             graph, inputs = self.graphs[shape]
             for name, value in inputs.items():
@@ -87,22 +93,22 @@ class CapturedStep:
         else:
             self.run(batch)
         distributed.all_reduce(self.lora.buffer)
-        self.lora.hand_out()
+        self.lora.assign_grads()
         return self.lora.loss.clone()
 
     def run(self, batch: dict[str, torch.Tensor]) -> None:
         """The step itself, eager: put gradients and loss into the buffer."""
-        self.lora.begin()
+        self.lora.start_step()
         loss = self._loss(batch)
         if "weight" in batch:
             loss = loss * batch["weight"]
         # Of LoRA's weights only to see that there are none: they are in the buffer when the anchor's is known.
-        others = self.lora.others
-        wanted = [*others, self.lora.anchor, *self.lora.weights]
+        others = self.lora.other_parameters
+        wanted = [*others, self.lora.dummy_input, *self.lora.lora_weights]
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
         if any(grad is not None for grad in grads[len(others) + 1 :]):  # training would go on, and wrongly
             raise RuntimeError("a LoRA layer computed by PEFT's own forward: its gradients are not in the buffer")
-        self.lora.finish()
+        self.lora.finish_backward()
         for place, grad in zip(self.lora.other_grads, grads[: len(others)], strict=True):
             # Zeros for a weight that the forward does not use: however the optimizer changes it, no answer changes.
             place.zero_() if grad is None else place.copy_(grad)
@@ -112,7 +118,7 @@ class CapturedStep:
         if "starts" not in batch:
             return self.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
         base = self.model.get_base_model()
-        logits = packed.logits(self.model, batch, self.longest)
+        logits = packed.compute_logits(self.model, batch, self.longest)
         return base.loss_function(logits=logits, labels=batch["labels"], pooled_logits=logits, config=base.config)
 
     def _filled(self, batch):
@@ -121,7 +127,7 @@ class CapturedStep:
         if not missing:
             return batch
         pad = torch.nn.functional.pad
-        ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORED)
+        ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORE_INDEX)
         return batch | {"input_ids": ids, "labels": labels}
 
     def _capture(self, batch: dict[str, torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]] | None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from stages.data.batching import lengths_of, order_of, shares
+from stages.data.batching import count_tokens, order_rows, split_rows_among_ranks
 from stages.runtime import distributed
 
 
@@ -26,12 +26,12 @@ class EpochBatches(Dataset):
 
     def __init__(self, rows: Sequence[dict], batch_size: int, order: str, seed: int, lay: Callable) -> None:
         self.rows, self.batch_size, self.order, self.seed, self.lay = rows, batch_size, order, seed, lay
-        self.lengths = np.maximum(lengths_of(rows), 1)  # an empty row has a pad token
+        self.lengths = np.maximum(count_tokens(rows), 1)  # an empty row has a pad token
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch."""
-        self.places = np.asarray(order_of(self.lengths, self.order, self.batch_size, [self.seed, epoch]))
+        self.places = np.asarray(order_rows(self.lengths, self.order, self.batch_size, [self.seed, epoch]))
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -41,7 +41,7 @@ class EpochBatches(Dataset):
             raise IndexError(number)
         batch = self.places[number * self.batch_size : (number + 1) * self.batch_size]
         lengths = self.lengths[batch]
-        parts = shares(lengths, distributed.world_size())
+        parts = split_rows_among_ranks(lengths, distributed.world_size())
         mine = parts[distributed.rank()]
         # A rank without rows computes another's, so that it has a gradient, and counts it as nothing.
         rows = [self.rows[place] for place in batch[mine if len(mine) else [0]]]

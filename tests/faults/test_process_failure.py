@@ -75,7 +75,7 @@ def test_ranks_whose_training_diverges_stop_together(tmp_path):
 def test_what_others_than_the_first_meet_is_said_once_too(tmp_path):
     """The first only sees that they are gone, and its traceback would hide the reason."""
     fails = 'if distributed.rank() > 0: raise errors.UserError("not the first")'
-    done, seconds = run(script(tmp_path, fails, "ranks.gather(1)", ranks=3), tmp_path)
+    done, seconds = run(script(tmp_path, fails, "distributed.all_gather(1)", ranks=3), tmp_path)
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: not the first"]
     assert "Connection closed" not in done.stderr
     assert "traceback : error: not the first" in done.stderr, "torchrun's report names the cause"
@@ -85,7 +85,7 @@ def test_what_others_than_the_first_meet_is_said_once_too(tmp_path):
 
 def test_a_killed_rank_ends_the_others(tmp_path):
     killed = "if distributed.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)"
-    done, seconds = run(script(tmp_path, killed, "ranks.gather(1)"), tmp_path)
+    done, seconds = run(script(tmp_path, killed, "distributed.all_gather(1)"), tmp_path)
     assert "SIGKILL" in done.stderr and done.returncode == 1 and seconds < 40
     assert alive(int(path.read_text()) for path in tmp_path.glob("rank?")) == []
 

@@ -38,7 +38,7 @@ from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
-from stages.model.verify_saved import Trained, verify_saved_adapter
+from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import params
 from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
@@ -175,10 +175,12 @@ def test_rows_end_to_end_have_the_gradients_of_padded_ones(small_phi, checkpoint
 
 
 def test_dropout_keeps_its_share_and_scale():
-    from stages.kernels.dropout import dropped
+    from stages.kernels.dropout import apply_dropout
 
     x, seed = torch.ones(1024, 640, device=DEVICE), torch.tensor(7, device=DEVICE)
-    out, other, next_step = (dropped([x], 0.05, value, site) for value, site in ((seed, 3), (seed, 4), (seed + 1, 3)))
+    out, other, next_step = (
+        apply_dropout([x], 0.05, value, site) for value, site in ((seed, 3), (seed, 4), (seed + 1, 3))
+    )
     kept = out != 0
     assert kept.float().mean().item() == pytest.approx(0.95, abs=0.002)
     assert out[kept].unique().tolist() == pytest.approx([1 / 0.95], rel=1e-4)  # a share in steps of 2^-16
@@ -239,8 +241,9 @@ def test_nothing_stale_is_replayed(small_phi):
     inputs["input_ids"].fill_(999)
     inputs["labels"].fill_(2)
     step.lora.buffer.fill_(float("nan"))
-    for group in step.lora.groups:
-        for copy in (group.a[:, : group.r], group.db, *(group.block_of(group.b, i) for i in range(len(group.places)))):
+    for group in step.lora.fused_linears:
+        b_blocks = [group.b_block(group.b, i) for i in range(len(group.lora_slices))]
+        for copy in (group.a[:, : group.r], group.b_grad, *b_blocks):
             copy.fill_(float("nan"))
     assert step(*pair, 1).item() == loss
     assert distance(gradients(lora), grads) == 0
@@ -314,13 +317,13 @@ def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, r
         trainer.add_callback(Stop())
     trainer.train(resume_from_checkpoint=resume)
     if cuda_graphs:
-        assert trainer.fast_step is not None and all(trainer.fast_step.graphs.values())
+        assert trainer.captured_step is not None and all(trainer.captured_step.graphs.values())
     return lora, trainer
 
 
 def test_the_loss_curve_lies_within_the_noise_of_eager_seeds(small_phi, tmp_path):
     def curve(name, **how):
-        steps, _ = history.history(trained(small_phi, tmp_path / name, **how)[1].state)
+        steps, _ = history.read_curves(trained(small_phi, tmp_path / name, **how)[1].state)
         return torch.tensor([step["loss"] for step in steps])
 
     first, second = (curve(f"eager{seed}", cuda_graphs=False, seed=seed) for seed in (42, 43))
@@ -369,12 +372,12 @@ def test_the_captured_step_of_each_family_is_the_eager_one(family, tmp_path, cap
     assert all(step.graphs.values()) or "steps run eagerly" in said, "a length ran eagerly, and nothing was said"
 
 
-def test_an_adapter_of_the_fast_step_is_read_back(tmp_path):
+def test_an_adapter_of_the_captured_step_is_read_back(tmp_path):
     """In bf16, by fused layers, it answers as plain transformers and PEFT do; with another alpha it does not."""
     manifest = manifest_of(save_family("phi", tmp_path / "phi"))
     lora, trainer = trained(manifest, tmp_path / "checkpoints", True, rows=160)
     examples = [{"input_ids": torch.randint(1, 900, (5 + 4 * i,)).tolist()} for i in range(10)]
-    known, folder = Trained.of(lora, examples), tmp_path / "adapter"
+    known, folder = AdapterSnapshot.take(lora, examples), tmp_path / "adapter"
     save_adapter(lora, load_tokenizer(manifest), manifest, {}, folder)
     del lora, trainer
     gc.collect()

@@ -85,13 +85,13 @@ def apart(times):
 
 def test_cuda_shows_what_pytorch_sees():
     of_torch = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
-    assert gpu_selection.visible() == of_torch
+    assert gpu_selection.list_visible_gpus() == of_torch
 
 
 @pytest.mark.parametrize("form", ["numbers", "other order", "UUIDs", "prefixes", "an invalid one after them"])
 def test_cuda_visible_devices_is_obeyed_in_all_its_forms(monkeypatch, form):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    every = gpu_selection.visible()
+    every = gpu_selection.list_visible_gpus()
     two = every[:2]
     prefixes = [next(name[:n] for n in range(5, 41) if sum(o.startswith(name[:n]) for o in every) == 1) for name in two]
     value, names = {
@@ -102,11 +102,11 @@ def test_cuda_visible_devices_is_obeyed_in_all_its_forms(monkeypatch, form):
         "an invalid one after them": ("1,-1,0", two[1:]),
     }[form]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert gpu_selection.visible() == names
+    assert gpu_selection.list_visible_gpus() == names
 
 
 def test_four_stages_share_two_gpus_two_at_a_time(start):
-    two = gpu_selection.visible()[:2]
+    two = gpu_selection.list_visible_gpus()[:2]
     said = finish([start("stage.py", shown=",".join(two)) for _ in range(4)])
     spans, seen = used(said)
     assert seen == {1}
@@ -117,7 +117,7 @@ def test_four_stages_share_two_gpus_two_at_a_time(start):
 
 
 def test_two_runs_of_two_ranks_take_both_gpus_in_turn(start):
-    two = gpu_selection.visible()[:2]
+    two = gpu_selection.list_visible_gpus()[:2]
     command = (*TORCHRUN[1:], "--standalone", "--nproc-per-node=2", "stage.py")
     said = finish([start(*command, shown=",".join(order)) for order in (two, two[::-1])])
     spans, seen = used(said)
@@ -127,7 +127,7 @@ def test_two_runs_of_two_ranks_take_both_gpus_in_turn(start):
 
 
 def test_a_killed_stage_leaves_its_gpu(start):
-    one = gpu_selection.visible()[0]
+    one = gpu_selection.list_visible_gpus()[0]
     first = start("-c", f"import stages\nprint('has it', flush=True)\n{STAGE}\ntime.sleep(600)", shown=one)
     assert first.stdout.readline() == "has it\n"
     second = start("stage.py", shown=one)

@@ -3,6 +3,7 @@ second.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import yaml
 
 from helpers.project import COMMITTED
 from stages.data import dataset
+from stages.data.data_summary import DataSummary, Overlap, PaddingShares, summarize_split
 from stages.data.task import Task
 from stages.runtime import usage_samples
 
@@ -49,10 +51,12 @@ def rows_of(rng, task, rows, shares, words):
     labels = rng.choice(len(task.classes), rows, p=shares)
     nli = task.classes == NLI and len(task.columns) == 2
     texts = pairs(rng, labels) if nli else [told(rng, labels, words) for _ in task.columns]
-    table = pd.DataFrame(dict(zip(task.texts, texts, strict=True))).assign(label=labels)
+    table = pd.DataFrame(dict(zip(task.text_columns, texts, strict=True))).assign(label=labels)
     place = task.columns.index(task.group) if task.group in task.columns else None
-    table["group"] = table[task.texts].agg("\x1f".join, axis=1) if place is None else table[task.texts[place]]
-    lengths = table[task.texts].agg(" ".join, axis=1).str.split().str.len()
+    table["group"] = (
+        table[task.text_columns].agg("\x1f".join, axis=1) if place is None else table[task.text_columns[place]]
+    )
+    lengths = table[task.text_columns].agg(" ".join, axis=1).str.split().str.len()
     return table.assign(input_ids=[list(range(length)) for length in lengths], truncated=False)
 
 
@@ -64,7 +68,7 @@ def predictions(table, task, rng, right):
     best = shares.argmax(axis=1)
     rows = np.arange(len(gold))
     shares[rows, best], shares[rows, answers] = shares[rows, answers], shares[rows, best]
-    columns = pd.DataFrame(shares.round(6), columns=task.probabilities)
+    columns = pd.DataFrame(shares.round(6), columns=task.probability_columns)
     return pd.concat([table.drop(columns=["input_ids", "truncated"]), columns.assign(prediction=answers)], axis=1)
 
 
@@ -96,7 +100,7 @@ def make(
         "test": rows_of(rng, task, rows, shares, words),
     }
     if text is not None:
-        splits["test"].loc[0, task.texts] = text
+        splits["test"].loc[0, task.text_columns] = text
     made = {name: predictions(splits["test"], task, rng, right) for name, right in (("base", base), ("tuned", tuned))}
     splits["test"] = splits["test"].loc[splits["test"].index.repeat(copies)].reset_index(drop=True)
     splits["test"].loc[: cut - 1, "truncated"] = True
@@ -104,15 +108,21 @@ def make(
                                      for name in ("base", "train", "tuned"))):  # fmt: skip
         (folder / name).mkdir(parents=True)
     for split, table in splits.items():
-        dataset.to_table(table).to_parquet(folder / f"outs/tokenized/{split}.parquet")
+        dataset.number_rows(table).to_parquet(folder / f"outs/tokenized/{split}.parquet")
     for name, table in made.items():
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
-        dataset.to_table(table).to_parquet(folder / f"outs/results/{name}/predictions.parquet")
-    summary = {split: dataset.summarize(table, table, table, task) for split, table in splits.items()}
-    none = {"rows": 0} | ({"groups": 0} if group else {})
-    summary["validation"]["in_train"] = summary["test"]["in_validation"] = none
-    summary["test"]["in_train"] = dict(zip(none, in_train, strict=False))
-    write(folder / "outs/data_summary.json", summary)
+        dataset.number_rows(table).to_parquet(folder / f"outs/results/{name}/predictions.parquet")
+    none = Overlap(0, 0 if group else None)
+    overlaps = {
+        "train": {},
+        "validation": {"train": none},
+        "test": {"train": Overlap(in_train[0], in_train[1] if group else None), "validation": none},
+    }
+    counts = {
+        split: replace(summarize_split(table, table, table, task, {}), overlaps=overlaps[split])
+        for split, table in splits.items()
+    }
+    DataSummary(counts, PaddingShares(0.1, 0.2, 0.8)).write(folder / "outs/data_summary.json")
     task.write(folder / "outs/task.json")
     write_parameters(folder / "params.yaml", task)
     write_run(folder, model, data, gpu, gpus)
@@ -140,7 +150,9 @@ def write_run(folder, model, data, gpu, gpus):
         write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
         one = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
                "power_w": None, "allocated_gb": 1.5 if gpu else None, "reserved_gb": None}  # fmt: skip
-        usage = usage_samples.table(range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]])
+        usage = usage_samples.merge_samples(
+            range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]]
+        )
         usage.to_csv(folder / f"outs/measurements/{name}/usage.csv", index=False)
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})
     steps.to_csv(folder / "outs/results/train/steps.csv", index=False)

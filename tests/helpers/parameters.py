@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 
 from helpers.project import COMMITTED
-from stages.sources.fetch import HUB
-from stages.sources.manifest import describe, is_folder
+from stages.sources.fetch import PINNED_ON_HUB
+from stages.sources.manifest import build_manifest, is_local
 
 
 def unpinned_params() -> dict:
@@ -27,9 +27,9 @@ def set_key(raw: dict, key: str, value: object) -> None:
 def use(raw: dict, key: str, name: str) -> None:
     """Let nested parameters take their model or data from a folder, or from the hub."""
     raw[key]["name"] = name
-    raw["watch"][key] = name if is_folder(name) else HUB
+    raw["watch"][key] = name if is_local(name) else PINNED_ON_HUB
 
 
 def manifest_of(folder: Path | str) -> dict:
     """The manifest that `download` would write for a model in a folder."""
-    return describe(Path(folder), str(folder), "none", "model")
+    return build_manifest(Path(folder), str(folder), "none", "model")

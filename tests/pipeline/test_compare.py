@@ -17,7 +17,7 @@ from helpers.parameters import set_key
 from PIL import Image
 from scipy import stats
 
-from stages.analysis import comparison, statistics
+from stages.analysis import comparison, intervals
 from stages.data.task import Task
 from stages.report import cases
 from stages.runtime import files
@@ -66,7 +66,7 @@ class Runs:
             pd.read_parquet(self.folder / "outs/results/base/predictions.parquet"),
             Task.read(self.folder / TASK),
         )
-        rows = cases.for_a_spreadsheet(comparison.case_table(base, table, read, task), task)
+        rows = cases.to_spreadsheet(comparison.build_case_table(base, table, read, task), task)
         files.write_csv(self.folder / "metrics/cases.csv", rows, quoting=csv.QUOTE_NONNUMERIC)
         done = self.clone.dvc("commit", "--force")
         assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_two_runs_are_compared_as_base_and_tuned_are(runs):
     p = stats.binomtest(int(min(fixed, broken)), int(fixed + broken)).pvalue
     assert p < 0.001 and found["lora.r=8"]["p"] == "<0.001"
     assert found["lora.r=8"]["verdict"] == "better (these seeds)"
-    low, high = statistics.wilson((first == gold).sum(), ROWS, 0.95)
+    low, high = intervals.wilson((first == gold).sum(), ROWS, 0.95)
     assert found["HEAD"]["accuracy"].endswith(f"({low * 100:.1f} to {high * 100:.1f}%)")
     assert "another seed could reverse it" in printed
 

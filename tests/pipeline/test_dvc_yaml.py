@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helpers.project import COMMITTED, DEMO, ROOT
 
-from stages.runtime import gpu_selection
+from stages.runtime.stage_table import GPU_STAGES
 from stages.sources import fetch
 
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -96,7 +96,7 @@ def test_only_analyze_has_outs_outside_of_the_cache():
 def test_the_outs_are_in_folders_that_nobody_else_uses():
     """DVC deletes an out before its stage runs: `data/raw`, say, may be where a user keeps the originals."""
     outs = [out if isinstance(out, str) else next(iter(out)) for stage in STAGES.values() for out in stage["outs"]]
-    assert {out.split("/")[0] for out in outs} == set(fetch.OUTS) == {"outs", "metrics"}
+    assert {out.split("/")[0] for out in outs} == set(fetch.OUTPUT_FOLDERS) == {"outs", "metrics"}
 
 
 def test_every_parameter_belongs_to_some_stage():
@@ -106,7 +106,7 @@ def test_every_parameter_belongs_to_some_stage():
 
 
 def test_the_stages_that_the_launcher_starts_are_those_that_hold_a_gpu():
-    assert tuple(name for name, stage in STAGES.items() if "${launcher}" in stage["cmd"]) == gpu_selection.STAGES
+    assert tuple(name for name, stage in STAGES.items() if "${launcher}" in stage["cmd"]) == tuple(GPU_STAGES)
 
 
 def test_metrics_and_plots_are_outs_of_analyze():

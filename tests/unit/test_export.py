@@ -18,7 +18,7 @@ from helpers.tables import CLASSES
 from transformers import AutoTokenizer
 
 from stages.data.task import Task
-from stages.data.tokenization import load_configured_tokenizer, load_tokenizer, read
+from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter, save_tokenizer
 from stages.model.base import load_base
 from stages.runtime import files, params
@@ -211,7 +211,7 @@ def test_a_template_with_special_tokens_is_handed_on_with_them(tmp_path, monkeyp
         "2 test rows\n1 more were left out: their texts hold the name of a special token\n" in capsys.readouterr().out
     )
     exported, base = AutoTokenizer.from_pretrained("out"), load_tokenizer(manifest_of(NANO))
-    texts, ids, truncated = read(rows, base, template, 128)
+    texts, ids, truncated = encode_rows(rows, base, template, 128)
     assert exported([texts[0], texts[2]])["input_ids"] == [ids[0], ids[2]] and truncated == [False, False, True]
     block = re.search(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)[1]
     block = block.replace("path/to/this/folder", "out")

@@ -26,5 +26,5 @@ def test_what_a_process_left_is_removed_once_it_has_ended(tmp_path, processes):
     left = [tmp_path / f".out.{process.pid}.tmp" for process in processes]
     for folder in left:
         folder.mkdir()
-    with files.scratch_folder(tmp_path / "out"):
+    with files.temporary_folder(tmp_path / "out"):
         assert [folder.exists() for folder in left] == [True, False]

@@ -49,7 +49,7 @@ def test_whatever_writes_the_line_names_the_folder_and_nothing_is_left(tmp_path,
             pytest.raises(
                 DiskFull, match=r"disk/out: not written \(.*; 0\.\d MB free there\); .* same command goes on$"
             ),
-            files.new_folder(disk / "out") as folder,
+            files.atomic_folder(disk / "out") as folder,
         ):
             WRITERS[writer](folder)
         assert [str(path.relative_to(disk)) for path in disk.rglob("*")] == ["out", "out/old"]
@@ -70,15 +70,15 @@ SAID = [
 
 @pytest.mark.parametrize("error", SAID, ids=str)
 def test_a_full_disk_is_known_by_the_error_and_by_the_errors_behind_it(tmp_path, error):
-    with pytest.raises(DiskFull, match=r"a\.json: not written"), files.new_file(tmp_path / "a.json"):
+    with pytest.raises(DiskFull, match=r"a\.json: not written"), files.atomic_file(tmp_path / "a.json"):
         raise error
-    with pytest.raises(DiskFull, match=r"a\.json: not written"), files.new_file(tmp_path / "a.json"):
+    with pytest.raises(DiskFull, match=r"a\.json: not written"), files.atomic_file(tmp_path / "a.json"):
         raise UserError("data.name: not readable") from error
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("a size"), KeyError("a")])
 def test_another_error_stays_what_it_is(tmp_path, error):
-    with pytest.raises(type(error)) as raised, files.new_file(tmp_path / "a.json"):
+    with pytest.raises(type(error)) as raised, files.atomic_file(tmp_path / "a.json"):
         raise error
     assert raised.value is error
 
@@ -93,7 +93,7 @@ QUOTED = [
 
 @pytest.mark.parametrize("error", QUOTED, ids=str)
 def test_a_row_that_speaks_of_a_full_disk_is_none(tmp_path, error):
-    with pytest.raises(type(error)) as raised, files.new_file(tmp_path / "a.json"):
+    with pytest.raises(type(error)) as raised, files.atomic_file(tmp_path / "a.json"):
         raise error
     assert raised.value is error
 
@@ -103,7 +103,7 @@ def test_a_file_on_another_disk_is_named_itself(tmp_path):
         fill(disk, 0)
         with (
             pytest.raises(DiskFull, match=r"disk/cache: not written \(.*; 0\.0 MB free there\)"),
-            files.new_folder(tmp_path / "out"),
+            files.atomic_folder(tmp_path / "out"),
         ):
             raise OSError(errno.ENOSPC, "No space left on device", str(disk / "cache"))
 
@@ -112,8 +112,8 @@ def test_of_nested_folders_the_outermost_is_named(tmp_path):
     """A file's temporary folder says nothing to its user."""
     with (
         pytest.raises(DiskFull, match=r"^\S+/adapter: not written \(No space left on device; "),
-        files.new_folder(tmp_path / "adapter") as folder,
-        files.new_file(folder / "base.json"),
+        files.atomic_folder(tmp_path / "adapter") as folder,
+        files.atomic_file(folder / "base.json"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 

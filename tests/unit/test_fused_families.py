@@ -33,7 +33,7 @@ def classifier(manifest, **changes):
 
 @pytest.fixture
 def step_of(monkeypatch):
-    return functools.partial(small_classifier.eager_fast_step, monkeypatch, keep=True)
+    return functools.partial(small_classifier.make_eager_step, monkeypatch, dequantize_once=True)
 
 
 def laid(ids, labels):
@@ -74,13 +74,13 @@ def test_a_window_that_transformers_does_not_read_is_not_used(tmp_path):
 
 def test_answers_are_those_of_transformers(manifest):
     from stages.kernels.fusion import fuse_for_evaluation
-    from stages.kernels.packed import logits
+    from stages.kernels.packed import compute_logits
 
     model, (ids, labels) = classifier(manifest).get_base_model().eval(), batch(length=24)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
         fuse_for_evaluation(model, keep=True)
-        for answer in (model(input_ids=ids).logits, logits(model, laid(ids, labels), 24)):
+        for answer in (model(input_ids=ids).logits, compute_logits(model, laid(ids, labels), 24)):
             assert torch.allclose(answer, expected, atol=1e-3 if ON_GPU else 1e-5)
 
 
@@ -95,8 +95,8 @@ def test_answers_are_those_of_transformers(manifest):
     ids=["attention dropout", "exact gelu", "softcapping", "bidirectional"],
 )
 def test_a_layer_that_does_more_is_left_to_transformers(config):
-    from stages.kernels.registry import architecture_of
+    from stages.kernels.registry import find_architecture
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert not any(map(architecture_of, model.modules()))
+    assert not any(map(find_architecture, model.modules()))

@@ -17,15 +17,16 @@ from helpers.project import COMMITTED, ROOT
 from helpers.stages import stage_env
 
 from stages.runtime import gpu_selection
+from stages.runtime.stage_table import GPU_STAGES
 
 START = """
 import os, sys, time
 from stages.runtime import gpu_selection
-gpu_selection.POLL = 0.05
-gpu_selection.visible = lambda: sys.argv[1].split()
+gpu_selection.POLL_SECONDS = 0.05
+gpu_selection.list_visible_gpus = lambda: sys.argv[1].split()
 """
 TAKE = f"""{START}
-gpu_selection.take()
+gpu_selection.select_gpu()
 print("shown", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 """
 KEEP = f"{TAKE}\nsys.stdin.read()"
@@ -129,7 +130,8 @@ def test_a_child_that_lives_longer_holds_nothing(start, child):
 
 
 def test_a_process_uses_the_gpu_of_the_one_that_started_it(start):
-    again = "import subprocess; gpu_selection.take(); subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]])"
+    again = "gpu_selection.select_gpu(); import subprocess; "
+    again += "subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]])"
     code = f"sys_argv = {TAKE!r}; import sys; sys.argv.append(sys_argv)\n{TAKE}\n{again}"
     assert finish(start("GPU-a GPU-b", code)) == "shown GPU-a\nshown GPU-a\n"
 
@@ -143,7 +145,7 @@ folder, other = gpu_selection._folder(), f"gpus-in-use-{{mine + 1}}"
 folder.rename(folder.with_name(other))
 gpu_selection._folder.cache_clear()
 os.getuid = lambda: mine + 1
-gpu_selection.take()
+gpu_selection.select_gpu()
 """
     second = start("GPU-a", code)
     assert second.communicate(timeout=30)[0].endswith(
@@ -156,7 +158,7 @@ gpu_selection.take()
 
 LAUNCHER = f"""{START}
 rounds, here = int(sys.argv[2]), int(sys.argv[3])
-names = gpu_selection.visible()
+names = gpu_selection.list_visible_gpus()
 for number in range(rounds):
     for rank in range(here):
         if not os.fork():
@@ -164,7 +166,7 @@ for number in range(rounds):
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(here), LOCAL_WORLD_SIZE=str(here),
                 TORCHELASTIC_RESTART_COUNT=str(number),
             )
-            gpu_selection.take()
+            gpu_selection.select_gpu()
             begun = time.monotonic()
             time.sleep(0.02)
             shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -220,7 +222,7 @@ def test_no_rank_goes_on_before_all_have_their_gpu(start):
 
 
 def test_more_ranks_than_gpus_are_left_to_the_stage(start, tmp_path):
-    code = f"{START}\ngpus.take()\nprint(list(__import__('pathlib').Path('.').iterdir()))"
+    code = f"{START}\ngpu_selection.select_gpu()\nprint(list(__import__('pathlib').Path('.').iterdir()))"
     env = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
     assert finish(start("GPU-a GPU-b", code, **env)) == "[]\n"
 
@@ -231,9 +233,9 @@ def test_more_ranks_than_gpus_are_left_to_the_stage(start, tmp_path):
 def test_the_stages_that_ask_are_those_that_compute_on_a_device():
     """`download` has the parameter too: it says at once that there is no GPU, and holds none."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(gpu_selection.STAGES) == {
-        name for name, stage in stages.items() if "device" in stage.get("params", [])
-    } - {"download"}
+    assert set(GPU_STAGES) == {name for name, stage in stages.items() if "device" in stage.get("params", [])} - {
+        "download"
+    }
 
 
 @pytest.mark.parametrize(("text", "takes"), [("cuda", True), ("cpu", False), ("tpu", False), (None, False)])
@@ -243,8 +245,8 @@ def test_params_yaml_says_whether(tmp_path, monkeypatch, text, takes):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw | {"device": text}))
     monkeypatch.chdir(tmp_path)
     taken = []
-    monkeypatch.setattr(gpu_selection, "take", lambda: taken.append(True))
-    gpu_selection.hold()
+    monkeypatch.setattr(gpu_selection, "select_gpu", lambda: taken.append(True))
+    gpu_selection.select_gpu_from_params()
     assert bool(taken) == takes
 
 
@@ -253,10 +255,10 @@ def test_params_yaml_says_whether(tmp_path, monkeypatch, text, takes):
     [("train_qlora", True), ("demo/dvc.yaml:eval_lora", True), ("dvc.yaml:tokenize", False), ("analyze", False)],
 )
 def test_a_stage_asks_before_the_libraries_are_imported(tmp_path, stage, asks):
-    code = f"""
+    code = """
 import sys, types
-def hold(): print("asked", sorted({{"torch", "bitsandbytes"}} & sys.modules.keys()))
-sys.modules["stages.runtime.gpu_selection"] = types.SimpleNamespace(hold=hold, STAGES={gpu_selection.STAGES})
+def hold(): print("asked", sorted({"torch", "bitsandbytes"} & sys.modules.keys()))
+sys.modules["stages.runtime.gpu_selection"] = types.SimpleNamespace(select_gpu_from_params=hold)
 import stages
 """
     env = stage_env(DVC_STAGE=stage, DVC_PID=str(os.getpid()))
@@ -272,7 +274,7 @@ from pathlib import Path
 from stages.runtime import gpu_selection
 from tools import sweep
 def hold(): sys.exit("asked" + " too late" * ("bitsandbytes" in sys.modules))
-gpu_selection.hold = hold
+gpu_selection.select_gpu_from_params = hold
 try:
     sweep.sweep(["lora.r=0"], Path.cwd())
 except gpu_selection.UserError:
@@ -311,7 +313,7 @@ def test_the_driver_is_asked_for_uuids_in_its_order(tmp_path, monkeypatch, state
     command = ["cc", "-shared", "-fPIC", f"-DSTATE={state}", "-o", library, tmp_path / "driver.c"]
     subprocess.run(command, check=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    assert gpu_selection.visible() == names
+    assert gpu_selection.list_visible_gpus() == names
 
 
 @pytest.mark.parametrize(
@@ -326,15 +328,15 @@ def test_where_there_is_no_choice_cuda_is_not_asked(tmp_path, monkeypatch, count
     if not count:  # nothing has used it yet
         (tmp_path / "one").mkdir()
         (tmp_path / "one/information").write_text("GPU UUID: \t GPU-????????-????\n")
-    monkeypatch.setattr(gpu_selection, "DRIVER", tmp_path)
+    monkeypatch.setattr(gpu_selection, "DRIVER_FOLDER", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="GPU-asked\n"))
-    assert gpu_selection.visible() == (["GPU-asked"] if asked else ["GPU-0a-b"])
+    assert gpu_selection.list_visible_gpus() == (["GPU-asked"] if asked else ["GPU-0a-b"])
 
 
 def test_without_a_driver_that_can_tell_nothing_is_shown(tmp_path, monkeypatch):
     (tmp_path / "libcuda.so.1").write_text("no library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    assert gpu_selection.visible() == []
+    assert gpu_selection.list_visible_gpus() == []

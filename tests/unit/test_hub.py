@@ -18,8 +18,8 @@ from huggingface_hub import constants
 
 from stages.runtime.errors import UserError
 from stages.sources import hashes
-from stages.sources.fetch import fetch, model_folder
-from stages.sources.manifest import describe
+from stages.sources.fetch import fetch, find_model_folder
+from stages.sources.manifest import build_manifest
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # the client keeps whole chunks of a file whose connection was cut
@@ -346,7 +346,7 @@ def test_a_folder_without_model_or_table_is_not_offered_a_digest(tmp_path, capsy
 
 def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
     def digest():
-        return describe(nano_copy, "x", "y", "model")["digest"]
+        return build_manifest(nano_copy, "x", "y", "model")["digest"]
 
     first = digest()
     os.utime(nano_copy / "config.json", (0, 0))
@@ -382,7 +382,7 @@ def test_a_home_folder_is_found(nano_copy, monkeypatch):
     source = SimpleNamespace(name="~/nano", revision="none")
     folder, manifest = fetch(source, "model", str(nano_copy))
     assert folder == nano_copy
-    assert model_folder(manifest) == nano_copy
+    assert find_model_folder(manifest) == nano_copy
 
 
 def test_a_commit_of_the_hub_is_no_revision_of_a_folder(nano_copy):
@@ -413,7 +413,7 @@ def test_a_folder_that_dvc_does_not_watch_is_refused(nano_copy, monkeypatch, nam
 def test_another_folder_in_place_of_a_pinned_one_says_all_that_is_to_be_set(nano_copy):
     with pytest.raises(UserError) as caught:
         fetch(SimpleNamespace(name=str(nano_copy), revision="0" * 64), "model", "assets/nano-phi")
-    digest = describe(nano_copy, "x", "y", "model")["digest"]
+    digest = build_manifest(nano_copy, "x", "y", "model")["digest"]
     for part in (f"set watch.model: {nano_copy}", f"digest {digest}; set model.revision to it, or to none"):
         assert part in str(caught.value)
 
@@ -429,8 +429,8 @@ def test_a_relative_folder_in_an_experiments_copy_of_the_repository_says_why_it_
 
 @pytest.mark.parametrize("change", ["same size", "gone", "one more"])
 def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_load(nano_copy, change):
-    manifest = describe(nano_copy, str(nano_copy), "none", "model")
-    assert model_folder(manifest) == nano_copy
+    manifest = build_manifest(nano_copy, str(nano_copy), "none", "model")
+    assert find_model_folder(manifest) == nano_copy
     weights, stat = nano_copy / WEIGHTS, (nano_copy / WEIGHTS).stat()
     if change == "same size":
         content = weights.read_bytes()
@@ -441,7 +441,7 @@ def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_l
     else:
         (nano_copy / "adapter.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="missing or changed since `download`"):
-        model_folder(manifest)
+        find_model_folder(manifest)
 
 
 @pytest.mark.parametrize(
@@ -480,33 +480,33 @@ def large(tmp_path, monkeypatch):
 
 def test_a_large_file_is_read_once(large):
     path, read = large
-    assert hashes.sha256_once(path) == hashes.sha256_once(path) == hub_server.sha256(b"12345678")
+    assert hashes.cached_sha256(path) == hashes.cached_sha256(path) == hub_server.sha256(b"12345678")
     assert len(read) == 1
 
 
 def test_a_large_file_changed_in_place_is_read_again_though_size_and_time_are_the_same(large):
     path, _ = large
-    hashes.sha256_once(path)
+    hashes.cached_sha256(path)
     stat = path.stat()
     path.write_bytes(b"12345670")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert hashes.sha256_once(path) == hub_server.sha256(b"12345670")
+    assert hashes.cached_sha256(path) == hub_server.sha256(b"12345670")
 
 
 def test_a_file_touched_just_now_is_read_again(large, monkeypatch):
     """Its clock may not have ticked before it changes again."""
     path, read = large
     monkeypatch.setattr(hashes, "SETTLED", 2 * 10**9)
-    hashes.sha256_once(path)
-    hashes.sha256_once(path)
+    hashes.cached_sha256(path)
+    hashes.cached_sha256(path)
     assert len(read) == 2
 
 
 @pytest.mark.parametrize("damage", ["[", "{}", None])
 def test_a_damaged_store_of_hashes_costs_a_reading(large, damage, monkeypatch):
     path, _ = large
-    hashes.sha256_once(path)
+    hashes.cached_sha256(path)
     store = path.parent / "hf" / hashes.STAMPS
     store.unlink()
     store.mkdir() if damage is None else store.write_text(damage)
-    assert hashes.sha256_once(path) == hub_server.sha256(b"12345678")
+    assert hashes.cached_sha256(path) == hub_server.sha256(b"12345678")

@@ -52,19 +52,19 @@ class Fused:
     """Loss and LoRA gradients by the fused layers."""
 
     def __init__(self, lora, keep=False):
-        from stages.kernels.dropout import Masks
+        from stages.kernels.dropout import DropoutMasks
         from stages.kernels.fusion import fuse_for_training
 
-        self.model, self.masks = lora, Masks(DEVICE)
+        self.model, self.masks = lora, DropoutMasks(DEVICE)
         self.gradients = fuse_for_training(lora, self.masks, keep)
 
     def __call__(self, ids, labels, step=0):
-        self.masks.set(42, step)
-        self.gradients.begin()
+        self.masks.set_step(42, step)
+        self.gradients.start_step()
         loss = self.model(input_ids=ids, labels=labels).loss
-        torch.autograd.grad(loss, self.gradients.anchor, allow_unused=True)
-        self.gradients.finish()
-        self.gradients.hand_out()
+        torch.autograd.grad(loss, self.gradients.dummy_input, allow_unused=True)
+        self.gradients.finish_backward()
+        self.gradients.assign_grads()
         return loss.item()
 
 
@@ -119,13 +119,13 @@ def llama():
 
     from stages.kernels.architecture import Architecture
 
-    def shared_inputs(layer):
+    def linears_by_input(layer):
         attention, mlp = layer.self_attn, layer.mlp
         qkv, gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
         return [qkv, (attention.o_proj,), gate_up, (mlp.down_proj,)]
 
     def forward(layer, project, x, rows):
-        attention, mlp, (qkv, o, gate_up, down) = layer.self_attn, layer.mlp, shared_inputs(layer)
+        attention, mlp, (qkv, o, gate_up, down) = layer.self_attn, layer.mlp, linears_by_input(layer)
         heads = (
             attention.config.num_attention_heads,
             attention.config.num_key_value_heads,
@@ -139,7 +139,7 @@ def llama():
         gate, up = project(gate_up, layer.post_attention_layernorm(x)).chunk(2, dim=-1)
         return x + project(down, mlp.act_fn(gate) * up)
 
-    return Architecture(LlamaDecoderLayer, lambda layer: True, shared_inputs, forward)
+    return Architecture(LlamaDecoderLayer, lambda layer: True, linears_by_input, forward)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -167,7 +167,7 @@ def test_dropouts_that_no_module_carries_are_known(families):
     assert functional_dropouts(phi) == ["attention_dropout"]
 
 
-def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
+def test_a_model_that_leaves_out_layers_at_random_has_no_captured_step(families):
     from stages.training.captured_step import CapturedStep
 
     with pytest.raises(StepUnavailable, match="layerdrop"):
@@ -175,18 +175,18 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
 
 
 @pytest.fixture
-def fast_step(monkeypatch):
-    return functools.partial(small_classifier.eager_fast_step, monkeypatch, longest=16)
+def captured_step(monkeypatch):
+    return functools.partial(small_classifier.make_eager_step, monkeypatch, longest=16)
 
 
-def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_step):
+def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, captured_step):
     """Zeros in the fast step, where the eager one has none; all other gradients are the eager ones."""
     grads = []
     for fast in (False, True):
         lora = classifier(folder=families["olmo2"])
         lora.get_base_model().model.layers[1].mlp.forward = lambda x: x
         if fast:
-            fast_step(lora)(as_inputs(*batch()), 0)
+            captured_step(lora)(as_inputs(*batch()), 0)
         else:
             lora(input_ids=batch()[0], labels=batch()[1]).loss.backward()
         grads.append({n: p.grad for n, p in lora.named_parameters() if p.requires_grad})
@@ -197,10 +197,10 @@ def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_ste
     assert distance(grads[1], used) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(families, fast_step):
+def test_a_layer_that_computes_in_pefts_way_beside_the_captured_step_is_an_error(families, captured_step):
     """Its weights would stay as they are without a word."""
     lora = classifier(folder=families["olmo2"])
-    step = fast_step(lora)
+    step = captured_step(lora)
     layer = lora.get_base_model().model.layers[1].mlp.up_proj
     layer.forward = functools.partial(type(layer).forward, layer)
     with pytest.raises(RuntimeError, match="PEFT's own forward"):
@@ -208,22 +208,22 @@ def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(fam
 
 
 @pytest.mark.parametrize("rows", [3, 4])
-def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(fast_step, rows):
+def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(captured_step, rows):
     """A batch that is not whole, and one whose last tokens belong to no row."""
     ids, labels = batch(rows)
     loss, grads = eager(classifier(freeze=False), ids, labels)
     lora = classifier(freeze=False)
-    step, laid = fast_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    step, laid = captured_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
     assert step.takes_packed_rows and laid["input_ids"].shape == (64,)
     assert step({name: value.to(DEVICE) for name, value in laid.items()}, 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(fast_step):
+def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(captured_step):
     """Of three rows on two ranks; what the ranks' buffers add up to is the batch's loss and gradients."""
     ids, labels = batch(3)
     loss, grads = eager(classifier(freeze=False), ids, labels)
-    step, total = fast_step(lora := classifier(freeze=False)), 0
+    step, total = captured_step(lora := classifier(freeze=False)), 0
     for part in (slice(0, 2), slice(2, 3)):
         weight = torch.tensor(len(labels[part]) / 3, device=DEVICE)
         step(as_inputs(ids[part], labels[part]) | {"weight": weight}, 0)
@@ -233,29 +233,29 @@ def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(fast_step):
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_ranks_have_masks_of_their_own(fast_step, monkeypatch):
+def test_ranks_have_masks_of_their_own(captured_step, monkeypatch):
     def seed_of(rank):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
-        step = fast_step(classifier())
-        step.masks.set(step.seed, 3)
+        step = captured_step(classifier())
+        step.masks.set_step(step.seed, 3)
         return step.masks.seed.item()
 
     assert len({seed_of(rank) for rank in range(8)}) == 8
 
 
-def test_weights_that_are_loaded_into_a_fused_model_are_used(fast_step, tmp_path):
+def test_weights_that_are_loaded_into_a_fused_model_are_used(captured_step, tmp_path):
     """The Trainer loads the best epoch so: into the weights' own memory, where copies and optimizer read them."""
     lora = classifier()
-    step, ids = fast_step(lora), batch()[0]
-    places = [weight.data_ptr() for weight in step.lora.weights]
+    step, ids = captured_step(lora), batch()[0]
+    places = [weight.data_ptr() for weight in step.lora.lora_weights]
     lora.eval().save_pretrained(tmp_path)
     expected = lora(input_ids=ids).logits
     with torch.no_grad():
-        step.lora.flat.mul_(2)
+        step.lora.flat_param.mul_(2)
     assert not torch.allclose(lora(input_ids=ids).logits, expected)
     lora.load_adapter(tmp_path, "default", is_trainable=True)
     assert torch.equal(lora.eval()(input_ids=ids).logits, expected)
-    assert [weight.data_ptr() for weight in step.lora.weights] == places
+    assert [weight.data_ptr() for weight in step.lora.lora_weights] == places
 
 
 def test_rows_end_to_end_are_for_known_layers_alone(families):
@@ -272,20 +272,20 @@ def test_rows_end_to_end_are_for_known_layers_alone(families):
 )
 def test_attention_and_its_gradient_are_pytorchs(queries, keys, size, rotated, longest, window):
     """Rows of one block and of several, one token, none; tokens behind the last row; other columns are left alone."""
-    from stages.kernels.attention import Heads, Rows, attend, write_grads
+    from stages.kernels.attention import AttentionConfig, RowLayout, attention_backward, attention_forward
 
     lengths, behind, generator = [longest, 1, 0, 17], 40, torch.Generator().manual_seed(0)
-    heads, tokens = Heads(queries, keys, size, size**-0.5, window), sum(lengths) + behind
+    heads, tokens = AttentionConfig(queries, keys, size, size**-0.5, window), sum(lengths) + behind
     angles = torch.rand(tokens, rotated // 2, generator=generator).repeat(1, 2).to(DEVICE)
     starts = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
-    rows = Rows(starts, longest, angles.cos(), angles.sin())
+    rows = RowLayout(starts, longest, angles.cos(), angles.sin())
     qkv = torch.randn(tokens, sum(heads.widths) + 24, generator=generator).to(DEVICE).requires_grad_()
     dout = torch.randn(tokens, queries * size, generator=generator).to(DEVICE)
     expected = plain_attention(qkv, heads, rows)
     (wanted,) = torch.autograd.grad(expected, qkv, dout)
-    out, lse = attend(qkv.detach(), heads, rows)
+    out, lse = attention_forward(qkv.detach(), heads, rows)
     found = torch.full_like(qkv, 7)
-    write_grads(qkv.detach(), out, lse, dout, found, heads, rows)
+    attention_backward(qkv.detach(), out, lse, dout, found, heads, rows)
     columns, close = sum(heads.widths), 1e-5 if not ON_GPU else 1e-3
     assert (out - expected).abs().max() < close
     assert (found[:, :columns] - wanted[:, :columns]).abs().max() < close
@@ -315,40 +315,40 @@ def plain_attention(qkv, heads, rows):
 
 
 def test_more_elements_than_the_kernels_count_are_refused():
-    from stages.kernels.dropout import dropped
-    from stages.kernels.lora import down
+    from stages.kernels.dropout import apply_dropout
+    from stages.kernels.lora_kernels import down_project
 
     x = torch.empty(1, device=DEVICE).expand(2**18, 128 * 64)  # takes no memory
     seed = torch.tensor(7, device=DEVICE)
     with pytest.raises(UserError, match="batch_size must be smaller"):
-        dropped([x], 0.1, seed, 0)
+        apply_dropout([x], 0.1, seed, 0)
     with pytest.raises(UserError, match="batch_size must be smaller"):
-        down(x, x[None, :16], 0.1, seed, 0)
+        down_project(x, x[None, :16], 0.1, seed, 0)
 
 
 @pytest.mark.parametrize(("p", "values"), [(0.999995, {0.0, 2.0**16}), (1.0, {0.0})])  # a share in steps of 2^-16
 def test_a_dropout_that_keeps_next_to_nothing_or_nothing_is_computed(p, values):
-    from stages.kernels.dropout import dropped, dropped_twice
+    from stages.kernels.dropout import apply_dropout, apply_two_masks
 
     ones, seed = torch.ones(512, 512, device=DEVICE), torch.tensor(7, device=DEVICE)
-    for out in (dropped([ones], p, seed, 0), *dropped_twice(ones, p, seed, 0)):
+    for out in (apply_dropout([ones], p, seed, 0), *apply_two_masks(ones, p, seed, 0)):
         assert set(out.unique().tolist()) == values
 
 
 @pytest.mark.parametrize(("tokens", "columns", "n", "r"), [(70, 640, 3, 8), (20, 100, 1, 130), (5, 2048, 2, 16)])
 def test_the_kernels_of_lora_are_their_formulas(tokens, columns, n, r):
     """With masks; sums that are split among programs, ranks that fill no tile, tokens and columns neither."""
-    from stages.kernels import lora
-    from stages.kernels.dropout import dropped
+    from stages.kernels import lora_kernels
+    from stages.kernels.dropout import apply_dropout
 
     generator, p, site = torch.Generator().manual_seed(0), 0.3, 5
-    ranks, seed = lora.rank(r), torch.tensor(7, device=DEVICE)
+    ranks, seed = lora_kernels.padded_rank(r), torch.tensor(7, device=DEVICE)
     x = torch.randn(tokens, columns, generator=generator).to(DEVICE)
     a = torch.zeros(n, ranks, columns)
     a[:, :r] = torch.randn(n, r, columns, generator=generator) / columns**0.5
     a = a.to(DEVICE)
-    masks = [dropped([torch.ones_like(x)], p, seed, site + i) for i in range(n)]
-    xu = lora.down(x, a, p, seed, site)
+    masks = [apply_dropout([torch.ones_like(x)], p, seed, site + i) for i in range(n)]
+    xu = lora_kernels.down_project(x, a, p, seed, site)
     u = torch.cat([(x * mask) @ a_i.t() for mask, a_i in zip(masks, a, strict=True)], dim=1)
     close = {"rtol": 1e-2, "atol": 1e-2} if ON_GPU else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(xu, torch.cat([x, u], dim=1), **close)
@@ -356,28 +356,28 @@ def test_the_kernels_of_lora_are_their_formulas(tokens, columns, n, r):
     dxu = torch.randn(xu.shape, generator=generator).to(DEVICE)
     dx, du = dxu[:, :columns], dxu[:, columns:].unflatten(1, (n, ranks))
     expected = dx + sum(mask * (du[:, i] @ a[i]) for i, mask in enumerate(masks))
-    torch.testing.assert_close(lora.input_grad(dxu, a, p, seed, site), expected, **close)
+    torch.testing.assert_close(lora_kernels.compute_input_grad(dxu, a, p, seed, site), expected, **close)
 
     grads = torch.ones(n * r * columns + 3, device=DEVICE)
     offsets = torch.arange(n, device=DEVICE) * r * columns + 3
     expected = torch.cat([(du[:, i, :r].t() @ (x * mask)).flatten() for i, mask in enumerate(masks)])
     for add, factor in ((False, 1), (True, 2)):
-        lora.write_a_grads(grads, offsets, r, dxu[:, columns:], x, p, seed, site, add)
+        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, columns:], x, p, seed, site, add)
         torch.testing.assert_close(grads[3:], factor * expected, **close)
     assert (grads[:3] == 1).all()
 
 
 def test_what_keeping_takes_grows_with_weights_and_batch():
     """The nano model's 12 linear modules by hand, in fp32."""
-    from stages.kernels.fusion import SLACK, bytes_to_keep
+    from stages.kernels.fusion import RESERVED_BYTES, estimate_memory
 
     lora = classifier(quantization="nf4")
     config = lora.get_base_model().config
     hidden, inner = config.hidden_size, config.intermediate_size
     weights = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
     ends = config.num_hidden_layers * (4 * 2 * hidden + 2 * (hidden + inner))
-    assert bytes_to_keep(lora, 0) == 4 * weights + SLACK
-    assert bytes_to_keep(lora, 100) == 4 * weights + SLACK + 4 * 2 * 100 * ends
+    assert estimate_memory(lora, 0) == 4 * weights + RESERVED_BYTES
+    assert estimate_memory(lora, 100) == 4 * weights + RESERVED_BYTES + 4 * 2 * 100 * ends
 
 
 def test_a_model_that_can_not_be_fused_stays_as_it_is(families):

@@ -3,7 +3,7 @@
 import datasets
 import pyarrow as pa
 import pytest
-from helpers.tables import SPLITS, arrow, data_group
+from helpers.tables import SPLITS, arrow, data_params
 
 from stages.data import label_column
 from stages.runtime import params
@@ -26,15 +26,17 @@ def table_of(labels):
 
 
 def read(labels, split="test"):
-    return label_column.read_labels({split: table_of(labels)}, "label")[0]
+    return label_column.read_label_columns({split: table_of(labels)}, "label")[0]
 
 
 def own(*columns):
-    return label_column.choose_classes(label_column.read_labels(dict(enumerate(map(table_of, columns))), "label"), None)
+    return label_column.resolve_classes(
+        label_column.read_label_columns(dict(enumerate(map(table_of, columns))), "label"), None
+    )
 
 
 def codes(labels, names=NLI):
-    return label_column.to_codes(read(labels), names).tolist()
+    return label_column.encode_labels(read(labels), names).tolist()
 
 
 def refused(function, *arguments):
@@ -161,17 +163,19 @@ def test_a_number_next_to_names_is_a_name():
 def test_a_split_with_digits_alone_is_read_as_the_others_are():
     """`1` is no place among the classes where another split has `1a`."""
     splits = {"train": table_of(["1", "2", "1a"]), "test": table_of(["2", "1"])}
-    test = label_column.read_labels(splits, "label")[1]
-    assert refused(label_column.to_codes, test, NLI).startswith("data: split 'test': column 'label' has '2' in row 0; ")
-    assert label_column.to_codes(test, ("1a", "2", "1")).tolist() == [1, 2]
+    test = label_column.read_label_columns(splits, "label")[1]
+    assert refused(label_column.encode_labels, test, NLI).startswith(
+        "data: split 'test': column 'label' has '2' in row 0; "
+    )
+    assert label_column.encode_labels(test, ("1a", "2", "1")).tolist() == [1, 2]
 
 
 def test_integers_with_gaps_in_one_split_and_none_in_another_are_the_same_classes():
     """pandas writes 1.0 into the file that has gaps, and 1 into the other."""
     splits = {"train": table_of(["0.0", "1.0", None]), "test": table_of(["1", "0"])}
-    labels = label_column.read_labels(splits, "label")
-    for names in (("no", "yes"), label_column.choose_classes(labels, None)):
-        assert [label_column.to_codes(one, names).tolist() for one in labels] == [[0, 1, -1], [1, 0]]
+    labels = label_column.read_label_columns(splits, "label")
+    for names in (("no", "yes"), label_column.resolve_classes(labels, None)):
+        assert [label_column.encode_labels(one, names).tolist() for one in labels] == [[0, 1, -1], [1, 0]]
 
 
 def test_integers_are_no_places_among_classes_of_which_one_is_a_number():
@@ -233,13 +237,13 @@ def test_several_class_labels_a_row_are_refused():
     features = datasets.Features({"label": datasets.List(datasets.ClassLabel(names=["a", "b"]))})
     rows = datasets.Dataset.from_dict({"label": [[0], [0, 1]]}, features=features)
     table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)
-    assert "several labels" in refused(label_column.read_labels, {"test": table}, "label")
+    assert "several labels" in refused(label_column.read_label_columns, {"test": table}, "label")
 
 
 def test_a_code_that_a_class_label_does_not_declare_is_refused():
     features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
     table = pa.table({"label": [0, 7]}).replace_schema_metadata(features.arrow_schema.metadata)
-    line = refused(label_column.read_labels, {"test": table}, "label")
+    line = refused(label_column.read_label_columns, {"test": table}, "label")
     assert line.endswith("has 7 in row 1; allowed: -1 to 1 (a, b)")
 
 
@@ -248,7 +252,7 @@ def test_a_code_that_a_class_label_does_not_declare_is_refused():
 
 def test_listed_classes_keep_the_order_of_the_list():
     labels = [read(["b", "a", "c"])]
-    assert label_column.choose_classes(labels, ["c", "b", "a"]) == ("c", "b", "a")
+    assert label_column.resolve_classes(labels, ["c", "b", "a"]) == ("c", "b", "a")
 
 
 def test_of_integers_each_negative_one_may_be_no_label_and_of_names_only_the_known_marks():
@@ -337,7 +341,7 @@ def test_declared_classes_follow_the_rules_of_listed_ones(names, said):
     assert line.startswith("data: column 'label': classes")
     assert said in line
     with pytest.raises(UserError) as listed:
-        params.checked(data_group().model_dump() | {"classes": names}, params.Data, "params.yaml")
+        params.validate(data_params().model_dump() | {"classes": names}, params.Data, "params.yaml")
     assert said.split(", not ")[0] in str(listed.value)
 
 

@@ -36,7 +36,7 @@ POSITIONS = {
 
 @pytest.mark.parametrize(("config", "expected"), POSITIONS.values(), ids=POSITIONS)
 def test_a_model_has_as_many_positions_as_its_config_says(config, expected):
-    assert max_length.positions_of(config) == expected
+    assert max_length.count_positions(config) == expected
 
 
 def test_a_maximum_beyond_the_models_positions_is_refused(nano_copy):

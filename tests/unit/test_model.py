@@ -29,13 +29,13 @@ from transformers.activations import ACT2FN
 from stages import download
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, count_parameters, load_adapter, save_adapter
-from stages.model.base import TANH_GELUS, exchange_activation
+from stages.model.base import TANH_GELUS, replace_activation
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device, pick_precision
 from stages.model.head import freeze_head
 from stages.runtime import gpu_selection, params
 from stages.runtime.errors import UserError
-from stages.sources.fetch import model_folder
+from stages.sources.fetch import find_model_folder
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22], [31, 32, 33]]
 
@@ -420,7 +420,7 @@ def test_weights_changed_since_download_are_one_line(nano_copy):
     manifest = manifest_of(nano_copy)
     (nano_copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: missing or changed since `download`"):
-        model_folder(manifest)
+        find_model_folder(manifest)
 
 
 def test_a_pickled_checkpoint_is_refused_even_where_it_is_harmless(nano_copy, load_nano):
@@ -508,7 +508,7 @@ def test_download_tells_of_a_missing_gpu_before_it_fetches(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if gpus_here:
-        monkeypatch.setattr(gpu_selection, "visible", lambda: ["GPU-0"])
+        monkeypatch.setattr(gpu_selection, "list_visible_gpus", lambda: ["GPU-0"])
     with pytest.raises(UserError, match=r"data\.name: no folder"):
         download.main()
     line = "params.yaml: device: cuda, but CUDA shows no GPU on this machine: eval_base will stop here"
@@ -563,11 +563,11 @@ def test_the_activations_that_may_be_exchanged_are_one_function(name):
 def test_an_activation_is_exchanged_for_a_form_of_itself_alone(own, allowed):
     config = SimpleNamespace(**own)
     if allowed:
-        exchange_activation(config, "gelu_pytorch_tanh", "x")
+        replace_activation(config, "gelu_pytorch_tanh", "x")
         assert vars(config) == dict.fromkeys(own, "gelu_pytorch_tanh")
     else:
         with pytest.raises(UserError, match=r"params\.yaml: model\.hidden_act: .*x computes .*allowed: null"):
-            exchange_activation(config, "gelu_pytorch_tanh", "x")
+            replace_activation(config, "gelu_pytorch_tanh", "x")
         assert vars(config) == own
 
 

@@ -10,7 +10,7 @@ from helpers.tables import CLASSES
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from stages.analysis import metrics, statistics
+from stages.analysis import intervals, metrics, significance_tests
 from stages.analysis.comparison import changes
 from stages.analysis.f1 import f1_values
 from stages.analysis.multi_seed.comparison import compare_pair, compare_recipes, decide_verdict, estimate_difference
@@ -138,10 +138,10 @@ def test_one_training_each_is_mcnemar_and_tango(drawn):
         [Recipe("a", (1,), first.predictions[:1]), Recipe("b", (7,), other.predictions[:1])], gold, groups, 3, 0.95
     )
     changed = changes(gold, first.predictions[0], other.predictions[0])
-    p = statistics.mcnemar(changed, groups)
+    p = significance_tests.mcnemar(changed, groups)
     assert found.design == "rows only"
     assert (found.value, found.p) == pytest.approx((changed.mean(), p))
-    assert (found.low, found.high) == statistics.gain_interval(changed, groups, p, 0.95)
+    assert (found.low, found.high) == intervals.gain_interval(changed, groups, p, 0.95)
 
 
 def test_the_scores_of_one_training_are_the_reports(drawn):
@@ -181,7 +181,7 @@ def test_an_accuracy_of_several_trainings_has_the_interval_of_their_variance(tra
     share = right.mean()
     rows = share * (1 - share) * (stats.norm.ppf(0.975) / width) ** 2 * ROWS / (ROWS - 1)
     score = mean_accuracy(right, np.arange(ROWS), 0.95)
-    assert (score.value, score.low, score.high) == pytest.approx((share, *statistics.wilson(share * rows, rows, 0.95)))
+    assert (score.value, score.low, score.high) == pytest.approx((share, *intervals.wilson(share * rows, rows, 0.95)))
 
 
 def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
@@ -399,7 +399,7 @@ def test_trainings_that_are_all_right_are_not_sure():
     gold = np.zeros(50, dtype=int)
     settings = [Recipe("a", (1, 2), np.zeros((2, 50), dtype=int)), Recipe("b", (1, 2), np.zeros((2, 50), dtype=int))]
     (first, _), (found,) = compare_recipes(settings, gold, np.arange(50), 2, 0.95)
-    assert (first.accuracy.low, first.accuracy.high) == pytest.approx(statistics.wilson(50, 50, 0.95))
+    assert (first.accuracy.low, first.accuracy.high) == pytest.approx(intervals.wilson(50, 50, 0.95))
     assert found.low < 0 < found.high and found.verdict == "not significant" and found.p == 1
 
 

@@ -118,7 +118,7 @@ def test_the_heads_of_queries_and_keys_are_normed_inside_the_projected_tensor(ki
 @pytest.mark.parametrize("name", ["silu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"])
 def test_a_gate_is_that_of_transformers(name, dtype):
     from stages.kernels.activation import IS_GELU
-    from stages.kernels.gated_mlp import Gated
+    from stages.kernels.gated_mlp import GatedActivation
 
     activation = ACT2FN[name]
 
@@ -130,7 +130,7 @@ def test_a_gate_is_that_of_transformers(name, dtype):
         return compute
 
     far = drawn(2, 9, 2 * 300, seed=3) * torch.linspace(0.1, 20, 600)  # where tanh and sigmoid are flat, too
-    check(lambda _: lambda x: (Gated.apply(x, IS_GELU[type(activation)]),), theirs, [far], dtype)
+    check(lambda _: lambda x: (GatedActivation.apply(x, IS_GELU[type(activation)]),), theirs, [far], dtype)
 
 
 def test_norms_give_no_gradient_of_a_weight_that_is_not_frozen():
@@ -147,11 +147,11 @@ def test_norms_give_no_gradient_of_a_weight_that_is_not_frozen():
 
 
 def test_more_elements_than_the_kernels_count_are_refused():
-    from stages.kernels.gated_mlp import Gated
+    from stages.kernels.gated_mlp import GatedActivation
     from stages.kernels.norm import RMSNorm, add_norm
 
     x = torch.empty(2**18, 128, 64, device=DEVICE, dtype=torch.bfloat16)  # nobody writes to it
     norm = RMSNorm(torch.ones(64, device=DEVICE), EPS, 0.0)
-    for compute in (lambda: add_norm(x, norm=norm), lambda: Gated.apply(x, False)):
+    for compute in (lambda: add_norm(x, norm=norm), lambda: GatedActivation.apply(x, False)):
         with pytest.raises(UserError, match="batch_size must be smaller"):
             compute()

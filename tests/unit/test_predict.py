@@ -25,7 +25,7 @@ from helpers.tables import CLASSES
 from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
-from stages.data.tokenization import load_configured_tokenizer, load_tokenizer, read
+from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.runtime import errors, params
@@ -522,7 +522,7 @@ def test_the_plain_lines_make_the_tokens_of_training(tmp_path, block, base, temp
 
     pair = {"premise": " A man is sleeping.", "hypothesis": "in the {premise}"}
     row = pd.DataFrame([{f"text_{column}": value for column, value in pair.items()}])
-    (expected,) = read(row, load_tokenizer(manifest), template, 500)[1]
+    (expected,) = encode_rows(row, load_tokenizer(manifest), template, 500)[1]
     assert tokens_of(**pair) == expected
     with pytest.raises(AssertionError, match="a text holds the name of a special token"):
         tokens_of(premise="A", hypothesis=re.search(r"<[^>]*>", template)[0])

@@ -245,7 +245,7 @@ def test_a_block_of_parameters_is_valid(document, block):
     changed = yaml.safe_load((COMMITTED / "params.yaml").read_text())
     for key, value in yaml.safe_load(block).items():
         changed[key] = changed[key] | value if isinstance(value, dict) else value
-    params.checked(changed, params.Params, document)
+    params.validate(changed, params.Params, document)
 
 
 PARAMETERS = [(name, (COMMITTED / name).read_text()) for name in ("params.yaml", "demo/params.yaml")]

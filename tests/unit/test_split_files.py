@@ -13,11 +13,11 @@ import yaml
 from helpers.parameters import unpinned_params, use
 from helpers.project import NANO, SHARED
 from helpers.stages import assert_refused, run_stage_in_each, written
-from helpers.tables import arrow, data_group, frame, parquet_folder
+from helpers.tables import arrow, data_params, frame, parquet_folder
 
 from stages.data.split_files import read_splits
 from stages.runtime.errors import UserError
-from stages.sources.manifest import describe
+from stages.sources.manifest import build_manifest
 
 SNLI = SHARED / "data" / "snli"
 CLASSES = ["entailment", "neutral", "contradiction"]
@@ -33,8 +33,8 @@ def nli(tmp_path, monkeypatch):
 
 def read(folder, names=None, **of_data):
     """{split: data frame} of a folder."""
-    names = describe(folder, "nli", "none", "data")["files"] if names is None else names
-    return {split: table.to_pandas() for split, table in read_splits(folder, names, data_group(**of_data)).items()}
+    names = build_manifest(folder, "nli", "none", "data")["files"] if names is None else names
+    return {split: table.to_pandas() for split, table in read_splits(folder, names, data_params(**of_data)).items()}
 
 
 def refusal(folder, **of_data):
@@ -85,7 +85,7 @@ def test_a_format_that_is_read_is_pinned(nli, ending):
             WRITERS[ending](
                 frame(("A man runs.", "He moves.", 0), ("A dog.", "A cat.", label)), nli / f"{split}.{ending}"
             )
-        return describe(nli, "nli", "none", "data")
+        return build_manifest(nli, "nli", "none", "data")
 
     first = write(1)
     label = ["0", "1"] if ending.startswith(("csv", "tsv")) else [0, 1]
@@ -97,7 +97,7 @@ def test_a_format_that_is_not_pinned_is_not_read(nli):
     """Else its rows could change under the same digest."""
     for split in ("train", "validation", "test"):
         (nli / f"{split}.xml").write_text("<r><premise>a</premise><hypothesis>b</hypothesis><label>0</label></r>")
-    manifest = describe(nli, "nli", "none", "data")
+    manifest = build_manifest(nli, "nli", "none", "data")
     assert manifest["files"] == {}
     with pytest.raises(UserError, match=r"data\.name: .*nli: no table"):
         read(nli, manifest["files"])
@@ -184,8 +184,8 @@ def test_the_types_that_the_readme_declares_are_taken(nli):
     features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label,stars\n01,good,01\n02,,\n03,0,3\n")
-    names = describe(nli, "nli", "none", "data")["files"]
-    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    names = build_manifest(nli, "nli", "none", "data")["files"]
+    table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert table.to_pydict() == {"text": ["01", "02", "03"], "label": [1, None, 0], "stars": [1, None, 3]}
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
 
@@ -196,8 +196,8 @@ def test_the_classes_that_the_readme_declares_name_the_integers_of_any_kind_of_f
     features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     WRITERS[ending](pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}), nli / f"train.{ending}")
-    names = describe(nli, "nli", "none", "data")["files"]
-    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    names = build_manifest(nli, "nli", "none", "data")["files"]
+    table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
     assert table["label"].to_pylist() == [1, 0]
 
@@ -215,8 +215,8 @@ def test_declared_integers_may_be_written_with_a_point_as_pandas_does_next_to_ga
     features = yaml.safe_dump({"dataset_info": {"features": datasets.Features({"label": declared})._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label\na,1.0\nb,\nc,0.0\n")
-    names = describe(nli, "nli", "none", "data")["files"]
-    assert read_splits(nli, names, data_group(splits=splits()))["train"]["label"].to_pylist() == expected
+    names = build_manifest(nli, "nli", "none", "data")["files"]
+    assert read_splits(nli, names, data_params(splits=splits()))["train"]["label"].to_pylist() == expected
 
 
 def test_a_type_that_the_readme_declares_and_the_file_has_not_is_one_line(nli):
@@ -495,8 +495,8 @@ def test_a_string_view_is_text(nli):
     texts = pa.array(["a", None], pa.string_view())
     table = pa.table({"text": texts, "label": pa.array(["x", "y"], pa.string_view())})
     pq.write_table(table, nli / "train.parquet")
-    names = describe(nli, "nli", "none", "data")["files"]
-    read_table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    names = build_manifest(nli, "nli", "none", "data")["files"]
+    read_table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert read_table.to_pydict() == {"text": ["a", None], "label": ["x", "y"]}
     assert all(kind in (pa.string(), pa.large_string()) for kind in read_table.schema.types)
 

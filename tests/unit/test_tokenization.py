@@ -30,12 +30,14 @@ def words():
 
 
 def encoded(words, premise, hypothesis, max_length=128, template=TEMPLATE):
-    return tokenization.tokenize(frame(premise, hypothesis), words, template, max_length).iloc[0]
+    return tokenization.tokenize_rows(frame(premise, hypothesis), words, template, max_length).iloc[0]
 
 
 def test_progress_counts_rows(words):
     told = []
-    tokenization.tokenize(pd.concat([frame("a man sleeps", "a man runs")] * 2500), words, TEMPLATE, 128, told.append)
+    tokenization.tokenize_rows(
+        pd.concat([frame("a man sleeps", "a man runs")] * 2500), words, TEMPLATE, 128, told.append
+    )
     assert told == [1000, 1000, 500]
 
 
@@ -43,14 +45,14 @@ def test_many_rows_are_never_all_python_objects(words):
     """All rows' texts and tokens as lists would take 1,000 bytes a row; a thousand rows' take 70 a row of 20,000."""
     rows = pd.concat([frame("a man sleeps", "a man runs")] * 20_000, ignore_index=True)
     made = []
-    peak = traced_peak(lambda: made.append(tokenization.tokenize(rows, words, TEMPLATE, 128)))
+    peak = traced_peak(lambda: made.append(tokenization.tokenize_rows(rows, words, TEMPLATE, 128)))
     assert len(made[0]) == 20_000 and made[0]["input_ids"].map(len).min() > 10
     assert peak / 20_000 < 300
 
 
 def test_braces_in_a_text_are_text():
     texts = {"premise": "{hypothesis} {0} \\1", "hypothesis": "{premise}"}
-    assert tokenization.fill("P: {premise} H: {hypothesis}.", texts) == "P: {hypothesis} {0} \\1 H: {premise}."
+    assert tokenization.fill_template("P: {premise} H: {hypothesis}.", texts) == "P: {hypothesis} {0} \\1 H: {premise}."
 
 
 @pytest.mark.parametrize(
@@ -63,25 +65,25 @@ def test_braces_in_a_text_are_text():
     ],
 )
 def test_a_template_names_its_columns_in_its_order(template, columns):
-    assert tokenization.columns_of(template) == columns
+    assert tokenization.parse_columns(template) == columns
 
 
 def test_a_column_may_stand_twice_and_other_braces_stay():
-    assert tokenization.fill('{"a": {a}, "again": {a}}', {"a": "x"}) == '{"a": x, "again": x}'
+    assert tokenization.fill_template('{"a": {a}, "again": {a}}', {"a": "x"}) == '{"a": x, "again": x}'
 
 
 def test_of_three_texts_the_longest_is_cut(words):
     table = pd.DataFrame({"text_a": ["a man"], "text_b": ["sleeps " * 200], "text_c": ["a dog runs"]})
-    row = tokenization.tokenize(table, words, "{a} | {b} | {c}.", 48).iloc[0]
+    row = tokenization.tokenize_rows(table, words, "{a} | {b} | {c}.", 48).iloc[0]
     text = words.decode(row["input_ids"])
     assert row["truncated"] and 45 <= len(row["input_ids"]) <= 48
     assert text.startswith("a man | sleeps sleeps") and text.endswith(" | a dog runs.")
 
 
 def test_one_text_is_cut_before_the_templates_end(words):
-    row = tokenization.tokenize(pd.DataFrame({"text_text": ["a man " * 200]}), words, "Text: {text}\nTopic:", 32).iloc[
-        0
-    ]
+    row = tokenization.tokenize_rows(
+        pd.DataFrame({"text_text": ["a man " * 200]}), words, "Text: {text}\nTopic:", 32
+    ).iloc[0]
     assert words.decode(row["input_ids"]).endswith("\nTopic:")
 
 
@@ -119,7 +121,7 @@ def test_an_over_long_text_is_cut_and_the_templates_end_stays(words, name):
 @pytest.mark.parametrize("name", LONG)
 def test_the_text_that_is_read_makes_the_tokens(words, name):
     """So that others can be given the text instead."""
-    (text,), (ids,), truncated = tokenization.read(frame(*LONG[name]), words, TEMPLATE, 48)
+    (text,), (ids,), truncated = tokenization.encode_rows(frame(*LONG[name]), words, TEMPLATE, 48)
     assert truncated == [True] and text.endswith("\nLabel:") and len(text) < 64 * 48
     assert words(text, split_special_tokens=True)["input_ids"] == ids
 
@@ -155,7 +157,7 @@ def test_any_text_comes_out_as_it_went_in(words, text):
 
 
 def test_no_rows_make_no_tokens(words):
-    assert len(tokenization.tokenize(frame("a", "b")[:0], words, TEMPLATE, 128)) == 0
+    assert len(tokenization.tokenize_rows(frame("a", "b")[:0], words, TEMPLATE, 128)) == 0
 
 
 @pytest.mark.parametrize("max_length", [128, 24])
@@ -219,7 +221,7 @@ def kind_of(name):
 
 def filled(template, rows=ROWS):
     return [
-        tokenization.fill(template, {"premise": premise, "hypothesis": hypothesis})
+        tokenization.fill_template(template, {"premise": premise, "hypothesis": hypothesis})
         for premise, hypothesis in zip(rows["text_premise"], rows["text_hypothesis"], strict=True)
     ]
 
@@ -229,7 +231,7 @@ def test_a_special_token_in_a_template_is_that_token(kind, template):
     """As the tokenizer itself reads the template, and the two are never tokens apart; a BOS token is not doubled."""
     tokenizer = kind_of(kind)
     own = tokenizer(filled(template), split_special_tokens=False, add_special_tokens=not template.startswith("<s>"))
-    _, ids, truncated = tokenization.read(ROWS, tokenizer, template, 10_000)
+    _, ids, truncated = tokenization.encode_rows(ROWS, tokenizer, template, 10_000)
     assert ids == own["input_ids"] and not any(truncated)
 
 
@@ -239,8 +241,8 @@ def test_the_name_of_a_special_token_in_a_text_is_text_in_such_a_template_too(ki
     tokenizer = kind_of(kind)
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     named = pd.DataFrame({"text_premise": [f"A{name}{name}man" for name in names], "text_hypothesis": "user"})
-    _, (clean, *_), _ = tokenization.read(ROWS, tokenizer, template, 10_000)
-    _, found, _ = tokenization.read(named, tokenizer, template, 10_000)
+    _, (clean, *_), _ = tokenization.encode_rows(ROWS, tokenizer, template, 10_000)
+    _, found, _ = tokenization.encode_rows(named, tokenizer, template, 10_000)
     for name, ids in zip(names, found, strict=True):
         for token in {*tokenizer.all_special_ids, *tokenizer.convert_tokens_to_ids(names)} - {tokenizer.unk_token_id}:
             assert ids.count(token) == clean.count(token)
@@ -250,13 +252,13 @@ def test_the_name_of_a_special_token_in_a_text_is_text_in_such_a_template_too(ki
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_template_without_special_tokens_is_read_as_ever(kind):
     tokenizer, template = kind_of(kind), "Premise: {premise}  user {hypothesis}:"
-    _, ids, _ = tokenization.read(ROWS, tokenizer, template, 10_000)
+    _, ids, _ = tokenization.encode_rows(ROWS, tokenizer, template, 10_000)
     assert ids == tokenizer(filled(template), split_special_tokens=True)["input_ids"]
 
 
 def test_a_special_tokens_name_that_only_the_filled_template_has_is_text():
     chat = tokenizers.chatml()
-    _, (ids,), _ = tokenization.read(frame("im_start", "a"), chat, "<|im_end|><|{premise}|>{hypothesis}", 100)
+    _, (ids,), _ = tokenization.encode_rows(frame("im_start", "a"), chat, "<|im_end|><|{premise}|>{hypothesis}", 100)
     assert chat.convert_tokens_to_ids("<|im_start|>") not in ids
     assert chat.decode(ids) == "<|im_end|><|im_start|>a"
 
@@ -265,7 +267,7 @@ def test_a_special_tokens_name_that_only_the_filled_template_has_is_text():
 def test_a_text_is_cut_between_special_tokens(kind, template):
     tokenizer = kind_of(kind)
     long = frame("A man is sleeping in the park. " * 200, "awake")
-    (text,), (ids,), truncated = tokenization.read(long, tokenizer, template, 48)
+    (text,), (ids,), truncated = tokenization.encode_rows(long, tokenizer, template, 48)
     assert truncated == [True] and 46 <= len(ids) <= 48
     own = tokenizer(text, split_special_tokens=False, add_special_tokens=not template.startswith("<s>"))
     assert ids == own["input_ids"]
@@ -278,9 +280,13 @@ def test_a_saved_tokenizer_reads_a_filled_template_as_training_does(kind, templa
     for chosen in (template, "Premise: {premise} {hypothesis}:"):
         tokenizer = tokenization.load_configured_tokenizer(manifest_of(tmp_path / "base"), chosen)
         tokenizer.save_pretrained(tmp_path / "saved")
-        _, ids, _ = tokenization.read(ROWS, load_tokenizer(manifest_of(tmp_path / "base")), chosen, 10_000)
+        _, ids, _ = tokenization.encode_rows(ROWS, load_tokenizer(manifest_of(tmp_path / "base")), chosen, 10_000)
         assert AutoTokenizer.from_pretrained(tmp_path / "saved")(filled(chosen))["input_ids"] == ids
-        assert tokenizer(filled(chosen))["input_ids"] == ids == tokenization.read(ROWS, tokenizer, chosen, 10_000)[1]
+        assert (
+            tokenizer(filled(chosen))["input_ids"]
+            == ids
+            == tokenization.encode_rows(ROWS, tokenizer, chosen, 10_000)[1]
+        )
 
 
 def test_a_text_that_names_a_special_token_is_ambiguous_where_the_template_has_some():
@@ -301,25 +307,25 @@ def test_a_row_that_ends_with_the_pad_token_is_refused(words, template, premise)
     with pytest.raises(
         UserError, match=r"tokenize\.template: a row ends with <\|endoftext\|>, .* allowed at the end: "
     ):
-        tokenization.read(frame(premise, "b"), words, template, 100)
+        tokenization.encode_rows(frame(premise, "b"), words, template, 100)
 
 
 def test_an_end_that_the_tokenizer_adds_and_that_pads_rows_is_no_end_of_the_template():
     """The classifier passes over it, and reads the template's last token."""
     ending = tokenizers.metaspace("first", ends=True)
-    _, (ids,), _ = tokenization.read(frame("a", "b"), ending, "{premise}</s>{hypothesis} a", 100)
+    _, (ids,), _ = tokenization.encode_rows(frame("a", "b"), ending, "{premise}</s>{hypothesis} a", 100)
     assert ids[-1] == ending.pad_token_id != ids[-2]
     with pytest.raises(UserError, match="a row ends with </s>"):
-        tokenization.read(frame("a", "b"), tokenizers.metaspace(), "{premise}{hypothesis}</s>", 100)
+        tokenization.encode_rows(frame("a", "b"), tokenizers.metaspace(), "{premise}{hypothesis}</s>", 100)
 
 
 def test_a_special_token_that_the_tokenizer_does_not_read_where_it_stands_is_refused(words, nano_copy):
     """A flag of tokens: one of these is only read between spaces."""
     words = load_tokenizer(manifest_of(nano_copy))
     words.add_tokens([AddedToken("<sep>", single_word=True, special=True, normalized=False)], special_tokens=True)
-    assert len(tokenization.read(frame("a", "b"), words, "{premise} <sep> {hypothesis}", 100)[1][0]) == 4
+    assert len(tokenization.encode_rows(frame("a", "b"), words, "{premise} <sep> {hypothesis}", 100)[1][0]) == 4
     with pytest.raises(UserError, match="does not read each of <sep> as a token there; allowed: a space"):
-        tokenization.read(frame("a", "b"), words, "{premise}<sep>{hypothesis}", 100)
+        tokenization.encode_rows(frame("a", "b"), words, "{premise}<sep>{hypothesis}", 100)
 
 
 def test_a_tokenizer_that_gives_no_offsets_is_refused(nano_copy):
@@ -356,7 +362,7 @@ def test_a_cut_row_keeps_as_many_characters_as_fit(max_length):
     tokenizer = kind_of("phi-2")
     rows = pd.read_parquet(SHARED / "data/snli/test.parquet")[["premise", "hypothesis"]][:9_000:75]
     rows.columns = ["text_premise", "text_hypothesis"]
-    texts, _, truncated = tokenization.read(rows, tokenizer, TEMPLATE, max_length)
+    texts, _, truncated = tokenization.encode_rows(rows, tokenizer, TEMPLATE, max_length)
     assert sum(truncated) > 60
     for i in np.flatnonzero(truncated):
         end = most_characters(tokenizer, TEMPLATE, rows.iloc[i], max_length)
@@ -370,6 +376,6 @@ def test_a_cut_encodes_a_row_few_times(words, name, monkeypatch):
     monkeypatch.setattr(
         type(words), "_encode_plus", lambda self, text, *a, **k: calls.append(text) or call(self, text, *a, **k)
     )
-    _, (ids,), _ = tokenization.read(frame(*LONG[name]), words, TEMPLATE, 48)
+    _, (ids,), _ = tokenization.encode_rows(frame(*LONG[name]), words, TEMPLATE, 48)
     assert len(ids) <= 48 and len(calls) <= 5
     assert [len(texts) for texts in calls if len(texts) > 1] in ([], [len(calls[-1])], [len(calls[-2])])

@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from stages.runtime.errors import UserError
-from stages.runtime.usage_recorder import versions
+from stages.runtime.usage_recorder import read_versions
 from stages.training import checkpoints, history
 from stages.training.epoch_batches import EpochBatches
 from stages.training.loss import balanced_weights, weigh_classes
@@ -63,7 +63,7 @@ def test_the_code_of_a_training_is_all_that_it_imports():
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["deps"]
     rooms = {name if name.count("/") == 1 else name.rpartition("/")[0] for name in files}
     assert rooms == {dep for dep in deps if dep.startswith("stages/")}
-    assert "stages/kernels/lora.py" in files, "it is imported inside a function"
+    assert "stages/kernels/lora_kernels.py" in files, "it is imported inside a function"
 
 
 def test_an_edit_of_what_a_script_imports_is_another_digest_and_an_edit_of_anything_else_is_not(tmp_path):
@@ -89,7 +89,7 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(importlib.metadata, "version", lambda name: others.get(name) or version(name))
             patch.setattr(torch.cuda, "get_device_name", lambda device: others.get("gpu", "NVIDIA H100"))
-            return checkpoints.run_digest(versions(device))
+            return checkpoints.run_digest(read_versions(device))
 
     def not_installed(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -99,7 +99,7 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
     assert digest() == digest()
     assert len({digest(), digest(gpu), digest(gpu, gpu="Tesla T4"), *changed}) == 8
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
-    assert versions(CPU) == {
+    assert read_versions(CPU) == {
         "python": "{}.{}".format(*sys.version_info), "cpu": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_the_history_joins_steps_and_evaluations():
         {"step": 4, "eval_loss": 0.6, **scores},
         {"step": 4, "train_runtime": 3.0},
     ]
-    steps, epochs = history.history(SimpleNamespace(log_history=log))
+    steps, epochs = history.read_curves(SimpleNamespace(log_history=log))
     assert steps == [{"step": n, "loss": float(n)} for n in (1, 2, 3, 4)]
     assert [(e["epoch"], e["train_loss"], e["validation_loss"]) for e in epochs] == [(1, 1.5, 0.7), (2, 3.5, 0.6)]
     assert epochs[0]["validation_accuracy"] == 0.5

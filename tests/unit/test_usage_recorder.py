@@ -18,7 +18,7 @@ from helpers.project import ROOT
 from stages.runtime import files, usage_samples
 from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
-from stages.runtime.usage_recorder import Recorder, versions
+from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.runtime.usage_samples import FIELDS
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def test_samples_come_at_their_interval_and_know_their_phase(tmp_path):
         time.sleep(0.1)
     recorder.save(tmp_path / "run", {"resumed": False})
     run = json.loads((tmp_path / "run/run.json").read_text())
-    assert run == {"resumed": False, "gpu": recorder.summary(), "versions": versions(CPU)}
+    assert run == {"resumed": False, "gpu": recorder.summary(), "versions": read_versions(CPU)}
     with open(tmp_path / "run/usage.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [*FIELDS, "gpu", "memory_sum_gb"]
@@ -115,7 +115,7 @@ def test_samples_of_several_gpus_stand_on_one_clock_and_are_summed():
     """The second GPU's recorder started 1.5 s before the first one's."""
     first = [sample(0.0, 4.0), sample(1.0, 5.0), sample(1.0, 6.0), sample(2.0, 1.0)]
     second = [sample(0.0, 10.0), sample(3.0, 20.0)]
-    table = usage_samples.table([1001.5, 1000.0], [first, second])
+    table = usage_samples.merge_samples([1001.5, 1000.0], [first, second])
     assert list(zip(table["gpu"], table["seconds"], table["memory_gb"], strict=True)) == [
         (1, 0.0, 10.0), (0, 1.5, 4.0), (0, 2.5, 5.0), (0, 2.5, 6.0), (1, 3.0, 20.0), (0, 3.5, 1.0)
     ]  # fmt: skip
@@ -131,16 +131,16 @@ def test_several_gpus_are_summed_up_by_the_fullest_and_by_all_at_one_time():
     together = {
         "name": "H100", "count": 2, "loaded": 2.0, "peak": 6.0, "peak_allocated": 4.0, "total": 40.0, "peak_sum": 8.5
     }  # fmt: skip
-    assert usage_samples.summary([own, other], memory_sum) == together
-    assert usage_samples.summary([own, other | {"name": "A100"}], memory_sum)["name"] == "H100, A100"
-    assert usage_samples.summary([own], memory_sum) == own
+    assert usage_samples.summarize([own, other], memory_sum) == together
+    assert usage_samples.summarize([own, other | {"name": "A100"}], memory_sum)["name"] == "H100, A100"
+    assert usage_samples.summarize([own], memory_sum) == own
 
 
 def start_rank(rank, port, folder, code):
     """A process that is one of two ranks, runs code in a folder, and knows its `rank`."""
     begin = "import time, torch\nfrom stages.runtime import distributed\n"
     begin += "from stages.runtime.usage_recorder import Recorder\n"
-    begin += 'ranks.join(torch.device("cpu")); rank = distributed.rank()\n'
+    begin += 'distributed.init_process_group(torch.device("cpu")); rank = distributed.rank()\n'
     env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port),
                         "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # fmt: skip
     command = [sys.executable, "-c", begin + textwrap.dedent(code)]
@@ -171,13 +171,13 @@ def test_the_first_of_two_ranks_writes_what_both_have_sampled(two_ranks):
     folders, processes = two_ranks("""
         time.sleep(rank)
         with Recorder(torch.device("cpu"), interval=0.05) as recorder:
-            usage_recorder.mark("before")
+            recorder.mark("before")
             block = torch.ones([25_000_000, 75_000_000][rank])  # 0.1 and 0.3 GB
-            usage_recorder.mark("after")
+            recorder.mark("after")
             time.sleep(0.5 * rank)
         open("left", "w").write(str(time.time()))
-        usage_recorder.save("run", {"seconds": 1})
-        open("own", "w").write(str(usage_recorder.marks["after"]["memory_gb"]))
+        recorder.save("run", {"seconds": 1})
+        open("own", "w").write(str(recorder.marks["after"]["memory_gb"]))
     """)
     errors = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
@@ -212,7 +212,7 @@ def test_an_error_in_one_rank_does_not_wait_for_the_other(two_ranks):
 
 def test_a_file_is_whole_or_not_there(tmp_path):
     (tmp_path / "out.json").write_text("old")
-    with pytest.raises(RuntimeError), files.new_file(tmp_path / "out.json") as temporary:
+    with pytest.raises(RuntimeError), files.atomic_file(tmp_path / "out.json") as temporary:
         temporary.write_text("ne")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
@@ -222,11 +222,11 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 def test_a_folder_is_whole_or_not_there(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    with pytest.raises(RuntimeError), files.new_folder(tmp_path / "out") as temporary:
+    with pytest.raises(RuntimeError), files.atomic_folder(tmp_path / "out") as temporary:
         (temporary / "new").touch()
         raise RuntimeError
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
-    with files.new_folder(tmp_path / "out") as temporary:
+    with files.atomic_folder(tmp_path / "out") as temporary:
         (temporary / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
 

@@ -6,11 +6,12 @@ from typing import Literal
 
 import numpy as np
 
+from stages.analysis.intervals import gain_interval
 from stages.analysis.multi_seed.power import smallest_detectable_difference
 from stages.analysis.multi_seed.scores import Recipe, RecipeScores, score_recipe
 from stages.analysis.multi_seed.significance import holm, margin_of_error, p_value
 from stages.analysis.multi_seed.variance import Design, VarianceComponent, difference_components, row_standard_error
-from stages.analysis.statistics import gain_interval, mcnemar
+from stages.analysis.significance_tests import mcnemar
 
 METHOD_VERSION = 2  # raise it if the same rows get other intervals
 

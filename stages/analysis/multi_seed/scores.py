@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from stages.analysis import statistics
+from stages.analysis.design_effects import adjusted_design_effect, design_effect
 from stages.analysis.f1 import f1_interval, f1_values
+from stages.analysis.intervals import wilson
 from stages.analysis.multi_seed.significance import margin_of_error
 from stages.analysis.multi_seed.variance import mean_components, row_standard_error
-from stages.analysis.statistics import design_effect, wilson
 from stages.data.confusion import confusion_counts
 
 
@@ -84,7 +84,7 @@ def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) ->
         correct: 1 where a training is right, float [seeds, rows].
         groups: rows of the same group are not independent, [rows].
     """
-    value, rows = float(correct.mean()), correct.shape[1] / divisor_over_seeds(correct, groups, confidence)
+    value, rows = float(correct.mean()), correct.shape[1] / effect_over_seeds(correct, groups, confidence)
     return Score(value, *wilson(value * rows, rows, confidence))
 
 
@@ -100,20 +100,20 @@ def mean_f1(
     confusion = np.mean([confusion_counts(gold, answers, classes) for answers in predictions], axis=0)
     scores = []
     for average, values in enumerate(f1_values(gold, predictions, classes)):
-        divisor = divisor_over_seeds(values, groups, confidence)
+        adjusted = effect_over_seeds(values, groups, confidence)
         effect = design_effect(values.mean(axis=0), groups)
         value = float(values.mean())
-        scores.append(Score(value, *f1_interval(value, confusion, average, divisor, effect, confidence)))
+        scores.append(Score(value, *f1_interval(value, confusion, average, adjusted, effect, confidence)))
     return scores
 
 
-def divisor_over_seeds(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
-    """`statistics.divisor` for a mean over trainings and rows. It is below 1 if trainings err in different rows.
+def effect_over_seeds(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
+    """`adjusted_design_effect` for a mean over trainings and rows. It is below 1 if trainings err in different rows.
 
     Args:
         values: float [seeds, rows].
     """
     if len(values) == 1 or not values.var() or len(np.unique(groups)) == 1:
-        return statistics.divisor(values[0], groups, confidence)
+        return adjusted_design_effect(values[0], groups, confidence)
     margin = margin_of_error(mean_components(values, groups), 1 - confidence)
     return (margin / norm.ppf((1 + confidence) / 2)) ** 2 / (values.var() / max(1, values.shape[1] - 1))

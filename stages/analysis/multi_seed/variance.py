@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.analysis.statistics import effective_groups
+from stages.analysis.design_effects import effective_groups
 
 Design = Literal["paired seeds", "independent seeds", "rows only"]
 

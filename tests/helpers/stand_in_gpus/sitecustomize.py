@@ -9,10 +9,13 @@ import sys
 
 if "DVC_STAGE" in os.environ and "STAND_IN_GPUS" in os.environ:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- `python -m` puts it there, but later than this runs
-    from stages.runtime import gpu_selection
+    from stages.runtime import gpu_selection, stage_table
 
     sys.path.pop(0)
-    if os.environ["DVC_STAGE"].rpartition(":")[2] in gpu_selection.STAGES and gpu_selection.HELD not in os.environ:
+    if (
+        os.environ["DVC_STAGE"].rpartition(":")[2] in stage_table.GPU_STAGES
+        and gpu_selection.SELECTED_BY not in os.environ
+    ):
         import atexit
         import time
 
@@ -21,7 +24,7 @@ if "DVC_STAGE" in os.environ and "STAND_IN_GPUS" in os.environ:
             with open(os.environ["STAND_IN_LOG"], "a") as file:
                 file.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()} {moment} {time.time()}\n")
 
-        gpu_selection.visible = os.environ["STAND_IN_GPUS"].split
-        gpu_selection.take()
+        gpu_selection.list_visible_gpus = os.environ["STAND_IN_GPUS"].split
+        gpu_selection.select_gpu()
         note("took")
         atexit.register(note, "ended")

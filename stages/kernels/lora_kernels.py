@@ -1,8 +1,8 @@
 """The kernels of LoRA: its products of rank r, with dropout inside: no dropped copy of the input is ever written.
 
 In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R]. R is
-LoRA's r filled up (`rank`), rows of A beyond r are zero. Masks are those of `dropout.Masks`, the places `site` to
-`site` + n - 1. No atomics: the same inputs give the same bytes.
+LoRA's r filled up (`padded_rank`), rows of A beyond r are zero. Masks are those of
+`dropout.DropoutMasks`, the places `site` to `site` + n - 1. No atomics: the same inputs give the same bytes.
 """
 
 import torch
@@ -10,18 +10,20 @@ import triton
 import triton.language as tl
 
 from stages.kernels.activation import activation
-from stages.kernels.dropout import keeps, scale, threshold
-from stages.kernels.index_limits import check_indices
+from stages.kernels.dropout import drop_threshold, dropout_mask, dropout_scale
+from stages.kernels.index_limits import check_index_range
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 
 
-def rank(r: int) -> int:
+def padded_rank(r: int) -> int:
     """R: columns that the kernels give to LoRA's rank: one block of a power of two, or blocks of 64."""
     return max(16, triton.next_power_of_2(r)) if r <= 64 else triton.cdiv(r, 64) * 64
 
 
-def down(x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False) -> torch.Tensor:
+def down_project(
+    x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False
+) -> torch.Tensor:
     """[f | dropout_i(f) A_i'] for i = 1 to n, f = x or gelu(x): f with u beside it, [tokens, in + n * R].
 
     Args:
@@ -32,7 +34,7 @@ def down(x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: i
     tokens, columns = x.shape
     n, ranks, _ = a.shape
     out = torch.empty((tokens, columns + n * ranks), dtype=x.dtype, device=x.device)
-    check_indices(tokens * x.stride(0), out.numel())
+    check_index_range(tokens * x.stride(0), out.numel())
     block, high, wide = min(ranks, 64), 32, 64
     programs = triton.cdiv(tokens, high) * n * (ranks // block)
     splits = max(1, min(PROGRAMS // programs + 1, columns // (4 * wide)))
@@ -41,9 +43,10 @@ def down(x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: i
     # In fp32, which the sum over the splits wants; one split goes to its place at once.
     parts = torch.empty((splits, tokens, n * ranks), dtype=torch.float32, device=x.device) if splits > 1 else out
     _down_kernel[(triton.cdiv(tokens, high), n * (ranks // block), splits)](
-        x, a, out, parts, seed, tokens, columns, x.stride(0), out.stride(0), n * ranks, width, threshold(p), scale(p),
-        site, GELU=gelu, RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=wide, DROPS=p > 0,
-        SPLIT=splits > 1, num_warps=4, num_stages=3,
+        x, a, out, parts, seed, tokens, columns, x.stride(0), out.stride(0), n * ranks, width,
+        drop_threshold(p), dropout_scale(p), site,
+        GELU=gelu, RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=wide, DROPS=p > 0, SPLIT=splits > 1,
+        num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
         _sum_kernel[(triton.cdiv(tokens * n * ranks, 1024),)](
@@ -65,15 +68,16 @@ def write_a_grads(
     """
     tokens, columns = x.shape
     ranks, n = du.shape[1] // len(offsets), len(offsets)
-    check_indices(tokens * x.stride(0), tokens * du.stride(0))
+    check_index_range(tokens * x.stride(0), tokens * du.stride(0))
     block, high = min(ranks, 64), 64 if x.element_size() == 4 else 128  # in fp32 for the shared memory of smaller GPUs
     _a_grads_kernel[(triton.cdiv(columns, 32), n * (ranks // block))](
-        du, x, grads, offsets, seed, tokens, columns, du.stride(0), x.stride(0), threshold(p), scale(p), site, r,
+        du, x, grads, offsets, seed, tokens, columns, du.stride(0), x.stride(0), drop_threshold(p), dropout_scale(p),
+        site, r,
         RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=32, DROPS=p > 0, ADDS=add, num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
-def input_grad(
+def compute_input_grad(
     dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False,
     x: torch.Tensor | None = None, out: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
@@ -81,7 +85,7 @@ def input_grad(
 
     Args:
         dfu: [df | du], [tokens, in + n * R].
-        x: what `down` took, where `gelu`.
+        x: what `down_project` took, where `gelu`.
         out: where to write, [tokens, in], rows of any stride; else a new tensor.
     """
     n, ranks, columns = a.shape
@@ -89,46 +93,15 @@ def input_grad(
     if out is None:
         out = torch.empty((tokens, columns), dtype=dfu.dtype, device=dfu.device)
     x = out if x is None else x
-    check_indices(dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
+    check_index_range(dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
     high, wide = 32, 64
     _input_grad_kernel[(triton.cdiv(tokens, high), triton.cdiv(columns, wide))](
-        dfu, a, x, out, seed, tokens, columns, dfu.stride(0), x.stride(0), out.stride(0), threshold(p), scale(p), site,
+        dfu, a, x, out, seed, tokens, columns, dfu.stride(0), x.stride(0), out.stride(0), drop_threshold(p),
+        dropout_scale(p), site,
         GELU=gelu, MODULES=n, RANKS=ranks, BLOCK=min(ranks, 64), TOKENS=high, COLUMNS=wide,
         DROPS=p > 0, num_warps=4,
     )  # fmt: skip
     return out
-
-
-class Copies:
-    """Copies of many matrices, in another precision and at other places, made anew by one kernel.
-
-    Args:
-        pairs: (source, target, factor), both [rows, columns], their elements side by side within a row. All sources
-            have one dtype, and all targets.
-    """
-
-    BLOCK = 1024
-
-    def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
-        self.pairs, (source, target, _) = pairs, pairs[0]  # their memory has to live
-        device, self.kinds = source.device, {"SOURCE": KINDS[source.dtype], "TARGET": KINDS[target.dtype]}
-        blocks = [triton.cdiv(source.numel(), self.BLOCK) for source, _, _ in pairs]
-        table = [[s.data_ptr(), t.data_ptr(), s.numel(), s.shape[1], s.stride(0), t.stride(0)] for s, t, _ in pairs]
-        self.table = torch.tensor(table, dtype=torch.int64, device=device)
-        self.factors = torch.tensor([factor for _, _, factor in pairs], dtype=torch.float32, device=device)
-        numbers = torch.tensor(blocks)
-        self.matrix = torch.repeat_interleave(torch.arange(len(pairs), dtype=torch.int32), numbers).to(device)
-        first = (numbers.cumsum(0) - numbers).to(torch.int32)
-        self.block = torch.arange(sum(blocks), dtype=torch.int32, device=device) - first.to(device)[self.matrix.long()]
-
-    def refresh(self) -> None:
-        """Copy what the sources are now."""
-        _copy_kernel[(len(self.matrix),)](
-            self.table, self.factors, self.matrix, self.block, BLOCK=self.BLOCK, **self.kinds
-        )
-
-
-KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit(do_not_specialize=["site", "limit"])
@@ -174,7 +147,7 @@ def _down_kernel(
 def _keeps(t, first, columns, seed, site, limit, COLUMNS: tl.constexpr):
     """`keeps` of a tile: the tokens t, `COLUMNS` columns from `first` on, which is even."""
     pairs = first // 2 + tl.arange(0, COLUMNS // 2)
-    return keeps(t[:, None] * ((columns + 1) // 2) + pairs[None, :], seed, site, limit)
+    return dropout_mask(t[:, None] * ((columns + 1) // 2) + pairs[None, :], seed, site, limit)
 
 
 @triton.jit
@@ -241,17 +214,3 @@ def _input_grad_kernel(
         _, slope = activation(tl.load(x + t[:, None] * x_stride + k[None, :], there, 0).to(tl.float32), True)
         total *= slope
     tl.store(out + t[:, None] * out_stride + k[None, :], total.to(out.dtype.element_ty), there)
-
-
-@triton.jit
-def _copy_kernel(table, factors, matrix, block, SOURCE: tl.constexpr, TARGET: tl.constexpr, BLOCK: tl.constexpr):
-    number = tl.load(matrix + tl.program_id(0)).to(tl.int64)
-    entry = table + number * 6
-    source = tl.load(entry).to(tl.pointer_type(SOURCE))
-    target = tl.load(entry + 1).to(tl.pointer_type(TARGET))
-    count, columns = tl.load(entry + 2), tl.load(entry + 3).to(tl.int32)
-    index = tl.load(block + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
-    row, column = index // columns, index % columns
-    value = tl.load(source + row * tl.load(entry + 4) + column, index < count, 0).to(tl.float32)
-    value *= tl.load(factors + number)
-    tl.store(target + row * tl.load(entry + 5) + column, value.to(TARGET), index < count)

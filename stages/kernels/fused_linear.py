@@ -10,23 +10,22 @@ import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 
-from stages.kernels import lora
-from stages.kernels.dropout import Masks
+from stages.kernels import lora_kernels
+from stages.kernels.dropout import DropoutMasks
 from stages.kernels.errors import StepUnavailable
-from stages.kernels.lora import Copies
 
 
-def frozen_layer(module: torch.nn.Module) -> torch.nn.Module:
+def get_frozen_layer(module: torch.nn.Module) -> torch.nn.Module:
     """The layer below LoRA, or the module itself."""
     return module.base_layer if isinstance(module, LoraLayer) else module
 
 
-def is_plain(module: torch.nn.Module) -> bool:
-    """Whether `Linears` computes all that a module does."""
+def can_fuse_linear(module: torch.nn.Module) -> bool:
+    """Whether `FusedLinear` computes all that a module does."""
     if not isinstance(module, LoraLayer):
         return type(module) in (bnb.nn.Linear4bit, torch.nn.Linear)
     return (
-        is_plain(module.base_layer)
+        can_fuse_linear(module.base_layer)
         and list(module.lora_A) == ["default"]
         and not module.lora_variant
         and not module.merged
@@ -35,17 +34,17 @@ def is_plain(module: torch.nn.Module) -> bool:
     )
 
 
-class Projections:
+class FusedProjections:
     """The linear modules of a model, in groups that share their input.
 
     Args:
-        groups: {modules of a group: their `Linears`}.
+        groups: {modules of a group: their `FusedLinear`}.
 
     Attributes:
         masks: of all dropouts.
     """
 
-    def __init__(self, groups: dict[tuple[torch.nn.Module, ...], "Linears"], masks: Masks) -> None:
+    def __init__(self, groups: dict[tuple[torch.nn.Module, ...], "FusedLinear"], masks: DropoutMasks) -> None:
         self.groups, self.masks = groups, masks
 
     def __call__(self, modules: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +52,7 @@ class Projections:
         return self.groups[tuple(modules)](x)
 
 
-class Linears:
+class FusedLinear:
     """y = [x W_1' + bias_1 + LoRA_1(x) | x W_2' + … ] of modules with the input x.
 
     LoRA_i(x) = alpha / r * dropout_i(x) A_i' B_i' (Hu et al. 2021), nothing where module i has no LoRA.
@@ -65,20 +64,20 @@ class Linears:
         keep: keep a copy of the weights, dequantized and side by side, or make it at each use.
 
     Attributes:
-        a: copies of A, [n, R, in] (`lora.rank`); b: copies of alpha / r times B, block by block, [sum of outs, n * R].
-            None where no module has LoRA.
+        a: copies of A, [n, R, in] (`lora_kernels.padded_rank`).
+        b: copies of alpha / r times B, block by block, [sum of outs, n * R]. None where no module has LoRA.
         gradients: where the gradients of LoRA's weights go; None where there is no training.
 
     Raises:
         StepUnavailable: where a layer does more than this formula.
     """
 
-    def __init__(self, modules: Sequence[torch.nn.Module], dtype: torch.dtype, masks: Masks, keep: bool) -> None:
+    def __init__(self, modules: Sequence[torch.nn.Module], dtype: torch.dtype, masks: DropoutMasks, keep: bool) -> None:
         for module in modules:
-            if not is_plain(module):
-                below = frozen_layer(module)
+            if not can_fuse_linear(module):
+                below = get_frozen_layer(module)
                 raise StepUnavailable(f"no fast form of {type(module).__name__} on {type(below).__name__}")
-        self.modules, self.masks, self.layers = modules, masks, [frozen_layer(module) for module in modules]
+        self.modules, self.masks, self.layers = modules, masks, [get_frozen_layer(module) for module in modules]
         self.lora_layers = [module for module in modules if isinstance(module, LoraLayer)]
         self.outs = [layer.out_features for layer in self.layers]
         self.columns = self.layers[0].in_features
@@ -120,31 +119,32 @@ class Linears:
         self.scaling = first.scaling["default"]
         if any(layer.scaling["default"] != self.scaling for layer in self.lora_layers):
             raise StepUnavailable("LoRA layers of several scalings on one input")
-        ranks, places = lora.rank(self.r), [sum(self.outs[: self.modules.index(m)]) for m in self.lora_layers]
+        ranks = lora_kernels.padded_rank(self.r)
+        firsts = [sum(self.outs[: self.modules.index(m)]) for m in self.lora_layers]
         self.a = torch.zeros((len(self.lora_layers), ranks, self.columns), dtype=dtype, device=device)
-        self.places = [slice(first, first + m.out_features) for first, m in zip(places, self.lora_layers, strict=True)]
+        self.lora_slices = [slice(n, n + m.out_features) for n, m in zip(firsts, self.lora_layers, strict=True)]
 
     def copies(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-        """What `lora.Copies` takes: LoRA's weights, their places in `a` and `b`, their factors."""
+        """What `lora.MultiTensorCopy` takes: LoRA's weights, their places in `a` and `b`, their factors."""
         pairs = []
         for i, layer in enumerate(self.lora_layers):
             pairs.append((layer.lora_A["default"].weight.detach(), self.a[i, : self.r], 1.0))
-            pairs.append((layer.lora_B["default"].weight.detach(), self.block_of(self.b, i), self.scaling))
+            pairs.append((layer.lora_B["default"].weight.detach(), self.b_block(self.b, i), self.scaling))
         return pairs
 
-    def block_of(self, b: torch.Tensor, i: int) -> torch.Tensor:
+    def b_block(self, b: torch.Tensor, i: int) -> torch.Tensor:
         """The block of LoRA layer i in a matrix like `b`, [out_i, r]."""
         first = i * self.a.shape[1]
-        return b[self.places[i], first : first + self.r]
+        return b[self.lora_slices[i], first : first + self.r]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., sum of outs] for x [..., in]."""
-        return _Product.apply(x, self.anchor, self)
+        return _Product.apply(x, self.dummy_input, self)
 
     @property
-    def anchor(self) -> torch.Tensor | None:
+    def dummy_input(self) -> torch.Tensor | None:
         """What an autograd function takes beside x, so that its backward runs where only LoRA's weights are trained."""
-        return None if self.gradients is None else self.gradients.anchor
+        return None if self.gradients is None else self.gradients.dummy_input
 
     def forward(self, x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, tuple]:
         """The product for x or gelu(x), x [tokens, in] with rows of any stride; and what `backward` wants of it."""
@@ -153,7 +153,7 @@ class Linears:
             return self.product(f), (None, 0.0, None, 0)
         p = self.p if self.lora_layers[0].training else 0.0
         masked = (p, self.masks.seed, self.masks.next_sites(len(self.a)))
-        fu = lora.down(x.to(self.a.dtype), self.a, *masked, gelu)
+        fu = lora_kernels.down_project(x.to(self.a.dtype), self.a, *masked, gelu)
         return self.product(fu), (fu, *masked)
 
     def backward(
@@ -182,13 +182,13 @@ class Linears:
         else:  # before the first layer nothing is trained
             du = dy @ self.b.to(dy.dtype)
         again = self in self.gradients.written  # a layer that the forward used twice
-        lora.write_a_grads(self.gradients.buffer, self.offsets, self.r, du, f, *masked, again)
+        lora_kernels.write_a_grads(self.gradients.buffer, self.offsets, self.r, du, f, *masked, again)
         if again:
-            self.db.addmm_(dy.t(), u)
+            self.b_grad.addmm_(dy.t(), u)
         else:
-            torch.mm(dy.t(), u, out=self.db)
+            torch.mm(dy.t(), u, out=self.b_grad)
         self.gradients.written.add(self)
-        return lora.input_grad(dfu, self.a, *masked, gelu, x, out) if wanted else None
+        return lora_kernels.compute_input_grad(dfu, self.a, *masked, gelu, x, out) if wanted else None
 
     def dense(self) -> torch.Tensor:
         """W, [sum of outs, in]."""
@@ -229,78 +229,11 @@ class Linears:
         return out
 
 
-class Gradients:
-    """The gradients of all that is trained, and the loss, fp32, in one buffer: ranks add it up at one go.
-
-    The backward of each `Linears` writes those of its LoRA weights.
-
-    The weights themselves come to lie in one buffer too, so that an optimizer has one tensor for all of them.
-
-    Args:
-        groups: those that have LoRA, not None.
-        others: what is trained besides LoRA's weights, fp32: the head.
-
-    Attributes:
-        weights: LoRA's, fp32; grads: their gradients; both views of buffers.
-        other_grads: gradients of `others`; loss: a scalar; views of the same buffer.
-        flat: the weights' buffer as one parameter, for an optimizer.
-        anchor: a leaf of the autograd graph that stands for all of them. Its own gradient means nothing.
-        written: the groups whose backward has run since `begin`.
-    """
-
-    def __init__(self, groups: Sequence[Linears], others: Sequence[torch.nn.Parameter]) -> None:
-        device = groups[0].a.device
-        self.groups, self.others, self.written = groups, others, set()
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
-        a = [layer.lora_A["default"].weight for group in groups for layer in group.lora_layers]
-        b = [layer.lora_B["default"].weight for group in groups for layer in group.lora_layers]
-        self.weights, counts = a + b, [weight.numel() for weight in a + b]
-        self.flat = torch.nn.Parameter(torch.cat([weight.detach().flatten() for weight in self.weights]))
-        for weight, piece in zip(self.weights, self.flat.detach().split(counts), strict=True):
-            weight.data = piece.view(weight.shape)
-        sizes = [*counts, *(parameter.numel() for parameter in others), 1]
-        self.buffer = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
-        *pieces, loss = self.buffer.split(sizes)
-        shaped = [piece.view(weight.shape) for piece, weight in zip(pieces, [*self.weights, *others], strict=True)]
-        self.grads, self.other_grads, self.loss = shaped[: len(counts)], shaped[len(counts) :], loss[0]
-        offsets = torch.tensor([0, *counts]).cumsum(0)
-        pairs, first = [], 0
-        for group in groups:
-            last = first + len(group.lora_layers)
-            group.gradients, group.offsets = self, offsets[first:last].to(device)
-            # In one product for all modules of the group: of its blocks only the diagonal ones are gradients.
-            group.da = self.grads[first:last]
-            group.db = torch.zeros_like(group.b, memory_format=torch.contiguous_format)
-            blocks = [group.block_of(group.db, i) for i in range(last - first)]
-            targets = self.grads[len(a) + first : len(a) + last]
-            pairs += [(source, target, group.scaling) for source, target in zip(blocks, targets, strict=True)]
-            first = last
-        self.copies = Copies(pairs)
-
-    def begin(self) -> None:
-        """Called before a forward whose gradients are wanted."""
-        self.written.clear()
-
-    def finish(self) -> None:
-        """Called after the backward: zeros for a layer that the forward did not use."""
-        for group in self.groups:
-            if group not in self.written:
-                for grad in (group.db, *group.da):
-                    grad.zero_()
-        self.copies.refresh()
-
-    def hand_out(self) -> None:
-        """Put the gradients where the optimizer looks for them."""
-        self.flat.grad = self.buffer[: self.flat.numel()]
-        for parameter, grad in zip([*self.weights, *self.others], [*self.grads, *self.other_grads], strict=True):
-            parameter.grad = grad
-
-
 class _Product(torch.autograd.Function):
-    """`Linears` under autograd. Saved: x and u; W is kept, or dequantized again."""
+    """`FusedLinear` under autograd. Saved: x and u; W is kept, or dequantized again."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, anchor: torch.Tensor | None, group: Linears) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, dummy_input: torch.Tensor | None, group: FusedLinear) -> torch.Tensor:
         y, (fu, *masked) = group.forward(x.reshape(-1, group.columns))
         ctx.group, ctx.masked = group, masked
         ctx.save_for_backward(fu)
