@@ -84,7 +84,7 @@ def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) ->
         correct: 1 where a training is right, float [seeds, rows].
         groups: rows of the same group are not independent, [rows].
     """
-    value, rows = float(correct.mean()), correct.shape[1] / divisor_over_seeds(correct, groups, confidence)
+    value, rows = float(correct.mean()), correct.shape[1] / effect_over_seeds(correct, groups, confidence)
     return Score(value, *wilson(value * rows, rows, confidence))
 
 
@@ -100,14 +100,14 @@ def mean_f1(
     confusion = np.mean([confusion_counts(gold, answers, classes) for answers in predictions], axis=0)
     scores = []
     for average, values in enumerate(f1_values(gold, predictions, classes)):
-        divisor = divisor_over_seeds(values, groups, confidence)
+        adjusted = effect_over_seeds(values, groups, confidence)
         effect = design_effect(values.mean(axis=0), groups)
         value = float(values.mean())
-        scores.append(Score(value, *f1_interval(value, confusion, average, divisor, effect, confidence)))
+        scores.append(Score(value, *f1_interval(value, confusion, average, adjusted, effect, confidence)))
     return scores
 
 
-def divisor_over_seeds(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
+def effect_over_seeds(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
     """`adjusted_design_effect` for a mean over trainings and rows. It is below 1 if trainings err in different rows.
 
     Args:
