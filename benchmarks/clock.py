@@ -122,7 +122,7 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
 
         return counted
 
-    for name in ("data_collator", "end_to_end"):  # ours has two
+    for name in ("data_collator", "collate_packed"):  # ours has two
         if hasattr(trainer, name):
             setattr(trainer, name, counting(getattr(trainer, name)))
     with Recorder(DEVICE, interval=0.1) as recorder:
@@ -135,7 +135,7 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
     times = clock.blocks()
     mean = statistics.mean(times)
     measured = lengths[timing.warm_up : timing.steps]
-    step = getattr(trainer, "fast_step", None)
+    step = getattr(trainer, "captured_step", None)
     captured = [graph is not None for graph in step.graphs.values()] if step else []
     return {
         "first_step_seconds": spans(clock.first)[0] / 1e3,

@@ -29,7 +29,7 @@ from transformers.utils import is_liger_kernel_available
 from stages.data import batching, dataset, split_files, tokenization
 from stages.data.task import Task
 from stages.model.adapter import add_lora
-from stages.model.base import exchange_activation, load_base
+from stages.model.base import load_base, replace_activation
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.sources.fetch import fetch
@@ -86,7 +86,7 @@ def with_its_activation(p: Params, folder: Path) -> Params:
     """The parameters, `model.hidden_act` null where the model in `folder` computes another function (Llama: silu)."""
     try:
         if p.model.hidden_act:
-            exchange_activation(AutoConfig.from_pretrained(folder), p.model.hidden_act, folder.name)
+            replace_activation(AutoConfig.from_pretrained(folder), p.model.hidden_act, folder.name)
         return p
     except UserError:
         return p.model_copy(update={"model": p.model.model_copy(update={"hidden_act": None})})

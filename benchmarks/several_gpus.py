@@ -64,8 +64,8 @@ def time_training(inputs: recipes.Inputs, batch_size: int, steps: int, warm_up: 
         "fastest": max(speeds),
         "ms_per_step": 1e3 * batch_size / speed,
         "hours_an_epoch": len(inputs.rows["ours"]) / speed / 3600,
-        "capture_seconds": trainer.fast_step.capture_seconds,
-        "graphs": len(trainer.fast_step.graphs),
+        "capture_seconds": trainer.captured_step.capture_seconds,
+        "graphs": len(trainer.captured_step.graphs),
         "nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples),
         "host_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
     }

@@ -1,8 +1,8 @@
-"""Stage `eval_lora`: a fresh process loads base, adapter and head from disk, and predicts."""
+"""Stage `eval_lora`: a new process loads base, adapter and head from disk, and predicts the test rows."""
 
 from pathlib import Path
 
-from stages.eval_base import evaluate
+from stages.evaluation import evaluate
 from stages.runtime import errors
 
 

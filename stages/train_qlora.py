@@ -9,9 +9,9 @@ from stages.data.task import Task
 from stages.data.tokenization import load_configured_tokenizer
 from stages.model.adapter import add_lora, count_parameters, save_adapter
 from stages.model.base import load_base
-from stages.model.devices import out_of_memory_means, pick_device
+from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.head import freeze_head
-from stages.model.verify_saved import Trained, verify_saved_adapter
+from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import distributed, errors, files, params
 from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history
@@ -55,7 +55,7 @@ def main() -> None:
             print(f"resuming from {resumed}")
         recorder.mark("before_training")
         start = recorder.elapsed_seconds()
-        with out_of_memory_means(
+        with report_out_of_memory(
             f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; less takes "
             "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller batch"
         ):
@@ -65,7 +65,7 @@ def main() -> None:
     if not distributed.is_main():
         return
 
-    steps, epochs = history.history(trainer.state)
+    steps, epochs = history.read_curves(trainer.state)
     best, last = history.best_epoch(epochs if p.train.keep == "best" else epochs[-1:]), epochs[-1]["epoch"]
     if best is None:
         checkpoints.remove_checkpoints(folder)
@@ -80,7 +80,7 @@ def main() -> None:
         "classes": task.classes, "seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(),
         "batches": groups["batches"],
     }  # fmt: skip
-    parameters, trained = count_parameters(classifier), Trained.of(classifier, rows["validation"])
+    parameters, trained = count_parameters(classifier), AdapterSnapshot.take(classifier, rows["validation"])
     with files.atomic_folder("outs/adapter") as adapter:
         save_adapter(classifier, tokenizer, manifest, reading, adapter)
         del base, classifier, trainer  # two bases at a time need not fit

@@ -36,7 +36,7 @@ from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
 from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
-from stages.model.devices import out_of_memory_means, pick_device
+from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.report import model_card
 from stages.runtime import errors, files
@@ -203,7 +203,7 @@ def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None
         f"{adapter.manifest['name']} does not fit this GPU's memory in 4 and in 16 bits at a time; "
         "with CUDA_VISIBLE_DEVICES= before the command it is done on the CPU"
     )
-    with base_cache.cache_base(), out_of_memory_means(too_small):
+    with base_cache.cache_base(), report_out_of_memory(too_small):
         expected = of_adapter(adapter, rows, out)
         found = {name: of_merged(adapter, name, rows) for name in adapter.merges}
         merges = {name: Agreement.of(answers, expected, rows.gold) for name, answers in found.items()}

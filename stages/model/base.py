@@ -55,7 +55,7 @@ def load_base(
     """
     folder = find_model_folder(manifest)
     settings = group.model_dump(exclude={"name", "revision", "head_init"})  # the digest stands for the first two
-    model = base_cache.model_of(
+    model = base_cache.share_model(
         (manifest["digest"], settings, tuple(classes), device),
         lambda: _frozen(folder, manifest, group, classes, device, tokenizer),
     )
@@ -90,7 +90,7 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
             f"model.name: {manifest['name']}: transformers loaded an adapter with the base; "
             f"remove adapter_config.json from {folder}"
         )
-    settle_4_bit_layers(model)
+    stabilize_4_bit_layers(model)
     check_head(model)
     if group.quantization == "nf4":
         _check_quantised(model, manifest["name"])
@@ -124,7 +124,7 @@ def classifier_config(
             f"model.name: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
         )
     if group.hidden_act:
-        exchange_activation(config, group.hidden_act, manifest["name"])
+        replace_activation(config, group.hidden_act, manifest["name"])
     config.pad_token_id, config.use_cache = tokenizer.pad_token_id, False
     return config
 
@@ -148,7 +148,7 @@ def precision_arguments(group: params.Model, device: torch.device) -> dict:
     return arguments
 
 
-def settle_4_bit_layers(model: torch.nn.Module) -> None:
+def stabilize_4_bit_layers(model: torch.nn.Module) -> None:
     """Let bitsandbytes' layers stay as they are from the first use on, in place."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -157,7 +157,7 @@ def settle_4_bit_layers(model: torch.nn.Module) -> None:
                 module.bias.data = module.bias.data.to(module.compute_dtype)  # bitsandbytes does so at the first use
 
 
-def exchange_activation(config: PreTrainedConfig, wanted: str, name: str) -> None:
+def replace_activation(config: PreTrainedConfig, wanted: str, name: str) -> None:
     """Set a model's activation to another form of the same function, in place; refuse to make it another function.
 
     Args:

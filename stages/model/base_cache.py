@@ -14,13 +14,13 @@ class BaseCache:
     def __init__(self) -> None:
         self.key, self.model, self.sums = None, None, []
 
-    def model_of(self, key: object, load: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    def share_model(self, key: object, load: Callable[[], torch.nn.Module]) -> torch.nn.Module:
         """A model of its own around the weights of the base of this key; read by `load` where another is kept."""
         if key != self.key:
             self.key = self.model = None  # before the other takes its memory
             self.model = load()
             self.key, self.sums = key, checksums(self.model)
-        return around_its_weights(self.model)
+        return copy_sharing_weights(self.model)
 
     def check(self) -> None:
         """Raise RuntimeError where a model that shares the weights has changed them; the next one gets them anew."""
@@ -34,7 +34,7 @@ _kept: BaseCache | None = None
 
 @contextlib.contextmanager
 def cache_base() -> Iterator[BaseCache]:
-    """Within this block a base is read once for all models that are asked of `model_of` by an equal key."""
+    """Within this block a base is read once for all models that are asked of `share_model` by an equal key."""
     global _kept
     _kept = BaseCache()
     try:
@@ -43,16 +43,16 @@ def cache_base() -> Iterator[BaseCache]:
         _kept = None
 
 
-def model_of(key: object, load: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def share_model(key: object, load: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     """What `load` gives; within `cache_base()` a model around the weights that an earlier call has loaded.
 
     Args:
         key: equal where the models are.
     """
-    return _kept.model_of(key, load) if _kept else load()
+    return _kept.share_model(key, load) if _kept else load()
 
 
-def around_its_weights(model: torch.nn.Module) -> torch.nn.Module:
+def copy_sharing_weights(model: torch.nn.Module) -> torch.nn.Module:
     """A copy of a model that shares its frozen parameters and has all else for itself: modules, hooks, buffers, config.
 
     So a copy takes no memory of the device, and PEFT and the fused layers change the copy's modules alone.

@@ -20,7 +20,7 @@ from stages.runtime import distributed, params
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-class ClassifierSettings(Protocol):
+class ClassifierParams(Protocol):
     """How a classifier is built and its inputs are read: params.yaml, or an adapter's classifier.json."""
 
     seed: int
@@ -42,13 +42,13 @@ class Classifier:
     def __init__(self, model: torch.nn.Module, tokenizer, batches: params.Batches, max_length: int):
         self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
         logits = speed_up(model)
-        self.end_to_end = logits if batches.padding == "none" else None
+        self.packed_logits = logits if batches.padding == "none" else None
 
     @classmethod
     def load(
         cls,
         manifest: dict,
-        reading: ClassifierSettings,
+        reading: ClassifierParams,
         classes: Sequence[str],
         device: torch.device,
         adapter: Path | None = None,
@@ -104,10 +104,10 @@ class Classifier:
 
     def _logits(self, examples):
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
-        if self.end_to_end:
+        if self.packed_logits:
             batch = pack_rows(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            return self.end_to_end(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
+            return self.packed_logits(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
         batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
         batch = pad_rows(examples, pad_id, batches, self.max_length)
         return self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits

@@ -50,7 +50,7 @@ def pick_precision(group: params.Model, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def out_of_memory_means(message: str) -> Iterator[None]:
+def report_out_of_memory(message: str) -> Iterator[None]:
     """Running out of the GPU's memory inside is the user's mistake, told by `message`."""
     try:
         yield

@@ -66,7 +66,7 @@ def merge(model: PeftModel, quantised: torch.nn.Module | None) -> PreTrainedMode
         tuned = isinstance(layers[name], LoraLayer)
         plain = layers[name].get_base_layer() if tuned else layers[name]
         if name in in_4_bits:
-            plain.weight.data = as_stored(dequantised(in_4_bits[name]), plain)
+            plain.weight.data = to_stored_layout(dequantize(in_4_bits[name]), plain)
         if tuned:
             plain.weight.data = plain.weight.data.float()
             layers[name].merge()
@@ -78,11 +78,11 @@ def merge(model: PeftModel, quantised: torch.nn.Module | None) -> PreTrainedMode
     return whole.requires_grad_(False).eval()
 
 
-def dequantised(layer: bnb.nn.Linear4bit) -> torch.Tensor:
+def dequantize(layer: bnb.nn.Linear4bit) -> torch.Tensor:
     """The weight that a 4-bit layer multiplies by, [out, in], in the dtype in which it was quantised."""
     return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-def as_stored(weight: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
+def to_stored_layout(weight: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
     """A weight [out, in] as a layer of the checkpoint keeps it: GPT-2's Conv1D keeps [in, out]."""
     return weight.T.contiguous() if isinstance(layer, Conv1D) else weight

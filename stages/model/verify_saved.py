@@ -12,7 +12,7 @@ from torch.nn.attention import sdpa_kernel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.data.batching import count_tokens
-from stages.model.base import precision_arguments, settle_4_bit_layers
+from stages.model.base import precision_arguments, stabilize_4_bit_layers
 from stages.model.classifier import ATTENTION
 from stages.model.devices import pick_precision
 from stages.runtime import params
@@ -20,15 +20,15 @@ from stages.runtime.errors import UserError, type_and_first_line
 from stages.sources.fetch import find_model_folder
 
 ROWS = 8
-# How far the logits may be apart, as `distance` has it, by the precision of the products. Gemma 3 270M on SNLI's texts,
-# on a CPU, came back at 1e-6 (fp32), 0.001 (fp16), and 0.01 and 0.04 (bf16), by rounding alone. It was at 0.4 to 1.3
+# The largest `relative_distance` of the logits, by the precision of the products. Gemma 3 270M on SNLI's texts, on a
+# CPU, came back at 1e-6 (fp32), 0.001 (fp16), and 0.01 and 0.04 (bf16), by rounding alone. It was at 0.4 to 1.3
 # with half of alpha, at 0.35 with another pad token, at 1 to 2 with silu for gelu, at 1 to 7 with another head. In bf16
 # gelu for its tanh form stays within rounding.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.03, "bf16": 0.2}
 
 
 @dataclass(frozen=True)
-class Trained:
+class AdapterSnapshot:
     """What a trained model knows and answers, kept apart from it, so that its memory can be given back.
 
     Attributes:
@@ -43,7 +43,7 @@ class Trained:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PeftModel, examples: Sequence[dict]) -> Self:
+    def take(cls, model: PeftModel, examples: Sequence[dict]) -> Self:
         """Ask a model, which comes back in evaluation mode; each row stands alone, so without padding.
 
         Args:
@@ -60,7 +60,7 @@ class Trained:
 
 
 def verify_saved_adapter(
-    folder: Path, trained: Trained, manifest: dict, group: params.Model, device: torch.device
+    folder: Path, trained: AdapterSnapshot, manifest: dict, group: params.Model, device: torch.device
 ) -> None:
     """Read an adapter back by plain transformers and PEFT, and compare it with the model that was saved.
 
@@ -85,7 +85,7 @@ def verify_saved_adapter(
     for name, weight in trained.weights.items():
         if name not in found or not torch.equal(found[name], weight.to(found[name].dtype)):
             raise UserError(f"{failed} has another {name} than the trained model")
-    apart, allowed = distance(logits, trained.logits), TOLERANCES[pick_precision(group, device)]
+    apart, allowed = relative_distance(logits, trained.logits), TOLERANCES[pick_precision(group, device)]
     if not apart <= allowed:  # NaN too
         raise UserError(
             f"{failed} answers otherwise than the trained model: the logits are {apart:.2g} of their size apart, "
@@ -93,7 +93,7 @@ def verify_saved_adapter(
         )
 
 
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative distance of two tensors, by the Euclidean norm of all elements."""
     return ((found - expected).norm() / expected.norm()).item()
 
@@ -103,7 +103,7 @@ def _read(folder, manifest, group, device):
         find_model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
         use_safetensors=True, **precision_arguments(group, device),
     )  # fmt: skip
-    settle_4_bit_layers(base)
+    stabilize_4_bit_layers(base)
     return PeftModel.from_pretrained(base, str(folder)).eval()
 
 

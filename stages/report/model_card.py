@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.analysis import metrics
-from stages.analysis.nli import Nli
+from stages.analysis.nli import NliTask
 from stages.data.task import Task
 from stages.report.document import environment, results
 from stages.sources.manifest import is_local, local_path
@@ -21,7 +21,7 @@ def build_adapter_card(details: dict[str, Any], about: dict[str, Any]) -> str:
         .render(
             model=about["model"],
             task=about["task"],
-            nli=Nli.of(about["task"]),
+            nli=NliTask.from_task(about["task"]),
             example=example_texts(about["task"]),
             nf4=about["params"].model.quantization == "nf4",
             **loading_dtypes(about["params"].model.precision),
@@ -42,7 +42,7 @@ def build_export_card(about: dict[str, Any]) -> str:
             of them were `truncated`, how many test rows were `left_out`, whether the template has `special` tokens, the
             `dtype`'s name.
     """
-    model, data, nli = about["model"], about["data"], Nli.of(about["task"])
+    model, data, nli = about["model"], about["data"], NliTask.from_task(about["task"])
     accuracy = EvalResult(
         task_type="text-classification",
         task_name="Natural language inference" if nli else "Text classification",
@@ -86,7 +86,7 @@ def make_title(about: dict[str, Any]) -> str:
 
 def example_texts(task: Task) -> dict[str, str]:
     """Texts for the lines that show how the adapter is asked."""
-    if nli := Nli.of(task):
+    if nli := NliTask.from_task(task):
         return {nli.premise: "Two dogs are running in the park.", nli.hypothesis: "Animals are outside."}
     return {column: f"The {column}." for column in task.columns}
 
@@ -109,7 +109,7 @@ def build_metadata(scores: dict[str, Any], about: dict[str, Any]) -> ModelCardDa
     Args:
         scores: of the tuned model, from `metrics.scores`.
     """
-    model, data, nli = about["model"], about["data"], Nli.of(about["task"])
+    model, data, nli = about["model"], about["data"], NliTask.from_task(about["task"])
     on_hub = {"model": not is_local(model["name"]), "data": not is_local(data["name"])}
     known = [metric for metric in metrics.METRICS if metric.hub and math.isfinite(scores[metric.key])]
     evaluated = [

@@ -35,7 +35,7 @@ class History(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
         state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.begun})
-        if not is_finite(history(state)[1][-1]):
+        if not is_finite(read_curves(state)[1][-1]):
             control.should_training_stop, control.should_save = True, False
 
 
@@ -52,7 +52,7 @@ class Progress(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
-        epoch = history(state)[1][-1]
+        epoch = read_curves(state)[1][-1]
         self.bar.write(
             f"epoch {epoch['epoch']} of {round(state.num_train_epochs)}: "
             f"training loss {epoch['train_loss']:.4f}, validation loss {epoch['validation_loss']:.4f}, "
@@ -71,7 +71,7 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(predicted == gold)), "f1_weighted": float(f1_weighted(class_counts(confusion)))}
 
 
-def history(state: TrainerState) -> tuple[list[dict], list[dict]]:
+def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:
     """Per-step and per-epoch curves of a finished run.
 
     Returns:

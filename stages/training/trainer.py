@@ -32,9 +32,9 @@ class ClassifierTrainer(Trainer):
 
     Attributes:
         step_losses: losses of this epoch's steps, on the device.
-        fast_step: the captured step, or None for the Trainer's own, which several ranks take through PyTorch's
+        captured_step: the captured step, or None for the Trainer's own, which several ranks take through PyTorch's
             DistributedDataParallel.
-        end_to_end: makes its batches where it takes rows without padding; else `data_collator` does.
+        collate_packed: makes its batches where it takes rows without padding; else `data_collator` does.
     """
 
     def __init__(self, *args, batches, cuda_graphs, dequantize_once, pad_id, **kwargs):
@@ -45,26 +45,26 @@ class ClassifierTrainer(Trainer):
         whole = min(self.args.train_batch_size, len(self.lengths))  # rows of the largest batch that there is
         self.rows = -(-whole // distributed.world_size())  # of a rank's part
         tokens = round(self.rows * self.lengths.mean()) or 1  # a batch that is not whole has its size too
-        self.end_to_end = partial(_end_to_end, pad_id=pad_id, capacity=self.rows, least=tokens)
+        self.collate_packed = partial(_collate_packed, pad_id=pad_id, capacity=self.rows, least=tokens)
         self.step_losses = []
-        self.fast_step = None
+        self.captured_step = None
 
     def get_train_dataloader(self) -> EpochLoader:
-        self.fast_step = self._make_fast_step()
+        self.captured_step = self._capture_step()
         self._compare_ranks()
-        if self.fast_step:  # it adds up the gradients itself
+        if self.captured_step:  # it adds up the gradients itself
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        if self.fast_step and self.fast_step.takes_packed_rows and self.batches.padding == "none":
-            lay = self.end_to_end
+        if self.captured_step and self.captured_step.takes_packed_rows and self.batches.padding == "none":
+            lay = self.collate_packed
         else:
-            lay = partial(_padded, collate=self.data_collator)
+            lay = partial(_collate_padded, collate=self.data_collator)
             if self.batches.order == "balanced":
                 print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
         batches = EpochBatches(self.train_dataset, self.args.train_batch_size, self.batches.order, self.args.seed, lay)
         return EpochLoader(batches, self.args.dataloader_pin_memory)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list, torch.Tensor | int | None]:
-        if self.fast_step is None:
+        if self.captured_step is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         return [next(epoch_iterator)], None  # to count rows that no one asks for, the host would wait for the GPU
 
@@ -99,30 +99,33 @@ class ClassifierTrainer(Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Of the captured step's few tensors: with hundreds the host takes longer for a step than the GPU."""
-        if self.fast_step is None or self.optimizer is not None:
+        if self.captured_step is None or self.optimizer is not None:
             return super().create_optimizer(model)
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         decays = self.get_decay_parameter_names(self.model)
         kept = {p for name, p in self.model.named_parameters() if name not in decays}
         groups = [
-            {"params": [p for p in self.fast_step.parameters if p not in kept], "weight_decay": self.args.weight_decay},
-            {"params": [p for p in self.fast_step.parameters if p in kept], "weight_decay": 0.0},
+            {
+                "params": [p for p in self.captured_step.parameters if p not in kept],
+                "weight_decay": self.args.weight_decay,
+            },
+            {"params": [p for p in self.captured_step.parameters if p in kept], "weight_decay": 0.0},
         ]
         self.optimizer = kind([group for group in groups if group["params"]], **settings)
         return self.optimizer
 
     def _clip_grad_norm(self, model):
-        if self.fast_step is None:
+        if self.captured_step is None:
             return super()._clip_grad_norm(model)
-        return torch.nn.utils.clip_grad_norm_(self.fast_step.parameters, self.args.max_grad_norm)
+        return torch.nn.utils.clip_grad_norm_(self.captured_step.parameters, self.args.max_grad_norm)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
         step = self.state.global_step
-        if self.fast_step:
+        if self.captured_step:
             if not model.training:
                 model.train()
-            loss = self.fast_step(inputs, step)
+            loss = self.captured_step(inputs, step)
         elif distributed.world_size() == 1:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
@@ -156,7 +159,7 @@ class ClassifierTrainer(Trainer):
         if distributed.is_main():  # several ranks seed each step anew
             super()._save_rng_state(output_dir)
 
-    def _make_fast_step(self):
+    def _capture_step(self):
         if not self.cuda_graphs or self.args.device.type != "cuda":
             return None
         try:
@@ -174,11 +177,11 @@ class ClassifierTrainer(Trainer):
         return 0  # counting parameters at each step takes the host longer than launching the step
 
 
-def _end_to_end(rows, tokens, longest, pad_id, capacity, least):
+def _collate_packed(rows, tokens, longest, pad_id, capacity, least):
     return pack_rows(rows, pad_id, rows=capacity, tokens=max(tokens, least))
 
 
-def _padded(rows, tokens, longest, collate):
+def _collate_padded(rows, tokens, longest, collate):
     return collate(rows, longest=longest)
 
 

@@ -38,7 +38,7 @@ from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
-from stages.model.verify_saved import Trained, verify_saved_adapter
+from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import params
 from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
@@ -317,13 +317,13 @@ def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, r
         trainer.add_callback(Stop())
     trainer.train(resume_from_checkpoint=resume)
     if cuda_graphs:
-        assert trainer.fast_step is not None and all(trainer.fast_step.graphs.values())
+        assert trainer.captured_step is not None and all(trainer.captured_step.graphs.values())
     return lora, trainer
 
 
 def test_the_loss_curve_lies_within_the_noise_of_eager_seeds(small_phi, tmp_path):
     def curve(name, **how):
-        steps, _ = history.history(trained(small_phi, tmp_path / name, **how)[1].state)
+        steps, _ = history.read_curves(trained(small_phi, tmp_path / name, **how)[1].state)
         return torch.tensor([step["loss"] for step in steps])
 
     first, second = (curve(f"eager{seed}", cuda_graphs=False, seed=seed) for seed in (42, 43))
@@ -372,12 +372,12 @@ def test_the_captured_step_of_each_family_is_the_eager_one(family, tmp_path, cap
     assert all(step.graphs.values()) or "steps run eagerly" in said, "a length ran eagerly, and nothing was said"
 
 
-def test_an_adapter_of_the_fast_step_is_read_back(tmp_path):
+def test_an_adapter_of_the_captured_step_is_read_back(tmp_path):
     """In bf16, by fused layers, it answers as plain transformers and PEFT do; with another alpha it does not."""
     manifest = manifest_of(save_family("phi", tmp_path / "phi"))
     lora, trainer = trained(manifest, tmp_path / "checkpoints", True, rows=160)
     examples = [{"input_ids": torch.randint(1, 900, (5 + 4 * i,)).tolist()} for i in range(10)]
-    known, folder = Trained.of(lora, examples), tmp_path / "adapter"
+    known, folder = AdapterSnapshot.take(lora, examples), tmp_path / "adapter"
     save_adapter(lora, load_tokenizer(manifest), manifest, {}, folder)
     del lora, trainer
     gc.collect()

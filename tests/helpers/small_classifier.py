@@ -57,14 +57,14 @@ def batch(rows=4, length=16, seed=0):
     return ids.to(DEVICE), torch.randint(0, 3, (rows,), generator=generator).to(DEVICE)
 
 
-def eager_fast_step(monkeypatch, lora, longest, keep=False):
+def make_eager_step(monkeypatch, lora, longest, dequantize_once=False):
     """The fast step of a classifier for batches of 4 rows, run without CUDA graphs; without a GPU too."""
     from stages.training.captured_step import CapturedStep
 
     if DEVICE.type == "cpu":
         for name in ("graph_pool_handle", "Stream"):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
-    step = CapturedStep(lora, 4, longest, 42, PAD, dequantize_once=keep)
+    step = CapturedStep(lora, 4, longest, 42, PAD, dequantize_once=dequantize_once)
     step.capturable = False
     return step
 

@@ -18,7 +18,7 @@ ROWS = TokenizedRows.from_lists([[1 + row] * length for row, length in enumerate
 PAD = 0
 
 
-def end_to_end(rows, tokens, longest):
+def packed(rows, tokens, longest):
     assert type(tokens) is int and type(longest) is int, "Triton takes no numbers of NumPy's"
     return pack_rows(rows, PAD, rows=8, tokens=tokens)
 
@@ -48,7 +48,7 @@ def epoch_of(monkeypatch):
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
 def test_the_ranks_parts_are_the_batch_of_one(epoch_of, ranks):
-    (alone,), parts = epoch_of(1, end_to_end), epoch_of(ranks, end_to_end)
+    (alone,), parts = epoch_of(1, packed), epoch_of(ranks, packed)
     for batch, of_ranks in zip(alone, zip(*parts, strict=True), strict=True):
         assert "weight" not in batch
         labels = [part["labels"][part["labels"] >= 0].tolist() for part in of_ranks if part["weight"] > 0]
@@ -60,7 +60,7 @@ def test_the_ranks_parts_are_the_batch_of_one(epoch_of, ranks):
 
 
 def test_a_rank_without_rows_computes_anothers_and_counts_it_as_nothing(epoch_of):
-    last = [part[-1] for part in epoch_of(6, end_to_end)]  # of 37 rows five are left
+    last = [part[-1] for part in epoch_of(6, packed)]  # of 37 rows five are left
     assert [part["weight"].item() for part in last] == pytest.approx([0.2] * 5 + [0])
     assert (last[5]["labels"] >= 0).sum() == 1
 
@@ -75,7 +75,7 @@ def test_rows_are_padded_to_the_longest_of_all_ranks(epoch_of, make_params):
 
 
 def test_an_epoch_has_an_order_of_its_own(epoch_of):
-    first, second = (epoch_of(1, end_to_end, epoch)[0] for epoch in (0, 1))
+    first, second = (epoch_of(1, packed, epoch)[0] for epoch in (0, 1))
     assert [b["labels"].tolist() for b in first] != [b["labels"].tolist() for b in second]
 
 
@@ -87,11 +87,11 @@ def test_a_batch_is_filled_up_to_no_more_rows_than_there_are(
     """A step is captured for whole batches; a batch size above the number of rows would capture filling rows."""
     params = make_params(train__batch_size=batch_size)
     classifier = add_lora(load_nano()[0], params.lora, 42)
-    monkeypatch.setattr(distributed, "count", lambda: count)
+    monkeypatch.setattr(distributed, "world_size", lambda: count)
     trainer = make_trainer(classifier, ROWS, ROWS, params, PAD, tmp_path, Recorder(CPU))
     whole = min(batch_size, 37)
     assert trainer.rows == -(-whole // count)
-    batch = EpochBatches(ROWS, batch_size, "balanced", 42, trainer.end_to_end)[0]
+    batch = EpochBatches(ROWS, batch_size, "balanced", 42, trainer.collate_packed)[0]
     assert len(batch["labels"]) == trainer.rows
     tokens = np.maximum(LENGTHS, 1).sum()
     assert len(batch["input_ids"]) < 1.3 * tokens * whole / 37 / count

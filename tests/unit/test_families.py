@@ -36,7 +36,7 @@ from stages.kernels.errors import StepUnavailable
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
-from stages.model.verify_saved import Trained, verify_saved_adapter
+from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime.errors import UserError
 from stages.training.trainer import make_trainer
 
@@ -72,7 +72,7 @@ def test_from_loading_to_prediction(family, parameters, tmp_path):
     trainer.train()
     losses = [entry["step_loss"] for entry in trainer.state.log_history if "step_loss" in entry]
     assert np.mean(losses[-2:]) < np.mean(losses[:2]), "it learns its few rows"
-    trained = Trained.of(model, ROWS)
+    trained = AdapterSnapshot.take(model, ROWS)
     save_adapter(model, tokenizer, family.manifest, {}, tmp_path / "adapter")
     verify_saved_adapter(tmp_path / "adapter", trained, family.manifest, p.model, CPU)
 
@@ -84,7 +84,7 @@ def test_from_loading_to_prediction(family, parameters, tmp_path):
     assert abs(torch.softmax(trained.logits, dim=-1).numpy() - alone[by_length]).max() < 1e-4
 
 
-def test_the_fast_step_is_the_eager_one_or_says_why_not(family, monkeypatch):
+def test_the_captured_step_is_the_eager_one_or_says_why_not(family, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
 
     how = {"freeze": False, "precision": "fp32", "quantization": family.quantization, "hidden_act": None}
@@ -93,9 +93,9 @@ def test_the_fast_step_is_the_eager_one_or_says_why_not(family, monkeypatch):
     lora = small_classifier.classifier(family.manifest, **how)
     if family.name == "falcon":
         with pytest.raises(StepUnavailable, match="FalconLinear"):
-            small_classifier.eager_fast_step(monkeypatch, lora, longest=24)
+            small_classifier.make_eager_step(monkeypatch, lora, longest=24)
         return
-    step = small_classifier.eager_fast_step(monkeypatch, lora, longest=24)
+    step = small_classifier.make_eager_step(monkeypatch, lora, longest=24)
     assert step(as_inputs(*pair), 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if torch.cuda.is_available() else 1e-5)
 

@@ -33,7 +33,7 @@ def classifier(manifest, **changes):
 
 @pytest.fixture
 def step_of(monkeypatch):
-    return functools.partial(small_classifier.eager_fast_step, monkeypatch, keep=True)
+    return functools.partial(small_classifier.make_eager_step, monkeypatch, dequantize_once=True)
 
 
 def laid(ids, labels):

@@ -167,7 +167,7 @@ def test_dropouts_that_no_module_carries_are_known(families):
     assert functional_dropouts(phi) == ["attention_dropout"]
 
 
-def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
+def test_a_model_that_leaves_out_layers_at_random_has_no_captured_step(families):
     from stages.training.captured_step import CapturedStep
 
     with pytest.raises(StepUnavailable, match="layerdrop"):
@@ -175,18 +175,18 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_fast_step(families):
 
 
 @pytest.fixture
-def fast_step(monkeypatch):
-    return functools.partial(small_classifier.eager_fast_step, monkeypatch, longest=16)
+def captured_step(monkeypatch):
+    return functools.partial(small_classifier.make_eager_step, monkeypatch, longest=16)
 
 
-def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_step):
+def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, captured_step):
     """Zeros in the fast step, where the eager one has none; all other gradients are the eager ones."""
     grads = []
     for fast in (False, True):
         lora = classifier(folder=families["olmo2"])
         lora.get_base_model().model.layers[1].mlp.forward = lambda x: x
         if fast:
-            fast_step(lora)(as_inputs(*batch()), 0)
+            captured_step(lora)(as_inputs(*batch()), 0)
         else:
             lora(input_ids=batch()[0], labels=batch()[1]).loss.backward()
         grads.append({n: p.grad for n, p in lora.named_parameters() if p.requires_grad})
@@ -197,10 +197,10 @@ def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, fast_ste
     assert distance(grads[1], used) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(families, fast_step):
+def test_a_layer_that_computes_in_pefts_way_beside_the_captured_step_is_an_error(families, captured_step):
     """Its weights would stay as they are without a word."""
     lora = classifier(folder=families["olmo2"])
-    step = fast_step(lora)
+    step = captured_step(lora)
     layer = lora.get_base_model().model.layers[1].mlp.up_proj
     layer.forward = functools.partial(type(layer).forward, layer)
     with pytest.raises(RuntimeError, match="PEFT's own forward"):
@@ -208,22 +208,22 @@ def test_a_layer_that_computes_in_pefts_way_beside_the_fast_step_is_an_error(fam
 
 
 @pytest.mark.parametrize("rows", [3, 4])
-def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(fast_step, rows):
+def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(captured_step, rows):
     """A batch that is not whole, and one whose last tokens belong to no row."""
     ids, labels = batch(rows)
     loss, grads = eager(classifier(freeze=False), ids, labels)
     lora = classifier(freeze=False)
-    step, laid = fast_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    step, laid = captured_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
     assert step.takes_packed_rows and laid["input_ids"].shape == (64,)
     assert step({name: value.to(DEVICE) for name, value in laid.items()}, 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(fast_step):
+def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(captured_step):
     """Of three rows on two ranks; what the ranks' buffers add up to is the batch's loss and gradients."""
     ids, labels = batch(3)
     loss, grads = eager(classifier(freeze=False), ids, labels)
-    step, total = fast_step(lora := classifier(freeze=False)), 0
+    step, total = captured_step(lora := classifier(freeze=False)), 0
     for part in (slice(0, 2), slice(2, 3)):
         weight = torch.tensor(len(labels[part]) / 3, device=DEVICE)
         step(as_inputs(ids[part], labels[part]) | {"weight": weight}, 0)
@@ -233,20 +233,20 @@ def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(fast_step):
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_ranks_have_masks_of_their_own(fast_step, monkeypatch):
+def test_ranks_have_masks_of_their_own(captured_step, monkeypatch):
     def seed_of(rank):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
-        step = fast_step(classifier())
+        step = captured_step(classifier())
         step.masks.set_step(step.seed, 3)
         return step.masks.seed.item()
 
     assert len({seed_of(rank) for rank in range(8)}) == 8
 
 
-def test_weights_that_are_loaded_into_a_fused_model_are_used(fast_step, tmp_path):
+def test_weights_that_are_loaded_into_a_fused_model_are_used(captured_step, tmp_path):
     """The Trainer loads the best epoch so: into the weights' own memory, where copies and optimizer read them."""
     lora = classifier()
-    step, ids = fast_step(lora), batch()[0]
+    step, ids = captured_step(lora), batch()[0]
     places = [weight.data_ptr() for weight in step.lora.lora_weights]
     lora.eval().save_pretrained(tmp_path)
     expected = lora(input_ids=ids).logits

@@ -17,7 +17,7 @@ from stages.model.adapter import add_lora, load_adapter, save_adapter
 from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.base import load_base
 from stages.model.merge import DTYPE, load_unquantised, merge
-from stages.model.verify_saved import distance
+from stages.model.verify_saved import relative_distance
 
 SIZE = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
@@ -79,7 +79,9 @@ def test_merged_into_the_dequantised_weights_it_is_the_adapter_on_4_bits(trained
     made = trained(family)
     folder, reading, manifest, words = made
     expected = logits(load_adapter(quantised_base(reading, manifest, words), folder, manifest))
-    near, far = (distance(logits(merged(*made, into).float()), expected) for into in ("dequantised", "original"))
+    near, far = (
+        relative_distance(logits(merged(*made, into).float()), expected) for into in ("dequantised", "original")
+    )
     assert near < 0.02 < far  # 0.004 to 0.009, and 0.05 to 0.17
 
 

@@ -29,7 +29,7 @@ from transformers.activations import ACT2FN
 from stages import download
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, count_parameters, load_adapter, save_adapter
-from stages.model.base import TANH_GELUS, exchange_activation
+from stages.model.base import TANH_GELUS, replace_activation
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device, pick_precision
 from stages.model.head import freeze_head
@@ -563,11 +563,11 @@ def test_the_activations_that_may_be_exchanged_are_one_function(name):
 def test_an_activation_is_exchanged_for_a_form_of_itself_alone(own, allowed):
     config = SimpleNamespace(**own)
     if allowed:
-        exchange_activation(config, "gelu_pytorch_tanh", "x")
+        replace_activation(config, "gelu_pytorch_tanh", "x")
         assert vars(config) == dict.fromkeys(own, "gelu_pytorch_tanh")
     else:
         with pytest.raises(UserError, match=r"params\.yaml: model\.hidden_act: .*x computes .*allowed: null"):
-            exchange_activation(config, "gelu_pytorch_tanh", "x")
+            replace_activation(config, "gelu_pytorch_tanh", "x")
         assert vars(config) == own
 
 

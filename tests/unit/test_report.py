@@ -733,12 +733,12 @@ def test_names_that_matplotlibs_font_has_ask_no_other_font(monkeypatch):
     ],
 )
 def test_a_name_is_cut_with_a_sign(name, said):
-    assert render.short(name, 10) == said
+    assert render.shorten(name, 10) == said
 
 
 @pytest.mark.parametrize("name, said", [("五つの文字", "五つの文字"), ("六つの文字だ", "六つ…字だ")])
 def test_a_chinese_or_japanese_character_takes_the_room_of_two(name, said):
-    assert render.short(name, 10) == said
+    assert render.shorten(name, 10) == said
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_the_history_joins_steps_and_evaluations():
         {"step": 4, "eval_loss": 0.6, **scores},
         {"step": 4, "train_runtime": 3.0},
     ]
-    steps, epochs = history.history(SimpleNamespace(log_history=log))
+    steps, epochs = history.read_curves(SimpleNamespace(log_history=log))
     assert steps == [{"step": n, "loss": float(n)} for n in (1, 2, 3, 4)]
     assert [(e["epoch"], e["train_loss"], e["validation_loss"]) for e in epochs] == [(1, 1.5, 0.7), (2, 3.5, 0.6)]
     assert epochs[0]["validation_accuracy"] == 0.5

@@ -9,7 +9,7 @@ from helpers.project import CPU
 from transformers import AutoTokenizer
 
 from stages.model.adapter import add_lora, save_adapter
-from stages.model.verify_saved import ROWS, Trained, verify_saved_adapter
+from stages.model.verify_saved import ROWS, AdapterSnapshot, verify_saved_adapter
 from stages.runtime.errors import UserError
 
 EXAMPLES = [{"input_ids": list(range(50 + i, 53 + i + i * 2))} for i in range(20)]
@@ -27,7 +27,7 @@ def saved(load_nano, make_params, tmp_path):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-        trained = Trained.of(model, EXAMPLES)
+        trained = AdapterSnapshot.take(model, EXAMPLES)
         save_adapter(model, words, manifest, {}, tmp_path / "adapter")
         return tmp_path / "adapter", trained, manifest, group
 
