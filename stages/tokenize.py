@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -20,9 +21,8 @@ def main() -> None:
     base = files.read_json("outs/base_model.json")
     check_max_length(base, p.tokenize.max_length)
     tokenizer = load_tokenizer(base)
-    tables = {split: files.read_columns(f"outs/splits/{split}.parquet") for split in SPLITS}
 
-    task, rows = prepare_rows(tables, p.data, parse_columns(p.tokenize.template))
+    task, rows = prepare_rows(read_tables(), p.data, parse_columns(p.tokenize.template))
     chosen = {split: choose_rows(rows[split], split, p.data) for split in SPLITS}
     labelled = {split: label_rows(chosen[split], split, p.data, task) for split in SPLITS}
     tokenized = write_tokenized(labelled, tokenizer, p.tokenize)
@@ -37,6 +37,11 @@ def main() -> None:
     special_tokens = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
     lines = [describe_classes(task.classes), *describe_dropped(summary), *special_tokens]
     print("\n".join(lines + find_warnings(summary, task.group)))
+
+
+def read_tables() -> dict[str, pa.Table]:
+    """The tables that `download` wrote, {split: table}."""
+    return {split: files.read_columns(f"outs/splits/{split}.parquet") for split in SPLITS}
 
 
 def choose_rows(rows: pd.DataFrame, split: str, data: params.Data) -> pd.DataFrame:

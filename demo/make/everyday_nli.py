@@ -139,7 +139,7 @@ It stands in for SNLI where a pipeline is to run in a minute on a CPU. It says n
   gold label; such rows are to be dropped.
 - Made by `demo/make/everyday_nli.py` from the grammar in `demo/make/world.py`, seed and all: synonyms,
   hypernyms, negation, numbers, places, activities that exclude each other, and details that the premise leaves open.
-- One premise tells of one moment and one event, as in SNLI: who is reading is used_premises not to be eating.
+- One premise tells of one moment and one event, as in SNLI: who is reading is taken not to be eating.
 - Classes are balanced in each split, and no premise occurs twice.
 - The premise is needed: a hypothesis is drawn before its label is looked at, so a bag-of-words model of the
   hypothesis alone scores {figures["hypothesis_only"]:.3f} on the test split (chance: 0.333).

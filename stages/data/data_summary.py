@@ -29,17 +29,18 @@ class Overlap:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Counts of one split. The attributes are the keys of the JSON file, except `overlaps`: there `in_train`, ….
+    """Counts of one split. The JSON file has the attributes as keys, but `in_train`, … instead of `overlaps`.
 
     Attributes:
         rows: in the whole split.
-        chosen: rows that `data.train_rows` and its like ask for.
+        chosen: rows that `data.train_rows`, `data.validation_rows` or `data.test_rows` asks for.
         unlabelled: chosen rows without a gold label.
         dropped: chosen rows that `data.unlabelled: drop` removes.
         kept: chosen rows that are not dropped; the counts below are of these rows.
         empty: {column: rows whose text is empty or blank}.
         truncated: rows longer than `tokenize.max_length`.
-        tokens, tokens_mean, tokens_max: of a row after truncation: sum, mean, maximum.
+        tokens: in all rows together, after truncation.
+        tokens_mean, tokens_max: per row, after truncation.
         classes: {class: rows}.
         overlaps: {earlier split: rows that are related to its rows}.
     """
@@ -74,7 +75,8 @@ class PaddingShares:
     """Share of padding in the tokens of training batches, 0 to 1.
 
     Attributes:
-        as_set: with `batches` as in params.yaml. `batches.padding: none` is counted as padding to the longest row.
+        as_set: with `batches` as in params.yaml. With `batches.padding: none`, it is the share for model families whose
+            rows are padded; for the others, which take packed rows, there is no padding.
         random_order: rows in random order, padded to the longest row of their batch.
         to_max_length: padded to `tokenize.max_length`.
     """

@@ -34,7 +34,7 @@ def find_warnings(summary: DataSummary, group: str | None) -> list[str]:
     Args:
         group: `Task.group`.
     """
-    return [*_missing_classes(summary), *_overlaps(summary, group), *_damaged_texts(summary)]
+    return [*_missing_classes(summary), *_overlaps(summary, group), *_truncated_and_empty_texts(summary)]
 
 
 def _missing_classes(summary: DataSummary) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _overlaps(summary: DataSummary, group: str | None) -> Iterator[str]:
             )
 
 
-def _damaged_texts(summary: DataSummary) -> Iterator[str]:
+def _truncated_and_empty_texts(summary: DataSummary) -> Iterator[str]:
     for split, counts in summary.splits.items():
         of_rows = f"of {counts.kept:,} {ADJECTIVES[split]} rows"
         if counts.truncated:

@@ -1,4 +1,4 @@
-"""The pipeline's own adapter, asked by the README's command and for its test rows."""
+"""`tools.predict` with the demo pipeline's adapter: the README's example, and the test rows."""
 
 import json
 import os
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_readmes_example_is_answered_as_it_says(repro):
-    """The README's own command lines, in the folder that they name; the answer it prints below them."""
+def test_the_readmes_commands_print_the_answer_in_the_readme(repro):
+    """The commands run in the folder that they name."""
     block = re.search(r"```\n((?:\$ .*\n)+)(.*\n(?: +[\d.]+% \w+\n)+)```", README)
     commands = re.findall(r"^\$ (.*)$", block[1], re.MULTILINE)
     assert commands[0] == ". .venv/bin/activate && cd demo"  # stage_env's PATH has the packages
@@ -28,21 +28,22 @@ def test_the_readmes_example_is_answered_as_it_says(repro):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    label, *shares = done.stdout.splitlines()
-    shown_label, *shown_shares = block[2].splitlines()
-    assert label == shown_label
-    for line, shown in zip(shares, shown_shares, strict=True):
-        (share, name), (shown_share, shown_name) = line.split(), shown.split()
-        assert name == shown_name
-        assert float(share.rstrip("%")) == pytest.approx(float(shown_share.rstrip("%")), abs=1)
+    label, *lines = done.stdout.splitlines()
+    expected_label, *expected_lines = block[2].splitlines()
+    assert label == expected_label
+    for line, expected in zip(lines, expected_lines, strict=True):
+        (percentage, name), (expected_percentage, expected_name) = line.split(), expected.split()
+        assert name == expected_name
+        assert float(percentage.rstrip("%")) == pytest.approx(float(expected_percentage.rstrip("%")), abs=1)
     premise, hypothesis = re.findall(r'"(.*?)"', commands[-1])
     rows = pd.read_parquet(repro.clone.folder / "demo/outs/results/tuned/predictions.parquet")
     row = rows[(rows["text_premise"] == premise) & (rows["text_hypothesis"] == hypothesis)]
-    assert [CLASSES[gold] for gold in row["label"]] == [label], "one of its test rows, answered rightly"
+    assert [CLASSES[gold] for gold in row["label"]] == [label], (
+        "the example is not a test row, or its gold label differs"
+    )
 
 
-def test_answers_what_eval_lora_wrote(repro):
-    """The pipeline's own adapter, asked for its first test rows."""
+def test_it_predicts_test_rows_as_eval_lora_does(repro):
     folder = repro.clone.folder / "demo"
     rows = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet").head(100)
     lines = "".join(
@@ -54,5 +55,5 @@ def test_answers_what_eval_lora_wrote(repro):
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["prediction"] for answer in answers] == [CLASSES[label] for label in rows["prediction"]]
-    ours = np.array([list(answer["probabilities"].values()) for answer in answers])
-    assert ours == pytest.approx(rows[[f"p_{name}" for name in CLASSES]].to_numpy(), abs=1e-3)
+    probabilities = np.array([list(answer["probabilities"].values()) for answer in answers])
+    assert probabilities == pytest.approx(rows[[f"p_{name}" for name in CLASSES]].to_numpy(), abs=1e-3)
