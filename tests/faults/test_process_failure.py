@@ -124,7 +124,7 @@ def test_ranks_whose_dvc_is_gone_do_not_begin(tmp_path):
     gone.wait()
     env = stage_env(DVC_STAGE="train_qlora", DVC_PID=str(gone.pid))
     done = subprocess.run(script(tmp_path, "pass"), cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert "error: the dvc that started this stage is gone" in done.stderr
+    assert "error: the `dvc` that started this stage has ended" in done.stderr
     assert done.returncode == 1 and not list(tmp_path.glob("rank?"))
 
 
@@ -138,8 +138,8 @@ def test_ranks_of_other_code_do_not_run_together(tmp_path):
     (folder / "start.py").write_text(f"{starts}runpy.run_module('stages.eval_base', run_name='__main__')\n")
     done, _ = run([*TORCHRUN, "--nproc-per-node=2", "start.py", str(tmp_path)], folder)
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: parameters, base, versions, kind of GPU, test rows, adapter or the code: not the same for all ranks; "
-        "every machine needs the same"
+        "error: not the same on all ranks: parameters, base, versions, kind of GPU, test rows, adapter or the code; "
+        "give every machine the same files and versions"
     ]
     assert not (folder / "outs/results").exists()
 
