@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from stages.data import batching
-from stages.data.data_summary import DataSummary, PaddingShares, count_tokens, summarize_split
+from stages.data.data_summary import DataSummary, PaddingShares, SplitSummary, count_tokens, summarize_split
 from stages.data.data_warnings import find_warnings
 from stages.data.dataset import prepare_rows, resolve_unlabelled, sample_evenly, write_rows
 from stages.data.max_length import check_max_length
@@ -27,7 +27,7 @@ def main() -> None:
     labelled = {split: label_rows(chosen[split], split, p.data, task) for split in SPLITS}
     tokenized = write_tokenized(labelled, tokenizer, p.tokenize)
 
-    splits = {}
+    splits: dict[str, SplitSummary] = {}
     for split in SPLITS:
         earlier = {other: labelled[other] for other in splits}
         splits[split] = summarize_split(rows[split], chosen[split], tokenized[split], task, earlier)

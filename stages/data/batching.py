@@ -164,9 +164,9 @@ def order_by_similar_length(lengths: np.ndarray, batch_size: int, seed: Seed) ->
 
 
 def order_in_balanced_batches(lengths: np.ndarray, batch_size: int, seed: Seed) -> list[int]:
-    """A random order in which each batch has rows of all lengths, so that batches have similar numbers of tokens.
+    """A random order in which each batch has rows of all lengths. So all batches have similar numbers of tokens.
 
-    The rows of the full batches are sorted by length and cut into `batch_size` parts. Each batch gets one row of each.
+    The rows of the full batches are sorted by length and cut into `batch_size` parts. Each batch gets one row per part.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(lengths))
