@@ -48,7 +48,7 @@ def downloads(raw, tmp_path_factory):
         for split in ("train", "validation", "test"):
             path = top / name / f"nli/{split}.parquet"
             path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(content, path)
-    done = run_stage_in_each("download,tokenize", [top / name for name in contents], HF_HOME=str(top / "hf"))
+    done = run_stage_in_each("download,tokenize", [top / name for name in contents])
     before = (
         "nli/",
         "outs/splits/",
