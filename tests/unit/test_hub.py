@@ -172,6 +172,7 @@ def outcomes(tmp_path_factory):
         env = {
             "HF_ENDPOINT": served.url,
             "HF_HOME": str(top / "hf"),
+            "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
             "HF_DEBUG": "",
             "HF_HUB_DISABLE_XET": "1",
