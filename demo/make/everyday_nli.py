@@ -125,7 +125,7 @@ def card(splits: dict[str, pd.DataFrame], figures: dict[str, float]) -> str:
 
 Natural language inference in a toy world of everyday scenes: a premise, a hypothesis, and whether the
 hypothesis follows (0, entailment), may or may not be so (1, neutral), or cannot be so (2, contradiction).
-It stands in for SNLI where a pipeline is to run in a minute on a CPU. It says nothing about real English.
+It replaces SNLI so that a pipeline runs in a minute on a CPU. It says nothing about real English.
 
 | premise | hypothesis | label |
 | --- | --- | --- |

@@ -214,7 +214,7 @@ columns `sentence1`, `sentence2` and `gold_label`, classes as text, `{NO_GOLD}` 
 {table(splits["train"][:3])}
 
 - Rows: {sizes}.
-- Each premise stands three times, with a hypothesis of each class: such rows are not independent.
+- Each premise occurs three times, with a hypothesis of each class: these rows are not independent.
 - No premise is in two splits, in `everyday-nli`, or in the texts on which `nano-phi` was pretrained.
 - A bag-of-words model of the hypothesis alone scores {accuracy:.3f} on the test rows (chance: 0.333).
 - Made by `demo/make/examples.py`. Licence: MIT, as the rest of this project.
@@ -239,7 +239,7 @@ Sentiment of two classes in the toy world of `everyday-nli`: one csv file, not d
 - Rows: {len(rows)}, of which {negative} are negative: uneven on purpose.
 - In half of the rows a mood has changed, is over or is denied. Single words don't decide there: a bag-of-words model,
   trained on the first 80%, has a macro F1 of {macro_f1:.3f} on the others.
-- No text stands twice.
+- No text occurs twice.
 - Made by `demo/make/examples.py`. Licence: MIT, as the rest of this project.
 """
     (MOODS_FOLDER / "README.md").write_text(card, encoding="utf-8")
@@ -267,7 +267,7 @@ scene that the headline is about shows. Parquet by `datasets`, `topic` a ClassLa
 - Rows: {sizes}. The topics are even.
 - Both columns are needed: a bag-of-words model scores {title:.3f} on the test rows from the headline alone, and
   {body:.3f} from the text alone.
-- No text stands twice.
+- No text occurs twice.
 - Made by `demo/make/examples.py`. Licence: MIT, as the rest of this project.
 """
     (TOPICS_FOLDER / "README.md").write_text(card, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Layers with fewer kernels, for a GPU: the same mathematics."""
+"""Decoder layers that compute the same in fewer GPU kernels."""
 
 from stages.runtime import startup
 

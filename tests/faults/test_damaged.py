@@ -48,7 +48,7 @@ def downloads(raw, tmp_path_factory):
         for split in ("train", "validation", "test"):
             path = top / name / f"nli/{split}.parquet"
             path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(content, path)
-    done = run_stage_in_each("download,tokenize", [top / name for name in contents], HF_HOME=str(top / "hf"))
+    done = run_stage_in_each("download,tokenize", [top / name for name in contents])
     # `tokenize` rejects wrong columns, after `download` has written its outputs; `download` rejects files.
     downloaded = ("outs/splits/", "outs/data_source.json", "outs/base_model.json")
     for name, outcome in done.items():

@@ -3,8 +3,6 @@
 import csv
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -14,6 +12,7 @@ from helpers import finished_run
 from helpers.browser import browser
 from helpers.clone import Clone
 from helpers.parameters import set_key
+from helpers.stages import run_module
 from PIL import Image
 from scipy import stats
 
@@ -77,9 +76,7 @@ class Runs:
         assert done.returncode == 0, done.stderr
 
     def compare(self, *arguments):
-        command = [sys.executable, "-m", "tools.compare", *arguments]
-        env = {**self.clone.env, "PYTHONPATH": str(self.clone.folder)}
-        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+        return run_module("tools.compare", arguments, self.folder, self.clone.env)
 
     def tables(self, *arguments):
         """({setting: {column: cell}}, all that was printed)."""

@@ -347,9 +347,9 @@ def test_labels_that_may_not_be_classes_are_rejected(columns, message):
     [
         (["a"], "must name 2 to 1,000 classes, not ['a']"),
         ([f"class {i}" for i in range(1001)], "must name 2 to 1,000 classes, not ['class 0', "),
-        (["a", " "], "classes.1: value error, must not be blank, and hold no NUL, not ''"),
-        (["a", "b\0"], "classes.1: value error, must not be blank, and hold no NUL, not 'b\\x00'"),
-        (["a", "b", "a "], "must name each class once ('a' stands twice)"),
+        (["a", " "], "classes.1: must not be blank and must not contain NUL, not ''"),
+        (["a", "b\0"], "classes.1: must not be blank and must not contain NUL, not 'b\\x00'"),
+        (["a", "b", "a "], "must name each class once ('a' is there twice)"),
     ],
     ids=["one", "1,001", "a blank one", "one with NUL", "a duplicate"],
 )

@@ -647,7 +647,7 @@ def stage_outcomes(tmp_path_factory):
         case("no rows", **whole | {"test": arrow().slice(0, 0)}),
         case("nothing"),
     ]
-    done = run_stage_in_each("download", folders, HF_HOME=str(top / "hf"))
+    done = run_stage_in_each("download", folders)
     for name, outcome in done.items():
         outcome.written = [name for name in written(top / name) if not name.startswith("nli/")]
     return done
