@@ -1,1 +1,1 @@
-"""What is learnt: classes, rows, tokens, batches."""
+"""The data: files of the splits, label column, rows, tokens and batches."""

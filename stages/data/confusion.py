@@ -1,22 +1,22 @@
-"""The confusion matrix of classes, and F1 of it: in training for each epoch, in the analysis for the test rows."""
+"""Confusion matrix and F1. Training uses them for each epoch, and the analysis for the test rows."""
 
 import numpy as np
 
 
 def confusion_counts(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Rows of each gold class (down) and predicted class (across), int [classes, classes].
+    """Count the rows with each gold class (first axis) and predicted class (second axis): int [classes, classes].
 
     Args:
-        gold, predicted: numbers of classes, int [rows].
+        gold, predicted: numbers of the rows' classes, int [rows].
     """
     return np.bincount(gold * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def class_counts(confusion: np.ndarray) -> np.ndarray:
-    """Rows of each class that are right, that have it, and that are answered with it.
+    """Count for each class the rows that are right, that have this gold class, and that have this predicted class.
 
     Args:
-        confusion: counts or shares [..., classes, classes], as `confusion_counts` has them.
+        confusion: counts or shares, [..., classes, classes], with the axes of `confusion_counts`.
 
     Returns:
         [..., 3, classes]
@@ -26,7 +26,7 @@ def class_counts(confusion: np.ndarray) -> np.ndarray:
 
 
 def f1_per_class(counts: np.ndarray) -> np.ndarray:
-    """F1 = 2 tp / (2 tp + fp + fn) of each class; NaN for a class that is neither in the rows nor predicted.
+    """F1 = 2 tp / (2 tp + fp + fn) of each class; NaN for a class that no row has and that is never predicted.
 
     Args:
         counts: from `class_counts`, [..., 3, classes].
@@ -39,6 +39,6 @@ def f1_per_class(counts: np.ndarray) -> np.ndarray:
 
 
 def f1_weighted(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 of the classes, each weighted by its rows: [..., 3, classes] -> [...]."""
+    """Mean F1 of the classes, weighted by their rows: [..., 3, classes] -> [...]."""
     rows = counts[..., 1, :]
     return np.nansum(f1_per_class(counts) * rows, axis=-1) / rows.sum(axis=-1)

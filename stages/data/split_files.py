@@ -56,17 +56,7 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
         scratch = scratch.resolve()
         links = _link_files(folder, names, scratch / "files")
         datasets.disable_progress_bars()  # reading takes seconds even for SNLI, and the bars would fill every log
-        configs = _read_configs(folder, scratch)
-        if not configs:
-            # Before the builder, which silently leaves out all formats except the most frequent one.
-            files = _name_files(_find_files(scratch / "files"), links, folder)
-            _check_single_format(files, folder)
-        builder = _load_builder(scratch, folder, data.subset, bool(configs))
-        if configs:
-            files = _name_files(builder.config.data_files, links, folder)
-            _check_single_format(files, folder)
-        _check_reader(files, folder, builder)
-
+        builder, files = _assign_files(folder, links, scratch, data.subset)
         specs = {split: getattr(data.splits, split) for split in SPLITS}
         sources = {split: _source_splits(files, split, spec) for split, spec in specs.items()}
         datasets.logging.set_verbosity(logging.CRITICAL)  # it would log each error, with the names of the links
@@ -106,6 +96,23 @@ def _link_files(folder: Path, names: list[str], target: Path) -> dict[str, str]:
         link.symlink_to((Path(folder) / name).resolve())
         links[str(link)] = name
     return links
+
+
+def _assign_files(
+    folder: Path, links: dict[str, str], scratch: Path, subset: str | None
+) -> tuple[datasets.DatasetBuilder, Files]:
+    """Let `datasets` assign the files to splits: by `configs` in README.md, or else by their names."""
+    configs = _read_configs(folder, scratch)
+    if not configs:
+        # The builder's own assignment is not used: it silently leaves out all formats except the most frequent one.
+        files = _name_files(_find_files(scratch / "files"), links, folder)
+        _check_single_format(files, folder)
+    builder = _load_builder(scratch, folder, subset, bool(configs))
+    if configs:
+        files = _name_files(builder.config.data_files, links, folder)
+        _check_single_format(files, folder)
+    _check_reader(files, folder, builder)
+    return builder, files
 
 
 def _read_configs(folder: Path, scratch: Path) -> list:
