@@ -202,7 +202,7 @@ def test_a_killed_training_resumes_in_a_moved_clone_whose_other_stages_were_edit
 
 
 def test_a_checkpoint_of_other_code_is_not_resumed(killed, folders, tmp_path):
-    max_grad_norm = "        max_grad_norm=group.max_grad_norm,\n"
+    max_grad_norm = "        max_grad_norm=train.max_grad_norm,\n"
     edit = (max_grad_norm, f"{max_grad_norm}        adam_beta2=0.9,\n")
     code = copy_of_the_code(tmp_path, **{"training/trainer.py": edit})
     edited, undisturbed = killed.top / "edited", prepare(tmp_path / "undisturbed")
@@ -365,7 +365,7 @@ def test_an_adapter_that_is_not_whole_is_never_kept(tmp_path, monkeypatch):
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(train_qlora, "save_adapter", save_adapter)
-    with pytest.raises(UserError, match=r"outs/adapter: not kept: .*answers otherwise"):
+    with pytest.raises(UserError, match=r"outs/adapter: not saved: .*predicts otherwise"):
         train_qlora.main()
     assert not (folder / "outs/adapter").exists()
     assert not (folder / "outs/results").exists()

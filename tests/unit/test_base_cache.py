@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.model import base
-from stages.model.base_cache import cache_base, checksums
+from stages.model.base_cache import cache_base, compute_checksums
 
 IDS = torch.arange(10, 34).view(2, 12)
 
@@ -84,7 +84,7 @@ def test_changed_weights_are_told_and_never_used_again(load_nano, what):
         layer = next(module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit))
         tensor = {"weight": layer.weight.data, "scales": layer.weight.quant_state.absmax, "bias": layer.bias.data}[what]
         tensor.view(-1)[3] += 1
-        with pytest.raises(RuntimeError, match="weights of the kept base have changed"):
+        with pytest.raises(RuntimeError, match="weights of the cached base have changed"):
             kept.check()
         kept.check()
-        assert checksums(load_nano()[0].base_model) != checksums(model.base_model)
+        assert compute_checksums(load_nano()[0].base_model) != compute_checksums(model.base_model)

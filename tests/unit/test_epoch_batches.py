@@ -90,8 +90,8 @@ def test_a_batch_is_filled_up_to_no_more_rows_than_there_are(
     monkeypatch.setattr(distributed, "world_size", lambda: count)
     trainer = make_trainer(classifier, ROWS, ROWS, params, PAD, tmp_path, Recorder(CPU))
     whole = min(batch_size, 37)
-    assert trainer.rows == -(-whole // count)
+    assert trainer.rows_per_rank == -(-whole // count)
     batch = EpochBatches(ROWS, batch_size, "balanced", 42, trainer.collate_packed)[0]
-    assert len(batch["labels"]) == trainer.rows
+    assert len(batch["labels"]) == trainer.rows_per_rank
     tokens = np.maximum(LENGTHS, 1).sum()
     assert len(batch["input_ids"]) < 1.3 * tokens * whole / 37 / count

@@ -166,7 +166,7 @@ def test_validation_scores_are_those_of_scikit_learn(rows):
     rng = np.random.default_rng(rows)
     gold, logits = rng.integers(0, 4, rows), rng.normal(size=(rows, 5))  # a class that is predicted alone
     logits[:, 0] += 2 * (gold == 0)
-    scores = history.validation_metrics(SimpleNamespace(predictions=logits, label_ids=gold))
+    scores = history.validation_metrics(gold, logits)
     predicted = logits.argmax(axis=1)
     assert scores["accuracy"] == accuracy_score(gold, predicted)
     f1 = f1_score(gold, predicted, average="weighted", zero_division=0)

@@ -59,17 +59,17 @@ def test_the_rows_are_of_different_lengths_with_the_longest_and_the_shortest(sav
         (lambda f: edit_weights(f, "lora_A", lambda w: None), r"another \S*lora_A"),
         (lambda f: edit_weights(f, "lora_B", lambda w: None), r"another \S*lora_B"),
         (lambda f: edit_weights(f, "lora_B", lambda w: 1.01 * w), r"another \S*lora_B"),
-        (lambda f: edit_json(f, "adapter_config.json", lora_alpha=32), "answers otherwise"),
-        (lambda f: edit_json(f, "adapter_config.json", use_rslora=True), "answers otherwise"),
+        (lambda f: edit_json(f, "adapter_config.json", lora_alpha=32), "predicts otherwise"),
+        (lambda f: edit_json(f, "adapter_config.json", use_rslora=True), "predicts otherwise"),
         (lambda f: edit_json(f, "adapter_config.json", target_modules=["q_proj"]), r"another \S*k_proj"),
-        (lambda f: edit_json(f, "config.json", pad_token_id=5), "answers otherwise"),
+        (lambda f: edit_json(f, "config.json", pad_token_id=5), "predicts otherwise"),
         (lambda f: (f / "config.json").unlink(), "not loadable"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_was_not_saved_well_is_refused(saved, damage, said, precision):
     folder, trained, manifest, group = saved(precision=precision)
     damage(folder)
-    with pytest.raises(UserError, match=rf"outs/adapter: not kept: read back .*({said})"):
+    with pytest.raises(UserError, match=rf"outs/adapter: not saved: loaded .*({said})"):
         verify_saved_adapter(folder, trained, manifest, group, CPU)
 
 
@@ -77,7 +77,7 @@ def test_another_activation_is_refused(saved):
     """In fp32: a nano model's answers depend less on it than on the rounding of bf16."""
     folder, trained, manifest, group = saved()
     edit_json(folder, "config.json", hidden_act="relu")
-    with pytest.raises(UserError, match="answers otherwise"):
+    with pytest.raises(UserError, match="predicts otherwise"):
         verify_saved_adapter(folder, trained, manifest, group, CPU)
 
 
@@ -86,12 +86,12 @@ def test_a_tokenizer_that_pads_with_another_token_is_refused(saved):
     words = AutoTokenizer.from_pretrained(folder)
     words.pad_token = words.convert_ids_to_tokens(7)
     words.save_pretrained(folder)
-    with pytest.raises(UserError, match="answers otherwise"):
+    with pytest.raises(UserError, match="predicts otherwise"):
         verify_saved_adapter(folder, trained, manifest, group, CPU)
 
 
 def test_logits_that_are_no_numbers_are_refused(saved):
     folder, trained, manifest, group = saved()
     trained.logits[0, 0] = math.nan
-    with pytest.raises(UserError, match="answers otherwise"):
+    with pytest.raises(UserError, match="predicts otherwise"):
         verify_saved_adapter(folder, trained, manifest, group, CPU)
