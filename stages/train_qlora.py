@@ -20,10 +20,10 @@ from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import distributed, errors, files, params
 from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history
-from stages.training.loss import balanced_weights, weigh_classes
+from stages.training.loss import compute_balanced_weights, weigh_classes
 from stages.training.trainer import ClassifierTrainer, make_trainer
 
-ROWS_FILES = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
+ROW_FILES = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     saved_epoch = choose_epoch(epochs, p, folder)
     parameters, snapshot = count_parameters(classifier), AdapterSnapshot.take(classifier, inputs.validation_rows)
     with files.atomic_folder("outs/adapter") as adapter:
-        save_adapter(classifier, inputs.tokenizer, inputs.manifest, classifier_settings(p, inputs), adapter)
+        save_adapter(classifier, inputs.tokenizer, inputs.manifest, make_classifier_settings(p, inputs), adapter)
         del base, classifier, trainer  # the memory need not suffice for two bases
         gc.collect()
         verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device)
@@ -63,7 +63,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What earlier stages wrote."""
+    """What earlier stages wrote, and the tokenizer."""
 
     manifest: dict
     task: Task
@@ -74,17 +74,19 @@ class Inputs:
 
 def load_inputs(p: params.Params) -> Inputs:
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
-    rows = [TokenizedRows(files.read_columns(path, ["input_ids", "label"])) for path in ROWS_FILES.values()]
-    return Inputs(manifest, task, *rows, load_configured_tokenizer(manifest, p.tokenize.template))
+    rows = {split: TokenizedRows(files.read_columns(path, ["input_ids", "label"])) for split, path in ROW_FILES.items()}
+    return Inputs(
+        manifest, task, rows["train"], rows["validation"], load_configured_tokenizer(manifest, p.tokenize.template)
+    )
 
 
 def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
     """Digest of everything that determines the training. A run resumes only from checkpoints with the same digest."""
     sections = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
     sections["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest covers these two
-    return checkpoints.run_digest(
+    return checkpoints.compute_run_digest(
         sections, inputs.task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, inputs.manifest["digest"],
-        [files.sha256(path) for path in ROWS_FILES.values()], checkpoints.code_digests(__file__),
+        [files.sha256(path) for path in ROW_FILES.values()], checkpoints.hash_code(__file__),
         read_versions(device),
     )  # fmt: skip
 
@@ -93,7 +95,7 @@ def build_classifier(base: PreTrainedModel, p: params.Params, inputs: Inputs) ->
     """Add LoRA to the base, and set the class weights and the head as params.yaml says."""
     classifier = add_lora(base, p.lora, p.seed)
     if p.train.class_weights == "balanced":
-        weigh_classes(base, balanced_weights(inputs.train_rows.labels, len(inputs.task.classes)))
+        weigh_classes(base, compute_balanced_weights(inputs.train_rows.labels, len(inputs.task.classes)))
     if p.train.freeze_head:
         freeze_head(classifier)
     return classifier
@@ -118,7 +120,7 @@ def train(trainer: ClassifierTrainer, checkpoint: Path | None, p: params.Params,
         "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller train.batch_size"
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return checkpoints.seconds_before(checkpoint, trainer.state) + recorder.elapsed_seconds() - start
+    return checkpoints.sum_seconds_before(checkpoint, trainer.state) + recorder.elapsed_seconds() - start
 
 
 def choose_epoch(epochs: list[dict], p: params.Params, folder: Path) -> int:
@@ -139,7 +141,7 @@ def choose_epoch(epochs: list[dict], p: params.Params, folder: Path) -> int:
     return best
 
 
-def classifier_settings(p: params.Params, inputs: Inputs) -> dict:
+def make_classifier_settings(p: params.Params, inputs: Inputs) -> dict:
     """The content of the adapter's classifier.json."""
     model = p.model.model_dump(exclude={"name", "revision"})
     names = {"name": inputs.manifest["name"], "revision": inputs.manifest["revision"]}

@@ -75,13 +75,13 @@ def _load_frozen(
     """Load and check the part of the base that depends on no seed. Its head is random."""
     logging.disable_progress_bar()  # loading lasts a second, and the bar would stay in every log
     try:
-        config = classifier_config(folder, manifest, model_params, classes, tokenizer)
+        config = load_classifier_config(folder, manifest, model_params, classes, tokenizer)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
             device_map={"": device},
             use_safetensors=True,
-            **precision_arguments(model_params, device),
+            **make_precision_arguments(model_params, device),
         )
     except UserError:
         raise
@@ -106,7 +106,7 @@ def _load_frozen(
     return model
 
 
-def classifier_config(
+def load_classifier_config(
     folder: Path,
     manifest: dict,
     model_params: params.Model,
@@ -137,7 +137,7 @@ def classifier_config(
     return config
 
 
-def precision_arguments(model_params: params.Model, device: torch.device) -> dict:
+def make_precision_arguments(model_params: params.Model, device: torch.device) -> dict:
     """Arguments of transformers' `from_pretrained` for quantisation and precision.
 
     Args:

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.pytorch_utils import Conv1D
 
 from stages.model.adapter_files import ClassifierSettings
-from stages.model.base import classifier_config
+from stages.model.base import load_classifier_config
 from stages.runtime.errors import UserError, type_and_first_line
 from stages.sources.fetch import find_model_folder
 
@@ -34,7 +34,7 @@ def load_unquantised(
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
-            config=classifier_config(folder, manifest, settings.model, settings.classes, tokenizer),
+            config=load_classifier_config(folder, manifest, settings.model, settings.classes, tokenizer),
             dtype="auto",
             device_map={"": device},
             use_safetensors=True,

@@ -12,7 +12,7 @@ from torch.nn.attention import sdpa_kernel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.data.batching import count_tokens
-from stages.model.base import precision_arguments, stabilize_4_bit_layers
+from stages.model.base import make_precision_arguments, stabilize_4_bit_layers
 from stages.model.classifier import ATTENTION
 from stages.model.devices import pick_precision
 from stages.runtime import params
@@ -103,7 +103,7 @@ def relative_distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def _load(folder: Path, manifest: dict, model_params: params.Model, device: torch.device) -> PeftModel:
     base = AutoModelForSequenceClassification.from_pretrained(
         find_model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
-        use_safetensors=True, **precision_arguments(model_params, device),
+        use_safetensors=True, **make_precision_arguments(model_params, device),
     )  # fmt: skip
     stabilize_4_bit_layers(base)
     return PeftModel.from_pretrained(base, str(folder)).eval()

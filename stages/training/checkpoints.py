@@ -26,7 +26,7 @@ class WholeCheckpoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not distributed.is_main():
             return
-        folder = Path(args.output_dir)
+        folder = Path(args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
         last = folder / f"checkpoint-{state.global_step}"
         (last / WHOLE).touch()
         best = Path(state.best_model_checkpoint or last)
@@ -67,7 +67,7 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def seconds_before(checkpoint: Path | None, state: TrainerState) -> float:
+def sum_seconds_before(checkpoint: Path | None, state: TrainerState) -> float:
     """Seconds of the epochs that a run resumed from `checkpoint` did not train again; 0 if it is None.
 
     An epoch's seconds are those of its steps and its validation. Loading, saving and the steps of an epoch that was
@@ -100,7 +100,7 @@ def _megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def run_digest(*values: object) -> str:
+def compute_run_digest(*values: object) -> str:
     """Digest of the values that determine a run. It names the folder of the run's checkpoints."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -108,14 +108,14 @@ def run_digest(*values: object) -> str:
 class _Imports(ModuleFinder):
     """Skips folders without `__init__.py`, which `ModuleFinder.find_module` cannot read."""
 
-    def find_module(self, name: str, path: list[str] | None, parent: Any = None) -> Any:
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
         spec = PathFinder.find_spec(name, path or self.path)
         if spec and spec.loader is None:
             raise ImportError(name)
         return super().find_module(name, path, parent)
 
 
-def code_digests(script: str | Path) -> dict[str, str]:
+def hash_code(script: str | Path) -> dict[str, str]:
     """Hash a stage's script and every file of this repository that it imports -> {file, from the root: SHA-256}.
 
     Imports inside functions count too. No code is run.

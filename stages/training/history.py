@@ -84,7 +84,7 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def validation_metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+def compute_validation_metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Accuracy and weighted F1 of an epoch's validation, from gold classes [rows] and logits [rows, classes]."""
     predicted = logits.argmax(axis=-1)
     confusion = confusion_counts(gold, predicted, classes=logits.shape[-1])

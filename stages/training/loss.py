@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from stages.runtime.errors import UserError
 
 
-def balanced_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
+def compute_balanced_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
     """Weight of each class: rows / (classes with rows * rows of the class), as scikit-learn's "balanced".
 
     The mean over the rows is 1, so the same learning rate suits. A class without rows has weight 1.

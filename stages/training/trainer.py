@@ -1,7 +1,7 @@
-"""The Hugging Face Trainer with a reproducible order of rows, rank-independent evaluation and the captured step."""
+"""The Hugging Face Trainer, adapted: a reproducible order of rows, any number of ranks, the captured step."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from stages.runtime.params import Batches, Params
 from stages.runtime.usage_recorder import Recorder
 from stages.training.checkpoints import WholeCheckpoints, remove_partial_if_disk_is_full
 from stages.training.epoch_batches import EpochBatches, EpochLoader
-from stages.training.history import History, Progress, validation_metrics
+from stages.training.history import History, Progress, compute_validation_metrics
 
 if TYPE_CHECKING:  # it imports Triton, which comes only with PyTorch for CUDA
     from stages.training.captured_step import CapturedStep
@@ -29,7 +29,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 
 
 class ClassifierTrainer(Trainer):
-    """Trainer whose results do not depend on the number of ranks, and that runs the captured step.
+    """Trainer with the same batches on any number of ranks, and with the captured step.
 
     A batch is that of all ranks together. Each rank computes its part and weights it by its share of the rows, so the
     sum of the ranks' gradients is the gradient of the batch.
@@ -37,14 +37,15 @@ class ClassifierTrainer(Trainer):
     What it overrides, and why:
 
     - get_train_dataloader: builds the captured step, and loads `EpochBatches`.
-    - get_batch_samples: the Trainer counts labels on the GPU, and the host would wait for it at each captured step.
+    - get_batch_samples: the Trainer counts labels, which the captured step does not need. The host would wait for the
+      GPU.
     - training_step: runs the captured step, seeds dropout on several ranks, records the loss.
     - compute_loss: weights the loss of a rank's part.
-    - create_optimizer: with hundreds of tensors the host needs longer for a step than the GPU. The captured step has
-      few.
+    - create_optimizer: passes the captured step's few tensors. With hundreds the host takes longer for a step than the
+      GPU.
     - _clip_grad_norm: clips the same few tensors.
-    - floating_point_ops: counts the parameters at each step, which takes the host longer than launching the step.
-    - get_eval_dataloader: assigns complete batches to ranks. The Trainer would divide batches.
+    - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
+    - get_eval_dataloader: assigns the batches that one rank would have to all ranks, without repeating rows.
     - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
     - _save_checkpoint: first compares the ranks' weights; leaves no partial checkpoint if the disk is full.
     - _save_rng_state: only rank 0 writes, because several ranks seed each step.
@@ -74,8 +75,8 @@ class ClassifierTrainer(Trainer):
         pad_id: int,
         **trainer_arguments: Any,
     ) -> None:
-        # The Trainer hints a Dataset, but needs only len() and [].
-        super().__init__(model, train_dataset=train_rows, eval_dataset=validation_rows, **trainer_arguments)  # type: ignore[arg-type]
+        rows: dict[str, Any] = {"train_dataset": train_rows, "eval_dataset": validation_rows}  # any Sequence will do
+        super().__init__(model, **rows, **trainer_arguments)
         self.classifier, self.train_rows, self.validation_rows = model, train_rows, validation_rows
         self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
         self.dequantize_once = dequantize_once
@@ -89,8 +90,9 @@ class ClassifierTrainer(Trainer):
     def get_train_dataloader(self) -> EpochLoader:
         self.captured_step = self._make_captured_step()
         self._compare_ranks()
-        if self.captured_step:  # it sums the ranks' gradients itself
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)  # type: ignore[method-assign]
+        if self.captured_step:  # it sums the ranks' gradients itself, so no DistributedDataParallel
+            without_ddp = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            self.accelerator.prepare_model = without_ddp  # type: ignore[method-assign]  # the Trainer has no option
         collate = self.collate_padded
         if self.captured_step and self.captured_step.takes_packed_rows and self.batches.padding == "none":
             collate = self.collate_packed
@@ -105,7 +107,8 @@ class ClassifierTrainer(Trainer):
 
     def collate_padded(self, rows: list[dict], tokens: int, longest: int) -> dict[str, torch.Tensor]:
         """Pad a rank's rows to the batch's longest row."""
-        return partial(self.data_collator, longest=longest)(rows)
+        collate: Callable[..., dict[str, torch.Tensor]] = self.data_collator
+        return collate(rows, longest=longest)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -140,7 +143,7 @@ class ClassifierTrainer(Trainer):
         losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
         loss_of_row = torch.cat([loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)])
         all_logits, all_labels = torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
-        metrics = validation_metrics(all_labels, all_logits) | {"loss": loss_of_row.numpy().mean().item()}
+        metrics = compute_validation_metrics(all_labels, all_logits) | {"loss": loss_of_row.numpy().mean().item()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(
             predictions=all_logits, label_ids=all_labels, metrics=metrics, num_samples=len(all_labels)
@@ -201,7 +204,8 @@ class ClassifierTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._compare_ranks()
-        with remove_partial_if_disk_is_full(Path(self.args.output_dir)):
+        folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
+        with remove_partial_if_disk_is_full(folder):
             super()._save_checkpoint(model, trial)
 
     def _compare_ranks(self) -> None:
