@@ -35,7 +35,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.analysis import comparison, f1, metrics, statistics
+from stages.analysis import comparison, design_effects, f1, intervals, metrics, significance_tests
 from stages.data.confusion import class_counts
 
 CONFIDENCE = 0.95
@@ -144,11 +144,11 @@ def group_coverage(cell: GroupCell, samples: int, seed: int) -> dict[str, float]
         own = chances.beta(common * cell.accuracy, common * (1 - cell.accuracy), (2, cell.groups))
         groups = np.repeat(np.arange(cell.groups), sizes)
         right, other = chances.random((2, len(groups))) < np.repeat(own, sizes, axis=1)
-        low, high = statistics.wilson(*statistics.effective_counts(right, groups, CONFIDENCE), CONFIDENCE)
+        low, high = intervals.wilson(*design_effects.effective_counts(right, groups, CONFIDENCE), CONFIDENCE)
         held[0] += low <= cell.accuracy <= high
         changed = comparison.changes(True, right, other)
-        p = statistics.mcnemar(changed, groups)
-        low, high = statistics.gain_interval(changed, groups, p, CONFIDENCE)
+        p = significance_tests.mcnemar(changed, groups)
+        low, high = intervals.gain_interval(changed, groups, p, CONFIDENCE)
         held[1] += low <= 0 <= high
     accuracy, gain = held / samples
     return {"accuracy": accuracy, "gain": gain}

@@ -1,4 +1,4 @@
-"""How often the intervals of stages/analysis/multi_seed.py hold the truth: simulated trainings of known accuracy.
+"""How often the intervals of stages/analysis/multi_seed hold the truth: simulated trainings of known accuracy.
 
     python benchmarks/multi_seed.py     # the wide table
 
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from stages.analysis import multi_seed
+from stages.analysis.multi_seed import comparison, scores
 
 CONFIDENCE = 0.95
 LEVEL = 0.85  # accuracy of the first setting
@@ -107,11 +107,12 @@ def coverage(cell: Cell, samples: int, seed: int) -> dict[str, float]:
     held, gap_held, told, widths = 0, 0, 0, []
     start = 0 if cell.same else cell.first
     numbers = range(cell.first), range(start, start + cell.other)
+    design = comparison.choose_design(*numbers)
     for _ in range(samples):
         right, other, groups = draw(cell, chances)
-        first = multi_seed.score(right, groups, CONFIDENCE)
+        first = scores.mean_accuracy(right, groups, CONFIDENCE)
         held += first.low <= LEVEL <= first.high
-        _, low, high, _, _ = multi_seed.interval(right, other, groups, multi_seed.kind(*numbers), CONFIDENCE)
+        _, low, high, _, _ = comparison.estimate_difference(right, other, groups, design, CONFIDENCE)
         gap_held += low <= cell.gap <= high
         told += not low <= 0 <= high
         widths.append(high - low)

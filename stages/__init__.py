@@ -1,40 +1,21 @@
-"""One file for each stage of dvc.yaml; the rooms below hold what they call."""
+"""The pipeline: one file for each stage of dvc.yaml, and the packages that the stages call.
 
-import gc
-import logging
+Python runs this file before a stage imports its libraries. What has to happen before those imports is called here.
+"""
+
 import os
-import signal
-import sys
-import warnings
-from pathlib import Path
 
-from stages.runtime import distributed, watchdog
+from stages.runtime import distributed, startup, watchdog
 
-# Leave the terminal to progress bars and to what a user can act on. Before the libraries are imported: they ask then.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report calls the head, which we draw, missing
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a data folder needs no card
-warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
+startup.quiet_libraries()
+startup.remove_accelerate_settings()
 
-# `accelerate launch` leaves its own settings here, such as a precision, and the Trainer would follow them: what is
-# trained, and how, stands in params.yaml alone.
-for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-    del os.environ[name]
+if "DVC_STAGE" in os.environ or distributed.is_launched():  # a stage that DVC or a launcher has started
+    startup.check_imported_code()
+    startup.end_on_ctrl_c()
+    watchdog.start()  # the imports take seconds, in which `dvc` may be killed
+    startup.pause_garbage_collector()
 
-# Ctrl-C ends a stage at once: Python's KeyboardInterrupt is lost where a library catches everything, as some do while
-# they are imported, and DVC waits for the stage.
-if "DVC_STAGE" in os.environ or distributed.is_launched():
-    here = Path("stages/__init__.py")
-    if here.is_file() and not here.samefile(__file__):  # PYTHONSAFEPATH, or another program put it first
-        sys.exit(f"error: Python imports {Path(__file__).parent}, not the code of this folder; unset PYTHONSAFEPATH")
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    watchdog.end_with_dvc()  # now, not after the imports, which take seconds
-    gc.disable()  # imports make half a million objects, nearly all to stay; `errors.run` switches it on again
-    from stages.runtime import (
-        gpu_selection,
-        stage_table,
-    )  # only now: it reads params.yaml, by a library of many objects
+    from stages.runtime import gpu_selection  # now, with the collector off: pydantic makes many objects
 
-    if distributed.is_launched() or os.environ["DVC_STAGE"].rpartition(":")[2] in stage_table.GPU_STAGES:
-        gpu_selection.select_gpu_from_params()
+    gpu_selection.select_gpu_for_stage()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.analysis import comparison, metrics, nli, tables, usage
+from stages.analysis import comparison, metrics, nli, plot_tables, usage
 from stages.data.task import Task
 from stages.report import cases, document, figures, model_card
 from stages.runtime import errors, files, params
@@ -40,19 +40,19 @@ def main() -> None:
         "published": files.read_json(PUBLISHED),
     }
 
-    rows = comparison.case_table(base, tuned, tokenized, task)
-    findings = nli.claims(rows, kind, settings.confidence) if (kind := nli.Nli.of(task)) else {}
+    rows = comparison.build_case_table(base, tuned, tokenized, task)
+    findings = nli.claims(rows, kind, settings.confidence) if (kind := nli.NliTask.from_task(task)) else {}
     made = [metrics.of_table(t, task, settings.confidence) for t in (base, tuned)]
     verdicts = {key: finding["verdict"] for key, finding in findings.items()}
     details = {
         "data": files.read_json("outs/data_summary.json"),
         "base": metrics.scores(made[0]) | found["base"],
-        "train": found["train"] | tables.kept_epoch(epochs, found["train"]["best_epoch"]),
+        "train": found["train"] | plot_tables.kept_epoch(epochs, found["train"]["best_epoch"]),
         "tuned": metrics.scores(made[1]) | found["tuned"],
         "comparison": comparison.comparison(rows, tokenized["train"]["label"], task, settings.confidence)
         | ({"claims": verdicts} if verdicts else {}),
     }
-    plots = tables.plot_tables(rows, epochs, steps, task, settings.confidence)
+    plots = plot_tables.plot_tables(rows, epochs, steps, task, settings.confidence)
     load = usage.end_to_end(samples)
     pictures = figures.render_results(details, plots, rows, task)
     load_picture = figures.render_usage(load, "gpu" in measured["train"])
@@ -60,10 +60,10 @@ def main() -> None:
 
     # What was found: the same bytes when the same is run again.
     files.write_json("metrics/details.json", details)
-    files.write_csv("metrics/cases.csv", cases.for_a_spreadsheet(rows, task), quoting=csv.QUOTE_NONNUMERIC)
+    files.write_csv("metrics/cases.csv", cases.to_spreadsheet(rows, task), quoting=csv.QUOTE_NONNUMERIC)
     with files.atomic_folder("metrics/plots") as folder:
         for name, table in plots.items():
-            files.write_csv(folder / f"{name}.csv", cases.without_formulas(table))
+            files.write_csv(folder / f"{name}.csv", cases.escape_formulas(table))
     with files.atomic_folder("metrics/figures") as folder:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)

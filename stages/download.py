@@ -1,4 +1,4 @@
-"""Stage `download`: model and data, from the hub or a folder, at a pinned revision."""
+"""Stage `download`: fetch model and data, from the hub or a folder, at pinned revisions, and check them."""
 
 import pyarrow.parquet as pq
 
@@ -9,21 +9,30 @@ from stages.sources.fetch import fetch
 
 def main() -> None:
     p = params.load()
-    if (
-        p.device == "cuda" and not gpu_selection.list_visible_gpus()
-    ):  # no error: a cluster's login node may download for others
-        print("params.yaml: device: cuda, but CUDA shows no GPU on this machine: eval_base will stop here, after the "
-              "download; `make demo` runs the same pipeline at CPU size", flush=True)  # fmt: skip
-    data_folder, source = fetch(p.data, "data", p.watch.data)
-    splits = read_splits(data_folder, source["files"], p.data)  # before the model, which may take an hour to fetch
-    _, manifest = fetch(p.model, "model", p.watch.model)
+    warn_without_gpu(p.device)
+    data_folder, data_manifest = fetch(p.data, "data", p.watch.data)
+    splits = read_splits(data_folder, data_manifest["files"], p.data)  # fails before the model, which may take an hour
+    _, model_manifest = fetch(p.model, "model", p.watch.model)
+
     with files.atomic_folder("outs/splits") as folder:
         for split, rows in splits.items():
             pq.write_table(rows, folder / f"{split}.parquet")
-    files.write_json("outs/data_source.json", {key: source[key] for key in ("name", "revision", "digest")})
-    files.write_json("outs/base_model.json", manifest)
-    print(f"{manifest['name']}: {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2g} GB; {p.data.name}: "
-          + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))  # fmt: skip
+    files.write_json("outs/data_source.json", {key: data_manifest[key] for key in ("name", "revision", "digest")})
+    files.write_json("outs/base_model.json", model_manifest)
+
+    gigabytes = sum(file["size"] for file in model_manifest["files"].values()) / 1e9
+    counts = ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items())
+    print(f"{model_manifest['name']}: {gigabytes:.2g} GB; {p.data.name}: {counts}")
+
+
+def warn_without_gpu(device: str) -> None:
+    """Warn that later stages need a GPU. No error: the login node of a cluster may download for other machines."""
+    if device == "cuda" and not gpu_selection.list_visible_gpus():
+        print(
+            "params.yaml: device: cuda, but CUDA shows no GPU on this machine: eval_base will stop here, after the "
+            "download; `make demo` runs the same pipeline on a CPU",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

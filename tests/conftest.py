@@ -1,6 +1,7 @@
 """Fixtures that the tests share, and the order in which they run."""
 
 import copy
+import gc
 import os
 import shutil
 from types import SimpleNamespace
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: order.get(file_of(item), len(order)))
     else:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over all that was imported: a collection then takes 0.01 s instead of 0.3."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -112,7 +119,7 @@ class ByFixture(LoadScopeScheduling):
 def repro(tmp_path_factory):
     """A clone in which `dvc repro` ran once in demo/, and what came of it. About a minute."""
     clone = Clone(tmp_path_factory.mktemp("pipeline"))
-    done = clone.dvc("repro")
+    done = clone.dvc_in_new_processes("repro")
     assert done.returncode == 0, done.stdout + done.stderr
     status = clone.git("status", "--porcelain")
     clone.git("add", "--all")

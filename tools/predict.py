@@ -1,21 +1,22 @@
-"""Ask a trained adapter for the class of a text, or of several that belong together, such as premise and hypothesis.
+"""Predict the class of a text, or of several texts that form a row, such as premise and hypothesis.
 
-    python -m tools.predict "A man is sleeping." "A man is awake."       a text for each column of the template
+    python -m tools.predict "A man is sleeping." "A man is awake."       one text for each column of the template
     python -m tools.predict                        asks for one row after another
-    python -m tools.predict < rows.jsonl           JSON lines in, JSON lines out, both UTF-8
+    python -m tools.predict < rows.jsonl           reads and writes JSON lines in UTF-8
 
-No stage of the pipeline, and no params.yaml: the adapter's folder says what it reads, knows and answers, and names its
-base.
+It needs neither the pipeline's stages nor params.yaml: the adapter's folder has the template, the classes, all settings
+and the name of the base model.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, TypedDict
 
 import pandas as pd
 import torch
@@ -28,103 +29,116 @@ from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
 from stages.runtime import errors
 
-BATCH = 64  # rows
-SHOWN = 5  # classes of an answer for people
-CHUNK = 1 << 20  # bytes; a bulk file arrives in whole batches but for the last of each chunk
+BATCH_SIZE = 64  # rows
+MOST_SHOWN = 5  # classes in an answer for people
+READ_SIZE = 1 << 20  # bytes; of a large file, all batches are full except the last one of each read
+
+
+class Answer(TypedDict):
+    label: str
+    probabilities: dict[str, float]  # of all classes
+
+
+Predictor = Callable[[list[list[str]]], list[Answer]]  # takes rows, a text for each column
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("text", nargs="*", help="one for each column that the adapter's template reads, in its order")
-    parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="its folder (%(default)s)")
+    parser.add_argument("text", nargs="*", help="one for each column of the adapter's template, in its order")
+    parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="the adapter's folder (%(default)s)")
     parser.add_argument(
-        "--base", type=Path, metavar="FOLDER", help="the base model's folder; default: the one in its base.json"
+        "--base",
+        type=Path,
+        metavar="FOLDER",
+        help="the base model's folder; default: the one in the adapter's base.json",
     )
     parser.add_argument(
-        "--untuned", action="store_true", help="ask the untuned model, with the head that tuning began from"
+        "--untuned", action="store_true", help="use the untuned model, with the head before the first training step"
     )
     arguments = parser.parse_args()
-    reading, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
-    columns = parse_columns(reading.tokenize.template)
+    settings, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
+    columns = parse_columns(settings.tokenize.template)
     if arguments.text:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
-        check_row(dict(zip(columns, arguments.text, strict=True)))
-    ask = load(arguments.adapter, arguments.untuned, arguments.base)
+        check_texts(dict(zip(columns, arguments.text, strict=True)))
+
+    predict = load_predictor(arguments.adapter, arguments.untuned, arguments.base)
     if arguments.text:
-        say(shown(ask([arguments.text])[0]))
+        print_now(format_answer(predict([arguments.text])[0]))
     elif sys.stdin.isatty():
-        converse(ask, columns)
+        answer_interactively(predict, columns)
     else:
-        sys.stdout.reconfigure(encoding="utf-8")
-        answer_lines(ask, columns, sys.stdin.buffer)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        answer_lines(predict, columns, sys.stdin.buffer)  # type: ignore[arg-type]  # typeshed: a BinaryIO, without read1
 
 
-def load(adapter: Path, base_only: bool, base: Path | None = None) -> Callable[[list[list[str]]], list[dict]]:
-    """The model behind a function: list of rows, a text for each column -> list of {"label", "probabilities"}.
+def load_predictor(adapter: Path, base_only: bool, base: Path | None = None) -> Predictor:
+    """Load a model -> a function that predicts rows.
 
     Args:
         adapter: folder that `train_qlora` wrote.
-        base_only: leave the adapter off.
-        base: folder of the base's files; None: where its base.json says.
+        base_only: do not load the adapter.
+        base: folder of the base model's files. If it is None, base.json names the folder.
 
     Raises:
-        UserError: naming the file of the folder, and each key that is missing, unknown or of another type.
+        UserError: a key in a file of the folder is missing, unknown or of the wrong type.
     """
-    saved, manifest = read_adapter(adapter, base_only, base)
+    settings, manifest = read_adapter(adapter, base_only, base)
     device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
-    classifier = Classifier.load(manifest, saved, saved.classes, device, None if base_only else adapter)
-    return partial(answers, classifier, saved)
+    classifier = Classifier.load(manifest, settings, settings.classes, device, None if base_only else adapter)
+    return partial(predict_rows, classifier, settings)
 
 
-def answers(classifier: Classifier, saved: ClassifierSettings, rows: list[list[str]]) -> list[dict]:
-    """Label and probabilities of each row, by the classes' names."""
-    template = saved.tokenize.template
+def predict_rows(classifier: Classifier, settings: ClassifierSettings, rows: list[list[str]]) -> list[Answer]:
+    """Predict the label and the classes' probabilities of each row."""
+    template = settings.tokenize.template
     table = pd.DataFrame(rows, columns=name_text_columns(parse_columns(template)))
     table = tokenize_rows(table, classifier.tokenizer, template, classifier.max_length)
-    probabilities = classifier.predict(TokenizedRows.from_lists(table["input_ids"], [0] * len(table)), BATCH)
+    tokenized = TokenizedRows.from_lists(table["input_ids"], [0] * len(table))
     return [
         {
-            "label": saved.classes[row.argmax()],
-            "probabilities": {name: round(float(value), 6) for name, value in zip(saved.classes, row, strict=True)},
+            "label": settings.classes[row.argmax()],
+            "probabilities": {name: round(float(p), 6) for name, p in zip(settings.classes, row, strict=True)},
         }
-        for row in probabilities
+        for row in classifier.predict(tokenized, BATCH_SIZE)
     ]
 
 
-def shown(answer: dict) -> str:
-    """An answer for people; of many classes the likeliest."""
-    shares = answer["probabilities"]
-    if (more := len(shares) - SHOWN) > 0:
-        shares = dict(sorted(shares.items(), key=lambda item: -item[1])[:SHOWN])
-    lines = [answer["label"], *(f"  {share:6.1%} {name}" for name, share in shares.items())]
+def format_answer(answer: Answer) -> str:
+    """An answer for people: the label and the probabilities, of many classes only the most likely."""
+    probabilities = answer["probabilities"]
+    if (more := len(probabilities) - MOST_SHOWN) > 0:
+        probabilities = dict(sorted(probabilities.items(), key=lambda item: -item[1])[:MOST_SHOWN])
+    lines = [answer["label"], *(f"  {p:6.1%} {name}" for name, p in probabilities.items())]
     return "\n".join(lines + ([f"         {more} less likely"] if more > 0 else []))
 
 
-def say(text: str) -> None:
-    """Print at once. Ends quietly where the reader has closed the pipe, as `head -1` does.
+def print_now(text: str) -> None:
+    """Print without delay. Exit quietly if the reader has closed the pipe, as `head -1` does.
 
     Raises:
-        UserError: where standard output can't be written (a full disk).
+        UserError: standard output can't be written, for example because the disk is full.
     """
     try:
         print(text, flush=True)
     except OSError as error:
-        # What is left in the buffer Python writes at its end, and would fail once more.
+        # At exit, Python would write the rest of its buffer, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             sys.exit(1)
         raise errors.UserError(f"standard output: {error.strerror}") from error
 
 
-def check_row(texts: dict[str, object], place: str = "") -> None:
-    """Refuse what can't be asked: another type, bytes or escapes that are no characters, nothing but blanks in all.
+def check_texts(texts: Mapping[str, object], place: str = "") -> None:
+    """Reject a row if a value is not text or not valid Unicode, or if all texts are blank.
 
     Args:
         texts: {column: text}.
-        place: where they stand, for the error.
+        place: of the row, for the error.
     """
     for name, text in texts.items():
         if not isinstance(text, str):
@@ -135,75 +149,76 @@ def check_row(texts: dict[str, object], place: str = "") -> None:
             raise errors.UserError(
                 f"{place}{name}: not valid text (character {error.start + 1}: {error.reason})"
             ) from error
-    if not any(text.strip() for text in texts.values()):
+    if not any(str(text).strip() for text in texts.values()):
         raise errors.UserError(f"{place}{' and '.join(texts)}: must be text that is not empty")
 
 
-def converse(ask: Callable, columns: tuple[str, ...]) -> None:
+def answer_interactively(predict: Predictor, columns: tuple[str, ...]) -> None:
     """Ask for rows until an empty line or the end of input."""
-    say("An empty line ends.")
+    print_now("An empty line ends.")
     width = max(map(len, columns)) + 2
     try:
         while True:
             row = []
             for column in columns:
-                if not (text := heard(column, width)):
+                if not (text := ask_for_text(column, width)):
                     return
                 row.append(text)
-            say(shown(ask([row])[0]))
+            print_now(format_answer(predict([row])[0]))
     except EOFError:
-        say("")
+        print_now("")
 
 
-def heard(name: str, width: int) -> str:
-    """What is typed for a column; empty at the end."""
+def ask_for_text(column: str, width: int) -> str:
+    """Read the text of a column from the terminal; empty if the user ends."""
     try:
-        text = input(f"{name}:".ljust(width)).strip()
+        text = input(f"{column}:".ljust(width)).strip()
     except UnicodeDecodeError as error:
-        raise errors.UserError(f"{name}: not valid text ({error})") from error
+        raise errors.UserError(f"{column}: not valid text ({error})") from error
     if text:
-        check_row({name: text})
+        check_texts({column: text})
     return text
 
 
-def answer_lines(ask: Callable, columns: tuple[str, ...], stream: BinaryIO) -> None:
-    """Read an object with the columns a line, write the same with `prediction` and `probabilities`.
+def answer_lines(predict: Predictor, columns: tuple[str, ...], stream: io.BufferedIOBase) -> None:
+    """Read JSON lines with the columns; write each with `prediction` and `probabilities` added.
 
     Args:
         stream: binary, with `read1`.
 
     Raises:
-        UserError: naming the first line that is no such object; those before it are answered.
+        UserError: a line is not such an object. The lines before it are answered.
     """
-    for batch in batches_of(stream, columns):
-        asked = ask([[text_of(line, column) for column in columns] for line in batch])
-        answered = [
-            line | {"prediction": answer["label"], "probabilities": answer["probabilities"]}
-            for line, answer in zip(batch, asked, strict=True)
+    for batch in read_batches(stream, columns):
+        answers = predict([[get_text(row, column) for column in columns] for row in batch])
+        rows = [
+            row | {"prediction": answer["label"], "probabilities": answer["probabilities"]}
+            for row, answer in zip(batch, answers, strict=True)
         ]
-        say("\n".join(json.dumps(line, ensure_ascii=False) for line in answered))
+        print_now("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
 
-def text_of(line: dict, column: str) -> object:
-    """A column of a line; null is the empty text, as in training."""
-    return "" if line[column] is None else line[column]
+def get_text(row: dict[str, Any], column: str) -> Any:
+    """A column of a row; null is the empty text, as in training."""
+    return "" if row[column] is None else row[column]
 
 
-def batches_of(stream: BinaryIO, columns: tuple[str, ...]) -> Iterator[list[dict]]:
-    """Lists of at most BATCH lines as dicts. What has arrived is never held back to wait for more."""
-    number, batch = 0, []
-    for lines in arriving(stream):
+def read_batches(stream: io.BufferedIOBase, columns: tuple[str, ...]) -> Iterator[list[dict[str, Any]]]:
+    """Yield lists of at most BATCH_SIZE rows. A list is never held back to wait for more input."""
+    number = 0
+    batch: list[dict[str, Any]] = []
+    for lines in read_whole_lines(stream):
         for line in lines:
             number += 1
             if not line.strip():
                 continue
             try:
-                batch.append(parsed(number, line, columns))
+                batch.append(parse_line(number, line, columns))
             except errors.UserError:
                 if batch:
                     yield batch
                 raise
-            if len(batch) == BATCH:
+            if len(batch) == BATCH_SIZE:
                 yield batch
                 batch = []
         if batch:
@@ -211,24 +226,24 @@ def batches_of(stream: BinaryIO, columns: tuple[str, ...]) -> Iterator[list[dict
             batch = []
 
 
-def arriving(stream: BinaryIO) -> Iterator[list[bytes]]:
-    """Lists of the whole lines that a stream has brought, as bytes; the last line needs no end."""
-    started = []  # parts of a line, joined once: a long line comes in many
-    while chunk := stream.read1(CHUNK):
-        started.append(chunk)
+def read_whole_lines(stream: io.BufferedIOBase) -> Iterator[list[bytes]]:
+    """Yield the complete lines of each read, as bytes. The last line needs no line break."""
+    parts = []  # of an incomplete line; they are joined once, since a long line arrives in many
+    while chunk := stream.read1(READ_SIZE):
+        parts.append(chunk)
         if b"\n" in chunk:
-            *whole, rest = b"".join(started).split(b"\n")
-            started = [rest]
-            yield whole
-    yield [b"".join(started)]
+            *lines, rest = b"".join(parts).split(b"\n")
+            parts = [rest]
+            yield lines
+    yield [b"".join(parts)]
 
 
-def parsed(number: int, line: bytes, columns: tuple[str, ...]) -> dict:
-    """A line of input, UTF-8 bytes, as a dict, checked."""
+def parse_line(number: int, line: bytes, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Parse and check a line of input."""
     place = f"standard input, line {number}"
     try:
-        value = json.loads(line.decode())
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # it goes out again with its answer
+        row = json.loads(line.decode())
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # the row is printed again with its answer
     except UnicodeDecodeError as error:
         raise errors.UserError(f"{place}: not UTF-8 (byte {error.start + 1}: {error.reason})") from error
     except UnicodeEncodeError as error:
@@ -237,16 +252,16 @@ def parsed(number: int, line: bytes, columns: tuple[str, ...]) -> dict:
         raise errors.UserError(f"{place}: not JSON ({error})") from error
     except RecursionError as error:
         raise errors.UserError(f"{place}: nested too deep") from error
-    wanted = " and ".join(map(repr, columns))
-    if not isinstance(value, dict):
-        raise errors.UserError(f"{place}: must be an object with {wanted}")
-    if missing := [column for column in columns if column not in value]:
-        raise errors.UserError(f"{place}: no {' and no '.join(map(repr, missing))}; this adapter reads {wanted}")
-    check_row({column: text_of(value, column) for column in columns}, f"{place}: ")
+    needed = " and ".join(map(repr, columns))
+    if not isinstance(row, dict):
+        raise errors.UserError(f"{place}: must be an object with {needed}")
+    if missing := [column for column in columns if column not in row]:
+        raise errors.UserError(f"{place}: no {' and no '.join(map(repr, missing))}; this adapter reads {needed}")
+    check_texts({column: get_text(row, column) for column in columns}, f"{place}: ")
     for key in ("prediction", "probabilities"):
-        if key in value:
-            raise errors.UserError(f"{place}: has the key '{key}', which the answer takes; give it another name")
-    return value
+        if key in row:
+            raise errors.UserError(f"{place}: has the key '{key}', which the answer uses; give it another name")
+    return row
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def lines(differing: dict[str, dict], then: dict[str, dict], now: dict[str, dict
             "Every result is byte for byte that of the committed dvc.lock; seconds and memory were measured anew.",
         ]
     found, measured = differing[first], GPU_STAGES.get(first, "train")
-    then, now = (run[measured]["versions"] | {"processes": usage.count(run[measured])} for run in (then, now))
+    then, now = (run[measured]["versions"] | {"processes": usage.process_count(run[measured])} for run in (then, now))
     reasons = [f"{kind}: {', '.join(found[kind])}" for kind in ("code", "params", "inputs") if found[kind]]
     reasons += [f"command: {' then, '.join(found['cmd'])} now"] if found["cmd"] else []
     reasons += [

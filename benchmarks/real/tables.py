@@ -17,7 +17,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 from settings import FIXES, SETTINGS  # noqa: E402 - found by the line above
 
-from stages.analysis.multi_seed import Difference, Score, Setting, compare, scores  # noqa: E402
+from stages.analysis.multi_seed.comparison import Difference, compare_recipes  # noqa: E402
+from stages.analysis.multi_seed.scores import Recipe, Score, score_recipe  # noqa: E402
 
 CONFIDENCE = 0.95
 CLASSES = 3
@@ -32,13 +33,13 @@ def main() -> None:
         print("\n".join(table), end="\n\n")
 
 
-Rows = tuple[np.ndarray, np.ndarray, int, float]  # gold, groups, classes and confidence, as `compare` takes them
+Rows = tuple[np.ndarray, np.ndarray, int, float]  # gold, groups, classes and confidence of `compare_recipes`
 
 
 def compared(predictions: pd.DataFrame, rows: Rows) -> list[Difference]:
     """The difference from ours of each recipe that trains on the same rows."""
     recipes = [setting(predictions, name) for name in SETTINGS if name != "all rows"]
-    return compare(recipes, *rows)[1]
+    return compare_recipes(recipes, *rows)[1]
 
 
 def scored(predictions: pd.DataFrame, rows: Rows, results: dict) -> Iterator[str]:
@@ -64,7 +65,7 @@ def worths(differences: list[Difference]) -> Iterator[str]:
     yield "| --- | ---: |"
     for difference in differences:
         if difference.name in FIXES:
-            low, gap, high = (points(-share) for share in (difference.high, difference.gap, difference.low))
+            low, gap, high = (points(-share) for share in (difference.high, difference.value, difference.low))
             yield f"| {', '.join(FIXES[difference.name].changes)} | {gap} ({low} to {high}) |"
 
 
@@ -72,24 +73,24 @@ def line(cells: Iterator[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def setting(predictions: pd.DataFrame, name: str) -> Setting:
-    """The runs of a setting as `compare` takes them; name: of SETTINGS, or "base"."""
+def setting(predictions: pd.DataFrame, name: str) -> Recipe:
+    """The runs of a setting as `compare_recipes` takes them; name: of SETTINGS, or "base"."""
     columns = [column for column in predictions if column.rpartition(" ")[0] == name]
     seeds = tuple(int(column.rpartition(" ")[2]) for column in columns)
-    return Setting(name, seeds, predictions[columns].to_numpy().T)
+    return Recipe(name, seeds, predictions[columns].to_numpy().T)
 
 
 def result(
-    recipe: Setting, gold: np.ndarray, groups: np.ndarray, classes: int, confidence: float, results: dict
+    recipe: Recipe, gold: np.ndarray, groups: np.ndarray, classes: int, confidence: float, results: dict
 ) -> Iterator[str]:
     """The cells of a setting's own scores."""
-    found = scores(recipe, gold, groups, classes, confidence)
+    found = score_recipe(recipe, gold, groups, classes, confidence)
     yield "the base, its head untrained" if recipe.name == "base" else SETTINGS[recipe.name].says
     yield "" if recipe.name == "base" else f"{runs_of(recipe.name, results)[0]['rows']['train']:,}"
     yield str(len(recipe.seeds))
     yield percent(found.accuracy)
     yield percent(found.f1_weighted)
-    yield f"{100 * min(found.by_seed):.1f} to {100 * max(found.by_seed):.1f}"
+    yield f"{100 * min(found.seed_accuracies):.1f} to {100 * max(found.seed_accuracies):.1f}"
 
 
 def change(name: str, difference: Difference | None, results: dict) -> Iterator[str]:
@@ -97,10 +98,10 @@ def change(name: str, difference: Difference | None, results: dict) -> Iterator[
     train, test = (results["times"][name][part] for part in ("train", "tuned"))
     yield SETTINGS[name].says if difference else "(ours)"
     if difference:
-        yield f"{points(difference.gap)} ({points(difference.low)} to {points(difference.high)})"
+        yield f"{points(difference.value)} ({points(difference.low)} to {points(difference.high)})"
         yield probability(difference.p)
         yield probability(difference.p_holm)
-        yield f"{100 * difference.smallest:.1f}"
+        yield f"{100 * difference.smallest_detectable:.1f}"
     else:
         yield from ("", "", "", "")
     yield f"{np.mean([run['loss'] for run in runs_of(name, results)]):.2f}"

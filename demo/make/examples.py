@@ -1,10 +1,10 @@
-"""Write the three data sets of docs/own-data.md beside `assets/everyday-nli`, each with its data card.
+"""Write the three data sets of docs/own-data.md, next to `assets/everyday-nli`, each with its data card.
 
     python demo/make/examples.py
 
-After everyday_nli.py: its premises are kept out, and so are those that the nano model met in pretraining. Each set has
-columns, labels and files of another kind: jsonl with text labels and rows without one, a single csv with uneven
-classes, parquet with many named classes.
+Run it after everyday_nli.py: the sets have none of its premises, and none of those in the texts that nano-phi was
+pretrained on. The sets differ in format, columns and labels: jsonl with text labels and rows without a label, a single
+csv file with imbalanced classes, parquet with many named classes.
 """
 
 import json
@@ -27,13 +27,13 @@ SEED = 2025
 
 PAIRS = ASSETS / "everyday-pairs"
 PAIR_CLASSES = ("entailment", "neutral", "contradiction")
-NO_GOLD = "-"  # SNLI's own word for a row on which its annotators did not agree
+NO_GOLD = "-"  # SNLI's mark for a row on which its annotators did not agree
 PAIR_SCENES = {"train": 310, "dev": 70, "test": 110}  # three rows each
 
 MOODS_FOLDER = ASSETS / "everyday-moods"
 MOOD_ROWS = 1400
-MOOD_OF = {"happy": "positive", "sad": "negative", "angry": "negative"}  # tired is neither
-RARE = 5  # one row in five is negative
+MOOD_OF = {"happy": "positive", "sad": "negative", "angry": "negative"}  # tired is neither positive nor negative
+RARE = 5  # one row in RARE is negative
 
 TOPICS_FOLDER = ASSETS / "everyday-topics"
 TOPICS = [leaf for _, _, leaves in ACTIVITIES.values() for leaf in leaves]
@@ -42,13 +42,13 @@ HEADLINES = ["{}", "Somebody {}", "People {}"]
 
 
 def make_pairs() -> dict[str, pd.DataFrame]:
-    """Premise and hypothesis under SNLI's names; as there, a premise has a hypothesis of each class.
+    """Make pairs with SNLI's column names. As in SNLI, each premise has a hypothesis of each class.
 
-    No premise is in two splits. One row in a hundred is without a gold label.
+    No premise is in two splits. One row in a hundred has no gold label.
     """
-    rng, taken = random.Random(SEED), everyday_premises()
-    met = "\n".join(pretraining_texts(PRETRAINING_SEED, STEPS * BATCH, taken))
-    return {split: make_pair_split(rng, scenes, taken, met) for split, scenes in PAIR_SCENES.items()}
+    rng, used = random.Random(SEED), everyday_premises()
+    pretraining = "\n".join(pretraining_texts(PRETRAINING_SEED, STEPS * BATCH, used))
+    return {split: make_pair_split(rng, scenes, used, pretraining) for split, scenes in PAIR_SCENES.items()}
 
 
 def everyday_premises() -> set[str]:
@@ -56,16 +56,16 @@ def everyday_premises() -> set[str]:
     return {text for path in NLI_FOLDER.glob("*.parquet") for text in pd.read_parquet(path)["premise"]}
 
 
-def make_pair_split(rng: random.Random, scenes: int, taken: set[str], met: str) -> pd.DataFrame:
-    """`scenes` premises with three hypotheses each, none of them in `met`; they are added to `taken`."""
+def make_pair_split(rng: random.Random, scenes: int, used: set[str], pretraining: str) -> pd.DataFrame:
+    """Make `scenes` premises with three hypotheses each. No premise is used before or in the pretraining texts."""
     records = []
     while len(records) < 3 * scenes:
         facet = rng.choice(list(TREES))
         scene, premise = scene_for(rng, facet, rng.choice([*PREMISE_VALUES[facet], None]))
         hypotheses = three_hypotheses(rng, scene)
-        if premise in taken or premise in met or hypotheses is None:
+        if premise in used or premise in pretraining or hypotheses is None:
             continue
-        taken.add(premise)
+        used.add(premise)
         for label, hypothesis in zip(PAIR_CLASSES, hypotheses, strict=True):
             gold = NO_GOLD if rng.random() < 0.01 else label
             records.append({"gold_label": gold, "sentence1": premise, "sentence2": hypothesis})
@@ -73,17 +73,16 @@ def make_pair_split(rng: random.Random, scenes: int, taken: set[str], met: str) 
 
 
 def three_hypotheses(rng: random.Random, scene: dict) -> list[str] | None:
-    """A statement that follows from the scene, one that may be so and one that cannot be; None where one is lacking."""
-    found = {}
+    """Three statements: entailed by the scene, neutral, contradicted. None if one of them is not found."""
+    statements: dict[int, str] = {}
     for facet in rng.sample(list(TREES), len(TREES)) * 3:
-        said = remark(rng, scene, facet)
-        if said:
-            found.setdefault(said[1], said[0])
-    return [found[label] for label in range(3)] if len(found) == 3 else None
+        if statement := remark(rng, scene, facet):
+            statements.setdefault(statement[1], statement[0])
+    return [statements[label] for label in range(3)] if len(statements) == 3 else None
 
 
 def make_moods() -> pd.DataFrame:
-    """Sentences and the sentiment in them, shuffled, no text twice."""
+    """Make sentences with their sentiment, shuffled, without duplicates."""
     rng, texts = random.Random(SEED), {}
     while len(texts) < MOOD_ROWS:
         sentiment = "negative" if len(texts) % RARE == 0 else "positive"
@@ -94,7 +93,7 @@ def make_moods() -> pd.DataFrame:
 
 
 def mood_text(rng: random.Random, sentiment: str) -> str:
-    """A scene with somebody in that mood; or a mood changed or denied, where single words don't decide."""
+    """A scene with a person in that mood, or a mood that has changed or is denied, where single words don't decide."""
     mood, other = (rng.choice([m for m, s in MOOD_OF.items() if (s == sentiment) is same]) for same in (True, False))
     if rng.random() < 0.5:
         return scene_for(rng, "mood", (mood, mood))[1]
@@ -115,18 +114,18 @@ def mood_text(rng: random.Random, sentiment: str) -> str:
 
 
 def make_topics() -> dict[str, pd.DataFrame]:
-    """Headlines and short texts of two scenes; the topic is what the scene that the headline is about shows.
+    """Make headlines and short texts of two scenes. The headline is about one scene, whose activity is the topic.
 
-    Topics as even as the number of rows allows, no text in two splits.
+    The topics are as balanced as the number of rows allows. No text is in two splits.
     """
-    rng, taken, splits = random.Random(SEED), set(), {}
+    rng, used, splits = random.Random(SEED), set(), {}
     for split, rows in TOPIC_ROWS.items():
         records = []
         while len(records) < rows:
             topic = TOPICS[len(records) % len(TOPICS)]
             title, body = topic_text(rng, topic)
-            if body not in taken:
-                taken.add(body)
+            if body not in used:
+                used.add(body)
                 records.append({"title": title, "body": body, "topic": topic})
         rng.shuffle(records)
         splits[split] = pd.DataFrame(records)
@@ -134,17 +133,17 @@ def make_topics() -> dict[str, pd.DataFrame]:
 
 
 def topic_text(rng: random.Random, topic: str) -> tuple[str, str]:
-    """(headline, text) on a topic: the headline names the kind of activity, the text shows it beside another kind."""
+    """(headline, text): the headline names a kind of activity; the text has the topic and another kind of activity."""
     kind = next(kind for kind, (_, _, leaves) in ACTIVITIES.items() if topic in leaves)
     others = [value for value in PREMISE_VALUES["activity"] if value[0] != kind and value[1]]
-    shown = [(kind, topic), rng.choice(others)]
-    rng.shuffle(shown)
-    body = " ".join(scene_for(rng, "activity", value, clutter=0.5)[1] for value in shown)
+    activities = [(kind, topic), rng.choice(others)]
+    rng.shuffle(activities)
+    body = " ".join(scene_for(rng, "activity", value, clutter=0.5)[1] for value in activities)
     title = rng.choice(HEADLINES).format(phrase(rng, "activity", (kind, None), 1))
     return title[0].upper() + title[1:], body
 
 
-def words_alone(train: pd.DataFrame, test: pd.DataFrame, text: str, label: str) -> tuple[float, float]:
+def score_bag_of_words(train: pd.DataFrame, test: pd.DataFrame, text: str, label: str) -> tuple[float, float]:
     """(accuracy, macro F1) on `test` of a bag-of-words model of one column."""
     words = CountVectorizer().fit(train[text])
     model = LogisticRegression(max_iter=1000).fit(words.transform(train[text]), train[label])
@@ -153,36 +152,38 @@ def words_alone(train: pd.DataFrame, test: pd.DataFrame, text: str, label: str) 
 
 
 def check_pairs(splits: dict[str, pd.DataFrame]) -> float:
-    """Assert what the card promises -> accuracy of a model of the hypothesis' words alone."""
+    """Assert what the card says -> accuracy of a bag-of-words model of the hypothesis."""
     premises = [set(frame["sentence1"]) for frame in splits.values()]
     assert len(set.union(*premises)) == sum(map(len, premises)) == sum(PAIR_SCENES.values())
     assert not set.union(*premises) & everyday_premises()
     for frame in splits.values():
         assert {*PAIR_CLASSES, NO_GOLD} == set(frame["gold_label"])
     gold = {name: frame[frame["gold_label"] != NO_GOLD] for name, frame in splits.items()}
-    accuracy, _ = words_alone(gold["train"], gold["test"], "sentence2", "gold_label")
+    accuracy, _ = score_bag_of_words(gold["train"], gold["test"], "sentence2", "gold_label")
     assert accuracy <= 0.5, accuracy
     return accuracy
 
 
 def check_moods(rows: pd.DataFrame) -> float:
-    """Assert what the card promises -> macro F1 of a bag-of-words model, trained on the first 80%."""
+    """Assert what the card says -> macro F1 of a bag-of-words model that is trained on the first 80%."""
     assert rows["text"].is_unique
     assert (rows["sentiment"] == "negative").sum() * RARE == len(rows)
     first = len(rows) * 8 // 10
-    _, macro_f1 = words_alone(rows[:first], rows[first:], "text", "sentiment")
+    _, macro_f1 = score_bag_of_words(rows[:first], rows[first:], "text", "sentiment")
     assert macro_f1 <= 0.85, macro_f1
     return macro_f1
 
 
 def check_topics(splits: dict[str, pd.DataFrame]) -> tuple[float, float]:
-    """Assert what the card promises -> accuracy of the headline's words alone, and of the text's."""
+    """Assert what the card says -> accuracy of bag-of-words models of the headline and of the text."""
     bodies = pd.concat([frame["body"] for frame in splits.values()])
     assert bodies.is_unique
     for frame in splits.values():
         counts = frame["topic"].value_counts()
         assert len(counts) == len(TOPICS) and counts.max() - counts.min() <= 1
-    title, body = (words_alone(splits["train"], splits["test"], column, "topic")[0] for column in ("title", "body"))
+    title, body = (
+        score_bag_of_words(splits["train"], splits["test"], column, "topic")[0] for column in ("title", "body")
+    )
     assert title <= 0.4 and body <= 0.6, (title, body)
     return title, body
 
@@ -213,13 +214,13 @@ columns `sentence1`, `sentence2` and `gold_label`, classes as text, `{NO_GOLD}` 
 {table(splits["train"][:3])}
 
 - Rows: {sizes}.
-- Each premise stands three times, with a hypothesis of each class: such rows are not independent.
+- Each premise occurs three times, with a hypothesis of each class: these rows are not independent.
 - No premise is in two splits, in `everyday-nli`, or in the texts on which `nano-phi` was pretrained.
 - A bag-of-words model of the hypothesis alone scores {accuracy:.3f} on the test rows (chance: 0.333).
 - Made by `demo/make/examples.py`. Licence: MIT, as the rest of this project.
 """
     (PAIRS / "README.md").write_text(card, encoding="utf-8")
-    print(f"{PAIRS.name}: {sizes}; hypothesis alone {accuracy:.3f}")
+    print(f"{PAIRS.name}: {sizes}; hypothesis only: accuracy {accuracy:.3f}")
 
 
 def write_moods() -> None:
@@ -238,7 +239,7 @@ Sentiment of two classes in the toy world of `everyday-nli`: one csv file, not d
 - Rows: {len(rows)}, of which {negative} are negative: uneven on purpose.
 - In half of the rows a mood has changed, is over or is denied. Single words don't decide there: a bag-of-words model,
   trained on the first 80%, has a macro F1 of {macro_f1:.3f} on the others.
-- No text stands twice.
+- No text occurs twice.
 - Made by `demo/make/examples.py`. Licence: MIT, as the rest of this project.
 """
     (MOODS_FOLDER / "README.md").write_text(card, encoding="utf-8")
@@ -266,15 +267,15 @@ scene that the headline is about shows. Parquet by `datasets`, `topic` a ClassLa
 - Rows: {sizes}. The topics are even.
 - Both columns are needed: a bag-of-words model scores {title:.3f} on the test rows from the headline alone, and
   {body:.3f} from the text alone.
-- No text stands twice.
+- No text occurs twice.
 - Made by `demo/make/examples.py`. Licence: MIT, as the rest of this project.
 """
     (TOPICS_FOLDER / "README.md").write_text(card, encoding="utf-8")
-    print(f"{TOPICS_FOLDER.name}: {sizes}, {len(TOPICS)} topics; headline alone {title:.3f}, text alone {body:.3f}")
+    print(f"{TOPICS_FOLDER.name}: {sizes}, {len(TOPICS)} topics; headline only: {title:.3f}, text only: {body:.3f}")
 
 
 def main() -> None:
-    """Make all three."""
+    """Make, check and write all three data sets."""
     disable_progress_bars()
     write_pairs()
     write_moods()

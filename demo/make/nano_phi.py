@@ -2,13 +2,15 @@
 
     python demo/make/nano_phi.py
 
-After everyday_nli.py: that data set's premises are kept out of the texts.
+Run it after everyday_nli.py: the texts have none of the premises of that data set.
 """
 
 import os
 from pathlib import Path
 
-os.environ["RAYON_NUM_THREADS"] = "1"  # before tokenizers starts: merges of equal count in one order
+os.environ["RAYON_NUM_THREADS"] = (
+    "1"  # set before the import of tokenizers: merges with equal counts then have a fixed order
+)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pandas as pd
@@ -26,15 +28,15 @@ END = "<|endoftext|>"
 VOCABULARY = 1000
 LENGTH = 256
 STEPS, BATCH, WARMUP = 1000, 32, 50
-MUON_RATE, ADAM_RATE = 0.02, 3e-3  # in equal steps, Muon got further than AdamW alone
-# Most other words are chance: unweighted, as many texts were not enough to learn what an answer depends on.
+MUON_RATE, ADAM_RATE = 0.02, 3e-3  # in as many steps, Muon learned more than AdamW
+# Most other words are random. Without this weight, as many texts did not teach the model what an answer depends on.
 ANSWER_WEIGHT = 20
-CHUNK = 50  # batches of similar length are made within so many steps' texts, which keeps simple texts first
-IGNORED = -100  # label of padding
+CHUNK = 50  # steps; texts are sorted by length only within a chunk, so simple texts come first
+IGNORE_INDEX = -100  # label of padding
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so any text can be written; like phi-2's, an end token and no padding token."""
+    """Train a byte-level BPE tokenizer, which encodes any text. Like phi-2's, it has an end token and no pad token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +58,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> PhiForCausalLM:
-    """phi-2's architecture with about a million weights; 128 is two NF4 blocks of 64."""
+    """A model of phi-2's architecture with about a million weights. Its hidden size is two NF4 blocks of 64."""
     config = PhiConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -76,35 +78,35 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> PhiForCausalLM:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(input ids, labels) of texts of similar length; a text ends with the end token."""
+    """Batches of texts of similar length, as (input ids, labels). Each text ends with the end token."""
     rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
-    made = []
+    tensors = []
     for chunk in (rows[i : i + CHUNK * BATCH] for i in range(0, len(rows), CHUNK * BATCH)):
         chunk.sort(key=len)
-        groups = [chunk[i : i + BATCH] for i in range(0, len(chunk), BATCH)]
-        made += [pad(groups[i], tokenizer.eos_token_id) for i in torch.randperm(len(groups)).tolist()]
-    return made
+        parts = [chunk[i : i + BATCH] for i in range(0, len(chunk), BATCH)]
+        tensors += [pad(parts[i], tokenizer.eos_token_id) for i in torch.randperm(len(parts)).tolist()]
+    return tensors
 
 
-def pad(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids, padded on the right, and the labels that leave the padding out."""
+def pad(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad rows of token ids on the right -> (input ids, labels that ignore the padding)."""
     length = max(map(len, rows))
-    ids = torch.tensor([row + [filler] * (length - len(row)) for row in rows])
+    ids = torch.tensor([row + [pad_id] * (length - len(row)) for row in rows])
     ends = torch.tensor([len(row) for row in rows])
-    return ids, ids.masked_fill(torch.arange(length) >= ends[:, None], IGNORED)
+    return ids, ids.masked_fill(torch.arange(length) >= ends[:, None], IGNORE_INDEX)
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the next token, with the answers' first tokens weighted up."""
+    """Cross-entropy of the next token; the first token of an answer has the weight ANSWER_WEIGHT."""
     targets = labels[:, 1:].flatten()
-    losses = cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
-    weights = (targets != IGNORED) + (ANSWER_WEIGHT - 1.0) * torch.isin(targets, answers)
+    losses = cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORE_INDEX, reduction="none")
+    weights = (targets != IGNORE_INDEX) + (ANSWER_WEIGHT - 1.0) * torch.isin(targets, answers)
     return (losses * weights).sum() / weights.sum()
 
 
 def pretrain(model: PhiForCausalLM, data: list[tuple[torch.Tensor, torch.Tensor]], answers: torch.Tensor) -> float:
-    """One pass of next-token prediction; returns the share of right answers in the last 50 steps."""
-    model.eval()  # no dropout: no text is seen twice
+    """Train for one epoch of next-token prediction -> share of right answers in the last 50 steps."""
+    model.eval()  # no dropout: the model sees no text twice
     matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if not (".layers." in name and p.ndim == 2)]
     optimizers = [
@@ -124,15 +126,15 @@ def pretrain(model: PhiForCausalLM, data: list[tuple[torch.Tensor, torch.Tensor]
         for stepper in (*optimizers, *schedules):
             stepper.step()
         model.zero_grad(set_to_none=True)
-        asked = torch.isin(labels[:, 1:], answers)
-        right.append((logits[:, :-1][asked].argmax(-1) == labels[:, 1:][asked]).float())
+        is_answer = torch.isin(labels[:, 1:], answers)
+        right.append((logits[:, :-1][is_answer].argmax(-1) == labels[:, 1:][is_answer]).float())
         if len(right) % 50 == 0:
             progress.set_postfix(answers_right=f"{torch.cat(right[-50:]).mean():.3f}")
     return torch.cat(right[-50:]).mean().item()
 
 
 def card(model: PhiForCausalLM, tokenizer: PreTrainedTokenizerFast, right: float) -> str:
-    """The model card."""
+    """The text of the model card."""
     c = model.config
     shape = f"{c.num_hidden_layers} layers, hidden size {c.hidden_size}, {c.num_attention_heads} heads"
     return f"""# nano-phi
@@ -157,8 +159,8 @@ else; it is of no use outside tests and demonstrations.
 
 
 def main() -> None:
-    """Make the texts, the tokenizer and the model; pretrain; save."""
-    torch.set_num_threads(2)  # a fixed count, since sums depend on it
+    """Make the texts, the tokenizer and the model, pretrain it, save all."""
+    torch.set_num_threads(2)  # a fixed number, since sums depend on it
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(SEED)
     splits = [pd.read_parquet(path) for path in sorted(DATA_FOLDER.glob("*.parquet"))]

@@ -1,16 +1,16 @@
 """The toy world: its words, its scenes, and what a scene says about a statement.
 
-A scene fixes some facets (activity, place, clothes, ...) and leaves others open. A facet's values form a
-small tree: classes ("indoors") with leaves ("in the kitchen"). One rule, `judge`, compares what the premise
-says of a facet with what the statement says of it, so the label follows from the words and nothing else.
+A scene has values for some facets (activity, place, clothes, ...) and leaves others open. The values of a facet form
+a small tree: classes ("indoors") with leaves ("in the kitchen"). One rule, `judge`, compares the value in the premise
+with the value in the statement. So the label depends on nothing but the words.
 """
 
 import random
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = 0, 1, 2
 
-# class: (its own premise phrases, its own statement phrases, {leaf: (premise phrases, statement phrases)})
-# A class without premise phrases is never told without a leaf; one without statement phrases is never asked.
+# {class: (its premise phrases, its statement phrases, {leaf: (premise phrases, statement phrases)})}
+# A class without premise phrases is in a premise only with a leaf. One without statement phrases is in no statement.
 ACTIVITIES = {
     "cook": (
         ["preparing food", "cooking"],
@@ -141,7 +141,7 @@ OBJECTS = {
     "toy": (["a toy"], ["a toy"], ["doll", "teddy", "kite"]),
 }
 ANIMALS = ("bird", "dog", "fish", "insect")
-# premise verb: statement verbs
+# {verb in a premise: verbs in statements}
 ANIMAL_VERBS = {
     "feeding": ["feeding", "giving food to"],
     "watching": ["watching", "looking at"],
@@ -225,7 +225,7 @@ COLOURS = ["red", "blue", "green", "yellow", "black", "white"]
 LOOKS = ["tall", "short", "slim", "bearded", "barefoot"]
 VAGUE_ACTIONS = ["spending some time", "busy", "passing the time", "waiting", "hanging around"]
 
-# singular: (plural, (subject, object and possessive pronouns), hypernym, hypernym's plural)
+# {singular: (plural, (subject, object and possessive pronouns), hypernym, hypernym's plural)}
 HE, SHE, THEY = ("he", "him", "his"), ("she", "her", "her"), ("they", "them", "their")
 PEOPLE = {
     "man": ("men", HE, "person", "people"),
@@ -236,14 +236,14 @@ PEOPLE = {
     "lady": ("ladies", SHE, "woman", "women"),
 }
 ADULTS = ("man", "woman", "gentleman", "lady")
-QUIET = ("eat", "music", "read", "talk")  # go with any posture
-ANYWHERE = ("eat", "music", "read", "sport", "sleep", "talk")  # happen indoors as well as outdoors
+QUIET = ("eat", "music", "read", "talk")  # these go with any posture
+ANYWHERE = ("eat", "music", "read", "sport", "sleep", "talk")  # these happen both indoors and outdoors
 OUTDOORS_ONLY = ("garden",)
 INDOORS_ONLY = ("cook", "clean")
 
 
 def _flat(table):
-    """A facet without classes: every value is a class with one leaf of the same name."""
+    """The tree of a facet without classes: each value is a class with one leaf of the same name."""
     return {key: ([], [], {key: phrases}) for key, phrases in table.items()}
 
 
@@ -256,12 +256,12 @@ TREES = {
     "activity": ACTIVITIES,
     "place": PLACES,
     "object": {
-        kind: (own, asked, {leaf: ([article(leaf)], [article(leaf)]) for leaf in leaves})
-        for kind, (own, asked, leaves) in OBJECTS.items()
+        kind: (premise_phrases, statement_phrases, {leaf: ([article(leaf)], [article(leaf)]) for leaf in leaves})
+        for kind, (premise_phrases, statement_phrases, leaves) in OBJECTS.items()
     },
     "job": {
-        kind: (own, asked, {leaf: ([leaf], [article(leaf)]) for leaf in leaves})
-        for kind, (own, asked, leaves) in JOBS.items()
+        kind: (premise_phrases, statement_phrases, {leaf: ([leaf], [article(leaf)]) for leaf in leaves})
+        for kind, (premise_phrases, statement_phrases, leaves) in JOBS.items()
     },
     "company": COMPANY,
     "posture": _flat(POSTURES),
@@ -274,19 +274,19 @@ TREES = {
         {colour: ([article(f"{colour} {g}") for g in GARMENTS], [colour, f"{colour} clothes"]) for colour in COLOURS}
     ),
 }
-# How often a facet is asked about: the ones with more words get more rows.
+# Facets are drawn from this list: those with more words are in it several times.
 FACETS = ["activity"] * 3 + ["place", "object", "clothes"] * 2
 FACETS += ["company", "job", "posture", "age", "mood", "time", "weather", "number"]
 
 
 def values(facet: str, side: int) -> list[tuple[str, str | None]]:
-    """All (class, leaf) values of a facet that have a phrase: side 0 in a premise, 1 in a statement."""
-    found = []
-    for kind, (own, asked, leaves) in TREES[facet].items():
-        if (own, asked)[side]:
-            found.append((kind, None))
-        found += [(kind, leaf) for leaf, phrases in leaves.items() if phrases[side]]
-    return found
+    """All values (class, leaf) of a facet that have a phrase on a side: 0 is the premise, 1 the statement."""
+    pairs: list[tuple[str, str | None]] = []
+    for kind, (premise_phrases, statement_phrases, leaves) in TREES[facet].items():
+        if (premise_phrases, statement_phrases)[side]:
+            pairs.append((kind, None))
+        pairs += [(kind, leaf) for leaf, phrases in leaves.items() if phrases[side]]
+    return pairs
 
 
 PREMISE_VALUES = {facet: values(facet, 0) for facet in TREES}
@@ -294,21 +294,21 @@ STATEMENT_VALUES = {facet: values(facet, 1) for facet in TREES}
 
 
 def phrase(rng: random.Random, facet: str, value: tuple, side: int) -> str:
-    """One of the phrases for a value."""
+    """A random phrase for a value."""
     kind, leaf = value
     node = TREES[facet][kind]
     return rng.choice(node[side] if leaf is None else node[2][leaf][side])
 
 
-def judge(facet: str, told: tuple | None, asked: tuple) -> int:
-    """The label of a statement about a facet, given what the premise told about it (None: nothing)."""
-    if told is None:
+def judge(facet: str, premise_value: tuple | None, statement_value: tuple) -> int:
+    """The label of a statement about a facet. The premise has a value for this facet, or None."""
+    if premise_value is None:
         return NEUTRAL
-    if told[0] != asked[0]:
+    if premise_value[0] != statement_value[0]:
         return CONTRADICTION
-    if asked[1] is None or asked[1] == told[1]:
+    if statement_value[1] is None or statement_value[1] == premise_value[1]:
         return ENTAILMENT
-    return NEUTRAL if told[1] is None else CONTRADICTION
+    return NEUTRAL if premise_value[1] is None else CONTRADICTION
 
 
 def flip(label: int) -> int:
@@ -316,10 +316,12 @@ def flip(label: int) -> int:
     return {ENTAILMENT: CONTRADICTION, CONTRADICTION: ENTAILMENT, NEUTRAL: NEUTRAL}[label]
 
 
-def random_scene(rng: random.Random, facet: str, told: tuple | None, animal: bool | None, clutter: float) -> dict:
-    """A scene that tells `told` about one facet, and something or nothing about the others.
+def random_scene(rng: random.Random, facet: str, value: tuple | None, animal: bool | None, clutter: float) -> dict:
+    """A random scene with `value` for one facet, and random values or none for the others.
 
-    `animal` says whether an object, where there is one, is to be an animal (None: either).
+    Args:
+        animal: whether the object, if there is one, must be an animal. None: both are allowed.
+        clutter: scales how often other facets have values.
     """
 
     def maybe(name: str, chance: float):
@@ -342,20 +344,20 @@ def random_scene(rng: random.Random, facet: str, told: tuple | None, animal: boo
     if rng.random() < 0.4 * clutter:
         scene[when] = maybe(when, 1)
 
-    # what they do: an activity, something with an object, a posture or nothing in particular
+    # The action is an activity, something with an object, a posture, or vague.
     action = "activity" if rng.random() < 0.6 else rng.choice(["object", "posture", "vague"])
     if facet in ("object", "posture"):
-        action = facet if told or facet == "object" else rng.choice(["activity", "vague"])
+        action = facet if value or facet == "object" else rng.choice(["activity", "vague"])
     if facet == "activity":
-        action = "activity" if told else "vague"
+        action = "activity" if value else "vague"
     scene["action"] = action
     if action in ("activity", "object", "posture"):
         scene[action] = maybe(action, 1)
     if action == "activity" and scene["activity"][0] in QUIET and (facet == "posture" or rng.random() < 0.1):
         scene["posture"] = maybe("posture", 0.5)
-    scene[facet] = told
+    scene[facet] = value
     scene["garment"] = rng.choice(GARMENTS) if not scene["clothes"] and rng.random() < 0.2 else None
-    if facet == "posture" and told and rng.random() < 0.5:
+    if facet == "posture" and value and rng.random() < 0.5:
         scene["action"] = "activity"
         scene["activity"] = rng.choice([v for v in PREMISE_VALUES["activity"] if v[0] in QUIET])
     if scene["action"] == "object":
@@ -367,7 +369,7 @@ def random_scene(rng: random.Random, facet: str, told: tuple | None, animal: boo
 
 
 def consistent(scene: dict) -> bool:
-    """Whether the scene is one that people would describe so."""
+    """Whether the scene is plausible."""
     doing = scene["activity"][0] if scene["activity"] else None
     where = scene["place"][0] if scene["place"] else None
     if (doing in OUTDOORS_ONLY and where == "indoors") or (doing in INDOORS_ONLY and where == "outdoors"):
@@ -396,7 +398,7 @@ def consistent(scene: dict) -> bool:
 
 
 def askable(scene: dict, facet: str) -> bool:
-    """Whether `judge` agrees with a reader: nothing but the facet's own words bears on the facet."""
+    """Whether `judge` agrees with a reader: no words of other facets tell anything about this facet."""
     doing = scene["activity"][0] if scene["activity"] else None
     if facet == "number":
         return scene["plural"]
@@ -416,7 +418,7 @@ def askable(scene: dict, facet: str) -> bool:
 
 
 def _open(scene: dict, facet: str) -> bool:
-    """Place, time and weather are told in words or not hinted at by anything else."""
+    """Whether place, time or weather is in the scene, or nothing else in it hints at it."""
     doing = scene["activity"][0] if scene["activity"] else None
     if facet == "place":
         return bool(scene["place"]) or (
@@ -429,14 +431,15 @@ def _open(scene: dict, facet: str) -> bool:
 
 
 def scene_for(
-    rng: random.Random, facet: str, told: tuple | None, animal: bool | None = None, clutter: float = 1.0
+    rng: random.Random, facet: str, value: tuple | None, animal: bool | None = None, clutter: float = 1.0
 ) -> tuple[dict, str]:
-    """A scene that tells `told` about a facet, and its description of 6 to 16 words.
+    """A scene with `value` for a facet, and its description of 6 to 16 words.
 
-    `clutter` scales how often the scene tells other things too; below 1, short descriptions pass as well.
+    Args:
+        clutter: scales how often other facets have values. Below 1, a description of 3 words is long enough.
     """
     while True:
-        scene = random_scene(rng, facet, told, animal, clutter)
+        scene = random_scene(rng, facet, value, animal, clutter)
         if consistent(scene) and askable(scene, facet):
             text = describe(rng, scene)
             if (6 if clutter == 1 else 3) <= len(text.split()) <= 16:
@@ -444,13 +447,13 @@ def scene_for(
 
 
 def _pronouns(scene: dict, text: str) -> str:
-    """Fill {his} and {him} for the scene's subject."""
+    """Replace {his} and {him} by the pronouns of the scene's subject."""
     _, objective, possessive = THEY if scene["plural"] else PEOPLE[scene["noun"]][1]
     return text.replace("{his}", possessive).replace("{him}", objective)
 
 
 def describe(rng: random.Random, scene: dict) -> str:
-    """The scene as one sentence, the premise."""
+    """The premise: a sentence that describes the scene."""
     plural, _, _, _ = PEOPLE[scene["noun"]]
     words = [scene["look"]] if scene["look"] else []
     words += [phrase(rng, name, scene[name], 0) for name in ("age", "mood") if scene[name]]
@@ -486,19 +489,19 @@ def describe(rng: random.Random, scene: dict) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def state(rng: random.Random, scene: dict, facet: str, asked: tuple, negated: bool) -> str:
-    """A statement about one facet of the scene, the hypothesis."""
-    said = _pronouns(scene, phrase(rng, facet, asked, 1))
+def state(rng: random.Random, scene: dict, facet: str, value: tuple, negated: bool) -> str:
+    """The hypothesis: a statement that a facet of the scene has this value, or has not."""
+    words = _pronouns(scene, phrase(rng, facet, value, 1))
     no = "not " if negated else ""
     plural, _, hypernym, hypernyms = PEOPLE[scene["noun"]]
     if facet in ("time", "weather"):
-        return f"It is {no}{said}."
+        return f"It is {no}{words}."
     if facet == "number":
         kind = rng.choice([plural, hypernyms])
-        return rng.choice([f"The number of {kind} is {no}{said}.", f"There are {no}{said} {kind}."])
+        return rng.choice([f"The number of {kind} is {no}{words}.", f"There are {no}{words} {kind}."])
     if scene["plural"]:
         subject, be = rng.choice([f"The {plural}", f"The {hypernyms}"]), "are"
-    elif facet == "job":  # the job's own name would give it away
+    elif facet == "job":  # the job's name would reveal the label
         subject, be = "The person", "is"
     elif scene["job"]:
         subject, be = rng.choice([f"The {scene['job'][1]}", "A person", "Someone"]), "is"
@@ -511,46 +514,53 @@ def state(rng: random.Random, scene: dict, facet: str, asked: tuple, negated: bo
         subject = subject.replace("A ", "The ").replace("Someone", "The person")
     if facet == "object":
         verbs = ANIMAL_VERBS if scene["animal"] else THING_VERBS
-        said = f"{rng.choice(verbs[scene['verb']])} {said}"
+        words = f"{rng.choice(verbs[scene['verb']])} {words}"
     if facet == "clothes":
-        said = f"wearing {said}"
-    return f"{subject} {be} {no}{said}."
+        words = f"wearing {words}"
+    return f"{subject} {be} {no}{words}."
 
 
 def pair(rng: random.Random, label: int) -> tuple[str, str]:
     """A premise and a hypothesis with this label.
 
-    The statement is drawn before the scene and without a look at the label, so that every statement
-    is equally likely under each label: the hypothesis alone says nothing.
+    The statement is drawn before the scene, without regard to the label. So each statement is equally likely
+    with each label, and the hypothesis does not reveal the label.
     """
     facet = rng.choice(FACETS)
-    asked = rng.choice(STATEMENT_VALUES[facet])
+    statement_value = rng.choice(STATEMENT_VALUES[facet])
     negated = rng.random() < 0.2
-    told = rng.choice(fitting(PREMISE_VALUES[facet], facet, asked, flip(label) if negated else label))
-    scene, premise = scene_for(rng, facet, told, facet == "object" and asked[0] in ANIMALS)
-    return premise, state(rng, scene, facet, asked, negated)
+    candidates = fitting(PREMISE_VALUES[facet], facet, statement_value, flip(label) if negated else label)
+    animal = facet == "object" and statement_value[0] in ANIMALS
+    scene, premise = scene_for(rng, facet, rng.choice(candidates), animal)
+    return premise, state(rng, scene, facet, statement_value, negated)
 
 
-def fitting(candidates: list, facet: str, asked: tuple, label: int) -> list:
-    """The premise values (None among them) under which the statement `asked` has this label."""
-    return [v for v in [*candidates, None] if judge(facet, v, asked) == label and same_realm(facet, v, asked)]
+def fitting(candidates: list, facet: str, statement_value: tuple, label: int) -> list:
+    """The premise values, or None, for which a statement with `statement_value` has this label."""
+    return [
+        value
+        for value in [*candidates, None]
+        if judge(facet, value, statement_value) == label and same_realm(facet, value, statement_value)
+    ]
 
 
 def same_realm(facet: str, one: tuple | None, other: tuple) -> bool:
-    """Nobody feeds a hammer: an animal is compared with animals, a thing with things."""
+    """Whether both objects are animals, or both are things: nobody feeds a hammer."""
     return facet != "object" or one is None or (one[0] in ANIMALS) == (other[0] in ANIMALS)
 
 
 def remark(rng: random.Random, scene: dict, facet: str, negate: float = 0.2) -> tuple[str, int] | None:
-    """A statement about a facet of a given scene, and how it fares; None where none fits."""
+    """A statement about a facet of a scene, and its label; None if no statement fits."""
     negated = rng.random() < negate
-    told = scene[facet] and rng.random() < 0.7  # "Maybe" is easy to learn: rarer where something was told
-    label = rng.choice([ENTAILMENT, CONTRADICTION] if told else [ENTAILMENT, NEUTRAL, CONTRADICTION])
+    decided = scene[facet] and rng.random() < 0.7  # "Maybe" is easy to learn, so it is rarer if the scene has a value
+    label = rng.choice([ENTAILMENT, CONTRADICTION] if decided else [ENTAILMENT, NEUTRAL, CONTRADICTION])
     if not askable(scene, facet):
         return None
-    wanted = flip(label) if negated else label
+    unnegated = flip(label) if negated else label
     realm = scene["object"] or (("bird" if scene.get("animal") else "tool"), None)
-    asked = [
-        v for v in STATEMENT_VALUES[facet] if judge(facet, scene[facet], v) == wanted and same_realm(facet, realm, v)
+    candidates = [
+        value
+        for value in STATEMENT_VALUES[facet]
+        if judge(facet, scene[facet], value) == unnegated and same_realm(facet, realm, value)
     ]
-    return (state(rng, scene, facet, rng.choice(asked), negated), label) if asked else None
+    return (state(rng, scene, facet, rng.choice(candidates), negated), label) if candidates else None

@@ -21,7 +21,7 @@ def majority_class(train_gold: np.ndarray) -> int:
 ALL = "guess"  # the column of the case table that holds what all texts' words guess
 
 
-def guess_of(column: str) -> str:
+def guess_column(column: str) -> str:
     """The column of the case table that holds what one text column's words guess."""
     return f"guess_{column}"
 
@@ -36,12 +36,12 @@ def bag_of_words(train_texts: pd.DataFrame, train_gold: np.ndarray, texts: pd.Da
         train_texts, texts: the same columns of text; words count for each column apart.
 
     Returns:
-        {`ALL`: what all columns together guess, `guess_of(column)`: each column alone}, int [rows] each.
+        {`ALL`: what all columns together guess, `guess_column(column)`: each column alone}, int [rows] each.
     """
     readable = [column for column in train_texts if any(map(terms, train_texts[column]))]
     most = MOST // (len(np.unique(train_gold)) * max(1, len(readable)))
     bags = {column: weighed(train_texts[column], texts[column], most) for column in readable}  # for both uses of it
-    alone = {guess_of(column): guess([bags[column]] if column in bags else [], train_gold, len(texts))
+    alone = {guess_column(column): guess([bags[column]] if column in bags else [], train_gold, len(texts))
              for column in train_texts}  # fmt: skip
     whole = guess(list(bags.values()), train_gold, len(texts)) if len(alone) > 1 else next(iter(alone.values()))
     return {ALL: whole, **alone}

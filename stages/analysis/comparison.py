@@ -6,16 +6,20 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import nli
-from stages.analysis.baselines import ALL, bag_of_words, guess_of, majority_class
+from stages.analysis.baselines import ALL, bag_of_words, guess_column, majority_class
+from stages.analysis.design_effects import design_effect, effective_counts
+from stages.analysis.intervals import gain_interval, wilson
 from stages.analysis.metrics import ends
-from stages.analysis.statistics import design_effect, effective_counts, gain_interval, mcnemar, wilson
+from stages.analysis.significance_tests import mcnemar
 from stages.analysis.words import lengths
 from stages.data.task import Task
 
 FATES = ("fixed", "broken", "both_right", "both_wrong")
 
 
-def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.DataFrame], task: Task) -> pd.DataFrame:
+def build_case_table(
+    base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.DataFrame], task: Task
+) -> pd.DataFrame:
     """Every test row with both predictions, their probabilities, what bags of words guess, its lengths, and its fate.
 
     Args:
@@ -34,7 +38,7 @@ def case_table(base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.
     cases = cases.assign(**bag_of_words(train, gold, texts))
     cases["fate"] = fates(cases["gold"], cases["base"], cases["tuned"])
     cases = cases.join(lengths(texts))
-    kind = nli.Nli.of(task)
+    kind = nli.NliTask.from_task(task)
     return cases.join(nli.traits(texts, kind)) if kind else cases
 
 
@@ -52,7 +56,7 @@ def comparison(cases: pd.DataFrame, train_gold: np.ndarray, task: Task, confiden
     """The gain with its interval and its McNemar p; and what guesses right with less.
 
     Args:
-        cases: from `case_table`.
+        cases: from `build_case_table`.
         train_gold: labels of the training rows.
         confidence: of the intervals, such as 0.95.
     """
@@ -69,7 +73,7 @@ def comparison(cases: pd.DataFrame, train_gold: np.ndarray, task: Task, confiden
         "mcnemar_p": p,
         "majority_class": of(majority_class(train_gold)),
         "bag_of_words": of(cases[ALL]),
-        "bag_of_words_by_column": {column: of(cases[guess_of(column)]) for column in task.columns},
+        "bag_of_words_by_column": {column: of(cases[guess_column(column)]) for column in task.columns},
     }
 
 

@@ -78,7 +78,7 @@ def f1_interval(
     Args:
         score: F1, of several trainings their mean.
         confusion: rows of each gold and predicted class, of several trainings their mean, [classes, classes].
-        by: what the counts are divided by, so that independent rows have the score's variance, as `divisor`.
+        by: `adjusted_design_effect`, by which counts are divided so that independent rows had the score's variance.
         effect: the design effect of rows that share a group, by which F1 is more biased.
         confidence: such as 0.95.
     """

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from stages.analysis.design_effects import adjusted_design_effect, design_effect, effective_counts
 from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_macro, f1_values
-from stages.analysis.statistics import design_effect, divisor, effective_counts, wilson
+from stages.analysis.intervals import wilson
 from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
 from stages.data.task import Task
 
@@ -54,7 +55,7 @@ class Predictions:
     def f1_interval(self, average: Average) -> tuple[float, float]:
         """Interval of weighted or macro F1."""
         values = f1_values(self.gold, self.predicted[None], len(self.classes))[average][0]
-        by = divisor(values, self.groups, self.confidence)
+        by = adjusted_design_effect(values, self.groups, self.confidence)
         effect = design_effect(values, self.groups)
         return f1_interval(values.mean(), self.confusion, average, by, effect, self.confidence)
 

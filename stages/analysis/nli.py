@@ -10,9 +10,10 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from stages.analysis.baselines import guess_of
+from stages.analysis.baselines import guess_column
+from stages.analysis.design_effects import effective_counts
+from stages.analysis.intervals import newcombe, wilson
 from stages.analysis.slices import quartiles, share_names
-from stages.analysis.statistics import difference, effective_counts, wilson
 from stages.analysis.words import words
 from stages.data.task import Task
 
@@ -26,7 +27,7 @@ MOST = 0.5
 
 
 @dataclass(frozen=True)
-class Nli:
+class NliTask:
     """A task that is NLI.
 
     Attributes:
@@ -42,7 +43,7 @@ class Nli:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, task: Task) -> Self | None:
+    def from_task(cls, task: Task) -> Self | None:
         """A task seen as NLI; None if its classes or columns are others.
 
         The premise is the column of that name, or the one beside a hypothesis; else the one that rows share
@@ -77,7 +78,7 @@ def is_negated(hypothesis: str) -> bool:
     return any(word in NEGATIONS or word.endswith(("n't", "n’t")) for word in words(hypothesis))
 
 
-def traits(texts: pd.DataFrame, nli: Nli) -> pd.DataFrame:
+def traits(texts: pd.DataFrame, nli: NliTask) -> pd.DataFrame:
     """What NLI's rows are cut by: data frame `overlap`, `negated`; texts: the task's columns by their own names."""
     pairs = list(zip(texts[nli.premise], texts[nli.hypothesis], strict=True))
     return pd.DataFrame(
@@ -98,14 +99,14 @@ def cuts(cases: pd.DataFrame) -> dict[str, tuple[Sequence[str], np.ndarray]]:
     }
 
 
-def claims(cases: pd.DataFrame, nli: Nli, confidence: float) -> dict[str, dict[str, Any]]:
+def claims(cases: pd.DataFrame, nli: NliTask, confidence: float) -> dict[str, dict[str, Any]]:
     """Each claim with its verdict and the numbers that it rests on.
 
     A claim holds where the whole interval lies on its side of the bar, fails where it lies on the other, and can't be
     told from these rows where the bar is inside.
 
     Args:
-        cases: from `comparison.case_table`, one line a test row.
+        cases: from `comparison.build_case_table`, one line a test row.
         confidence: of the intervals, such as 0.95.
 
     Returns:
@@ -143,7 +144,7 @@ def share_finding(cases: pd.DataFrame, happened: pd.Series, bar: float, confiden
 def gap_finding(cases: pd.DataFrame, here: pd.Series, elsewhere: pd.Series, confidence: float) -> dict[str, Any]:
     """Whether something happened more often here than elsewhere; both as in `share_finding`."""
     sides = [effective_counts(side, cases["group"][side.index], confidence) for side in (here, elsewhere)]
-    gap, *interval = difference(*sides[0], *sides[1], confidence)
+    gap, *interval = newcombe(*sides[0], *sides[1], confidence)
     return {
         "verdict": verdict(*interval, 0),
         "interval": tuple(interval),
@@ -158,7 +159,7 @@ def counts(happened: pd.Series) -> dict[str, int]:
     return {"part": int(happened.sum()), "rows": len(happened)}
 
 
-def base_answers_one_class(cases: pd.DataFrame, nli: Nli, confidence: float) -> dict[str, Any]:
+def base_answers_one_class(cases: pd.DataFrame, nli: NliTask, confidence: float) -> dict[str, Any]:
     """The share of the base's most frequent answer; the finding names the `answer` and the `bar`."""
     answer = np.bincount(cases["base"], minlength=len(nli.classes)).argmax()
     found = share_finding(cases, cases["base"] == answer, ALMOST_ALL, confidence)
@@ -171,7 +172,7 @@ def tuning_fixes_most(cases: pd.DataFrame, confidence: float) -> dict[str, Any]:
     return share_finding(cases, wrong["tuned"] == wrong["gold"], MOST, confidence)
 
 
-def neutral_is_hardest(cases: pd.DataFrame, nli: Nli, confidence: float) -> dict[str, Any]:
+def neutral_is_hardest(cases: pd.DataFrame, nli: NliTask, confidence: float) -> dict[str, Any]:
     """Neutral against the class that the tuned model gets wrong most often of the others, the finding's `rival`."""
     wrong = {name: (cases["tuned"] != i)[cases["gold"] == i] for i, name in enumerate(nli.classes)}
     neutral = wrong.pop(nli.classes[nli.neutral])
@@ -180,7 +181,7 @@ def neutral_is_hardest(cases: pd.DataFrame, nli: Nli, confidence: float) -> dict
     return gap_finding(cases, neutral, others.get(rival, neutral[:0]), confidence) | {"rival": rival}
 
 
-def high_overlap_pulls(cases: pd.DataFrame, high: np.ndarray, nli: Nli, confidence: float) -> dict[str, Any]:
+def high_overlap_pulls(cases: pd.DataFrame, high: np.ndarray, nli: NliTask, confidence: float) -> dict[str, Any]:
     """Entailment answered where it is wrong: rows of the highest quartile of overlap against the others."""
     other = cases["gold"] != nli.entailment
     pulled = cases["tuned"] == nli.entailment
@@ -193,11 +194,11 @@ def low_overlap_fails(cases: pd.DataFrame, low: np.ndarray, confidence: float) -
     return gap_finding(cases, wrong[low], wrong[~low], confidence)
 
 
-def premise_is_read(cases: pd.DataFrame, nli: Nli, confidence: float) -> dict[str, Any]:
+def premise_is_read(cases: pd.DataFrame, nli: NliTask, confidence: float) -> dict[str, Any]:
     """Of the rows on which the tuned model and the bag of a hypothesis's words differ, the share that the model wins.
 
     The finding has the accuracy of both, `right` and `guessed`.
     """
-    right, guessed = cases["tuned"] == cases["gold"], cases[guess_of(nli.hypothesis)] == cases["gold"]
+    right, guessed = cases["tuned"] == cases["gold"], cases[guess_column(nli.hypothesis)] == cases["gold"]
     found = share_finding(cases, right[right != guessed], MOST, confidence)
     return found | {"right": right.mean(), "guessed": guessed.mean()}

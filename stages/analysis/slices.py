@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stages.analysis.statistics import effective_counts, wilson
-from stages.analysis.words import length_of
+from stages.analysis.design_effects import effective_counts
+from stages.analysis.intervals import wilson
+from stages.analysis.words import length_column
 from stages.data.task import Task
 
 CONFIDENCES = (0.5, 0.7, 0.9)  # a model is sure of its class above the last; of two classes none is under the first
@@ -52,7 +53,7 @@ def cuts(
     """All ways of cutting the rows.
 
     Args:
-        cases: from `comparison.case_table`.
+        cases: from `comparison.build_case_table`.
         sure: one model's probability of the class it predicts, [rows].
         own: what this kind of task adds.
 
@@ -60,8 +61,8 @@ def cuts(
         {what is cut by: (names of its slices, slice of each row [rows])}
     """
     made = {"class": (task.classes, cases["gold"].to_numpy()), **own}
-    units = {column: "words" if length_of("words", column) in cases else "characters" for column in task.columns}
-    counts = {(unit, column): cases[length_of(unit, column)] for column, unit in units.items()}
+    units = {column: "words" if length_column("words", column) in cases else "characters" for column in task.columns}
+    counts = {(unit, column): cases[length_column(unit, column)] for column, unit in units.items()}
     if len(counts) > 1 and len(set(units.values())) == 1:
         counts[next(iter(units.values())), "all"] = sum(counts.values())
     for (unit, where), values in counts.items():

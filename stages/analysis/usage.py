@@ -18,14 +18,14 @@ def figures(run: dict[str, Any]) -> dict[str, Any]:
     return kept | {"memory_peak_gb": used["peak"]} | several
 
 
-def count(run: dict[str, Any]) -> int:
+def process_count(run: dict[str, Any]) -> int:
     """GPUs that a stage ran on; on a CPU its processes; run: from `figures`."""
     return run["gpu"].get("count", 1) if "gpu" in run else run.get("processes", 1)
 
 
 def device(run: dict[str, Any]) -> str:
     """Name of the GPU that a stage ran on, or CPU, and how many where there were several; run: from `figures`."""
-    number = count(run)
+    number = process_count(run)
     if "gpu" in run:
         return run["gpu"]["name"] if number == 1 else f"{number} GPUs ({run['gpu']['name']})"
     return "CPU" if number == 1 else f"CPU, {number} processes"

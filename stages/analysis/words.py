@@ -49,20 +49,20 @@ def terms(text: str) -> list[str]:
 
 
 def lengths(texts: pd.DataFrame) -> pd.DataFrame:
-    """Length of each text, int [rows, columns], as `length_of` names it: in words, or in characters where most words of
-    a column are single characters of a script without spaces.
+    """Length of each text, int [rows, columns], as `length_column` names it: in words, or in characters where most
+    words of a column are single characters of a script without spaces.
     """
     found = {}
     for column in texts:
         counted = [words(text) for text in texts[column]]
         unspaced = sum(bool(_UNSPACED_START.match(word)) for text in counted for word in text)
         if 2 * unspaced > sum(map(len, counted)):
-            found[length_of("characters", column)] = [len("".join(text.split())) for text in texts[column]]
+            found[length_column("characters", column)] = [len("".join(text.split())) for text in texts[column]]
         else:
-            found[length_of("words", column)] = list(map(len, counted))
+            found[length_column("words", column)] = list(map(len, counted))
     return pd.DataFrame(found, index=texts.index)
 
 
-def length_of(unit: str, column: str) -> str:
+def length_column(unit: str, column: str) -> str:
     """The column of the case table that holds the length of one text column in a unit, "words" or "characters"."""
     return f"{unit}_{column}"

@@ -1,7 +1,7 @@
-"""Rows of tokens into batches: their order, their padding."""
+"""From tokenized rows to batches: the order of the rows, padding or packing, and their split among ranks."""
 
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +9,16 @@ import torch
 
 from stages.runtime.params import Batches
 
-IGNORE_INDEX = -100  # label of a row that only fills a batch: PyTorch's cross-entropy leaves it out
+IGNORE_INDEX = -100  # label of an empty row that only fills a batch: PyTorch's cross-entropy ignores it
+
+Row = dict[str, Any]  # {"input_ids": int64 [tokens], "labels": int}
+Seed = int | list[int]
 
 
-class TokenizedRows(Sequence):
-    """Rows of tokens and their classes, in arrow's memory: as Python objects they would take ten times as much.
+class TokenizedRows(Sequence[Row]):
+    """Rows of tokens with their labels, stored in Arrow memory: Python objects would take ten times as much.
 
-    Each is {"input_ids": int64 [tokens], "labels": int}.
+    A row is {"input_ids": int64 [tokens], "labels": int}.
 
     Attributes:
         labels: numbers of the rows' classes, int64 [rows].
@@ -30,39 +33,42 @@ class TokenizedRows(Sequence):
 
     @classmethod
     def from_lists(cls, input_ids: Iterable[Sequence[int]], labels: Iterable[int]) -> Self:
-        """Rows that are Python objects."""
         return cls(pa.table({"input_ids": pa.array(input_ids, pa.list_(pa.int32())), "label": pa.array(labels)}))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int | slice) -> dict | list[dict]:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        tokens = self.tokens[self.offsets[row] : self.offsets[row + 1]]
-        return {"input_ids": tokens.astype(np.int64), "labels": int(self.labels[row])}
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        tokens = self.tokens[self.offsets[index] : self.offsets[index + 1]]
+        return {"input_ids": tokens.astype(np.int64), "labels": int(self.labels[index])}
 
 
-def count_tokens(rows: Sequence[dict]) -> np.ndarray:
-    """Tokens of each row, int64 [rows]."""
+def count_tokens(rows: Sequence[Row]) -> np.ndarray:
+    """Number of tokens of each row, int64 [rows]."""
     return rows.lengths if isinstance(rows, TokenizedRows) else np.array([len(row["input_ids"]) for row in rows])
 
 
 def pad_rows(
-    batch: list[dict], pad_id: int, batches: Batches, max_length: int, longest: int = 0
+    batch: list[Row], pad_id: int, batches: Batches, max_length: int, longest: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Pad rows on the right into tensors.
+    """Pad the rows of a batch on the right, into tensors.
 
-    No attention mask: in a causal model a token never sees the padding to its right, and the classifier reads the
-    last token that is not padding. It saves the mask's kernels and lets attention take its causal fast path.
+    There is no attention mask. In a causal model no token attends to the padding on its right, and the classifier reads
+    the last token that is not padding. This saves the mask's kernels and lets attention take its causal fast path.
 
     Args:
         batch: list of {"input_ids": ints, "labels": int}.
-        batches: the group `batches` of params.yaml.
-        max_length: `tokenize.max_length`, the length where `batches.padding` is "max_length".
-        longest: tokens of a row that is not in this part of a batch, and is to be padded to all the same.
+        batches: the section `batches` of params.yaml.
+        max_length: `tokenize.max_length`, the length if `batches.padding` is "max_length".
+        longest: tokens of the longest row of the whole batch, if `batch` is only one rank's part of it.
 
     Returns:
         {"input_ids": int64 [rows, length], "labels": int64 [rows]}
@@ -74,129 +80,130 @@ def pad_rows(
     return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in batch])}
 
 
-def pack_rows(batch: list[dict], pad_id: int, rows: int = 0, tokens: int = 0) -> dict[str, torch.Tensor]:
-    """Rows one behind the other into tensors, without padding between them.
+def pack_rows(batch: list[Row], pad_id: int, rows: int = 0, tokens: int = 0) -> dict[str, torch.Tensor]:
+    """Concatenate the rows of a batch into tensors, without padding between them.
 
     Args:
         batch: list of {"input_ids": ints, "labels": int}.
-        pad_id: a row ends before tokens of this kind, as transformers' classifiers read it.
-        rows: fill up to so many rows, with empty ones whose label a loss leaves out.
-        tokens: fill up to so many tokens, or to the next `bucket_size`, with `pad_id`; 0: to no more than there are.
+        pad_id: the pad token. As in transformers' classifiers, pad tokens at a row's end are not classified.
+        rows: minimum number of rows; empty rows with the label IGNORE_INDEX make up the difference.
+        tokens: minimum number of tokens; it is rounded up by `bucket_size`, and pad tokens make up the difference. With
+            0, none are added.
 
     Returns:
-        int64: {"input_ids": [tokens], "positions": [tokens], each token's place in its row, "starts": [rows + 1], row i
-        has the tokens from starts[i] to before starts[i + 1], "last": [rows], the token that is classified,
+        int64: {"input_ids": [tokens], "positions": [tokens], the position of each token in its row, "starts":
+        [rows + 1], row i has the tokens starts[i] to starts[i + 1] - 1, "last": [rows], the token that is classified,
         "labels": [rows]}
     """
     ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in batch]
-    ids = [row if len(row) else np.array([pad_id]) for row in ids]  # as padding has it: nothing is read as a pad token
+    ids = [row if len(row) else np.array([pad_id]) for row in ids]  # as in `pad_rows`, an empty row is one pad token
     lengths = [len(row) for row in ids]
-    total, empty = sum(lengths), max(rows - len(batch), 0)
-    filling = (bucket_size(max(total, tokens)) if tokens else total) - total
-    starts = np.concatenate([[0], np.cumsum(lengths), np.full(empty, total)]).astype(np.int64)
-    ends = [int((row != pad_id).nonzero()[0].max(initial=0)) for row in ids]
+    total, empty_rows = sum(lengths), max(rows - len(batch), 0)
+    pad_tokens = (bucket_size(max(total, tokens)) if tokens else total) - total
+    starts = np.concatenate([[0], np.cumsum(lengths), np.full(empty_rows, total)]).astype(np.int64)
+    last = [int((row != pad_id).nonzero()[0].max(initial=0)) for row in ids]
     arrays = {
-        "input_ids": np.concatenate([*ids, np.full(filling, pad_id)]),
-        "positions": np.concatenate([*map(np.arange, lengths), np.zeros(filling, dtype=np.int64)]),
+        "input_ids": np.concatenate([*ids, np.full(pad_tokens, pad_id)]),
+        "positions": np.concatenate([*map(np.arange, lengths), np.zeros(pad_tokens, dtype=np.int64)]),
         "starts": starts,
-        "last": np.concatenate([starts[: len(batch)] + ends, np.zeros(empty, dtype=np.int64)]),
-        "labels": np.concatenate([[row["labels"] for row in batch], np.full(empty, IGNORE_INDEX)]),
+        "last": np.concatenate([starts[: len(batch)] + last, np.zeros(empty_rows, dtype=np.int64)]),
+        "labels": np.concatenate([[row["labels"] for row in batch], np.full(empty_rows, IGNORE_INDEX)]),
     }
     return {name: torch.from_numpy(np.asarray(array, dtype=np.int64)) for name, array in arrays.items()}
 
 
 def bucket_size(tokens: int) -> int:
-    """The next of few sizes, so that batches of nearly as many tokens share one, and large ones fill a GPU's tiles."""
+    """Round up to one of few sizes: batches of similar size share a shape, and large ones fill a GPU's tiles."""
     step = min(max(16, 2 ** (tokens.bit_length() - 4)), 256)
     return -(-tokens // step) * step
 
 
 def padded_length(longest: int, batches: Batches, max_length: int) -> int:
-    """Length of a batch whose longest row has `longest` tokens."""
+    """Length of a padded batch whose longest row has `longest` tokens."""
     if batches.padding == "max_length":
         return max_length
     padded = -(-longest // batches.multiple_of) * batches.multiple_of
-    return max(longest, min(padded, max_length))  # beyond `max_length` the model may have no positions
+    return max(longest, min(padded, max_length))  # the model may have no positions beyond `max_length`
 
 
 def padding_share(lengths: np.ndarray, order: list[int], batch_size: int, batches: Batches, max_length: int) -> float:
-    """Part of all tokens in the batches that is padding, 0 to 1."""
-    lengths = np.asarray(lengths)[np.asarray(order)]
-    rows = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
-    padded = sum(len(r) * padded_length(r.max(), batches, max_length) for r in rows)
-    return 1 - lengths.sum() / padded
+    """Share of padding in the tokens of all batches, 0 to 1."""
+    ordered = lengths[np.asarray(order)]
+    parts = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    padded = sum(len(part) * padded_length(part.max(), batches, max_length) for part in parts)
+    return 1 - ordered.sum() / padded
 
 
-def order_by_similar_length(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
-    """A random order of rows in which rows of similar length stand together.
-
-    As transformers' group_by_length (shuffle, then sort by length within 50 batches), but a function of its seed
-    alone, so that a resumed run sees the rows that an undisturbed one sees; and whole batches are shuffled again, so
-    that long and short ones alternate.
-    """
-    rng = np.random.default_rng(seed)
-    lengths = np.asarray(lengths)
-    order = rng.permutation(len(lengths))
-    span = batch_size * 50
-    chunks = [order[i : i + span] for i in range(0, len(order), span)]
-    order = np.concatenate([chunk[np.argsort(-lengths[chunk], kind="stable")] for chunk in chunks])
-    whole = len(order) // batch_size * batch_size
-    shuffled = order[:whole].reshape(-1, batch_size)[rng.permutation(whole // batch_size)].reshape(-1)
-    return np.concatenate([shuffled, order[whole:]]).tolist()
-
-
-def order_in_balanced_batches(lengths: list[int], batch_size: int, seed: int | list[int]) -> list[int]:
-    """A random order of rows in which each batch has rows of all lengths, and so nearly as many tokens as another.
-
-    The rows of the whole batches, sorted by length, are cut into `batch_size` parts; each batch has one row of each.
-    """
-    rng = np.random.default_rng(seed)
-    lengths, order = np.asarray(lengths), rng.permutation(len(lengths))
-    batches = len(order) // batch_size
-    whole, rest = order[: batches * batch_size], order[batches * batch_size :]
-    parts = whole[np.argsort(lengths[whole], kind="stable")].reshape(batch_size, batches)
-    return np.concatenate([rng.permuted(parts, axis=1).T.reshape(-1), rest]).tolist()
-
-
-def order_randomly(rows: int, seed: int | list[int]) -> list[int]:
-    """A random order of `rows` rows, a function of its seed alone."""
-    return np.random.default_rng(seed).permutation(rows).tolist()
-
-
-def order_rows(lengths: list[int], order: str, batch_size: int, seed: int | list[int]) -> list[int]:
-    """The rows in the order that `batches.order` names."""
+def order_rows(lengths: np.ndarray, order: str, batch_size: int, seed: Seed) -> list[int]:
+    """The numbers of the rows, in the order that `batches.order` names."""
     if order == "random":
         return order_randomly(len(lengths), seed)
     return {"balanced": order_in_balanced_batches, "grouped": order_by_similar_length}[order](lengths, batch_size, seed)
 
 
+def order_randomly(rows: int, seed: Seed) -> list[int]:
+    """A random order of `rows` rows, which depends on nothing but the seed."""
+    return np.random.default_rng(seed).permutation(rows).tolist()
+
+
+def order_by_similar_length(lengths: np.ndarray, batch_size: int, seed: Seed) -> list[int]:
+    """A random order in which each batch has rows of similar length.
+
+    As in transformers' group_by_length, rows are shuffled, then sorted by length within 50 batches. Two things differ.
+    The order depends on nothing but the seed, so a resumed run sees the rows of an uninterrupted one. Full batches are
+    shuffled once more, so long and short ones alternate.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(lengths))
+    chunk_size = batch_size * 50
+    chunks = [shuffled[i : i + chunk_size] for i in range(0, len(shuffled), chunk_size)]
+    order = np.concatenate([chunk[np.argsort(-lengths[chunk], kind="stable")] for chunk in chunks])
+    batches = len(order) // batch_size
+    full, rest = order[: batches * batch_size].reshape(-1, batch_size), order[batches * batch_size :]
+    return np.concatenate([full[rng.permutation(batches)].reshape(-1), rest]).tolist()
+
+
+def order_in_balanced_batches(lengths: np.ndarray, batch_size: int, seed: Seed) -> list[int]:
+    """A random order in which each batch has rows of all lengths. So all batches have similar numbers of tokens.
+
+    The rows of the full batches are sorted by length and cut into `batch_size` parts. Each batch gets one row per part.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(lengths))
+    batches = len(shuffled) // batch_size
+    full, rest = shuffled[: batches * batch_size], shuffled[batches * batch_size :]
+    parts = full[np.argsort(lengths[full], kind="stable")].reshape(batch_size, batches)
+    return np.concatenate([rng.permuted(parts, axis=1).T.reshape(-1), rest]).tolist()
+
+
 def split_rows_among_ranks(lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
-    """A batch divided among ranks: as many rows for each, or one less, and nearly as many tokens.
+    """Split the rows of one batch among ranks: equal numbers of rows, up to one, and similar numbers of tokens.
 
     Args:
         lengths: tokens of the batch's rows, [rows].
 
     Returns:
-        for each rank the places of its rows in the batch, in their order; none where there are more ranks than rows.
+        for each rank the indices of its rows in the batch, ascending; empty for some ranks if there are too few rows.
     """
-    longest_first = np.argsort(-np.asarray(lengths), kind="stable")
-    turn, place = np.divmod(np.arange(len(lengths)), ranks)
-    rank_of = np.where(turn % 2, ranks - 1 - place, place)  # dealt from left to right and back again
-    return [np.sort(longest_first[rank_of == rank]) for rank in range(ranks)]
+    longest_first = np.argsort(-lengths, kind="stable")
+    turn, column = np.divmod(np.arange(len(lengths)), ranks)
+    rank_of_row = np.where(turn % 2, ranks - 1 - column, column)  # ranks 0, 1, 2, then 2, 1, 0, and so on
+    return [np.sort(longest_first[rank_of_row == rank]) for rank in range(ranks)]
 
 
 def assign_batches(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Whole batches divided among ranks, the most costly first, each to the rank that has least to do by then.
+    """Assign whole batches to ranks, the most costly first, each to the rank with the lowest cost so far.
 
     Args:
         costs: of each batch.
 
     Returns:
-        for each rank the numbers of its batches, in their order.
+        for each rank the numbers of its batches, ascending.
     """
-    given, loads = [[] for _ in range(ranks)], [0] * ranks
+    assigned: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
     for batch in sorted(range(len(costs)), key=lambda batch: -costs[batch]):
         rank = loads.index(min(loads))
-        given[rank].append(batch)
+        assigned[rank].append(batch)
         loads[rank] += costs[batch]
-    return [sorted(batches) for batches in given]
+    return [sorted(batches) for batches in assigned]

@@ -1,77 +1,78 @@
-"""What the counts of the chosen rows give to think: sentences for the console and for the report."""
+"""Warnings about the rows, as sentences: classes without rows, duplicates across splits, truncated and empty texts.
+
+The report shows these sentences, and `tokenize` prints them. That is why they are not in stages/report: if `tokenize`
+imported it, every change to the report would run the stage again.
+"""
 
 from collections.abc import Iterator
 
-from stages.data.task import SPLITS
+from stages.data.data_summary import DataSummary
 
-NAMED = 5  # classes; more are counted
-WHY = {
-    ("test", "train"): "scores may be too high",
-    ("test", "validation"): "the epoch that is kept was chosen on them",
-    ("validation", "train"): "the epoch that is kept may be one that has learnt them by heart",
+MOST_NAMED = 5  # classes in a sentence; further ones are counted
+ADJECTIVES = {"train": "training", "validation": "validation", "test": "test"}
+WITHOUT_CLASS = {
+    "train": "the model can't learn",
+    "validation": "the best epoch is chosen without",
+    "test": "nothing is known about",
 }
-WHY_BY_GROUP = {
+# (split, earlier split): what the overlap means for the scores
+DUPLICATES = {
+    ("test", "train"): "scores may be too high",
+    ("test", "validation"): "the best epoch was chosen on them",
+    ("validation", "train"): "the best epoch may be one that has memorized them",
+}
+SHARED_GROUPS = {
     ("test", "train"): "rows of a new {group} may score lower",
-    ("test", "validation"): "the epoch that is kept was chosen on rows like them",
+    ("test", "validation"): "the best epoch was chosen on similar rows",
     ("validation", "train"): "validation scores may be too high",
 }
-ROWS_OF = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def find_warnings(summary: dict, group: str | None) -> list[str]:
-    """A sentence for each thing that a reader should know of the rows before the scores.
+def find_warnings(summary: DataSummary, group: str | None) -> list[str]:
+    """A sentence for each fact about the rows that a reader should know before the scores.
 
     Args:
-        summary: outs/data_summary.json.
         group: `Task.group`.
     """
-    return [*_without_rows(summary), *_in_two_splits(summary, group), *_in_part(summary)]
+    return [*_missing_classes(summary), *_overlaps(summary, group), *_damaged_texts(summary)]
 
 
-def _without_rows(summary: dict) -> Iterator[str]:
-    means_of = {
-        "train": "the model can't learn",
-        "validation": "the epoch that is kept is chosen without",
-        "test": "nothing is known of",
-    }
-    for split, means in means_of.items():
-        missing = [name for name, rows in summary[split]["classes"].items() if not rows]
+def _missing_classes(summary: DataSummary) -> Iterator[str]:
+    for split, meaning in WITHOUT_CLASS.items():
+        missing = [name for name, rows in summary.splits[split].classes.items() if not rows]
         if missing:
-            more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
-            pronoun = "it" if len(missing) == 1 else "them"
-            which = "the class" if len(missing) == 1 else "one of the classes"
-            yield f"No {ROWS_OF[split]} row has {which} {', '.join(missing[:NAMED])}{more}: {means} {pronoun}."
-
-
-def _in_two_splits(summary: dict, group: str | None) -> Iterator[str]:
-    for (split, other), why in WHY.items():
-        kept, found = summary[split]["kept"], summary[split][f"in_{other}"]
-        of = f"Of {kept:,}"
-        if count := found["rows"]:
-            stand = "stands" if count == 1 else "stand"
+            more = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
+            which, pronoun = ("the class", "it") if len(missing) == 1 else ("one of the classes", "them")
             yield (
-                f"Of {kept:,} {ROWS_OF[split]} rows, {count:,} {stand} in the {ROWS_OF[other]} rows too, word for "
-                f"word: {why}."
-            )
-            of = f"Of the other {kept - count:,}"
-        if group is not None and (count := found["groups"]):
-            share = "shares its" if count == 1 else "share their"
-            yield (
-                f"{of} {ROWS_OF[split]} rows, {count:,} {share} {group} with a {ROWS_OF[other]} row: "
-                f"{WHY_BY_GROUP[split, other].format(group=group)}."
+                f"No {ADJECTIVES[split]} row has {which} {', '.join(missing[:MOST_NAMED])}{more}: {meaning} {pronoun}."
             )
 
 
-def _in_part(summary: dict) -> Iterator[str]:
-    for split in SPLITS:
-        found, kept = summary[split], summary[split]["kept"]
-        if found["truncated"]:
-            share = found["truncated"] / kept
+def _overlaps(summary: DataSummary, group: str | None) -> Iterator[str]:
+    for (split, earlier), meaning in DUPLICATES.items():
+        rows, overlap = summary.splits[split].kept, summary.splits[split].overlaps[earlier]
+        duplicates, sharing = overlap.rows, overlap.groups
+        if duplicates:
+            are = "is a duplicate of a {} row" if duplicates == 1 else "are duplicates of {} rows"
+            yield f"{duplicates:,} of {rows:,} {ADJECTIVES[split]} rows {are.format(ADJECTIVES[earlier])}: {meaning}."
+        if group is not None and sharing:
+            others = f"the other {rows - duplicates:,}" if duplicates else f"{rows:,}"
+            share = "shares its" if sharing == 1 else "share their"
             yield (
-                f"Of {kept:,} {ROWS_OF[split]} rows, {found['truncated']:,} ({share:.1%}) were longer than "
-                "tokenize.max_length and were cut."
+                f"{sharing:,} of {others} {ADJECTIVES[split]} rows {share} {group} with a {ADJECTIVES[earlier]} row: "
+                f"{SHARED_GROUPS[split, earlier].format(group=group)}."
             )
-        for column, count in found["empty"].items():
-            if count:
-                have = "has" if count == 1 else "have"
-                yield f"Of {kept:,} {ROWS_OF[split]} rows, {count:,} {have} an empty {column}."
+
+
+def _damaged_texts(summary: DataSummary) -> Iterator[str]:
+    for split, counts in summary.splits.items():
+        of_rows = f"of {counts.kept:,} {ADJECTIVES[split]} rows"
+        if counts.truncated:
+            share, were = counts.truncated / counts.kept, "was" if counts.truncated == 1 else "were"
+            yield (
+                f"{counts.truncated:,} {of_rows} ({share:.1%}) {were} longer than tokenize.max_length and {were} "
+                "truncated."
+            )
+        for column, empty in counts.empty.items():
+            if empty:
+                yield f"{empty:,} {of_rows} {'has' if empty == 1 else 'have'} an empty {column}."

@@ -1,4 +1,4 @@
-"""How long a row may be: the positions that a model has."""
+"""Check `tokenize.max_length` against the number of positions that the model has."""
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -7,7 +7,11 @@ from stages.sources.fetch import find_model_folder
 
 
 def check_max_length(manifest: dict, max_length: int) -> None:
-    """Refuse rows that may be longer than the model has positions, before anything is computed."""
+    """Reject a maximum length beyond the model's positions, before the stage computes anything.
+
+    Args:
+        manifest: what `download` wrote.
+    """
     folder = find_model_folder(manifest)
     try:
         config = AutoConfig.from_pretrained(folder).get_text_config()
@@ -22,17 +26,17 @@ def check_max_length(manifest: dict, max_length: int) -> None:
 
 
 def count_positions(config: PreTrainedConfig) -> int | None:
-    """How many positions a model has; None where it has no limit of its own.
+    """How many positions a model has; None if it has no limit.
 
-    Transformers gives the many names of it one, `max_position_embeddings`. OPT's table has two more, which are not for
-    tokens. A sliding window is no limit.
+    Transformers maps the various keys to `max_position_embeddings`. OPT's embedding table has two more rows, which are
+    not for tokens. A sliding window is not a limit.
     """
-    if config.model_type == "mpt":  # it computes its ALiBi biases for no more
+    if config.model_type == "mpt":  # it computes its ALiBi biases only up to this length
         return config.max_seq_len
     positions = getattr(config, "max_position_embeddings", None)
-    if not positions or getattr(config, "alibi", False):  # bloom has ALiBi, and no key; falcon may have it
+    if not positions or getattr(config, "alibi", False):  # bloom has ALiBi and no such key; falcon may have ALiBi
         return None
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("linear", "dynamic"):  # of these the key is the length before scaling, else after it
+    if rope.get("rope_type") in ("linear", "dynamic"):  # for these types the key is the length before scaling
         return int(positions * rope["factor"])
     return positions

@@ -1,10 +1,11 @@
-"""The three splits of a data set, read from its files as they are."""
+"""Read the three splits of a data set from its files."""
 
 import glob
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -20,71 +21,85 @@ from stages.runtime.files import temporary_folder
 from stages.runtime.params import Data
 from stages.sources.manifest import TABLE_EXTENSIONS
 
-KINDS = {"jsonl": "json", "ndjson": "json"}  # endings that mean the same kind of table as another
-STATE = "state.json"  # `save_to_disk` writes it next to its arrow files
-READ_AS = {"tsv": "csv"}  # the reader of a kind, if it has another name
+FORMATS = {"jsonl": "json", "ndjson": "json"}  # {extension: format}, where they differ
+READERS = {"tsv": "csv"}  # {format: builder of `datasets` that reads it}, where they differ
+STATE = "state.json"  # `save_to_disk` writes this file next to its arrow files
+
+Files = dict[str, dict[str, str]]  # {split of the data set: {link: name of the file}}
 
 
 def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.Table]:
-    """Read the splits of a folder, and print which files each one is read from.
+    """Read the splits of a data set in a folder, and print the files of each split.
 
-    `datasets` says which files belong to a split, and reads them, but for csv and tsv: their cells are read as text.
-    Only the named files are read, those that the manifest pins, and never out of the cache of `datasets`: it takes a
-    file of the same path and time for the same rows.
+    `datasets` decides which files belong to a split and reads them, except csv and tsv files, whose cells are read as
+    text. Only the named files are read: the manifest pins them. The cache of `datasets` is never read: it would return
+    old rows for a changed file with the same path and time.
 
     Args:
         names: files, relative to `folder`.
-        data: the group `data` of params.yaml: `subset` and `splits`, names or slices in the notation of `datasets`.
+        data: the section `data` of params.yaml. `splits` are names or slices in the notation of `datasets`.
 
     Returns:
-        {split: arrow table}, with the columns that all files of a split have; its schema carries what `datasets` knows
-        of the columns, the names of classes above all.
+        {split: arrow table}, with the columns that all files of the split have. The schema has the features of
+        `datasets`, above all the names of classes.
 
     Raises:
-        UserError: naming the file or the key: no table, not readable, no such subset, no such split, an empty slice.
+        UserError: no table, a file that is not readable, no such subset, no such split, an empty slice. The error names
+            the file or the key.
     """
     names = list(names)
-    saved = {Path(name).with_name(STATE) for name in names if _kind(name) == "arrow"}
-    names = [name for name in names if Path(name) not in saved]
-    if not any(_kind(name) for name in names):
+    states = {Path(name).with_name(STATE) for name in names if _format(name) == "arrow"}
+    names = [name for name in names if Path(name) not in states]
+    if not any(_format(name) for name in names):
         raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
     with temporary_folder("outs/data_source") as scratch:
         scratch = scratch.resolve()
-        links = _link(folder, names, scratch / "files")
-        datasets.disable_progress_bars()  # seconds even for SNLI, and they would stay in every log
-        configs = _configs(folder, scratch)
+        links = _link_files(folder, names, scratch / "files")
+        datasets.disable_progress_bars()  # reading takes seconds even for SNLI, and the bars would fill every log
+        configs = _read_configs(folder, scratch)
         if not configs:
-            _check_kinds(_files(_found(scratch / "files"), links, folder), folder)
-        builder = _builder(scratch, folder, data.subset, configs)
-        # `datasets` itself leaves out the files of all kinds but the most frequent one
-        files = _files(builder.config.data_files if configs else _found(scratch / "files"), links, folder)
-        _check_kinds(files, folder, builder)
-        wanted = {split: _own_splits(files, split, getattr(data.splits, split)) for split in SPLITS}
-        datasets.logging.set_verbosity(logging.CRITICAL)  # it would log each error, and name the links
-        rows = {own: _read_split(builder, own, files[own], scratch, folder, data.subset) for own in files
-                if any(own in owns for owns in wanted.values())}  # fmt: skip
-        found = {split: _slice(rows, files, split, getattr(data.splits, split)) for split in SPLITS}
-    print("; ".join(f"{split} from {_few(name for own in owns for name in files[own].values())}"
-                    for split, owns in wanted.items()))  # fmt: skip
-    return found
+            # Before the builder, which silently leaves out all formats except the most frequent one.
+            files = _name_files(_find_files(scratch / "files"), links, folder)
+            _check_single_format(files, folder)
+        builder = _load_builder(scratch, folder, data.subset, bool(configs))
+        if configs:
+            files = _name_files(builder.config.data_files, links, folder)
+            _check_single_format(files, folder)
+        _check_reader(files, folder, builder)
+
+        specs = {split: getattr(data.splits, split) for split in SPLITS}
+        sources = {split: _source_splits(files, split, spec) for split, spec in specs.items()}
+        datasets.logging.set_verbosity(logging.CRITICAL)  # it would log each error, with the names of the links
+        needed = {source for names in sources.values() for source in names}
+        tables = {
+            source: _read_split(builder, source, files[source], scratch, folder, data.subset)
+            for source in files
+            if source in needed
+        }
+        splits = {split: _slice_split(tables, files, split, spec) for split, spec in specs.items()}
+    read_files = {
+        split: [name for source in names for name in files[source].values()] for split, names in sources.items()
+    }
+    print("; ".join(f"{split} from {_list_some(names)}" for split, names in read_files.items()))
+    return splits
 
 
-def _ending(name):
-    """The ending that makes a file a table, in lower case; empty for another file."""
-    return next((ending for ending in TABLE_EXTENSIONS if name.lower().endswith(f".{ending}")), "")
+def _extension(name: str) -> str:
+    """The extension that makes a file a table, in lower case; empty for another file."""
+    return next((extension for extension in TABLE_EXTENSIONS if name.lower().endswith(f".{extension}")), "")
 
 
-def _kind(name):
-    """Kind of a table by its file's name: csv, tsv, json, parquet, arrow; empty for another file."""
-    ending = _ending(name).partition(".")[0]
-    return KINDS.get(ending, ending)
+def _format(name: str) -> str:
+    """The format of a table by its file's name: csv, tsv, json, parquet or arrow; empty for another file."""
+    extension = _extension(name).partition(".")[0]
+    return FORMATS.get(extension, extension)
 
 
-def _link(folder, names, place):
-    """Links to the named files, under names whose ending is in lower case as `datasets` wants it -> {link: name}."""
-    links = {}
+def _link_files(folder: Path, names: list[str], target: Path) -> dict[str, str]:
+    """Link to the named files, with extensions in lower case as `datasets` expects -> {link: name of the file}."""
+    links: dict[str, str] = {}
     for name in names:
-        link = place / (name[: len(name) - len(_ending(name))] + _ending(name))
+        link = target / (name[: len(name) - len(_extension(name))] + _extension(name))
         if str(link) in links:
             raise UserError(f"data.name: {folder}: {links[str(link)]} and {name} differ only in case; rename one")
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -93,117 +108,129 @@ def _link(folder, names, place):
     return links
 
 
-def _configs(folder, scratch):
-    """The entries of `configs` in the folder's README.md, by which `datasets` chooses files."""
+def _read_configs(folder: Path, scratch: Path) -> list:
+    """Read `configs` in the folder's README.md, which tells `datasets` the files of each split."""
     card = scratch / "files" / "README.md"
     if not card.exists():
         return []
     try:
         configs = DatasetCard.load(card).data.get("configs") or []
     except Exception as error:  # not UTF-8, not YAML, not the metadata of a data set
-        mark = getattr(error, "problem_mark", None)  # counts from 0, and leaves out the first line, ---
-        where = f"line {mark.line + 2}: {error.problem}" if mark else first_line(error)
-        raise UserError(f"{folder}/README.md: its head is not readable as YAML ({where}); put it right") from error
-    named = [(one.get("data_files"), one.get("data_dir")) for one in configs if isinstance(one, dict)]
-    for address in re.findall(r"\w+://[^\s'\"]+", str(named)):  # before `datasets` asks the network for it
-        raise _not_pinned(folder, address)
+        mark = getattr(error, "problem_mark", None)  # counts from 0 and does not count the first line, ---
+        place = f"line {mark.line + 2}: {error.problem}" if mark else first_line(error)  # type: ignore[attr-defined]
+        raise UserError(f"{folder}/README.md: its header is not readable as YAML ({place}); correct it") from error
+    paths = [(config.get("data_files"), config.get("data_dir")) for config in configs if isinstance(config, dict)]
+    for url in re.findall(r"\w+://[^\s'\"]+", str(paths)):  # checked here, before `datasets` opens a connection
+        raise _not_pinned(folder, url)
     return configs
 
 
-def _not_pinned(folder, path):
+def _not_pinned(folder: Path, path: str) -> UserError:
     return UserError(f"{folder}/README.md: configs: {path} is not one of the tables in {folder}; name only those")
 
 
-def _builder(scratch, folder, subset, configs):
+def _load_builder(scratch: Path, folder: Path, subset: str | None, has_configs: bool) -> datasets.DatasetBuilder:
     try:
         return datasets.load_dataset_builder(str(scratch / "files"), subset, cache_dir=str(scratch / "cache"))
     except Exception as error:
         try:
-            has = datasets.get_dataset_config_names(str(scratch / "files"))
-        except Exception:  # not a matter of subsets
-            has = []
-        if not isinstance(error, ValueError) or (subset is None and len(has) < 2) or subset in has:
-            reason = _reason(error, scratch, folder)
-            where = f"{folder}/README.md: configs" if configs else f"data.name: {folder}"
-            raise UserError(f"{where}: not readable as a data set ({reason})") from error
-        allowed = "null, since it has no subsets" if has == ["default"] else ", ".join(has)
+            subsets = datasets.get_dataset_config_names(str(scratch / "files"))
+        except Exception:  # the error is not about the subset
+            subsets = []
+        if not isinstance(error, ValueError) or (subset is None and len(subsets) < 2) or subset in subsets:
+            place = f"{folder}/README.md: configs" if has_configs else f"data.name: {folder}"
+            raise UserError(f"{place}: not readable as a data set ({_reason(error, scratch, folder)})") from error
+        allowed = "null, since it has no subsets" if subsets == ["default"] else ", ".join(subsets)
         raise UserError(
             f"params.yaml: data.subset: {'null' if subset is None else subset}; allowed with {folder}: {allowed}"
         ) from error
 
 
-def _found(place):
-    """{split of the data set: files}, by their names."""
-    return DataFilesDict.from_patterns(get_data_patterns(str(place)), base_path=str(place))
+def _find_files(folder: Path) -> DataFilesDict:
+    """{split of the data set: files}, as `datasets` assigns them by their names."""
+    return DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
 
 
-def _files(found, links, folder):
-    """{split of the data set: {link: name of the file}}: all in the manifest."""
-    files = {}
-    for split, paths in found.items():
+def _name_files(data_files: DataFilesDict, links: dict[str, str], folder: Path) -> Files:
+    """Check that the manifest pins all files of the splits, and add their names."""
+    files: Files = {}
+    for split, paths in data_files.items():
         for path in map(str, paths):
-            if not _kind(links.get(path, "")):
+            if not _format(links.get(path, "")):
                 raise _not_pinned(folder, links.get(path, path))
             files.setdefault(str(split), {})[path] = links[path]
     return files
 
 
-def _check_kinds(files, folder, builder=None):
-    """Refuse tables of several kinds, or of a kind that a builder does not read."""
-    kinds = {}
+def _check_single_format(files: Files, folder: Path) -> None:
+    formats: dict[str, list[str]] = {}
     for names in files.values():
         for name in names.values():
-            kinds.setdefault(_kind(name), []).append(name)
-    if len(kinds) > 1:
-        listed = ", ".join(f"{kind} ({_few(names)})" for kind, names in sorted(kinds.items()))
+            formats.setdefault(_format(name), []).append(name)
+    if len(formats) > 1:
+        listed = ", ".join(f"{kind} ({_list_some(names)})" for kind, names in sorted(formats.items()))
         raise UserError(
-            f"data.name: {folder}: tables of {len(kinds)} kinds: {listed}; keep one kind there, "
+            f"data.name: {folder}: tables of {len(formats)} kinds: {listed}; keep one kind there, "
             "or name the files of each split in its README.md, under `configs`"
         )
-    if files and builder and builder.name not in (kind := next(iter(kinds)), READ_AS.get(kind)):
+
+
+def _check_reader(files: Files, folder: Path, builder: datasets.DatasetBuilder) -> None:
+    """Reject files that `datasets` would read in another format: it takes the format of the first config for all."""
+    names = next(iter(files.values()), {}).values()
+    kind = _format(next(iter(names), ""))
+    if kind and builder.name not in (kind, READERS.get(kind)):
         raise UserError(
-            f"{folder}/README.md: configs: {_few(files[next(iter(files))].values())} would be read as {builder.name}, "
+            f"{folder}/README.md: configs: {_list_some(names)} would be read as {builder.name}, "
             "as `datasets` reads the files of the first config; keep tables of one kind in the folder"
         )
 
 
-def _own_splits(files, split, wanted):
-    """The splits of the data set that a slice is made of."""
+def _source_splits(files: Files, split: str, spec: str) -> list[str]:
+    """The splits of the data set that `data.splits` takes the rows of a split from."""
     try:
-        instruction = datasets.ReadInstruction.from_spec(wanted)
+        instruction = datasets.ReadInstruction.from_spec(spec)
         return list(dict.fromkeys(part.splitname for part in instruction.to_absolute(dict.fromkeys(files, 100))))
     except Exception as error:  # no such split, a percentage over 100
-        raise _no_split(files, split, wanted, first_line(error)) from error
+        raise _wrong_split(files, split, spec, first_line(error)) from error
 
 
-def _slice(rows, files, split, wanted):
+def _slice_split(tables: dict[str, pa.Table], files: Files, split: str, spec: str) -> pa.Table:
     try:
-        parts = datasets.ReadInstruction.from_spec(wanted).to_absolute({own: len(rows.get(own, ())) for own in files})
-    except Exception as error:  # pct1_dropremainder of less than 100 rows
-        raise _no_split(files, split, wanted, first_line(error)) from error
-    tables = [rows[part.splitname].slice(part.from_, max(part.to - part.from_, 0)) for part in parts]
-    if not any(map(len, tables)):
-        raise _no_split(files, split, wanted, "it has no data")
-    return tables[0] if len(tables) == 1 else _join(dict(enumerate(tables)), split)
+        lengths = {source: len(tables.get(source, ())) for source in files}
+        parts = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
+    except Exception as error:  # pct1_dropremainder of fewer than 100 rows
+        raise _wrong_split(files, split, spec, first_line(error)) from error
+    slices = [tables[part.splitname].slice(part.from_, max(part.to - part.from_, 0)) for part in parts]
+    if not any(map(len, slices)):
+        raise _wrong_split(files, split, spec, "it has no data")
+    return slices[0] if len(slices) == 1 else _concatenate(dict(enumerate(slices)), split)
 
 
-def _no_split(files, split, wanted, reason):
+def _wrong_split(files: Files, split: str, spec: str, reason: str) -> UserError:
     return UserError(
-        f"params.yaml: data.splits.{split}: {wanted} ({reason}); "
+        f"params.yaml: data.splits.{split}: {spec} ({reason}); "
         f"allowed: the data's own splits ({', '.join(files)}), or slices of them such as {next(iter(files))}[:90%]"
     )
 
 
-def _read_split(builder, split, files, scratch, folder, subset):
+def _read_split(
+    builder: datasets.DatasetBuilder,
+    split: str,
+    files: dict[str, str],
+    scratch: Path,
+    folder: Path,
+    subset: str | None,
+) -> pa.Table:
     tables = {}
     for link, name in files.items():
-        where = f"data.name: {folder}/{name}"
-        if _kind(name) in ("csv", "tsv"):
-            table = read_csv(link, where, builder.config.pd_read_csv_kwargs)
+        place = f"data.name: {folder}/{name}"
+        if _format(name) in ("csv", "tsv"):
+            table = read_csv(Path(link), place, builder.config.pd_read_csv_kwargs)
         else:
-            table = _read_typed(link, where, builder, scratch, subset)
-        tables[name] = _as_declared(table, builder, where, folder)
-    table = _join(tables, split)
+            table = _read_typed(link, place, builder, scratch, subset)
+        tables[name] = _cast_as_declared(table, builder, place, folder)
+    table = _concatenate(tables, split)
     declared = (builder.info.splits or {}).get(split)
     if declared is not None and declared.num_examples not in (0, len(table)):
         raise UserError(
@@ -213,80 +240,81 @@ def _read_split(builder, split, files, scratch, folder, subset):
     return table
 
 
-def _as_declared(table, builder, where, folder):
-    """A table with the types that README.md declares for its columns, if it does."""
+def _cast_as_declared(table: pa.Table, builder: datasets.DatasetBuilder, place: str, folder: Path) -> pa.Table:
+    """Cast the columns to the types that README.md declares for them."""
     features = datasets.Features.from_arrow_schema(table.schema)
     for column, feature in (builder.info.features or {}).items():
         if column in features:
             features[column] = feature
-            wanted = datasets.Features({column: feature}).arrow_schema
-            table = _without_points(table, column, wanted.field(column).type, getattr(feature, "names", None))
+            schema = datasets.Features({column: feature}).arrow_schema
+            table = _remove_points(table, column, schema.field(column).type, getattr(feature, "names", None))
             try:
-                table_cast(table.select([column]), wanted)
+                table_cast(table.select([column]), schema)
             except Exception as error:  # `datasets` and pyarrow raise several kinds
                 raise UserError(
-                    f"{where}: column '{column}' is not what dataset_info in {folder}/README.md declares, "
+                    f"{place}: column '{column}' is not what dataset_info in {folder}/README.md declares, "
                     f"{feature!s:.100} ({first_line(error):.200}); correct one of them"
                 ) from error
     return table_cast(table, features.arrow_schema)
 
 
-def _without_points(table, column, wanted, names):
-    """A table whose column of text has 1 for 1.0, which pandas writes for 1 next to gaps, if integers are wanted."""
+def _remove_points(table: pa.Table, column: str, target: pa.DataType, names: Iterable[str] | None) -> pa.Table:
+    """Make 1 of 1.0 in a column of text that becomes integers. pandas writes 1.0 next to missing values."""
     kind = table.schema.field(column).type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if not text or not pa.types.is_integer(wanted) or any(name.endswith(".0") for name in names or ()):
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not is_text or not pa.types.is_integer(target) or any(name.endswith(".0") for name in names or ()):
         return table
     values = pc.replace_substring_regex(table[column], r"^(-?[0-9]+)\.0$", r"\1")
     return table.set_column(table.column_names.index(column), column, values)
 
 
-def _read_typed(path, where, builder, scratch, subset):
-    """A json, parquet or arrow file, read by `datasets`."""
-    text = _kind(path) == "json"
-    if text and builder.config.field is None:
-        check_json(path, where)
+def _read_typed(path: str, place: str, builder: datasets.DatasetBuilder, scratch: Path, subset: str | None) -> pa.Table:
+    """Read a json, parquet or arrow file by `datasets`."""
+    is_json = _format(path) == "json"
+    if is_json and builder.config.field is None:
+        check_json(Path(path), place)
     try:
-        one = datasets.load_dataset_builder(
+        file_builder = datasets.load_dataset_builder(
             str(scratch / "files"), subset, cache_dir=str(scratch / "cache"), data_files={"train": [glob.escape(path)]}
         )
-        one.download_and_prepare(verification_mode="no_checks")
-        rows = one.as_dataset(split="train", in_memory=True)
+        file_builder.download_and_prepare(verification_mode="no_checks")
+        rows = file_builder.as_dataset(split="train", in_memory=True)
         table = rows.data.table.replace_schema_metadata(rows.features.arrow_schema.metadata)
-        table.validate(full=True)  # text that is not UTF-8 is found here, not where a later stage reads it
+        table.validate(full=True)  # finds text that is not UTF-8 here, not when a later stage reads it
     except Exception as error:  # `datasets` raises a dozen kinds here, plain Exception among them
-        if text:
-            check_encoding(path, where, builder.config.encoding)
-        raise UserError(f"{where}: not readable as a data set ({_reason(error, scratch, where)})") from error
-    views = [i for i, field in enumerate(table.schema) if pa.types.is_string_view(field.type)]
-    for i in views:  # as polars writes text; no later stage needs to know that there is another kind of text
-        table = table.set_column(i, table.schema.names[i], table.column(i).cast(pa.large_string()))
+        if is_json:
+            check_encoding(Path(path), place, builder.config.encoding)
+        raise UserError(f"{place}: not readable as a data set ({_reason(error, scratch, place)})") from error
+    # polars writes text as string_view. Cast it here, so that no later stage meets this type.
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.large_string()))
     return table
 
 
-def _join(tables, split):
-    """One table of several, with the columns that all of them have, and of one type; says which it leaves out."""
+def _concatenate(tables: Mapping[Any, pa.Table], split: str) -> pa.Table:
+    """Concatenate tables, with the columns that all have in a common type. Print which columns are left out."""
     if len(tables) == 1:
         return next(iter(tables.values()))
     features = [datasets.Features.from_arrow_schema(table.schema) for table in tables.values()]
-    kept, differing = [], []
+    common, differing = [], []
     for column in dict.fromkeys(column for one in features for column in one):
         lacking = [name for name, one in zip(tables, features, strict=True) if column not in one]
         kinds = [one[column] for one in features if column in one]
         if lacking:
-            differing.append(f"{column} (not in {_few(lacking)})")
-        elif all(kind == kinds[0] for kind in kinds) or _of_one_type(kinds):
-            kept.append(column)
+            differing.append(f"{column} (not in {_list_some(lacking)})")
+        elif all(kind == kinds[0] for kind in kinds) or _have_common_type(kinds):
+            common.append(column)
         else:
             differing.append(f"{column} ({' and '.join(dict.fromkeys(f'{kind!s:.60}' for kind in kinds))})")
     if differing:
         print(f"split '{split}': columns that differ between its files are left out: {', '.join(differing)}")
-    joined = pa.concat_tables([table.select(kept) for table in tables.values()], promote_options="permissive")
-    return joined.replace_schema_metadata(datasets.Features.from_arrow_schema(joined.schema).arrow_schema.metadata)
+    table = pa.concat_tables([table.select(common) for table in tables.values()], promote_options="permissive")
+    return table.replace_schema_metadata(datasets.Features.from_arrow_schema(table.schema).arrow_schema.metadata)
 
 
-def _of_one_type(kinds):
-    """Whether pyarrow joins columns of these features: integers and floats, for example, or null and text."""
+def _have_common_type(kinds: list) -> bool:
+    """Whether pyarrow can concatenate columns of these features, for example integers and floats, or null and text."""
     try:
         pa.unify_schemas([datasets.Features(c=kind).arrow_schema for kind in kinds], promote_options="permissive")
     except pa.ArrowException:
@@ -294,12 +322,12 @@ def _of_one_type(kinds):
     return all(isinstance(kind, datasets.Value) for kind in kinds)
 
 
-def _few(names):
-    names = [str(name) for name in names]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _list_some(names: Iterable[object]) -> str:
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
-def _reason(error, scratch, folder):
-    """The first line of a library's error, with the folder's name for that of the links to it."""
+def _reason(error: BaseException, scratch: Path, place: object) -> str:
+    """The first line of a library's error, in which the links' folder is replaced by `place`."""
     line = first_line(error.__cause__ or error).partition(" with any supported extension")[0]
-    return line.replace(f"{scratch}/files", str(folder)).replace(str(scratch), str(folder))
+    return line.replace(f"{scratch}/files", str(place)).replace(str(scratch), str(place))

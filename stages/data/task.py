@@ -1,4 +1,4 @@
-"""The task that is learnt: its classes, the columns that are read, what rows may share."""
+"""The classification task: its classes, the columns that the model reads, the column that groups rows."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,18 +8,17 @@ from typing import Self
 from stages.runtime.files import read_json, write_json
 
 SPLITS = ("train", "validation", "test")
-NO_LABEL = -1  # a row without a gold label
+NO_LABEL = -1  # class number of a row without a gold label
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a row is, and what is to be said of it.
+    """What the model reads of a row, and what it predicts.
 
     Attributes:
         classes: names, in the order of their numbers 0, 1, ….
-        columns: of the data, those that the template reads, in its order.
-        group: the column that rows may share and are then not independent; None where a row shares only with its
-            equals.
+        columns: the data set's columns that the template names, in its order.
+        group: the column that groups rows which are not independent. If it is None, only duplicates are in a group.
     """
 
     classes: tuple[str, ...]
@@ -28,25 +27,24 @@ class Task:
 
     @property
     def text_columns(self) -> list[str]:
-        """What this project's tables call the columns: with a prefix, since a column may be called "label" or "row"."""
+        """Names of `columns` in this project's tables."""
         return name_text_columns(self.columns)
 
     @property
     def probability_columns(self) -> list[str]:
-        """What predictions.parquet calls the classes' probabilities."""
+        """Names of the classes' probabilities in predictions.parquet."""
         return [f"p_{name}" for name in self.classes]
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The task that `tokenize` wrote."""
-        read = read_json(path)
-        return cls(tuple(read["classes"]), tuple(read["columns"]), read["group"])
+        """Read the JSON file that `tokenize` wrote."""
+        task = read_json(path)
+        return cls(tuple(task["classes"]), tuple(task["columns"]), task["group"])
 
     def write(self, path: str | Path) -> None:
-        """Write it as JSON."""
         write_json(path, asdict(self))
 
 
 def name_text_columns(columns: Sequence[str]) -> list[str]:
-    """Names of the data's text columns in this project's tables."""
+    """Names of the data set's text columns in this project's tables. The prefix avoids a second "label" or "row"."""
     return [f"text_{column}" for column in columns]

@@ -1,4 +1,4 @@
-"""From rows to tokens: the base's tokenizer, the template, the cut of what is too long."""
+"""From rows to tokens: load the base model's tokenizer, fill the template, truncate texts that are too long."""
 
 import copy
 import re
@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,24 +19,24 @@ from stages.runtime.errors import UserError
 from stages.runtime.params import PLACEHOLDER
 from stages.sources.fetch import find_model_folder
 
-AT_ONCE = 1000  # rows
-NEAR = 64  # characters around a cut that are tried one by one
+CHUNK = 1000  # rows that are encoded in one call
+SEARCH_WINDOW = 64  # characters: `truncate_row` tries each end up to so many characters after its first cut
 TOKENS = pa.list_(pa.int32())
 
 
-def load_tokenizer(manifest: dict, **settings: object) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, padding on the right, with eos where it has no pad token (phi-2 has none).
+def load_tokenizer(manifest: dict, **settings: Any) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer, with padding on the right. Without a pad token (phi-2 has none), eos pads.
 
     Args:
         manifest: what `download` wrote.
-        settings: further arguments of `from_pretrained`; they are saved with it, as a later change is not.
+        settings: further arguments of `from_pretrained`. They are saved with the tokenizer; later changes are not.
     """
     folder = find_model_folder(manifest)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **settings)
     except Exception as error:  # the loaders raise a dozen kinds
         raise UserError(f"model.name: {manifest['name']}: no usable tokenizer ({str(error).strip()})") from error
-    if not tokenizer.is_fast:  # cutting a text needs its tokens' places in it
+    if not tokenizer.is_fast:  # truncating a text needs the offsets of its tokens
         raise UserError(
             f"model.name: {manifest['name']}: no tokenizer.json, and transformers can't convert its tokenizer; "
             "choose a model that has one"
@@ -47,44 +48,45 @@ def load_tokenizer(manifest: dict, **settings: object) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def load_configured_tokenizer(manifest: dict, template: str, **settings: object) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, configured to make the tokens of `encode_rows` and saved with these settings.
+def load_configured_tokenizer(manifest: dict, template: str, **settings: Any) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer, configured so that `tokenizer(text)` makes the tokens of `encode_rows`.
 
-    If the template has special tokens, this is true of texts that are `is_unambiguous`.
+    The configuration is saved with the tokenizer. If the template has special tokens, the tokens are only equal for
+    texts that are `is_unambiguous`.
 
     Args:
-        manifest, settings: as `load_tokenizer` takes them.
+        manifest, settings: as for `load_tokenizer`.
     """
     tokenizer = load_tokenizer(manifest, split_special_tokens=True, **settings)
     encoder = get_encoder(tokenizer, template)
-    if not encoder.special:
+    if not encoder.special_tokens:
         return tokenizer
-    adds = {} if encoder.adds else {"add_bos_token": False, "add_eos_token": False}
-    return load_tokenizer(manifest, split_special_tokens=False, **adds, **settings)
+    added = {} if encoder.adds_special_tokens else {"add_bos_token": False, "add_eos_token": False}
+    return load_tokenizer(manifest, split_special_tokens=False, **added, **settings)
 
 
 def is_unambiguous(text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    """Whether all special tokens that a text in the template names are the template's own.
+    """Whether all names of special tokens in a filled template come from the template.
 
-    If the template has none, no name is read as a token.
+    If the template has no special token, the tokenizer reads every name as text, and all texts are unambiguous.
     """
-    if not get_encoder(tokenizer, template).special:
+    if not get_encoder(tokenizer, template).special_tokens:
         return True
     return all(text.count(name) == template.count(name) for name in special_tokens(tokenizer))
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, AddedToken]:
-    """{name: token}, of all that are not spelled out unless `split_special_tokens` is set."""
+    """{name: token} of all tokens that become text with `split_special_tokens`."""
     return {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
 def describe_special_tokens(tokenizer: PreTrainedTokenizerBase, template: str, model: str) -> list[str]:
-    """Lines for the user: the template's special tokens, and what looks like one and is none."""
-    special = dict.fromkeys(get_encoder(tokenizer, template).special)
-    lines = [f"tokenize.template: read as special tokens: {', '.join(special)}"] if special else []
-    alike = dict.fromkeys(re.findall(r"<\|[^|<>{}\s]+\|>", template))
-    if spelled := [name for name in alike if name not in tokenizer.added_tokens_encoder]:
-        lines.append(f"tokenize.template: read as text, since {model} has no such token: {', '.join(spelled)}")
+    """Lines for the user: the template's special tokens, and the text in it that only looks like a special token."""
+    names = dict.fromkeys(get_encoder(tokenizer, template).special_tokens)
+    lines = [f"tokenize.template: read as special tokens: {', '.join(names)}"] if names else []
+    candidates = dict.fromkeys(re.findall(r"<\|[^|<>{}\s]+\|>", template))
+    if unknown := [name for name in candidates if name not in tokenizer.added_tokens_encoder]:
+        lines.append(f"tokenize.template: read as text, since {model} has no such token: {', '.join(unknown)}")
     return lines
 
 
@@ -93,182 +95,204 @@ def tokenize_rows(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     max_length: int,
-    progress: Callable[[int], object] = lambda rows: None,
+    report_progress: Callable[[int], object] = lambda rows: None,
 ) -> pd.DataFrame:
     """Add the columns `input_ids` (list of int, at most `max_length`) and `truncated` (bool) to a table.
 
-    The tokens stay in arrow, 4 bytes each: as Python's numbers those of all of SNLI would fill 0.7 GB.
+    The tokens are stored in Arrow, 4 bytes each. As Python's integers, those of all of SNLI would take 0.7 GB.
 
     Args:
-        progress: told how many rows are done since it was told last.
+        report_progress: called with the number of rows that were tokenized since the last call.
     """
-    encoded, truncated = [], []
-    for start in range(0, len(rows), AT_ONCE):
-        _, ids, cut = encode_rows(rows[start : start + AT_ONCE], tokenizer, template, max_length)
-        encoded.append(pa.array(ids, TOKENS))
-        truncated += cut
-        progress(len(ids))
-    ids = pd.arrays.ArrowExtensionArray(pa.chunked_array(encoded, TOKENS))
-    return rows.assign(input_ids=ids, truncated=np.array(truncated, dtype=bool))
+    chunks, truncated = [], []
+    for start in range(0, len(rows), CHUNK):
+        _, ids, truncated_here = encode_rows(rows[start : start + CHUNK], tokenizer, template, max_length)
+        chunks.append(pa.array(ids, TOKENS))
+        truncated += truncated_here
+        report_progress(len(ids))
+    input_ids = pd.arrays.ArrowExtensionArray(pa.chunked_array(chunks, TOKENS))
+    return rows.assign(input_ids=input_ids, truncated=np.array(truncated, dtype=bool))
 
 
 def encode_rows(
     rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, template: str, max_length: int
 ) -> tuple[list[str], list[list[int]], list[bool]]:
-    """Put each row into the template, and make tokens of it.
+    """Fill the template with each row, and tokenize it.
 
-    If a row is too long, the end of its longest text is cut first, never the template's end: the model reads its class
-    from the last token.
+    If a row is too long, the end of its longest text is truncated first. The template's end is never truncated: the
+    model reads the class from the last token.
 
     Args:
-        rows: has the columns that the template reads, under this project's names for them (`name_text_columns`).
+        rows: has the template's columns, under the names of `name_text_columns`.
 
     Returns:
-        (texts that the model reads, their tokens, at most `max_length`, whether a text was cut)
+        (filled templates, their tokens, at most `max_length`, whether a text was truncated)
     """
     names, encoder = parse_columns(template), get_encoder(tokenizer, template)
     columns = [rows[name].tolist() for name in name_text_columns(names)]
-    parts = [dict(zip(names, texts, strict=True)) for texts in zip(*columns, strict=True)]
-    encoded, truncated = [], []
-    for start in range(0, len(parts), AT_ONCE):
-        rows, encodings = encoder.encode_with_offsets(parts[start : start + AT_ONCE])
-        for i, (ids, encoding) in enumerate(zip(rows, encodings, strict=True), start):
+    texts = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    encoded: list[list[int]] = []
+    truncated: list[bool] = []
+    for start in range(0, len(texts), CHUNK):
+        chunk, encodings = encoder.encode_with_offsets(texts[start : start + CHUNK])
+        for i, (ids, encoding) in enumerate(zip(chunk, encodings, strict=True), start):
             truncated.append(len(ids) > max_length)
             if truncated[-1]:
-                parts[i], ids = truncate_row(parts[i], encoder.costs(parts[i], encoding.offsets), encoder, max_length)
+                needed = encoder.count_needed_characters(texts[i], encoding.offsets)
+                texts[i], ids = truncate_row(texts[i], needed, encoder, max_length)
             encoded.append(ids)
     encoder.check_ends(encoded)
-    return [fill_template(template, part) for part in parts], encoded, truncated
+    return [fill_template(template, row) for row in texts], encoded, truncated
 
 
 class TemplateEncoder:
-    """Rows to tokens by a template: a special token's name is a token in the template, and text in a row's texts.
+    """Fills a template and tokenizes it. The names of special tokens are tokens in the template, and text in the texts.
 
-    The template's special tokens are renamed, in a copy of the tokenizer too, to names that no text has. Whatever else
-    the tokenizer does at a special token, such as taking away the space next to it, it does as ever.
+    To tell them apart, the template's special tokens get names that no text has, in a copy of the tokenizer too. The
+    copy treats them as before: for example, it removes the space next to a token if the original does.
 
     Attributes:
-        special: names of the template's special tokens, in its order.
-        adds: whether the tokenizer adds the tokens that it adds by itself, such as BOS. It does not where the template
-            begins with the first of them, or, if they are all at the end, ends with the last.
-        end: how many it adds at the end.
+        special_tokens: names of the template's special tokens, in its order.
+        adds_special_tokens: whether the tokenizer adds its own special tokens, such as BOS. It does not if the template
+            already begins with the first of them, or, if all are at the end, ends with the last of them.
+        added_at_end: how many special tokens the tokenizer adds at the end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
         known = special_tokens(tokenizer)
-        place = re.compile("|".join([PLACEHOLDER, *map(re.escape, sorted(known, key=len, reverse=True))]))
-        self.special = [found[0] for found in place.finditer(template) if found[0] in known]
-        added = tokenizer("a", return_special_tokens_mask=True)
-        mask, names = added["special_tokens_mask"], tokenizer.convert_ids_to_tokens(added["input_ids"])
-        has = template.startswith(names[0]) if mask[0] else template.endswith(names[-1]) if mask[-1] else False
-        self.adds = not (self.special and has)
-        self.end = len([*takewhile(bool, mask[::-1])]) if self.adds else 0
-        self.ids = {}
-        if self.special:
-            unknown = secrets.token_hex(16)
-            # As before, the characters next to its neighbours are those of its name.
-            renamed = {name: f"{name}{unknown}{name}" for name in self.special}
-            self.template = place.sub(lambda found: renamed.get(found[0], found[0]), template)
+        names = sorted(known, key=len, reverse=True)
+        pattern = re.compile("|".join([PLACEHOLDER, *map(re.escape, names)]))
+        self.special_tokens = [match[0] for match in pattern.finditer(template) if match[0] in known]
+
+        sample = tokenizer("a", return_special_tokens_mask=True)
+        is_special, tokens = sample["special_tokens_mask"], tokenizer.convert_ids_to_tokens(sample["input_ids"])
+        if is_special[0]:
+            in_template = template.startswith(tokens[0])
+        else:
+            in_template = bool(is_special[-1]) and template.endswith(tokens[-1])
+        self.adds_special_tokens = not (self.special_tokens and in_template)
+        self.added_at_end = len([*takewhile(bool, is_special[::-1])]) if self.adds_special_tokens else 0
+
+        self.original_ids: dict[int, int] = {}  # {id of a renamed token in the copy: its id in the tokenizer}
+        if self.special_tokens:
+            random = secrets.token_hex(16)
+            # Begins and ends with the original name, so the characters next to a neighbouring text are as before.
+            renamed = {name: f"{name}{random}{name}" for name in self.special_tokens}
+            self.template = pattern.sub(lambda match: renamed.get(match[0], match[0]), template)
             self.tokenizer = copy.deepcopy(tokenizer)
-            for name, other in renamed.items():
+            for name, new_name in renamed.items():
                 flags = {key: getattr(known[name], key) for key in ("single_word", "lstrip", "rstrip", "normalized")}
-                self.tokenizer.add_tokens([AddedToken(other, special=False, **flags)])
-            to_id = tokenizer.convert_tokens_to_ids
-            self.ids = {self.tokenizer.convert_tokens_to_ids(other): to_id(name) for name, other in renamed.items()}
+                self.tokenizer.add_tokens([AddedToken(new_name, special=False, **flags)])
+                new_id = self.tokenizer.added_tokens_encoder[new_name]
+                self.original_ids[new_id] = tokenizer.added_tokens_encoder[name]
 
-    def encode(self, parts: Sequence[dict[str, str]]) -> list[list[int]]:
+    def encode(self, rows: Sequence[dict[str, str]]) -> list[list[int]]:
         """The tokens of rows, each {column: text}."""
-        return self.encode_with_offsets(parts)[0]
+        return self.encode_with_offsets(rows)[0]
 
-    def encode_with_offsets(self, parts: Sequence[dict[str, str]]) -> tuple[list[list[int]], list[Encoding]]:
-        """The same, and each row's encoding, whose `offsets` are those in `template` filled."""
-        texts = [fill_template(self.template, part) for part in parts]
-        batch = self.tokenizer(texts, split_special_tokens=True, add_special_tokens=self.adds)
-        rows = batch["input_ids"]
-        if self.special:
-            rows = [[self.ids.get(token, token) for token in self._checked(row)] for row in rows]
-        return rows, batch.encodings
+    def encode_with_offsets(self, rows: Sequence[dict[str, str]]) -> tuple[list[list[int]], list[Encoding]]:
+        """The tokens of rows, and their encodings, whose offsets refer to `self.template` when it is filled."""
+        texts = [fill_template(self.template, row) for row in rows]
+        batch = self.tokenizer(texts, split_special_tokens=True, add_special_tokens=self.adds_special_tokens)
+        ids = batch["input_ids"]
+        if self.special_tokens:
+            ids = [self._restore_ids(row) for row in ids]
+        return ids, batch.encodings
 
-    def _checked(self, row):
-        if sum(map(row.count, self.ids)) != len(self.special):
+    def _restore_ids(self, ids: list[int]) -> list[int]:
+        """Replace renamed tokens by the original ones. All of them must be in the row."""
+        if sum(map(ids.count, self.original_ids)) != len(self.special_tokens):
             raise UserError(
                 "params.yaml: tokenize.template: the tokenizer does not read each of "
-                f"{', '.join(dict.fromkeys(self.special))} as a token there; allowed: a space or a line break around it"
+                f"{', '.join(dict.fromkeys(self.special_tokens))} as a token there; "
+                "allowed: a space or a line break around it"
             )
-        return row
+        return [self.original_ids.get(token, token) for token in ids]
 
     def check_ends(self, rows: Sequence[list[int]]) -> None:
-        """Refuse rows in which the template ends with the pad token: the classifier reads the token before it."""
+        """Reject rows in which the template ends with the pad token: the classifier would read the token before it."""
         pad = self.tokenizer.pad_token
-        if pad in self.special and any(row[-1 - self.end] == self.tokenizer.pad_token_id for row in rows):
+        last = -1 - self.added_at_end
+        if pad in self.special_tokens and any(row[last] == self.tokenizer.pad_token_id for row in rows):
             raise UserError(
                 f"params.yaml: tokenize.template: a row ends with {pad}, which also pads rows, and the class is read "
                 "from the last token that is not padding; allowed at the end: text, or another special token"
             )
 
-    def costs(self, part: dict[str, str], offsets: list[tuple[int, int]]) -> np.ndarray:
-        """From how many characters of each text on a token is needed, ascending: int [tokens], 0 for the template's.
+    def count_needed_characters(self, row: dict[str, str], offsets: list[tuple[int, int]]) -> np.ndarray:
+        """For each token, how long the texts must be at least for the token to be needed.
+
+        A token of a text is needed from the number of characters that includes its first character. The template's own
+        tokens are always needed.
 
         Args:
             offsets: of the row's tokens.
+
+        Returns:
+            int [tokens], ascending, 0 for the template's tokens.
         """
-        places, shift = [], 0  # of the texts in the row
-        for column in re.finditer(PLACEHOLDER, self.template):
-            start, length = column.start() + shift, len(part[column[1]])
-            places.append((start, start + length))
-            shift += length - len(column[0])
+        spans, shift = [], 0  # spans of the texts in the filled template
+        for placeholder in re.finditer(PLACEHOLDER, self.template):
+            start, length = placeholder.start() + shift, len(row[placeholder[1]])
+            spans.append((start, start + length))
+            shift += length - len(placeholder[0])
         starts, ends = np.array(offsets).T
         needed = np.zeros(len(offsets), dtype=int)
-        for start, end in places:
+        for start, end in spans:
             inside = (starts < end) & (ends > start)
             needed[inside] = np.maximum(starts[inside] - start, 0) + 1
         return np.sort(needed)
 
 
-get_encoder = lru_cache(maxsize=2)(TemplateEncoder)  # a copy of a tokenizer takes 0.3 s and more
+get_encoder = lru_cache(maxsize=2)(TemplateEncoder)  # copying a tokenizer takes 0.3 s and more
 
 
 def truncate_row(
-    part: dict[str, str], needed: np.ndarray, encoder: TemplateEncoder, max_length: int
+    row: dict[str, str], needed: np.ndarray, encoder: TemplateEncoder, max_length: int
 ) -> tuple[dict[str, str], list[int]]:
-    """Cut a row's texts to as many characters each as fit -> (texts, tokens).
+    """Truncate all texts of a row to the same number of characters, as many as fit -> (texts, tokens).
 
-    The offsets of the whole row tell how many characters should fit. A cut text can become other tokens at its end,
-    more or fewer. So fewer characters are tried until they fit, and then those of up to three tokens more; these are
-    counted near the cut alone, and the best of them is encoded whole.
+    The offsets of the whole row predict this number. A truncated text may end with other tokens, more or fewer, so the
+    prediction is corrected in two steps. First, shorter ends are tried until the row fits. Then longer ends are tried,
+    up to the prediction for three tokens more. Their tokens are counted only near the cut, and the longest end that
+    should fit is encoded whole.
 
     Args:
-        needed: the row's `TemplateEncoder.costs`.
+        needed: from `TemplateEncoder.count_needed_characters`.
     """
 
-    def cut(end, start=0):
-        return {name: text[start:end] for name, text in part.items()}
+    def cut(end: int, start: int = 0) -> dict[str, str]:
+        return {name: text[start:end] for name, text in row.items()}
 
-    def characters(tokens):
-        return max(needed[tokens].item() - 1, 0) if tokens < len(needed) else max(map(len, part.values()))
+    def predict_end(tokens: int) -> int:
+        return max(needed[tokens].item() - 1, 0) if tokens < len(needed) else max(map(len, row.values()))
 
-    tokens, end = max_length, characters(max_length)
+    tokens, end = max_length, predict_end(max_length)
     while len(ids := encoder.encode([cut(end)])[0]) > max_length:
         if end == 0:
-            raise UserError(f"params.yaml: tokenize.max_length: {max_length} is less than the template alone")
+            raise UserError(
+                f"params.yaml: tokenize.max_length: {max_length} is less than the template without texts; "
+                "set a larger one, or shorten tokenize.template"
+            )
         tokens = max(tokens - (len(ids) - max_length), 0)
-        end = min(characters(tokens), end - 1)
-    ends = range(end, min(characters(max_length + 3), end + NEAR) + 1)
-    near = [len(row) for row in encoder.encode([cut(other, max(end - NEAR, 0)) for other in ends])]
-    for other, size in sorted(zip(ends, near, strict=True), reverse=True):
-        if other > end and len(ids) + size - near[0] <= max_length:
-            more = encoder.encode([cut(other)])[0]
-            if len(more) <= max_length:
-                return cut(other), more
+        end = min(predict_end(tokens), end - 1)
+    longer_ends = range(end, min(predict_end(max_length + 3), end + SEARCH_WINDOW) + 1)
+    window_start = max(end - SEARCH_WINDOW, 0)
+    counts = [len(window) for window in encoder.encode([cut(other, window_start) for other in longer_ends])]
+    for other, count in sorted(zip(longer_ends, counts, strict=True), reverse=True):
+        if other > end and len(ids) + count - counts[0] <= max_length:
+            longer = encoder.encode([cut(other)])[0]
+            if len(longer) <= max_length:
+                return cut(other), longer
     return cut(end), ids
 
 
 def parse_columns(template: str) -> tuple[str, ...]:
-    """The columns that a template reads, each once, in its order."""
+    """The columns that a template names, in its order, without duplicates."""
     return tuple(dict.fromkeys(re.findall(PLACEHOLDER, template)))
 
 
 def fill_template(template: str, texts: dict[str, str]) -> str:
-    """The text that the model reads. Not str.format: braces in a text are text."""
-    return re.sub(PLACEHOLDER, lambda column: texts[column[1]], template)
+    """Replace the template's placeholders by texts. `str.format` would also replace braces in the texts."""
+    return re.sub(PLACEHOLDER, lambda placeholder: texts[placeholder[1]], template)

@@ -1,3 +1,5 @@
-"""Layers with fewer kernels, for a GPU: the same mathematics."""
+"""Decoder layers that compute the same in fewer GPU kernels."""
 
-from stages.runtime import late_compile  # noqa: F401 - before peft imports bitsandbytes
+from stages.runtime import startup
+
+startup.import_bitsandbytes()  # before peft imports it

@@ -1,18 +1,18 @@
-"""The activation of an MLP, as a part of other kernels."""
+"""The activation function of an MLP, for use inside other kernels."""
 
 import triton
 import triton.language as tl
 from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
 
-# Transformers' classes of what `activation` computes: three names of one GELU.
+# The activations of transformers that `activation` computes: SiLU, and three classes of the same GELU.
 IS_GELU = {SiLUActivation: False, GELUTanh: True, NewGELUActivation: True, FastGELUActivation: True}
 
 
 @triton.jit
 def activation(x, GELU: tl.constexpr) -> tuple:
-    """The activation at x and its slope there, fp32: SiLU, or GELU in its form with tanh (Hendrycks and Gimpel 2016).
+    """The activation of x and its derivative, in fp32: SiLU, or GELU's tanh form (Hendrycks and Gimpel 2016).
 
-    GELU with tanh(u) is x * sigmoid(2u).
+    GELU's tanh form is x * sigmoid(2u), where u is the argument of tanh.
     """
     inner, inner_slope = x, 1.0
     if GELU:

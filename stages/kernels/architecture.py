@@ -1,4 +1,4 @@
-"""What a family of models tells this room about its decoder layer."""
+"""What the fused layers need to know about the decoder layer of a model family."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import torch
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder layer that can compute in fewer kernels. `phi.py` is an example, `registry.py` lists them all.
+    """A decoder layer that can compute in fewer kernels. `phi.py` is an example; `registry.py` lists them all.
 
     Attributes:
         layer: the layer's class in transformers.
-        can_fuse: can_fuse(layer) says whether a layer of this class, with its own options, can compute by `forward`.
-        linears_by_input: linears_by_input(layer) gives all linear modules of the layer, those that read the same
-            tensor together.
-        forward: forward(layer, project, x, rows) replaces the forward of `layer`. project: the model's
-            `fused_linear.FusedProjections`. x: [1, tokens, hidden] of packed rows, or [rows, length, hidden]. rows:
-            their `attention.RowLayout`.
+        can_fuse: can_fuse(layer) says whether `forward` supports all options of this layer.
+        linears_by_input: linears_by_input(layer) returns all linear modules of the layer, as one tuple for each input
+            tensor that they read.
+        forward: forward(layer, project, x, layout) replaces the layer's forward. project: the model's
+            `fused_linear.FusedProjections`. x: [1, tokens, hidden] of packed rows, or [rows, length, hidden] of padded
+            ones. layout: their `attention.RowLayout`.
     """
 
     layer: type[torch.nn.Module]
-    can_fuse: Callable[[torch.nn.Module], bool]
-    linears_by_input: Callable[[torch.nn.Module], Sequence[Sequence[torch.nn.Module]]]
+    can_fuse: Callable[..., bool]
+    linears_by_input: Callable[..., Sequence[tuple[torch.nn.Module, ...]]]
     forward: Callable[..., torch.Tensor]

@@ -1,7 +1,8 @@
-"""Causal attention of short rows, with their rotary position embedding inside: one kernel forward, one backward.
+"""Causal attention of short rows, with the rotary position embedding fused in.
 
-The kernels of PyTorch are made for long rows. Here a block of a row's queries is one program, for each head: most rows
-of a classifier's data fit one block. Rows stand end to end, without padding (Dao 2023 has the formulas of the blocks).
+PyTorch's kernels are made for long rows. Here one program computes one block of a row's queries for one head, and most
+rows of a classifier's data fit one block. Rows are packed: they follow one another without padding. The formulas of the
+blocks are FlashAttention-2's (Dao 2023).
 """
 
 from dataclasses import dataclass
@@ -13,20 +14,22 @@ import triton.language as tl
 
 from stages.kernels.index_limits import check_index_range
 
+LOG2_E = 1.4426950408889634  # GPUs have an instruction for 2^x, none for e^x
+
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where the rows of a batch stand.
+    """Where each row of a batch begins, and the rotary embedding of its tokens.
 
     Attributes:
-        starts: int64 [rows + 1]: row i has the tokens from starts[i] to before starts[i + 1]. What stands behind the
-            last row belongs to none: the attention there is 0.
-        longest: no row has more tokens.
-        cos, sin: [tokens, rotated] of each token's position, or [longest, rotated] of each position in a row.
+        cu_seqlens: int64 [rows + 1], as in flash-attention: row i has the tokens from cu_seqlens[i] to before
+            cu_seqlens[i + 1]. Tokens after the last row belong to no row, and their attention is 0.
+        max_seqlen: no row has more tokens.
+        cos, sin: [tokens, rotary] by token, or [max_seqlen, rotary] by position in the row.
     """
 
-    starts: torch.Tensor
-    longest: int
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
     cos: torch.Tensor
     sin: torch.Tensor
 
@@ -35,14 +38,14 @@ class RowLayout:
         cls, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor],
         cu_seq_lens_q: torch.Tensor | None, max_length_q: int | None,
     ) -> Self:  # fmt: skip
-        """From what transformers gives to a decoder layer.
+        """The layout of the inputs that transformers passes to a decoder layer.
 
         Args:
-            x: hidden states, [1, tokens, hidden] of rows end to end, or [rows, length, hidden].
-            cu_seq_lens_q, max_length_q: `starts` and `longest` of rows end to end; else None.
+            x: hidden states, [1, tokens, hidden] of packed rows or [rows, length, hidden] of padded ones.
+            cu_seq_lens_q, max_length_q: `cu_seqlens` and `max_seqlen` of packed rows, None for padded ones.
         """
-        cos, sin = (t.reshape(-1, t.shape[-1]).contiguous() for t in position_embeddings)
-        if cu_seq_lens_q is not None:
+        cos, sin = (table.reshape(-1, table.shape[-1]).contiguous() for table in position_embeddings)
+        if cu_seq_lens_q is not None and max_length_q is not None:
             return cls(cu_seq_lens_q, max_length_q, cos, sin)
         rows, length, _ = x.shape
         return cls(torch.arange(0, rows * length + 1, length, device=x.device), length, cos, sin)
@@ -50,35 +53,37 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """The shape of an attention: heads of queries, of keys and values, elements of each, factor of the products.
+    """The shape of an attention.
 
-    A token sees the last `window` tokens, itself among them; None: all of its row up to itself.
+    Attributes:
+        scale: factor of the products of queries and keys.
+        window: a token sees the last `window` tokens, itself included; None: all tokens of its row up to itself.
     """
 
-    queries: int
-    keys: int
-    size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
     scale: float
     window: int | None = None
 
     @property
-    def widths(self) -> list[int]:
-        """Columns of queries, keys and values where they stand side by side."""
-        return [self.queries * self.size, self.keys * self.size, self.keys * self.size]
+    def qkv_widths(self) -> list[int]:
+        """Columns of queries, keys and values in the tensor that holds all three."""
+        return [self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.num_kv_heads * self.head_dim]
 
 
 class Attention(torch.autograd.Function):
     """Rotary embedding (Su et al. 2021), then causal attention within each row.
 
-    As in transformers, dimension i of a head turns with i + rotated / 2, and what is beyond `rotated` stays.
-    qkv [..., widths of `AttentionConfig`], the output [..., queries * size].
+    As in transformers, dimension i of a head is rotated with dimension i + rotary / 2. Dimensions from `rotary` on are
+    not rotated. Shapes: qkv [..., sum of `qkv_widths`], the output [..., num_heads * head_dim].
     """
 
     @staticmethod
-    def forward(ctx, qkv: torch.Tensor, heads: AttentionConfig, rows: RowLayout) -> torch.Tensor:
+    def forward(ctx, qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> torch.Tensor:
         flat = qkv.reshape(-1, qkv.shape[-1])
-        out, lse = attention_forward(flat, heads, rows)
-        ctx.heads, ctx.rows = heads, rows
+        out, lse = attention_forward(flat, config, layout)
+        ctx.config, ctx.layout = config, layout
         ctx.save_for_backward(flat, out, lse)
         return out.view(*qkv.shape[:-1], -1)
 
@@ -86,340 +91,389 @@ class Attention(torch.autograd.Function):
     def backward(ctx, dout: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         flat, out, lse = ctx.saved_tensors
         dqkv = torch.empty_like(flat)
-        attention_backward(flat, out, lse, dout.reshape(out.shape).contiguous(), dqkv, ctx.heads, ctx.rows)
+        attention_backward(flat, out, lse, dout.reshape(out.shape).contiguous(), dqkv, ctx.config, ctx.layout)
         return dqkv.view(*dout.shape[:-1], -1), None, None
 
 
-def fits_shared_memory(size: int, dtype: torch.dtype) -> bool:
-    """Whether tiles of heads of this size fit the shared memory of every GPU: in fp32 those of a T4 are too small."""
-    return size <= 128 or dtype.itemsize == 2
+def fits_shared_memory(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the tiles of such heads fit every GPU's shared memory. A T4 has too little for large heads in fp32."""
+    return head_dim <= 128 or dtype.itemsize == 2
 
 
-def attention_forward(qkv: torch.Tensor, heads: AttentionConfig, rows: RowLayout) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of [tokens, columns]: queries, keys and values are its first columns.
+def attention_forward(
+    qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of qkv [tokens, columns], whose first columns are queries, keys and values.
 
     Returns:
-        [tokens, queries * size], and the logarithm of each query's sum, base 2, [queries, tokens].
+        the output [tokens, num_heads * head_dim], and each query's log-sum-exp, base 2, [num_heads, tokens].
     """
     tokens = len(qkv)
-    out = torch.empty((tokens, heads.widths[0]), dtype=qkv.dtype, device=qkv.device)
-    lse = torch.empty((heads.queries, tokens), dtype=torch.float32, device=qkv.device)
-    check_index_range(max(qkv.stride(0), 2 * heads.widths[0]) * tokens)
-    settings, blocks, programs = _launch(qkv, heads, rows, _block(qkv, heads), rows.longest)
-    _forward_kernel[(programs, heads.queries)](
-        qkv, out, lse, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1, blocks, tokens, qkv.stride(0),
-        heads.queries * heads.size, heads.scale * LOG2_E, QUERIES=heads.queries, num_stages=1, **settings,
+    out = torch.empty((tokens, config.qkv_widths[0]), dtype=qkv.dtype, device=qkv.device)
+    lse = torch.empty((config.num_heads, tokens), dtype=torch.float32, device=qkv.device)
+    check_index_range(max(qkv.stride(0), 2 * config.qkv_widths[0]) * tokens)
+    options, blocks, programs = _launch_options(qkv, config, layout, _block_size(qkv, config), layout.max_seqlen)
+    _forward_kernel[(programs, config.num_heads)](
+        qkv, out, lse, layout.cos, layout.sin, layout.cu_seqlens, len(layout.cu_seqlens) - 1, blocks, tokens,
+        qkv.stride(0), config.num_heads * config.head_dim, config.scale * LOG2_E,
+        NUM_HEADS=config.num_heads, num_stages=1, **options,
     )  # fmt: skip
     return out, lse
 
 
 def attention_backward(
     qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dqkv: torch.Tensor,
-    heads: AttentionConfig, rows: RowLayout,
+    config: AttentionConfig, layout: RowLayout,
 ) -> None:  # fmt: skip
-    """Write the gradient of the queries, keys and values into the first columns of dqkv."""
-    tokens, (queries, keys, _) = len(qkv), heads.widths
-    dkv = dqkv[:, queries : queries + 2 * keys]
-    shared = heads.queries > heads.keys  # then each head of queries has its own part in the gradient
-    parts = torch.empty((tokens, 2 * queries), dtype=dqkv.dtype, device=dqkv.device) if shared else dkv
-    given = (qkv, out, lse, dout, dqkv, parts, rows.cos, rows.sin, rows.starts, len(rows.starts) - 1)
-    sizes = (tokens, qkv.stride(0), dqkv.stride(0), parts.stride(0), queries, heads.scale, heads.scale * LOG2_E)
-    short = _block(qkv, heads)  # rows of so many tokens need no loop, and fewer registers
-    settings, _, programs = _launch(qkv, heads, rows, short, short)
-    _short_backward_kernel[(programs, heads.queries)](*given, *sizes, QUERIES=heads.queries, **settings)
-    if rows.longest > short:
-        block = min(short, 32 if heads.size <= 128 else 16)
-        settings, blocks, programs = _launch(qkv, heads, rows, block, rows.longest)
-        _backward_kernel[(programs, heads.queries)](
-            *given, blocks, *sizes, QUERIES=heads.queries, SHORT=short, num_stages=1, **settings
-        )
-    if shared:
-        grouped = parts.view(tokens, 2 * heads.keys, heads.queries // heads.keys, heads.size)
-        torch.sum(grouped, dim=2, out=dkv.unflatten(1, (2 * heads.keys, heads.size)))
+    """Write the gradient of queries, keys and values into the first columns of dqkv."""
+    tokens, (q_width, kv_width, _) = len(qkv), config.qkv_widths
+    dkv = dqkv[:, q_width : q_width + 2 * kv_width]
+    shares_keys = config.num_heads > config.num_kv_heads
+    # Where several heads share keys and values, each writes its own part of the gradient. The parts are added below.
+    dkv_parts = torch.empty((tokens, 2 * q_width), dtype=dqkv.dtype, device=dqkv.device) if shares_keys else dkv
+    tensors = (qkv, out, lse, dout, dqkv, dkv_parts, layout.cos, layout.sin, layout.cu_seqlens)
+    rows = len(layout.cu_seqlens) - 1
+    strides = (qkv.stride(0), dqkv.stride(0), dkv_parts.stride(0), q_width)
+    scales = (config.scale, config.scale * LOG2_E)
+    short = _block_size(qkv, config)  # rows of up to so many tokens need no loop, and fewer registers
+    options, _, programs = _launch_options(qkv, config, layout, short, short)
+    _short_backward_kernel[(programs, config.num_heads)](
+        *tensors, rows, tokens, *strides, *scales, NUM_HEADS=config.num_heads, **options
+    )
+    if layout.max_seqlen > short:
+        block = min(short, 32 if config.head_dim <= 128 else 16)
+        options, blocks, programs = _launch_options(qkv, config, layout, block, layout.max_seqlen)
+        _backward_kernel[(programs, config.num_heads)](
+            *tensors, rows, blocks, tokens, *strides, *scales,
+            NUM_HEADS=config.num_heads, MAX_SHORT=short, num_stages=1, **options,
+        )  # fmt: skip
+    if shares_keys:
+        kv_heads, head_dim = 2 * config.num_kv_heads, config.head_dim
+        parts = dkv_parts.view(tokens, kv_heads, config.num_heads // config.num_kv_heads, head_dim)
+        torch.sum(parts, dim=2, out=dkv.unflatten(1, (kv_heads, head_dim)))
 
 
-def _block(qkv, heads):
-    """Tokens of a block, at most 64: its tiles fit the registers, and four of them a multiprocessor's shared memory."""
-    padded, block = _padded(heads.size), 64
+def _block_size(qkv, config):
+    """Tokens of a block, at most 64.
+
+    A block's tiles then fit the registers, and four tiles fit the shared memory of a multiprocessor.
+    """
+    block_d, block = _padded(config.head_dim), 64
     if qkv.element_size() == 4:
-        block = max(16, min(32, 4096 // padded))
+        block = max(16, min(32, 4096 // block_d))
     if qkv.is_cuda:
-        room = torch.cuda.get_device_properties(qkv.device).shared_memory_per_block_optin
-        while block > 16 and 4.5 * block * padded * qkv.element_size() > room:
+        shared_memory = torch.cuda.get_device_properties(qkv.device).shared_memory_per_block_optin
+        while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory:
             block //= 2
     return block
 
 
-LOG2_E = 1.4426950408889634  # the exponential of base 2 is the one that a GPU has
+def _launch_options(qkv, config, layout, block, max_seqlen):
+    """The kernels' constants, the blocks of a row of `max_seqlen` tokens, and the programs for each head.
 
-
-def _launch(qkv, heads, rows, block, longest):
-    """The kernels' constants; blocks of a row of `longest` tokens; programs of all rows and of what is behind them."""
-    half = rows.cos.shape[1] // 2
-    rest = heads.size - 2 * half
-    settings = {
-        "GROUP": heads.queries // heads.keys, "KEYS": heads.keys, "SIZE": heads.size, "HALF": half, "REST": rest,
-        "HALF_PADDED": _padded(half), "REST_PADDED": _padded(rest), "PADDED": _padded(heads.size), "BLOCK": block,
-        "BY_TOKEN": len(rows.cos) == len(qkv), "WINDOW": _window(heads, rows),
-        "num_warps": 8 if heads.size > 128 or qkv.element_size() == 4 else 4,
+    The programs cover all rows, then the tokens after the last row.
+    """
+    rotary_half = layout.cos.shape[1] // 2
+    pass_dim = config.head_dim - 2 * rotary_half
+    options = {
+        "HEADS_PER_KV": config.num_heads // config.num_kv_heads, "NUM_KV_HEADS": config.num_kv_heads,
+        "HEAD_DIM": config.head_dim, "ROTARY_HALF": rotary_half, "PASS_DIM": pass_dim,
+        "BLOCK_HALF": _padded(rotary_half), "BLOCK_PASS": _padded(pass_dim), "BLOCK_D": _padded(config.head_dim),
+        "BLOCK_M": block, "ANGLE_BY_TOKEN": len(layout.cos) == len(qkv), "WINDOW": _window(config, layout),
+        "num_warps": 8 if config.head_dim > 128 or qkv.element_size() == 4 else 4,
     }  # fmt: skip
-    blocks = triton.cdiv(longest, block)
-    return settings, blocks, (len(rows.starts) - 1) * blocks + triton.cdiv(len(qkv), block)
+    blocks = triton.cdiv(max_seqlen, block)
+    return options, blocks, (len(layout.cu_seqlens) - 1) * blocks + triton.cdiv(len(qkv), block)
 
 
-def _window(heads, rows):
-    """The window where a row may be longer, else 0."""
-    return heads.window if heads.window is not None and heads.window < rows.longest else 0
+def _window(config, layout):
+    """The window, or 0 where no row is longer than it."""
+    return config.window if config.window is not None and config.window < layout.max_seqlen else 0
 
 
 def _padded(size):
     return max(16, triton.next_power_of_2(size))
 
 
+# In all kernels below: a block has BLOCK_M tokens, of queries and of keys. offs_m and offs_n are their positions in the
+# row, tokens_m and tokens_n their rows in the tensors. A head's vector has three parts: the two halves that are rotated
+# with one another, and the dimensions that pass unrotated.
+
+
 @triton.jit
-def _parts(
-    base, stride, t, there, position, cos, sin,
-    HALF: tl.constexpr, REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr,
+def _load_rotated(
+    base_ptr, stride, tokens, mask, positions, cos_ptr, sin_ptr,
+    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
 ):  # fmt: skip
-    """A block of one head, rotated, in three parts: the two halves that turn with one another, and the rest."""
-    half, rest = tl.arange(0, HALF_PADDED), tl.arange(0, REST_PADDED)
-    inside = there[:, None] & (half < HALF)[None, :]
-    place = base + t[:, None] * stride + half[None, :]
-    first = tl.load(place, inside, 0).to(tl.float32)
-    second = tl.load(place + HALF, inside, 0).to(tl.float32)
-    angle = position[:, None] * (2 * HALF) + half[None, :]
-    c, s = tl.load(cos + angle, inside, 0).to(tl.float32), tl.load(sin + angle, inside, 0).to(tl.float32)
-    kind = base.dtype.element_ty
-    others = there[:, None] & (rest < REST)[None, :]
-    last = tl.load(base + 2 * HALF + t[:, None] * stride + rest[None, :], others, 0)
-    return (first * c - second * s).to(kind), (second * c + first * s).to(kind), last
+    """Load a block of one head and rotate it; returns its three parts."""
+    offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
+    half_mask = mask[:, None] & (offs_half < ROTARY_HALF)[None, :]
+    half_ptrs = base_ptr + tokens[:, None] * stride + offs_half[None, :]
+    first = tl.load(half_ptrs, half_mask, 0).to(tl.float32)
+    second = tl.load(half_ptrs + ROTARY_HALF, half_mask, 0).to(tl.float32)
+    angles = positions[:, None] * (2 * ROTARY_HALF) + offs_half[None, :]
+    cos = tl.load(cos_ptr + angles, half_mask, 0).to(tl.float32)
+    sin = tl.load(sin_ptr + angles, half_mask, 0).to(tl.float32)
+    dtype = base_ptr.dtype.element_ty
+    pass_mask = mask[:, None] & (offs_pass < PASS_DIM)[None, :]
+    passed = tl.load(base_ptr + 2 * ROTARY_HALF + tokens[:, None] * stride + offs_pass[None, :], pass_mask, 0)
+    return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype), passed
 
 
 @triton.jit
-def _store_parts(
-    base, stride, t, there, position, cos, sin, first, second, last,
-    HALF: tl.constexpr, REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr,
+def _store_rotated_grad(
+    base_ptr, stride, tokens, mask, positions, cos_ptr, sin_ptr, first, second, passed,
+    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block, turned back and written."""
-    half, rest = tl.arange(0, HALF_PADDED), tl.arange(0, REST_PADDED)
-    inside = there[:, None] & (half < HALF)[None, :]
-    angle = position[:, None] * (2 * HALF) + half[None, :]
-    c, s = tl.load(cos + angle, inside, 0).to(tl.float32), tl.load(sin + angle, inside, 0).to(tl.float32)
-    kind = base.dtype.element_ty
-    place = base + t[:, None] * stride + half[None, :]
-    tl.store(place, (first * c + second * s).to(kind), inside)
-    tl.store(place + HALF, (second * c - first * s).to(kind), inside)
-    others = there[:, None] & (rest < REST)[None, :]
-    tl.store(base + 2 * HALF + t[:, None] * stride + rest[None, :], last.to(kind), others)
+    """Rotate a block's gradient back and store it."""
+    offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
+    half_mask = mask[:, None] & (offs_half < ROTARY_HALF)[None, :]
+    angles = positions[:, None] * (2 * ROTARY_HALF) + offs_half[None, :]
+    cos = tl.load(cos_ptr + angles, half_mask, 0).to(tl.float32)
+    sin = tl.load(sin_ptr + angles, half_mask, 0).to(tl.float32)
+    dtype = base_ptr.dtype.element_ty
+    half_ptrs = base_ptr + tokens[:, None] * stride + offs_half[None, :]
+    tl.store(half_ptrs, (first * cos + second * sin).to(dtype), half_mask)
+    tl.store(half_ptrs + ROTARY_HALF, (second * cos - first * sin).to(dtype), half_mask)
+    pass_mask = mask[:, None] & (offs_pass < PASS_DIM)[None, :]
+    pass_ptrs = base_ptr + 2 * ROTARY_HALF + tokens[:, None] * stride + offs_pass[None, :]
+    tl.store(pass_ptrs, passed.to(dtype), pass_mask)
 
 
 @triton.jit
-def _product(first, second, last, others_first, others_second, others_last, REST: tl.constexpr):
-    """Products of two blocks' rows, [block, block]."""
-    total = tl.dot(first, tl.trans(others_first), input_precision="ieee")
-    total = tl.dot(second, tl.trans(others_second), total, input_precision="ieee")
-    if REST > 0:
-        total = tl.dot(last, tl.trans(others_last), total, input_precision="ieee")
-    return total
+def _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM: tl.constexpr):
+    """Products of two blocks of vectors, [BLOCK_M, BLOCK_M], from their three parts."""
+    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
+    if PASS_DIM > 0:
+        scores = tl.dot(q3, tl.trans(k3), scores, input_precision="ieee")
+    return scores
 
 
 @triton.jit
 def _forward_kernel(
-    qkv, out, lse, cos, sin, starts, rows, blocks, tokens, stride, out_stride, scale,
-    QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
-    REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
+    qkv_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, blocks, tokens, stride_qkv, stride_out, scale,
+    NUM_HEADS: tl.constexpr, HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
+    """One block of a row's queries, for one head; or zeros for a block of the tokens after the last row."""
     row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
-    d, local = tl.arange(0, PADDED), tl.arange(0, BLOCK)
+    offs_d, offs_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
     if row >= rows:
-        t = tl.load(starts + rows).to(tl.int32) + (tl.program_id(0) - rows * blocks) * BLOCK + local
-        place = out + t[:, None] * out_stride + head * SIZE + d[None, :]
-        tl.store(place, tl.zeros((BLOCK, PADDED), out.dtype.element_ty), (t < tokens)[:, None] & (d < SIZE)[None, :])
+        end = tl.load(cu_seqlens_ptr + rows).to(tl.int32)
+        tokens_m = end + (tl.program_id(0) - rows * blocks) * BLOCK_M + offs_block
+        out_ptrs = out_ptr + tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
+        out_mask = (tokens_m < tokens)[:, None] & (offs_d < HEAD_DIM)[None, :]
+        tl.store(out_ptrs, tl.zeros((BLOCK_M, BLOCK_D), out_ptr.dtype.element_ty), out_mask)
         return
-    start = tl.load(starts + row).to(tl.int32)
-    length = tl.load(starts + row + 1).to(tl.int32) - start
-    if block * BLOCK >= length:
+    start = tl.load(cu_seqlens_ptr + row).to(tl.int32)
+    length = tl.load(cu_seqlens_ptr + row + 1).to(tl.int32) - start
+    if block * BLOCK_M >= length:
         return
-    key_base = qkv + QUERIES * SIZE + head // GROUP * SIZE
-    i = block * BLOCK + local
-    t = start + i
-    position = t if BY_TOKEN else i
-    q1, q2, q3 = _parts(
-        qkv + head * SIZE, stride, t, i < length, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED
-    )
-    total = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
-    largest = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)
-    weight = tl.zeros((BLOCK,), dtype=tl.float32)
-    for back in range(0, block + 1):  # a query's own block first, in which it sees at least itself
-        j = (block - back) * BLOCK + local
-        s = start + j
-        k1, k2, k3 = _parts(
-            key_base, stride, s, j < length, s if BY_TOKEN else j, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED
-        )
-        scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale
-        seen = (j[None, :] <= i[:, None]) & (j < length)[None, :]
+    k_ptr = qkv_ptr + NUM_HEADS * HEAD_DIM + head // HEADS_PER_KV * HEAD_DIM
+    offs_m = block * BLOCK_M + offs_block
+    tokens_m = start + offs_m
+    positions_m = tokens_m if ANGLE_BY_TOKEN else offs_m
+    q1, q2, q3 = _load_rotated(
+        qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_m, offs_m < length, positions_m, cos_ptr, sin_ptr,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
+    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    row_max = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    row_sum = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for back in range(0, block + 1):  # from the queries' own block backwards: there a query sees at least itself
+        offs_n = (block - back) * BLOCK_M + offs_block
+        tokens_n = start + offs_n
+        k1, k2, k3 = _load_rotated(
+            k_ptr, stride_qkv, tokens_n, offs_n < length, tokens_n if ANGLE_BY_TOKEN else offs_n, cos_ptr, sin_ptr,
+            ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+        )  # fmt: skip
+        scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale
+        causal_mask = (offs_n[None, :] <= offs_m[:, None]) & (offs_n < length)[None, :]
         if WINDOW > 0:
-            seen &= i[:, None] - j[None, :] < WINDOW
-        scores = tl.where(seen, scores, float("-inf"))
-        above = tl.maximum(largest, tl.max(scores, 1))
-        p = tl.exp2(scores - above[:, None])
-        shrink = tl.exp2(largest - above)
-        weight = weight * shrink + tl.sum(p, 1)
-        place = key_base + KEYS * SIZE + s[:, None] * stride + d[None, :]
-        v = tl.load(place, (j < length)[:, None] & (d < SIZE)[None, :], 0)
-        total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
-        largest = above
-    there = (i < length)[:, None] & (d < SIZE)[None, :]
-    place = out + t[:, None] * out_stride + head * SIZE + d[None, :]
-    tl.store(place, (total / weight[:, None]).to(out.dtype.element_ty), there)
-    tl.store(lse + head * tokens + t, largest + tl.log2(weight), i < length)
+            causal_mask &= offs_m[:, None] - offs_n[None, :] < WINDOW
+        scores = tl.where(causal_mask, scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        p = tl.exp2(scores - new_max[:, None])
+        rescale = tl.exp2(row_max - new_max)
+        row_sum = row_sum * rescale + tl.sum(p, 1)
+        v_ptrs = k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_n[:, None] * stride_qkv + offs_d[None, :]
+        v = tl.load(v_ptrs, (offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :], 0)
+        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+        row_max = new_max
+    out_mask = (offs_m < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
+    out_ptrs = out_ptr + tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
+    tl.store(out_ptrs, (acc / row_sum[:, None]).to(out_ptr.dtype.element_ty), out_mask)
+    tl.store(lse_ptr + head * tokens + tokens_m, row_max + tl.log2(row_sum), offs_m < length)
 
 
 @triton.jit
 def _short_backward_kernel(
-    qkv, out, lse, dout, dqkv, dkv, cos, sin, starts, rows, tokens, stride, grad_stride, dkv_stride, out_stride, scale,
-    scale_2,
-    QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
-    REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
+    qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, tokens,
+    stride_qkv, stride_dqkv, stride_dkv, stride_out, scale, scale_log2,
+    NUM_HEADS: tl.constexpr, HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Of a whole row of up to BLOCK tokens, and zeros for a block of what is behind the rows."""
+    """A whole row of up to BLOCK_M tokens, for one head; or zeros for a block of the tokens after the last row."""
     row, head = tl.program_id(0), tl.program_id(1)
-    d, i = tl.arange(0, PADDED), tl.arange(0, BLOCK)
-    keys, dkeys = qkv + (QUERIES + head // GROUP) * SIZE, dkv + head * SIZE
-    dvalues = dkeys + (KEYS * GROUP) * SIZE
+    offs_d, offs_m = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
+    k_ptr, dk_ptr = qkv_ptr + (NUM_HEADS + head // HEADS_PER_KV) * HEAD_DIM, dkv_ptr + head * HEAD_DIM
+    dv_ptr = dk_ptr + (NUM_KV_HEADS * HEADS_PER_KV) * HEAD_DIM
     if row >= rows:
-        t = tl.load(starts + rows).to(tl.int32) + (row - rows) * BLOCK + i
-        there = (t < tokens)[:, None] & (d < SIZE)[None, :]
-        nothing = tl.zeros((BLOCK, PADDED), dqkv.dtype.element_ty)
-        tl.store(dqkv + head * SIZE + t[:, None] * grad_stride + d[None, :], nothing, there)
-        tl.store(dkeys + t[:, None] * dkv_stride + d[None, :], nothing, there)
-        tl.store(dvalues + t[:, None] * dkv_stride + d[None, :], nothing, there)
+        tokens_m = tl.load(cu_seqlens_ptr + rows).to(tl.int32) + (row - rows) * BLOCK_M + offs_m
+        mask = (tokens_m < tokens)[:, None] & (offs_d < HEAD_DIM)[None, :]
+        zeros = tl.zeros((BLOCK_M, BLOCK_D), dqkv_ptr.dtype.element_ty)
+        tl.store(dqkv_ptr + head * HEAD_DIM + tokens_m[:, None] * stride_dqkv + offs_d[None, :], zeros, mask)
+        tl.store(dk_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], zeros, mask)
+        tl.store(dv_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], zeros, mask)
         return
-    start = tl.load(starts + row).to(tl.int32)
-    length = tl.load(starts + row + 1).to(tl.int32) - start
-    if length > BLOCK:
+    start = tl.load(cu_seqlens_ptr + row).to(tl.int32)
+    length = tl.load(cu_seqlens_ptr + row + 1).to(tl.int32) - start
+    if length > BLOCK_M:
         return
-    t, mine = start + i, i < length
-    position = t if BY_TOKEN else i
-    inside = mine[:, None] & (d < SIZE)[None, :]
-    k1, k2, k3 = _parts(keys, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
-    q1, q2, q3 = _parts(qkv + head * SIZE, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
-    v = tl.load(keys + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
-    place = t[:, None] * out_stride + head * SIZE + d[None, :]
-    do = tl.load(dout + place, inside, 0)
-    delta = tl.sum(do.to(tl.float32) * tl.load(out + place, inside, 0).to(tl.float32), 1)
-    scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
-    seen = (i[None, :] <= i[:, None]) & mine[:, None]
+    tokens_m, mask_m = start + offs_m, offs_m < length
+    positions = tokens_m if ANGLE_BY_TOKEN else offs_m
+    mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    k1, k2, k3 = _load_rotated(
+        k_ptr, stride_qkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS
+    )
+    q1, q2, q3 = _load_rotated(
+        qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
+    v = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_m[:, None] * stride_qkv + offs_d[None, :], mask, 0)
+    offs_out = tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
+    do = tl.load(dout_ptr + offs_out, mask, 0)
+    delta = tl.sum(do.to(tl.float32) * tl.load(out_ptr + offs_out, mask, 0).to(tl.float32), 1)
+    scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
+    causal_mask = (offs_m[None, :] <= offs_m[:, None]) & mask_m[:, None]
     if WINDOW > 0:
-        seen &= i[:, None] - i[None, :] < WINDOW
-    p = tl.where(seen, tl.exp2(scores - tl.load(lse + head * tokens + t, mine, 0)[:, None]), 0.0)
+        causal_mask &= offs_m[:, None] - offs_m[None, :] < WINDOW
+    lse = tl.load(lse_ptr + head * tokens + tokens_m, mask_m, 0)
+    p = tl.where(causal_mask, tl.exp2(scores - lse[:, None]), 0.0)
     dv = tl.dot(tl.trans(p.to(v.dtype)), do, input_precision="ieee")
-    tl.store(dvalues + t[:, None] * dkv_stride + d[None, :], dv.to(dkv.dtype.element_ty), inside)
+    tl.store(dv_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], dv.to(dkv_ptr.dtype.element_ty), mask)
     dp = tl.dot(do, tl.trans(v), input_precision="ieee")
     ds = (p * (dp - delta[:, None]) * scale).to(v.dtype)
-    d1, d2 = tl.dot(ds, k1, input_precision="ieee"), tl.dot(ds, k2, input_precision="ieee")
-    d3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
-    if REST > 0:
-        d3 = tl.dot(ds, k3, input_precision="ieee")
-    _store_parts(
-        dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, d1, d2, d3, HALF, REST, HALF_PADDED, REST_PADDED
-    )
+    dq1, dq2 = tl.dot(ds, k1, input_precision="ieee"), tl.dot(ds, k2, input_precision="ieee")
+    dq3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
+    if PASS_DIM > 0:
+        dq3 = tl.dot(ds, k3, input_precision="ieee")
+    _store_rotated_grad(
+        dqkv_ptr + head * HEAD_DIM, stride_dqkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, dq1, dq2, dq3,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
     ds = tl.trans(ds)
-    d1, d2 = tl.dot(ds, q1, input_precision="ieee"), tl.dot(ds, q2, input_precision="ieee")
-    if REST > 0:
-        d3 = tl.dot(ds, q3, input_precision="ieee")
-    _store_parts(dkeys, dkv_stride, t, mine, position, cos, sin, d1, d2, d3, HALF, REST, HALF_PADDED, REST_PADDED)
+    dk1, dk2 = tl.dot(ds, q1, input_precision="ieee"), tl.dot(ds, q2, input_precision="ieee")
+    dk3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
+    if PASS_DIM > 0:
+        dk3 = tl.dot(ds, q3, input_precision="ieee")
+    _store_rotated_grad(
+        dk_ptr, stride_dkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, dk1, dk2, dk3,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
 
 
 @triton.jit
 def _backward_kernel(
-    qkv, out, lse, dout, dqkv, dkv, cos, sin, starts, rows, blocks, tokens, stride, grad_stride, dkv_stride, out_stride,
-    scale, scale_2,
-    QUERIES: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
-    REST: tl.constexpr, HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr, SHORT: tl.constexpr,
+    qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, blocks, tokens,
+    stride_qkv, stride_dqkv, stride_dkv, stride_out, scale, scale_log2,
+    NUM_HEADS: tl.constexpr, HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
+    MAX_SHORT: tl.constexpr,
 ):  # fmt: skip
-    """Of one block of a row of over SHORT tokens: the gradient of its queries, and what this head of queries adds to
-    that of its keys and values."""
+    """One block of a row of over MAX_SHORT tokens, for one head of queries.
+
+    The program writes the gradient of the block's queries, and this head's part in that of the block's keys and values.
+    Here offs_m are the block's tokens, offs_q those of a block of queries that see them, offs_n those of earlier keys.
+    """
     row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
-    d, local = tl.arange(0, PADDED), tl.arange(0, BLOCK)
-    keys, dkeys = qkv + (QUERIES + head // GROUP) * SIZE, dkv + head * SIZE
+    offs_d, offs_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
+    k_ptr, dk_ptr = qkv_ptr + (NUM_HEADS + head // HEADS_PER_KV) * HEAD_DIM, dkv_ptr + head * HEAD_DIM
     if row >= rows:
         return
-    start = tl.load(starts + row).to(tl.int32)
-    length = tl.load(starts + row + 1).to(tl.int32) - start
-    if length <= SHORT or block * BLOCK >= length:
+    start = tl.load(cu_seqlens_ptr + row).to(tl.int32)
+    length = tl.load(cu_seqlens_ptr + row + 1).to(tl.int32) - start
+    if length <= MAX_SHORT or block * BLOCK_M >= length:
         return
-    i = block * BLOCK + local
-    t = start + i
-    position = t if BY_TOKEN else i
-    mine = i < length
-    k1, k2, k3 = _parts(keys, stride, t, mine, position, cos, sin, HALF, REST, HALF_PADDED, REST_PADDED)
-    inside = mine[:, None] & (d < SIZE)[None, :]
-    v = tl.load(keys + KEYS * SIZE + t[:, None] * stride + d[None, :], inside, 0)
-    kind = v.dtype
-    dk1 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
-    dk2 = tl.zeros((BLOCK, HALF_PADDED), dtype=tl.float32)
-    dk3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
-    dv = tl.zeros((BLOCK, PADDED), dtype=tl.float32)
-    for query_block in range(block, tl.cdiv(length, BLOCK)):  # the first is the block itself
-        n = query_block * BLOCK + local
-        s = start + n
-        q1, q2, q3 = _parts(
-            qkv + head * SIZE, stride, s, n < length, s if BY_TOKEN else n, cos, sin, HALF, REST, HALF_PADDED,
-            REST_PADDED,
+    offs_m = block * BLOCK_M + offs_block
+    tokens_m = start + offs_m
+    positions_m = tokens_m if ANGLE_BY_TOKEN else offs_m
+    mask_m = offs_m < length
+    k1, k2, k3 = _load_rotated(
+        k_ptr, stride_qkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
+    mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    v = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_m[:, None] * stride_qkv + offs_d[None, :], mask, 0)
+    dtype = v.dtype
+    dk1 = tl.zeros((BLOCK_M, BLOCK_HALF), dtype=tl.float32)
+    dk2 = tl.zeros((BLOCK_M, BLOCK_HALF), dtype=tl.float32)
+    dk3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
+    dv = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    for query_block in range(block, tl.cdiv(length, BLOCK_M)):  # the first is the block itself
+        offs_q = query_block * BLOCK_M + offs_block
+        tokens_q = start + offs_q
+        q1, q2, q3 = _load_rotated(
+            qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_q, offs_q < length, tokens_q if ANGLE_BY_TOKEN else offs_q,
+            cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
         )  # fmt: skip
-        place = s[:, None] * out_stride + head * SIZE + d[None, :]
-        there = (n < length)[:, None] & (d < SIZE)[None, :]
-        do = tl.load(dout + place, there, 0)
-        delta = tl.sum(do.to(tl.float32) * tl.load(out + place, there, 0).to(tl.float32), 1)
-        scores = _product(q1, q2, q3, k1, k2, k3, REST) * scale_2
-        sums = tl.load(lse + head * tokens + s, n < length, 0)
-        seen = (i[None, :] <= n[:, None]) & mine[None, :] & (n < length)[:, None]
+        offs_out = tokens_q[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
+        mask_q = (offs_q < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
+        do = tl.load(dout_ptr + offs_out, mask_q, 0)
+        delta = tl.sum(do.to(tl.float32) * tl.load(out_ptr + offs_out, mask_q, 0).to(tl.float32), 1)
+        scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
+        lse = tl.load(lse_ptr + head * tokens + tokens_q, offs_q < length, 0)
+        causal_mask = (offs_m[None, :] <= offs_q[:, None]) & mask_m[None, :] & (offs_q < length)[:, None]
         if WINDOW > 0:
-            seen &= n[:, None] - i[None, :] < WINDOW
-        p = tl.where(seen, tl.exp2(scores - sums[:, None]), 0.0)
+            causal_mask &= offs_q[:, None] - offs_m[None, :] < WINDOW
+        p = tl.where(causal_mask, tl.exp2(scores - lse[:, None]), 0.0)
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-        ds = (p * (dp - delta[:, None]) * scale).to(kind)
-        dv = tl.dot(tl.trans(p.to(kind)), do, dv, input_precision="ieee")
+        ds = (p * (dp - delta[:, None]) * scale).to(dtype)
+        dv = tl.dot(tl.trans(p.to(dtype)), do, dv, input_precision="ieee")
         dk1 = tl.dot(tl.trans(ds), q1, dk1, input_precision="ieee")
         dk2 = tl.dot(tl.trans(ds), q2, dk2, input_precision="ieee")
-        if REST > 0:
+        if PASS_DIM > 0:
             dk3 = tl.dot(tl.trans(ds), q3, dk3, input_precision="ieee")
         if query_block == block:
             dq1 = tl.dot(ds, k1, input_precision="ieee")
             dq2 = tl.dot(ds, k2, input_precision="ieee")
-            dq3 = tl.zeros((BLOCK, REST_PADDED), dtype=tl.float32)
-            if REST > 0:
+            dq3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
+            if PASS_DIM > 0:
                 dq3 = tl.dot(ds, k3, input_precision="ieee")
             for key_block in range(0, block):
-                j = key_block * BLOCK + local
-                o = start + j
-                l1, l2, l3 = _parts(
-                    keys, stride, o, j < length, o if BY_TOKEN else j, cos, sin, HALF, REST,
-                    HALF_PADDED, REST_PADDED,
+                offs_n = key_block * BLOCK_M + offs_block
+                tokens_n = start + offs_n
+                early_k1, early_k2, early_k3 = _load_rotated(
+                    k_ptr, stride_qkv, tokens_n, offs_n < length, tokens_n if ANGLE_BY_TOKEN else offs_n,
+                    cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
                 )  # fmt: skip
-                w = tl.load(
-                    keys + KEYS * SIZE + o[:, None] * stride + d[None, :],
-                    (j < length)[:, None] & (d < SIZE)[None, :], 0,
+                early_v = tl.load(
+                    k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_n[:, None] * stride_qkv + offs_d[None, :],
+                    (offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :], 0,
                 )  # fmt: skip
-                before = tl.exp2(_product(q1, q2, q3, l1, l2, l3, REST) * scale_2 - sums[:, None])
-                shown = (n < length)[:, None] & (j < length)[None, :]
+                early_scores = _dot_parts(q1, q2, q3, early_k1, early_k2, early_k3, PASS_DIM) * scale_log2
+                early_p = tl.exp2(early_scores - lse[:, None])
+                early_mask = (offs_q < length)[:, None] & (offs_n < length)[None, :]
                 if WINDOW > 0:
-                    shown &= n[:, None] - j[None, :] < WINDOW
-                before = tl.where(shown, before, 0.0)
-                dbefore = tl.dot(do, tl.trans(w), input_precision="ieee")
-                ds = (before * (dbefore - delta[:, None]) * scale).to(kind)
-                dq1 = tl.dot(ds, l1, dq1, input_precision="ieee")
-                dq2 = tl.dot(ds, l2, dq2, input_precision="ieee")
-                if REST > 0:
-                    dq3 = tl.dot(ds, l3, dq3, input_precision="ieee")
-            _store_parts(
-                dqkv + head * SIZE, grad_stride, t, mine, position, cos, sin, dq1, dq2, dq3, HALF, REST,
-                HALF_PADDED, REST_PADDED,
+                    early_mask &= offs_q[:, None] - offs_n[None, :] < WINDOW
+                early_p = tl.where(early_mask, early_p, 0.0)
+                early_dp = tl.dot(do, tl.trans(early_v), input_precision="ieee")
+                ds = (early_p * (early_dp - delta[:, None]) * scale).to(dtype)
+                dq1 = tl.dot(ds, early_k1, dq1, input_precision="ieee")
+                dq2 = tl.dot(ds, early_k2, dq2, input_precision="ieee")
+                if PASS_DIM > 0:
+                    dq3 = tl.dot(ds, early_k3, dq3, input_precision="ieee")
+            _store_rotated_grad(
+                dqkv_ptr + head * HEAD_DIM, stride_dqkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr,
+                dq1, dq2, dq3, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
             )  # fmt: skip
-    _store_parts(dkeys, dkv_stride, t, mine, position, cos, sin, dk1, dk2, dk3, HALF, REST, HALF_PADDED, REST_PADDED)
-    place = dkeys + (KEYS * GROUP) * SIZE + t[:, None] * dkv_stride + d[None, :]
-    tl.store(place, dv.to(dkv.dtype.element_ty), inside)
+    _store_rotated_grad(
+        dk_ptr, stride_dkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr, dk1, dk2, dk3,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
+    dv_ptrs = dk_ptr + (NUM_KV_HEADS * HEADS_PER_KV) * HEAD_DIM + tokens_m[:, None] * stride_dkv + offs_d[None, :]
+    tl.store(dv_ptrs, dv.to(dkv_ptr.dtype.element_ty), mask)

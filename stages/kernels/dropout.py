@@ -1,7 +1,7 @@
-"""Dropout whose masks take no memory.
+"""Dropout without stored masks.
 
-A mask is a hash of (step, place in the model, element): it is the same when a checkpointed layer is computed again, and
-goes on as before when a run is resumed.
+A mask is a hash of the step, the dropout's number in the model and the element. The backward computes it again, and so
+does a layer that is recomputed by gradient checkpointing. A resumed run gets the masks of an uninterrupted one.
 """
 
 import torch
@@ -14,11 +14,11 @@ SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
 
 
 class DropoutMasks:
-    """Where the dropout masks come from.
+    """The state from which dropout masks are computed.
 
     Attributes:
-        seed: int64 scalar on the device, another one at each step.
-        site: number of the place in the model that the next dropout has.
+        seed: int64 scalar on the device, different at each step.
+        site: number of the next dropout in the model.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,17 +30,17 @@ class DropoutMasks:
         self.seed.fill_((seed * 0x9E3779B1 + step * 0x85EBCA77) & 0x7FFFFFFF)
 
     def next_sites(self, count: int) -> int:
-        """The first of `count` places that follow one another."""
+        """Reserve `count` consecutive sites and return the first."""
         self.site += count
         return self.site - count
 
     def start_layer(self, number: int) -> None:
-        """Called where decoder layer `number` begins: a layer that checkpointing computes again finds its masks."""
+        """Go to the first site of decoder layer `number`, so that a recomputed layer gets the same masks."""
         self.site = number * SITES_PER_LAYER
 
 
 class SeededDropout(torch.autograd.Function):
-    """Dropout whose mask is drawn anew in the backward instead of being saved."""
+    """Dropout whose backward computes the mask again instead of saving it."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
@@ -53,90 +53,89 @@ class SeededDropout(torch.autograd.Function):
 
 
 def apply_dropout(
-    xs: list[torch.Tensor], p: float, seed: torch.Tensor, site: int, base: torch.Tensor | None = None
+    xs: list[torch.Tensor], p: float, seed: torch.Tensor, site: int, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """base + dropout(x) of one or two tensors, all contiguous and of one shape.
-
-    The masks follow from `seed` and the places `site`, `site` + 1 alone.
+    """residual + the sum of dropout(x) for one or two tensors x, all contiguous and of one shape.
 
     Args:
-        p: share of the elements that become 0, in steps of 2^-16; the others are multiplied by 1 / (1 - p).
+        p: share of the elements that are set to 0, in steps of 2^-16; the others are multiplied by 1 / (1 - p).
         seed: of `DropoutMasks`.
+        site: of the first tensor's mask; a second tensor has `site` + 1.
     """
     x, out = xs[0], torch.empty_like(xs[0])
     check_index_range(x.numel())
     _dropout_kernel[(triton.cdiv(x.numel(), 2048),)](
-        x, xs[-1], x if base is None else base, out, seed, x.numel(), drop_threshold(p), dropout_scale(p), site,
-        COUNT=len(xs), ADDS=base is not None, DROPS=p > 0, BLOCK=2048, num_warps=8,
+        x, xs[-1], x if residual is None else residual, out, seed, x.numel(), drop_threshold(p), dropout_scale(p), site,
+        INPUTS=len(xs), ADD_RESIDUAL=residual is not None, DROPOUT=p > 0, BLOCK=2048, num_warps=8,
     )  # fmt: skip
     return out
 
 
 def apply_two_masks(dy: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """dy by the masks of the places `site` and `site` + 1: the gradients of what `apply_dropout` sums up."""
+    """The gradients of the two tensors of `apply_dropout`: dy by the masks `site` and `site` + 1. dy: contiguous."""
     if p == 0:
         return dy, dy
-    first, second = torch.empty_like(dy), torch.empty_like(dy)
+    dx1, dx2 = torch.empty_like(dy), torch.empty_like(dy)
     check_index_range(dy.numel())
-    _apply_two_masks_kernel[(triton.cdiv(dy.numel(), 2048),)](
-        dy, first, second, seed, dy.numel(), drop_threshold(p), dropout_scale(p), site, BLOCK=2048, num_warps=8
+    _two_masks_kernel[(triton.cdiv(dy.numel(), 2048),)](
+        dy, dx1, dx2, seed, dy.numel(), drop_threshold(p), dropout_scale(p), site, BLOCK=2048, num_warps=8
     )
-    return first, second
+    return dx1, dx2
 
 
 def drop_threshold(p: float) -> int:
-    """Hashes of 16 bits below it are dropped; at least one of them is kept unless p is 1."""
+    """Elements with a 16-bit hash below it are set to 0. Unless p is 1, at least one hash value is not below it."""
     return min(round(p * 2**16), 2**16 - (p < 1))
 
 
 def dropout_scale(p: float) -> float:
-    """Factor of what is kept, so that the mean stays as it is."""
+    """Factor of the elements that are not set to 0, so that the mean stays the same."""
     return 1 / (1 - drop_threshold(p) / 2**16) if p < 1 else 0.0
 
 
-@triton.jit(do_not_specialize=["site", "limit"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def _dropout_kernel(
-    x, other, base, out, seed, n, limit, scale, site,
-    COUNT: tl.constexpr, ADDS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, x2_ptr, residual_ptr, out_ptr, seed_ptr, n, threshold, scale, site,
+    INPUTS: tl.constexpr, ADD_RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    pair = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
-    inside = index < n
-    value = tl.load(x + index, inside, 0).to(tl.float32)
-    if DROPS:
-        value = tl.where(dropout_mask(pair, seed, site, limit), value * scale, 0.0)
-    if COUNT == 2:
-        second = tl.load(other + index, inside, 0).to(tl.float32)
-        if DROPS:
-            second = tl.where(dropout_mask(pair, seed, site + 1, limit), second * scale, 0.0)
-        value += second
-    if ADDS:
-        value += tl.load(base + index, inside, 0).to(tl.float32)
-    tl.store(out + index, value.to(out.dtype.element_ty), inside)
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pairs = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+    mask = offsets < n
+    out = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
+    if DROPOUT:
+        out = tl.where(dropout_mask(pairs, seed_ptr, site, threshold), out * scale, 0.0)
+    if INPUTS == 2:
+        x2 = tl.load(x2_ptr + offsets, mask, 0).to(tl.float32)
+        if DROPOUT:
+            x2 = tl.where(dropout_mask(pairs, seed_ptr, site + 1, threshold), x2 * scale, 0.0)
+        out += x2
+    if ADD_RESIDUAL:
+        out += tl.load(residual_ptr + offsets, mask, 0).to(tl.float32)
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["site", "limit"])
-def _apply_two_masks_kernel(dy, first, second, seed, n, limit, scale, site, BLOCK: tl.constexpr):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    pair = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
-    inside = index < n
-    value = tl.load(dy + index, inside, 0).to(tl.float32) * scale
-    kind = first.dtype.element_ty
-    tl.store(first + index, tl.where(dropout_mask(pair, seed, site, limit), value, 0.0).to(kind), inside)
-    tl.store(second + index, tl.where(dropout_mask(pair, seed, site + 1, limit), value, 0.0).to(kind), inside)
-
-
-@triton.jit
-def dropout_mask(pair, seed, site, limit) -> tl.tensor:
-    """Whether dropout keeps the elements 2 * pair and 2 * pair + 1, side by side: one hash has 16 bits for each."""
-    key = _mix(tl.load(seed).to(tl.uint32) ^ _mix(site.to(tl.uint32)))
-    bits = _mix(pair.to(tl.uint32) ^ key)
-    return tl.interleave(bits & 0xFFFF, bits >> 16) >= limit.to(tl.uint32)
+@triton.jit(do_not_specialize=["site", "threshold"])
+def _two_masks_kernel(dy_ptr, dx1_ptr, dx2_ptr, seed_ptr, n, threshold, scale, site, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pairs = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+    mask = offsets < n
+    dy = tl.load(dy_ptr + offsets, mask, 0).to(tl.float32) * scale
+    dtype = dx1_ptr.dtype.element_ty
+    tl.store(dx1_ptr + offsets, tl.where(dropout_mask(pairs, seed_ptr, site, threshold), dy, 0.0).to(dtype), mask)
+    tl.store(dx2_ptr + offsets, tl.where(dropout_mask(pairs, seed_ptr, site + 1, threshold), dy, 0.0).to(dtype), mask)
 
 
 @triton.jit
-def _mix(h):
-    """A 32-bit integer hash of low bias: "lowbias32", Wellons 2018. It costs a tenth of Philox."""
+def dropout_mask(pairs, seed_ptr, site, threshold) -> tl.tensor:
+    """True where the element is not set to 0. One 32-bit hash serves two elements, 2 * pair and 2 * pair + 1."""
+    key = _hash(tl.load(seed_ptr).to(tl.uint32) ^ _hash(site.to(tl.uint32)))
+    bits = _hash(pairs.to(tl.uint32) ^ key)
+    return tl.interleave(bits & 0xFFFF, bits >> 16) >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def _hash(h):
+    """The 32-bit integer hash "lowbias32" (Wellons 2018). It costs a tenth of Philox."""
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
     return h ^ (h >> 16)

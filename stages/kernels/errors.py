@@ -1,5 +1,5 @@
-"""Apart from the kernels, so that it can be imported where Triton is not installed."""
+"""Errors of this package, in a file that imports no Triton: the Trainer needs them where Triton is not installed."""
 
 
 class StepUnavailable(Exception):
-    """Why a model or a machine can't have the captured training step."""
+    """The model or the machine cannot run the captured training step; the message says why."""

@@ -1,18 +1,24 @@
-"""Linear modules that share their input, as one product: their frozen weights and LoRA's beside them.
+"""Linear modules that share their input, computed as one product, with their LoRA weights.
 
-PEFT computes a LoRA layer in a dozen kernels and in fp32. Here W and LoRA's B stand in one matrix [W | B], so that
-[x | u] [W | B]' is a layer's output, and dy [W | B] the gradient of its input and of u in one more.
+PEFT computes a LoRA layer in a dozen kernels and in fp32. Here the frozen W and LoRA's B are columns of one matrix
+[W | B]. The layer's output is then one product, [x | u] [W | B]', where u is LoRA's down-projection of x. The gradients
+of x and u are one more, dy [W | B].
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 
-from stages.kernels import lora_kernels
 from stages.kernels.dropout import DropoutMasks
 from stages.kernels.errors import StepUnavailable
+from stages.kernels.lora_kernels import compute_input_grad, down_project, padded_rank, write_a_grads
+
+DropoutArgs = tuple[float, torch.Tensor, int]  # p, seed, site
+Saved = tuple[torch.Tensor | None, DropoutArgs]  # what `FusedLinear.backward` needs: [f | u], None without LoRA
 
 
 def get_frozen_layer(module: torch.nn.Module) -> torch.nn.Module:
@@ -20,8 +26,14 @@ def get_frozen_layer(module: torch.nn.Module) -> torch.nn.Module:
     return module.base_layer if isinstance(module, LoraLayer) else module
 
 
+def get_lora_weights(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, in] and B [out, r]."""
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    return cast(torch.nn.Linear, a).weight, cast(torch.nn.Linear, b).weight
+
+
 def can_fuse_linear(module: torch.nn.Module) -> bool:
-    """Whether `FusedLinear` computes all that a module does."""
+    """Whether `FusedLinear` supports all that a module does."""
     if not isinstance(module, LoraLayer):
         return type(module) in (bnb.nn.Linear4bit, torch.nn.Linear)
     return (
@@ -34,219 +46,260 @@ def can_fuse_linear(module: torch.nn.Module) -> bool:
     )
 
 
-class FusedProjections:
-    """The linear modules of a model, in groups that share their input.
-
-    Args:
-        groups: {modules of a group: their `FusedLinear`}.
+@dataclass
+class LoraGrads:
+    """Where the backward of a `FusedLinear` writes the gradients of its n LoRA modules.
 
     Attributes:
-        masks: of all dropouts.
+        buffer: fp32, flat, of the whole model.
+        a_offsets: int64 [n], where in `buffer` each A's gradient begins.
+        a: views of `buffer`, each [r, in].
+        b: [sum of outs, n * R], from one product for all modules. Only its n diagonal blocks are gradients of B, and
+            `GradientBuffer` copies them to `buffer`.
+        dummy_input: an input of the autograd function that requires a gradient. Without it autograd would skip the
+            backward of the first layer, whose x requires none.
+        is_written: whether this step's backward has written the gradients.
     """
 
-    def __init__(self, groups: dict[tuple[torch.nn.Module, ...], "FusedLinear"], masks: DropoutMasks) -> None:
-        self.groups, self.masks = groups, masks
-
-    def __call__(self, modules: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
-        """The outputs of a group for x [..., in], side by side in one tensor; its gradient is one too."""
-        return self.groups[tuple(modules)](x)
+    buffer: torch.Tensor
+    a_offsets: torch.Tensor
+    a: list[torch.Tensor]
+    b: torch.Tensor
+    dummy_input: torch.Tensor
+    is_written: bool = False
 
 
 class FusedLinear:
     """y = [x W_1' + bias_1 + LoRA_1(x) | x W_2' + … ] of modules with the input x.
 
-    LoRA_i(x) = alpha / r * dropout_i(x) A_i' B_i' (Hu et al. 2021), nothing where module i has no LoRA.
+    LoRA_i(x) = alpha / r * dropout_i(x) A_i' B_i' (Hu et al. 2021); it is left out where module i has no LoRA.
 
     Args:
-        modules: plain linear layers, quantized (Dettmers et al. 2023) or not, some or all of them with LoRA.
+        modules: linear layers, quantized (Dettmers et al. 2023) or not; some or all of them may have LoRA.
         dtype: of the activations.
         masks: of the dropouts.
-        keep: keep a copy of the weights, dequantized and side by side, or make it at each use.
+        dequantize_once: keep one dequantized copy of all weights, or dequantize them at each use.
 
     Attributes:
-        a: copies of A, [n, R, in] (`lora_kernels.padded_rank`).
-        b: copies of alpha / r times B, block by block, [sum of outs, n * R]. None where no module has LoRA.
-        gradients: where the gradients of LoRA's weights go; None where there is no training.
+        a: copies of A, padded, [n, R, in] (`lora_kernels.padded_rank`); only with LoRA.
+        b: copies of alpha / r times B, block by block, [sum of outs, n * R]; only with LoRA.
+        grads: None outside training.
 
     Raises:
-        StepUnavailable: where a layer does more than this formula.
+        StepUnavailable: where a module does more than this formula.
     """
 
-    def __init__(self, modules: Sequence[torch.nn.Module], dtype: torch.dtype, masks: DropoutMasks, keep: bool) -> None:
-        for module in modules:
-            if not can_fuse_linear(module):
-                below = get_frozen_layer(module)
-                raise StepUnavailable(f"no fast form of {type(module).__name__} on {type(below).__name__}")
-        self.modules, self.masks, self.layers = modules, masks, [get_frozen_layer(module) for module in modules]
-        self.lora_layers = [module for module in modules if isinstance(module, LoraLayer)]
-        self.outs = [layer.out_features for layer in self.layers]
-        self.columns = self.layers[0].in_features
-        device, quantized = self.layers[0].weight.device, isinstance(self.layers[0], bnb.nn.Linear4bit)
-        # As in bitsandbytes: with fp32 activations the quantized products have a precision of their own.
-        self.dtype = self.layers[0].compute_dtype if quantized and dtype == torch.float32 else dtype
-        self.bias = self._bias()
-        self.weight = self.a = self.b = self.gradients = None
-        width = 0
-        if self.lora_layers:
-            self._read_lora(dtype, device)
-            width = self.a.shape[0] * self.a.shape[1]
-        # W and B in one matrix where both have one precision.
-        self.joined = keep and width > 0 and self.dtype == dtype
-        if keep:
-            columns = self.columns + (width if self.joined else 0)
-            self.weight = torch.zeros((sum(self.outs), columns), dtype=self.dtype, device=device)
-            for rows, layer in zip(self.weight.split(self.outs), self.layers, strict=True):
-                rows[:, : self.columns] = _dense(layer, self.dtype)
-        if self.joined:
-            self.b = self.weight[:, self.columns :]
-        elif width:
-            self.b = torch.zeros((sum(self.outs), width), dtype=dtype, device=device)
+    a: torch.Tensor
+    b: torch.Tensor
 
-    def _bias(self):
+    def __init__(
+        self, modules: Sequence[torch.nn.Module], dtype: torch.dtype, masks: DropoutMasks, dequantize_once: bool
+    ) -> None:
+        self.masks = masks
+        self.grads: LoraGrads | None = None
+        self.layers: list[torch.nn.Linear] = []
+        for module in modules:
+            layer = get_frozen_layer(module)
+            if not (can_fuse_linear(module) and isinstance(layer, torch.nn.Linear)):
+                raise StepUnavailable(
+                    f"the fused layers do not support {type(module).__name__} on {type(layer).__name__}; "
+                    "supported: torch.nn.Linear and Linear4bit, with or without LoRA in its plain form"
+                )
+            self.layers.append(layer)
+        first = self.layers[0]
+        self.out_features, self.in_features = [layer.out_features for layer in self.layers], first.in_features
+        self.dtype = dtype
+        if isinstance(first, bnb.nn.Linear4bit) and dtype == torch.float32:
+            self.dtype = first.compute_dtype  # as in bitsandbytes
+        self.bias = self._concatenate_biases()
+        self.lora_layers = [module for module in modules if isinstance(module, LoraLayer)]
+        device, width = first.weight.device, 0
+        if self.lora_layers:
+            self._read_lora_options()
+            self.lora_slices = self._output_slices(modules)
+            n, lora_rank = len(self.lora_layers), padded_rank(self.r)
+            self.a = torch.zeros((n, lora_rank, self.in_features), dtype=dtype, device=device)
+            width = n * lora_rank
+        # If W and B have one dtype, they are one matrix, and one product computes both.
+        self.b_in_weight = dequantize_once and width > 0 and self.dtype == dtype
+        self.weight: torch.Tensor | None = None
+        if dequantize_once:
+            columns = self.in_features + (width if self.b_in_weight else 0)
+            self.weight = torch.zeros((sum(self.out_features), columns), dtype=self.dtype, device=device)
+            for rows, layer in zip(self.weight.split(self.out_features), self.layers, strict=True):
+                rows[:, : self.in_features] = _dequantize(layer, self.dtype)
+        if self.weight is not None and self.b_in_weight:
+            self.b = self.weight[:, self.in_features :]
+        elif width:
+            self.b = torch.zeros((sum(self.out_features), width), dtype=dtype, device=device)
+
+    def _concatenate_biases(self) -> torch.Tensor | None:
         if all(layer.bias is None for layer in self.layers):
             return None
-        zeros = [torch.zeros(out, device=self.layers[0].weight.device) for out in self.outs]
-        given = [layer.bias if layer.bias is not None else z for layer, z in zip(self.layers, zeros, strict=True)]
-        return torch.cat([bias.detach().to(self.dtype) for bias in given])
+        device = self.layers[0].weight.device
+        zeros = [torch.zeros(out, device=device) for out in self.out_features]
+        biases = [layer.bias if layer.bias is not None else z for layer, z in zip(self.layers, zeros, strict=True)]
+        return torch.cat([bias.detach().to(self.dtype) for bias in biases])
 
-    def _read_lora(self, dtype, device):
+    def _read_lora_options(self) -> None:
+        """Read rank, scaling and dropout. The kernels need the same rank and scaling in all modules."""
         first = self.lora_layers[0]
-        self.r = first.r["default"]
+        self.r, self.scaling = first.r["default"], first.scaling["default"]
         if any(layer.r["default"] != self.r for layer in self.lora_layers):
-            raise StepUnavailable("LoRA layers of several ranks on one input")
+            raise StepUnavailable("LoRA modules with one input differ in rank")
+        if any(layer.scaling["default"] != self.scaling for layer in self.lora_layers):
+            raise StepUnavailable("LoRA modules with one input differ in alpha / r")
         dropout = first.lora_dropout["default"]
         self.p = dropout.p if isinstance(dropout, torch.nn.Dropout) else 0.0
-        self.scaling = first.scaling["default"]
-        if any(layer.scaling["default"] != self.scaling for layer in self.lora_layers):
-            raise StepUnavailable("LoRA layers of several scalings on one input")
-        ranks = lora_kernels.padded_rank(self.r)
-        firsts = [sum(self.outs[: self.modules.index(m)]) for m in self.lora_layers]
-        self.a = torch.zeros((len(self.lora_layers), ranks, self.columns), dtype=dtype, device=device)
-        self.lora_slices = [slice(n, n + m.out_features) for n, m in zip(firsts, self.lora_layers, strict=True)]
 
-    def copies(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-        """What `lora.MultiTensorCopy` takes: LoRA's weights, their places in `a` and `b`, their factors."""
-        pairs = []
+    def _output_slices(self, modules: Sequence[torch.nn.Module]) -> list[slice]:
+        """The output columns of each LoRA module."""
+        firsts = [sum(self.out_features[:i]) for i in range(len(modules))]
+        slices = [slice(first, first + out) for first, out in zip(firsts, self.out_features, strict=True)]
+        return [s for s, module in zip(slices, modules, strict=True) if isinstance(module, LoraLayer)]
+
+    def list_copies(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """(LoRA's weight, its place in `a` or `b`, factor) for `MultiTensorCopy`."""
+        copies = []
         for i, layer in enumerate(self.lora_layers):
-            pairs.append((layer.lora_A["default"].weight.detach(), self.a[i, : self.r], 1.0))
-            pairs.append((layer.lora_B["default"].weight.detach(), self.b_block(self.b, i), self.scaling))
-        return pairs
+            a, b = get_lora_weights(layer)
+            copies.append((a.detach(), self.a[i, : self.r], 1.0))
+            copies.append((b.detach(), self.b_block(self.b, i), self.scaling))
+        return copies
 
     def b_block(self, b: torch.Tensor, i: int) -> torch.Tensor:
-        """The block of LoRA layer i in a matrix like `b`, [out_i, r]."""
+        """The block of LoRA module i, [out_i, r], in a matrix of b's shape."""
         first = i * self.a.shape[1]
         return b[self.lora_slices[i], first : first + self.r]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., sum of outs] for x [..., in]."""
+        """y [..., sum of outs] for x [..., in], under autograd."""
         return _Product.apply(x, self.dummy_input, self)
 
     @property
     def dummy_input(self) -> torch.Tensor | None:
-        """What an autograd function takes beside x, so that its backward runs where only LoRA's weights are trained."""
-        return None if self.gradients is None else self.gradients.dummy_input
+        """See `LoraGrads`."""
+        return None if self.grads is None else self.grads.dummy_input
 
-    def forward(self, x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, tuple]:
-        """The product for x or gelu(x), x [tokens, in] with rows of any stride; and what `backward` wants of it."""
-        if self.a is None:
+    def forward(self, x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, Saved]:
+        """y for f = x or gelu(x), and what `backward` needs; x: [tokens, in], rows of any stride."""
+        if not self.lora_layers:
             f = torch.nn.functional.gelu(x, approximate="tanh") if gelu else x
-            return self.product(f), (None, 0.0, None, 0)
+            return self.multiply(f), (None, (0.0, self.masks.seed, 0))
         p = self.p if self.lora_layers[0].training else 0.0
-        masked = (p, self.masks.seed, self.masks.next_sites(len(self.a)))
-        fu = lora_kernels.down_project(x.to(self.a.dtype), self.a, *masked, gelu)
-        return self.product(fu), (fu, *masked)
+        dropout = (p, self.masks.seed, self.masks.next_sites(len(self.a)))
+        fu = down_project(x.to(self.a.dtype), self.a, *dropout, gelu)
+        return self.multiply(fu), (fu, dropout)
 
     def backward(
-        self, dy: torch.Tensor, saved: tuple, gelu: bool = False, x: torch.Tensor | None = None,
-        out: torch.Tensor | None = None, wanted: bool = True,
+        self, dy: torch.Tensor, saved: Saved, gelu: bool = False, x: torch.Tensor | None = None,
+        out: torch.Tensor | None = None, needs_dx: bool = True,
     ) -> torch.Tensor | None:  # fmt: skip
-        """Add LoRA's gradients to their buffer and return the one of x.
+        """Write LoRA's gradients into their buffer and return x's.
 
         Args:
             dy: [tokens, sum of outs], contiguous.
             saved: from `forward`.
-            gelu, x: as `forward` took them; x only with gelu.
-            out: where to write the gradient of x.
-            wanted: whether there is to be one.
+            gelu, x: the arguments of `forward`; x is needed only with gelu.
+            out: where to write x's gradient.
+            needs_dx: False for the first layer: nothing before it is trained.
         """
-        fu, *masked = saved
+        fu, dropout = saved
         if fu is None:
-            df = self.input_product(dy)
+            df = self.multiply_backward(dy)
             if gelu:
                 df = torch.ops.aten.gelu_backward(df, x, approximate="tanh")
             return df if out is None else out.copy_(df)
-        f, u = fu[:, : self.columns], fu[:, self.columns :]
-        if wanted:
-            dfu = self.input_product(dy)
-            du = dfu[:, self.columns :]
-        else:  # before the first layer nothing is trained
-            du = dy @ self.b.to(dy.dtype)
-        again = self in self.gradients.written  # a layer that the forward used twice
-        lora_kernels.write_a_grads(self.gradients.buffer, self.offsets, self.r, du, f, *masked, again)
-        if again:
-            self.b_grad.addmm_(dy.t(), u)
+        assert self.grads is not None, "a backward outside training"
+        f, u = fu[:, : self.in_features], fu[:, self.in_features :]
+        dfu = self.multiply_backward(dy) if needs_dx else None
+        du = dy @ self.b.to(dy.dtype) if dfu is None else dfu[:, self.in_features :]
+        add = self.grads.is_written  # the forward used this layer twice
+        write_a_grads(self.grads.buffer, self.grads.a_offsets, self.r, du, f, *dropout, add)
+        if add:
+            self.grads.b.addmm_(dy.t(), u)
         else:
-            torch.mm(dy.t(), u, out=self.b_grad)
-        self.gradients.written.add(self)
-        return lora_kernels.compute_input_grad(dfu, self.a, *masked, gelu, x, out) if wanted else None
+            torch.mm(dy.t(), u, out=self.grads.b)
+        self.grads.is_written = True
+        return None if dfu is None else compute_input_grad(dfu, self.a, *dropout, gelu, x, out)
 
-    def dense(self) -> torch.Tensor:
+    def dequantize(self) -> torch.Tensor:
         """W, [sum of outs, in]."""
         if self.weight is not None:
-            return self.weight[:, : self.columns]
+            return self.weight[:, : self.in_features]
         if len(self.layers) == 1:
-            return _dense(self.layers[0], self.dtype)
-        out = torch.empty((sum(self.outs), self.columns), dtype=self.dtype, device=self.layers[0].weight.device)
-        for rows, layer in zip(out.split(self.outs), self.layers, strict=True):
+            return _dequantize(self.layers[0], self.dtype)
+        device = self.layers[0].weight.device
+        out = torch.empty((sum(self.out_features), self.in_features), dtype=self.dtype, device=device)
+        for rows, layer in zip(out.split(self.out_features), self.layers, strict=True):
             state = getattr(layer.weight, "quant_state", None)
             if state is not None and layer.weight.is_cuda and state.dtype == self.dtype:
                 bnb.functional.dequantize_4bit(layer.weight.data, state, out=rows)
-            else:  # on a CPU bitsandbytes takes no place to write to
-                rows.copy_(_dense(layer, self.dtype))
+            else:  # on a CPU bitsandbytes does not support `out`
+                rows.copy_(_dequantize(layer, self.dtype))
         return out
 
-    def product(self, xu: torch.Tensor) -> torch.Tensor:
+    def multiply(self, xu: torch.Tensor) -> torch.Tensor:
         """[x | u] [W | B]' + bias; without LoRA x W' + bias."""
         linear = torch.nn.functional.linear
-        if self.b is None or self.joined:
-            return linear(xu.to(self.dtype), self.dense() if self.b is None else self.weight, self.bias).to(xu.dtype)
-        y = linear(xu[:, : self.columns].to(self.dtype), self.dense(), self.bias).to(xu.dtype)
-        return y.addmm_(xu[:, self.columns :], self.b.t())
+        if self.weight is not None and self.b_in_weight:
+            return linear(xu.to(self.dtype), self.weight, self.bias).to(xu.dtype)
+        y = linear(xu[:, : self.in_features].to(self.dtype), self.dequantize(), self.bias).to(xu.dtype)
+        return y.addmm_(xu[:, self.in_features :], self.b.t()) if self.lora_layers else y
 
-    def input_product(self, dy: torch.Tensor) -> torch.Tensor:
+    def multiply_backward(self, dy: torch.Tensor) -> torch.Tensor:
         """dy [W | B], the gradient of [x | u]; without LoRA dy W."""
-        # cuBLAS is slow where both the rows and these columns fill its tiles only in part: on an H100, 576 tokens and
-        # 2,624 columns took 103 microseconds, without LoRA's 64 columns 76, and those alone 14.
-        ragged = len(dy) % 128 and len(self.outs) > 1
-        if self.b is None or (self.joined and not ragged):
-            return (dy.to(self.dtype) @ (self.dense() if self.b is None else self.weight)).to(dy.dtype)
-        out = torch.empty((len(dy), self.columns + self.b.shape[1]), dtype=dy.dtype, device=dy.device)
+        if not self.lora_layers:
+            return (dy.to(self.dtype) @ self.dequantize()).to(dy.dtype)
+        # cuBLAS is slow if its tiles divide neither the rows nor the columns. On an H100, 576 tokens and 2,624 columns
+        # took 103 microseconds. Without LoRA's 64 columns the product took 76, and a product of those 64 took 14.
+        splits_product = len(dy) % 128 and len(self.out_features) > 1
+        if self.weight is not None and self.b_in_weight and not splits_product:
+            return (dy.to(self.dtype) @ self.weight).to(dy.dtype)
+        out = torch.empty((len(dy), self.in_features + self.b.shape[1]), dtype=dy.dtype, device=dy.device)
         if self.dtype == dy.dtype:
-            torch.mm(dy, self.dense(), out=out[:, : self.columns])
+            torch.mm(dy, self.dequantize(), out=out[:, : self.in_features])
         else:
-            out[:, : self.columns] = dy.to(self.dtype) @ self.dense()
-        torch.mm(dy, self.b, out=out[:, self.columns :])
+            out[:, : self.in_features] = dy.to(self.dtype) @ self.dequantize()
+        torch.mm(dy, self.b, out=out[:, self.in_features :])
         return out
+
+
+class FusedProjections:
+    """The fused linear layers of a model, found by the modules that they replace.
+
+    Args:
+        fused_linears: {modules that share an input: their `FusedLinear`}.
+        masks: of all dropouts of the model.
+    """
+
+    def __init__(self, fused_linears: dict[tuple[torch.nn.Module, ...], FusedLinear], masks: DropoutMasks) -> None:
+        self.fused_linears, self.masks = fused_linears, masks
+
+    def __call__(self, modules: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
+        """The outputs of the modules for x [..., in], as columns of one tensor; its gradient is one tensor too."""
+        return self.fused_linears[tuple(modules)](x)
 
 
 class _Product(torch.autograd.Function):
-    """`FusedLinear` under autograd. Saved: x and u; W is kept, or dequantized again."""
+    """`FusedLinear` under autograd. It saves x and u; W is kept, or dequantized again in the backward."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, dummy_input: torch.Tensor | None, group: FusedLinear) -> torch.Tensor:
-        y, (fu, *masked) = group.forward(x.reshape(-1, group.columns))
-        ctx.group, ctx.masked = group, masked
+    def forward(ctx, x: torch.Tensor, dummy_input: torch.Tensor | None, fused: FusedLinear) -> torch.Tensor:
+        y, (fu, ctx.dropout) = fused.forward(x.reshape(-1, fused.in_features))
+        ctx.fused = fused
         ctx.save_for_backward(fu)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
-        flat, saved = dy.reshape(-1, dy.shape[-1]).contiguous(), (*ctx.saved_tensors, *ctx.masked)
-        dx = ctx.group.backward(flat, saved, wanted=ctx.needs_input_grad[0])
+        (fu,) = ctx.saved_tensors
+        flat = dy.reshape(-1, dy.shape[-1]).contiguous()
+        dx = ctx.fused.backward(flat, (fu, ctx.dropout), needs_dx=ctx.needs_input_grad[0])
         return None if dx is None else dx.view(*dy.shape[:-1], -1), None, None
 
 
-def _dense(layer, dtype):
+def _dequantize(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     weight = layer.weight
     if isinstance(weight, bnb.nn.Params4bit):
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)

@@ -1,7 +1,8 @@
-"""Fits the fused layers into a model: which linear modules compute together, and which dropout has which mask."""
+"""Builds fused layers into a model: which linear modules are computed together, and which dropout has which masks."""
 
 import functools
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -18,63 +19,69 @@ from stages.kernels.gradient_buffer import GradientBuffer
 from stages.kernels.multi_tensor_copy import MultiTensorCopy
 from stages.kernels.registry import find_architecture
 
-RESERVED_BYTES = 3e9  # bytes: CUDA's own, gradients and optimizer of LoRA, what lies unused between tensors
+RESERVED_BYTES = 3e9  # for CUDA, LoRA's gradients and optimizer, and gaps between tensors
 
 
-def fuse_for_training(model: PeftModel, masks: DropoutMasks, keep: bool) -> GradientBuffer:
-    """Let a LoRA model compute by fused layers, in place, in training and in evaluation.
+def fuse_for_training(model: PeftModel, masks: DropoutMasks, dequantize_once: bool) -> GradientBuffer:
+    """Replace a LoRA model's layers by fused ones, in place, for training and evaluation.
 
     Args:
-        keep: keep dequantized weights, or dequantize them at each use.
+        dequantize_once: keep dequantized weights, or dequantize them at each use.
 
     Returns:
-        where the gradients of all that is trained come to lie.
+        the buffer into which the backward writes all gradients.
 
     Raises:
-        StepUnavailable: where a layer does more than the fused ones; the model is as it was.
+        StepUnavailable: where the fused layers do not support a layer; the model is unchanged.
     """
-    groups = _fuse(model, masks, keep)
-    with_lora = [group for group in groups if group.lora_layers]
-    in_lora = {weight for group in with_lora for layer in group.lora_layers for weight in layer.parameters()}
-    gradients = GradientBuffer(with_lora, [p for p in model.parameters() if p.requires_grad and p not in in_lora])
-    _refresh_before_forward(model, masks, groups)
+    fused_linears = _fuse(model, masks, dequantize_once)
+    with_lora = [fused for fused in fused_linears if fused.lora_layers]
+    lora_parameters = {weight for fused in with_lora for layer in fused.lora_layers for weight in layer.parameters()}
+    others = [weight for weight in model.parameters() if weight.requires_grad and weight not in lora_parameters]
+    gradients = GradientBuffer(with_lora, others)
+    _refresh_before_forward(model, masks, fused_linears)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers, start=1):
-        _set_forward(layer, _numbered(type(layer).forward, masks, number))
-    if uses_gradient_checkpointing(model):  # masks need no random state, and a capture has none to save
+        _set_forward(layer, _with_numbered_masks(type(layer).forward, masks, number))
+    if uses_gradient_checkpointing(model):  # masks need no random state, and a graph capture has none to save
         kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-        model.get_base_model().gradient_checkpointing_enable(kwargs)
+        unwrap_peft(model).gradient_checkpointing_enable(kwargs)
     return gradients
 
 
-def fuse_for_evaluation(model: torch.nn.Module, keep: bool) -> bool:
-    """Let a classifier compute by fused layers, in place; for evaluation alone. False where its layers can't."""
+def fuse_for_evaluation(model: torch.nn.Module, dequantize_once: bool) -> bool:
+    """Replace a classifier's layers by fused ones, in place, for evaluation only.
+
+    Returns:
+        False where the fused layers do not support a layer; the model is unchanged.
+    """
     try:
         masks = DropoutMasks(next(model.parameters()).device)
-        _refresh_before_forward(model, masks, _fuse(model, masks, keep))
+        _refresh_before_forward(model, masks, _fuse(model, masks, dequantize_once))
     except StepUnavailable:
         return False
     return True
 
 
 def dequantized_weights_fit(model: torch.nn.Module, tokens: int = 0) -> bool:
-    """Whether the GPU has room for dequantized weights beside the 4-bit ones.
+    """Whether the GPU has enough free memory for dequantized weights in addition to the 4-bit ones.
 
     Args:
-        tokens: of the largest batch of a training that keeps all that its backward wants; 0 in evaluation.
+        tokens: of the largest training batch, without gradient checkpointing; 0 in evaluation.
     """
     device = next(model.parameters()).device
     if device.type != "cuda":
         return False
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, of models before
+    # Memory that PyTorch reserved for earlier models and does not use counts as free.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused >= estimate_memory(model, tokens)
 
 
 def estimate_memory(model: torch.nn.Module, tokens: int) -> float:
-    """What dequantized weights take, and for each token input and output of each linear module, twice to be safe.
+    """Bytes of dequantized weights, and of each linear module's input and output for all tokens, doubled to be safe.
 
-    Of phi-2 5.0e9, and 4.9e6 a token: 22.5e9 for 4,600 tokens. Its peak at batch 128 in benchmarks/results/h100.json,
-    so many tokens, leaves 12.5e9 for them beside 6.7e9 of weights.
+    For phi-2: 5.0e9, and 4.9e6 a token: 22.5e9 for 4,600 tokens. In benchmarks/results/h100.json, batch 128 has so many
+    tokens: its peak leaves 12.5e9 for them, besides 6.7e9 of weights.
     """
     base = unwrap_peft(model)
     linears = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear)]
@@ -84,12 +91,12 @@ def estimate_memory(model: torch.nn.Module, tokens: int) -> float:
 
 
 def uses_gradient_checkpointing(model: torch.nn.Module) -> bool:
-    """Whether layers are computed again in the backward, to save memory."""
+    """Whether layers are recomputed in the backward, to save memory."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def takes_packed_rows(model: torch.nn.Module) -> bool:
-    """Whether the model takes packed rows: each decoder layer knows where a row ends (`packed.compute_logits`)."""
+    """Whether `packed.compute_logits` can run the model: all decoder layers are fused, so each knows where rows end."""
     base = unwrap_peft(model)
     layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
     return (
@@ -100,50 +107,51 @@ def takes_packed_rows(model: torch.nn.Module) -> bool:
 
 
 def unwrap_peft(model: torch.nn.Module) -> PreTrainedModel:
-    """transformers' classifier, below PEFT or as it is."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    """transformers' classifier: the model inside PEFT's, or the model itself."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def _fuse(model: torch.nn.Module, masks: DropoutMasks, keep: bool) -> list[FusedLinear]:
-    dtype, known = unwrap_peft(model).dtype, _known_layers(model)
-    shared = [group for layer, architecture in known for group in architecture.linears_by_input(layer)]
-    grouped = {module for group in shared for module in group}
-    loras = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    alone = [(module,) for module in loras if module not in grouped]
-    group_of = {modules: FusedLinear(modules, dtype, masks, keep) for modules in [*map(tuple, shared), *alone]}
-    for modules in alone:
-        modules[0].forward = group_of[modules]
-    in_lora = {inner for module in loras for inner in module.modules()}
+def _fuse(model: torch.nn.Module, masks: DropoutMasks, dequantize_once: bool) -> list[FusedLinear]:
+    dtype, layers = unwrap_peft(model).dtype, _fusable_layers(model)
+    shared = [modules for layer, architecture in layers for modules in architecture.linears_by_input(layer)]
+    in_layers = {module for modules in shared for module in modules}
+    lora_modules = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    single = [(module,) for module in lora_modules if module not in in_layers]
+    fused_linears = {modules: FusedLinear(modules, dtype, masks, dequantize_once) for modules in [*shared, *single]}
+    for modules in single:
+        modules[0].forward = fused_linears[modules]
+    in_lora = {inner for module in lora_modules for inner in module.modules()}
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0 and module not in in_lora:
-            module.forward = functools.partial(_dropout_forward, module, module.forward, masks)
-    project = FusedProjections(group_of, masks)
-    for layer, architecture in known:
+            seeded = functools.partial(_dropout_forward, module, module.forward, masks)
+            module.forward = seeded  # type: ignore[method-assign]  # of this instance only
+    project = FusedProjections(fused_linears, masks)
+    for layer, architecture in layers:
         _set_forward(layer, functools.partialmethod(_layer_forward, architecture.forward, project))
-    return list(group_of.values())
+    return list(fused_linears.values())
 
 
-def _refresh_before_forward(model: torch.nn.Module, masks: DropoutMasks, groups: list[FusedLinear]) -> None:
-    pairs = [pair for group in groups if group.lora_layers for pair in group.copies()]
-    hook = functools.partial(_before_forward, masks, MultiTensorCopy(pairs) if pairs else None)
+def _refresh_before_forward(model: torch.nn.Module, masks: DropoutMasks, fused_linears: list[FusedLinear]) -> None:
+    copies = [copy for fused in fused_linears if fused.lora_layers for copy in fused.list_copies()]
+    hook = functools.partial(_before_forward, masks, MultiTensorCopy(copies) if copies else None)
     unwrap_peft(model).base_model.register_forward_pre_hook(hook)
 
 
-def _known_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Architecture]]:
+def _fusable_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Architecture]]:
     pairs = [(module, find_architecture(module)) for module in model.modules()]
     return [(module, architecture) for module, architecture in pairs if architecture]
 
 
-def _before_forward(masks: DropoutMasks, copies: MultiTensorCopy | None, *_: object) -> None:
-    """The model computes with LoRA's weights of now, and by the masks of a forward's beginning."""
+def _before_forward(masks: DropoutMasks, lora_copy: MultiTensorCopy | None, *_: object) -> None:
+    """Copy LoRA's current weights, and restart the numbering of dropouts."""
     masks.start_layer(0)
-    if copies:
-        copies.run()
+    if lora_copy:
+        lora_copy.run()
 
 
 def _layer_forward(
     layer: torch.nn.Module,
-    forward: Callable,
+    forward: Callable[..., torch.Tensor],
     project: FusedProjections,
     x: torch.Tensor,
     *_: object,
@@ -152,33 +160,37 @@ def _layer_forward(
     max_length_q: int | None = None,
     **__: object,
 ) -> torch.Tensor:
-    """`Architecture.forward` with what transformers gives to a decoder layer.
+    """`Architecture.forward` with the arguments that transformers passes to a decoder layer.
 
-    The attention mask is not looked at: batches have none, and the causal one that transformers makes under a capture
-    says no more than that a token does not see those after it.
+    The attention mask is ignored: batches have none. The causal mask that transformers builds under a graph capture
+    says only that a token does not see later ones.
     """
     return forward(layer, project, x, RowLayout.from_layer_inputs(x, position_embeddings, cu_seq_lens_q, max_length_q))
 
 
-def _set_forward(layer: torch.nn.Module, forward: Callable) -> None:
-    """Let a decoder layer compute by forward(layer, …), set on a class of its own.
+def _set_forward(layer: torch.nn.Module, forward: Any) -> None:
+    """Give a decoder layer a class of its own with this forward: a function or a partialmethod.
 
-    A forward of the instance would go round checkpointing: transformers 5.17 has it in the class's call and 5.23 in the
-    class's forward.
+    A forward set on the instance would bypass gradient checkpointing. transformers 5.17 applies it in the class's
+    `__call__`, 5.23 in the class's `forward`.
     """
     layer.__class__ = type(type(layer).__name__, (type(layer),), {"forward": forward})
 
 
-def _numbered(forward: Callable, masks: DropoutMasks, number: int) -> Callable:
-    def numbered(layer, *args, **kwargs):
+def _with_numbered_masks(
+    forward: Callable[..., torch.Tensor], masks: DropoutMasks, number: int
+) -> Callable[..., torch.Tensor]:
+    """A forward that first goes to the dropout masks of its layer."""
+
+    def numbered_forward(layer, *args, **kwargs):
         masks.start_layer(number)
         return forward(layer, *args, **kwargs)
 
-    return numbered
+    return numbered_forward
 
 
 def _dropout_forward(
-    module: torch.nn.Dropout, original: Callable, masks: DropoutMasks, x: torch.Tensor
+    module: torch.nn.Dropout, original: Callable[..., torch.Tensor], masks: DropoutMasks, x: torch.Tensor
 ) -> torch.Tensor:
     if not (module.training and torch.is_grad_enabled()):
         return original(x)

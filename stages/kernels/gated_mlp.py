@@ -1,7 +1,7 @@
-"""The gate of an MLP, activation(gate) · up, in one kernel.
+"""The gate of an MLP, activation(gate) · up, in one kernel (Shazeer 2020: SwiGLU, GEGLU).
 
-Liger Kernel 0.8.5 and PyTorch take gate and up as two tensors: a projected tensor would be copied apart, and its
-gradient put together again.
+Liger Kernel 0.8.5 and PyTorch take gate and up as two tensors. Here both are columns of one projected tensor. Splitting
+it would cost a copy, and concatenating the two gradients another.
 """
 
 import torch
@@ -17,8 +17,7 @@ BLOCK = 1024
 class GatedActivation(torch.autograd.Function):
     """activation(gate) · up, computed in fp32 and rounded once.
 
-    Shapes: [..., 2 * width], gate and up side by side, to [..., width]. The activation is SiLU, or GELU in its form
-    with tanh (Shazeer 2020: SwiGLU, GEGLU).
+    The activation is SiLU or GELU's tanh form. Shapes: [..., 2 * width], gate then up, to [..., width].
     """
 
     @staticmethod
@@ -28,40 +27,43 @@ class GatedActivation(torch.autograd.Function):
         ctx.is_gelu = is_gelu
         width = gate_up.shape[-1] // 2
         out = gate_up.new_empty(*gate_up.shape[:-1], width)
-        _launch(_gated_kernel, gate_up, out, width, is_gelu)
+        _launch(_forward_kernel, gate_up, out, width=width, is_gelu=is_gelu)
         return out
 
     @staticmethod
     def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gate_up,) = ctx.saved_tensors
         grad = torch.empty_like(gate_up)
-        _launch(_gated_backward_kernel, gate_up, dy.contiguous(), grad, dy.shape[-1], ctx.is_gelu)
+        _launch(_backward_kernel, gate_up, dy.contiguous(), grad, width=dy.shape[-1], is_gelu=ctx.is_gelu)
         return grad, None
 
 
-def _launch(kernel, gate_up, *args):
+def _launch(kernel, gate_up, *tensors, width, is_gelu):
     n = gate_up.numel() // 2
     check_index_range(2 * n)
-    kernel[(triton.cdiv(n, BLOCK),)](gate_up, *args[:-1], n, GELU=args[-1], BLOCK=BLOCK)
+    kernel[(triton.cdiv(n, BLOCK),)](gate_up, *tensors, width, n, GELU=is_gelu, BLOCK=BLOCK)
 
 
 @triton.jit
-def _gated_kernel(gate_up, out, width, n, GELU: tl.constexpr, BLOCK: tl.constexpr):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < n
-    at = index + index // width * width
-    gate, up = tl.load(gate_up + at, inside, 0).to(tl.float32), tl.load(gate_up + at + width, inside, 0)
+def _forward_kernel(gate_up_ptr, out_ptr, width, n, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < n
+    offs_gate = offsets + offsets // width * width
+    gate = tl.load(gate_up_ptr + offs_gate, mask, 0).to(tl.float32)
+    up = tl.load(gate_up_ptr + offs_gate + width, mask, 0)
     active, _ = activation(gate, GELU)
-    tl.store(out + index, (active * up.to(tl.float32)).to(out.dtype.element_ty), inside)
+    tl.store(out_ptr + offsets, (active * up.to(tl.float32)).to(out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
-def _gated_backward_kernel(gate_up, dy, grad, width, n, GELU: tl.constexpr, BLOCK: tl.constexpr):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < n
-    at = index + index // width * width
-    gate, up = tl.load(gate_up + at, inside, 0).to(tl.float32), tl.load(gate_up + at + width, inside, 0)
-    d = tl.load(dy + index, inside, 0).to(tl.float32)
+def _backward_kernel(gate_up_ptr, dy_ptr, grad_ptr, width, n, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < n
+    offs_gate = offsets + offsets // width * width
+    gate = tl.load(gate_up_ptr + offs_gate, mask, 0).to(tl.float32)
+    up = tl.load(gate_up_ptr + offs_gate + width, mask, 0)
+    dy = tl.load(dy_ptr + offsets, mask, 0).to(tl.float32)
     active, slope = activation(gate, GELU)
-    tl.store(grad + at, (d * up.to(tl.float32) * slope).to(grad.dtype.element_ty), inside)
-    tl.store(grad + at + width, (d * active).to(grad.dtype.element_ty), inside)
+    dtype = grad_ptr.dtype.element_ty
+    tl.store(grad_ptr + offs_gate, (dy * up.to(tl.float32) * slope).to(dtype), mask)
+    tl.store(grad_ptr + offs_gate + width, (dy * active).to(dtype), mask)

@@ -1,24 +1,23 @@
-"""Gemma 3's decoder layer in fewer kernels: Llama's with a norm behind attention and MLP as well."""
+"""Gemma 3's decoder layer in fewer kernels: Llama's, with two more norms, after attention and after the MLP."""
 
 import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 
-from stages.kernels import attention, llama
+from stages.kernels import llama
 from stages.kernels.architecture import Architecture
+from stages.kernels.attention import RowLayout
 from stages.kernels.fused_linear import FusedProjections
-from stages.kernels.norm import RMSNorm, add_norm
+from stages.kernels.norm import RMSNorm, add_norm, add_normed
 
 
 def can_fuse(layer: Gemma3DecoderLayer) -> bool:
-    """Whether `forward` computes all that this layer does."""
+    """Whether `forward` supports all options of this layer."""
     return llama.can_fuse(layer) and layer.self_attn.attn_logit_softcapping is None
 
 
-def forward(
-    layer: Gemma3DecoderLayer, project: FusedProjections, x: torch.Tensor, rows: attention.RowLayout
-) -> torch.Tensor:
+def forward(layer: Gemma3DecoderLayer, project: FusedProjections, x: torch.Tensor, layout: RowLayout) -> torch.Tensor:
     """transformers' Gemma3DecoderLayer.forward."""
-    before, after, before_mlp, after_mlp = (
+    input_norm, post_attention_norm, pre_mlp_norm, post_mlp_norm = (
         RMSNorm.from_module(module)
         for module in (
             layer.input_layernorm,
@@ -27,9 +26,10 @@ def forward(
             layer.post_feedforward_layernorm,
         )
     )
-    normed, x = add_norm(x, norm=before)
-    normed, x = add_norm(x, llama.attend(layer, project, normed, rows), norm_y=after, norm=before_mlp)
-    return add_norm(x, llama.grow(layer, project, normed), norm_y=after_mlp)[1]
+    normed, x = add_norm(x, norm=input_norm)
+    attended = llama.compute_attention(layer, project, normed, layout)
+    normed, x = add_norm(x, attended, norm_y=post_attention_norm, norm=pre_mlp_norm)
+    return add_normed(x, llama.compute_mlp(layer, project, normed), post_mlp_norm)
 
 
 GEMMA3 = Architecture(Gemma3DecoderLayer, can_fuse, llama.linears_by_input, forward)

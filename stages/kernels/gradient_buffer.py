@@ -1,77 +1,89 @@
-"""The gradients of all trained weights, in one buffer."""
+"""The gradients of all trained weights and the loss, in one buffer."""
 
 from collections.abc import Sequence
 
 import torch
 
-from stages.kernels.fused_linear import FusedLinear
+from stages.kernels.fused_linear import FusedLinear, LoraGrads, get_lora_weights
 from stages.kernels.multi_tensor_copy import MultiTensorCopy
 
 
 class GradientBuffer:
-    """The gradients of all that is trained, and the loss, fp32, in one buffer: ranks add it up at one go.
+    """The gradients of all trained weights and the loss, in one fp32 buffer, so that one all-reduce adds them up.
 
-    The backward of each `FusedLinear` writes those of its LoRA weights.
-
-    The weights themselves come to lie in one buffer too, so that an optimizer has one tensor for all of them.
+    The backward of each `FusedLinear` writes the gradients of its LoRA weights. LoRA's weights are moved into one
+    tensor too, `flat_param`, so that the optimizer updates one parameter instead of hundreds.
 
     Args:
-        fused_linears: those that have LoRA, not None.
-        other_parameters: what is trained besides LoRA's weights, fp32: the head.
+        fused_linears: those with LoRA.
+        other_parameters: what is trained besides LoRA, fp32: the head.
 
     Attributes:
-        lora_weights: LoRA's, fp32; lora_grads: their gradients; both views of buffers.
-        other_grads: gradients of `other_parameters`; loss: a scalar; views of the same buffer.
-        flat_param: the weights' buffer as one parameter, for an optimizer.
-        dummy_input: a leaf of the autograd graph that stands for all of them. Its own gradient means nothing.
-        written: the groups whose backward has run since `start_step`.
+        buffer: fp32, flat: the gradients of all A, of all B, of `other_parameters`, then the loss.
+        lora_weights: LoRA's weights, fp32, views of `flat_param`.
+        lora_grads, other_grads: views of `buffer`.
+        loss: a scalar, a view of `buffer`.
+        flat_param: all of LoRA's weights as one parameter.
+        dummy_input: see `LoraGrads`. Its own gradient has no meaning.
     """
 
     def __init__(self, fused_linears: Sequence[FusedLinear], other_parameters: Sequence[torch.nn.Parameter]) -> None:
         device = fused_linears[0].a.device
-        self.fused_linears, self.other_parameters, self.written = fused_linears, other_parameters, set()
+        self.fused_linears, self.other_parameters = fused_linears, other_parameters
         self.dummy_input = torch.zeros((), device=device, requires_grad=True)
-        a = [layer.lora_A["default"].weight for group in fused_linears for layer in group.lora_layers]
-        b = [layer.lora_B["default"].weight for group in fused_linears for layer in group.lora_layers]
-        self.lora_weights, counts = a + b, [weight.numel() for weight in a + b]
+        pairs = [get_lora_weights(layer) for fused in fused_linears for layer in fused.lora_layers]
+        self.lora_weights = [a for a, _ in pairs] + [b for _, b in pairs]
+        sizes = [weight.numel() for weight in self.lora_weights]
         self.flat_param = torch.nn.Parameter(torch.cat([weight.detach().flatten() for weight in self.lora_weights]))
-        for weight, piece in zip(self.lora_weights, self.flat_param.detach().split(counts), strict=True):
-            weight.data = piece.view(weight.shape)
-        sizes = [*counts, *(parameter.numel() for parameter in other_parameters), 1]
-        self.buffer = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
-        *pieces, loss = self.buffer.split(sizes)
-        trained = [*self.lora_weights, *other_parameters]
-        shaped = [piece.view(weight.shape) for piece, weight in zip(pieces, trained, strict=True)]
-        self.lora_grads, self.other_grads, self.loss = shaped[: len(counts)], shaped[len(counts) :], loss[0]
-        offsets = torch.tensor([0, *counts]).cumsum(0)
-        pairs, first = [], 0
-        for group in fused_linears:
-            last = first + len(group.lora_layers)
-            group.gradients, group.offsets = self, offsets[first:last].to(device)
-            # In one product for all modules of the group: of its blocks only the diagonal ones are gradients.
-            group.a_grads = self.lora_grads[first:last]
-            group.b_grad = torch.zeros_like(group.b, memory_format=torch.contiguous_format)
-            blocks = [group.b_block(group.b_grad, i) for i in range(last - first)]
-            targets = self.lora_grads[len(a) + first : len(a) + last]
-            pairs += [(source, target, group.scaling) for source, target in zip(blocks, targets, strict=True)]
+        for weight, view in zip(self.lora_weights, self.flat_param.detach().split(sizes), strict=True):
+            weight.data = view.view(weight.shape)
+
+        parameters = [*self.lora_weights, *other_parameters]
+        buffer_sizes = [*(weight.numel() for weight in parameters), 1]
+        self.buffer = torch.zeros(sum(buffer_sizes), dtype=torch.float32, device=device)
+        *views, loss = self.buffer.split(buffer_sizes)
+        grads = [view.view(weight.shape) for view, weight in zip(views, parameters, strict=True)]
+        self.lora_grads, self.other_grads, self.loss = grads[: len(sizes)], grads[len(sizes) :], loss[0]
+        self.b_copy = MultiTensorCopy(self._assign_lora_grads(torch.tensor([0, *sizes]).cumsum(0)))
+
+    def _assign_lora_grads(self, offsets: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """Give each `FusedLinear` its `LoraGrads`; returns the copies of B's gradients into `buffer`.
+
+        Args:
+            offsets: int64, where in `buffer` the gradient of each of LoRA's weights begins.
+        """
+        copies, first, modules = [], 0, len(self.lora_weights) // 2
+        for fused in self.fused_linears:
+            last = first + len(fused.lora_layers)
+            b_grad = torch.zeros_like(fused.b, memory_format=torch.contiguous_format)
+            fused.grads = LoraGrads(
+                self.buffer, offsets[first:last].to(self.buffer.device), self.lora_grads[first:last], b_grad,
+                self.dummy_input,
+            )  # fmt: skip
+            for i in range(last - first):
+                copies.append((fused.b_block(b_grad, i), self.lora_grads[modules + first + i], fused.scaling))
             first = last
-        self.copies = MultiTensorCopy(pairs)
+        return copies
 
     def start_step(self) -> None:
-        """Called before a forward whose gradients are wanted."""
-        self.written.clear()
+        """Call before the forward."""
+        for grads in self._all_lora_grads():
+            grads.is_written = False
 
     def finish_backward(self) -> None:
-        """Called after the backward: zeros for a layer that the forward did not use."""
-        for group in self.fused_linears:
-            if group not in self.written:
-                for grad in (group.b_grad, *group.a_grads):
+        """Call after the backward: copy B's gradients, and zeros for a layer that the forward did not use."""
+        for grads in self._all_lora_grads():
+            if not grads.is_written:
+                for grad in (grads.b, *grads.a):
                     grad.zero_()
-        self.copies.run()
+        self.b_copy.run()
 
     def assign_grads(self) -> None:
-        """Put the gradients where the optimizer looks for them."""
+        """Set `.grad` of all trained parameters, where the optimizer and the Trainer read it."""
         self.flat_param.grad = self.buffer[: self.flat_param.numel()]
         parameters, grads = [*self.lora_weights, *self.other_parameters], [*self.lora_grads, *self.other_grads]
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
+
+    def _all_lora_grads(self) -> list[LoraGrads]:
+        return [fused.grads for fused in self.fused_linears if fused.grads]

@@ -1,16 +1,19 @@
-"""How large a tensor the kernels may be given."""
+"""The largest tensor that the kernels can index."""
 
 from stages.runtime.errors import UserError
 
 
-def check_index_range(*elements: int) -> None:
-    """Refuse what 32-bit indices do not reach.
+def check_index_range(*sizes: int) -> None:
+    """Check that 32-bit indices reach all elements of a kernel's tensors.
 
     Args:
-        elements: the largest numbers that a kernel counts to.
+        sizes: elements of each tensor.
 
     Raises:
-        UserError: where one does not fit.
+        UserError: where a tensor has 2^31 elements or more.
     """
-    if max(elements) >= 2**31:
-        raise UserError("a batch is too large for 32-bit indices: train.batch_size or eval.batch_size must be smaller")
+    if max(sizes) >= 2**31:
+        raise UserError(
+            f"a batch needs a tensor of {max(sizes):,} elements; allowed: under 2^31 = {2**31:,}. "
+            "train.batch_size or eval.batch_size must be smaller"
+        )

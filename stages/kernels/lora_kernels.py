@@ -1,8 +1,12 @@
-"""The kernels of LoRA: its products of rank r, with dropout inside: no dropped copy of the input is ever written.
+"""LoRA's kernels: the down-projection, A's gradient and the input's gradient, each with dropout inside.
 
-In all of them: x [tokens, in], a [n, R, in] (A of n modules that share x, in x's precision), u [tokens, n * R]. R is
-LoRA's r filled up (`padded_rank`), rows of A beyond r are zero. Masks are those of
-`dropout.DropoutMasks`, the places `site` to `site` + n - 1. No atomics: the same inputs give the same bytes.
+No dropped copy of an input is ever written. In all kernels:
+
+- x is [tokens, in], a is [n, R, in]: the A matrices of n modules that share the input x, in x's precision.
+- u is [tokens, n * R], the down-projections of all modules. R is LoRA's rank r, padded by `padded_rank`; rows of A
+  from r on are zero.
+- The masks are those of `dropout.DropoutMasks`, of the sites `site` to `site` + n - 1.
+- There are no atomics: the same inputs give the same bytes.
 """
 
 import torch
@@ -17,40 +21,40 @@ PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 
 
 def padded_rank(r: int) -> int:
-    """R: columns that the kernels give to LoRA's rank: one block of a power of two, or blocks of 64."""
+    """LoRA's rank as the kernels compute it: one block of a power of two, at least 16, or blocks of 64."""
     return max(16, triton.next_power_of_2(r)) if r <= 64 else triton.cdiv(r, 64) * 64
 
 
 def down_project(
     x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False
 ) -> torch.Tensor:
-    """[f | dropout_i(f) A_i'] for i = 1 to n, f = x or gelu(x): f with u beside it, [tokens, in + n * R].
+    """[f | u], [tokens, in + n * R], where f is x or gelu(x) and u_i = dropout_i(f) A_i'.
 
     Args:
-        x: rows of any stride, [tokens, in].
-        p: share of the elements that dropout takes.
-        gelu: in its form with tanh.
+        x: rows may have any stride.
+        p: share of the elements that dropout sets to 0.
+        gelu: apply GELU's tanh form.
     """
-    tokens, columns = x.shape
-    n, ranks, _ = a.shape
-    out = torch.empty((tokens, columns + n * ranks), dtype=x.dtype, device=x.device)
+    tokens, in_features = x.shape
+    n, lora_rank, _ = a.shape
+    width = n * lora_rank
+    out = torch.empty((tokens, in_features + width), dtype=x.dtype, device=x.device)
     check_index_range(tokens * x.stride(0), out.numel())
-    block, high, wide = min(ranks, 64), 32, 64
-    programs = triton.cdiv(tokens, high) * n * (ranks // block)
-    splits = max(1, min(PROGRAMS // programs + 1, columns // (4 * wide)))
-    width = triton.cdiv(triton.cdiv(columns, splits), wide) * wide
-    splits = triton.cdiv(columns, width)
-    # In fp32, which the sum over the splits wants; one split goes to its place at once.
-    parts = torch.empty((splits, tokens, n * ranks), dtype=torch.float32, device=x.device) if splits > 1 else out
-    _down_kernel[(triton.cdiv(tokens, high), n * (ranks // block), splits)](
-        x, a, out, parts, seed, tokens, columns, x.stride(0), out.stride(0), n * ranks, width,
-        drop_threshold(p), dropout_scale(p), site,
-        GELU=gelu, RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=wide, DROPS=p > 0, SPLIT=splits > 1,
-        num_warps=4, num_stages=3,
+    block_r, block_m, block_k = min(lora_rank, 64), 32, 64
+    programs = triton.cdiv(tokens, block_m) * n * (lora_rank // block_r)
+    splits = max(1, min(PROGRAMS // programs + 1, in_features // (4 * block_k)))
+    split_size = triton.cdiv(triton.cdiv(in_features, splits), block_k) * block_k
+    splits = triton.cdiv(in_features, split_size)
+    # Partial sums are fp32, so that their sum is rounded once. A single split writes u itself.
+    parts = torch.empty((splits, tokens, width), dtype=torch.float32, device=x.device) if splits > 1 else out
+    _down_project_kernel[(triton.cdiv(tokens, block_m), n * (lora_rank // block_r), splits)](
+        x, a, out, parts, seed, tokens, in_features, x.stride(0), out.stride(0), width, split_size,
+        drop_threshold(p), dropout_scale(p), site, GELU=gelu, LORA_RANK=lora_rank, BLOCK_R=block_r, BLOCK_M=block_m,
+        BLOCK_K=block_k, DROPOUT=p > 0, SPLIT=splits > 1, num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
-        _sum_kernel[(triton.cdiv(tokens * n * ranks, 1024),)](
-            parts, out, tokens, columns, out.stride(0), n * ranks, splits, BLOCK=1024
+        _sum_splits_kernel[(triton.cdiv(tokens * width, 1024),)](
+            parts, out, tokens, in_features, out.stride(0), width, splits, BLOCK=1024
         )
     return out
 
@@ -59,21 +63,22 @@ def write_a_grads(
     grads: torch.Tensor, offsets: torch.Tensor, r: int, du: torch.Tensor, x: torch.Tensor, p: float, seed: torch.Tensor,
     site: int, add: bool,
 ) -> None:  # fmt: skip
-    """grads[offsets[i]:] = du_i' dropout_i(x), each [r, in]; or added to what is there.
+    """Write A_i's gradient du_i' dropout_i(x), [r, in], to grads[offsets[i]:], or add it to the values there.
 
     Args:
         grads: fp32, flat.
         offsets: int64 [n].
-        du: [tokens, n * R], rows of any stride.
+        du: [tokens, n * R], rows may have any stride.
     """
-    tokens, columns = x.shape
-    ranks, n = du.shape[1] // len(offsets), len(offsets)
+    tokens, in_features = x.shape
+    lora_rank, n = du.shape[1] // len(offsets), len(offsets)
     check_index_range(tokens * x.stride(0), tokens * du.stride(0))
-    block, high = min(ranks, 64), 64 if x.element_size() == 4 else 128  # in fp32 for the shared memory of smaller GPUs
-    _a_grads_kernel[(triton.cdiv(columns, 32), n * (ranks // block))](
-        du, x, grads, offsets, seed, tokens, columns, du.stride(0), x.stride(0), drop_threshold(p), dropout_scale(p),
-        site, r,
-        RANKS=ranks, BLOCK=block, TOKENS=high, COLUMNS=32, DROPS=p > 0, ADDS=add, num_warps=4, num_stages=3,
+    block_r = min(lora_rank, 64)
+    block_m = 64 if x.element_size() == 4 else 128  # 128 tokens in fp32 exceed the shared memory of smaller GPUs
+    _a_grads_kernel[(triton.cdiv(in_features, 32), n * (lora_rank // block_r))](
+        du, x, grads, offsets, seed, tokens, in_features, du.stride(0), x.stride(0), drop_threshold(p),
+        dropout_scale(p), site, r, LORA_RANK=lora_rank, BLOCK_R=block_r, BLOCK_M=block_m, BLOCK_K=32,
+        DROPOUT=p > 0, ADD=add, num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
@@ -81,136 +86,151 @@ def compute_input_grad(
     dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False,
     x: torch.Tensor | None = None, out: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The gradient of x: df plus the sum of dropout_i(du_i A_i), times the slope of gelu where f = gelu(x).
+    """The gradient of x: df plus the sum of dropout_i(du_i A_i), times GELU's derivative where f = gelu(x).
 
     Args:
         dfu: [df | du], [tokens, in + n * R].
-        x: what `down_project` took, where `gelu`.
-        out: where to write, [tokens, in], rows of any stride; else a new tensor.
+        x: the input of `down_project`, needed with `gelu`.
+        out: where to write the gradient, [tokens, in], rows of any stride; None: a new tensor.
     """
-    n, ranks, columns = a.shape
+    n, lora_rank, in_features = a.shape
     tokens = len(dfu)
     if out is None:
-        out = torch.empty((tokens, columns), dtype=dfu.dtype, device=dfu.device)
+        out = torch.empty((tokens, in_features), dtype=dfu.dtype, device=dfu.device)
     x = out if x is None else x
     check_index_range(dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
-    high, wide = 32, 64
-    _input_grad_kernel[(triton.cdiv(tokens, high), triton.cdiv(columns, wide))](
-        dfu, a, x, out, seed, tokens, columns, dfu.stride(0), x.stride(0), out.stride(0), drop_threshold(p),
-        dropout_scale(p), site,
-        GELU=gelu, MODULES=n, RANKS=ranks, BLOCK=min(ranks, 64), TOKENS=high, COLUMNS=wide,
-        DROPS=p > 0, num_warps=4,
+    block_m, block_k = 32, 64
+    _input_grad_kernel[(triton.cdiv(tokens, block_m), triton.cdiv(in_features, block_k))](
+        dfu, a, x, out, seed, tokens, in_features, dfu.stride(0), x.stride(0), out.stride(0), drop_threshold(p),
+        dropout_scale(p), site, GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=min(lora_rank, 64),
+        BLOCK_M=block_m, BLOCK_K=block_k, DROPOUT=p > 0, num_warps=4,
     )  # fmt: skip
     return out
 
 
-@triton.jit(do_not_specialize=["site", "limit"])
-def _down_kernel(
-    x, a, out, parts, seed, tokens, columns, x_stride, out_stride, parts_stride, width, limit, scale, site,
-    GELU: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
-    DROPS: tl.constexpr, SPLIT: tl.constexpr,
+# In all kernels below: offs_m are tokens, offs_k columns of the input, offs_r columns of LoRA's rank.
+
+
+@triton.jit(do_not_specialize=["site", "threshold"])
+def _down_project_kernel(
+    x_ptr, a_ptr, out_ptr, parts_ptr, seed_ptr, tokens, in_features, stride_x, stride_out, stride_parts, split_size,
+    threshold, scale, site,
+    GELU: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    DROPOUT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    blocks: tl.constexpr = RANKS // BLOCK
+    """u of one block of tokens and ranks, over one split of the input's columns; the first program copies f too."""
+    blocks: tl.constexpr = LORA_RANK // BLOCK_R
     module = tl.program_id(1) // blocks
-    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    j = (tl.program_id(1) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    first = tl.program_id(2) * width
-    total = tl.zeros((TOKENS, BLOCK), dtype=tl.float32)
-    for start in range(first, tl.minimum(first + width, columns), COLUMNS):
-        k = start + tl.arange(0, COLUMNS)
-        there = (t < tokens)[:, None] & (k < columns)[None, :]
-        value = tl.load(x + t[:, None] * x_stride + k[None, :], there, 0)
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_r = (tl.program_id(1) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    first = tl.program_id(2) * split_size
+    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    for start in range(first, tl.minimum(first + split_size, in_features), BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        mask = (offs_m < tokens)[:, None] & (offs_k < in_features)[None, :]
+        x = tl.load(x_ptr + offs_m[:, None] * stride_x + offs_k[None, :], mask, 0)
         if GELU:
-            active, _ = activation(value.to(tl.float32), True)
-            value = active.to(value.dtype)
+            active, _ = activation(x.to(tl.float32), True)
+            x = active.to(x.dtype)
         if tl.program_id(1) == 0:
-            tl.store(out + t[:, None] * out_stride + k[None, :], value, there)
-        if DROPS:
-            value = tl.where(_keeps(t, start, columns, seed, site + module, limit, COLUMNS), value, 0.0)
-        weight = tl.load(a + (module * RANKS + j)[:, None] * columns + k[None, :], (k < columns)[None, :], 0)
-        total = tl.dot(value, tl.trans(weight), total, input_precision="ieee")
-    if DROPS:
-        total *= scale
-    place = module * RANKS + j
+            tl.store(out_ptr + offs_m[:, None] * stride_out + offs_k[None, :], x, mask)
+        if DROPOUT:
+            x = tl.where(_tile_mask(offs_m, start, in_features, seed_ptr, site + module, threshold, BLOCK_K), x, 0.0)
+        a_ptrs = a_ptr + (module * LORA_RANK + offs_r)[:, None] * in_features + offs_k[None, :]
+        a = tl.load(a_ptrs, (offs_k < in_features)[None, :], 0)
+        acc = tl.dot(x, tl.trans(a), acc, input_precision="ieee")
+    if DROPOUT:
+        acc *= scale
+    offs_u = module * LORA_RANK + offs_r
     if SPLIT:
-        target = parts + tl.program_id(2).to(tl.int64) * tokens * parts_stride + t[:, None] * parts_stride
-        tl.store(target + place[None, :], total, (t < tokens)[:, None])
+        split_ptr = parts_ptr + tl.program_id(2).to(tl.int64) * tokens * stride_parts + offs_m[:, None] * stride_parts
+        tl.store(split_ptr + offs_u[None, :], acc, (offs_m < tokens)[:, None])
     else:
         tl.store(
-            out + t[:, None] * out_stride + columns + place[None, :],
-            total.to(out.dtype.element_ty),
-            (t < tokens)[:, None],
+            out_ptr + offs_m[:, None] * stride_out + in_features + offs_u[None, :],
+            acc.to(out_ptr.dtype.element_ty),
+            (offs_m < tokens)[:, None],
         )
 
 
 @triton.jit
-def _keeps(t, first, columns, seed, site, limit, COLUMNS: tl.constexpr):
-    """`keeps` of a tile: the tokens t, `COLUMNS` columns from `first` on, which is even."""
-    pairs = first // 2 + tl.arange(0, COLUMNS // 2)
-    return dropout_mask(t[:, None] * ((columns + 1) // 2) + pairs[None, :], seed, site, limit)
+def _tile_mask(offs_m, first, in_features, seed_ptr, site, threshold, BLOCK_K: tl.constexpr):
+    """`dropout_mask` of a tile: the tokens offs_m, BLOCK_K columns from `first`, which is even."""
+    pairs = first // 2 + tl.arange(0, BLOCK_K // 2)
+    return dropout_mask(offs_m[:, None] * ((in_features + 1) // 2) + pairs[None, :], seed_ptr, site, threshold)
 
 
 @triton.jit
-def _sum_kernel(parts, out, tokens, columns, out_stride, width, splits, BLOCK: tl.constexpr):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < tokens * width
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
+def _sum_splits_kernel(parts_ptr, out_ptr, tokens, in_features, stride_out, width, splits, BLOCK: tl.constexpr):
+    """u as the sum of its splits."""
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < tokens * width
+    acc = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in range(splits):
-        total += tl.load(parts + split * tokens * width + index, inside, 0)
-    place = index // width * out_stride + columns + index % width
-    tl.store(out + place, total.to(out.dtype.element_ty), inside)
+        acc += tl.load(parts_ptr + split * tokens * width + offsets, mask, 0)
+    offs_out = offsets // width * stride_out + in_features + offsets % width
+    tl.store(out_ptr + offs_out, acc.to(out_ptr.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["site", "limit"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def _a_grads_kernel(
-    du, x, grads, offsets, seed, tokens, columns, du_stride, x_stride, limit, scale, site, r,
-    RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, DROPS: tl.constexpr,
-    ADDS: tl.constexpr,
+    du_ptr, x_ptr, grads_ptr, offsets_ptr, seed_ptr, tokens, in_features, stride_du, stride_x, threshold, scale, site,
+    r,
+    LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    DROPOUT: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    blocks: tl.constexpr = RANKS // BLOCK
+    """A's gradient of one block of ranks and columns, over all tokens."""
+    blocks: tl.constexpr = LORA_RANK // BLOCK_R
     module = tl.program_id(1) // blocks
-    k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    j = (tl.program_id(1) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK, COLUMNS), dtype=tl.float32)
-    for start in range(0, tokens, TOKENS):
-        t = start + tl.arange(0, TOKENS)
-        value = tl.load(x + t[:, None] * x_stride + k[None, :], (t < tokens)[:, None] & (k < columns)[None, :], 0)
-        if DROPS:
-            kept = _keeps(t, tl.program_id(0) * COLUMNS, columns, seed, site + module, limit, COLUMNS)
-            value = tl.where(kept, value, 0.0)
-        grad = tl.load(du + t[:, None] * du_stride + (module * RANKS + j)[None, :], (t < tokens)[:, None], 0)
-        total = tl.dot(tl.trans(grad), value, total, input_precision="ieee")
-    if DROPS:
-        total *= scale
-    target = grads + tl.load(offsets + module) + j[:, None] * columns + k[None, :]
-    there = (j < r)[:, None] & (k < columns)[None, :]
-    if ADDS:
-        total += tl.load(target, there, 0)
-    tl.store(target, total, there)
+    first = tl.program_id(0) * BLOCK_K
+    offs_k = first + tl.arange(0, BLOCK_K)
+    offs_r = (tl.program_id(1) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    acc = tl.zeros((BLOCK_R, BLOCK_K), dtype=tl.float32)
+    for start in range(0, tokens, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)
+        x_ptrs = x_ptr + offs_m[:, None] * stride_x + offs_k[None, :]
+        x = tl.load(x_ptrs, (offs_m < tokens)[:, None] & (offs_k < in_features)[None, :], 0)
+        if DROPOUT:
+            x = tl.where(_tile_mask(offs_m, first, in_features, seed_ptr, site + module, threshold, BLOCK_K), x, 0.0)
+        du_ptrs = du_ptr + offs_m[:, None] * stride_du + (module * LORA_RANK + offs_r)[None, :]
+        du = tl.load(du_ptrs, (offs_m < tokens)[:, None], 0)
+        acc = tl.dot(tl.trans(du), x, acc, input_precision="ieee")
+    if DROPOUT:
+        acc *= scale
+    grad_ptrs = grads_ptr + tl.load(offsets_ptr + module) + offs_r[:, None] * in_features + offs_k[None, :]
+    mask = (offs_r < r)[:, None] & (offs_k < in_features)[None, :]
+    if ADD:
+        acc += tl.load(grad_ptrs, mask, 0)
+    tl.store(grad_ptrs, acc, mask)
 
 
-@triton.jit(do_not_specialize=["site", "limit"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def _input_grad_kernel(
-    dfu, a, x, out, seed, tokens, columns, stride, x_stride, out_stride, limit, scale, site,
-    GELU: tl.constexpr, MODULES: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
-    COLUMNS: tl.constexpr, DROPS: tl.constexpr,
+    dfu_ptr, a_ptr, x_ptr, out_ptr, seed_ptr, tokens, in_features, stride_dfu, stride_x, stride_out, threshold, scale,
+    site,
+    GELU: tl.constexpr, MODULES: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    k = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    there = (t < tokens)[:, None] & (k < columns)[None, :]
-    total = tl.load(dfu + t[:, None] * stride + k[None, :], there, 0).to(tl.float32)
+    """x's gradient of one block of tokens and columns, over all modules."""
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * BLOCK_K
+    offs_k = first + tl.arange(0, BLOCK_K)
+    mask = (offs_m < tokens)[:, None] & (offs_k < in_features)[None, :]
+    dx = tl.load(dfu_ptr + offs_m[:, None] * stride_dfu + offs_k[None, :], mask, 0).to(tl.float32)
     for module in tl.static_range(MODULES):
-        grown = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
-        for block in range(0, RANKS, BLOCK):
-            j = module * RANKS + block + tl.arange(0, BLOCK)
-            grad = tl.load(dfu + t[:, None] * stride + columns + j[None, :], (t < tokens)[:, None], 0)
-            weight = tl.load(a + j[:, None] * columns + k[None, :], (k < columns)[None, :], 0)
-            grown = tl.dot(grad, weight, grown, input_precision="ieee")
-        if DROPS:
-            kept = _keeps(t, tl.program_id(1) * COLUMNS, columns, seed, site + module, limit, COLUMNS)
-            grown = tl.where(kept, grown * scale, 0.0)
-        total += grown
+        acc = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
+        for block in range(0, LORA_RANK, BLOCK_R):
+            offs_u = module * LORA_RANK + block + tl.arange(0, BLOCK_R)
+            du_ptrs = dfu_ptr + offs_m[:, None] * stride_dfu + in_features + offs_u[None, :]
+            du = tl.load(du_ptrs, (offs_m < tokens)[:, None], 0)
+            a = tl.load(a_ptr + offs_u[:, None] * in_features + offs_k[None, :], (offs_k < in_features)[None, :], 0)
+            acc = tl.dot(du, a, acc, input_precision="ieee")
+        if DROPOUT:
+            drop_mask = _tile_mask(offs_m, first, in_features, seed_ptr, site + module, threshold, BLOCK_K)
+            acc = tl.where(drop_mask, acc * scale, 0.0)
+        dx += acc
     if GELU:
-        _, slope = activation(tl.load(x + t[:, None] * x_stride + k[None, :], there, 0).to(tl.float32), True)
-        total *= slope
-    tl.store(out + t[:, None] * out_stride + k[None, :], total.to(out.dtype.element_ty), there)
+        x = tl.load(x_ptr + offs_m[:, None] * stride_x + offs_k[None, :], mask, 0).to(tl.float32)
+        _, slope = activation(x, True)
+        dx *= slope
+    tl.store(out_ptr + offs_m[:, None] * stride_out + offs_k[None, :], dx.to(out_ptr.dtype.element_ty), mask)

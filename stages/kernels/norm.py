@@ -1,11 +1,11 @@
-"""RMS norms in one kernel with the additions around them; their weights are frozen.
+"""RMS norms with frozen weights, each in one kernel with the additions around it.
 
-Liger Kernel 0.8.5 and PyTorch have no norm before an addition (Gemma's) and none of heads inside a projected tensor;
-Liger's don't run in Triton's interpreter either, and importing one of them imports 1,481 modules.
+Liger Kernel 0.8.5 and PyTorch have no norm before an addition (Gemma's), and no norm of heads inside a projected
+tensor. Liger's kernels fail in Triton's interpreter, and importing one of them imports 1,481 modules.
 """
 
 import math
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import triton
@@ -13,11 +13,11 @@ import triton.language as tl
 
 from stages.kernels.index_limits import check_index_range
 
-# What is added to the weight in the norms of transformers' classes.
+# What each of transformers' norm classes adds to its weight.
 OFFSETS = dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), 0.0) | dict.fromkeys(
     ("GemmaRMSNorm", "Gemma3RMSNorm"), 1.0
 )
-TILE = 1024  # elements that a program takes at least, as far as whole rows allow
+MIN_TILE = 1024  # a program computes at least so many elements, in whole rows
 
 
 class RMSNorm(NamedTuple):
@@ -25,7 +25,7 @@ class RMSNorm(NamedTuple):
 
     Attributes:
         weight: [columns].
-        offset: of `OFFSETS`.
+        offset: a value of `OFFSETS`.
     """
 
     weight: torch.Tensor
@@ -33,44 +33,51 @@ class RMSNorm(NamedTuple):
     offset: float
 
     @classmethod
-    def from_module(cls, module: torch.nn.Module) -> Self:
-        """A norm of transformers, of a class in `OFFSETS`."""
+    def from_module(cls, module: Any) -> Self:
+        """The norm that a module of transformers computes; module: of a class in `OFFSETS`."""
         offset = OFFSETS[type(module).__name__]
         return cls(module.weight, module.eps if offset else module.variance_epsilon, offset)
 
 
-_NONE = (None, 0.0, 0.0)
+_NO_NORM = (None, 0.0, 0.0)
 
 
 def add_norm(
-    x: torch.Tensor, y: torch.Tensor | None = None, norm_y: RMSNorm | None = None, norm: RMSNorm | None = None
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """(norm(total), total) for total = x + norm_y(y); what is None is left out.
+    x: torch.Tensor, y: torch.Tensor | None = None, *, norm: RMSNorm, norm_y: RMSNorm | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(norm(total), total) for total = x + norm_y(y).
 
-    Go on with the `total` that it returns, even where it is x: its gradients, from there and from the norm, are then
-    added inside the backward's one kernel.
+    Use the returned `total` from here on, even where it equals x: the kernel of the backward then adds its gradient to
+    the norm's.
 
     Args:
-        x, y: [..., columns].
+        x: [..., columns].
+        y: of x's shape; None: nothing is added.
+        norm_y: None: y is added as it is.
 
     Raises:
         RuntimeError: in the backward, where a norm's weight is not frozen.
     """
-    return _AddNorm.apply(x, y, *(norm_y or _NONE), *(norm or _NONE))
+    return _AddNorm.apply(x, y, *(norm_y or _NO_NORM), *norm)
+
+
+def add_normed(x: torch.Tensor, y: torch.Tensor, norm_y: RMSNorm) -> torch.Tensor:
+    """x + norm_y(y); shapes and errors are those of `add_norm`."""
+    return _AddNorm.apply(x, y, *norm_y, *_NO_NORM)[1]
 
 
 def norm_heads(projected: torch.Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, kv_heads: int) -> torch.Tensor:
-    """A projected tensor with each head of its queries and keys normed; the values stay as they are.
+    """Norm each head of the queries and keys in a projected tensor; the values stay as they are.
 
     Args:
-        projected: [..., (heads + 2 * kv_heads) * head_dim], queries, keys and values side by side.
-        q_norm, k_norm: weights [head_dim]; eps and offset are the same in both.
+        projected: [..., (heads + 2 * kv_heads) * head_dim]: queries, keys, values.
+        q_norm, k_norm: weights [head_dim]; both have the same eps and offset.
 
     Raises:
         RuntimeError: in the backward, where a norm's weight is not frozen.
     """
     if q_norm[1:] != k_norm[1:]:
-        raise ValueError("norms of queries and keys with a different eps or offset")
+        raise ValueError("the norms of queries and keys differ in eps or offset; the fused kernel needs them equal")
     return _NormHeads.apply(projected, *q_norm, k_norm.weight, heads, kv_heads)
 
 
@@ -104,107 +111,111 @@ class _NormHeads(torch.autograd.Function):
         projected = projected.contiguous()
         ctx.save_for_backward(projected, q_weight, k_weight)
         ctx.scalars = heads, heads + kv_heads, heads + 2 * kv_heads, eps, offset
-        return _NormHeads._computed(projected, None, q_weight, k_weight, ctx.scalars)
+        return _launch_norm_heads(projected, None, q_weight, k_weight, ctx.scalars)
 
     @staticmethod
     def backward(ctx, d_out):
         _check_frozen(ctx, 1, 4)
         projected, q_weight, k_weight = ctx.saved_tensors
-        dx = _NormHeads._computed(projected, d_out.contiguous(), q_weight, k_weight, ctx.scalars)
+        dx = _launch_norm_heads(projected, d_out.contiguous(), q_weight, k_weight, ctx.scalars)
         return dx, None, None, None, None, None, None
 
-    @staticmethod
-    def _computed(projected, d_out, q_weight, k_weight, scalars):
-        out = torch.empty_like(projected)
-        shape = (projected.numel() // len(q_weight), len(q_weight))
-        _launch(_norm_heads_kernel, shape, projected, d_out, q_weight, k_weight, out, *scalars)
-        return out
+
+def _launch_norm_heads(projected, d_out, q_weight, k_weight, scalars):
+    """The normed tensor, or with d_out the gradient of `projected`."""
+    out = torch.empty_like(projected)
+    shape = (projected.numel() // len(q_weight), len(q_weight))
+    _launch(_norm_heads_kernel, shape, projected, d_out, q_weight, k_weight, out, *scalars)
+    return out
 
 
-def _check_frozen(ctx, *places):
-    if any(ctx.needs_input_grad[place] for place in places):  # its gradient would stay 0 without a word
-        raise RuntimeError("the fused norms give no gradient of their weights, and a norm's weight is not frozen")
+def _check_frozen(ctx, *weight_inputs):
+    """Raise if a weight needs a gradient, which the kernels do not compute: it would silently stay 0."""
+    if any(ctx.needs_input_grad[i] for i in weight_inputs):
+        raise RuntimeError("a norm's weight is not frozen; the fused norms compute no gradient of their weights")
 
 
 def _launch(kernel, shape, *args):
-    """A kernel over rows of shape[-1] columns."""
+    """Launch a kernel over all rows of shape[-1] columns."""
     columns = shape[-1]
-    block = triton.next_power_of_2(columns)
-    rows, together = math.prod(shape[:-1]), max(1, TILE // block)
-    warps = min(16, max(4, block // 512))
+    block_n = triton.next_power_of_2(columns)
+    rows, block_m = math.prod(shape[:-1]), max(1, MIN_TILE // block_n)
+    warps = min(16, max(4, block_n // 512))
     check_index_range(rows * columns)
-    programs = triton.cdiv(rows, together)
-    kernel[(programs,)](*args, rows, columns, ROWS=together, BLOCK=block, num_warps=warps)
+    programs = triton.cdiv(rows, block_m)
+    kernel[(programs,)](*args, rows, columns, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps)
 
 
 @triton.jit
 def _add_norm_kernel(
-    x, y, weight_y, weight, total, normed, eps_y, offset_y, eps, offset, rows, columns,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, y_ptr, weight_y_ptr, weight_ptr, total_ptr, normed_ptr, eps_y, offset_y, eps, offset, rows, columns,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    row, column = _tile(ROWS, BLOCK)
-    inside, at = (row < rows) & (column < columns), row * columns + column
-    value = tl.load(x + at, inside, 0).to(tl.float32)
-    if y is not None:
-        added = tl.load(y + at, inside, 0).to(tl.float32)
-        if weight_y is not None:
-            added = added * _inverse_rms(added, columns, eps_y) * _scale(weight_y, column, columns, offset_y)
-        rounded = (value + added).to(total.dtype.element_ty)
-        tl.store(total + at, rounded, inside)
-        value = rounded.to(tl.float32)  # the backward reads it so
-    if weight is not None:
-        out = value * _inverse_rms(value, columns, eps) * _scale(weight, column, columns, offset)
-        tl.store(normed + at, out.to(normed.dtype.element_ty), inside)
+    offs_m, offs_n = _tile_offsets(BLOCK_M, BLOCK_N)
+    mask, offsets = (offs_m < rows) & (offs_n < columns), offs_m * columns + offs_n
+    total = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
+    if y_ptr is not None:
+        y = tl.load(y_ptr + offsets, mask, 0).to(tl.float32)
+        if weight_y_ptr is not None:
+            y = y * _inverse_rms(y, columns, eps_y) * _load_scale(weight_y_ptr, offs_n, columns, offset_y)
+        rounded = (total + y).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + offsets, rounded, mask)
+        total = rounded.to(tl.float32)  # the backward reads the rounded total, so the norm is computed from it
+    if weight_ptr is not None:
+        normed = total * _inverse_rms(total, columns, eps) * _load_scale(weight_ptr, offs_n, columns, offset)
+        tl.store(normed_ptr + offsets, normed.to(normed_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def _add_norm_backward_kernel(
-    d_total, d_normed, total, y, weight_y, weight, dx, dy, eps_y, offset_y, eps, offset, rows, columns,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    d_total_ptr, d_normed_ptr, total_ptr, y_ptr, weight_y_ptr, weight_ptr, dx_ptr, dy_ptr, eps_y, offset_y, eps, offset,
+    rows, columns,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    row, column = _tile(ROWS, BLOCK)
-    inside, at = (row < rows) & (column < columns), row * columns + column
-    grad = tl.load(d_total + at, inside, 0).to(tl.float32)
-    if weight is not None:
-        value = tl.load(total + at, inside, 0).to(tl.float32)
-        scaled = tl.load(d_normed + at, inside, 0).to(tl.float32) * _scale(weight, column, columns, offset)
-        grad += _norm_grad(scaled, value, columns, eps)
-        tl.store(dx + at, grad.to(dx.dtype.element_ty), inside)
-    if weight_y is not None:
-        value = tl.load(y + at, inside, 0).to(tl.float32)
-        grad = _norm_grad(grad * _scale(weight_y, column, columns, offset_y), value, columns, eps_y)
-        tl.store(dy + at, grad.to(dy.dtype.element_ty), inside)
+    offs_m, offs_n = _tile_offsets(BLOCK_M, BLOCK_N)
+    mask, offsets = (offs_m < rows) & (offs_n < columns), offs_m * columns + offs_n
+    grad = tl.load(d_total_ptr + offsets, mask, 0).to(tl.float32)
+    if weight_ptr is not None:
+        total = tl.load(total_ptr + offsets, mask, 0).to(tl.float32)
+        d_normed = tl.load(d_normed_ptr + offsets, mask, 0).to(tl.float32)
+        grad += _norm_grad(d_normed * _load_scale(weight_ptr, offs_n, columns, offset), total, columns, eps)
+        tl.store(dx_ptr + offsets, grad.to(dx_ptr.dtype.element_ty), mask)
+    if weight_y_ptr is not None:
+        y = tl.load(y_ptr + offsets, mask, 0).to(tl.float32)
+        grad = _norm_grad(grad * _load_scale(weight_y_ptr, offs_n, columns, offset_y), y, columns, eps_y)
+        tl.store(dy_ptr + offsets, grad.to(dy_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def _norm_heads_kernel(
-    x, d_out, q_weight, k_weight, out, heads, normed_heads, all_heads, eps, offset, rows, columns,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, d_out_ptr, q_weight_ptr, k_weight_ptr, out_ptr, heads, normed_heads, all_heads, eps, offset, rows, columns,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The norm of each head, or where d_out is given the input's gradient."""
-    row, column = _tile(ROWS, BLOCK)
-    inside, at = (row < rows) & (column < columns), row * columns + column
-    head = row % all_heads
-    q_scale, k_scale = _scale(q_weight, column, columns, offset), _scale(k_weight, column, columns, offset)
+    """The norm of each head, or with d_out_ptr the gradient of the input. A row is one head of one token."""
+    offs_m, offs_n = _tile_offsets(BLOCK_M, BLOCK_N)
+    mask, offsets = (offs_m < rows) & (offs_n < columns), offs_m * columns + offs_n
+    head = offs_m % all_heads
+    q_scale = _load_scale(q_weight_ptr, offs_n, columns, offset)
+    k_scale = _load_scale(k_weight_ptr, offs_n, columns, offset)
     scale = tl.where(head < heads, q_scale, k_scale)
-    value = tl.load(x + at, inside, 0).to(tl.float32)
-    if d_out is None:
-        plain = value
-        normed = value * _inverse_rms(value, columns, eps) * scale
+    x = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
+    if d_out_ptr is None:
+        unnormed = x
+        normed = x * _inverse_rms(x, columns, eps) * scale
     else:
-        plain = tl.load(d_out + at, inside, 0).to(tl.float32)
-        normed = _norm_grad(plain * scale, value, columns, eps)
-    tl.store(out + at, tl.where(head < normed_heads, normed, plain).to(out.dtype.element_ty), inside)
+        unnormed = tl.load(d_out_ptr + offsets, mask, 0).to(tl.float32)
+        normed = _norm_grad(unnormed * scale, x, columns, eps)
+    tl.store(out_ptr + offsets, tl.where(head < normed_heads, normed, unnormed).to(out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
-def _tile(ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    return tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+def _tile_offsets(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    return tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
 
 
 @triton.jit
-def _scale(weight, column, columns, offset):
-    return tl.load(weight + column, column < columns, 0).to(tl.float32) + offset
+def _load_scale(weight_ptr, offs_n, columns, offset):
+    return tl.load(weight_ptr + offs_n, offs_n < columns, 0).to(tl.float32) + offset
 
 
 @triton.jit
@@ -213,7 +224,7 @@ def _inverse_rms(x, columns, eps):
 
 
 @triton.jit
-def _norm_grad(scaled, x, columns, eps):
-    """The gradient of x, `scaled` being that of x · _inverse_rms(x)."""
+def _norm_grad(dy, x, columns, eps):
+    """The gradient of x from that of y = x · _inverse_rms(x)."""
     inverse = _inverse_rms(x, columns, eps)
-    return inverse * (scaled - x * (inverse * inverse * tl.sum(scaled * x, axis=1, keep_dims=True) / columns))
+    return inverse * (dy - x * (inverse * inverse * tl.sum(dy * x, axis=1, keep_dims=True) / columns))

@@ -1,4 +1,4 @@
-"""A batch whose rows stand end to end, without padding, and a classifier's answers to it."""
+"""The logits of a batch of packed rows: rows that follow one another without padding."""
 
 import torch
 
@@ -9,16 +9,16 @@ def compute_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], longe
     """Logits [rows, classes].
 
     Args:
-        model: one that `fusion.takes_packed_rows`.
-        batch: from `task.batching.pack_rows`, on the model's device.
+        model: a model for which `fusion.takes_packed_rows` is true.
+        batch: from `data.batching.pack_rows`, on the model's device.
         longest: no row has more tokens.
     """
     classifier, ids = unwrap_peft(model), batch["input_ids"][None]
     states = classifier.base_model(
         input_ids=ids,
         position_ids=batch["positions"][None],
-        attention_mask=torch.empty((1, 1, 1, 1), device=ids.device),  # so transformers makes none; layers read none
+        attention_mask=torch.empty((1, 1, 1, 1), device=ids.device),  # unused; without it transformers builds one
         cu_seq_lens_q=batch["starts"],
         max_length_q=longest,
     ).last_hidden_state[0]
-    return classifier.score(states[batch["last"]])
+    return classifier.get_submodule("score")(states[batch["last"]])

@@ -1,4 +1,4 @@
-"""The architectures that compute in fewer kernels. A new one is a file like `phi.py` and its line here."""
+"""The architectures that compute in fewer kernels. To add one, write a file like `phi.py` and list it here."""
 
 import torch
 
@@ -9,5 +9,5 @@ ARCHITECTURES: tuple[Architecture, ...] = (phi.PHI, *llama.LLAMAS, gemma3.GEMMA3
 
 
 def find_architecture(module: torch.nn.Module) -> Architecture | None:
-    """The architecture whose decoder layer `module` is; None for another module, or where the layer can't be fused."""
+    """The architecture of a decoder layer; None for any other module and for a layer that cannot be fused."""
     return next((a for a in ARCHITECTURES if isinstance(module, a.layer) and a.can_fuse(module)), None)

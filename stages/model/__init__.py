@@ -1,3 +1,5 @@
 """The classifier: quantised base, head, adapter, prediction."""
 
-from stages.runtime import late_compile  # noqa: F401 - before peft imports bitsandbytes
+from stages.runtime import startup
+
+startup.import_bitsandbytes()  # before peft imports it

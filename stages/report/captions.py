@@ -3,11 +3,11 @@
 from typing import Any
 
 from stages.analysis.metrics import BIN_ROWS, BINS
-from stages.analysis.usage import count
+from stages.analysis.usage import process_count
 from stages.data.task import Task
-from stages.report.counts import FEW
 from stages.report.figures.accuracy import LOWEST_CLASSES
 from stages.report.figures.axes import can_name_classes
+from stages.report.tables import FEW_CLASSES
 from stages.runtime.params import Params
 
 
@@ -48,7 +48,7 @@ def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple
 
 def _confusion(classes: tuple[str, ...]) -> str:
     numbers = "" if can_name_classes(classes) else " The table of every class has their numbers."
-    if len(classes) <= FEW:
+    if len(classes) <= FEW_CLASSES:
         return (
             "Test rows by gold and predicted class, and their share of the gold class; darker is a greater share."
             + numbers
@@ -73,7 +73,7 @@ def _slices(classes: int) -> str:
 
 def _usage(measured: dict[str, Any]) -> str:
     said = "Over the three stages that run the model, laid end to end."
-    if (number := count(measured)) == 1:
+    if (number := process_count(measured)) == 1:
         return said
     what = "GPUs" if "gpu" in measured else "processes"
     return f"{said} A line for each of the {number} {what}; between memory and load, the memory of all at one time."

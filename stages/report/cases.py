@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from stages.analysis.baselines import ALL, guess_of
+from stages.analysis.baselines import ALL, guess_column
 from stages.analysis.comparison import probabilities_of
-from stages.analysis.nli import Nli, overlap_ends
+from stages.analysis.nli import NliTask, overlap_ends
 from stages.data.task import Task
-from stages.report.counts import FEW
+from stages.report.tables import FEW_CLASSES
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 ERRORS = 10  # of the surest ones
@@ -23,20 +23,22 @@ MOST_ROWS = 10_000  # on the page; cases.csv has all
 MOST_CHARACTERS = 3_500_000  # of the texts on the page, which is to open on a phone: with all else under 5 MB
 
 
-def for_a_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The cases with the classes' names for their numbers, and `without_formulas`.
+def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The cases with the classes' names for their numbers, and `escape_formulas`.
 
     Of many classes the probabilities are left out but for the likeliest one's: Git keeps this table, and
     outs/results/ has them all.
     """
     names = dict(enumerate(task.classes))
-    coded = ["gold", "base", "tuned", ALL, *map(guess_of, task.columns)]
+    coded = ["gold", "base", "tuned", ALL, *map(guess_column, task.columns)]
     named = {column: cases[column].map(names) for column in coded}
-    shares = [*probabilities_of("base", task), *probabilities_of("tuned", task)] if len(task.classes) > FEW else []
-    return without_formulas(cases.assign(**named).drop(columns=["group", *shares]))
+    shares = (
+        [*probabilities_of("base", task), *probabilities_of("tuned", task)] if len(task.classes) > FEW_CLASSES else []
+    )
+    return escape_formulas(cases.assign(**named).drop(columns=["group", *shares]))
 
 
-def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """A table with an apostrophe before each text that a spreadsheet would take for a formula, as OWASP advises."""
     texts = table.select_dtypes(["object", "str"])
     return table.assign(**texts.map(lambda text: f"'{text}" if text.startswith(FORMULA_STARTS) else text))
@@ -70,7 +72,7 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
-def groups(cases: pd.DataFrame, nli: Nli | None) -> dict[str, np.ndarray]:
+def groups(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
     """Groups of rows to look at: {name: whether a row is in it}; of NLI those that the published report argues from."""
     found = {"cut at max_length": cases["truncated"].to_numpy()}
     if nli:

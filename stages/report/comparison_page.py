@@ -1,4 +1,4 @@
-"""Settings compared over seeds and rows, for readers: as Markdown, as a picture, as one web page without network."""
+"""Show a comparison of recipes: as Markdown for a terminal, as a picture, and as one web page that needs no network."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,229 +6,238 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from stages.analysis import multi_seed
-from stages.analysis.multi_seed import Difference, Scores
-from stages.report.document import as_text, environment
+from stages.analysis.multi_seed.comparison import METHOD_VERSION, Difference
+from stages.analysis.multi_seed.power import TARGET_POWER
+from stages.analysis.multi_seed.scores import RecipeScores, Score
+from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
-from stages.report.formatting import bounds, percent, signed, signed_bounds, size
-from stages.report.render import render, short
-from stages.report.wording import level
+from stages.report.formatting import percent, percent_interval, points, points_interval, signed_points
+from stages.report.render import render, shorten
+from stages.report.wording import confidence_level
 
-COLUMNS = 120  # of a terminal
-NAME = 22  # characters of a setting's name in a table; the legend has it whole
-SEEDS = 13  # characters of the seeds in a table; of more, their number
-TICKS = 26  # characters beside a picture
+TERMINAL_WIDTH = 120  # columns
+NAME_WIDTH = 22  # characters of a recipe's name in a table; the list below the tables has the whole name
+SEEDS_WIDTH = 13  # characters of the seeds in a table; if they need more, it has their number
+TICK_WIDTH = 26  # characters of a recipe's name in the picture
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What was compared, and what came of it.
+class RecipeComparison:
+    """The recipes that were compared, and the results.
 
     Attributes:
-        scores: of each setting, the first one first.
-        differences: of each but the first.
-        runs: which runs each setting has, in words.
-        notes: what a reader must know besides.
-        confidence: of the intervals.
-        rows: of the test.
-        groups: of rows that are not independent.
-        group: what rows of a group share, such as "premise"; None: all their texts.
-        digest: of the rows.
+        scores: of each recipe.
+        differences: of each recipe but the first, from the first.
+        runs: for each recipe, a list of its runs for readers.
+        notes: what a reader has to know to read the results.
+        confidence: level of the intervals.
+        row_count: number of test rows.
+        group_count: number of groups of rows that are not independent.
+        group_column: the column that rows of a group share, such as "premise"; None: all text columns.
+        rows_hash: hash of the test rows.
     """
 
-    scores: Sequence[Scores]
+    scores: Sequence[RecipeScores]
     differences: Sequence[Difference]
     runs: Sequence[str]
     notes: Sequence[str]
     confidence: float
-    rows: int
-    groups: int
-    group: str | None
-    digest: str
+    row_count: int
+    group_count: int
+    group_column: str | None
+    rows_hash: str
 
 
-def mark(number: int) -> str:
-    """A letter for a setting, by its place."""
-    return chr(ord("A") + number % 26) + (str(number // 26) if number > 25 else "")
+def render_markdown(comparison: RecipeComparison) -> str:
+    """Tables, explanations and signature. All lines but the signature fit into `TERMINAL_WIDTH`."""
+    runs = [wrap(f"- {recipe_letter(n)}: {escape_markdown(run)}", "  ") for n, run in enumerate(comparison.runs)]
+    tables = map(format_table, list_tables(comparison))
+    paragraphs = [f"Note: {escape_markdown(note)}" for note in comparison.notes] + explain(comparison)
+    parts = [summarize(comparison), *tables, "\n".join(runs), *map(wrap, paragraphs)]
+    return "\n\n".join([*parts, f"Signature: `{sign(comparison)}`"]) + "\n"
 
 
-def names(compared: Compared, length: int) -> list[str]:
-    """The settings' names in at most so many characters, each with its letter."""
-    return [f"{mark(n)} {short(found.name, length)}" for n, found in enumerate(compared.scores)]
+def render_picture(comparison: RecipeComparison) -> tuple[bytes, str]:
+    """Render the forest plot: (PNG bytes, SVG text)."""
+
+    def draw(colours: dict[str, str]) -> Figure:
+        return draw_forest(comparison.scores, comparison.differences, short_names(comparison, TICK_WIDTH), colours)
+
+    return render(draw, [recipe.name for recipe in comparison.scores])
 
 
-def score_table(compared: Compared) -> list[list[str]]:
-    """Head and lines of the table of scores."""
-
-    def shown(score):
-        return f"{percent(score.value)} ({bounds((score.low, score.high))})"
-
-    lines = [
-        [name, seed_list(s.seeds), shown(s.accuracy), shown(s.f1_weighted), shown(s.f1_macro)]
-        for name, s in zip(names(compared, NAME), compared.scores, strict=True)
-    ]
-    return [["setting", "seeds", "accuracy", "weighted F1", "macro F1"], *lines]
-
-
-def seed_list(numbers: Sequence[int]) -> str:
-    """The seeds, or how many."""
-    listed = ", ".join(map(str, numbers))
-    return listed if len(listed) <= SEEDS else f"{len(numbers)} seeds"
-
-
-def difference_table(compared: Compared) -> list[list[str]]:
-    """Head and lines of the table of differences from the first setting, in points of accuracy."""
-    lines = [
-        [
-            name,
-            f"{signed(d.gap)} ({signed_bounds((d.low, d.high))})",
-            chance(d.p),
-            chance(d.p_holm),
-            d.verdict + (" (these runs)" if d.kind == "rows alone" else ""),
-            size(d.smallest) if d.smallest < 1 else "nothing",
-        ]
-        for name, d in zip(names(compared, NAME)[1:], compared.differences, strict=True)
-    ]
-    return [["setting", "points against A", "p", "Holm's p", "verdict", "could show"], *lines]
-
-
-def chance(p: float) -> str:
-    """A p in a table."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def headline(compared: Compared) -> str:
-    """What was measured, in a line."""
-    many = len(compared.scores)
-    return (
-        f"{many} setting{'s' if many > 1 else ''} on the same {compared.rows:,} test rows. "
-        f"Brackets hold intervals of {level(compared.confidence)}."
-    )
-
-
-def explanations(compared: Compared) -> list[str]:
-    """How to read the tables: the variance, the differences, and what could have been seen."""
-    said = [variances(compared)]
-    if compared.differences:
-        kinds = [found.kind for found in compared.differences]
-        if "rows alone" in kinds:
-            said.append(
-                "Of a setting with one seed it is not known what other seeds would give. Where one of the two has one, "
-                "the verdict is on these runs alone, for other rows: another seed may turn it round."
-            )
-        if "same seeds" in kinds:
-            said.append("Where both have the same seeds, trainings of equal seed are compared with each other.")
-        count = len(kinds)
-        adjusted = f" Verdicts are by Holm's p, which allows for {count} comparisons." if count > 1 else ""
-        said.append(
-            f"p: the chance of such a difference, or a larger one, if there were none; below "
-            f"{1 - compared.confidence:.2g} it is told from none.{adjusted}"
-        )
-        said.append(
-            "Could show: the smallest true difference, in points, that so many rows and seeds tell from none in "
-            f"{multi_seed.POWER:.0%} of such experiments, by these variances and for one comparison. What is less can "
-            "well be there unseen; more seeds or rows would show it."
-        )
-    return said
-
-
-def variances(compared: Compared) -> str:
-    """How much seeds and how much rows move the accuracy."""
-    several = [found for found in compared.scores if len(found.seeds) > 1]
-    said = []
-    if several:
-        freedom = [len(found.seeds) - 1 for found in several]
-        pooled = np.average([found.seeds_deviation**2 for found in several], weights=freedom) ** 0.5
-        said.append(
-            f"Seeds: trainings that differ in seed alone vary by {size(pooled)} points of accuracy on these rows "
-            f"(standard deviation, {sum(freedom) + len(several)} trainings)."
-        )
-    of_differences = (
-        f", and their differences by {span([found.rows_error for found in compared.differences])}"
-        if compared.differences
-        else ""
-    )
-    said.append(
-        f"Rows: on other test rows the accuracies of these trainings would vary by "
-        f"{span([found.rows_error for found in compared.scores])} points{of_differences} (standard errors)."
-    )
-    return " ".join(said)
-
-
-def span(errors: Sequence[float]) -> str:
-    """The least and the greatest of some shares, in points."""
-    ends = list(dict.fromkeys(size(end) for end in (min(errors), max(errors))))
-    return " to ".join(ends)
-
-
-def recipe(compared: Compared) -> str:
-    """All that another needs to get the same figures, in one line, as sacreBLEU's signature has it."""
-    trained = ";".join(f"{mark(n)}={','.join(map(str, s.seeds))}" for n, s in enumerate(compared.scores))
-    parts = {
-        "rows": compared.rows,
-        "sha256": compared.digest,
-        "groups": f"{compared.groups} by {compared.group or 'all texts'}",
-        "seeds": trained,
-        "confidence": f"{compared.confidence:g}",
-        "method": "Obuchowski-Rockette, Cochran t; of one seed each McNemar, Tango; Holm",
-        "samples": "none, no chance in it",
-        "version": multi_seed.METHOD,
-    }
-    return "|".join(f"{name}:{value}" for name, value in parts.items())
-
-
-def markdown(compared: Compared) -> str:
-    """Tables, explanations and recipe; all but the recipe is at most `COLUMNS` wide."""
-    legend = [folded(f"- {mark(n)}: {as_text(run)}", "  ") for n, run in enumerate(compared.runs)]
-    tables = [table(score_table(compared))]
-    if compared.differences:
-        tables.append(table(difference_table(compared)))
-    said = [f"Note: {as_text(note)}" for note in compared.notes] + explanations(compared)
-    parts = [headline(compared), *tables, "\n".join(legend), *map(folded, said)]
-    return "\n\n".join([*parts, f"Recipe: `{recipe(compared)}`"]) + "\n"
-
-
-def folded(text: str, indent: str = "") -> str:
-    """A paragraph in lines."""
-    return textwrap.fill(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def table(lines: list[list[str]]) -> str:
-    """Markdown whose columns stand below each other on a terminal too."""
-    cells = [[as_text(name), *others] for name, *others in lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-    return "\n".join([rows[0], "| " + " | ".join("-" * width for width in widths) + " |", *rows[1:]])
-
-
-def picture(compared: Compared) -> tuple[bytes, str]:
-    """The forest plot, rendered: (PNG bytes, SVG text)."""
-
-    def draw(colours):
-        return draw_forest(compared.scores, compared.differences, names(compared, TICKS), colours)
-
-    return render(draw, [found.name for found in compared.scores])
-
-
-def html(compared: Compared, svg: str) -> str:
-    """One page without network, light and dark.
+def render_html(comparison: RecipeComparison, svg: str) -> str:
+    """Render the page, for light and dark screens.
 
     Args:
-        svg: from `picture`.
+        svg: from `render_picture`.
     """
-    said = [f"{found.name}: {found.verdict}" for found in compared.differences]
+    verdicts = [f"{difference.name}: {difference.verdict}" for difference in comparison.differences]
     return (
         environment()
         .get_template("comparison_page.html")
         .render(
-            headline=headline(compared),
-            tables=[score_table(compared), *([difference_table(compared)] if compared.differences else [])],
-            legend=[(mark(n), run) for n, run in enumerate(compared.runs)],
-            notes=compared.notes,
-            explanations=explanations(compared),
-            recipe=recipe(compared),
+            summary=summarize(comparison),
+            tables=list_tables(comparison),
+            runs=[(recipe_letter(n), run) for n, run in enumerate(comparison.runs)],
+            notes=comparison.notes,
+            explanations=explain(comparison),
+            signature=sign(comparison),
             picture=Markup(svg.replace("<svg", '<svg role="img" aria-label="accuracies and differences"', 1)),
-            title="; ".join(said) or compared.scores[0].name,
+            title="; ".join(verdicts) or comparison.scores[0].name,
         )
     )
+
+
+def recipe_letter(number: int) -> str:
+    """A letter for each recipe: A to Z, then A1 to Z1, and so on."""
+    return chr(ord("A") + number % 26) + (str(number // 26) if number > 25 else "")
+
+
+def short_names(comparison: RecipeComparison, length: int) -> list[str]:
+    """The recipes' names, each after its letter and cut to `length` characters."""
+    return [f"{recipe_letter(n)} {shorten(recipe.name, length)}" for n, recipe in enumerate(comparison.scores)]
+
+
+def summarize(comparison: RecipeComparison) -> str:
+    """What was compared, in one line."""
+    count = len(comparison.scores)
+    return (
+        f"{count} recipe{'s' if count > 1 else ''} on the same {comparison.row_count:,} test rows. "
+        f"In brackets: {confidence_level(comparison.confidence)} confidence intervals."
+    )
+
+
+def list_tables(comparison: RecipeComparison) -> list[list[list[str]]]:
+    """Header and lines of each table."""
+    tables = [list_scores(comparison)]
+    return [*tables, list_differences(comparison)] if comparison.differences else tables
+
+
+def list_scores(comparison: RecipeComparison) -> list[list[str]]:
+    """Header and lines of the table of scores."""
+
+    def format_score(score: Score) -> str:
+        return f"{percent(score.value)} ({percent_interval((score.low, score.high))})"
+
+    lines = [
+        [name, list_seeds(s.seeds), format_score(s.accuracy), format_score(s.f1_weighted), format_score(s.f1_macro)]
+        for name, s in zip(short_names(comparison, NAME_WIDTH), comparison.scores, strict=True)
+    ]
+    return [["recipe", "seeds", "accuracy", "weighted F1", "macro F1"], *lines]
+
+
+def list_seeds(seeds: Sequence[int]) -> str:
+    """The seeds, or their number if they are too many for the table."""
+    text = ", ".join(map(str, seeds))
+    return text if len(text) <= SEEDS_WIDTH else f"{len(seeds)} seeds"
+
+
+def list_differences(comparison: RecipeComparison) -> list[list[str]]:
+    """Header and lines of the table of differences from the first recipe, in points of accuracy."""
+    lines = [
+        [
+            name,
+            f"{signed_points(d.value)} ({points_interval((d.low, d.high))})",
+            format_p(d.p),
+            format_p(d.p_holm),
+            d.verdict + (" (these seeds)" if d.design == "rows only" else ""),
+            points(d.smallest_detectable) if d.smallest_detectable < 1 else "none",
+        ]
+        for name, d in zip(short_names(comparison, NAME_WIDTH)[1:], comparison.differences, strict=True)
+    ]
+    return [["recipe", "points above A", "p", "Holm's p", "verdict", "detectable"], *lines]
+
+
+def format_p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def explain(comparison: RecipeComparison) -> list[str]:
+    """How to read the tables: the variance, the differences, and what the experiment can detect."""
+    paragraphs = [explain_variance(comparison)]
+    if not comparison.differences:
+        return paragraphs
+    designs = [difference.design for difference in comparison.differences]
+    if "rows only" in designs:
+        paragraphs.append(
+            "These seeds: one of the two recipes has only one seed, so that nothing is known about other seeds. The "
+            "verdict holds for other test rows, but another seed could reverse it."
+        )
+    if "paired seeds" in designs:
+        paragraphs.append(
+            "If two recipes have the same seeds, trainings with equal seeds are compared with each other."
+        )
+    adjustment = f" Verdicts use Holm's p, which adjusts for {len(designs)} comparisons." if len(designs) > 1 else ""
+    paragraphs.append(
+        "p: the probability of such a difference, or a larger one, if there were none. Below "
+        f"{1 - comparison.confidence:.2g} the difference is statistically significant.{adjustment}"
+    )
+    paragraphs.append(
+        f"Detectable: the smallest true difference, in points, that is significant in {TARGET_POWER:.0%} of such "
+        "experiments. It is computed from these variances and for one comparison. A smaller difference may exist and "
+        "remain undetected. More seeds or more rows make it detectable."
+    )
+    return paragraphs
+
+
+def explain_variance(comparison: RecipeComparison) -> str:
+    """How much other seeds and other rows would change the accuracy."""
+    several_seeds = [recipe for recipe in comparison.scores if len(recipe.seeds) > 1]
+    sentences = []
+    if several_seeds:
+        degrees_of_freedom = [len(recipe.seeds) - 1 for recipe in several_seeds]
+        variances = [recipe.seed_deviation**2 for recipe in several_seeds]
+        pooled = np.average(variances, weights=degrees_of_freedom) ** 0.5
+        sentences.append(
+            f"Seeds: the accuracy of trainings that differ only in seed varies by {points(pooled)} points on these "
+            f"rows (standard deviation, {sum(len(recipe.seeds) for recipe in several_seeds)} trainings)."
+        )
+    errors = format_range([recipe.row_standard_error for recipe in comparison.scores])
+    of_differences = (
+        f", and their differences by {format_range([d.row_standard_error for d in comparison.differences])}"
+        if comparison.differences
+        else ""
+    )
+    sentences.append(
+        f"Rows: on other test rows, the accuracy of these trainings would vary by {errors} points{of_differences} "
+        "(standard errors)."
+    )
+    return " ".join(sentences)
+
+
+def format_range(shares: Sequence[float]) -> str:
+    """The smallest and the largest of some shares, in points."""
+    ends = list(dict.fromkeys(points(end) for end in (min(shares), max(shares))))
+    return " to ".join(ends)
+
+
+def sign(comparison: RecipeComparison) -> str:
+    """All that somebody else needs to get the same figures, in one line, like the signature of sacreBLEU."""
+    seeds = ";".join(f"{recipe_letter(n)}={','.join(map(str, s.seeds))}" for n, s in enumerate(comparison.scores))
+    parts = {
+        "rows": comparison.row_count,
+        "sha256": comparison.rows_hash,
+        "groups": f"{comparison.group_count} by {comparison.group_column or 'all texts'}",
+        "seeds": seeds,
+        "confidence": f"{comparison.confidence:g}",
+        "method": "Obuchowski-Rockette, Cochran t; McNemar and Tango if both have one seed; Holm",
+        "resampling": "none",
+        "version": METHOD_VERSION,
+    }
+    return "|".join(f"{name}:{value}" for name, value in parts.items())
+
+
+def wrap(text: str, indent: str = "") -> str:
+    """Break a paragraph into lines."""
+    return textwrap.fill(text, TERMINAL_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def format_table(lines: list[list[str]]) -> str:
+    """A Markdown table with aligned columns, which is readable in a terminal too."""
+    cells = [[escape_markdown(name), *others] for name, *others in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
+    return "\n".join([rows[0], "| " + " | ".join("-" * width for width in widths) + " |", *rows[1:]])

@@ -10,12 +10,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from stages.analysis.comparison import FATES
-from stages.analysis.nli import Nli
+from stages.analysis.nli import NliTask
+from stages.data.data_summary import DataSummary
 from stages.data.data_warnings import find_warnings
 from stages.report import cases as rows
-from stages.report import counts, published, wording
+from stages.report import published, wording
+from stages.report import tables as report_tables
 from stages.report.captions import captions
-from stages.report.formatting import bounds, numbers, percent
+from stages.report.formatting import numbers, percent, percent_interval
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN, tallness
 
@@ -42,12 +44,14 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters.update(percent=percent, interval=lambda ends: bounds((ends["low"], ends["high"])), text=as_text)
+    made.filters.update(
+        percent=percent, interval=lambda ends: percent_interval((ends["low"], ends["high"])), text=escape_markdown
+    )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return made
 
 
-def as_text(value: str) -> str:
+def escape_markdown(value: str) -> str:
     """Text of the data inside Markdown: what would be markup is escaped, and all is in one line."""
     return re.sub(r"[\\`*<|\[\]~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(value.split()))
 
@@ -67,19 +71,19 @@ def context(
         details: metrics/details.json.
         usage: {"base", "train", "tuned"}: what each run measured of itself, from `usage.figures`.
         findings: from `nli.claims`; empty for another task.
-        cases: from `comparison.case_table`.
-        tables: from `tables.plot_tables`.
+        cases: from `comparison.build_case_table`.
+        tables: from `plot_tables.plot_tables`.
         pictures: {name: (PNG bytes, SVG text)}.
         about: {"model": manifest, "data": source, "task": `Task`, "params": all of params.yaml, "device": name,
             "versions": {library: version}, "published": published.json}.
     """
     gained, task = details["comparison"], about["task"]
-    nli, few = Nli.of(task), len(task.classes) <= counts.FEW
+    nli, few = NliTask.from_task(task), len(task.classes) <= report_tables.FEW_CLASSES
     inside, titled = rows.groups(cases, nli), captions(task, about["params"], usage["train"])
     shown = {
         "model": Path(about["model"]["name"]).name,
         "data": Path(about["data"]["name"]).name,
-        "level": wording.level(about["params"].analysis.confidence),
+        "level": wording.confidence_level(about["params"].analysis.confidence),
         **results(details, about),
         "headline": wording.headline(gained, about["params"].analysis.confidence),
         "errors": rows.confident_errors(cases, task),
@@ -95,12 +99,12 @@ def context(
         "confusions": None
         if few
         else {
-            "tuned": counts.confusions(cases, task, "tuned"),
-            "base": counts.confusions(cases, task, "base")[: counts.OF_BASE],
+            "tuned": report_tables.confusions(cases, task, "tuned"),
+            "base": report_tables.confusions(cases, task, "base")[: report_tables.OF_BASE],
         },
         "slices": list(zip(tables["slices_base"].itertuples(), tables["slices_tuned"].itertuples(), strict=True)),
-        "by_split": counts.by_split(details["data"], task),
-        "by_class": counts.by_class(details),
+        "by_split": report_tables.by_split(details["data"], task),
+        "by_class": report_tables.by_class(details),
         "few_classes": few,
         "fates": {fate: (wording.FATES[fate], gained[fate]) for fate in FATES},
         "groups": {name: int(member.sum()) for name, member in inside.items()},
@@ -124,7 +128,7 @@ def beside_the_published(
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """What an NLI task's report has more: the published report's claims and figures; arguments: as of `context`."""
-    theirs, level = about["published"], wording.level(about["params"].analysis.confidence)
+    theirs, level = about["published"], wording.confidence_level(about["params"].analysis.confidence)
     return {
         "published": theirs,
         "explained": wording.published(theirs, details["tuned"]["rows"]),
@@ -147,7 +151,7 @@ def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         "guessed": wording.guessed(details["comparison"]),
         "numbers": numbers(details),
         "intervals": wording.intervals(*effects, group, about["params"].analysis.confidence),
-        "cautions": find_warnings(details["data"], group),
+        "cautions": find_warnings(DataSummary.from_json(details["data"]), group),
         "interval_cautions": wording.interval_cautions(
             details["data"]["test"]["classes"], details["tuned"]["groups"], group
         ),

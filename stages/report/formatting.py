@@ -35,53 +35,54 @@ def number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
-def bounds(interval: tuple[float, float]) -> str:
+def percent_interval(interval: tuple[float, float]) -> str:
     """An interval of a share, in percent."""
     low, high = interval
     return f"{in_percent(low)} to {in_percent(high)}%"
 
 
-def number_bounds(interval: tuple[float, float]) -> str:
+def number_interval(interval: tuple[float, float]) -> str:
     """An interval of a number."""
     low, high = interval
     return f"{low:.3f} to {high:.3f}"
 
 
-def signed(difference: float) -> str:
+def signed_points(difference: float) -> str:
     """A difference of shares in percentage points with its sign, a true minus."""
     sign = "−" if math.copysign(1, difference) < 0 else "+"
-    return sign + size(difference)
+    return sign + points(difference)
 
 
-def size(difference: float) -> str:
+def points(difference: float) -> str:
     """A difference of shares in percentage points without its sign, with more decimals where it would seem to be 0."""
     shown = [f"{abs(difference) * 100:.{decimals}f}" for decimals in range(1, DECIMALS + 1)]
     return next((text for text in shown if float(text)), shown[0])
 
 
-def signed_bounds(interval: tuple[float, float]) -> str:
+def points_interval(interval: tuple[float, float]) -> str:
     """An interval of a difference of shares, in percentage points."""
     low, high = interval
-    return f"{signed(low)} to {signed(high)}"
+    return f"{signed_points(low)} to {signed_points(high)}"
 
 
-def share(part: int, rows: int, interval: tuple[float, float]) -> str:
+def share_with_interval(part: int, rows: int, interval: tuple[float, float]) -> str:
     """A share with its counts and its interval."""
-    return f"{percent(part / rows)} ({part:,} of {rows:,}, {bounds(interval)})" if rows else "none of 0"
+    return f"{percent(part / rows)} ({part:,} of {rows:,}, {percent_interval(interval)})" if rows else "none of 0"
 
 
-def points(gap: float, interval: tuple[float, float]) -> str:
+def gap_with_interval(gap: float, interval: tuple[float, float]) -> str:
     """A difference of shares with its interval, in percentage points."""
-    return f"{signed(gap)} points ({signed_bounds(interval)})"
+    return f"{signed_points(gap)} points ({points_interval(interval)})"
 
 
-FORMS = {"percent": (percent, bounds), "number": (number, number_bounds)}  # how a metric and its interval are written
+# How a metric and its interval are written.
+FORMS = {"percent": (percent, percent_interval), "number": (number, number_interval)}
 
 
 def numbers(details: dict[str, Any]) -> list[tuple[str, list[tuple[str, str | None]]]]:
     """The table of metrics: (title, [(value, interval or None) of base, of tuned]) a row.
 
-    Those that have a value for each class are in another table, `counts.by_class`.
+    Those that have a value for each class are in another table, `tables.by_class`.
 
     Args:
         details: metrics/details.json.

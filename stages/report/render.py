@@ -98,7 +98,7 @@ def tallness(svg: str) -> float:
     return float(height) / float(width)
 
 
-def short(name: str, length: int) -> str:
+def shorten(name: str, length: int) -> str:
     """A name in one line; the middle of one that is too long is left out, since such names differ at either end."""
     name = " ".join(name.split())
     if width(name) <= length:

@@ -3,9 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
-from stages.analysis.statistics import FEW_GROUPS
-from stages.report.formatting import bounds, percent, points, share, signed_bounds, size
+from stages.report.formatting import (
+    gap_with_interval,
+    percent,
+    percent_interval,
+    points,
+    points_interval,
+    share_with_interval,
+)
 
 NAMED = 5  # classes; more are counted
 UNEVEN = 3  # times as many rows in the most frequent class as in the rarest
@@ -24,9 +31,9 @@ def headline(gained: dict[str, Any], confidence: float) -> str:
         gained: from `comparison.comparison`.
     """
     gap, interval = gained["accuracy_gain"], gained["accuracy_gain_interval"]
-    ends = signed_bounds((interval["low"], interval["high"]))
+    ends = points_interval((interval["low"], interval["high"]))
     verb = "raised" if gap > 0 else "lowered" if gap < 0 else "did not move"
-    by = f" by {size(gap)} points (interval {ends})." if gap else f". Interval of the gain: {ends}."
+    by = f" by {points(gap)} points (interval {ends})." if gap else f". Interval of the gain: {ends}."
     return (
         f"Tuning {verb} accuracy{by} Of {gained['rows']:,} rows it corrected {gained['fixed']:,} and "
         f"broke {gained['broken']:,}; {chance(gained['mcnemar_p'], confidence)}"
@@ -41,7 +48,7 @@ def chance(p: float, confidence: float) -> str:
     return f"chance alone {split} ({value}, McNemar test)."
 
 
-def level(confidence: float) -> str:
+def confidence_level(confidence: float) -> str:
     """The confidence of every interval, in percent."""
     return f"{confidence * 100:g}%"
 
@@ -50,9 +57,9 @@ def intervals(base_effect: float, tuned_effect: float, gain_effect: float, group
     """Which intervals the report shows, and by which design effects they are widened; group: `Task.group`."""
     alike = f"share the same {group}" if group else "have the same texts"
     return (
-        f"Intervals of {level(confidence)}: Wilson's of accuracies and shares, Newcombe's of differences between "
-        f"groups of rows, Tango's of the gain, for F1 Agresti and Coull's by its influence function, its bias taken "
-        f"off. Rows that {alike} are not independent: counts are divided by the design effect first "
+        f"Intervals of {confidence_level(confidence)}: Wilson's of accuracies and shares, Newcombe's of differences "
+        f"between groups of rows, Tango's of the gain, for F1 Agresti and Coull's by its influence function, its bias "
+        f"taken off. Rows that {alike} are not independent: counts are divided by the design effect first "
         f"(accuracy: base {base_effect:.2f}, tuned {tuned_effect:.2f}; gain {gain_effect:.2f}), and further, by "
         "Student's t, where groups of such rows are few. The gain's p is the "
         "largest of three McNemar tests: exact by rows, exact by groups of such rows, and the score test that goes "
@@ -143,7 +150,7 @@ def guesses(gained: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def guessed(gained: dict[str, Any]) -> str:
     """What guesses with less than the model, in one sentence; gained: as `headline`."""
     said = [
-        f"{name} {percent(m['accuracy'])} ({bounds(tuple(m['accuracy_interval'].values()))})"
+        f"{name} {percent(m['accuracy'])} ({percent_interval(tuple(m['accuracy_interval'].values()))})"
         for name, m in guesses(gained)
     ]
     return f"For reference, what is right with less: {', '.join(said)}."
@@ -173,7 +180,7 @@ def claims(findings: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _base_answers_one_class(found: dict[str, Any]) -> str:
-    answers = share(found["part"], found["rows"], found["interval"])
+    answers = share_with_interval(found["part"], found["rows"], found["interval"])
     return (
         f"{answers} of the base's answers are {found['answer']}; "
         f"almost one class is taken as {found['bar']:.0%} or more."
@@ -181,7 +188,7 @@ def _base_answers_one_class(found: dict[str, Any]) -> str:
 
 
 def _tuning_fixes_most(found: dict[str, Any]) -> str:
-    corrected = share(found["part"], found["rows"], found["interval"])
+    corrected = share_with_interval(found["part"], found["rows"], found["interval"])
     return f"Of the rows that the base gets wrong, tuning corrects {corrected}."
 
 
@@ -190,7 +197,7 @@ def _neutral_is_hardest(found: dict[str, Any]) -> str:
         return "These rows do not hold neutral and another class."
     return (
         f"The tuned model misses {_part(found['here'])} neutral rows and {_part(found['elsewhere'])} {found['rival']} "
-        f"rows, the worst of the others: {points(found['gap'], found['interval'])}."
+        f"rows, the worst of the others: {gap_with_interval(found['gap'], found['interval'])}."
     )
 
 
@@ -204,7 +211,7 @@ def _low_overlap_fails(found: dict[str, Any]) -> str:
 
 
 def _premise_is_read(found: dict[str, Any]) -> str:
-    won = share(found["part"], found["rows"], found["interval"])
+    won = share_with_interval(found["part"], found["rows"], found["interval"])
     return (
         f"A classifier that sees the hypothesis alone gets {percent(found['guessed'])} right, the tuned model "
         f"{percent(found['right'])}; where one is right and the other wrong, the tuned model is right in {won}."
@@ -214,7 +221,7 @@ def _premise_is_read(found: dict[str, Any]) -> str:
 def _overlap(found: dict[str, Any], sentence: str) -> str:
     if not _both_sides(found):
         return "Too few different overlaps in these rows to compare."
-    gap = points(found["gap"], found["interval"])
+    gap = gap_with_interval(found["gap"], found["interval"])
     return sentence.format(_part(found["here"]), _part(found["elsewhere"]), gap)
 
 

@@ -1,1 +1,1 @@
-"""What every stage stands on: parameters, files, errors, the watchdog and the recorder."""
+"""What every stage needs: parameters, files, errors, GPU selection, the watchdog and the usage recorder."""

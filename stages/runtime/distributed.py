@@ -1,6 +1,7 @@
-"""The processes of one run: torchrun and `accelerate launch` start one for each GPU, and call it a rank.
+"""The processes of one run, called ranks: torchrun and `accelerate launch` start one for each GPU.
 
-A stage that was started without them is rank 0 of 1, and nothing here communicates.
+Without a launcher there is one process, rank 0 of 1, and the functions here communicate with nobody. A function that
+communicates must be called by all ranks, in the same order.
 """
 
 import json
@@ -8,24 +9,27 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-GRACE = 3.0  # seconds that a rank's error may come after the one that tells why
-APART = 0.5  # seconds between two ranks that would say the same: torchrun looks ten times a second
+if TYPE_CHECKING:
+    import torch  # the functions that need PyTorch import it themselves: this module is loaded before it
+
+CAUSE_SECONDS = 3.0  # a rank that fails without a clear reason waits so long for the rank that has caused its failure
+RANK_SECONDS = 0.5  # and so much longer for each rank before it: torchrun looks for failed ranks ten times a second
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process; both of them say so."""
+    """Whether torchrun or `accelerate launch` started this process: both set these variables."""
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def rank() -> int:
-    """This process's number among all of the run."""
+    """This process's number among all processes of the run."""
     return int(os.environ["RANK"]) if is_launched() else 0
 
 
 def world_size() -> int:
-    """Processes of the run, on all machines."""
+    """Number of processes of the run, on all machines."""
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
@@ -35,38 +39,34 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the rank that writes, prints and draws bars."""
+    """Whether this is rank 0, which alone writes files, prints and shows progress bars."""
     return rank() == 0
 
 
 def progress_bar_disabled() -> bool | None:
-    """`tqdm`'s `disable`: the first rank has a bar where there is a terminal, the others have none."""
+    """Value for `disable` of tqdm. None: rank 0 shows a bar if the output is a terminal. True: other ranks do not."""
     return None if is_main() else True
 
 
-def init_process_group(device: Any) -> None:
-    """Find the other ranks, by the addresses that the launcher has put into the environment.
-
-    Args:
-        device: torch.device of this rank. GPUs speak by NCCL, CPUs by Gloo.
-    """
+def init_process_group(device: "torch.device") -> None:
+    """Connect the ranks, by NCCL on GPUs and by Gloo on CPUs. From here on only rank 0 prints."""
     if not is_launched():
         return
     import torch
 
-    if torch.distributed.is_initialized():  # by a stage before this one
+    if torch.distributed.is_initialized():  # by an earlier stage in this process
         return
     if device.type == "cuda":
         torch.distributed.init_process_group("nccl", device_id=device)
     else:
         torch.distributed.init_process_group("gloo")
     if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this process lives
-    print(f"{world_size()} processes" if world_size() > 1 else "1 process, as by `launcher: python`")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open as long as this process lives
+    print(f"{world_size()} processes" if world_size() > 1 else "1 process, as with `launcher: python`")
 
 
 def broadcast(value: Any) -> Any:
-    """The first rank's `value`, on every rank."""
+    """Return rank 0's `value` on every rank."""
     if world_size() == 1:
         return value
     import torch
@@ -77,7 +77,7 @@ def broadcast(value: Any) -> Any:
 
 
 def all_gather(value: Any) -> list:
-    """Every rank's `value`, in their order, on every rank."""
+    """Return the `value` of every rank, in the order of the ranks, on every rank."""
     if world_size() == 1:
         return [value]
     import torch
@@ -87,8 +87,8 @@ def all_gather(value: Any) -> list:
     return values
 
 
-def all_reduce(tensor: Any) -> None:
-    """Replace a tensor by the sum of all ranks' tensors, in place."""
+def all_reduce(tensor: "torch.Tensor") -> None:
+    """Replace a tensor, in place, by its sum over all ranks."""
     if world_size() > 1:
         import torch
 
@@ -96,7 +96,7 @@ def all_reduce(tensor: Any) -> None:
 
 
 def shut_down() -> None:
-    """Called when all is done."""
+    """Disconnect the ranks at the end of a run."""
     if is_launched():
         import torch
 
@@ -104,19 +104,19 @@ def shut_down() -> None:
             torch.distributed.destroy_process_group()
 
 
-def fail(message: str, at_once: bool) -> NoReturn:
-    """Say why a launched rank ends, and end it; its launcher then ends the others.
+def fail(message: str, immediately: bool) -> NoReturn:
+    """Print why this rank fails and end it. The launcher then ends the other ranks.
 
-    Ranks that fail for one reason say it once: the launcher has ended the others by the time that they would. So has it
-    with those that only met the silence of the one that failed.
+    A reason is printed once, by the rank that caused it. The other ranks wait here first: those that fail for the same
+    reason, and those that only lost their connection. The launcher has ended them before they print.
 
     Args:
-        at_once: this rank knows the reason and is the one to tell it.
+        immediately: True for rank 0 if it knows the reason.
     """
-    if not at_once:
-        time.sleep(GRACE + APART * rank())
+    if not immediately:
+        time.sleep(CAUSE_SECONDS + RANK_SECONDS * rank())
     print(message, file=sys.stderr, flush=True)
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun ends with a report, where this stands as the cause
-        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
-        Path(path).write_text(json.dumps({"message": told}))
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's report shows its content as the cause
+        report = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": report}))
     os._exit(1)  # an orderly end would wait for the other ranks

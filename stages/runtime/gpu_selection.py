@@ -1,8 +1,11 @@
-"""A GPU for each process that uses one: it holds a lock by the GPU's UUID, and waits where none is free.
+"""How a GPU is chosen for a stage: the process locks the first free one, and waits if all are in use.
 
-The system takes the lock back however the process ends. Locks lie in the temporary folder, one folder a user: others'
-processes have other locks, and so have those in another container or with another TMPDIR. Imports nothing heavy:
-CUDA_VISIBLE_DEVICES has to be set before the libraries are imported, since bitsandbytes asks CUDA for its GPUs then.
+A lock is a file named by the GPU's UUID. The system releases it when the process ends, however it ends. The files are
+in a folder of the user in the temporary folder. So processes of another user, in another container or with another
+TMPDIR do not see each other's locks.
+
+This module imports nothing heavy. CUDA_VISIBLE_DEVICES has to be set before the libraries are imported, because
+bitsandbytes asks CUDA for its GPUs while it is imported.
 """
 
 import fcntl
@@ -17,134 +20,145 @@ from pathlib import Path
 
 from stages.runtime import distributed, params
 from stages.runtime.errors import UserError
+from stages.runtime.stage_table import GPU_STAGES
 
-DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
-POLL_SECONDS = 1.0  # seconds between two looks for a free GPU
-RANK_POLL_SECONDS = 0.05  # the same for this run's other ranks, who are seldom late
-SELECTED_BY = "STAGE_HOLDS_GPU"  # in the environment: this process or one above it has done what follows
+DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")  # has a folder for each GPU
+POLL_SECONDS = 1.0  # between two attempts to lock a GPU
+RANK_POLL_SECONDS = 0.05  # between two looks for another rank of this run, which is seldom late
+SELECTED_BY = "STAGE_HOLDS_GPU"  # environment variable: number of the process that has selected a GPU for its children
+
+
+def select_gpu_for_stage() -> None:
+    """Select a GPU if DVC or a launcher has started this process as a stage that uses one."""
+    if distributed.is_launched() or os.environ["DVC_STAGE"].rpartition(":")[2] in GPU_STAGES:
+        select_gpu_from_params()
 
 
 def select_gpu_from_params() -> None:
-    """`select_gpu` a GPU for as long as this process lives, where params.yaml here says `device: cuda`."""
+    """Select a GPU if params.yaml in the current folder has `device: cuda`."""
     try:
-        wanted = params.load().device == "cuda"
-    except UserError:  # whoever needs the parameters will say it
+        device = params.load().device
+    except UserError:  # the stage loads params.yaml too, and reports the error
         return
-    if wanted:
+    if device == "cuda":
         select_gpu()
 
 
 def select_gpu() -> None:
-    """Lock the first free of the GPUs that CUDA shows, and have CUDA show that one alone. Waits where none is free.
+    """Lock the first free GPU for as long as this process lives, and hide the others from CUDA. Wait if none is free.
 
-    A launcher's ranks each lock the GPU that they will use, which CUDA knows by the rank's number among those of the
-    machine. They are shown all. A process that one with a GPU has started uses that one's.
+    If a launcher has started this process, it locks the GPU whose number is its local rank, and hides none. A child of
+    a process that has selected a GPU uses the same one.
     """
     if SELECTED_BY in os.environ:
         return
     os.environ[SELECTED_BY] = str(os.getpid())
     if distributed.is_launched():
-        _take_as_rank(list_visible_gpus())
+        _lock_gpu_of_rank(list_visible_gpus())
         return
-    names = list_mig_slices() or list_visible_gpus()
-    if names:
-        taken = _wait_for(names)
-        if len(names) > 1:  # transformers takes cuda:0, whatever torch.cuda.set_device says
-            os.environ["CUDA_VISIBLE_DEVICES"] = taken
+    gpus = list_mig_slices() or list_visible_gpus()
+    if gpus:
+        gpu = _lock_first_free(gpus)
+        if len(gpus) > 1:  # transformers uses cuda:0, even after torch.cuda.set_device
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
 
 def list_mig_slices() -> list[str]:
-    """The MIG slices that CUDA_VISIBLE_DEVICES names: CUDA shows a process the first of them alone."""
+    """The MIG slices in CUDA_VISIBLE_DEVICES, if it names only such. CUDA shows a process only the first of them."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return names if all(name.startswith("MIG-") for name in names) else []
 
 
 def list_visible_gpus() -> list[str]:
-    """UUIDs of the GPUs that CUDA shows, in its order; none where it can't be asked, as on a machine without."""
-    if "CUDA_VISIBLE_DEVICES" not in os.environ and len(only := list_machine_gpus()) == 1:
-        return only  # asking CUDA would take half a second
+    """UUIDs of the GPUs that CUDA shows, in CUDA's order. Empty on a machine without CUDA."""
+    gpus = list_machine_gpus()
+    if "CUDA_VISIBLE_DEVICES" not in os.environ and len(gpus) == 1:
+        return gpus  # asking CUDA would take half a second
     script = Path(__file__).with_name("visible_gpus.py")
     return subprocess.run([sys.executable, "-IS", str(script)], capture_output=True, text=True).stdout.split()
 
 
 def list_machine_gpus() -> list[str]:
-    """UUIDs of the machine's GPUs as NVIDIA's driver for Linux tells them, in no order that means anything.
+    """UUIDs of the machine's GPUs as NVIDIA's driver for Linux lists them, in an arbitrary order.
 
-    Of a GPU that nothing has used yet it may tell question marks: that one is missing.
+    For a GPU that nothing has used yet the driver may list question marks. Such a GPU is missing here.
     """
-    told = "".join(file.read_text() for file in DRIVER_FOLDER.glob("*/information"))
-    return re.findall(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)$", told, re.MULTILINE)
+    text = "".join(file.read_text() for file in DRIVER_FOLDER.glob("*/information"))
+    return re.findall(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)$", text, re.MULTILINE)
 
 
-def _take_as_rank(names):
-    """Lock this rank's GPU, and wait until all ranks of this machine have theirs.
+def _lock_gpu_of_rank(gpus: list[str]) -> None:
+    """Lock this rank's GPU, and wait until every rank of this machine has locked its own.
 
-    In the order of the UUIDs, each after the one before it: two runs that want the same GPUs never hold half each. No
-    rank goes on alone: it would wait for the others in NCCL, which gives up after minutes.
+    The ranks lock in the order of the UUIDs, each after the one before it. So two runs that need the same GPUs never
+    hold half of them each. A rank that went on alone would wait for the others in NCCL, which gives up after minutes.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
-    if len(names) < here:
-        return  # the stage will refuse
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+    if len(gpus) < ranks:
+        return  # the stage reports it
     launcher = os.getppid()
-    begun = Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[19]  # in ticks: no clock moves it
-    run = f"{launcher}-{begun}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    mine, order = names[distributed.local_rank()], sorted(names[:here])
-    if place := order.index(mine):
-        _wait_for_rank(order[place - 1], run)
-    _wait_for([mine], run)
+    start_ticks = Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[19]  # not changed by a clock
+    run = f"{launcher}-{start_ticks}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    gpu, order = gpus[distributed.local_rank()], sorted(gpus[:ranks])
+    if position := order.index(gpu):
+        _wait_for_rank(order[position - 1], run)
+    _lock_first_free([gpu], run)
     _wait_for_rank(order[-1], run)
 
 
-def _wait_for_rank(name, run):
-    while _holder(name)[1:] != [run]:
+def _wait_for_rank(gpu: str, run: str) -> None:
+    """Wait until a rank of this run has locked `gpu`."""
+    while _read_holder(gpu)[1:] != [run]:
         time.sleep(RANK_POLL_SECONDS)
 
 
-def _wait_for(names, run=""):
-    """Lock the first free one of some GPUs -> its name. One line says that this waits, and for whom."""
-    said = False
+def _lock_first_free(gpus: list[str], run: str = "") -> str:
+    """Lock the first free GPU and return it. If none is free, print once which processes hold them, and wait."""
+    waiting = False
     while True:
-        for name in names:
-            if _lock(name, run):
-                return name
-        if not said:
-            held = ", ".join(f"{name} is held by process {(_holder(name) or ['?'])[0]}" for name in names)
-            print(f"waiting for a GPU: {held}", flush=True)
-            said = True
+        for gpu in gpus:
+            if _lock(gpu, run):
+                return gpu
+        if not waiting:
+            holders = ", ".join(f"{gpu} is held by process {(_read_holder(gpu) or ['?'])[0]}" for gpu in gpus)
+            print(f"waiting for a GPU: {holders}", flush=True)
+            waiting = True
         time.sleep(POLL_SECONDS)
 
 
-def _lock(name, run):
-    """Whether a GPU is this process's now. Who holds it stands in the file: process and run."""
-    file = os.fdopen(os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o600), "r+")
+def _lock(gpu: str, run: str) -> bool:
+    """Try to lock a GPU, and write this process and its run into the lock file. Return whether it succeeded."""
+    file = os.fdopen(os.open(_lock_path(gpu), os.O_RDWR | os.O_CREAT, 0o600), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return False
-    os.register_at_fork(after_in_child=file.close)  # a child may live longer; this keeps the file open here
+    os.register_at_fork(after_in_child=file.close)  # a child may live longer; this also keeps the file open here
     file.truncate(0)
     file.write(f"{os.getpid()} {run}")
     file.flush()
     return True
 
 
-def _holder(name):
-    """[process] or [process, run] that held a GPU last; [] where none did, or it is just about to say so."""
+def _read_holder(gpu: str) -> list[str]:
+    """[process] or [process, run] that locked a GPU last. [] if none did, or if it has not written its number yet."""
     try:
-        return _path(name).read_text().split()
+        return _lock_path(gpu).read_text().split()
     except FileNotFoundError:
         return []
 
 
 @functools.cache
-def _folder():
+def _lock_folder() -> Path:
     folder = Path(tempfile.gettempdir(), f"gpus-in-use-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.lstat().st_uid != os.getuid():  # in a folder for all, anyone may take a name
-        sys.exit(f"error: {folder} belongs to another user, and holds no locks for this one; set TMPDIR")
+    if folder.lstat().st_uid != os.getuid():  # in a folder that all users share, anybody may create this name
+        sys.exit(
+            f"error: {folder}, the folder of GPU locks, belongs to another user; set TMPDIR to a folder of your own"
+        )
     return folder
 
 
-def _path(name):
-    return _folder() / f"{name.partition('-')[2].replace('/', '-')}.lock"
+def _lock_path(gpu: str) -> Path:
+    return _lock_folder() / f"{gpu.partition('-')[2].replace('/', '-')}.lock"

@@ -1,18 +1,30 @@
-"""params.yaml, read once and checked whole: types, ranges, no unknown key, no missing key."""
+"""params.yaml: its keys, with their types and ranges. `load` reads the file and reports every mistake at once."""
 
 import re
 import reprlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
 
 from stages.runtime.errors import UserError
 
+# --- types of values ---
 
-def _regular_expression(value):
-    """PEFT takes a text for one, but for its own word all-linear."""
+
+def _check_regular_expression(value: object) -> object:
+    """PEFT reads text as a regular expression, except `all-linear`."""
     if isinstance(value, str):
         try:
             re.compile(value)
@@ -21,38 +33,39 @@ def _regular_expression(value):
     return value
 
 
-def _class_name(value):
-    """YAML takes no, yes, true and false without quotes for truth values, and 3 for a number."""
+def _read_class_name(value: object) -> object:
+    """Turn an integer into text. Reject true and false, as which YAML reads yes and no without quotes."""
     if isinstance(value, bool):
         raise ValueError("must be text: quote a name such as 'yes' or 'no', which YAML reads as true and false")
     return str(value) if isinstance(value, int) else value
 
 
-def _not_blank(name):
+def _check_not_blank(name: str) -> str:
     name = name.strip()
     if not name or "\0" in name:
-        raise ValueError("must not be blank, and hold no NUL")
+        raise ValueError("must not be blank and must not contain NUL")
     return name
 
 
-def _number(value):
-    if isinstance(value, bool):  # pydantic would take true for 1
+def _reject_bool(value: object) -> object:
+    """Reject true and false, which pydantic would read as 1 and 0."""
+    if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     return value
 
 
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=1_000_000_000)]
-Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**32 - 1)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=1_000_000_000)]
+Seed = Annotated[int, BeforeValidator(_reject_bool), Field(ge=0, le=2**32 - 1)]
+Fraction = Annotated[float, BeforeValidator(_reject_bool), Field(ge=0, lt=1, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_reject_bool), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(_reject_bool), Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-ClassName = Annotated[str, BeforeValidator(_class_name), AfterValidator(_not_blank)]
-PLACEHOLDER = r"\{([^{}]+)\}"  # a column's place in a template
+ClassName = Annotated[str, BeforeValidator(_read_class_name), AfterValidator(_check_not_blank)]
+PLACEHOLDER = r"\{([^{}]+)\}"  # where a template has the text of a column
 
 
 class Section(BaseModel):
-    """A group of keys. Numbers written as text are taken (DVC's -S writes 2e-05, which YAML reads as text)."""
+    """A section of params.yaml. A number may be written as text: DVC's -S writes 2e-05, which YAML reads as text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -67,24 +80,24 @@ class Model(Section):
 
     @field_validator("precision")
     @classmethod
-    def _fp16_needs_4_bits(cls, value, info):
+    def _check_fp16(cls, value: str, info: ValidationInfo) -> str:
         if value == "fp16" and info.data.get("quantization") == "none":  # phi-2's attention overflows in float16
-            raise ValueError("is for the 4-bit products alone (with quantization: none allowed: auto, bf16, fp32)")
+            raise ValueError("must be auto, bf16 or fp32 with quantization: none (fp16 is only for 4-bit products)")
         return value
 
 
-MAX_CLASSES = 1000  # more are no classes but another column
+MAX_CLASSES = 1000  # a label column with more values is the wrong column
 
 
-def _some_each_once(names):
+def _check_classes(names: list[str]) -> list[str]:
     if not 2 <= len(names) <= MAX_CLASSES:
         raise ValueError(f"must name 2 to {MAX_CLASSES:,} classes")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"must name each class once ({twice!r} stands twice)")
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"must name each class once ({duplicate!r} is there twice)")
     return names
 
 
-Classes = Annotated[list[ClassName], AfterValidator(_some_each_once)]
+Classes = Annotated[list[ClassName], AfterValidator(_check_classes)]
 
 
 class Splits(Section):
@@ -114,35 +127,37 @@ class Watch(Section):
 
 class Tokenize(Section):
     template: Text
-    max_length: Annotated[int, BeforeValidator(_number), Field(ge=8, le=8192)]
+    max_length: Annotated[int, BeforeValidator(_reject_bool), Field(ge=8, le=8192)]
 
     @field_validator("template")
     @classmethod
-    def _reads_a_column(cls, value):
+    def _check_template(cls, value: str) -> str:
         if not re.search(PLACEHOLDER, value):
             raise ValueError("must name a column of the data in braces, such as {text}")
-        if "\\n" in value:  # -S and single quotes leave it so, and the model would read a backslash
-            raise ValueError("must not hold a backslash and an n: in double quotes \\n is a new line, with -S in $'…'")
+        if "\\n" in value:  # from -S or single quotes; the model would read a backslash
+            raise ValueError("must not contain a backslash and an n: write \\n in double quotes, with -S in $'…'")
         return value
 
 
 class Batches(Section):
     padding: Literal["none", "longest", "max_length"]
-    multiple_of: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
+    multiple_of: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=1024)]
     order: Literal["balanced", "grouped", "random"]
 
 
 class Lora(Section):
-    r: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
+    r: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=1024)]
     alpha: Positive
     dropout: Fraction
-    target_modules: Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_regular_expression)]
+    target_modules: Annotated[
+        Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_check_regular_expression)
+    ]
 
 
 class Train(Section):
-    epochs: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1000)]
-    batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
-    learning_rate: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e30)]  # float32 ends at 3e38
+    epochs: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=1000)]
+    batch_size: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=65536)]
+    learning_rate: Annotated[float, BeforeValidator(_reject_bool), Field(gt=0, le=1e30)]  # float32 ends at 3e38
     schedule: Literal["linear", "cosine", "constant"]
     warmup_ratio: Fraction
     weight_decay: NotNegative
@@ -156,17 +171,17 @@ class Train(Section):
 
 
 class Eval(Section):
-    batch_size: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65536)]
+    batch_size: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=65536)]
 
 
 class Analysis(Section):
-    confidence: Annotated[float, BeforeValidator(_number), Field(gt=0.5, lt=1, allow_inf_nan=False)]
+    confidence: Annotated[float, BeforeValidator(_reject_bool), Field(gt=0.5, lt=1, allow_inf_nan=False)]
 
 
 class Params(Section):
     device: Literal["cuda", "cpu"]
     launcher: Text
-    threads: Annotated[int, BeforeValidator(_number), Field(ge=1, le=4096)] | None
+    threads: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=4096)] | None
     seed: Seed
     model: Model
     data: Data
@@ -179,20 +194,31 @@ class Params(Section):
     analysis: Analysis
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys, and reads 010 as 8: here both are mistakes."""
+# --- reading the file ---
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader without two surprises.
+
+    - construct_mapping: a key that occurs twice is an error. PyYAML uses the last of the two values.
+    - construct_yaml_int: an integer with a leading zero is an error. PyYAML reads 010 as 8.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    reason = f"the key {key.value} is there twice: remove one"
+                    raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
+                keys.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node):
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if re.fullmatch(r"[-+]?0[0-9_]+", node.value):
-            reason = f"YAML reads {node.value} in base 8: quote it if it is a name, else leave out the zero"
+            reason = f"YAML reads {node.value} in base 8: quote it if it is a name, or remove the leading zero"
             raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
         return super().construct_yaml_int(node)
 
@@ -201,10 +227,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
-    """Read and check `path`.
+    """Read and validate params.yaml.
 
     Raises:
-        UserError: one line that names the file, each bad key and what is allowed.
+        UserError: one line with the file, each wrong key and what is allowed there.
     """
     path = Path(path)
     try:
@@ -218,39 +244,41 @@ def load(path: str | Path = "params.yaml") -> Params:
     return validate(raw, Params, path)
 
 
-def validate(values: object, group: type[Section], path: str | Path) -> Section:
-    """The values of a file as a `group`.
+def validate(values: object, section: type[AnySection], path: str | Path) -> AnySection:
+    """Turn the values of a file into a section.
 
     Args:
         values: what was read from the file `path`.
-        group: a class of this module, or another `Section`.
+        section: the class of the section. `Params` is the class of all of params.yaml.
 
     Raises:
-        UserError: one line that names the file, each bad key and what is allowed.
+        UserError: one line with the file, each wrong key and what is allowed there.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold groups of keys, not {type(values).__name__}")
+        raise UserError(f"{path}: must hold keys with values, not {type(values).__name__}")
     try:
-        return group.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_complaint(e) for e in error.errors())) from error
+        raise UserError(f"{path}: " + "; ".join(map(_describe, error.errors()))) from error
 
 
-def _complaint(error):
-    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("constrained-", "function-")))
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if error["type"] == "missing":
+def _describe(details: ErrorDetails) -> str:
+    """One of pydantic's errors: the key, what is wrong or allowed, and the value."""
+    key = ".".join(str(part) for part in details["loc"] if not str(part).startswith(("constrained-", "function-")))
+    if details["type"] == "missing":
         return f"{key}: missing"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {_short.repr(error['input'])}"
+    if details["type"] == "extra_forbidden":
+        return f"{key}: unknown key: correct or remove it"
+    message = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
+    return f"{key}: {message[0].lower()}{message[1:]}, not {_short.repr(details['input'])}"
 
 
-class _Short(reprlib.Repr):
-    """A value in 60 characters, whatever it is."""
+class _ShortRepr(reprlib.Repr):
+    """A value's repr, cut to 60 characters."""
 
-    def repr_int(self, value, level):
-        return super().repr_int(value, level) if abs(value) < 10**1000 else "a number of over 1000 digits"
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if abs(x) < 10**1000 else "a number of over 1000 digits"
 
 
-_short = _Short()
+_short = _ShortRepr()
 _short.maxstring = _short.maxlong = _short.maxother = 60

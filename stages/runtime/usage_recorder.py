@@ -1,6 +1,6 @@
-"""What a stage uses while it runs, once a second: GPU memory, load and power; on a CPU its own memory and load.
+"""Sample what a stage uses while it runs: memory, utilization and power of its GPU, on a CPU those of its process.
 
-Each rank samples its own GPU; the first one gets what all have seen, and writes it.
+Each rank samples its own GPU. Rank 0 writes the samples of all ranks.
 """
 
 import contextlib
@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import psutil
 import pynvml
 import torch
@@ -24,80 +26,84 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tri
 
 
 class Recorder:
-    """Samples in a daemon thread between `with` and its end; `mark` reads at a named moment.
+    """Context manager that samples in a daemon thread. `mark` adds a sample at a named moment.
 
-    Ranks leave the block together, unless an exception ends it.
+    All ranks leave the block together, unless an exception ends it.
 
     Args:
-        device: torch.device that the stage works on.
+        device: what the stage computes on.
         interval: seconds between samples.
 
     Attributes:
-        samples: of this rank: list of dicts with `FIELDS`; a value that can't be known is None.
-        marks: of this rank: {moment: sample}.
+        samples: dicts with `FIELDS`, of this rank. A value that can't be read is None.
+        marks: {moment: sample}, of this rank.
+        phase: the moment that was marked last.
     """
 
-    def __init__(self, device: torch.device, interval: float = 1.0):
+    def __init__(self, device: torch.device, interval: float = 1.0) -> None:
         self.device, self.interval = device, interval
-        self.samples, self.marks, self.phase = [], {}, "start"
+        self.samples: list[dict[str, Any]] = []
+        self.marks: dict[str, dict[str, Any]] = {}
+        self.phase = "start"
         self._stop = threading.Event()
         self._process = psutil.Process()
         self._process.cpu_percent()
         self._handle = _nvml_handle(device)
 
-    def __enter__(self):
-        self._start, self._date = time.perf_counter(), time.time()
-        self._thread = threading.Thread(target=self._sample_on, daemon=True)
+    def __enter__(self) -> "Recorder":
+        self._start, self._start_time = time.perf_counter(), time.time()
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, error=None, *_):
+    def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self.mark("end")
         if error is None:
-            self._gathered = distributed.all_gather((self._date, self.samples, self._own_summary()))
+            self._of_ranks = distributed.all_gather((self._start_time, self.samples, self._summarize_rank()))
 
     def mark(self, moment: str) -> None:
-        """Read now, under a name; the samples that follow belong to the phase of that name."""
-        self.marks[moment] = self._read()
+        """Add a sample now, and begin the phase of this name."""
+        self.marks[moment] = self._read_sample()
         self.samples.append(self.marks[moment])
         self.phase = moment
 
     def elapsed_seconds(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the start of the block."""
         return time.perf_counter() - self._start
 
     def save(self, folder: str | Path, figures: dict) -> None:
-        """Write the samples (usage.csv) and the figures of the run (run.json): what differs when it is run again.
+        """Write usage.csv, the samples, and run.json, the figures of this run. Both differ when the stage runs again.
 
-        Of all ranks, after the block; only the first one writes.
+        All ranks call this after the block. Rank 0 writes.
 
         Args:
-            folder: a new one, or one to replace.
-            figures: {name: number} of what the stage itself measured; memory and versions are added.
+            folder: is created, or replaced.
+            figures: {name: number}, which the stage has measured. Memory and versions are added.
         """
         if not distributed.is_main():
             return
         with atomic_folder(folder) as temporary:
-            write_csv(temporary / "usage.csv", self._table())
+            write_csv(temporary / "usage.csv", self._merge_ranks())
             run = figures | {"gpu": self.summary(), "versions": read_versions(self.device)}
             write_json(temporary / "run.json", run)
 
     def summary(self) -> dict:
-        """Memory in GB at each moment, the highest seen, and torch's own peaks; the GPU's name.
+        """Name of the GPU, its memory in GB at each marked moment, the highest sample, and PyTorch's own peaks.
 
-        After the block, on the first rank. What each figure is of several GPUs says `usage_samples.summarize`.
+        Rank 0 calls this after the block. `usage_samples.summarize` combines the figures of several GPUs.
         """
-        return usage_samples.summarize([own for *_, own in self._gathered], self._table()["memory_sum_gb"])
+        summaries = [summary for *_, summary in self._of_ranks]
+        return usage_samples.summarize(summaries, self._merge_ranks()["memory_sum_gb"])
 
-    def _table(self):
-        starts, taken, _ = zip(*self._gathered, strict=True)
-        return usage_samples.merge_samples(starts, taken)
+    def _merge_ranks(self) -> pd.DataFrame:
+        starts, samples, _ = zip(*self._of_ranks, strict=True)
+        return usage_samples.merge_samples(starts, samples)
 
-    def _own_summary(self):
-        used = {moment: sample["memory_gb"] for moment, sample in self.marks.items()}
-        result = {"name": "cpu", **used, "peak": max(sample["memory_gb"] for sample in self.samples)}
+    def _summarize_rank(self) -> dict[str, Any]:
+        memory = {moment: sample["memory_gb"] for moment, sample in self.marks.items()}
+        result: dict[str, Any] = {"name": "cpu", **memory, "peak": max(sample["memory_gb"] for sample in self.samples)}
         if self.device.type == "cuda":
             result["name"] = torch.cuda.get_device_name(self.device)
             result["peak_allocated"] = round(torch.cuda.max_memory_allocated(self.device) / GB, 4)
@@ -105,13 +111,13 @@ class Recorder:
             result["total"] = self.samples[0]["memory_total_gb"]
         return {key: value for key, value in result.items() if value is not None}
 
-    def _sample_on(self):
+    def _sample_until_stopped(self) -> None:
         while not self._stop.is_set():
-            self.samples.append(self._read())
+            self.samples.append(self._read_sample())
             self._stop.wait(self.interval)
 
-    def _read(self):
-        sample = dict.fromkeys(FIELDS)
+    def _read_sample(self) -> dict[str, Any]:
+        sample: dict[str, Any] = dict.fromkeys(FIELDS)
         sample.update(seconds=round(self.elapsed_seconds(), 3), phase=self.phase)
         if self.device.type == "cpu":
             sample["memory_gb"] = round(self._process.memory_info().rss / GB, 4)
@@ -119,29 +125,29 @@ class Recorder:
             return sample
         sample["allocated_gb"] = round(torch.cuda.memory_allocated(self.device) / GB, 4)
         sample["reserved_gb"] = round(torch.cuda.memory_reserved(self.device) / GB, 4)
-        used, total = self._memory()
+        used, total = self._read_memory()
         sample["memory_gb"], sample["memory_total_gb"] = round(used / GB, 4), round(total / GB, 4)
         for field, read in (
             ("utilization_percent", lambda: pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
             ("power_w", lambda: pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000),
         ):
-            with contextlib.suppress(pynvml.NVMLError):  # not every GPU tells
+            with contextlib.suppress(pynvml.NVMLError):  # some GPUs do not report it
                 sample[field] = read() if self._handle else None
         return sample
 
-    def _memory(self):
-        """Bytes in use and in all, of the whole GPU."""
+    def _read_memory(self) -> tuple[int, int]:
+        """Bytes of the GPU in use, by all processes, and its total."""
         if self._handle:
             with contextlib.suppress(pynvml.NVMLError):
                 memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
                 return memory.used, memory.total
-        # No NVML (WSL, some containers), or none that tells (MIG, Jetson): the driver's own count through torch.
+        # Without NVML (WSL, some containers) or where it reports nothing (MIG, Jetson): the driver's count, by PyTorch.
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free, total
 
 
-def _nvml_handle(device):
-    """NVML's handle of a torch device, found by UUID: NVML does not know CUDA_VISIBLE_DEVICES. None without NVML."""
+def _nvml_handle(device: torch.device) -> Any:
+    """NVML's handle of a device, or None without NVML. By UUID, because NVML ignores CUDA_VISIBLE_DEVICES."""
     if device.type != "cuda":
         return None
     try:
@@ -152,11 +158,11 @@ def _nvml_handle(device):
 
 
 def read_versions(device: torch.device) -> dict[str, str]:
-    """{name: version} of what computes a run's numbers besides this repository's code, and the kind of its device."""
-    found = {"python": "{}.{}".format(*sys.version_info)}
+    """{name: version} of Python and the libraries that compute a run's numbers, and the kind of its GPU or CPU."""
+    versions = {"python": "{}.{}".format(*sys.version_info)}
     for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Triton comes with PyTorch for CUDA alone
-            found[library] = importlib.metadata.version(library)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Triton comes only with PyTorch for CUDA
+            versions[library] = importlib.metadata.version(library)
     if device.type == "cuda":
-        return found | {"gpu": torch.cuda.get_device_name(device)}
-    return found | {"cpu": torch.backends.cpu.get_cpu_capability()}  # instructions by which PyTorch chooses its kernels
+        return versions | {"gpu": torch.cuda.get_device_name(device)}
+    return versions | {"cpu": torch.backends.cpu.get_cpu_capability()}  # PyTorch chooses its kernels by it

@@ -1,4 +1,4 @@
-"""What the recorders of a run's GPUs saw, put together."""
+"""Combine the samples that the ranks of a run have recorded, each of its own GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,42 +18,44 @@ FIELDS = [
 
 
 def merge_samples(starts: Sequence[float], samples: Sequence[list[dict[str, Any]]]) -> pd.DataFrame:
-    """The samples of all GPUs, in the order of their time.
+    """One table of the samples of all GPUs, sorted by time.
 
     Args:
-        starts: of each GPU's recorder, in seconds since 1970, by its own machine's clock.
-        samples: of each GPU: dicts with `FIELDS`, `seconds` since its own start.
+        starts: when the recorder of each GPU started, in seconds since 1970 by the clock of its machine.
+        samples: of each GPU, dicts with `FIELDS`. `seconds` is the time since its own start.
 
     Returns:
-        `FIELDS`, `seconds` since the first of the starts; `gpu`, the rank whose GPU (on a CPU: whose process) it is;
-        `memory_sum_gb`, in use on all of them at that time, by the latest sample of each; missing until each has one.
+        The columns `FIELDS`, with `seconds` since the first start, and two more. `gpu` is the rank of the GPU, on a CPU
+        of the process. `memory_sum_gb` is the memory in use on all GPUs, by the latest sample of each; it is missing
+        until each has one.
     """
     first = min(starts)
     rows = [
         {**sample, "seconds": round(sample["seconds"] + start - first, 3), "gpu": gpu}
-        for gpu, (start, taken) in enumerate(zip(starts, samples, strict=True))
-        for sample in taken
+        for gpu, (start, gpu_samples) in enumerate(zip(starts, samples, strict=True))
+        for sample in gpu_samples
     ]
-    whole = pd.DataFrame(rows, columns=[*FIELDS, "gpu"]).sort_values("seconds", kind="stable", ignore_index=True)
-    latest = pd.DataFrame({gpu: whole["memory_gb"].where(whole["gpu"] == gpu) for gpu in range(len(samples))}).ffill()
-    return whole.assign(memory_sum_gb=latest.sum(axis=1, skipna=False).round(4))
+    table = pd.DataFrame(rows, columns=[*FIELDS, "gpu"]).sort_values("seconds", kind="stable", ignore_index=True)
+    latest = pd.DataFrame({gpu: table["memory_gb"].where(table["gpu"] == gpu) for gpu in range(len(samples))}).ffill()
+    return table.assign(memory_sum_gb=latest.sum(axis=1, skipna=False).round(4))
 
 
-def summarize(each: Sequence[dict[str, Any]], memory_sum: pd.Series) -> dict[str, Any]:
-    """Memory in GB of all GPUs, from each one's own summary; of one GPU alone, that summary.
+def summarize(summaries: Sequence[dict[str, Any]], memory_sum: pd.Series) -> dict[str, Any]:
+    """Combine the summaries of all GPUs. The summary of a single GPU is returned as it is.
 
     Args:
-        each: {"name", "peak", moments and other peaks; "total" on a GPU} of each.
-        memory_sum: `memory_sum_gb` of `table`.
+        summaries: of each GPU, its name and memory in GB: {"name", "peak", marked moments, other peaks; on a GPU
+            "total"}.
+        memory_sum: the column `memory_sum_gb` of `merge_samples`.
 
     Returns:
-        the same keys: at each moment, and of each peak, the highest of any one GPU; `total`, of the smallest: whether
-        the run fits GPUs of a size. Of several GPUs also their number, `count`, and `peak_sum`, the highest sum of all
-        GPUs' memory at one time: what the run took as a whole. `name` lists the kinds there are.
+        The same keys. At each moment and for each peak: the highest of any GPU. `total`: the smallest, since the run
+        needs GPUs of that size. `name`: the different names. Two keys are added for several GPUs: `count`, their
+        number, and `peak_sum`, the highest memory of all GPUs together at one time.
     """
-    if len(each) == 1:
-        return each[0]
-    found = pd.DataFrame(each)
-    names = {"name": ", ".join(found.pop("name").unique()), "count": len(each)}
-    total = {"total": found["total"].min()} if "total" in found else {}
-    return names | found.max().to_dict() | total | {"peak_sum": memory_sum.max()}
+    if len(summaries) == 1:
+        return summaries[0]
+    table = pd.DataFrame(summaries)
+    names = {"name": ", ".join(table.pop("name").unique()), "count": len(summaries)}
+    total = {"total": table["total"].min()} if "total" in table else {}
+    return names | table.max().to_dict() | total | {"peak_sum": memory_sum.max()}

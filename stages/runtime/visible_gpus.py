@@ -1,7 +1,8 @@
-"""Print the UUIDs of the GPUs that CUDA shows here, in its order, one a line; nothing where there is no CUDA.
+"""Print the UUIDs of the GPUs that CUDA shows, in CUDA's order, one a line. Without CUDA, print nothing.
 
-A script, since CUDA reads CUDA_VISIBLE_DEVICES once in a process: whoever still has to choose asks in another one. It
-asks the driver, which alone knows: NVML and nvidia-smi number by PCI bus, CUDA puts the fastest GPU first.
+This is a script because CUDA reads CUDA_VISIBLE_DEVICES once in a process. A process that is still to set the variable
+runs this one in another. It asks CUDA's driver, since NVML and nvidia-smi number GPUs by PCI bus, and CUDA puts the
+fastest first.
 """
 
 import contextlib
@@ -10,22 +11,22 @@ import uuid
 
 
 def list_visible_gpus() -> list[str]:
-    """UUIDs, the form of nvidia-smi, of the GPUs that this process may use.
+    """UUIDs of the GPUs that this process may use, in the form of nvidia-smi.
 
     Raises:
         OSError: there is no driver.
-        AttributeError: it is older than CUDA 11.4.
+        AttributeError: the driver is older than CUDA 11.4.
     """
     cuda, count, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
-    name_of = cuda.cuDeviceGetUuid_v2  # of a MIG slice its own
+    get_uuid = cuda.cuDeviceGetUuid_v2  # a MIG slice has its own UUID
     if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
         return []
     names = []
     for ordinal in range(count.value):
-        name = ctypes.create_string_buffer(16)
-        if cuda.cuDeviceGet(ctypes.byref(device), ordinal) or name_of(name, device):
+        raw = ctypes.create_string_buffer(16)
+        if cuda.cuDeviceGet(ctypes.byref(device), ordinal) or get_uuid(raw, device):
             return []
-        names.append(f"GPU-{uuid.UUID(bytes=name.raw)}")
+        names.append(f"GPU-{uuid.UUID(bytes=raw.raw)}")
     return names
 
 

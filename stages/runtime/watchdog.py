@@ -1,4 +1,8 @@
-"""A stage ends when the `dvc` that started it is gone. Imports nothing heavy: it has to watch while the others load."""
+"""The watchdog: a thread that ends a stage when the `dvc` that started it is gone.
+
+Without it a stage outlives a killed `dvc` and keeps its GPU. A stage may end at any moment, because every output is
+written under a temporary name first. This module imports nothing heavy: it has to watch while the libraries load.
+"""
 
 import os
 import sys
@@ -8,47 +12,42 @@ import time
 import psutil
 
 from stages.runtime import distributed
+from stages.runtime.processes import is_running
+
+POLL_SECONDS = 0.5
 
 
-def end_with_dvc() -> None:
-    """End this process when the `dvc` that started it is gone, or a program that runs DVC by its API, or its launcher.
+def start() -> None:
+    """Start the thread. It ends this process with exit code 1 when `dvc` or the launcher is gone.
 
-    DVC's stage outlives a killed `dvc` otherwise, and goes on holding the GPU. `cmd` in dvc.yaml hands over dvc's
-    process number as DVC_PID and puts the stage, or its launcher, in the shell's place (`exec`), so that no process has
-    to be known by its name. Every write is to a temporary name, so a hard end is safe.
+    A program that runs DVC by its Python API counts as `dvc`. `cmd` in dvc.yaml passes the process number of `dvc` as
+    DVC_PID. It starts the stage, or its launcher, by `exec`, so no shell is between the two.
     """
-    watched = [_process(os.getppid())] if distributed.is_launched() else []
+    watched = [_find_parent(os.getppid())] if distributed.is_launched() else []
     if "DVC_STAGE" in os.environ:
-        dvc = _process(int(os.environ.get("DVC_PID") or os.getppid()))
-        if "SLURM_STEP_ID" not in os.environ or _lives(dvc):  # srun's tasks are no processes of dvc's
+        dvc = _find_parent(int(os.environ.get("DVC_PID") or os.getppid()))
+        if "SLURM_STEP_ID" not in os.environ or is_running(dvc):  # Slurm, not dvc, starts the tasks of `srun`
             watched.append(dvc)
-    if not all(map(_lives, watched)):
-        sys.exit("error: the dvc that started this stage is gone")
+    if not all(map(is_running, watched)):
+        sys.exit("error: the `dvc` that started this stage has ended; run `dvc repro` again")
 
-    def watch():
-        while all(map(_lives, watched)):
-            time.sleep(0.5)
+    def watch() -> None:
+        while all(map(is_running, watched)):
+            time.sleep(POLL_SECONDS)
         os._exit(1)
 
     if watched:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _process(pid):
-    """The process of a number, or None where it is not the one that started this stage.
+def _find_parent(pid: int) -> psutil.Process | None:
+    """Return the process `pid`, or None if it is not the one that started this stage.
 
-    DVC keeps a stage in its own session, and a launcher is such a stage. Another session's process has adopted this
-    one: dvc was gone before the shell could read its number.
+    DVC keeps a stage in its own session, and so its launcher. If the process is in another session, `dvc` was killed
+    before the shell read its number, and that process has adopted the shell.
     """
-    session = os.getsid(os.getppid() if distributed.is_launched() else 0)  # torchrun gives a rank one of its own
+    session = os.getsid(os.getppid() if distributed.is_launched() else 0)  # torchrun gives a rank its own session
     try:
         return psutil.Process(pid) if os.getsid(pid) == session else None
     except (psutil.NoSuchProcess, ProcessLookupError):
         return None
-
-
-def _lives(process):
-    try:
-        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

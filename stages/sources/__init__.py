@@ -1,1 +1,1 @@
-"""Where models and data come from: the hub or a folder, pinned and checked."""
+"""Models and data: fetch them from the Hugging Face hub or from a folder, at a pinned revision, and check them."""

@@ -1,131 +1,139 @@
-"""Where models and data come from: a pinned revision on the Hugging Face hub, or a local folder."""
+"""Fetch a model or a data set, from the Hugging Face hub or a local folder, and find a base model again later."""
 
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from stages.runtime.errors import UserError
 from stages.sources import hub
-from stages.sources.manifest import PATTERNS, build_manifest, changed_size, check, is_local, local_path
+from stages.sources.manifest import PATTERNS, build_manifest, check, find_changed_size, is_local, local_path
 
-OUTPUT_FOLDERS = ("outs", "metrics")  # the folders that hold all outs of dvc.yaml
-COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub, and of no folder
-PINNED_ON_HUB = "pinned_on_hub.txt"  # what `watch` names for a source on the hub: a file that never changes
+OUTPUT_FOLDERS = ("outs", "metrics")  # the folders with all outs of dvc.yaml
+COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub; a folder's is a digest of 64 digits, or none
+PINNED_ON_HUB = "pinned_on_hub.txt"  # value of `watch` for a source on the hub: a file that never changes
 
 
 class Source(Protocol):
-    """The group `model` or `data` of params.yaml."""
+    """The section `model` or `data` of params.yaml."""
 
     name: str
     revision: str
 
 
-def fetch(source: Source, key: str, watched: str) -> tuple[Path, dict]:
-    """Return a local folder with the files of `source`, and their manifest.
+def fetch(source: Source, section: str, watched: str) -> tuple[Path, dict[str, Any]]:
+    """Return the local folder of a model or a data set, and its manifest.
 
-    From the hub the pinned revision lands in the hub's own cache; a folder is used where it lies, and is checked
-    against `revision` where that is a digest (64 hex digits).
+    The files of the hub are fetched into the hub's own cache. A local folder is used where it is. If its `revision` is
+    a digest, the files must have that digest.
 
     Args:
-        key: the group's name, "model" or "data".
-        watched: the same source's path in `watch`, which DVC compares.
+        section: of params.yaml, "model" or "data".
+        watched: the path in `watch.model` or `watch.data`, which DVC compares.
 
     Returns:
-        (folder, manifest as `manifest.build_manifest` has it)
+        (folder, manifest as from `build_manifest`)
     """
     if is_local(source.name):
-        folder, manifest = _from_folder(source, key, watched)
-    elif watched != PINNED_ON_HUB:
-        raise UserError(f"params.yaml: watch.{key}: {watched}, but {key}.name is no folder; allowed: {PINNED_ON_HUB}")
-    else:
-        folder = hub.download(source.name, source.revision, key, PATTERNS[key])
-        manifest = build_manifest(folder, source.name, source.revision, key)
-        hub.check_announced(folder, manifest, key)
-        check(folder, manifest, key)
-    return folder, manifest
-
-
-def _from_folder(source, key, watched):
-    folder = local_path(source.name)
-    _check_outside_outs(folder, source.name, key)
-    manifest = build_manifest(folder, source.name, source.revision, key)
-    check(folder, manifest, key)  # first: the digest of a part, or of nothing, is nothing to pin
-    wrong = []
-    if Path(watched) != folder:
-        wrong.append(f"watch.{key}: {watched}, but {key}.name is a folder; set watch.{key}: {folder}")
-    if len(source.revision) == 64 and source.revision != manifest["digest"]:
-        wrong.append(
-            f"{key}.revision: the files in {source.name} have the digest {manifest['digest']}; "
-            f"set {key}.revision to it, or to none for no pin"
+        return _use_local_folder(source, section, watched)
+    if watched != PINNED_ON_HUB:
+        raise UserError(
+            f"params.yaml: watch.{section}: {watched}, but {section}.name is not a folder; allowed: {PINNED_ON_HUB}"
         )
-    if wrong:
-        raise UserError(f"params.yaml: {'; '.join(wrong)}")
-    if source.revision != manifest["digest"]:
-        print(f"{source.name} is a folder and not pinned; to pin it, set {key}.revision: {manifest['digest']}")
-        manifest["revision"] = "none"  # a commit that was left there is none of a folder's
+    folder = hub.download(source.name, source.revision, section, PATTERNS[section])
+    manifest = build_manifest(folder, source.name, source.revision, section)
+    hub.check_announced(folder, manifest, section)
+    check(folder, manifest, section)
     return folder, manifest
 
 
-def _check_outside_outs(folder, name, key):
-    """Refuse a folder that DVC would delete or change, or that would be a source of itself."""
-    for out in map(Path, OUTPUT_FOLDERS):
-        if folder.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(folder.resolve()):
+def _use_local_folder(source: Source, section: str, watched: str) -> tuple[Path, dict[str, Any]]:
+    folder = local_path(source.name)
+    _check_outside_outputs(folder, source.name, section)
+    manifest = build_manifest(folder, source.name, source.revision, section)
+    check(folder, manifest, section)  # first: an incomplete folder has no digest that is worth pinning
+    mistakes = []
+    if Path(watched) != folder:
+        mistakes.append(f"watch.{section}: {watched}, but {section}.name is a folder; set watch.{section}: {folder}")
+    if len(source.revision) == 64 and source.revision != manifest["digest"]:
+        mistakes.append(
+            f"{section}.revision: the files in {source.name} have the digest {manifest['digest']}; "
+            f"set {section}.revision to it, or to none for no pin"
+        )
+    if mistakes:
+        raise UserError(f"params.yaml: {'; '.join(mistakes)}")
+    if source.revision != manifest["digest"]:
+        print(f"{source.name} is a folder and not pinned; to pin it, set {section}.revision: {manifest['digest']}")
+        manifest["revision"] = "none"  # params.yaml may still have the commit of an earlier source on the hub
+    return folder, manifest
+
+
+def _check_outside_outputs(folder: Path, name: str, section: str) -> None:
+    """Reject a folder that the pipeline writes: DVC would delete it, or it would have its own results as input."""
+    for output in map(Path, OUTPUT_FOLDERS):
+        if folder.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"params.yaml: {key}.name: {name}: the pipeline writes {out}/ there; allowed: a folder outside of "
-                f"{' and '.join(f'{out}/' for out in OUTPUT_FOLDERS)} that holds neither of them. Move the files and "
-                "name their new folder"
+                f"params.yaml: {section}.name: {name}: the pipeline writes {output}/ there; allowed: a folder that is "
+                f"not in {' or '.join(f'{output}/' for output in OUTPUT_FOLDERS)} and has neither in it. Move the "
+                "files and set the new folder"
             )
 
 
-def use_folder(manifest: dict, folder: Path) -> dict:
-    """The manifest of a model, its files to be read from another folder than it names: `--base` of the tools."""
+def use_folder(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a manifest whose model `find_model_folder` finds in `folder`, the tools' option `--base`."""
     if not folder.is_dir():
         raise UserError(
             f"--base: no folder {folder}; allowed: the folder of the base model "
-            "(to ask the untuned model: `tools.predict --untuned`)"
+            "(for predictions of the untuned model: `tools.predict --untuned`)"
         )
     return manifest | {"folder": str(folder.absolute())}
 
 
-def find_model_folder(manifest: dict) -> Path:
-    """The folder that holds the model of a manifest; fetched again where the cache lacks a file of it.
+def find_model_folder(manifest: dict[str, Any]) -> Path:
+    """Return the folder with the model of a manifest. It is fetched again if the hub's cache lacks a file.
 
-    A local folder's files are compared by their hash. In the hub's cache nobody edits files, and their sizes do:
-    `download` hashed them, and 5.6 GB would be read twice at each load.
+    The files of a local folder are compared by their hashes. In the hub's cache only their sizes are: nobody edits
+    files there, `download` has hashed them, and hashing would read 5.6 GB twice at each load.
 
     Args:
         manifest: as `download` wrote it, or as `use_folder` returns it.
     """
     name, revision, files = manifest["name"], manifest["revision"], manifest["files"]
-    if given := manifest.get("folder"):
-        if wrong := _changed(Path(given), manifest):
+    if "folder" in manifest:
+        folder = Path(manifest["folder"])
+        if changed := _find_changed(folder, manifest):
             raise UserError(
-                f"--base: {wrong}: missing, added or changed: the files must be those of {name}, on which the adapter "
+                f"--base: {changed}: missing, added or changed; allowed: the files of {name}, on which the adapter "
                 f"was trained (SHA-256 of the folder: {manifest['digest']})"
             )
-        return Path(given)
+        return folder
     if is_local(name) or not COMMIT.fullmatch(revision):
         folder = local_path(name)
         if not folder.is_dir():
             raise UserError(
-                f"the base model was in the local folder {name}, and there is no folder {folder.absolute()}; run this "
-                "where it is, or name it by --base FOLDER (tools.predict, tools.export)"
+                f"the base model was in the local folder {name}, and there is no folder {folder.absolute()}; run the "
+                "command where that folder is, or add --base FOLDER (tools.predict, tools.export)"
             )
-        if wrong := _changed(folder, manifest):
+        if changed := _find_changed(folder, manifest):
             raise UserError(
-                f"{wrong}: missing or changed since `download` read it; bring it back, or run the pipeline again"
+                f"{changed}: missing or changed since `download` read it; restore the file, or run `dvc repro` again"
             )
         return folder
-    folder = hub.cached(name, revision, "model", list(files))
-    if folder and changed_size(folder, manifest) is None:
-        return folder
+    cached = hub.find_cached(name, revision, "model", list(files))
+    if cached and find_changed_size(cached, manifest) is None:
+        return cached
     folder = hub.download(name, revision, "model", list(files))
     if build_manifest(folder, name, revision, "model")["digest"] != manifest["digest"]:
-        raise UserError(f"model.name: {name} changed on the hub; set model.revision to a commit")
+        raise UserError(
+            f"params.yaml: model.name: the files of {name} at revision {revision} have changed on the hub since "
+            "`download`; set model.revision to another commit"
+        )
     return folder
 
 
-def _changed(folder, manifest):
-    """A file that differs between a folder and a model's manifest, or None."""
-    now, files = build_manifest(folder, manifest["name"], manifest["revision"], "model")["files"], manifest["files"]
-    return next((folder / path for path in sorted({*now, *files}) if now.get(path) != files.get(path)), None)
+def _find_changed(folder: Path, manifest: dict[str, Any]) -> Path | None:
+    """Return the first file that differs between a model's folder and its manifest. None if there is none."""
+    present = build_manifest(folder, manifest["name"], manifest["revision"], "model")["files"]
+    expected = manifest["files"]
+    return next(
+        (folder / path for path in sorted({*present, *expected}) if present.get(path) != expected.get(path)), None
+    )

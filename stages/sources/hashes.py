@@ -1,54 +1,53 @@
-"""SHA-256 of files. A large one is read once, and again when its stamp says that it may have changed."""
+"""SHA-256 of files. The hash of a large file is cached until the file's stamp changes: its size, times and inode."""
 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
 from stages.runtime.errors import DiskFull
 from stages.runtime.files import atomic_file, sha256
 
-LARGE = 64 * 1024**2  # bytes; less takes no longer to read than to look up
-SETTLED = 2 * 10**9  # ns; a file touched later than this before its reading may change again within its clock's tick
-STAMPS = "qlora-file-hashes.json"  # in the folder of the hub's cache: what a file's stamp and hash were
+LARGE_BYTES = 64 * 1024**2  # hashing a smaller file takes no longer than looking it up
+SETTLED_NS = 2 * 10**9  # a file that was changed so shortly before it is hashed may change again within a clock tick
+CACHE_NAME = "qlora-file-hashes.json"  # in the folder of Hugging Face's cache: {path: [stamp, hash]}
 
 
 def cached_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex; of a large file as read before, where place, size, times and inode are the same.
-
-    The change time stands in the stamp since no program can set it back, as `cp -p` does the modification time.
-    """
+    """SHA-256 of a file's bytes, as 64 hex digits. A large file is read again only if its path or stamp has changed."""
     path = Path(path).resolve()
-    before = _stamp(path)
-    if before[0] < LARGE:
+    stamp = _read_stamp(path)
+    if stamp[0] < LARGE_BYTES:
         return sha256(path)
-    store = Path(constants.HF_HOME) / STAMPS
-    known = _read(store)
-    if known.get(str(path), [None])[0] == before:
-        return known[str(path)][1]
-    found = sha256(path)
-    if _stamp(path) == before and time.time_ns() - max(before[1:3]) > SETTLED:
-        _write(store, _read(store) | {str(path): [before, found]})
-    return found
+    cache_file = Path(constants.HF_HOME) / CACHE_NAME
+    cache = _read_cache(cache_file)
+    if cache.get(str(path), [None])[0] == stamp:
+        return cache[str(path)][1]
+    digest = sha256(path)
+    if _read_stamp(path) == stamp and time.time_ns() - max(stamp[1:3]) > SETTLED_NS:
+        _write_cache(cache_file, _read_cache(cache_file) | {str(path): [stamp, digest]})
+    return digest
 
 
-def _stamp(path):
+def _read_stamp(path: Path) -> list[int]:
+    """The stamp has the change time too: no program can set it back, as `cp -p` sets back the modification time."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
-def _read(store):
+def _read_cache(file: Path) -> dict[str, Any]:
     try:
-        known = json.loads(store.read_text())
+        cache = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return cache if isinstance(cache, dict) else {}
 
 
-def _write(store, known):
+def _write_cache(file: Path, cache: dict[str, Any]) -> None:
     try:
-        with atomic_file(store) as temporary:
-            temporary.write_text(json.dumps(known))
-    except (OSError, DiskFull):  # a cache that can't be written costs time, nothing else
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(cache))
+    except (OSError, DiskFull):  # without the cache, files are hashed again
         return

@@ -1,10 +1,12 @@
-"""The Hugging Face hub: a pinned revision into its own cache, and the bytes compared with what the hub announced."""
+"""The Hugging Face hub: fetch a pinned revision into the hub's own cache, and check the bytes that arrived."""
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import time
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import (
@@ -17,111 +19,131 @@ from huggingface_hub.errors import (
 )
 
 from stages.runtime.errors import UserError, first_line, report_full_disk
-from stages.sources.manifest import IGNORED
+from stages.sources.manifest import IGNORED_PATTERNS
 
-# The HTTP library that the hub's client uses, and whose errors it lets through: httpx, or httpx2 in newer releases.
+# The HTTP library of the hub's client: httpx, or httpx2 in newer releases. The client does not wrap its errors.
 http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
 
-REPO_TYPES = {"model": "model", "data": "dataset"}  # what the hub calls the groups of params.yaml
+REPO_TYPES = {"model": "model", "data": "dataset"}  # section of params.yaml: type of repository on the hub
 
 
-def download(name: str, revision: str, key: str, patterns: list[str]) -> Path:
-    """The folder of a snapshot: from the hub, or from the cache where the hub can't be reached; or one line why not.
+def download(name: str, revision: str, section: str, patterns: list[str]) -> Path:
+    """Return the folder of a snapshot, fetched from the hub, or from the cache if the hub can't be reached.
 
     Args:
-        revision: a commit. A branch or a tag is refused, with the commit where it stands now.
-        key: the group of params.yaml, "model" or "data".
-        patterns: names of files, as `fnmatch` takes them.
+        revision: a commit. A branch or a tag is rejected, and the error names its commit.
+        section: of params.yaml, "model" or "data".
+        patterns: names of the files to fetch, as `fnmatch` reads them.
+
+    Raises:
+        UserError: one line that says why there is no such folder.
     """
-    reason = None
+    unreachable = None
     try:
-        commit, reason = _look_up(name, revision, key)
+        commit, unreachable = _find_commit(name, revision, section)
         if commit in (None, revision):
             with report_full_disk(constants.HF_HUB_CACHE):
-                folder = _snapshot(name, revision, key, patterns, local_files_only=reason is not None)
+                folder = _fetch_snapshot(name, revision, section, patterns, local_files_only=unreachable is not None)
             commit = folder.name
         if commit != revision:
             raise UserError(
-                f"params.yaml: {key}.revision: {revision} may mean other files tomorrow; allowed: a commit of {name}; "
-                f"today that is {commit}"
+                f"params.yaml: {section}.revision: {revision} is a name whose files may change; "
+                f"allowed: a commit of {name}; set the present one, {commit}"
             )
         return folder
     except HFValidationError as error:
-        raise UserError(f"params.yaml: {key}.name: {name} is no folder, and no name that the hub takes") from error
+        raise UserError(
+            f"params.yaml: {section}.name: {name} is neither a folder nor a name that the hub allows; "
+            "set the path of a folder, or OWNER/NAME on the hub"
+        ) from error
     except GatedRepoError as error:
-        raise UserError(f"{key}.name: {name} is gated: accept its terms on the hub and set HF_TOKEN") from error
+        raise UserError(
+            f"params.yaml: {section}.name: {name} is gated; accept its terms on the hub and set HF_TOKEN"
+        ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"params.yaml: {key}.revision: {name} has no revision {revision}") from error
+        raise UserError(
+            f"params.yaml: {section}.revision: {name} has no revision {revision}; set a commit from its history"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"params.yaml: {key}.name: no {name} on the hub (or private: set HF_TOKEN), and no such folder"
+            f"params.yaml: {section}.name: no {name} on the hub, and no such folder; correct the name, "
+            "or set HF_TOKEN if the repository is private"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, http.HTTPError) as error:
         raise UserError(
-            f"{key}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
-            f"({reason or first_line(error)}); check the network, or name a folder; `make demo` needs no hub"
+            f"params.yaml: {section}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
+            f"({unreachable or first_line(error)}); check the network, or set a folder; `make demo` needs no hub"
         ) from error
-    except OSError as error:  # a cache that can't be written
-        raise UserError(f"{key}.name: {name}: {first_line(error)} (hub cache {constants.HF_HUB_CACHE})") from error
+    except OSError as error:
+        raise UserError(
+            f"params.yaml: {section}.name: {name}: the hub cache {constants.HF_HUB_CACHE} is not usable "
+            f"({first_line(error)}); set HF_HOME to a folder that can be written"
+        ) from error
 
 
-def cached(name: str, revision: str, key: str, patterns: list[str]) -> Path | None:
-    """The folder of a snapshot in the cache, without a look at the hub; None where it is not there."""
+def find_cached(name: str, revision: str, section: str, patterns: list[str]) -> Path | None:
+    """Return the folder of a snapshot in the cache, without asking the hub. None if it is not there."""
     try:
-        return _snapshot(name, revision, key, patterns, local_files_only=True)
+        return _fetch_snapshot(name, revision, section, patterns, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
 
 
-def check_announced(folder: Path, manifest: dict, key: str) -> None:
-    """Compare each file's bytes with the hash that the hub announced, which its cache takes for a name.
+def check_announced(folder: Path, manifest: dict[str, Any], section: str) -> None:
+    """Compare each file's bytes with the hash that the hub announced. The cache uses that hash as the file's name.
 
-    A large file is announced by SHA-256, a small one as Git does. A file that differs is deleted.
+    The hub announces the SHA-256 of a large file and the Git hash of a small one. A file that differs is deleted.
     """
     for name, file in manifest["files"].items():
         path = folder / name
         announced = path.readlink().name if path.is_symlink() else ""
         if len(announced) == 64:
-            found = file["sha256"]
+            digest = file["sha256"]
         elif len(announced) == 40:
-            found = _git_hash(path)
+            digest = _git_hash(path)
         else:
             continue
-        if found != announced:
-            with contextlib.suppress(OSError):  # a cache that can't be written
+        if digest != announced:
+            with contextlib.suppress(OSError):  # the cache may be read-only
                 path.resolve().unlink()
                 path.unlink()
-            raise UserError(f"{key}.name: {manifest['name']}: {path} is not what the hub announced; run again")
+            raise UserError(
+                f"params.yaml: {section}.name: {manifest['name']}: {path} is not what the hub announced; "
+                "run the same command again to fetch it again"
+            )
 
 
-def _look_up(name, revision, key):
-    """(commit of a revision, None); where the hub can't be reached (None, why). Asked once, without the downloads'
-    patience."""
+def _find_commit(name: str, revision: str, section: str) -> tuple[str | None, str | None]:
+    """(commit of a revision, None), or (None, why the hub can't be reached). Asks once, and not again as downloads do.
+
+    (None, None) if the hub answers with an error: `download` then meets the same error.
+    """
     if constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
     try:
-        return HfApi().repo_info(name, revision=revision, repo_type=REPO_TYPES[key], timeout=10).sha, None
+        return HfApi().repo_info(name, revision=revision, repo_type=REPO_TYPES[section], timeout=10).sha, None
     except HfHubHTTPError:
-        return None, None  # it answers: whether it is busy or says no, the download finds out
+        return None, None
     except http.TransportError as error:
         return None, first_line(error)
 
 
-def _snapshot(name, revision, key, patterns, **options):
-    """`snapshot_download`, which asks again where the hub is busy, and here also where it fails in mid-file."""
-    for pause in (1, 4, None):
+def _fetch_snapshot(name: str, revision: str, section: str, patterns: list[str], local_files_only: bool) -> Path:
+    """Call `snapshot_download` up to three times: it repeats a request to a busy hub, but not a download that broke."""
+    fetch = functools.partial(
+        snapshot_download, name, revision=revision, repo_type=REPO_TYPES[section], allow_patterns=patterns,
+        ignore_patterns=IGNORED_PATTERNS[section], local_files_only=local_files_only,
+    )  # fmt: skip
+    for pause_seconds in (1, 4):
         try:
-            folder = snapshot_download(
-                name, revision=revision, repo_type=REPO_TYPES[key], allow_patterns=patterns,
-                ignore_patterns=IGNORED[key], **options,
-            )  # fmt: skip
-            return Path(folder)
+            return Path(fetch())
         except HfHubHTTPError as error:
-            if pause is None or error.response.status_code < 500:
+            if error.response.status_code < 500:
                 raise
-            time.sleep(pause)
+            time.sleep(pause_seconds)
+    return Path(fetch())
 
 
-def _git_hash(path):
+def _git_hash(path: Path) -> str:
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,130 +1,151 @@
-"""Manifests: which files of a model or a data set count, their sizes and hashes, and whether all are there."""
+"""The manifest of a model or a data set: its files with sizes and hashes. Checks that the files are complete."""
 
 import contextlib
 import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import filter_repo_objects
 
 from stages.runtime.errors import UserError
 from stages.sources.hashes import cached_sha256
 
-# safetensors only: a pickled checkpoint runs whatever code is in it. Of data, the tables that `datasets` reads.
-TABLE_EXTENSIONS = ["parquet", "arrow", *(f"{text}{packed}" for text in ("csv", "tsv", "json", "jsonl", "ndjson")
-                                for packed in ("", ".gz", ".bz2", ".xz", ".zst"))]  # fmt: skip
+TABLE_EXTENSIONS = [
+    "parquet",
+    "arrow",
+    *(
+        f"{text}{compression}"
+        for text in ("csv", "tsv", "json", "jsonl", "ndjson")
+        for compression in ("", ".gz", ".bz2", ".xz", ".zst")
+    ),
+]
 
 
-def _in_any_case(ending):
-    return "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in ending)
+def _in_any_case(extension: str) -> str:
+    """A pattern that matches an extension in capital and small letters."""
+    return "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in extension)
 
 
+# Which files belong to a source. Of models only safetensors: a pickled checkpoint can run any code.
 PATTERNS = {
     "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
-    "data": ["README.md", *(f"*.{_in_any_case(ending)}" for ending in TABLE_EXTENSIONS)],
+    "data": ["README.md", *(f"*.{_in_any_case(extension)}" for extension in TABLE_EXTENSIONS)],
 }
-# A second copy of a model's weights, in its maker's own format or for another runtime: original/, onnx/, consolidated.
-IGNORED = {"model": ["*/*", "consolidated*.safetensors"], "data": []}
+# Second copies of a model's weights, in its maker's own format or for another runtime: original/, onnx/, consolidated.
+IGNORED_PATTERNS = {"model": ["*/*", "consolidated*.safetensors"], "data": []}
 SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b")
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means something local, not the hub: it exists, or it is written as a path."""
+    """Whether a name means a local folder and not a repository of the hub: it exists, or it is written as a path."""
     return local_path(name).exists() or name.startswith((".", "/", "~"))
 
 
 def local_path(name: str) -> Path:
-    """The path of a local folder; `~` is the home."""
+    """The path of a local folder, with `~` replaced by the home folder."""
     return Path(name).expanduser()
 
 
-def build_manifest(folder: Path, name: str, revision: str, key: str) -> dict:
-    """Manifest of the files that count in a folder.
+def build_manifest(folder: Path, name: str, revision: str, section: str) -> dict[str, Any]:
+    """List the files in `folder` that belong to a model or a data set.
 
     Args:
-        name, revision: of the source, as params.yaml has them.
-        key: its group there, "model" or "data".
+        name: of the source, as in params.yaml.
+        revision: of the source, as in params.yaml.
+        section: of params.yaml, "model" or "data".
 
     Returns:
-        {"name", "revision", "digest" (SHA-256 over names and contents), "files": {relative path: {"size" in bytes,
+        {"name", "revision", "digest": SHA-256 of all names and contents, "files": {relative path: {"size": bytes,
         "sha256"}}}
     """
     if folder.is_file():
-        raise UserError(f"params.yaml: {key}.name: {name} is a file; allowed: the folder that holds it")
+        raise UserError(f"params.yaml: {section}.name: {name} is a file; allowed: the folder that holds it")
     if not folder.is_dir():
-        raise UserError(f"params.yaml: {key}.name: no folder {folder}{_where(folder, key)}")
-    paths = sorted({path for pattern in PATTERNS[key] for path in folder.rglob(pattern) if path.is_file()})
+        raise UserError(f"params.yaml: {section}.name: no folder {folder}{_explain_missing(folder, section)}")
+    paths = sorted({path for pattern in PATTERNS[section] for path in folder.rglob(pattern) if path.is_file()})
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     paths = list(
-        filter_repo_objects(paths, ignore_patterns=IGNORED[key], key=lambda p: p.relative_to(folder).as_posix())
+        filter_repo_objects(
+            paths, ignore_patterns=IGNORED_PATTERNS[section], key=lambda path: path.relative_to(folder).as_posix()
+        )
     )
-    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": cached_sha256(p)} for p in paths}
-    whole = hashlib.sha256("".join(f"{path} {f['sha256']}\n" for path, f in files.items()).encode())
-    return {"name": name, "revision": revision, "digest": whole.hexdigest(), "files": files}
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": cached_sha256(path)} for path in paths
+    }
+    digest = hashlib.sha256("".join(f"{path} {file['sha256']}\n" for path, file in files.items()).encode())
+    return {"name": name, "revision": revision, "digest": digest.hexdigest(), "files": files}
 
 
-def _where(folder, key):
-    """A hint for a relative folder that is not there because the experiment runs in a copy of the repository."""
-    workspace, copied, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
-    if folder.is_absolute() or not copied:
-        return ""
+def _explain_missing(folder: Path, section: str) -> str:
+    """What to do about a missing folder. A queued experiment runs in a copy of the repository, without the folder."""
+    workspace, is_copy, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    if folder.is_absolute() or not is_copy:
+        return "; allowed: a folder, or a name on the hub"
     return (
-        f": this experiment runs in a copy of the repository, {Path.cwd()}; set {key}.name and watch.{key} to the "
-        f"whole path, {(workspace / folder).resolve()}"
+        f": this experiment runs in a copy of the repository, {Path.cwd()}; set {section}.name and watch.{section} to "
+        f"the whole path, {(workspace / folder).resolve()}"
     )
 
 
-def check(folder: Path, manifest: dict, key: str) -> None:
-    """Refuse a part of a source, a folder of something else, and a base with an adapter."""
-    for one in (_check_whole, _check_kind, _check_no_adapter):
-        one(folder, manifest, key)
+def check(folder: Path, manifest: dict[str, Any], section: str) -> None:
+    """Reject a source with missing shards, without a model or a table, or a base model with a LoRA adapter."""
+    _check_shards(folder, manifest, section)
+    _check_content(folder, manifest, section)
+    if section == "model":
+        _check_no_adapter(folder, manifest)
 
 
-def _check_kind(folder: Path, manifest: dict, key: str) -> None:
-    """Refuse a source without a model or a table in it: there is nothing to read, and nothing to pin."""
+def _check_shards(folder: Path, manifest: dict[str, Any], section: str) -> None:
+    """Reject a cache or a copy that has only some of a source's shards.
+
+    A shard's name has the number of shards, as in `train-00000-of-00002.parquet`. A model's index names all of them.
+    """
     names = manifest["files"]
-    if key == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
-        raise UserError(f"params.yaml: model.name: {folder}: no model here (config.json and *.safetensors)")
-    if key == "data" and all(Path(name).name == "README.md" for name in names):
+    shards: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        if match := SHARD.match(name):
+            shards.setdefault((match[1], match[2]), []).append(name)
+    for (start, count), present in shards.items():
+        if len(present) < int(count):
+            raise UserError(
+                f"params.yaml: {section}.name: {manifest['name']}: {folder} has {len(present)} of {int(count)} files "
+                f"{start}-…; fetch or copy it whole"
+            )
+    for index in (name for name in names if name.endswith(".safetensors.index.json")):
+        with contextlib.suppress(ValueError, AttributeError, KeyError):  # not an index: loading the model reports it
+            parts = json.loads((folder / index).read_text())["weight_map"].values()
+            for part in sorted({str(Path(index).with_name(part)) for part in parts} - names.keys()):
+                raise UserError(
+                    f"params.yaml: {section}.name: {manifest['name']}: no {part} in {folder}; fetch or copy it whole"
+                )
+
+
+def _check_content(folder: Path, manifest: dict[str, Any], section: str) -> None:
+    """Reject a source without a model or a table."""
+    names = manifest["files"]
+    if section == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
+        raise UserError(
+            f"params.yaml: model.name: {folder}: no model here; allowed: a folder with config.json and *.safetensors"
+        )
+    if section == "data" and all(Path(name).name == "README.md" for name in names):
         raise UserError(f"params.yaml: data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
 
 
-def changed_size(folder: Path, manifest: dict) -> str | None:
-    """A file of a manifest that is gone or of another size, or None."""
-    for name, file in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != file["size"]:
-            return name
-    return None
-
-
-def _check_no_adapter(folder: Path, manifest: dict, key: str) -> None:
-    """transformers loads an adapter that it finds next to a base, so the untuned base would be a tuned one."""
-    if key == "model" and "adapter_config.json" in manifest["files"]:
+def _check_no_adapter(folder: Path, manifest: dict[str, Any]) -> None:
+    """Reject a base model with an adapter: transformers would load the adapter too, and the base would be tuned."""
+    if "adapter_config.json" in manifest["files"]:
         raise UserError(
             f"params.yaml: model.name: {manifest['name']} has a LoRA adapter next to its weights "
             f"({folder / 'adapter_config.json'}); allowed: a base without one, such as a copy without that file"
         )
 
 
-def _check_whole(folder: Path, manifest: dict, key: str) -> None:
-    """A cache or a copy that holds a part of a source's shards is not taken for all of it.
-
-    A shard's name tells how many there are, `train-00000-of-00002.parquet`, and a model's index names all of its.
-    """
-    names, shards = manifest["files"], {}
-    for name in names:
-        if numbered := SHARD.match(name):
-            shards.setdefault(numbered.groups(), []).append(name)
-    for (start, count), found in shards.items():
-        if len(found) < int(count):
-            raise UserError(
-                f"{key}.name: {manifest['name']}: {len(found)} of {int(count)} files {start}-… are in {folder}; "
-                "fetch or copy it whole"
-            )
-    for index in (name for name in names if name.endswith(".safetensors.index.json")):
-        with contextlib.suppress(ValueError, AttributeError, KeyError):  # no index: the model's loader says so
-            parts = json.loads((folder / index).read_text())["weight_map"].values()
-            for part in sorted({str(Path(index).with_name(part)) for part in parts} - names.keys()):
-                raise UserError(f"{key}.name: {manifest['name']}: no {part} in {folder}; fetch or copy it whole")
+def find_changed_size(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """Return the first file of a manifest that is missing or has another size. None if there is none."""
+    for name, file in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != file["size"]:
+            return name
+    return None

@@ -1,3 +1,5 @@
 """Training: the Trainer, its checkpoints, and the step captured as a CUDA graph."""
 
-from stages.runtime import late_compile  # noqa: F401 - before peft imports bitsandbytes
+from stages.runtime import startup
+
+startup.import_bitsandbytes()  # before peft imports it

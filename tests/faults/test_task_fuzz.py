@@ -1,4 +1,4 @@
-"""200 mistakes about the task, drawn by a seed, through the stages: each is one line that names its key, and no out."""
+"""200 random mistakes in the task's parameters: each is an error of one line that names its key, without outputs."""
 
 import random
 
@@ -9,7 +9,7 @@ from helpers.parameters import set_key, unpinned_params, use
 from helpers.project import NANO
 from helpers.stages import error_line, run_stage_in_each, written
 
-COUNT = 200
+COUNT = 200  # mistakes
 COLUMNS = {
     "title": datasets.Value("string"),
     "body": datasets.Value("string"),
@@ -23,12 +23,12 @@ COLUMNS = {
     "alike": datasets.Value("string"),
 }
 TOPICS = ["sport", "art", "food"]
-GOOD = {
+CORRECT = {
     "data.label": "topic", "data.classes": TOPICS, "data.group": None, "data.subset": None, "data.unlabelled": "drop",
     "data.splits": dict.fromkeys(("train", "validation", "test"), "train"),
     "tokenize.template": "{title}\n{body}\nTopic:", "train.class_weights": None,
 }  # fmt: skip
-WRONG = [True, 0, 3.5, [], {}, ["a"], {"a": 1}, ""]  # for a key that takes text
+WRONG = [True, 0, 3.5, [], {}, ["a"], {"a": 1}, ""]  # for a key whose value is text
 NAMES = [
     "no such",
     "Title",
@@ -47,7 +47,7 @@ NAMES = [
 SPLITS = ["test", "dev", "train[", "train[:", "train]", "train[a:b]", "train[:200%]", "train[-200%:]", "train[900:]",
           "train[3:3]", "train[1.5:]", "train+", "+", "train+dev", "train[:10%", "train (80%)", "all[9:1]",
           "train[::2]"]  # fmt: skip
-UNFIT = ["tags", "raw", "price", "id", "alike"]  # columns that hold no classes
+UNSUITABLE = ["tags", "raw", "price", "id", "alike"]  # columns without classes
 CLASSES = [
     TOPICS[:2], ["sport", "art", "foods"], [*TOPICS, "sport"], [*TOPICS, " art "], ["sport"], [], "sport, art, food",
     [True, False], ["sport", None, "food"], [["sport"], "art", "food"], [1.5, 2, 3], ["", "art", "food"],
@@ -55,12 +55,12 @@ CLASSES = [
 ]  # fmt: skip
 
 
-def mistake(rng):
-    """(dotted key, its value, words of which the line must have one)."""
+def draw_mistake(rng):
+    """A random mistake: (dotted key, its value, words, one of which the error must contain)."""
     key = rng.choice(["label", "label", "classes", "classes", "group", "subset", "unlabelled", "splits", "splits",
                       "template", "template", "weights"])  # fmt: skip
     if key == "label":
-        value = rng.choice([*NAMES, *UNFIT, "body", *WRONG])
+        value = rng.choice([*NAMES, *UNSUITABLE, "body", *WRONG])
         return "data.label", value, ["data.label", "{body}", "data.classes"]
     if key == "classes":
         return "data.classes", rng.choice(CLASSES), ["data.classes"]
@@ -87,7 +87,7 @@ def mistake(rng):
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
-    """A data set with columns of every kind."""
+    """A data set with columns of every type."""
     folder = tmp_path_factory.mktemp("reviews") / "data"
     folder.mkdir()
     rows = 60
@@ -103,12 +103,12 @@ def reviews(tmp_path_factory):
 
 
 def write_case(folder, data, key=None, value=None):
-    """A folder in which the stages run with one mistake, or with none."""
+    """Write a folder for the stages, with one mistake or with none."""
     raw = unpinned_params()
     use(raw, "model", str(NANO))
     use(raw, "data", str(data))
-    for good, default in GOOD.items():
-        set_key(raw, good, dict(default) if isinstance(default, dict) else default)
+    for name, default in CORRECT.items():
+        set_key(raw, name, dict(default) if isinstance(default, dict) else default)
     if key:
         set_key(raw, key, value)
     folder.mkdir()
@@ -118,20 +118,21 @@ def write_case(folder, data, key=None, value=None):
 
 @pytest.fixture(scope="module")
 def outcomes(reviews, tmp_path_factory):
-    """[(mistake, outcome, files left)] and the outcome without a mistake."""
+    """([(mistake, finished process, files in its folder)], the finished process without a mistake)."""
     top, rng = tmp_path_factory.mktemp("mistakes"), random.Random(12)
-    mistakes = [mistake(rng) for _ in range(COUNT)]
+    drawn = [draw_mistake(rng) for _ in range(COUNT)]
+    mistakes = list({repr(each): each for each in drawn}.values())  # 127: a mistake that is drawn twice runs once
     folders = [write_case(top / f"{number}", reviews, key, value) for number, (key, value, _) in enumerate(mistakes)]
-    done = run_stage_in_each("download,tokenize", [*folders, write_case(top / "good", reviews)], HF_HUB_OFFLINE="1")
-    found = [(made, done[folder.name], written(folder)) for made, folder in zip(mistakes, folders, strict=True)]
-    return found, done["good"]
+    done = run_stage_in_each("download,tokenize", [*folders, write_case(top / "correct", reviews)])
+    results = [(mistake, done[folder.name], written(folder)) for mistake, folder in zip(mistakes, folders, strict=True)]
+    return results, done["correct"]
 
 
-def test_the_task_without_a_mistake_is_taken(outcomes):
+def test_the_stages_run_without_a_mistake(outcomes):
     assert outcomes[1].returncode == 0, outcomes[1].stderr
 
 
-def test_each_mistake_is_one_line_that_names_its_key(outcomes):
+def test_each_mistake_is_an_error_of_one_line_that_names_its_key(outcomes):
     wrong = []
     for (key, value, words), done, _ in outcomes[0]:
         try:
@@ -144,12 +145,12 @@ def test_each_mistake_is_one_line_that_names_its_key(outcomes):
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_mistake_leaves_no_half_of_an_out(outcomes):
-    """What `download` made may be there where `tokenize` found the mistake; of `tokenize` nothing is."""
-    for made, _, left in outcomes[0]:
-        of_tokenize = [
+def test_a_mistake_leaves_no_output_of_tokenize(outcomes):
+    """The outputs of `download` may be there, if `tokenize` found the mistake."""
+    for mistake, _, files in outcomes[0]:
+        outputs = [
             name
-            for name in left
+            for name in files
             if name.startswith(("outs/tokenized", "outs/task", "outs/data_summary")) or ".tmp" in name
         ]
-        assert of_tokenize == [], made
+        assert outputs == [], mistake

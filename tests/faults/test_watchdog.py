@@ -86,4 +86,5 @@ def test_a_stage_whose_dvc_is_gone_does_not_begin(tmp_path, told):
     subprocess.run(["setsid", "bash", "-c", command], cwd=tmp_path, env=env, check=True)
     stage = int((tmp_path / "pid").read_text())
     wait_for(lambda: not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE, 30)
-    assert (tmp_path / "out").read_text() == "error: the dvc that started this stage is gone\n"
+    line = "error: the `dvc` that started this stage has ended; run `dvc repro` again\n"
+    assert (tmp_path / "out").read_text() == line

@@ -1,4 +1,4 @@
-"""The captured step against the eager one, and the recorder, on a real GPU: `pytest -m gpu`."""
+"""On a GPU, the captured step equals the eager one and the recorder reads the right GPU: `pytest -m gpu`."""
 
 import functools
 import gc
@@ -57,7 +57,7 @@ classifier = functools.partial(small_classifier.classifier, freeze=False, precis
 
 @pytest.fixture(scope="module")
 def small_phi(tmp_path_factory):
-    """A phi of phi-2's head size, four layers, random weights: folder's manifest."""
+    """The manifest of a phi with phi-2's head size, four layers and random weights."""
     from transformers import AutoModelForCausalLM, PhiConfig
 
     folder = tmp_path_factory.mktemp("phi")
@@ -77,28 +77,31 @@ def release():
     torch.cuda.empty_cache()
 
 
-def fast(lora, rows=16, dequantize_once=False):
+def make_step(lora, rows=16, dequantize_once=False):
+    """A captured step that is called with padded ids, labels and the step's number."""
     from stages.training.captured_step import CapturedStep
 
-    class OfPadded(CapturedStep):
+    class PaddedStep(CapturedStep):
         def __call__(self, ids, labels, number):
             return super().__call__(as_inputs(ids, labels), number)
 
-    return OfPadded(lora, rows, 128, 42, PAD, dequantize_once)
+    return PaddedStep(lora, rows, 128, 42, PAD, dequantize_once)
 
 
 @pytest.mark.parametrize(
-    ("precision", "quantization", "once", "tolerance"),
+    ("precision", "quantization", "dequantize_once", "tolerance"),
     [("bf16", "nf4", False, 0.03), ("bf16", "nf4", True, 0.03), ("fp16", "nf4", False, 0.01),
      ("fp32", "nf4", False, 1e-3), ("fp32", "none", False, 1e-3)],
 )  # fmt: skip
-def test_gradients_of_all_parameters_equal_the_eager_ones(small_phi, precision, quantization, once, tolerance):
+def test_gradients_of_all_parameters_equal_the_eager_ones(
+    small_phi, precision, quantization, dequantize_once, tolerance
+):
     torch.backends.cuda.matmul.allow_tf32 = False
     reference = classifier(small_phi, dropout=0.0, precision=precision, quantization=quantization)
     batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 32), (16, 48), (16, 32), (9, 48)])]
     expected = [eager(reference, *pair) for pair in batches]
     lora = classifier(small_phi, dropout=0.0, precision=precision, quantization=quantization)
-    step = fast(lora, dequantize_once=once)
+    step = make_step(lora, dequantize_once=dequantize_once)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
         assert step(*pair, number).item() == pytest.approx(loss, rel=tolerance)
         assert distance(gradients(lora), grads) < tolerance
@@ -106,29 +109,29 @@ def test_gradients_of_all_parameters_equal_the_eager_ones(small_phi, precision, 
 
 
 def test_a_captured_step_weighs_classes_as_an_eager_one(small_phi):
-    """The last batch is filled up with rows that do not count."""
+    """The last batch is incomplete: rows that the loss ignores fill it up."""
     batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 32), (16, 48), (9, 48)])]
-    found = {}
+    losses = {}
     for weights in (None, torch.tensor([0.3, 1.0, 4.0])):
         reference, lora = (classifier(small_phi, dropout=0.0, precision="fp32") for _ in range(2))
         if weights is not None:
             for model in (reference, lora):
                 weigh_classes(model.get_base_model(), weights)
-        step = fast(lora)
-        found[weights is None] = [step(*pair, number).item() for number, pair in enumerate(batches)]
-        for pair, loss in zip(batches, found[weights is None], strict=True):
+        step = make_step(lora)
+        losses[weights is None] = [step(*pair, number).item() for number, pair in enumerate(batches)]
+        for pair, loss in zip(batches, losses[weights is None], strict=True):
             expected, grads = eager(reference, *pair)
             assert loss == pytest.approx(expected, rel=1e-3)
         assert distance(gradients(lora), grads) < 1e-3
         assert all(step.graphs.values()), "a length ran eagerly"
-    assert found[True] != pytest.approx(found[False], rel=0.05)
+    assert losses[True] != pytest.approx(losses[False], rel=0.05)
 
 
-def test_several_optimizer_steps_follow_the_eager_ones(small_phi):
+def test_losses_of_several_optimizer_steps_follow_the_eager_ones(small_phi):
     losses = []
     for use_graphs in (False, True):
         lora = classifier(small_phi, dropout=0.0)
-        step = fast(lora) if use_graphs else None
+        step = make_step(lora) if use_graphs else None
         optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-3)
         curve = []
         for number in range(12):
@@ -143,61 +146,62 @@ def test_several_optimizer_steps_follow_the_eager_ones(small_phi):
             optimizer.step()
             lora.zero_grad()
         losses.append(torch.tensor(curve))
-    assert losses[0][-4:].mean() < losses[0][:4].mean(), "nothing was learnt"
+    assert losses[0][-4:].mean() < losses[0][:4].mean(), "the loss did not fall"
     assert (losses[0] - losses[1]).abs().max() < 0.03
 
 
 def test_masks_differ_between_steps_and_repeat_for_the_same_step(small_phi):
     lora = classifier(small_phi, dropout=0.1)
-    step, pair = fast(lora), batch(16, 32)
-    first, second, again = (step(*pair, number).item() for number in (3, 4, 3))
-    assert first == again
-    assert first != second
+    step, pair = make_step(lora), batch(16, 32)
+    step3, step4, step3_again = (step(*pair, number).item() for number in (3, 4, 3))
+    assert step3 == step3_again
+    assert step3 != step4
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_rows_end_to_end_have_the_gradients_of_padded_ones(small_phi, checkpointing):
-    """Rows of one block of attention and of several, a batch that is not whole, tokens behind the last row."""
+def test_packed_rows_have_the_gradients_of_padded_rows(small_phi, checkpointing):
+    """With rows of one attention block and of several, an incomplete batch, and tokens after the last row."""
     from stages.training.captured_step import CapturedStep
 
     batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(16, 60), (16, 120), (9, 60)])]
     reference = classifier(small_phi, dropout=0.0)
     expected = [eager(reference, *pair) for pair in batches]
     lora = classifier(small_phi, dropout=0.0, checkpointing=checkpointing)
-    lora.get_base_model().config.resid_pdrop = 0.0  # as its modules have it
+    lora.get_base_model().config.resid_pdrop = 0.0  # the modules' dropout is 0 already
     step = CapturedStep(lora, 16, 128, 42, PAD, dequantize_once=not checkpointing)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
-        laid = pack_rows(as_rows(*pair), PAD, rows=16, tokens=900)
-        found = step({name: value.to(DEVICE) for name, value in laid.items()}, number)
-        assert found.item() == pytest.approx(loss, rel=0.03)
+        packed = pack_rows(as_rows(*pair), PAD, rows=16, tokens=900)
+        packed_loss = step({name: value.to(DEVICE) for name, value in packed.items()}, number)
+        assert packed_loss.item() == pytest.approx(loss, rel=0.03)
         assert distance(gradients(lora), grads) < 0.03
     assert len(step.graphs) == 2 and all(step.graphs.values())
 
 
-def test_dropout_keeps_its_share_and_scale():
+def test_dropout_zeroes_its_share_and_scales_the_rest():
+    """The masks of two sites, of two steps and of neighbouring elements are independent."""
     from stages.kernels.dropout import apply_dropout
 
     x, seed = torch.ones(1024, 640, device=DEVICE), torch.tensor(7, device=DEVICE)
     out, other, next_step = (
         apply_dropout([x], 0.05, value, site) for value, site in ((seed, 3), (seed, 4), (seed + 1, 3))
     )
-    kept = out != 0
-    assert kept.float().mean().item() == pytest.approx(0.95, abs=0.002)
-    assert out[kept].unique().tolist() == pytest.approx([1 / 0.95], rel=1e-4)  # a share in steps of 2^-16
+    mask = out != 0
+    assert mask.float().mean().item() == pytest.approx(0.95, abs=0.002)
+    assert out[mask].unique().tolist() == pytest.approx([1 / 0.95], rel=1e-4)  # p has steps of 2^-16
     for another in (other, next_step):
-        assert (~kept & (another == 0)).float().mean().item() == pytest.approx(0.05**2, abs=5e-4), (
-            "two masks depend on each other"
+        assert (~mask & (another == 0)).float().mean().item() == pytest.approx(0.05**2, abs=5e-4), (
+            "two masks are correlated"
         )
-    assert (kept[:, 1:] == kept[:, :-1]).float().mean().item() == pytest.approx(0.95**2 + 0.05**2, abs=0.002)
-    assert (kept[1:] == kept[:-1]).float().mean().item() == pytest.approx(0.95**2 + 0.05**2, abs=0.002)
+    assert (mask[:, 1:] == mask[:, :-1]).float().mean().item() == pytest.approx(0.95**2 + 0.05**2, abs=0.002)
+    assert (mask[1:] == mask[:-1]).float().mean().item() == pytest.approx(0.95**2 + 0.05**2, abs=0.002)
 
 
-def test_checkpointed_layers_find_the_masks_of_their_forward_and_take_less_memory(small_phi):
+def test_checkpointed_layers_replay_their_dropout_masks_and_use_less_memory(small_phi):
     pair, grads, peaks = batch(16, 128), [], []
     for checkpointing in (False, True):
         lora = classifier(small_phi, dropout=0.1, checkpointing=checkpointing)
-        step = fast(lora)
-        step(*batch(16, 16), 4)  # cuBLAS takes its workspaces
+        step = make_step(lora)
+        step(*batch(16, 16), 4)  # cuBLAS allocates its workspaces
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(*pair, 5)
@@ -209,12 +213,12 @@ def test_checkpointed_layers_find_the_masks_of_their_forward_and_take_less_memor
     assert peaks[1] < 0.7 * peaks[0]
 
 
-def test_a_step_that_can_not_be_captured_runs_eagerly(small_phi, capsys):
+def test_a_step_that_cannot_be_captured_runs_eagerly(small_phi, capsys):
     batches = [batch(16, length) for length in (32, 48)]
     reference = classifier(small_phi, dropout=0.0)
     expected = [eager(reference, *pair) for pair in batches]
     lora = classifier(small_phi, dropout=0.0)
-    step, stream = fast(lora), torch.cuda.current_stream()
+    step, stream = make_step(lora), torch.cuda.current_stream()
     norm = lora.get_base_model().model.layers[1].input_layernorm
     norm.register_forward_hook(lambda _, __, output: output.sum().item() and None)  # waits for the GPU
     for number in range(4):
@@ -223,28 +227,28 @@ def test_a_step_that_can_not_be_captured_runs_eagerly(small_phi, capsys):
         assert distance(gradients(lora), grads) < 0.03
     assert step.graphs == {(16, 32): None, (16, 48): None}
     assert torch.cuda.current_stream() == stream
-    said = [line for line in capsys.readouterr().out.splitlines() if "eagerly" in line]
-    assert len(said) == 1 and "not permitted when stream is capturing" in said[0]
-    if torch.__version__ < "2.12":  # its allocator stays in the broken capture: pytorch/pytorch#180395
+    messages = [line for line in capsys.readouterr().out.splitlines() if "eagerly" in line]
+    assert len(messages) == 1 and "not permitted when stream is capturing" in messages[0]
+    if torch.__version__ < "2.12":  # the allocator is still in the broken capture: pytorch/pytorch#180395
         torch._C._cuda_endAllocateToPool(0, step.pool)
     torch.rand(1, device=DEVICE)
-    another = fast(classifier(small_phi, dropout=0.0))
+    another = make_step(classifier(small_phi, dropout=0.0))
     assert another(*batches[0], 0).item() == pytest.approx(expected[0][0], rel=0.03)
-    assert another.graphs[16, 32] is not None, "PyTorch was left in the broken capture"
+    assert another.graphs[16, 32] is not None, "PyTorch is still in the broken capture"
 
 
-def test_nothing_stale_is_replayed(small_phi):
+def test_a_replay_reads_the_current_inputs_and_weights(small_phi):
     lora = classifier(small_phi, dropout=0.1)
-    step, pair = fast(lora), batch(16, 32)
+    step, pair = make_step(lora), batch(16, 32)
     loss, grads = step(*pair, 1).item(), gradients(lora)
     _, inputs = step.graphs[16, 32]
     inputs["input_ids"].fill_(999)
     inputs["labels"].fill_(2)
     step.lora.buffer.fill_(float("nan"))
-    for group in step.lora.fused_linears:
-        b_blocks = [group.b_block(group.b, i) for i in range(len(group.lora_slices))]
-        for copy in (group.a[:, : group.r], group.b_grad, *b_blocks):
-            copy.fill_(float("nan"))
+    for fused in step.lora.fused_linears:
+        b_blocks = [fused.b_block(fused.b, i) for i in range(len(fused.lora_slices))]
+        for tensor in (fused.a[:, : fused.r], fused.grads.b, *b_blocks):
+            tensor.fill_(float("nan"))
     assert step(*pair, 1).item() == loss
     assert distance(gradients(lora), grads) == 0
     with torch.no_grad():
@@ -256,16 +260,16 @@ def test_nothing_stale_is_replayed(small_phi):
 
 def test_a_loss_is_not_overwritten_by_the_next_step(small_phi):
     lora = classifier(small_phi, dropout=0.1)
-    step = fast(lora)
+    step = make_step(lora)
     first = step(*batch(16, 32, 0), 0)
     value = first.item()
     step(*batch(16, 32, 1), 1)
     assert first.item() == value
 
 
-def test_validation_uses_the_weights_of_now(small_phi):
+def test_validation_uses_the_current_weights(small_phi):
     lora = classifier(small_phi, dropout=0.1)
-    step, pair = fast(lora), batch(16, 32)
+    step, pair = make_step(lora), batch(16, 32)
     step(*pair, 0)
     lora.eval()
     with torch.no_grad():
@@ -278,22 +282,30 @@ def test_validation_uses_the_weights_of_now(small_phi):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.03), ("fp16", 0.01), ("fp32", 1e-3)])
-def test_evaluation_in_fewer_kernels_gives_the_plain_answers(small_phi, precision, tolerance):
+def test_probabilities_of_fused_layers_equal_those_of_transformers(small_phi, precision, tolerance):
     lora = classifier(small_phi, dropout=0.1, precision=precision).eval()
     examples = [{"input_ids": torch.randint(1, 1000, (5 + i % 40,)).numpy(), "labels": 0} for i in range(50)]
     p = params.load(PARAMS)
     with torch.inference_mode():
-        plain = [lora(input_ids=torch.tensor(e["input_ids"])[None].to(DEVICE)).logits.double() for e in examples]
-    ours = Classifier(lora, Tokenizer(), p.batches, 128)
+        logits = [lora(input_ids=torch.tensor(e["input_ids"])[None].to(DEVICE)).logits.double() for e in examples]
+    fused = Classifier(lora, Tokenizer(), p.batches, 128)
     assert all(type(layer) is not PhiDecoderLayer for layer in lora.get_base_model().model.layers)
-    fast = ours.predict(examples, 16)
-    expected = torch.softmax(torch.cat(plain), dim=-1).cpu().numpy()
-    assert abs(fast - expected).max() < tolerance
-    assert abs(fast - expected[::-1]).max() > tolerance, "the rows are too much alike"
+    probabilities = fused.predict(examples, 16)
+    expected = torch.softmax(torch.cat(logits), dim=-1).cpu().numpy()
+    assert abs(probabilities - expected).max() < tolerance
+    assert abs(probabilities - expected[::-1]).max() > tolerance, "the rows are too similar to test anything"
 
 
-def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, resume=None, rows=63 * 16):
-    """Train on a task that can be learnt: the class is the first token's remainder by three."""
+def train(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, resume=None, rows=63 * 16):
+    """Train on a learnable task: each class has its own last tokens.
+
+    Args:
+        stop_after: stop after so many epochs.
+        resume: folder of a checkpoint.
+
+    Returns:
+        the model and its trainer.
+    """
     p = params.load(PARAMS)
     p = p.model_copy(update={"seed": seed, "train": p.train.model_copy(
         update={"epochs": epochs, "cuda_graphs": cuda_graphs, "learning_rate": 1e-3, "keep": "last"})})  # fmt: skip
@@ -305,7 +317,7 @@ def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, r
         examples.append({"input_ids": ids.numpy(), "labels": i % 3})
     base = load_base(manifest, p.model, CLASSES, DEVICE, 42, Tokenizer())
     lora = add_lora(base, p.lora, 42)
-    recorder = SimpleNamespace()  # only the name of the phase is set on it
+    recorder = SimpleNamespace()  # the Trainer only sets its phase
     trainer = make_trainer(lora, examples, examples[:32], p, PAD, folder, recorder)
     if stop_after:
         from transformers import TrainerCallback
@@ -321,75 +333,76 @@ def trained(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, r
     return lora, trainer
 
 
-def test_the_loss_curve_lies_within_the_noise_of_eager_seeds(small_phi, tmp_path):
-    def curve(name, **how):
-        steps, _ = history.read_curves(trained(small_phi, tmp_path / name, **how)[1].state)
+def test_the_loss_curve_differs_from_the_eager_one_by_no_more_than_seeds_do(small_phi, tmp_path):
+    def loss_curve(name, **options):
+        steps, _ = history.read_curves(train(small_phi, tmp_path / name, **options)[1].state)
         return torch.tensor([step["loss"] for step in steps])
 
-    first, second = (curve(f"eager{seed}", cuda_graphs=False, seed=seed) for seed in (42, 43))
-    ours = curve("fast", cuda_graphs=True)
-    assert len(ours) == 63
+    eager42, eager43 = (loss_curve(f"eager{seed}", cuda_graphs=False, seed=seed) for seed in (42, 43))
+    captured = loss_curve("captured", cuda_graphs=True)
+    assert len(captured) == 63
 
     def smooth(values):
         return values.unfold(0, 9, 9).mean(dim=1)
 
-    noise = (smooth(first) - smooth(second)).abs().max()
-    assert (smooth(ours) - smooth(first)).abs().max() <= max(2 * noise, torch.tensor(0.05))
+    noise = (smooth(eager42) - smooth(eager43)).abs().max()
+    assert (smooth(captured) - smooth(eager42)).abs().max() <= max(2 * noise, torch.tensor(0.05))
 
 
-def test_two_trainings_are_equal_to_the_byte(small_phi, tmp_path):
-    first, second = (trained(small_phi, tmp_path / name, True, rows=320)[0] for name in ("a", "b"))
+def test_two_trainings_are_byte_equal(small_phi, tmp_path):
+    first, second = (train(small_phi, tmp_path / name, True, rows=320)[0] for name in ("a", "b"))
     pairs = zip(first.named_parameters(), second.parameters(), strict=True)
-    assert [name for (name, ours), theirs in pairs if not torch.equal(ours, theirs)] == []
+    assert [name for (name, weight), other in pairs if not torch.equal(weight, other)] == []
 
 
-def test_resuming_goes_on_as_before(small_phi, tmp_path):
-    whole, _ = trained(small_phi, tmp_path / "whole", True, epochs=2, rows=160)
-    trained(small_phi, tmp_path / "cut", True, epochs=2, rows=160, stop_after=1)
+def test_a_resumed_training_equals_an_uninterrupted_one(small_phi, tmp_path):
+    whole, _ = train(small_phi, tmp_path / "whole", True, epochs=2, rows=160)
+    train(small_phi, tmp_path / "cut", True, epochs=2, rows=160, stop_after=1)
     resume = checkpoints.checkpoint_to_resume(tmp_path / "cut")
     assert resume.name == "checkpoint-10"
-    resumed, trainer = trained(small_phi, tmp_path / "cut", True, epochs=2, rows=160, resume=str(resume))
+    resumed, trainer = train(small_phi, tmp_path / "cut", True, epochs=2, rows=160, resume=str(resume))
     assert trainer.state.global_step == 20
-    theirs = {n: p.detach().float() for n, p in whole.named_parameters() if p.requires_grad}
-    ours = {n: p.detach().float() for n, p in resumed.named_parameters() if p.requires_grad}
-    assert distance(ours, theirs) < 0.01  # the order of a GPU's sums may differ, the rows and masks may not
+    expected, weights = (
+        {n: p.detach().float() for n, p in model.named_parameters() if p.requires_grad} for model in (whole, resumed)
+    )
+    assert distance(weights, expected) < 0.01  # a GPU may sum in another order; rows and masks are the same
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "falcon"])  # it has no fast step, and says so
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "falcon"])  # it has no captured step
 def test_the_captured_step_of_each_family_is_the_eager_one(family, tmp_path, capsys):
     torch.backends.cuda.matmul.allow_tf32 = False
     manifest = manifest_of(save_family(family, tmp_path))
-    how = {"precision": "fp32", "quantization": quantization_of(family), "hidden_act": None}
+    options = {"precision": "fp32", "quantization": quantization_of(family), "hidden_act": None}
     batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(8, 16), (8, 32), (8, 16), (5, 32)])]
-    reference = classifier(manifest, dropout=0.0, **how)
+    reference = classifier(manifest, dropout=0.0, **options)
     expected = [eager(reference, *pair) for pair in batches]
-    lora = classifier(manifest, dropout=0.0, **how)
-    step = fast(lora, rows=8)
+    lora = classifier(manifest, dropout=0.0, **options)
+    step = make_step(lora, rows=8)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
         assert step(*pair, number).item() == pytest.approx(loss, rel=1e-3)
         assert distance(gradients(lora), grads) < 1e-3
-    said = capsys.readouterr().out
-    assert all(step.graphs.values()) or "steps run eagerly" in said, "a length ran eagerly, and nothing was said"
+    output = capsys.readouterr().out
+    assert all(step.graphs.values()) or "steps run eagerly" in output, "a length ran eagerly, and no message said so"
 
 
-def test_an_adapter_of_the_captured_step_is_read_back(tmp_path):
-    """In bf16, by fused layers, it answers as plain transformers and PEFT do; with another alpha it does not."""
+def test_a_saved_adapter_of_the_captured_step_is_verified(tmp_path):
+    """Fused bf16 layers and plain transformers with PEFT agree on its logits. A changed alpha is found."""
     manifest = manifest_of(save_family("phi", tmp_path / "phi"))
-    lora, trainer = trained(manifest, tmp_path / "checkpoints", True, rows=160)
+    lora, trainer = train(manifest, tmp_path / "checkpoints", True, rows=160)
     examples = [{"input_ids": torch.randint(1, 900, (5 + 4 * i,)).tolist()} for i in range(10)]
-    known, folder = AdapterSnapshot.take(lora, examples), tmp_path / "adapter"
+    expected, folder = AdapterSnapshot.take(lora, examples), tmp_path / "adapter"
     save_adapter(lora, load_tokenizer(manifest), manifest, {}, folder)
     del lora, trainer
     gc.collect()
-    verify_saved_adapter(folder, known, manifest, params.load(PARAMS).model, DEVICE)
+    verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4 * config["lora_alpha"]}))
     with pytest.raises(UserError, match="predicts otherwise"):
-        verify_saved_adapter(folder, known, manifest, params.load(PARAMS).model, DEVICE)
+        verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE)
 
 
 def test_recorder_reads_this_gpu(tmp_path):
-    torch.zeros(1, device=DEVICE)  # CUDA's own memory comes with the first tensor
+    torch.zeros(1, device=DEVICE)  # CUDA allocates its own memory with the first tensor
     with Recorder(DEVICE, interval=0.05) as recorder:
         recorder.mark("before")
         block = torch.ones(2**30, dtype=torch.uint8, device=DEVICE)
@@ -405,7 +418,7 @@ def test_recorder_reads_this_gpu(tmp_path):
     assert len((tmp_path / "run/usage.csv").read_text().splitlines()) == len(recorder.samples) + 1
 
 
-def test_recorder_does_without_nvml(monkeypatch):
+def test_recorder_works_without_nvml(monkeypatch):
     monkeypatch.setattr(recorder_module, "_nvml_handle", lambda device: None)
     with Recorder(DEVICE) as recorder:
         recorder.mark("now")
@@ -413,10 +426,10 @@ def test_recorder_does_without_nvml(monkeypatch):
     assert recorder.marks["now"]["power_w"] is None
 
 
-def test_recorder_without_nvml_leaves_a_capture_alone(small_phi, monkeypatch):
-    """It then asks CUDA itself, from its own thread, and may do so while a graph is captured."""
+def test_recorder_without_nvml_does_not_break_a_capture(small_phi, monkeypatch):
+    """It then reads CUDA from its own thread, even while a graph is captured."""
     monkeypatch.setattr(recorder_module, "_nvml_handle", lambda device: None)
-    step = fast(classifier(small_phi, dropout=0.1))
+    step = make_step(classifier(small_phi, dropout=0.1))
     with Recorder(DEVICE, interval=1e-4) as recorder:
         for number, length in enumerate((16, 32, 48, 64)):
             step(*batch(16, length), number)
@@ -432,31 +445,31 @@ def test_recorder_finds_the_visible_gpu_by_uuid():
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch sees fewer than two GPUs")
 
-SECOND_ALONE = """
+ONLY_SECOND_GPU = """
 import json, pynvml, torch
 from stages.runtime.usage_recorder import Recorder
 device = torch.device("cuda", 0)
-torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
+torch.zeros(1, device=device)  # CUDA allocates its own memory with the first tensor
 with Recorder(device) as recorder:
-    usage_recorder.mark("before")
+    recorder.mark("before")
     block = torch.ones(4 * 2**30, dtype=torch.uint8, device=device)
     torch.cuda.synchronize()
-    usage_recorder.mark("after")
-print(json.dumps(usage_recorder.summary() | {"uuid": pynvml.nvmlDeviceGetUUID(usage_recorder._handle)}))
+    recorder.mark("after")
+print(json.dumps(recorder.summary() | {"uuid": pynvml.nvmlDeviceGetUUID(recorder._handle)}))
 """
 
 
 @two_gpus
 def test_recorder_reads_the_one_gpu_of_two_that_the_process_sees():
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    command = [sys.executable, "-c", SECOND_ALONE]
+    command = [sys.executable, "-c", ONLY_SECOND_GPU]
     seen = json.loads(subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     pynvml.nvmlInit()
     assert seen["uuid"] == pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(1))
     assert seen["after"] - seen["before"] == pytest.approx(4.29, abs=0.2)
 
 
-EACH_ITS_OWN = """
+ONE_GPU_EACH = """
 import pynvml, sys, torch
 from pathlib import Path
 from stages.runtime import distributed
@@ -465,22 +478,22 @@ torch.cuda.set_device(distributed.local_rank())
 device = torch.device("cuda", torch.cuda.current_device())
 distributed.init_process_group(device)
 folder = Path(sys.argv[1])
-torch.zeros(1, device=device)  # CUDA's own memory comes with the first tensor
+torch.zeros(1, device=device)  # CUDA allocates its own memory with the first tensor
 with Recorder(device, interval=0.05) as recorder:
-    usage_recorder.mark("before")
+    recorder.mark("before")
     block = torch.ones((1 + distributed.rank()) * 2**31, dtype=torch.uint8, device=device)
     torch.cuda.synchronize()
-    usage_recorder.mark("after")
-(folder / str(distributed.rank())).write_text(pynvml.nvmlDeviceGetUUID(usage_recorder._handle))
-usage_recorder.save(folder / "run", {})
+    recorder.mark("after")
+(folder / str(distributed.rank())).write_text(pynvml.nvmlDeviceGetUUID(recorder._handle))
+recorder.save(folder / "run", {})
 distributed.shut_down()
 """
 
 
 @two_gpus
 def test_recorder_of_two_ranks_reads_both_gpus(tmp_path):
-    """The first takes 2 GiB, the second 4."""
-    (tmp_path / "each.py").write_text(EACH_ITS_OWN)
+    """The first rank allocates 2 GiB, the second 4."""
+    (tmp_path / "each.py").write_text(ONE_GPU_EACH)
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2"]
     env = stage_env()
     done = subprocess.run([*command, tmp_path / "each.py", tmp_path], env=env, capture_output=True, text=True)
@@ -500,7 +513,7 @@ def test_recorder_of_two_ranks_reads_both_gpus(tmp_path):
 
 
 @two_gpus
-def test_training_keeps_to_one_gpu_of_two(small_phi, tmp_path):
-    _, trainer = trained(small_phi, tmp_path, True, rows=160)
+def test_training_uses_one_gpu_of_two(small_phi, tmp_path):
+    _, trainer = train(small_phi, tmp_path, True, rows=160)
     assert trainer.state.global_step == 10
     assert torch.cuda.max_memory_allocated(1) == 0

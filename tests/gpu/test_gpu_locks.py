@@ -32,7 +32,7 @@ time.sleep(1)
 device = torch.device("cuda", distributed.local_rank())
 names = [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
 line = f"used {os.getpid()} {names[0]} {torch.cuda.device_count()} {begun} {time.monotonic()}"
-holder = gpu_selection._holder(names[0])[0]
+holder = gpu_selection._read_holder(names[0])[0]
 os.write(1, f"{line} {holder}\\n".encode())
 """
 

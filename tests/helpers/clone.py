@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from helpers.project import COMMITTED, OF_THE_USER, ROOT
-from helpers.stages import stage_env
+from helpers.stages import run_module, stage_env
 
 RECORDER = Path(__file__).with_name("recorder")  # its sitecustomize.py writes down which parameters a stage reads
 
@@ -29,8 +29,6 @@ class Clone:
         self.env = stage_env(
             PYTHONPATH=str(RECORDER),
             RECORD_READS=str(self.reads),
-            HF_HOME=str(top / "hf"),
-            HF_HUB_OFFLINE="1",
             **{
                 f"DVC_{name}": str(top / name.lower())
                 for name in ("SITE_CACHE_DIR", "GLOBAL_CONFIG_DIR", "SYSTEM_CONFIG_DIR")
@@ -64,14 +62,21 @@ class Clone:
         self.git("commit", "--quiet", "--message", message)
 
     def dvc(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
-        """Run `dvc` -> namespace with returncode, stdout, stderr, and `ran`: the stages that it ran."""
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments], cwd=self.folder / below, env={**self.env, **env},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        done.ran = re.findall(r"Running stage '(?:.*:)?(\w+)'", done.stdout)
-        return done
+        """Run `dvc` and its stages in forks -> its outcome, with the names of the stages it ran in `ran`."""
+        return with_stages(run_module("dvc", arguments, self.folder / below, {**self.env, **env}))
+
+    def dvc_in_new_processes(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
+        """As `dvc`, but DVC and each stage start as a user starts them."""
+        command = [sys.executable, "-m", "dvc", *arguments]
+        env = {**self.env, **env}
+        return with_stages(subprocess.run(command, cwd=self.folder / below, env=env, capture_output=True, text=True))
 
     def metrics(self) -> dict[str, dict]:
         """{name: content} of the JSON files in demo/metrics and its folders."""
         return {path.stem: json.loads(path.read_text()) for path in (self.folder / "demo/metrics").rglob("*.json")}
+
+
+def with_stages(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """A finished `dvc`, with the names of the stages that it ran in `ran`."""
+    done.ran = re.findall(r"Running stage '(?:.*:)?(\w+)'", done.stdout)
+    return done

@@ -1,4 +1,4 @@
-"""Small models of many families with random weights, and the nano model's tokenizer beside each."""
+"""Small models of many families with random weights, each saved with the nano model's tokenizer."""
 
 import shutil
 from pathlib import Path
@@ -32,11 +32,11 @@ from helpers.project import NANO
 
 SIZE = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = SIZE | {"intermediate_size": 128, "num_key_value_heads": 2}
-OLD_NAMES = {"vocab_size": 1000, "n_layer": 2, "n_head": 4}
-WINDOW = {"sliding_window": 8}  # less than the rows of the tests
+GPT2_SIZE = {"vocab_size": 1000, "n_layer": 2, "n_head": 4}
+WINDOW = {"sliding_window": 8}  # shorter than the tests' rows
 GEMMA = GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16} | WINDOW
 
-# Those that load in 4 bits: all but falcon, whose linear layers bitsandbytes does not take.
+# All but falcon load in 4 bits: bitsandbytes does not quantize falcon's class of linear layers.
 FAMILIES: dict[str, PreTrainedConfig] = {
     "phi": PhiConfig(**SIZE, intermediate_size=128, partial_rotary_factor=0.5),
     "phi3": Phi3Config(**GROUPED, **WINDOW, pad_token_id=0),
@@ -51,18 +51,19 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "smollm3": SmolLM3Config(**GROUPED, pad_token_id=0),
     "stablelm": StableLmConfig(**GROUPED),
     "gpt_neox": GPTNeoXConfig(**SIZE, intermediate_size=128),
-    "gpt2": GPT2Config(**OLD_NAMES, n_embd=64),
+    "gpt2": GPT2Config(**GPT2_SIZE, n_embd=64),
     "opt": OPTConfig(**SIZE, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0),
-    "bloom": BloomConfig(**OLD_NAMES, hidden_size=64),
+    "bloom": BloomConfig(**GPT2_SIZE, hidden_size=64),
     "mpt": MptConfig(vocab_size=1000, d_model=64, n_layers=2, n_heads=4),
     "falcon": FalconConfig(**SIZE, multi_query=True),
 }
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:
-    """Save a model with the nano model's tokenizer; its random weights are made larger, so that answers differ.
+    """Save a model with large random weights and the nano model's tokenizer.
 
-    Biases and norms get numbers too: a forward that leaves one out gives another answer.
+    The weights are large so that the logits of two rows differ. Biases and norms are random too, so that a forward
+    which leaves one out computes other logits.
     """
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
@@ -74,10 +75,10 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def save_family(family: str, folder: Path) -> Path:
-    """Save a model of one of `FAMILIES`."""
+    """Save a model of a family in `FAMILIES`."""
     return save(AutoModelForCausalLM.from_config(FAMILIES[family]), folder)
 
 
 def quantization_of(family: str) -> str:
-    """What `model.quantization` may be."""
+    """The value of `model.quantization` with which the tests load a family."""
     return "none" if family == "falcon" else "nf4"

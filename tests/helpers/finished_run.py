@@ -3,6 +3,7 @@ second.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import yaml
 
 from helpers.project import COMMITTED
 from stages.data import dataset
+from stages.data.data_summary import DataSummary, Overlap, PaddingShares, summarize_split
 from stages.data.task import Task
 from stages.runtime import usage_samples
 
@@ -110,11 +112,17 @@ def make(
     for name, table in made.items():
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
         dataset.number_rows(table).to_parquet(folder / f"outs/results/{name}/predictions.parquet")
-    summary = {split: dataset.summarize_split(table, table, table, task) for split, table in splits.items()}
-    none = {"rows": 0} | ({"groups": 0} if group else {})
-    summary["validation"]["in_train"] = summary["test"]["in_validation"] = none
-    summary["test"]["in_train"] = dict(zip(none, in_train, strict=False))
-    write(folder / "outs/data_summary.json", summary)
+    none = Overlap(0, 0 if group else None)
+    overlaps = {
+        "train": {},
+        "validation": {"train": none},
+        "test": {"train": Overlap(in_train[0], in_train[1] if group else None), "validation": none},
+    }
+    counts = {
+        split: replace(summarize_split(table, table, table, task, {}), overlaps=overlaps[split])
+        for split, table in splits.items()
+    }
+    DataSummary(counts, PaddingShares(0.1, 0.2, 0.8)).write(folder / "outs/data_summary.json")
     task.write(folder / "outs/task.json")
     write_parameters(folder / "params.yaml", task)
     write_run(folder, model, data, gpu, gpus)

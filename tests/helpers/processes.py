@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 from helpers.project import ROOT
-from helpers.stages import stage_env
+from helpers.stages import run_module, stage_env
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -27,7 +27,8 @@ class Broken(Exception):
     """A training was broken off."""
 
 
-def main() -> None:
+def run_tasks(tasks: Iterable[str]) -> None:
+    """Run stages, each a `STAGE:FOLDER`, one after another."""
     from stages.training.checkpoints import WholeCheckpoints
 
     on_save = WholeCheckpoints.on_save
@@ -36,7 +37,7 @@ def main() -> None:
         on_save(*arguments, **named)
         raise Broken
 
-    for task in sys.argv[1:]:
+    for task in tasks:
         stage, _, folder = task.partition(":")
         os.chdir(folder)
         if stage == "broken":
@@ -52,6 +53,15 @@ def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
     env = stage_env(**env)
     env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
     done = subprocess.run([*launcher, "-m", "helpers.processes", *tasks], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_on_forked_ranks(count: int, tasks: Iterable[str]) -> str:
+    """As `run_on_ranks`, but the ranks are forks, which need no time to import; not for a GPU."""
+    env = stage_env()
+    env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
+    done = run_module("helpers.forked_ranks", [count, *tasks], ROOT, env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -72,4 +82,4 @@ def without_dropout(model: Path, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_tasks(sys.argv[1:])

@@ -1,30 +1,48 @@
-"""Run stages in folders, by forks of a process that has imported the large libraries already: that takes seconds.
+"""A process that has imported the large libraries and runs stages, tools and `dvc` in forks of itself.
 
-Takes requests from its input, a line of JSON each: modules, folders, arguments, environment, and a log for what goes
-wrong before a module's `main` begins. Answers each with a line, 0 where all was run. A request has a fork of its own,
-which imports the modules once, since some libraries read the environment when they are imported. Each folder gets a
-fork of that one, from the first line of `main` to its exit code, and FOLDER.result says what came of it.
+A new process imports for 1 to 5 seconds, a fork for 0.1. Standard input brings requests, a line of JSON each, and
+standard output answers each with an exit code. There are two kinds of request:
+
+- `modules`: import modules once in a fork. Then run their `main` in each of many folders, a fork for each folder.
+- `module`: do what `python -m` does in one folder. If the module is `dvc`, the stages that DVC starts are forks too.
+
+The environment and the arguments come with the request. The libraries read their own variables (HF_*) while they are
+imported, so `helpers.stages` starts another such process for other values.
 """
 
 import gc
 import importlib
 import json
 import os
+import re
 import resource
+import runpy
+import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
-import bitsandbytes  # noqa: F401 -- to be there: it takes PyTorch and its compiler along
-import pandas  # noqa: F401
-import sklearn.metrics  # noqa: F401
+PLAIN = ["bitsandbytes", "pandas", "sklearn.metrics"]  # these read no HF_* variables
+LIBRARIES = [
+    *PLAIN, "transformers.trainer", "matplotlib.pyplot", "scipy.stats", "dvc.cli.parser",
+    "dvc.repo.experiments.queue.celery",
+]  # fmt: skip
+STAGE = re.compile(r"exec env DVC_PID=\$PPID python -m (stages\.\w+)")  # as dvc.yaml starts a stage
 
 
-def fork(function, *arguments) -> int:
+def fork(function: Callable[..., None], *arguments: object) -> int:
     """Run a function in a fork -> its exit code, negative for a signal.
 
-    The fork ends without taking its modules down, which would copy most of the memory that it shares.
+    The fork ends without finalizing its modules, which would copy most of the shared memory.
     """
+    child = start_fork(function, *arguments)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start_fork(function: Callable[..., None], *arguments: object) -> int:
+    """Start a function in a fork -> its process number."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -41,34 +59,39 @@ def fork(function, *arguments) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
-def redirect(path: Path, *numbers: int) -> None:
-    """Let file descriptors write into a new file."""
+def redirect(path: str, *numbers: int) -> None:
+    """Let file descriptors write to a new file."""
     for number in numbers:
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
 
 
-def run_in_each(request: dict) -> None:
-    """Run a request's stages in each of its folders."""
-    redirect(request["log"], 1, 2)
+def set_environment(request: dict[str, Any]) -> None:
+    """Set environment and arguments, and the folders that Python imports from."""
     os.environ.clear()
     os.environ.update(request["env"])
     sys.argv[1:] = request["arguments"]
-    sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
-    if "LARGEST_FILE" in os.environ:  # stands for a full disk
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if "LARGEST_FILE" in os.environ:  # as on a full disk
         limit = int(os.environ["LARGEST_FILE"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def run_in_each(request: dict[str, Any]) -> None:
+    """Run the `main` of modules in each of a request's folders. FOLDER.result says how that ended."""
+    redirect(request["log"], 1, 2)
+    set_environment(request)
     modules = [importlib.import_module(name) for name in request["modules"]]
     for folder in request["folders"]:
-        code = fork(run, modules, folder)
+        code = fork(run_mains, modules, folder)
         stdout, stderr = (Path(f"{folder}.{name}").read_text() for name in ("stdout", "stderr"))
         result = {"returncode": code, "stdout": stdout, "stderr": stderr}
         Path(f"{folder}.result").write_text(json.dumps(result))
 
 
-def run(modules: list, folder: str) -> None:
+def run_mains(modules: list, folder: str) -> None:
     """Run stages in a folder, one after another."""
     from stages.runtime import errors
 
@@ -79,7 +102,64 @@ def run(modules: list, folder: str) -> None:
         errors.run(module.main)
 
 
+def run_module(request: dict[str, Any]) -> None:
+    """Do what `python -m MODULE ARGUMENTS` does in a folder."""
+    set_environment(request)
+    os.chdir(request["folder"])
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+def run_alone(request: dict[str, Any]) -> None:
+    """`run_module` with its output in two files, and the stages that DVC starts in forks of this process.
+
+    DVC is a fork itself and asks for its stages by a socket: a stage does not inherit DVC's state.
+    """
+    sys.stdin = open(request["stdin"])  # noqa: SIM115
+    redirect(request["stdout"], 1)
+    redirect(request["stderr"], 2)
+    ours, theirs = socket.socketpair()
+    child = start_fork(run_with_stages, request, theirs, ours)
+    theirs.close()
+    with ours.makefile("rw") as dvc:
+        for line in dvc:
+            print(fork(run_module, json.loads(line)), file=dvc, flush=True)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def run_with_stages(request: dict[str, Any], server: socket.socket, other_end: socket.socket) -> None:
+    """`run_module`; if the module runs stages by DVC, the server at the socket's other end starts them."""
+    import dvc.stage.run
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    other_end.close()
+    in_a_shell = dvc.stage.run._run
+
+    def run_command(executable: str | None, command: str, **options: Any) -> None:
+        stage = STAGE.fullmatch(command)
+        if not stage:
+            in_a_shell(executable, command, **options)
+        elif code := ask(server.makefile("rw"), stage[1], **options):
+            raise StageCmdFailedError(command, code)
+
+    dvc.stage.run._run = run_command
+    run_module(request)
+
+
+def ask(server: IO[str], module: str, cwd: str, env: dict[str, str], **_: object) -> int:
+    """Have a stage run in a fork of the server -> its exit code."""
+    sys.stdout.flush()
+    env = {**env, "DVC_PID": str(os.getpid())}
+    request = {"module": module, "folder": cwd, "env": env, "arguments": []}
+    print(json.dumps(request), file=server, flush=True)
+    return int(server.readline())
+
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # stages/__init__.py sets it before the libraries are imported
+for name in LIBRARIES if sys.argv[1] == "all" else PLAIN:
+    importlib.import_module(name)
 gc.freeze()  # the collector would write to all shared memory, and so copy it
 for line in sys.stdin:
-    print(fork(run_in_each, json.loads(line)), flush=True)
+    request = json.loads(line)
+    print(fork(run_alone if "module" in request else run_in_each, request), flush=True)
 os._exit(0)

@@ -1,4 +1,4 @@
-"""Stages in processes of their own, and what a failed one owes its user."""
+"""Run stages and tools, in new processes or in forks; check what a failed one printed and wrote."""
 
 import functools
 import json
@@ -12,31 +12,53 @@ from types import SimpleNamespace
 
 from helpers.project import ROOT
 
+_hub_cache = tempfile.TemporaryDirectory()  # the folder is removed with this object
+NO_HUB = {"HF_HOME": _hub_cache.name, "HF_HUB_OFFLINE": "1"}
+
 
 def stage_env(**changes: str) -> dict[str, str]:
-    """Environment of a stage's process."""
+    """Environment of a stage's process: no network, unless a test changes HF_HUB_OFFLINE."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **changes}
+    return {**os.environ, **NO_HUB, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **changes}
 
 
 def run_stage(stage: str, folder: Path, **env: str) -> subprocess.CompletedProcess:
-    """Run one stage in a folder that holds a params.yaml."""
+    """Run one stage in a new process, in a folder that holds a params.yaml."""
     return subprocess.run(
         [sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=stage_env(**env), capture_output=True, text=True
     )
 
 
 @functools.cache
-def _forks(hash_seed: str) -> subprocess.Popen:
-    """The process of stage_forks.py, started once; it ends when its input does, with this process."""
+def _forks(hash_seed: str, libraries: str) -> subprocess.Popen:
+    """A process of stage_forks.py, which ends with this process.
+
+    Args:
+        libraries: "all" that the stages import, or "plain", those that do not read HF_* variables.
+    """
     forks = Path(__file__).with_name("stage_forks.py")
-    command = [sys.executable, "-P", str(forks)]  # -P: `stages` is the project's, not the file beside it
+    command = [sys.executable, "-P", str(forks), libraries]  # -P: tests/helpers has a stages.py too
     env = stage_env(PYTHONHASHSEED=hash_seed)
     return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def _ask(request: dict) -> int:
+    """Send a request to a process of stage_forks.py -> the exit code of the fork that served it."""
+    env = request["env"]
+    same = all(env.get(name) == NO_HUB.get(name) for name in {*env, *NO_HUB} if name.startswith("HF_"))
+    key = env.get("PYTHONHASHSEED", "random"), "all" if same else "plain"
+    forks = _forks(*key)
+    try:
+        print(json.dumps(request), file=forks.stdin, flush=True)
+        return int(forks.stdout.readline())
+    except BaseException:  # the test timed out: the next test would read this answer
+        forks.kill()
+        _forks.cache_clear()
+        raise
+
+
 def run_stage_in_each(stage: str, folders: Iterable[Path], **env: str) -> dict[str, SimpleNamespace]:
-    """Run a stage in each of many folders, or several (`download,tokenize`): `run_in_each`."""
+    """`run_in_each` for one stage, or for several (`download,tokenize`)."""
     return run_in_each([f"stages.{name}" for name in stage.split(",")], folders, **env)
 
 
@@ -52,22 +74,27 @@ def run_in_each(
     Returns:
         {folder's name: namespace with returncode, stdout, stderr}
     """
-    env, folders, arguments = stage_env(**env), list(map(str, folders)), list(map(str, arguments))
-    forks = _forks(env.get("PYTHONHASHSEED", "random"))
+    request = {"modules": list(modules), "folders": list(map(str, folders)), "arguments": list(map(str, arguments))}
     with tempfile.NamedTemporaryFile("w+") as log:
-        request = {"modules": list(modules), "folders": folders, "arguments": arguments, "env": env}
-        request["log"] = log.name
-        try:
-            print(json.dumps(request), file=forks.stdin, flush=True)
-            answer = forks.stdout.readline()
-        except BaseException:  # a test's time is up: the answer would be taken for the next one's
-            forks.kill()
-            _forks.cache_clear()
-            raise
-        assert answer == "0\n", Path(log.name).read_text()
+        code = _ask(request | {"env": stage_env(**env), "log": log.name})
+        assert code == 0, Path(log.name).read_text()
     return {
-        Path(folder).name: SimpleNamespace(**json.loads(Path(f"{folder}.result").read_text())) for folder in folders
+        Path(folder).name: SimpleNamespace(**json.loads(Path(f"{folder}.result").read_text()))
+        for folder in request["folders"]
     }
+
+
+def run_module(
+    module: str, arguments: Iterable[object], folder: Path, env: dict[str, str], stdin: str = ""
+) -> subprocess.CompletedProcess:
+    """Do what `python -m MODULE ARGUMENTS` does in a folder, but in a fork; so run the stages that DVC starts."""
+    request = {"module": module, "arguments": list(map(str, arguments)), "folder": str(folder), "env": env}
+    with tempfile.TemporaryDirectory() as name:
+        streams = {stream: Path(name, stream) for stream in ("stdin", "stdout", "stderr")}
+        streams["stdin"].write_text(stdin)
+        code = _ask(request | {stream: str(path) for stream, path in streams.items()})
+        stdout, stderr = (streams[stream].read_text() for stream in ("stdout", "stderr"))
+    return subprocess.CompletedProcess([module, *request["arguments"]], code, stdout, stderr)
 
 
 def error_line(done: subprocess.CompletedProcess | SimpleNamespace) -> str:

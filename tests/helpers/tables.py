@@ -1,4 +1,4 @@
-"""Small data sets: as arrow tables, and as files that `datasets` reads."""
+"""Small data sets, as arrow tables and as files for `datasets`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +13,20 @@ CLASSES = ("entailment", "neutral", "contradiction")
 SPLITS = ("train", "validation", "test")
 
 
-def data_group(**changes: object) -> params.Data:
-    """The group `data` of params.yaml for an unpinned folder, changed at keys."""
-    good = {
+def data_params(**changes: object) -> params.Data:
+    """The section `data` of params.yaml for a local folder, with some keys changed."""
+    defaults = {
         "name": "data", "subset": None, "revision": "none", "splits": {split: split for split in SPLITS},
         "label": "label", "classes": list(CLASSES), "group": None, "train_rows": None,
         "validation_rows": None, "test_rows": None, "unlabelled": "drop",
     }  # fmt: skip
-    return params.Data.model_validate(good | changes)
+    return params.Data.model_validate(defaults | changes)
 
 
 def arrow(features: datasets.Features | None = None, **columns: object) -> pa.Table:
-    """A split of two NLI rows, changed at columns (None leaves one out), as `read_splits` returns it."""
-    good = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}
-    columns = {name: column for name, column in {**good, **columns}.items() if column is not None}
+    """A split of two NLI rows as `read_splits` returns it, with some columns changed (None leaves one out)."""
+    defaults = {"premise": ["A man runs.", "A dog."], "hypothesis": ["He moves.", "A cat."], "label": [0, 2]}
+    columns = {name: column for name, column in (defaults | columns).items() if column is not None}
     if features is None:
         return pa.table(columns)
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -34,12 +34,12 @@ def arrow(features: datasets.Features | None = None, **columns: object) -> pa.Ta
 
 
 def three(table: pa.Table, **others: pa.Table) -> dict[str, pa.Table]:
-    """The same split three times, but for those that are named."""
+    """Three splits with the same table, except for those that are passed by name."""
     return dict.fromkeys(SPLITS, table) | others
 
 
 def parquet_folder(folder: Path, names: Sequence[str], label: Sequence[int] = (0, 1, 2, -1)) -> list[str]:
-    """Write a data set whose label column names its classes -> its files."""
+    """Write a data set with a ClassLabel column -> the names of its files."""
     features = datasets.Features(
         {"premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
          "label": datasets.ClassLabel(names=list(names))}
@@ -52,5 +52,5 @@ def parquet_folder(folder: Path, names: Sequence[str], label: Sequence[int] = (0
 
 
 def frame(*rows: tuple[str, str, int]) -> pd.DataFrame:
-    """NLI rows as a data set's own table: premise, hypothesis, label."""
+    """NLI rows with the column names of a data set: premise, hypothesis, label."""
     return pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])

@@ -3,8 +3,6 @@
 import csv
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -14,10 +12,11 @@ from helpers import finished_run
 from helpers.browser import browser
 from helpers.clone import Clone
 from helpers.parameters import set_key
+from helpers.stages import run_module
 from PIL import Image
 from scipy import stats
 
-from stages.analysis import comparison, statistics
+from stages.analysis import comparison, intervals
 from stages.data.task import Task
 from stages.report import cases
 from stages.runtime import files
@@ -66,7 +65,7 @@ class Runs:
             pd.read_parquet(self.folder / "outs/results/base/predictions.parquet"),
             Task.read(self.folder / TASK),
         )
-        rows = cases.for_a_spreadsheet(comparison.case_table(base, table, read, task), task)
+        rows = cases.to_spreadsheet(comparison.build_case_table(base, table, read, task), task)
         files.write_csv(self.folder / "metrics/cases.csv", rows, quoting=csv.QUOTE_NONNUMERIC)
         done = self.clone.dvc("commit", "--force")
         assert done.returncode == 0, done.stderr
@@ -77,9 +76,7 @@ class Runs:
         assert done.returncode == 0, done.stderr
 
     def compare(self, *arguments):
-        command = [sys.executable, "-m", "tools.compare", *arguments]
-        env = {**self.clone.env, "PYTHONPATH": str(self.clone.folder)}
-        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+        return run_module("tools.compare", arguments, self.folder, self.clone.env)
 
     def tables(self, *arguments):
         """({setting: {column: cell}}, all that was printed)."""
@@ -115,10 +112,10 @@ def test_all_experiments_are_compared_with_head(runs):
     assert list(found) == ["HEAD", "lora.r=8"]
     assert found["HEAD"]["seeds"] == found["lora.r=8"]["seeds"] == "1, 2, 3"
     assert found["lora.r=8"]["verdict"] == "better"
-    assert "(these runs)" not in printed and "trainings of equal seed" in printed
-    gap, low, high = (float(end) for end in re.findall(r"[+−][\d.]+", found["lora.r=8"]["points against A"]))
+    assert "(these seeds)" not in printed and "trainings with equal seeds" in printed
+    gap, low, high = (float(end) for end in re.findall(r"[+−][\d.]+", found["lora.r=8"]["points above A"]))
     assert 0 < low < gap < high
-    assert all(len(line) <= 120 for line in printed.splitlines() if not line.startswith("Recipe: "))
+    assert all(len(line) <= 120 for line in printed.splitlines() if not line.startswith("Signature: "))
     assert "seeds:A=1,2,3;B=1,2,3" in printed and "rows:400" in printed and "confidence:0.95" in printed
 
 
@@ -128,18 +125,18 @@ def test_two_runs_are_compared_as_base_and_tuned_are(runs):
     first, other = answers(gold, RIGHT["HEAD", 1], 1), answers(gold, RIGHT["lora.r=8", 3], 3)
     changed = comparison.changes(gold, first, other)
     fixed, broken = (changed == 1).sum(), (changed == -1).sum()
-    assert found["lora.r=8"]["points against A"].startswith(f"{changed.mean() * 100:+.1f} (")
+    assert found["lora.r=8"]["points above A"].startswith(f"{changed.mean() * 100:+.1f} (")
     p = stats.binomtest(int(min(fixed, broken)), int(fixed + broken)).pvalue
     assert p < 0.001 and found["lora.r=8"]["p"] == "<0.001"
-    assert found["lora.r=8"]["verdict"] == "better (these runs)"
-    low, high = statistics.wilson((first == gold).sum(), ROWS, 0.95)
+    assert found["lora.r=8"]["verdict"] == "better (these seeds)"
+    low, high = intervals.wilson((first == gold).sum(), ROWS, 0.95)
     assert found["HEAD"]["accuracy"].endswith(f"({low * 100:.1f} to {high * 100:.1f}%)")
-    assert "another seed may turn it round" in printed
+    assert "another seed could reverse it" in printed
 
 
 def test_a_run_counts_once(runs):
     found, printed = runs.tables("r8-3", "workspace", "r16-2")  # the workspace still holds r8-3
-    assert "workspace is the same run as r8-3, and counts once." in printed
+    assert "workspace is the same run as r8-3. It is counted once." in printed
     assert list(found) == ["r8-3", "lora.r=16"] and found["r8-3"]["seeds"] == "3"
 
 
@@ -157,13 +154,13 @@ def test_without_the_cache_gits_cases_say_the_same(runs):
 
 def test_a_confidence_may_be_asked_for(runs):
     _, printed = runs.tables("HEAD", "r8-2", "--confidence", "0.8")
-    assert "intervals of 80%" in printed and "confidence:0.8|" in printed
+    assert "80% confidence intervals" in printed and "confidence:0.8|" in printed
     assert runs.compare("HEAD", "--confidence", "1.5").returncode == 2
 
 
 def test_a_file_that_cannot_be_written_is_named(runs, tmp_path):
     (tmp_path / "folder.html").mkdir()
-    assert f"{tmp_path}/folder.html: can't be written" in refused(runs, "HEAD", "--html", f"{tmp_path}/folder.html")
+    assert f"{tmp_path}/folder.html: cannot be written" in refused(runs, "HEAD", "--html", f"{tmp_path}/folder.html")
 
 
 def refused(runs, *arguments):
@@ -207,7 +204,7 @@ def test_cases_that_are_not_the_locks_are_refused(runs):
     finally:
         table.write_bytes(text)
         cache.with_name("away").rename(cache)
-    assert "metrics/cases.csv is not that of its dvc.lock" in line
+    assert "metrics/cases.csv is not the file that its dvc.lock names" in line
 
 
 def test_code_that_differs_makes_another_setting(runs):
@@ -220,7 +217,7 @@ def test_code_that_differs_makes_another_setting(runs):
         _, printed = runs.tables("r8-3", "workspace")
     finally:
         lock.write_text(text)
-    assert "B workspace differs from A r8-3 in code (stages/training) too." in printed
+    assert "B workspace also differs from A r8-3 in code (stages/training)." in printed
 
 
 def test_a_page_and_a_picture(runs, tmp_path):
@@ -245,6 +242,5 @@ def test_rows_in_another_order_are_refused(runs):
         pd.read_parquet(path).iloc[order].reset_index(drop=True).to_parquet(path)
     runs.write(pd.read_parquet(runs.folder / "outs/results/tuned/predictions.parquet"))
     line = refused(runs, "HEAD", "workspace")
-    assert (
-        "workspace: its test rows are not those of HEAD, but in another order; the first that differs is row 5" in line
-    )
+    assert "workspace: its test rows are not those of HEAD, but the same in another order" in line
+    assert "the first difference is in row 5" in line

@@ -3,12 +3,14 @@
 One story, told in order: a run, an experiment, Git's stash and branches, another machine.
 """
 
+import contextlib
 import copy
+import io
 import re
 import shlex
-import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from helpers.clone import Clone
 from helpers.parameters import set_key
 from helpers.project import ROOT
 
+import tools.verify
 from tools.verify import is_measured
 
 pytestmark = pytest.mark.slow
@@ -42,9 +45,22 @@ def lock(clone):
 
 
 def verify(clone):
-    """Run the tool as `make verify` does."""
-    command = [sys.executable, "-m", "tools.verify"]
-    return subprocess.run(command, cwd=clone.folder / "demo", env=clone.env, capture_output=True, text=True)
+    """Run the tool, with the clone's `dvc` for the new process that it starts -> its outcome."""
+    commands, printed = [], io.StringIO()
+
+    def run(command, check):
+        commands.append(command)
+        return clone.dvc(*command[3:])
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(contextlib.chdir(clone.folder / "demo"))
+        patches.enter_context(mock.patch.object(sys, "argv", ["verify"]))
+        patches.enter_context(mock.patch.object(tools.verify, "subprocess", SimpleNamespace(run=run)))
+        patches.enter_context(contextlib.redirect_stdout(printed))
+        ended = patches.enter_context(pytest.raises(SystemExit))
+        tools.verify.main()
+    assert commands == [[sys.executable, "-m", "dvc", "repro", "--force"]]
+    return SimpleNamespace(code=ended.value.code, printed=printed.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +173,8 @@ def test_metrics_diff_fits_a_screen_and_shows_scores_first(story):
 
 def test_a_run_by_force_finds_every_result_equal(story):
     """On the same machine a lock differs from itself in what was measured, and the tool says so in words."""
-    assert story.verified.returncode == 0, story.verified.stdout + story.verified.stderr
-    assert story.verified.stdout.splitlines()[-1].startswith(
+    assert story.verified.code == 0, story.verified.printed
+    assert story.verified.printed.splitlines()[-1].startswith(
         "Every result is byte for byte that of the committed dvc.lock"
     )
     before, after = story.locks

@@ -1,4 +1,4 @@
-"""Own data through the whole pipeline: the examples of docs/own-data.md, and one data set in two kinds of files."""
+"""Other data sets in the whole pipeline: the examples of docs/own-data.md, and the same rows in two file formats."""
 
 import json
 import re
@@ -15,16 +15,16 @@ from helpers.stages import run_stage_in_each
 pytestmark = pytest.mark.slow
 
 DOCUMENT = (ROOT / "docs/own-data.md").read_text()
-# Of each example its title, what it changes in demo/params.yaml, and the scores that it is said to end with.
+# [(title, changes to demo/params.yaml, printed scores of the untuned and the tuned model, name of the score)]
 HEADLINE = r"\*\*([\d.]+)% → ([\d.]+)%\*\* ([\w ]+?) \("
 EXAMPLES = re.findall(rf"^### (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 
 def run(clone, changes):
-    """`dvc repro` in demo/ with the committed parameters, changed at the keys of nested dicts."""
+    """Run `dvc repro` in demo/ with the committed parameters, some of them changed."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
-    for key, value in flat(changes):
+    for key, value in flatten(changes):
         set_key(raw, key, value)
     (clone.folder / "demo/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     done = clone.dvc("repro")
@@ -32,13 +32,13 @@ def run(clone, changes):
     return done
 
 
-def flat(changes, above=""):
-    """The leaves of nested dicts: (dotted key, value)."""
+def flatten(changes, prefix=""):
+    """Yield (dotted key, value) of the leaves of nested dicts."""
     for key, value in changes.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{above}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{above}{key}", value
+            yield f"{prefix}{key}", value
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def clone(tmp_path_factory):
     return Clone(tmp_path_factory.mktemp("own"))
 
 
-def test_the_document_has_its_three_examples():
+def test_the_document_has_three_examples():
     assert len(EXAMPLES) == DOCUMENT.count("```yaml") == 3
 
 
 @pytest.mark.parametrize(("title", "block", "base", "tuned", "score"), EXAMPLES, ids=[e[0] for e in EXAMPLES])
-def test_an_example_of_the_document(clone, title, block, base, tuned, score):
+def test_an_example_ends_with_the_scores_in_the_document(clone, title, block, base, tuned, score):
     done = run(clone, yaml.safe_load(block))
     assert done.ran == STAGES
 
@@ -62,17 +62,17 @@ def test_an_example_of_the_document(clone, title, block, base, tuned, score):
     assert int(line[1]) == len(task["classes"])
     assert ", ".join(task["classes"]).startswith(line[2]) and (line[3] or line[2].endswith(task["classes"][-1]))
 
-    gained = clone.metrics()["details"]["comparison"]
+    comparison = clone.metrics()["details"]["comparison"]
     summary = clone.metrics()["summary"]
-    assert summary["accuracy_tuned"] > gained["majority_class"]["accuracy"] + 0.1
-    found = re.search(HEADLINE, report)
-    assert found[3] == score  # the one that the report leads with
-    # Another processor may give other last digits, and so another row or two.
-    assert [float(found[1]), float(found[2])] == pytest.approx([float(base), float(tuned)], abs=3)
+    assert summary["accuracy_tuned"] > comparison["majority_class"]["accuracy"] + 0.1
+    headline = re.search(HEADLINE, report)
+    assert headline[3] == score
+    # Another processor may compute other last digits, and so predict another class for a row or two.
+    assert [float(headline[1]), float(headline[2])] == pytest.approx([float(base), float(tuned)], abs=3)
 
 
-def test_the_same_rows_in_csv_and_as_classlabel_in_parquet_end_alike(tmp_path):
-    """Text labels, and codes in another order than the classes have here: the same to the byte."""
+def test_the_same_rows_in_csv_and_as_classlabel_in_parquet_have_the_same_predictions(tmp_path):
+    """Predictions of text labels and of codes are byte-equal, though the codes have another order than the classes."""
     rows = pd.read_csv(ROOT / "demo/assets/everyday-moods/moods.csv")
     parts = {"train": rows[:96], "validation": rows[96:126], "test": rows[126:186]}
     features = datasets.Features(

@@ -202,7 +202,7 @@ def test_parameters_never_reach_a_shell(repro, refused):
 def test_the_root_without_hub_and_gpu_stops_in_seconds_with_one_line(repro, tmp_path):
     start = time.monotonic()
     nothing = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = repro.clone.dvc("repro", below=".", HF_HUB_OFFLINE="0", **nothing)
+    done = repro.clone.dvc_in_new_processes("repro", below=".", HF_HUB_OFFLINE="0", **nothing)
     assert time.monotonic() - start < 60
     assert done.returncode != 0
     printed = (done.stdout + done.stderr).splitlines()

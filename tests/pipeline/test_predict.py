@@ -1,16 +1,14 @@
 """The pipeline's own adapter, asked by the README's command and for its test rows."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.project import ROOT
-from helpers.stages import stage_env
+from helpers.stages import run_module, stage_env
 from helpers.tables import CLASSES
 
 pytestmark = pytest.mark.slow
@@ -48,10 +46,8 @@ def test_answers_what_eval_lora_wrote(repro):
     lines = "".join(
         json.dumps({"premise": r.text_premise, "hypothesis": r.text_hypothesis}) + "\n" for r in rows.itertuples()
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.predict"], cwd=folder, env={**os.environ, "PYTHONPATH": str(repro.clone.folder)},
-        input=lines, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_module("tools.predict", [], folder, repro.clone.env, stdin=lines)
+    assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["prediction"] for answer in answers] == [CLASSES[label] for label in rows["prediction"]]
     ours = np.array([list(answer["probabilities"].values()) for answer in answers])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
-from helpers.processes import run_on_ranks, without_dropout
+from helpers.processes import run_on_forked_ranks, without_dropout
 from helpers.project import NANO
 from helpers.stages import run_stage_in_each
 from helpers.training_folder import adapter_bytes, prepare
@@ -46,10 +46,10 @@ def top(tmp_path_factory):
         make(f"{case}-three", case)
     for name in ("one-then-three", "three-then-one", "three-then-three"):
         make(name, "dropped" if name == "three-then-three" else "plain")
-    run_on_ranks(1, [f"broken:{top}/one-then-three"])
+    run_on_forked_ranks(1, [f"broken:{top}/one-then-three"])
     tasks = [f"broken:{top}/three-then-one", f"broken:{top}/three-then-three", f"train_qlora:{top}/one-then-three"]
     tasks += [f"train_qlora:{top}/three-then-three", f"eval_base:{top}/plain-three"]
-    run_on_ranks(3, [*tasks, *(f"train_qlora:{top}/{case}-three" for case in CASES)])
+    run_on_forked_ranks(3, [*tasks, *(f"train_qlora:{top}/{case}-three" for case in CASES)])
     done = run_stage_in_each("train_qlora", [top / "three-then-one", *(top / f"{case}-one" for case in CASES)])
     done["eval_base"] = run_stage_in_each("eval_base", [top / "plain-one"])["plain-one"]
     assert {outcome.returncode for outcome in done.values()} == {0}, done

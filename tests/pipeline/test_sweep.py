@@ -13,6 +13,7 @@ import pytest
 import yaml
 from helpers.clone import Clone
 from helpers.parameters import set_key, use
+from helpers.stages import run_module
 
 from tools.verify import is_measured
 
@@ -28,8 +29,7 @@ def command(*arguments):
 
 def swept(clone, *arguments, below="demo"):
     """Run a sweep to its end."""
-    folder = clone.folder / below
-    return subprocess.run(command(*arguments), cwd=folder, env=clone.env, capture_output=True, text=True)
+    return run_module("tools.sweep", arguments, clone.folder / below, clone.env)
 
 
 def workspace(clone):

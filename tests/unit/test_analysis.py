@@ -15,8 +15,19 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.feature_extraction.text import CountVectorizer
 
-from stages.analysis import baselines, comparison, f1, metrics, slices, statistics, tables, words
-from stages.analysis.statistics import mcnemar
+from stages.analysis import (
+    baselines,
+    comparison,
+    design_effects,
+    f1,
+    intervals,
+    metrics,
+    plot_tables,
+    significance_tests,
+    slices,
+    words,
+)
+from stages.analysis.significance_tests import mcnemar
 from stages.data.task import Task
 from stages.report import formatting, wording
 
@@ -33,7 +44,7 @@ def scores(gold, predicted):
 
 
 def gain_interval(changed, groups, confidence):
-    return statistics.gain_interval(changed, groups, mcnemar(changed, groups), confidence)
+    return intervals.gain_interval(changed, groups, mcnemar(changed, groups), confidence)
 
 
 CASES = {
@@ -66,28 +77,28 @@ def test_wilson_by_its_formula(right, rows, confidence):
     z, share = stats.norm.ppf((1 + confidence) / 2), right / rows
     middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
     half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    assert statistics.wilson(right, rows, confidence) == pytest.approx((middle - half, middle + half), abs=1e-12)
+    assert intervals.wilson(right, rows, confidence) == pytest.approx((middle - half, middle + half), abs=1e-12)
 
 
 @pytest.mark.parametrize("right, rows", [(0, 10), (10, 10), (3, 10), (1, 1), (8765, 9824)])
 def test_wilson_is_scipys(right, rows):
     theirs = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert statistics.wilson(right, rows, 0.95) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert intervals.wilson(right, rows, 0.95) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     if right in (0, rows):
-        assert statistics.wilson(right, rows, 0.95)[right > 0] == right / rows  # exactly
+        assert intervals.wilson(right, rows, 0.95)[right > 0] == right / rows  # exactly
 
 
 def test_wilson_of_no_rows_is_unknown():
-    assert np.isnan(statistics.wilson(0, 0, 0.95)).all()
+    assert np.isnan(intervals.wilson(0, 0, 0.95)).all()
 
 
 def test_difference_is_newcombes():
     """Newcombe 1998, table II, case (a): 56/70 against 48/80, score intervals: 0.0524 to 0.3339."""
-    gap, low, high = statistics.difference(56, 70, 48, 80, 0.95)
+    gap, low, high = intervals.newcombe(56, 70, 48, 80, 0.95)
     assert (gap, low, high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
-    back = statistics.difference(48, 80, 56, 70, 0.95)
+    back = intervals.newcombe(48, 80, 56, 70, 0.95)
     assert back == pytest.approx((-gap, -high, -low))
-    assert np.isnan(statistics.difference(1, 2, 0, 0, 0.95)).all()
+    assert np.isnan(intervals.newcombe(1, 2, 0, 0, 0.95)).all()
 
 
 @pytest.mark.parametrize("fixed, broken", [(0, 0), (1, 0), (0, 5), (7, 7), (10, 2), (400, 320)])
@@ -126,7 +137,7 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
     tuned = predictions(task, texts, gold, [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
     train = base[task.text_columns].assign(label=gold)
     tokenized = {"train": train, "test": train.assign(truncated=[False, True])}
-    cases = comparison.case_table(base, tuned, tokenized, task)
+    cases = comparison.build_case_table(base, tuned, tokenized, task)
     assert cases["row"].tolist() == [5, 6] and cases["truncated"].tolist() == [False, True]
     assert (cases["base"].tolist(), cases["tuned"].tolist(), cases["gold"].tolist()) == ([2, 1], [0, 1], gold)
     assert cases["fate"].tolist() == ["fixed", "both_right"]
@@ -142,9 +153,9 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
     assert found["majority_class"]["accuracy"] == 0.5
     assert found["bag_of_words"]["accuracy"] == found["bag_of_words_by_column"]["hypothesis"]["accuracy"] == 1
     low, high = found["bag_of_words"]["accuracy_interval"].values()
-    assert (low, high) == statistics.wilson(2, 2, 0.95)
+    assert (low, high) == intervals.wilson(2, 2, 0.95)
 
-    drawn = tables.plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
+    drawn = plot_tables.plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
     assert ("negation" in set(drawn["slices_tuned"]["cut"])) == (classes == CLASSES)
     assert drawn["slices_base"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
     assert (drawn["reliability_base"]["accuracy"].item(), drawn["reliability_tuned"]["accuracy"].item()) == (0.5, 1)
@@ -160,16 +171,16 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
 ])  # fmt: skip
 def test_tango_is_the_published_one(fixed, broken, rows, level, low, high):
     digits = 5e-4 if rows == 21 else 5e-5
-    assert statistics.tango(fixed, broken, rows, level) == pytest.approx((low, high), abs=digits)
-    assert statistics.tango(broken, fixed, rows, level) == pytest.approx((-high, -low), abs=digits)
+    assert intervals.tango(fixed, broken, rows, level) == pytest.approx((low, high), abs=digits)
+    assert intervals.tango(broken, fixed, rows, level) == pytest.approx((-high, -low), abs=digits)
 
 
 def test_tango_does_not_collapse():
     z2 = stats.norm.ppf(0.975) ** 2
-    assert statistics.tango(0, 0, 100, 0.95) == pytest.approx((-z2 / (100 + z2), z2 / (100 + z2)))
-    low, high = statistics.tango(100, 0, 100, 0.95)
+    assert intervals.tango(0, 0, 100, 0.95) == pytest.approx((-z2 / (100 + z2), z2 / (100 + z2)))
+    low, high = intervals.tango(100, 0, 100, 0.95)
     assert 0.9 < low < 0.95 and high == 1
-    low, high = statistics.tango(0, 1, 1, 0.95)
+    low, high = intervals.tango(0, 1, 1, 0.95)
     assert low == -1 and 0 < high < 1
 
 
@@ -219,24 +230,26 @@ def test_p_by_premise_is_that_of_all_signs():
     nets = [3, -1, 2, 2, 0]
     sums = [sum(s * n for s, n in zip(signs, nets, strict=True)) for signs in itertools.product((1, -1), repeat=5)]
     expected = np.mean(np.abs(sums) >= abs(sum(nets)))
-    assert statistics.sign_flips(np.array(nets)) == pytest.approx(expected)
+    assert significance_tests.sign_flips(np.array(nets)) == pytest.approx(expected)
     assert mcnemar(changed, np.arange(12)) < expected <= mcnemar(changed, premises)
 
 
 def test_the_score_tests_p_is_students_where_it_is_the_largest():
     """Seven premises of two rows: the groups are few, and their variance an estimate."""
     changed, premises = np.repeat([1, 1, 1, 1, 1, -1, 0], 2), np.repeat(range(7), 2)
-    score = 8 / np.sqrt(12 * statistics.design_effect(changed, premises))
+    score = 8 / np.sqrt(12 * design_effects.design_effect(changed, premises))
     student = 2 * stats.t.sf(score, 6)
-    assert mcnemar(changed, premises) == pytest.approx(max(student, statistics.sign_flips(np.array([2] * 5 + [-2]))))
-    low, _ = statistics.gain_interval(changed, premises, student, 1 - student)
+    assert mcnemar(changed, premises) == pytest.approx(
+        max(student, significance_tests.sign_flips(np.array([2] * 5 + [-2])))
+    )
+    low, _ = intervals.gain_interval(changed, premises, student, 1 - student)
     assert low == pytest.approx(0, abs=1e-6), "the interval at that level just reaches 0"
 
 
 def test_the_score_tests_p_counts_where_six_of_seven_premises_gain_and_none_loses():
     changed, premises = np.repeat([1, 1, 1, 1, 1, 1, 0], 2), np.repeat(range(7), 2)
-    student = 2 * stats.t.sf(12 / np.sqrt(12 * statistics.design_effect(changed, premises)), 6)
-    assert student > 2 / 2**6 == statistics.sign_flips(np.full(6, 2))
+    student = 2 * stats.t.sf(12 / np.sqrt(12 * design_effects.design_effect(changed, premises)), 6)
+    assert student > 2 / 2**6 == significance_tests.sign_flips(np.full(6, 2))
     assert mcnemar(changed, premises) == pytest.approx(student)
 
 
@@ -270,11 +283,13 @@ def test_interval_and_p_agree_where_rows_share_a_premise():
 
 def test_design_effect_by_hand():
     values, premises = np.array([1, 1, 0, 0, 1, 0]), np.array(["a", "a", "b", "b", "c", "c"])
-    assert statistics.design_effect(values, premises) == pytest.approx((3 / 2 * 2) / (6 / 5 * 1.5))  # sums: 1, -1, 0
+    assert design_effects.design_effect(values, premises) == pytest.approx(
+        (3 / 2 * 2) / (6 / 5 * 1.5)
+    )  # sums: 1, -1, 0
     twice = np.repeat([1, 0, 1, 1, 0], 2), np.repeat(range(5), 2)
-    assert statistics.design_effect(*twice) == pytest.approx(2 * (5 / 4) / (10 / 9))
+    assert design_effects.design_effect(*twice) == pytest.approx(2 * (5 / 4) / (10 / 9))
     by = 2.25 * (stats.t.ppf(0.975, 4) / stats.norm.ppf(0.975)) ** 2
-    assert statistics.effective_counts(*twice, 0.95) == pytest.approx((6 / by, 10 / by))
+    assert design_effects.effective_counts(*twice, 0.95) == pytest.approx((6 / by, 10 / by))
 
 
 @pytest.mark.parametrize("values, premises", [
@@ -283,14 +298,14 @@ def test_design_effect_by_hand():
     ([1, 0, 1, 0], [0, 0, 1, 1]),  # less variance between premises than between rows
 ])  # fmt: skip
 def test_design_effect_is_1(values, premises):
-    assert statistics.design_effect(np.array(values), np.array(premises)) == 1
+    assert design_effects.design_effect(np.array(values), np.array(premises)) == 1
 
 
 def test_design_effect_that_cannot_be_known_is_the_largest():
-    assert statistics.design_effect(np.ones(6), np.array([0, 0, 0, 1, 1, 2])) == pytest.approx((9 + 4 + 1) / 6)
-    assert statistics.design_effect(np.array([1, 0, 1]), np.zeros(3)) == 3
-    assert statistics.effective_counts(np.array([1, 0, 1]), np.zeros(3), 0.95) == pytest.approx((2 / 3, 1))
-    assert statistics.effective_counts(np.ones(6), np.repeat([0, 1, 2], 2), 0.95) == pytest.approx((3, 3)), (
+    assert design_effects.design_effect(np.ones(6), np.array([0, 0, 0, 1, 1, 2])) == pytest.approx((9 + 4 + 1) / 6)
+    assert design_effects.design_effect(np.array([1, 0, 1]), np.zeros(3)) == 3
+    assert design_effects.effective_counts(np.array([1, 0, 1]), np.zeros(3), 0.95) == pytest.approx((2 / 3, 1))
+    assert design_effects.effective_counts(np.ones(6), np.repeat([0, 1, 2], 2), 0.95) == pytest.approx((3, 3)), (
         "no estimate"
     )
 
@@ -298,10 +313,10 @@ def test_design_effect_that_cannot_be_known_is_the_largest():
 def test_groups_of_uneven_size_count_as_fewer():
     """Kish's effective number: 30 rows of four groups, of which one has 24, tell as much as 1.5 equal ones."""
     groups = np.repeat([0, 1, 2, 3], [24, 2, 2, 2])
-    assert statistics.effective_groups(groups) == pytest.approx(30**2 / (24**2 + 3 * 2**2))
-    assert statistics.freedom(np.arange(30), groups) == 1, "never less than two groups have"
-    assert statistics.freedom(np.arange(30), np.arange(30) // 3) == pytest.approx(9)
-    assert np.isinf(statistics.freedom(np.arange(30), np.arange(30))), "nothing is estimated"
+    assert design_effects.effective_groups(groups) == pytest.approx(30**2 / (24**2 + 3 * 2**2))
+    assert design_effects.degrees_of_freedom(np.arange(30), groups) == 1, "never less than two groups have"
+    assert design_effects.degrees_of_freedom(np.arange(30), np.arange(30) // 3) == pytest.approx(9)
+    assert np.isinf(design_effects.degrees_of_freedom(np.arange(30), np.arange(30))), "nothing is estimated"
 
 
 def least(samples, share=0.95):
@@ -322,9 +337,9 @@ def test_of_one_group_nothing_is_known():
     rows = np.zeros(40, dtype=int)
     changed = np.repeat([1, 0], [10, 30])
     p = mcnemar(changed, rows)
-    low, high = statistics.gain_interval(changed, rows, p, 0.95)
+    low, high = intervals.gain_interval(changed, rows, p, 0.95)
     assert p == 1 and low < 0 < high and high - low > 1
-    low, high = statistics.wilson(*statistics.effective_counts(changed, rows, 0.95), 0.95)
+    low, high = intervals.wilson(*design_effects.effective_counts(changed, rows, 0.95), 0.95)
     assert high - low > 0.75
 
 
@@ -336,8 +351,8 @@ def test_wilson_covers_the_truth_where_rows_share_a_premise(accuracy):
     for _ in range(600):
         outcome, premises = clustered(rng, 100, 3, [accuracy, 1 - accuracy])
         right = outcome == 0
-        for i, counts in enumerate(((right.sum(), 300), statistics.effective_counts(right, premises, 0.95))):
-            low, high = statistics.wilson(*counts, 0.95)
+        for i, counts in enumerate(((right.sum(), 300), design_effects.effective_counts(right, premises, 0.95))):
+            low, high = intervals.wilson(*counts, 0.95)
             held[i] += low <= accuracy <= high
     without, with_effect = held / 600
     assert without < 0.83 and 0.9 < with_effect < 0.98
@@ -689,23 +704,23 @@ def test_slices_by_length_name_what_is_counted():
 
 def test_thinned_keeps_short_curves_and_averages_long_ones():
     steps = pd.DataFrame({"step": range(1, 8), "loss": [1.0, 3, 2, 4, 3, 5, 9]})
-    pd.testing.assert_frame_equal(tables.thinned(steps, 7), steps)
-    thin = tables.thinned(steps, 4)
+    pd.testing.assert_frame_equal(plot_tables.thinned(steps, 7), steps)
+    thin = plot_tables.thinned(steps, 4)
     assert list(thin["step"]) == [2, 4, 6, 7]
     assert list(thin["loss"]) == [2, 3, 4, 9]
 
 
 def test_of_the_epoch_that_is_kept_every_figure_is_a_number():
     epochs = pd.DataFrame({"epoch": [1, 2], "loss": [0.5, 0.25], "accuracy": [1, 0]})
-    assert tables.kept_epoch(epochs, 2) == {"loss": 0.25, "accuracy": 0}
+    assert plot_tables.kept_epoch(epochs, 2) == {"loss": 0.25, "accuracy": 0}
 
 
 def test_confusions_come_by_their_rows_then_by_their_share_of_the_class():
-    found = tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
+    found = plot_tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
     assert found.to_dict("list") == {
         "gold": [1, 0, 1], "predicted": [0, 1, 2], "rows": [3, 3, 2], "share": [3 / 6, 3 / 8, 2 / 6],
     }  # fmt: skip
-    assert len(tables.most_frequent_confusions(np.ones((5, 5)))) == 10
+    assert len(plot_tables.most_frequent_confusions(np.ones((5, 5)))) == 10
 
 
 def test_quartiles_keep_equal_values_together():
@@ -731,13 +746,13 @@ def test_slices_widen_by_the_premises_of_their_own_rows():
     right, premises = np.repeat([True, False, True, True], 5), np.repeat(range(4), 5)
     cut = {"half": (("first", "second"), np.repeat([0, 1], 10))}
     table = slices.slice_table(cut, right, premises, 0.95).set_index("slice")
-    effect = statistics.design_effect(right[:10], premises[:10])
+    effect = design_effects.design_effect(right[:10], premises[:10])
     assert effect == pytest.approx(2 * 2 * 2.5**2 / (10 / 9 * 2.5))
     first, second = table.loc["half: first"], table.loc["half: second"]
     by = effect * (stats.t.ppf(0.975, 1) / stats.norm.ppf(0.975)) ** 2
-    assert (first["low"], first["high"]) == pytest.approx(statistics.wilson(5 / by, 10 / by, 0.95))
+    assert (first["low"], first["high"]) == pytest.approx(intervals.wilson(5 / by, 10 / by, 0.95))
     assert (first["rows"], first["right"]) == (10, 5)
-    assert (second["low"], second["high"]) == statistics.wilson(2, 2, 0.95)  # of two premises, all right
+    assert (second["low"], second["high"]) == intervals.wilson(2, 2, 0.95)  # of two premises, all right
 
 
 def test_slice_table_counts_every_row_once_in_each_cut():
@@ -754,7 +769,7 @@ def test_slice_table_counts_every_row_once_in_each_cut():
     assert table["slice"].is_unique
     line = table.set_index("slice").loc["class: neutral"]
     assert line["accuracy"] == pytest.approx(right[gold == 1].mean())
-    assert (line["low"], line["high"]) == statistics.wilson(right[gold == 1].sum(), (gold == 1).sum(), 0.95)
+    assert (line["low"], line["high"]) == intervals.wilson(right[gold == 1].sum(), (gold == 1).sum(), 0.95)
     for empty in ("class: contradiction", "negation: with"):
         line = table.set_index("slice").loc[empty]
         assert line["rows"] == 0 and np.isnan([line["accuracy"], line["low"], line["high"]]).all()
@@ -804,14 +819,14 @@ def test_headline_says_what_the_numbers_say():
 def test_a_share_is_neither_none_nor_all_where_it_is_not(share, said):
     assert formatting.percent(share) == said
     if not math.isnan(share):
-        assert formatting.bounds((share, share)) == f"{said[:-1]} to {said}"
+        assert formatting.percent_interval((share, share)) == f"{said[:-1]} to {said}"
 
 
 @pytest.mark.parametrize("gap, said", [
     (0, "+0.0"), (0.25, "+25.0"), (-0.001, "−0.1"), (-0.0004, "−0.04"), (0.00001, "+0.001"), (-1e-10, "−0.0"),
 ])  # fmt: skip
 def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
-    assert formatting.signed(gap) == said
+    assert formatting.signed_points(gap) == said
 
 
 def test_cautions_at_the_intervals():

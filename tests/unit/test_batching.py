@@ -1,4 +1,4 @@
-"""Batches: padding and order, by hand."""
+"""Batches of rows: padding, packing, order, and their split among ranks."""
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ def test_rows_are_padded_on_the_right_to_a_multiple(longest):
     assert set(batch) == {"input_ids", "labels"}
 
 
-def test_rows_are_padded_to_max_length_as_published(maximum):
+def test_rows_are_padded_to_max_length_as_in_the_notebook(maximum):
     assert batching.pad_rows(ROWS, pad_id=0, batches=maximum, max_length=128)["input_ids"].shape == (2, 128)
 
 
@@ -37,12 +37,12 @@ def test_the_padded_length_is_the_next_multiple(longest, tokens, padded):
 
 
 def test_no_row_is_padded_beyond_max_length(longest):
-    """The model may have no position there."""
+    """The model may have no positions beyond max_length."""
     assert batching.padded_length(10, longest, 10) == batching.padded_length(9, longest, 10) == 10
 
 
-def test_the_padding_share_is_padding_over_all_tokens(longest, maximum):
-    lengths = [3, 1, 6, 7]
+def test_the_padding_share_is_the_share_of_padding_in_all_tokens(longest, maximum):
+    lengths = np.array([3, 1, 6, 7])
     # (3, 1) are padded to 4, (6, 7) to 8: 24 tokens, 17 of them real
     assert batching.padding_share(lengths, [0, 1, 2, 3], 2, longest, 128) == pytest.approx(1 - 17 / 24)
     # (3, 6) and (1, 7) to 8: 32 tokens
@@ -52,8 +52,8 @@ def test_the_padding_share_is_padding_over_all_tokens(longest, maximum):
     assert batching.padding_share(lengths, [0, 1, 2, 3], 2, maximum, 128) == pytest.approx(1 - 17 / 512)
 
 
-def test_rows_end_to_end_by_hand():
-    """A pad token at a row's end is not what is classified, as transformers' classifiers have it."""
+def test_packed_rows_are_concatenated_and_filled_up_to_the_minimum_sizes():
+    """A pad token at a row's end is not classified, as in transformers' classifiers."""
     rows = [{"input_ids": [5, 6, 9], "labels": 2}, {"input_ids": [8], "labels": 0}]
     batch = batching.pack_rows(rows, pad_id=9)
     assert {name: value.tolist() for name, value in batch.items()} == {
@@ -67,7 +67,7 @@ def test_rows_end_to_end_by_hand():
     assert batch["labels"].tolist() == [2, 0, -100, -100]
 
 
-def test_a_row_without_tokens_is_a_pad_token():
+def test_a_row_without_tokens_is_packed_as_one_pad_token():
     rows = [{"input_ids": [], "labels": 1}, {"input_ids": [5, 6], "labels": 0}, {"input_ids": [], "labels": 2}]
     batch = batching.pack_rows(rows, pad_id=9)
     assert batch["input_ids"].tolist() == [9, 5, 6, 9]
@@ -78,7 +78,7 @@ def test_a_row_without_tokens_is_a_pad_token():
 @pytest.mark.parametrize(
     ("tokens", "size"), [(1, 16), (16, 16), (255, 256), (256, 256), (257, 288), (577, 640), (4097, 4352), (9000, 9216)]
 )
-def test_sizes_are_few(tokens, size):
+def test_sizes_are_rounded_up_to_few_buckets(tokens, size):
     assert batching.bucket_size(tokens) == size
 
 
@@ -86,7 +86,7 @@ LENGTHS = np.random.default_rng(0).integers(5, 80, size=1003)
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 1003])
-def test_an_order_holds_each_row_once(rows):
+def test_an_order_has_each_row_once(rows):
     lengths = LENGTHS[:rows]
     assert sorted(batching.order_by_similar_length(lengths, 16, 1)) == list(range(rows))
     assert sorted(batching.order_in_balanced_batches(lengths, 16, 1)) == list(range(rows))
@@ -94,28 +94,25 @@ def test_an_order_holds_each_row_once(rows):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_order_is_the_one_that_the_parameter_names(seed):
+def test_batches_order_names_the_order(seed):
     assert batching.order_rows(LENGTHS, "random", 16, seed) == batching.order_randomly(1003, seed)
     assert batching.order_rows(LENGTHS, "balanced", 16, seed) == batching.order_in_balanced_batches(LENGTHS, 16, seed)
     assert batching.order_rows(LENGTHS, "grouped", 16, seed) == batching.order_by_similar_length(LENGTHS, 16, seed)
 
 
-def test_balanced_batches_have_rows_of_all_lengths_and_nearly_as_many_tokens():
+def test_balanced_batches_have_rows_of_all_lengths_and_similar_numbers_of_tokens():
     order = batching.order_in_balanced_batches(LENGTHS, 16, [42, 0])
-    batches = LENGTHS[order][: len(LENGTHS) // 16 * 16].reshape(-1, 16)
-    assert (
-        batches.sum(axis=1).std()
-        < 12
-        < 60
-        < LENGTHS[batching.order_randomly(1003, 1)][:992].reshape(-1, 16).sum(1).std()
-    )
-    assert (np.sort(batches, axis=1).std(axis=0) < 3).all(), "a part of the lengths is missing in some batches"
+    batches, random_batches = (LENGTHS[o][:992].reshape(-1, 16) for o in (order, batching.order_randomly(1003, 1)))
+    assert batches.sum(axis=1).std() < 12 < 60 < random_batches.sum(axis=1).std()
+    assert (np.sort(batches, axis=1).std(axis=0) < 3).all(), "some batches lack rows of some lengths"
     other = batching.order_in_balanced_batches(LENGTHS, 16, [42, 1])
-    assert order != other and set(order[-11:]) != set(other[-11:]), "the same rows are left over each time"
+    assert order != other and set(order[-11:]) != set(other[-11:]), (
+        "the last, smaller batch has the same rows in each epoch"
+    )
     assert order == batching.order_in_balanced_batches(LENGTHS, 16, [42, 0])
 
 
-def test_an_order_is_a_function_of_its_seed():
+def test_an_order_depends_on_nothing_but_its_seed():
     np.random.seed(0)
     first = batching.order_by_similar_length(LENGTHS, 16, [42, 3])
     np.random.seed(1)
@@ -126,71 +123,65 @@ def test_an_order_is_a_function_of_its_seed():
     assert batching.order_randomly(1003, [42, 3]) != batching.order_randomly(1003, [42, 4])
 
 
-def test_like_lengths_stand_together(longest):
-    grouped = batching.order_by_similar_length(LENGTHS, 16, 1)
-    mixed = batching.order_randomly(len(LENGTHS), 1)
-    waste = [batching.padding_share(LENGTHS, order, 16, longest, 128) for order in (grouped, mixed)]
-    assert waste[0] < 0.1 < 0.3 < waste[1]
+def test_batches_of_similar_lengths_have_less_padding(longest):
+    similar = batching.order_by_similar_length(LENGTHS, 16, 1)
+    random = batching.order_randomly(len(LENGTHS), 1)
+    shares = [batching.padding_share(LENGTHS, order, 16, longest, 128) for order in (similar, random)]
+    assert shares[0] < 0.1 < 0.3 < shares[1]
 
 
 def test_long_and_short_batches_alternate():
-    """A run of ever shorter batches would tie the length to the time in the epoch."""
+    """If batches became shorter and shorter, the length of a row would depend on the time in the epoch."""
     order = batching.order_by_similar_length(LENGTHS[:800], 16, 1)
     means = LENGTHS[order].reshape(-1, 16).mean(axis=1)
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
 
 
-def test_the_last_batch_alone_is_short():
+def test_only_the_last_batch_has_fewer_rows():
     order = batching.order_by_similar_length(LENGTHS[:35], 16, 1)
     shortest = sorted(LENGTHS[:35])[:3]
     assert sorted(LENGTHS[order[32:]]) == shortest
 
 
-def test_a_table_becomes_examples_in_its_own_order():
+def test_tokenized_rows_have_the_order_of_their_table():
     table = pa.concat_tables([pa.table({"input_ids": [[1, 2], [3]], "label": [2, 0]}),
                               pa.table({"input_ids": [[], [4, 5]], "label": [1, 1]})]).slice(1)  # fmt: skip
-    examples = batching.TokenizedRows(table)
-    assert [row["input_ids"].tolist() for row in examples] == [[3], [], [4, 5]]
-    assert [row["labels"] for row in examples] == examples.labels.tolist() == [0, 1, 1]
-    assert examples.lengths.tolist() == [1, 0, 2]
-    assert [row["labels"] for row in examples[1:9]] == [1, 1]
-    for row in (-1, 3):
+    rows = batching.TokenizedRows(table)
+    assert [row["input_ids"].tolist() for row in rows] == [[3], [], [4, 5]]
+    assert [row["labels"] for row in rows] == rows.labels.tolist() == [0, 1, 1]
+    assert rows.lengths.tolist() == [1, 0, 2]
+    assert [row["labels"] for row in rows[1:9]] == [1, 1]
+    for index in (-1, 3):
         with pytest.raises(IndexError):
-            examples[row]
-    assert batching.count_tokens(examples).tolist() == batching.count_tokens(list(examples)).tolist() == [1, 0, 2]
-    same = batching.TokenizedRows.from_lists([[3], [], [4, 5]], np.array([0, 1, 1]))
-    assert [row["input_ids"].tolist() for row in same] == [[3], [], [4, 5]]
+            rows[index]
+    assert batching.count_tokens(rows).tolist() == batching.count_tokens(list(rows)).tolist() == [1, 0, 2]
+    from_lists = batching.TokenizedRows.from_lists([[3], [], [4, 5]], np.array([0, 1, 1]))
+    assert [row["input_ids"].tolist() for row in from_lists] == [[3], [], [4, 5]]
 
 
 @pytest.mark.parametrize(("rows", "ranks"), [(16, 2), (17, 2), (7, 3), (64, 8), (2, 3), (1, 8)])
-def test_a_batch_is_divided_into_shares_of_as_many_rows_and_tokens(rows, ranks):
+def test_each_rank_gets_as_many_rows_and_similar_numbers_of_tokens(rows, ranks):
     lengths = np.random.default_rng(rows).integers(5, 60, rows)
     parts = batching.split_rows_among_ranks(lengths, ranks)
-    assert sorted(place for part in parts for place in part) == list(range(rows))
+    assert sorted(row for part in parts for row in part) == list(range(rows))
     assert all(list(part) == sorted(part) for part in parts)
     counts, tokens = [len(part) for part in parts], [lengths[part].sum() for part in parts]
     assert max(counts) - min(counts) <= 1
     assert max(tokens) - min(tokens) <= max(lengths)
 
 
-def test_rows_are_dealt_to_ranks_from_first_to_last_and_back():
+def test_rows_are_dealt_to_the_ranks_in_alternating_directions():
     lengths = np.array([60, 50, 40, 30, 20, 10])
-    assert [lengths[part].tolist() for part in batching.split_rows_among_ranks(lengths, 3)] == [
-        [60, 10],
-        [50, 20],
-        [40, 30],
-    ]
-    assert [lengths[part].tolist() for part in batching.split_rows_among_ranks(lengths, 2)] == [
-        [60, 30, 20],
-        [50, 40, 10],
-    ]
+    three, two = (batching.split_rows_among_ranks(lengths, ranks) for ranks in (3, 2))
+    assert [lengths[part].tolist() for part in three] == [[60, 10], [50, 20], [40, 30]]
+    assert [lengths[part].tolist() for part in two] == [[60, 30, 20], [50, 40, 10]]
 
 
-def test_one_rank_has_the_batch_as_it_is():
+def test_a_single_rank_has_the_rows_of_the_batch_in_their_order():
     assert [part.tolist() for part in batching.split_rows_among_ranks(np.array([3, 9, 1]), 1)] == [[0, 1, 2]]
 
 
-def test_whole_batches_are_divided_by_what_they_cost():
+def test_batches_are_assigned_to_ranks_by_their_cost():
     assert batching.assign_batches([9, 5, 5, 4, 2], 1) == [[0, 1, 2, 3, 4]]
     assert batching.assign_batches([9, 5, 5, 4, 2], 2) == [[0, 3], [1, 2, 4]]
     assert batching.assign_batches([9], 3) == [[0], [], []]

@@ -141,15 +141,15 @@ def test_a_folder_of_another_user_is_refused(start):
     assert line(first) == "shown None"
     code = f"""{START}
 mine = os.getuid()
-folder, other = gpu_selection._folder(), f"gpus-in-use-{{mine + 1}}"
+folder, other = gpu_selection._lock_folder(), f"gpus-in-use-{{mine + 1}}"
 folder.rename(folder.with_name(other))
-gpu_selection._folder.cache_clear()
+gpu_selection._lock_folder.cache_clear()
 os.getuid = lambda: mine + 1
 gpu_selection.select_gpu()
 """
     second = start("GPU-a", code)
     assert second.communicate(timeout=30)[0].endswith(
-        "belongs to another user, and holds no locks for this one; set TMPDIR\n"
+        "the folder of GPU locks, belongs to another user; set TMPDIR to a folder of your own\n"
     )
     assert second.returncode == 1
 
@@ -256,10 +256,14 @@ def test_params_yaml_says_whether(tmp_path, monkeypatch, text, takes):
 )
 def test_a_stage_asks_before_the_libraries_are_imported(tmp_path, stage, asks):
     code = """
-import sys, types
-def hold(): print("asked", sorted({"torch", "bitsandbytes"} & sys.modules.keys()))
-sys.modules["stages.runtime.gpu_selection"] = types.SimpleNamespace(select_gpu_from_params=hold)
+import importlib, os, sys
+stage = os.environ.pop("DVC_STAGE")
 import stages
+from stages.runtime import gpu_selection
+def select(): print("asked", sorted({"torch", "bitsandbytes"} & sys.modules.keys()))
+gpu_selection.select_gpu_from_params = select
+os.environ["DVC_STAGE"] = stage
+importlib.reload(stages)
 """
     env = stage_env(DVC_STAGE=stage, DVC_PID=str(os.getpid()))
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)

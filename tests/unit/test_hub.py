@@ -172,6 +172,7 @@ def outcomes(tmp_path_factory):
         env = {
             "HF_ENDPOINT": served.url,
             "HF_HOME": str(top / "hf"),
+            "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
             "HF_DEBUG": "",
             "HF_HUB_DISABLE_XET": "1",
@@ -298,7 +299,7 @@ def test_a_stage_on_another_machine_fetches_the_same_files_again(outcomes):
 
 def test_files_that_changed_on_the_hub_since_download_are_refused(outcomes):
     line = error_line(outcomes.done["rewritten elsewhere"])
-    assert "tests/rewritten changed on the hub" in line
+    assert f"the files of tests/rewritten at revision {REVISION} have changed on the hub" in line
     assert outcomes.done["rewritten elsewhere"].written == OUTS
 
 
@@ -334,7 +335,11 @@ def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):
 
 @pytest.mark.parametrize("revision", ["none", "0" * 64])
 @pytest.mark.parametrize(
-    ("key", "said"), [("model", "no model here (config.json and *.safetensors)"), ("data", "no table here; allowed: ")]
+    ("key", "said"),
+    [
+        ("model", "no model here; allowed: a folder with config.json and *.safetensors"),
+        ("data", "no table here; allowed: "),
+    ],
 )
 def test_a_folder_without_model_or_table_is_not_offered_a_digest(tmp_path, capsys, key, said, revision):
     (tmp_path / "README.md").write_text("# Reviews\n")
@@ -469,8 +474,8 @@ def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, capsys, left,
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """A file that counts as large and was left alone for long -> (its path, list of the paths that were read)."""
-    monkeypatch.setattr(hashes, "LARGE", 4)
-    monkeypatch.setattr(hashes, "SETTLED", 0)
+    monkeypatch.setattr(hashes, "LARGE_BYTES", 4)
+    monkeypatch.setattr(hashes, "SETTLED_NS", 0)
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
     read, plain = [], hashes.sha256
     monkeypatch.setattr(hashes, "sha256", lambda path: read.append(path) or plain(path))
@@ -496,7 +501,7 @@ def test_a_large_file_changed_in_place_is_read_again_though_size_and_time_are_th
 def test_a_file_touched_just_now_is_read_again(large, monkeypatch):
     """Its clock may not have ticked before it changes again."""
     path, read = large
-    monkeypatch.setattr(hashes, "SETTLED", 2 * 10**9)
+    monkeypatch.setattr(hashes, "SETTLED_NS", 2 * 10**9)
     hashes.cached_sha256(path)
     hashes.cached_sha256(path)
     assert len(read) == 2
@@ -506,7 +511,7 @@ def test_a_file_touched_just_now_is_read_again(large, monkeypatch):
 def test_a_damaged_store_of_hashes_costs_a_reading(large, damage, monkeypatch):
     path, _ = large
     hashes.cached_sha256(path)
-    store = path.parent / "hf" / hashes.STAMPS
+    store = path.parent / "hf" / hashes.CACHE_NAME
     store.unlink()
     store.mkdir() if damage is None else store.write_text(damage)
     assert hashes.cached_sha256(path) == hub_server.sha256(b"12345678")

@@ -1,4 +1,4 @@
-"""The fused layers' mathematics: on a GPU if there is one, else with Triton's interpreter on the CPU."""
+"""The fused layers compute what PEFT and PyTorch do: on a GPU if there is one, else in Triton's CPU interpreter."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """{family: folder of a small model}; all but "phi" and "llama" have no fused layers."""
+    """{family: folder of a small model}; only "phi" and "llama" have fused layers."""
     size = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     configs = {
         "phi with normed queries": PhiConfig(**size, intermediate_size=128, qk_layernorm=True, resid_pdrop=0.1),
@@ -43,20 +43,20 @@ def families(tmp_path_factory):
 
 
 def classifier(folder=NANO, **changes):
-    """In fp32, the head frozen."""
+    """A LoRA classifier in fp32 with a frozen head."""
     defaults = {"freeze": True, "precision": "fp32", "quantization": "none", "hidden_act": None}
     return small_classifier.classifier(manifest_of(folder), **defaults | changes)
 
 
-class Fused:
-    """Loss and LoRA gradients by the fused layers."""
+class FusedStep:
+    """Computes the loss and LoRA's gradients by the fused layers."""
 
-    def __init__(self, lora, keep=False):
+    def __init__(self, lora, dequantize_once=False):
         from stages.kernels.dropout import DropoutMasks
         from stages.kernels.fusion import fuse_for_training
 
         self.model, self.masks = lora, DropoutMasks(DEVICE)
-        self.gradients = fuse_for_training(lora, self.masks, keep)
+        self.gradients = fuse_for_training(lora, self.masks, dequantize_once)
 
     def __call__(self, ids, labels, step=0):
         self.masks.set_step(42, step)
@@ -69,52 +69,52 @@ class Fused:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dequantize_once", [False, True])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["dense", "fc2"]])
-def test_loss_and_gradients_are_pefts(targets, keep, quantization):
+def test_loss_and_gradients_equal_those_of_peft(targets, dequantize_once, quantization):
     loss, grads = eager(classifier(targets=targets, quantization=quantization), *batch())
     lora = classifier(targets=targets, quantization=quantization)
-    assert Fused(lora, keep)(*batch()) == pytest.approx(loss, rel=1e-5)
-    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may take its products in tf32
+    assert FusedStep(lora, dequantize_once)(*batch()) == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may multiply in tf32
 
 
 @pytest.mark.parametrize("direction", range(2))
-def test_gradients_are_those_of_the_dropped_forward(direction):
-    """Central differences of the loss, the masks being one step's, along a random direction of all weights."""
+def test_gradients_include_the_dropout_masks_of_the_forward(direction):
+    """Compared with central differences of the loss, along a random direction of all weights, with one step's masks."""
     lora = classifier(dropout=0.2)
-    fused = Fused(lora)
+    fused = FusedStep(lora)
     fused(*batch(), step=5)
     weights = [p for p in lora.parameters() if p.requires_grad]
     grads = [p.grad.clone() for p in weights]
     generator = torch.Generator().manual_seed(direction)
-    moves = [torch.randn(p.shape, generator=generator).to(DEVICE) * p.std() * 0.03 for p in weights]
+    shifts = [torch.randn(p.shape, generator=generator).to(DEVICE) * p.std() * 0.03 for p in weights]
     losses = []
     for sign in (1, -2):
-        for weight, move in zip(weights, moves, strict=True):
-            weight.data.add_(move, alpha=sign)
+        for weight, shift in zip(weights, shifts, strict=True):
+            weight.data.add_(shift, alpha=sign)
         losses.append(fused(*batch(), step=5))
-    slope = sum((grad * move).sum().item() for grad, move in zip(grads, moves, strict=True))
+    slope = sum((grad * shift).sum().item() for grad, shift in zip(grads, shifts, strict=True))
     assert (losses[0] - losses[1]) / 2 == pytest.approx(slope, rel=0.01)
 
 
 @pytest.mark.parametrize("family", ["phi", "phi with normed queries", "olmo2"])
-def test_a_layer_computed_again_by_checkpointing_finds_its_masks(families, family):
-    grads, forwards = [], []
+def test_a_layer_recomputed_by_checkpointing_has_the_same_dropout_masks(families, family):
+    grads, forward_counts = [], []
     for checkpointing in (False, True):
         lora = classifier(dropout=0.2, checkpointing=checkpointing, folder=families[family])
-        fused, count = Fused(lora), []
+        fused, calls = FusedStep(lora), []
         first = lora.get_base_model().base_model.layers[0]
         norm = next(module for name, module in first.named_modules() if name.endswith("layernorm"))
-        norm.register_forward_hook(lambda *_, count=count: count.append(1))
+        norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         fused(*batch(), step=5)
         grads.append(gradients(lora))
-        forwards.append(len(count))
-    assert forwards == [1, 2]
+        forward_counts.append(len(calls))
+    assert forward_counts == [1, 2]
     assert distance(grads[1], grads[0]) < 1e-6
 
 
 def llama():
-    """Llama's layer with no kernels but those of the products, as the whole of an architecture's file."""
+    """An architecture as a newcomer would write it: Llama's layer, in which only the linear modules are fused."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
     from stages.kernels.architecture import Architecture
@@ -124,7 +124,7 @@ def llama():
         qkv, gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
         return [qkv, (attention.o_proj,), gate_up, (mlp.down_proj,)]
 
-    def forward(layer, project, x, rows):
+    def forward(layer, project, x, layout):
         attention, mlp, (qkv, o, gate_up, down) = layer.self_attn, layer.mlp, linears_by_input(layer)
         heads = (
             attention.config.num_attention_heads,
@@ -133,7 +133,7 @@ def llama():
         )
         parts = project(qkv, layer.input_layernorm(x)).unflatten(-1, (-1, attention.head_dim)).split(heads, dim=-2)
         q, k, v = (part.transpose(1, 2) for part in parts)
-        q, k = apply_rotary_pos_emb(q, k, rows.cos[None], rows.sin[None])
+        q, k = apply_rotary_pos_emb(q, k, layout.cos[None], layout.sin[None])
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + project(o, attended.transpose(1, 2).reshape(x.shape))
         gate, up = project(gate_up, layer.post_attention_layernorm(x)).chunk(2, dim=-1)
@@ -143,20 +143,20 @@ def llama():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_another_architecture_takes_one_registration(families, monkeypatch, checkpointing):
-    """Its LoRA layers then compute in its groups, and loss and gradients are PEFT's."""
+def test_a_new_architecture_needs_only_its_registration(families, monkeypatch, checkpointing):
+    """Its linear modules are then fused, and loss and gradients equal PEFT's."""
     from stages.kernels import registry
 
-    how = {"folder": families["llama"], "checkpointing": checkpointing}
-    loss, grads = eager(classifier(**how), *batch())
+    options = {"folder": families["llama"], "checkpointing": checkpointing}
+    loss, grads = eager(classifier(**options), *batch())
     monkeypatch.setattr(registry, "ARCHITECTURES", (llama(),))
-    lora = classifier(**how)
-    fused = Fused(lora)
+    lora = classifier(**options)
+    fused = FusedStep(lora)
     assert fused(*batch()) == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_dropouts_that_no_module_carries_are_known(families):
+def test_dropouts_without_a_module_are_found_in_the_config(families):
     from stages.training.captured_step import functional_dropouts
 
     assert functional_dropouts(classifier(dropout=0.05, folder=families["opt"])) == ["dropout"]
@@ -167,7 +167,7 @@ def test_dropouts_that_no_module_carries_are_known(families):
     assert functional_dropouts(phi) == ["attention_dropout"]
 
 
-def test_a_model_that_leaves_out_layers_at_random_has_no_captured_step(families):
+def test_a_model_with_layerdrop_has_no_captured_step(families):
     from stages.training.captured_step import CapturedStep
 
     with pytest.raises(StepUnavailable, match="layerdrop"):
@@ -175,18 +175,18 @@ def test_a_model_that_leaves_out_layers_at_random_has_no_captured_step(families)
 
 
 @pytest.fixture
-def captured_step(monkeypatch):
+def make_step(monkeypatch):
     return functools.partial(small_classifier.make_eager_step, monkeypatch, longest=16)
 
 
-def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, captured_step):
-    """Zeros in the fast step, where the eager one has none; all other gradients are the eager ones."""
+def test_a_layer_that_the_forward_skips_gets_zero_gradients(families, make_step):
+    """The eager step leaves them at None. All other gradients equal the eager ones."""
     grads = []
-    for fast in (False, True):
+    for is_fused in (False, True):
         lora = classifier(folder=families["olmo2"])
         lora.get_base_model().model.layers[1].mlp.forward = lambda x: x
-        if fast:
-            captured_step(lora)(as_inputs(*batch()), 0)
+        if is_fused:
+            make_step(lora)(as_inputs(*batch()), 0)
         else:
             lora(input_ids=batch()[0], labels=batch()[1]).loss.backward()
         grads.append({n: p.grad for n, p in lora.named_parameters() if p.requires_grad})
@@ -197,10 +197,10 @@ def test_a_layer_that_the_forward_goes_round_gets_no_gradient(families, captured
     assert distance(grads[1], used) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_a_layer_that_computes_in_pefts_way_beside_the_captured_step_is_an_error(families, captured_step):
-    """Its weights would stay as they are without a word."""
+def test_a_layer_that_bypasses_the_fused_forward_is_an_error(families, make_step):
+    """Its weights would silently not be trained."""
     lora = classifier(folder=families["olmo2"])
-    step = captured_step(lora)
+    step = make_step(lora)
     layer = lora.get_base_model().model.layers[1].mlp.up_proj
     layer.forward = functools.partial(type(layer).forward, layer)
     with pytest.raises(RuntimeError, match="PEFT's own forward"):
@@ -208,22 +208,23 @@ def test_a_layer_that_computes_in_pefts_way_beside_the_captured_step_is_an_error
 
 
 @pytest.mark.parametrize("rows", [3, 4])
-def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_ones(captured_step, rows):
-    """A batch that is not whole, and one whose last tokens belong to no row."""
+def test_packed_rows_have_the_loss_and_gradients_of_padded_rows(make_step, rows):
+    """In an incomplete batch, and in one whose last tokens belong to no row."""
     ids, labels = batch(rows)
     loss, grads = eager(classifier(freeze=False), ids, labels)
     lora = classifier(freeze=False)
-    step, laid = captured_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
-    assert step.takes_packed_rows and laid["input_ids"].shape == (64,)
-    assert step({name: value.to(DEVICE) for name, value in laid.items()}, 0).item() == pytest.approx(loss, rel=1e-5)
+    step, packed = make_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    assert step.takes_packed_rows and packed["input_ids"].shape == (64,)
+    packed = {name: value.to(DEVICE) for name, value in packed.items()}
+    assert step(packed, 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(captured_step):
-    """Of three rows on two ranks; what the ranks' buffers add up to is the batch's loss and gradients."""
+def test_each_rank_weighs_its_loss_by_its_share_of_the_rows(make_step):
+    """Two ranks share three rows. The sum of their buffers has the loss and gradients of the whole batch."""
     ids, labels = batch(3)
     loss, grads = eager(classifier(freeze=False), ids, labels)
-    step, total = captured_step(lora := classifier(freeze=False)), 0
+    step, total = make_step(lora := classifier(freeze=False)), 0
     for part in (slice(0, 2), slice(2, 3)):
         weight = torch.tensor(len(labels[part]) / 3, device=DEVICE)
         step(as_inputs(ids[part], labels[part]) | {"weight": weight}, 0)
@@ -233,21 +234,21 @@ def test_a_part_of_a_batch_counts_by_its_share_of_the_rows(captured_step):
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_ranks_have_masks_of_their_own(captured_step, monkeypatch):
+def test_each_rank_has_different_dropout_masks(make_step, monkeypatch):
     def seed_of(rank):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
-        step = captured_step(classifier())
+        step = make_step(classifier())
         step.masks.set_step(step.seed, 3)
         return step.masks.seed.item()
 
     assert len({seed_of(rank) for rank in range(8)}) == 8
 
 
-def test_weights_that_are_loaded_into_a_fused_model_are_used(captured_step, tmp_path):
-    """The Trainer loads the best epoch so: into the weights' own memory, where copies and optimizer read them."""
+def test_a_fused_model_uses_weights_that_are_loaded_into_it(make_step, tmp_path):
+    """The Trainer loads the best epoch. The weights stay at their addresses, which copies and optimizer read."""
     lora = classifier()
-    step, ids = captured_step(lora), batch()[0]
-    places = [weight.data_ptr() for weight in step.lora.lora_weights]
+    step, ids = make_step(lora), batch()[0]
+    addresses = [weight.data_ptr() for weight in step.lora.lora_weights]
     lora.eval().save_pretrained(tmp_path)
     expected = lora(input_ids=ids).logits
     with torch.no_grad():
@@ -255,10 +256,10 @@ def test_weights_that_are_loaded_into_a_fused_model_are_used(captured_step, tmp_
     assert not torch.allclose(lora(input_ids=ids).logits, expected)
     lora.load_adapter(tmp_path, "default", is_trainable=True)
     assert torch.equal(lora.eval()(input_ids=ids).logits, expected)
-    assert [weight.data_ptr() for weight in step.lora.lora_weights] == places
+    assert [weight.data_ptr() for weight in step.lora.lora_weights] == addresses
 
 
-def test_rows_end_to_end_are_for_known_layers_alone(families):
+def test_only_models_of_fused_layers_take_packed_rows(families):
     from stages.kernels.fusion import takes_packed_rows
 
     assert takes_packed_rows(classifier())
@@ -268,57 +269,64 @@ def test_rows_end_to_end_are_for_known_layers_alone(families):
 
 @pytest.mark.parametrize(("longest", "window"), [(60, None), (70, None), (130, None), (60, 5), (130, 1), (130, 100)])
 @pytest.mark.parametrize(
-    ("queries", "keys", "size", "rotated"), [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6), (2, 1, 160, 160)]
+    ("num_heads", "num_kv_heads", "head_dim", "rotary"),
+    [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6), (2, 1, 160, 160)],
 )
-def test_attention_and_its_gradient_are_pytorchs(queries, keys, size, rotated, longest, window):
-    """Rows of one block and of several, one token, none; tokens behind the last row; other columns are left alone."""
+def test_attention_and_its_gradient_equal_those_of_pytorch(num_heads, num_kv_heads, head_dim, rotary, longest, window):
+    """Rows of one block and of several, of one token and of none, then tokens after the last row.
+
+    Columns after queries, keys and values are not written.
+    """
     from stages.kernels.attention import AttentionConfig, RowLayout, attention_backward, attention_forward
 
-    lengths, behind, generator = [longest, 1, 0, 17], 40, torch.Generator().manual_seed(0)
-    heads, tokens = AttentionConfig(queries, keys, size, size**-0.5, window), sum(lengths) + behind
-    angles = torch.rand(tokens, rotated // 2, generator=generator).repeat(1, 2).to(DEVICE)
-    starts = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
-    rows = RowLayout(starts, longest, angles.cos(), angles.sin())
-    qkv = torch.randn(tokens, sum(heads.widths) + 24, generator=generator).to(DEVICE).requires_grad_()
-    dout = torch.randn(tokens, queries * size, generator=generator).to(DEVICE)
-    expected = plain_attention(qkv, heads, rows)
-    (wanted,) = torch.autograd.grad(expected, qkv, dout)
-    out, lse = attention_forward(qkv.detach(), heads, rows)
-    found = torch.full_like(qkv, 7)
-    attention_backward(qkv.detach(), out, lse, dout, found, heads, rows)
-    columns, close = sum(heads.widths), 1e-5 if not ON_GPU else 1e-3
-    assert (out - expected).abs().max() < close
-    assert (found[:, :columns] - wanted[:, :columns]).abs().max() < close
-    assert (found[:, columns:] == 7).all()
+    lengths, extra_tokens, generator = [longest, 1, 0, 17], 40, torch.Generator().manual_seed(0)
+    config, tokens = (
+        AttentionConfig(num_heads, num_kv_heads, head_dim, head_dim**-0.5, window),
+        sum(lengths) + extra_tokens,
+    )
+    angles = torch.rand(tokens, rotary // 2, generator=generator).repeat(1, 2).to(DEVICE)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
+    layout = RowLayout(cu_seqlens, longest, angles.cos(), angles.sin())
+    qkv = torch.randn(tokens, sum(config.qkv_widths) + 24, generator=generator).to(DEVICE).requires_grad_()
+    dout = torch.randn(tokens, num_heads * head_dim, generator=generator).to(DEVICE)
+    expected = plain_attention(qkv, config, layout)
+    (expected_grad,) = torch.autograd.grad(expected, qkv, dout)
+    out, lse = attention_forward(qkv.detach(), config, layout)
+    dqkv = torch.full_like(qkv, 7)
+    attention_backward(qkv.detach(), out, lse, dout, dqkv, config, layout)
+    columns, tolerance = sum(config.qkv_widths), 1e-5 if not ON_GPU else 1e-3
+    assert (out - expected).abs().max() < tolerance
+    assert (dqkv[:, :columns] - expected_grad[:, :columns]).abs().max() < tolerance
+    assert (dqkv[:, columns:] == 7).all()
 
 
-def plain_attention(qkv, heads, rows):
-    """The same by PyTorch, row by row."""
-    half, outputs = rows.cos.shape[1] // 2, []
+def plain_attention(qkv, config, layout):
+    """The same attention by PyTorch, row by row."""
+    half, outputs = layout.cos.shape[1] // 2, []
 
-    def turned(x, cos, sin):
-        turning, rest = x[..., : 2 * half], x[..., 2 * half :]
-        other = torch.cat((-turning[..., half:], turning[..., :half]), dim=-1)
-        return torch.cat((turning * cos[:, None] + other * sin[:, None], rest), dim=-1)
+    def rotate(x, cos, sin):
+        rotary, passed = x[..., : 2 * half], x[..., 2 * half :]
+        swapped = torch.cat((-rotary[..., half:], rotary[..., :half]), dim=-1)
+        return torch.cat((rotary * cos[:, None] + swapped * sin[:, None], passed), dim=-1)
 
-    for start, end in itertools.pairwise(rows.starts.tolist()):
-        q, k, v = (part.unflatten(1, (-1, heads.size)) for part in qkv[start:end, : sum(heads.widths)].split(
-            heads.widths, dim=1))  # fmt: skip
-        q, k = (turned(x, rows.cos[start:end], rows.sin[start:end]) for x in (q, k))
-        seen = torch.ones(end - start, end - start, dtype=torch.bool, device=qkv.device).tril()
-        seen &= ~seen.tril(-(heads.window or len(seen)))
+    for start, end in itertools.pairwise(layout.cu_seqlens.tolist()):
+        parts = qkv[start:end, : sum(config.qkv_widths)].split(config.qkv_widths, dim=1)
+        q, k, v = (part.unflatten(1, (-1, config.head_dim)) for part in parts)
+        q, k = (rotate(x, layout.cos[start:end], layout.sin[start:end]) for x in (q, k))
+        mask = torch.ones(end - start, end - start, dtype=torch.bool, device=qkv.device).tril()
+        mask &= ~mask.tril(-(config.window or len(mask)))
         attended = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(0, 1) for x in (q, k, v)), seen, scale=heads.scale, enable_gqa=True
+            *(x.transpose(0, 1) for x in (q, k, v)), mask, scale=config.scale, enable_gqa=True
         )
         outputs.append(attended.transpose(0, 1).flatten(1))
-    return torch.cat([*outputs, torch.zeros(len(qkv) - end, heads.widths[0], device=qkv.device)])
+    return torch.cat([*outputs, torch.zeros(len(qkv) - end, config.qkv_widths[0], device=qkv.device)])
 
 
-def test_more_elements_than_the_kernels_count_are_refused():
+def test_tensors_beyond_32_bit_indices_are_rejected():
     from stages.kernels.dropout import apply_dropout
     from stages.kernels.lora_kernels import down_project
 
-    x = torch.empty(1, device=DEVICE).expand(2**18, 128 * 64)  # takes no memory
+    x = torch.empty(1, device=DEVICE).expand(2**18, 128 * 64)  # uses no memory
     seed = torch.tensor(7, device=DEVICE)
     with pytest.raises(UserError, match="batch_size must be smaller"):
         apply_dropout([x], 0.1, seed, 0)
@@ -326,8 +334,8 @@ def test_more_elements_than_the_kernels_count_are_refused():
         down_project(x, x[None, :16], 0.1, seed, 0)
 
 
-@pytest.mark.parametrize(("p", "values"), [(0.999995, {0.0, 2.0**16}), (1.0, {0.0})])  # a share in steps of 2^-16
-def test_a_dropout_that_keeps_next_to_nothing_or_nothing_is_computed(p, values):
+@pytest.mark.parametrize(("p", "values"), [(0.999995, {0.0, 2.0**16}), (1.0, {0.0})])  # p has steps of 2^-16
+def test_dropout_of_nearly_all_or_all_elements(p, values):
     from stages.kernels.dropout import apply_dropout, apply_two_masks
 
     ones, seed = torch.ones(512, 512, device=DEVICE), torch.tensor(7, device=DEVICE)
@@ -335,83 +343,83 @@ def test_a_dropout_that_keeps_next_to_nothing_or_nothing_is_computed(p, values):
         assert set(out.unique().tolist()) == values
 
 
-@pytest.mark.parametrize(("tokens", "columns", "n", "r"), [(70, 640, 3, 8), (20, 100, 1, 130), (5, 2048, 2, 16)])
-def test_the_kernels_of_lora_are_their_formulas(tokens, columns, n, r):
-    """With masks; sums that are split among programs, ranks that fill no tile, tokens and columns neither."""
+@pytest.mark.parametrize(("tokens", "in_features", "n", "r"), [(70, 640, 3, 8), (20, 100, 1, 130), (5, 2048, 2, 16)])
+def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
+    """With dropout, sums that are split among programs, and sizes that are no multiples of a tile."""
     from stages.kernels import lora_kernels
     from stages.kernels.dropout import apply_dropout
 
     generator, p, site = torch.Generator().manual_seed(0), 0.3, 5
-    ranks, seed = lora_kernels.padded_rank(r), torch.tensor(7, device=DEVICE)
-    x = torch.randn(tokens, columns, generator=generator).to(DEVICE)
-    a = torch.zeros(n, ranks, columns)
-    a[:, :r] = torch.randn(n, r, columns, generator=generator) / columns**0.5
+    lora_rank, seed = lora_kernels.padded_rank(r), torch.tensor(7, device=DEVICE)
+    x = torch.randn(tokens, in_features, generator=generator).to(DEVICE)
+    a = torch.zeros(n, lora_rank, in_features)
+    a[:, :r] = torch.randn(n, r, in_features, generator=generator) / in_features**0.5
     a = a.to(DEVICE)
     masks = [apply_dropout([torch.ones_like(x)], p, seed, site + i) for i in range(n)]
     xu = lora_kernels.down_project(x, a, p, seed, site)
     u = torch.cat([(x * mask) @ a_i.t() for mask, a_i in zip(masks, a, strict=True)], dim=1)
-    close = {"rtol": 1e-2, "atol": 1e-2} if ON_GPU else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(xu, torch.cat([x, u], dim=1), **close)
+    tolerances = {"rtol": 1e-2, "atol": 1e-2} if ON_GPU else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(xu, torch.cat([x, u], dim=1), **tolerances)
 
     dxu = torch.randn(xu.shape, generator=generator).to(DEVICE)
-    dx, du = dxu[:, :columns], dxu[:, columns:].unflatten(1, (n, ranks))
+    dx, du = dxu[:, :in_features], dxu[:, in_features:].unflatten(1, (n, lora_rank))
     expected = dx + sum(mask * (du[:, i] @ a[i]) for i, mask in enumerate(masks))
-    torch.testing.assert_close(lora_kernels.compute_input_grad(dxu, a, p, seed, site), expected, **close)
+    torch.testing.assert_close(lora_kernels.compute_input_grad(dxu, a, p, seed, site), expected, **tolerances)
 
-    grads = torch.ones(n * r * columns + 3, device=DEVICE)
-    offsets = torch.arange(n, device=DEVICE) * r * columns + 3
+    grads = torch.ones(n * r * in_features + 3, device=DEVICE)
+    offsets = torch.arange(n, device=DEVICE) * r * in_features + 3
     expected = torch.cat([(du[:, i, :r].t() @ (x * mask)).flatten() for i, mask in enumerate(masks)])
     for add, factor in ((False, 1), (True, 2)):
-        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, columns:], x, p, seed, site, add)
-        torch.testing.assert_close(grads[3:], factor * expected, **close)
+        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, p, seed, site, add)
+        torch.testing.assert_close(grads[3:], factor * expected, **tolerances)
     assert (grads[:3] == 1).all()
 
 
-def test_what_keeping_takes_grows_with_weights_and_batch():
-    """The nano model's 12 linear modules by hand, in fp32."""
+def test_the_memory_of_dequantized_weights_grows_with_weights_and_batch():
+    """Computed by hand for the nano model's 12 linear modules in fp32."""
     from stages.kernels.fusion import RESERVED_BYTES, estimate_memory
 
     lora = classifier(quantization="nf4")
     config = lora.get_base_model().config
-    hidden, inner = config.hidden_size, config.intermediate_size
-    weights = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
-    ends = config.num_hidden_layers * (4 * 2 * hidden + 2 * (hidden + inner))
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    weights = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * intermediate)
+    inputs_and_outputs = config.num_hidden_layers * (4 * 2 * hidden + 2 * (hidden + intermediate))
     assert estimate_memory(lora, 0) == 4 * weights + RESERVED_BYTES
-    assert estimate_memory(lora, 100) == 4 * weights + RESERVED_BYTES + 4 * 2 * 100 * ends
+    assert estimate_memory(lora, 100) == 4 * weights + RESERVED_BYTES + 4 * 2 * 100 * inputs_and_outputs
 
 
-def test_a_model_that_can_not_be_fused_stays_as_it_is(families):
+def test_a_model_that_cannot_be_fused_is_unchanged(families):
     from stages.kernels.fusion import fuse_for_evaluation
 
     lora = classifier().eval()
     layer = next(module for module in lora.modules() if isinstance(module, LoraLayer))
-    ids, before = batch()[0], [type(module) for module in lora.modules()]
+    ids, classes = batch()[0], [type(module) for module in lora.modules()]
     expected = lora(input_ids=ids).logits
-    layer.lora_variant["default"] = object()  # DoRA, say
-    assert not fuse_for_evaluation(lora, keep=False)
-    assert [type(module) for module in lora.modules()] == before
+    layer.lora_variant["default"] = object()  # such as DoRA
+    assert not fuse_for_evaluation(lora, dequantize_once=False)
+    assert [type(module) for module in lora.modules()] == classes
     layer.lora_variant.pop("default")
     assert torch.equal(lora(input_ids=ids).logits, expected)
 
 
-def test_masks_differ_between_steps():
-    fused = Fused(classifier(dropout=0.2))
-    first, second, again = (fused(*batch(), step=step) for step in (3, 4, 3))
-    assert first == again != second
+def test_dropout_masks_differ_between_steps():
+    fused = FusedStep(classifier(dropout=0.2))
+    step3, step4, step3_again = (fused(*batch(), step=step) for step in (3, 4, 3))
+    assert step3 == step3_again != step4
 
 
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("tuned", [False, True])
-def test_phis_layers_answer_as_transformers_do(tuned, keep):
-    """Rows are padded on the right, and read at their last token."""
+@pytest.mark.parametrize("dequantize_once", [False, True])
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_logits_of_fused_phi_layers_equal_those_of_transformers(with_lora, dequantize_once):
+    """For rows that are padded on the right."""
     from stages.kernels.fusion import fuse_for_evaluation
 
-    plain = classifier().eval() if tuned else classifier().get_base_model().eval()
+    model = classifier().eval() if with_lora else classifier().get_base_model().eval()
     ids = batch()[0]
-    ids[1, 9:] = plain.config.pad_token_id
+    ids[1, 9:] = model.config.pad_token_id
     with torch.inference_mode():
-        expected = plain(input_ids=ids).logits
-        fuse_for_evaluation(plain, keep)
-        layers = [module for module in plain.modules() if isinstance(module, PhiDecoderLayer)]
+        expected = model(input_ids=ids).logits
+        fuse_for_evaluation(model, dequantize_once)
+        layers = [module for module in model.modules() if isinstance(module, PhiDecoderLayer)]
         assert layers and all(type(layer) is not PhiDecoderLayer for layer in layers)
-        assert torch.allclose(plain(input_ids=ids).logits, expected, atol=1e-3 if ON_GPU else 1e-5)
+        assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-3 if ON_GPU else 1e-5)

@@ -10,13 +10,25 @@ from helpers.tables import CLASSES
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from stages.analysis import comparison, metrics, multi_seed, statistics
+from stages.analysis import intervals, metrics, significance_tests
+from stages.analysis.comparison import changes
 from stages.analysis.f1 import f1_values
-from stages.analysis.multi_seed import Part, Setting
+from stages.analysis.multi_seed.comparison import compare_pair, compare_recipes, decide_verdict, estimate_difference
+from stages.analysis.multi_seed.power import power, smallest_detectable_difference
+from stages.analysis.multi_seed.scores import Recipe, mean_accuracy, mean_f1, score_recipe
+from stages.analysis.multi_seed.significance import SMALLEST_P, holm, margin_of_error, p_value
+from stages.analysis.multi_seed.variance import (
+    VarianceComponent,
+    difference_components,
+    mean_components,
+    pool,
+    row_covariances,
+    seed_component,
+)
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import seeds as simulation
-from seeds import Cell
+import multi_seed as simulation
+from multi_seed import Cell
 
 ROWS = 300
 
@@ -31,8 +43,8 @@ def answers(rng, gold, trainings, share):
 def drawn():
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 3, ROWS)
-    first = Setting("first", (1, 2, 3), answers(rng, gold, 3, 0.8))
-    other = Setting("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
+    first = Recipe("first", (1, 2, 3), answers(rng, gold, 3, 0.8))
+    other = Recipe("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
     return gold, first, other
 
 
@@ -73,7 +85,7 @@ def test_a_naive_bootstrap_of_rows_alone_would_not():
     chances, held = np.random.default_rng(0), 0
     for _ in range(300):
         right, other, groups = simulation.draw(Cell(10_000, 3, 3, 0.01, 0.02), chances)
-        _, low, high, _, _ = multi_seed.interval(right, other, groups, "rows alone", 0.95)
+        _, low, high, _, _ = estimate_difference(right, other, groups, "rows only", 0.95)
         held += low <= 0.02 <= high
     assert held / 300 < 0.7
 
@@ -92,15 +104,15 @@ def test_f1_holds_the_truth_too():
 
     truth = np.mean([f1_values(*drawn(20, 10_000, 0.2), 3).mean(axis=(1, 2)) for _ in range(40)], axis=0)
     for _ in range(400):
-        found = multi_seed.f1_scores(*drawn(4, 1_000, 0.2), np.arange(1_000), 3, 0.95)
+        found = mean_f1(*drawn(4, 1_000, 0.2), np.arange(1_000), 3, 0.95)
         held += [score.low <= value <= score.high for score, value in zip(found, truth, strict=True)]
     assert (held >= 0.93 * 400).all() and (held <= 0.98 * 400).all(), held / 400
 
 
 def test_f1_is_scikit_learns(drawn):
     gold, first, _ = drawn
-    for average, values in zip(("weighted", "macro"), f1_values(gold, first.predicted, 3), strict=True):
-        theirs = [f1_score(gold, predicted, average=average) for predicted in first.predicted]
+    for average, values in zip(("weighted", "macro"), f1_values(gold, first.predictions, 3), strict=True):
+        theirs = [f1_score(gold, predicted, average=average) for predicted in first.predictions]
         assert values.mean(axis=1) == pytest.approx(theirs)
     absent = f1_values(np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]]), 4)  # two classes that no row has
     assert absent.mean(axis=2)[:, 0] == pytest.approx(
@@ -111,10 +123,10 @@ def test_f1_is_scikit_learns(drawn):
 def test_what_a_row_adds_to_f1_is_the_jackknifes(drawn):
     """Without a row, F1 is what it was less the row's part, to first order."""
     gold, first, _ = drawn
-    for average, values in zip(("weighted", "macro"), f1_values(gold, first.predicted[:1], 3), strict=True):
-        whole = f1_score(gold, first.predicted[0], average=average)
+    for average, values in zip(("weighted", "macro"), f1_values(gold, first.predictions[:1], 3), strict=True):
+        whole = f1_score(gold, first.predictions[0], average=average)
         without = [
-            f1_score(np.delete(gold, row), np.delete(first.predicted[0], row), average=average) for row in range(40)
+            f1_score(np.delete(gold, row), np.delete(first.predictions[0], row), average=average) for row in range(40)
         ]
         assert (values[0, :40] - whole) / ROWS == pytest.approx(whole - np.array(without), abs=3e-5)
 
@@ -122,35 +134,35 @@ def test_what_a_row_adds_to_f1_is_the_jackknifes(drawn):
 def test_one_training_each_is_mcnemar_and_tango(drawn):
     gold, first, other = drawn
     groups = np.arange(ROWS) // 2
-    _, (found,) = multi_seed.compare(
-        [Setting("a", (1,), first.predicted[:1]), Setting("b", (7,), other.predicted[:1])], gold, groups, 3, 0.95
+    _, (found,) = compare_recipes(
+        [Recipe("a", (1,), first.predictions[:1]), Recipe("b", (7,), other.predictions[:1])], gold, groups, 3, 0.95
     )
-    changed = comparison.changes(gold, first.predicted[0], other.predicted[0])
-    p = statistics.mcnemar(changed, groups)
-    assert found.kind == "rows alone"
-    assert (found.gap, found.p) == pytest.approx((changed.mean(), p))
-    assert (found.low, found.high) == statistics.gain_interval(changed, groups, p, 0.95)
+    changed = changes(gold, first.predictions[0], other.predictions[0])
+    p = significance_tests.mcnemar(changed, groups)
+    assert found.design == "rows only"
+    assert (found.value, found.p) == pytest.approx((changed.mean(), p))
+    assert (found.low, found.high) == intervals.gain_interval(changed, groups, p, 0.95)
 
 
 def test_the_scores_of_one_training_are_the_reports(drawn):
     gold, first, _ = drawn
     groups = np.arange(ROWS) // 2
-    found = multi_seed.scores(Setting("a", (1,), first.predicted[:1]), gold, groups, 3, 0.95)
-    report = metrics.scores(metrics.Predictions(gold, first.predicted[0], np.eye(3)[gold], groups, CLASSES, 0.95))
+    found = score_recipe(Recipe("a", (1,), first.predictions[:1]), gold, groups, 3, 0.95)
+    report = metrics.scores(metrics.Predictions(gold, first.predictions[0], np.eye(3)[gold], groups, CLASSES, 0.95))
     for name in ("accuracy", "f1_weighted", "f1_macro"):
         score = getattr(found, name)
         assert score.value == pytest.approx(report[name])
         assert {"low": score.low, "high": score.high} == pytest.approx(report[f"{name}_interval"]), name
-    assert np.isnan(found.seeds_deviation)
+    assert np.isnan(found.seed_deviation)
 
 
 def test_the_deviation_of_seeds_and_the_error_of_rows_are_those_of_the_means(drawn):
     gold, first, _ = drawn
-    found = multi_seed.scores(first, gold, np.arange(ROWS), 3, 0.95)
-    right = first.predicted == gold
-    assert found.by_seed == pytest.approx(right.mean(axis=1))
-    assert found.seeds_deviation == pytest.approx(np.std(right.mean(axis=1), ddof=1))
-    assert found.rows_error == pytest.approx(np.std(right.mean(axis=0), ddof=1) / ROWS**0.5)
+    found = score_recipe(first, gold, np.arange(ROWS), 3, 0.95)
+    right = first.predictions == gold
+    assert found.seed_accuracies == pytest.approx(right.mean(axis=1))
+    assert found.seed_deviation == pytest.approx(np.std(right.mean(axis=1), ddof=1))
+    assert found.row_standard_error == pytest.approx(np.std(right.mean(axis=0), ddof=1) / ROWS**0.5)
 
 
 @pytest.mark.parametrize("trainings", [2, 3])
@@ -160,16 +172,16 @@ def test_an_accuracy_of_several_trainings_has_the_interval_of_their_variance(tra
     right = (rng.random((trainings, ROWS)) + rng.random(ROWS) < 1.4).astype(float)  # some rows are hard for all
     between = right.mean(axis=1).var(ddof=1) / trainings
     within = np.cov(right)[np.triu_indices(trainings, 1)].mean() / ROWS
-    found = multi_seed.parts_of_one(right, np.arange(ROWS))
-    assert [(part.variance, part.freedom) for part in found] == [
+    found = mean_components(right, np.arange(ROWS))
+    assert [(part.variance, part.degrees_of_freedom) for part in found] == [
         (pytest.approx(between), trainings - 1), (pytest.approx(within), pytest.approx(ROWS - 1)),
     ]  # fmt: skip
     quantiles = stats.t.ppf(0.975, [trainings - 1, ROWS - 1])
     width = (between * quantiles[0] + within * quantiles[1]) / (between + within) ** 0.5
     share = right.mean()
     rows = share * (1 - share) * (stats.norm.ppf(0.975) / width) ** 2 * ROWS / (ROWS - 1)
-    score = multi_seed.score(right, np.arange(ROWS), 0.95)
-    assert (score.value, score.low, score.high) == pytest.approx((share, *statistics.wilson(share * rows, rows, 0.95)))
+    score = mean_accuracy(right, np.arange(ROWS), 0.95)
+    assert (score.value, score.low, score.high) == pytest.approx((share, *intervals.wilson(share * rows, rows, 0.95)))
 
 
 def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
@@ -177,26 +189,26 @@ def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
     rows = np.arange(10_000)
     right = np.array([rows % 10_000 < count for count in (8000, 8100, 8250, 8050)], dtype=float)
     other = np.array([rows % 10_000 < count for count in (8150, 8300, 8300, 8290)], dtype=float)
-    part = multi_seed.seeds_part(other - right)
+    part = seed_component(other - right)
     theirs = stats.ttest_rel(other.mean(axis=1), right.mean(axis=1))
-    assert part.freedom == 3
-    assert multi_seed.p_value((other - right).mean(), [part]) == pytest.approx(theirs.pvalue, rel=1e-3)
+    assert part.degrees_of_freedom == 3
+    assert p_value((other - right).mean(), [part]) == pytest.approx(theirs.pvalue, rel=1e-3)
     low, high = theirs.confidence_interval(0.95)
-    assert multi_seed.margin([part], 0.05) == pytest.approx((high - low) / 2, rel=1e-3)
+    assert margin_of_error([part], 0.05) == pytest.approx((high - low) / 2, rel=1e-3)
 
 
 def test_seeds_of_equal_means_have_the_variance_of_a_rounded_one():
     """Rounded to steps of one row, they are evenly spread over a step: a twelfth of its square."""
-    part = multi_seed.seeds_part(np.tile([1.0, 0], (3, 5)))
-    assert part == Part(pytest.approx(np.var((np.arange(10**4) + 0.5) / 10**4 / 10) / 3), 2)
+    part = seed_component(np.tile([1.0, 0], (3, 5)))
+    assert part == VarianceComponent(pytest.approx(np.var((np.arange(10**4) + 0.5) / 10**4 / 10) / 3), 2)
 
 
 def test_other_seeds_are_a_welch_test():
     right, other = np.array([0.80, 0.81, 0.825]), np.array([0.815, 0.83, 0.85, 0.81])
     theirs = stats.ttest_ind(other, right, equal_var=False)
-    parts = [Part(values.var(ddof=1) / len(values), len(values) - 1) for values in (right, other)]
-    assert multi_seed.joined(parts).freedom == pytest.approx(theirs.df)
-    assert multi_seed.p_value(other.mean() - right.mean(), [multi_seed.joined(parts)]) == pytest.approx(theirs.pvalue)
+    parts = [VarianceComponent(values.var(ddof=1) / len(values), len(values) - 1) for values in (right, other)]
+    assert pool(parts).degrees_of_freedom == pytest.approx(theirs.df)
+    assert p_value(other.mean() - right.mean(), [pool(parts)]) == pytest.approx(theirs.pvalue)
 
 
 @pytest.mark.parametrize(("freedom", "least", "most"), [(1, 0.938, 0.979), (2, 0.949, 0.972), (4, 0.949, 0.964)])
@@ -205,7 +217,10 @@ def test_cochrans_quantile_covers(freedom, least, most):
     drawn = stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom
     ours, theirs = [], []
     for share in (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1):
-        width = [multi_seed.margin([Part(share * w, freedom), Part(1 - share, np.inf)], 0.05) for w in drawn]
+        width = [
+            margin_of_error([VarianceComponent(share * w, freedom), VarianceComponent(1 - share, np.inf)], 0.05)
+            for w in drawn
+        ]
         ours.append((2 * stats.norm.cdf(width) - 1).mean())
         variance = share * drawn + 1 - share
         joint = np.minimum(freedom * (variance / (share * drawn)) ** 2, 1e9)
@@ -218,14 +233,14 @@ def test_cochrans_quantile_covers(freedom, least, most):
 
 def test_the_variance_of_rows_is_that_of_their_means(drawn):
     gold, first, _ = drawn
-    right = (first.predicted == gold).astype(float)
-    alone, grouped = multi_seed.row_covariances(right, np.arange(ROWS))
+    right = (first.predictions == gold).astype(float)
+    alone, grouped = row_covariances(right, np.arange(ROWS))
     assert alone == pytest.approx(np.cov(right) / ROWS) and grouped == pytest.approx(alone)
     two = right[:, [0, np.flatnonzero(right[0] != right[0, 0])[0]]]
-    assert multi_seed.row_covariances(two, np.arange(2))[0] == pytest.approx(np.cov(two) / 2)
+    assert row_covariances(two, np.arange(2))[0] == pytest.approx(np.cov(two) / 2)
     shuffled = np.random.default_rng(1).permutation(np.arange(ROWS) // 3)
     sums = np.array([np.bincount(shuffled, weights=line) for line in right - right.mean(axis=1, keepdims=True)])
-    assert multi_seed.row_covariances(right, shuffled)[1] == pytest.approx(np.cov(sums) * len(sums[0]) / ROWS**2)
+    assert row_covariances(right, shuffled)[1] == pytest.approx(np.cov(sums) * len(sums[0]) / ROWS**2)
 
 
 def test_the_variance_of_rows_of_two_settings_is_that_of_their_difference():
@@ -233,37 +248,35 @@ def test_the_variance_of_rows_of_two_settings_is_that_of_their_difference():
     rng = np.random.default_rng(3)
     own, common = rng.random((2, 1, 5_000)), rng.random((7, 5_000))
     right, other = (common[:3] + own[0] < 1.4).astype(float), (common[3:] + own[1] < 1.4).astype(float)
-    *_, rows = multi_seed.parts_of_difference(right, other, np.arange(5_000), "other seeds")
+    *_, rows = difference_components(right, other, np.arange(5_000), "independent seeds")
     shared = np.cov(np.concatenate([right, other])) / 5_000
     within = [shared[:3, :3][np.triu_indices(3, 1)].mean(), shared[3:, 3:][np.triu_indices(4, 1)].mean()]
     assert rows.variance == pytest.approx(sum(within) - 2 * shared[:3, 3:].mean())
-    assert rows.variance > 0.9 * min(within) and rows.freedom == 4_999
+    assert rows.variance > 0.9 * min(within) and rows.degrees_of_freedom == 4_999
 
 
 def test_the_variance_of_rows_alone_is_that_of_the_mean_difference(drawn):
     gold, first, other = drawn
-    right, other = (setting.predicted == gold for setting in (first, other))
-    (rows,) = multi_seed.parts_of_difference(
-        right[:1].astype(float), other.astype(float), np.arange(ROWS), "rows alone"
-    )
+    right, other = (setting.predictions == gold for setting in (first, other))
+    (rows,) = difference_components(right[:1].astype(float), other.astype(float), np.arange(ROWS), "rows only")
     assert rows.variance == pytest.approx(np.var(other.mean(axis=0) - right[0], ddof=1) / ROWS)
-    assert rows.freedom == pytest.approx(ROWS - 1)
+    assert rows.degrees_of_freedom == pytest.approx(ROWS - 1)
 
 
 def test_the_error_of_rows_of_a_difference_is_that_of_what_they_differ_by(drawn):
     gold, first, other = drawn
-    found = multi_seed.difference(first, other, gold, np.arange(ROWS), 0.95)
-    apart = (other.predicted == gold).mean(axis=0) - (first.predicted == gold).mean(axis=0)
-    assert found.rows_error == pytest.approx(apart.std(ddof=1) / ROWS**0.5)
-    alike = multi_seed.difference(first, other, gold, np.zeros(ROWS), 0.95)
-    assert alike.rows_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one"
+    found = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
+    apart = (other.predictions == gold).mean(axis=0) - (first.predictions == gold).mean(axis=0)
+    assert found.row_standard_error == pytest.approx(apart.std(ddof=1) / ROWS**0.5)
+    alike = compare_pair(first, other, gold, np.zeros(ROWS), 0.95)
+    assert alike.row_standard_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one"
 
 
 def test_groups_that_differ_less_than_rows_make_no_difference_surer():
     """Of other seeds: each premise has as many right rows as any other, so that its sum varies by nothing."""
     right, other = np.tile([[1.0, 0, 1, 0], [0, 1, 1, 0]], 50), np.tile([[1.0, 1, 0, 0], [1, 1, 0, 0]], 50)
     alone, grouped = (
-        multi_seed.parts_of_difference(right, other, groups, "other seeds")[-1]
+        difference_components(right, other, groups, "independent seeds")[-1]
         for groups in (np.arange(200), np.arange(200) // 4)
     )
     assert grouped.variance >= alone.variance > 0
@@ -273,67 +286,67 @@ def test_two_seeds_beside_more_keep_their_own_degrees_of_freedom():
     rng = np.random.default_rng(0)
     for first, other, freedom in ((2, 5, [1, 4]), (5, 2, [4, 1]), (2, 2, None), (3, 5, None)):
         right, others = (rng.integers(0, 2, (count, 90)).astype(float) for count in (first, other))
-        *parts, _ = multi_seed.parts_of_difference(right, others, np.arange(90), "other seeds")
-        apart = [multi_seed.seeds_part(right), multi_seed.seeds_part(others)]
-        assert parts == (apart if freedom else [multi_seed.joined(apart)])
-        assert freedom is None or [part.freedom for part in parts] == freedom
+        *parts, _ = difference_components(right, others, np.arange(90), "independent seeds")
+        apart = [seed_component(right), seed_component(others)]
+        assert parts == (apart if freedom else [pool(apart)])
+        assert freedom is None or [part.degrees_of_freedom for part in parts] == freedom
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_difference_of_nearly_all_rows_has_an_interval_within_one(sign):
     right = np.zeros((2, 20))
     right[0, :2] = 1
-    _, low, high, _, _ = multi_seed.interval(*(right, 1 - right)[::sign], np.arange(20), "same seeds", 0.95)
+    _, low, high, _, _ = estimate_difference(*(right, 1 - right)[::sign], np.arange(20), "paired seeds", 0.95)
     assert (high if sign > 0 else low) == sign
 
 
 def test_copies_of_rows_that_share_a_group_tell_nothing_new(drawn):
     gold, first, other = drawn
-    once = multi_seed.difference(first, other, gold, np.arange(ROWS), 0.95)
-    settings = [Setting(s.name, s.seeds, np.repeat(s.predicted, 3, axis=1)) for s in (first, other)]
-    thrice = multi_seed.difference(*settings, np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3), 0.95)
-    assert thrice.rows_error == pytest.approx(once.rows_error)
+    once = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
+    settings = [Recipe(s.name, s.seeds, np.repeat(s.predictions, 3, axis=1)) for s in (first, other)]
+    thrice = compare_pair(*settings, np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3), 0.95)
+    assert thrice.row_standard_error == pytest.approx(once.row_standard_error)
     assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.01)
 
 
 def test_trainings_are_paired_by_their_seed(drawn):
     gold, first, other = drawn
-    shuffled = Setting("other", (3, 1, 2), other.predicted[[2, 0, 1]])
-    same = multi_seed.difference(first, other, gold, np.arange(ROWS), 0.95)
-    assert same.kind == "same seeds"
-    assert multi_seed.difference(first, shuffled, gold, np.arange(ROWS), 0.95) == same
-    elsewhere = Setting("other", (3, 1, 4), other.predicted)
-    assert multi_seed.difference(first, elsewhere, gold, np.arange(ROWS), 0.95).kind == "other seeds"
-    fewer = Setting("other", (1,), other.predicted[:1])
-    assert multi_seed.difference(first, fewer, gold, np.arange(ROWS), 0.95).kind == "rows alone"
+    shuffled = Recipe("other", (3, 1, 2), other.predictions[[2, 0, 1]])
+    same = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
+    assert same.design == "paired seeds"
+    assert compare_pair(first, shuffled, gold, np.arange(ROWS), 0.95) == same
+    elsewhere = Recipe("other", (3, 1, 4), other.predictions)
+    assert compare_pair(first, elsewhere, gold, np.arange(ROWS), 0.95).design == "independent seeds"
+    fewer = Recipe("other", (1,), other.predictions[:1])
+    assert compare_pair(first, fewer, gold, np.arange(ROWS), 0.95).design == "rows only"
 
 
 def test_what_a_seed_gives_both_settings_is_no_variance_of_their_difference():
     rng = np.random.default_rng(0)
     threshold = np.array([0.70, 0.80, 0.90])[:, None]  # by seed
     number, gold = rng.random((2, 3, 5_000)), np.ones(5_000, dtype=int)
-    first = Setting("a", (1, 2, 3), (number[0] < threshold).astype(int))
-    other = Setting("b", (1, 2, 3), (number[1] < threshold + 0.05).astype(int))
-    unpaired = Setting("b", (4, 5, 6), other.predicted)
-    paired = multi_seed.difference(first, other, gold, np.arange(5_000), 0.95)
+    first = Recipe("a", (1, 2, 3), (number[0] < threshold).astype(int))
+    other = Recipe("b", (1, 2, 3), (number[1] < threshold + 0.05).astype(int))
+    unpaired = Recipe("b", (4, 5, 6), other.predictions)
+    paired = compare_pair(first, other, gold, np.arange(5_000), 0.95)
     assert paired.verdict == "better"
-    apart = multi_seed.difference(first, unpaired, gold, np.arange(5_000), 0.95)
-    assert apart.gap == paired.gap and paired.high - paired.low < (apart.high - apart.low) / 3
+    apart = compare_pair(first, unpaired, gold, np.arange(5_000), 0.95)
+    assert apart.value == paired.value and paired.high - paired.low < (apart.high - apart.low) / 3
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 20])
 def test_the_power_of_seeds_alone_is_that_of_the_t_test(freedom):
-    parts = [Part(0.01**2, freedom), Part(0.0, 999)]
+    parts = [VarianceComponent(0.01**2, freedom), VarianceComponent(0.0, 999)]
     critical = stats.t.isf(0.025, freedom)
     for gap in (0.01, 0.03, 0.05):
         exact = stats.nct.sf(critical, freedom, gap / 0.01) + stats.nct.cdf(-critical, freedom, gap / 0.01)
-        assert multi_seed.power(gap, parts, 0.95) == pytest.approx(exact, abs=0.003)
+        assert power(gap, parts, 0.95) == pytest.approx(exact, abs=0.003)
 
 
 def test_the_smallest_difference_of_rows_alone_is_the_textbooks():
     """(z of 97.5% + z of 80%) standard errors; of a low confidence less, since its other end tells some too."""
     for confidence in (0.5, 0.95, 0.999):
-        found = multi_seed.smallest_difference([Part(0.01**2, np.inf)], confidence)
+        found = smallest_detectable_difference([VarianceComponent(0.01**2, np.inf)], confidence)
         z = stats.norm.ppf((1 + confidence) / 2)
         assert stats.norm.sf(z - found / 0.01) + stats.norm.cdf(-z - found / 0.01) == pytest.approx(0.8)
     assert found == pytest.approx(0.01 * (z + stats.norm.ppf(0.8)), rel=1e-4)
@@ -344,66 +357,66 @@ def test_the_smallest_difference_is_told_in_four_of_five_experiments():
     cell = Cell(1_000, 4, 4, 0.01, 0)
     for _ in range(200):
         right, other, groups = simulation.draw(cell, rng)
-        found.append([part.variance for part in multi_seed.parts_of_difference(right, other, groups, "same seeds")])
+        found.append([part.variance for part in difference_components(right, other, groups, "paired seeds")])
     variances = np.mean(found, axis=0)
-    gap = multi_seed.smallest_difference([Part(variances[0], 3), Part(variances[1], 999)], 0.95)
+    gap = smallest_detectable_difference(
+        [VarianceComponent(variances[0], 3), VarianceComponent(variances[1], 999)], 0.95
+    )
     assert 0.02 < gap < 0.06
     assert 0.75 < simulation.coverage(Cell(1_000, 4, 4, 0.01, gap), 500, seed=2)["told"] < 0.88
 
 
 def test_the_p_is_the_level_at_which_the_interval_reaches_nothing():
-    parts = [Part(0.01**2, 2), Part(0.005**2, 999)]
+    parts = [VarianceComponent(0.01**2, 2), VarianceComponent(0.005**2, 999)]
     for gap in (0.001, 0.03, -0.03, 0.5):
-        p = multi_seed.p_value(gap, parts)
-        assert multi_seed.margin(parts, p) == pytest.approx(abs(gap))
-    assert multi_seed.p_value(0.0, parts) == 1 and multi_seed.p_value(9e9, parts) == multi_seed.SMALLEST_P
+        p = p_value(gap, parts)
+        assert margin_of_error(parts, p) == pytest.approx(abs(gap))
+    assert p_value(0.0, parts) == 1 and p_value(9e9, parts) == SMALLEST_P
 
 
 def test_holm_by_hand():
     """Holm 1979's steps: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not be below the one before it."""
-    assert multi_seed.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert multi_seed.holm([0.9, 0.6]) == pytest.approx([1, 1])
-    assert multi_seed.holm([]) == []
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == pytest.approx([1, 1])
+    assert holm([]) == []
 
 
 def test_the_verdict_is_of_all_comparisons(drawn):
     gold, first, _ = drawn
     rng = np.random.default_rng(5)
-    better = Setting("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
-    alike = [Setting(f"alike {n}", (1, 2, 3), answers(rng, gold, 3, 0.8)) for n in range(3)]
-    _, alone = multi_seed.compare([first, better], gold, np.arange(ROWS), 3, 0.95)
-    _, among = multi_seed.compare([first, better, *alike], gold, np.arange(ROWS), 3, 0.95)
+    better = Recipe("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
+    alike = [Recipe(f"alike {n}", (1, 2, 3), answers(rng, gold, 3, 0.8)) for n in range(3)]
+    _, alone = compare_recipes([first, better], gold, np.arange(ROWS), 3, 0.95)
+    _, among = compare_recipes([first, better, *alike], gold, np.arange(ROWS), 3, 0.95)
     assert alone[0].p_holm == alone[0].p == among[0].p < among[0].p_holm
-    assert multi_seed.verdict(0.1, 0.049, 0.95) == "better" and multi_seed.verdict(-0.1, 0.049, 0.95) == "worse"
-    assert multi_seed.verdict(0.1, 1 - 0.95, 0.95) == "too close to tell", "the interval just reaches 0"
-    assert multi_seed.verdict(0.1, 0.051, 0.95) == multi_seed.verdict(0.1, 0.09, 0.95) == "too close to tell"
-    assert multi_seed.verdict(0.1, 0.09, 0.9) == "better"
+    assert decide_verdict(0.1, 0.049, 0.95) == "better" and decide_verdict(-0.1, 0.049, 0.95) == "worse"
+    assert decide_verdict(0.1, 1 - 0.95, 0.95) == "not significant", "the interval just reaches 0"
+    assert decide_verdict(0.1, 0.051, 0.95) == decide_verdict(0.1, 0.09, 0.95) == "not significant"
+    assert decide_verdict(0.1, 0.09, 0.9) == "better"
 
 
 def test_trainings_that_are_all_right_are_not_sure():
     gold = np.zeros(50, dtype=int)
-    settings = [Setting("a", (1, 2), np.zeros((2, 50), dtype=int)), Setting("b", (1, 2), np.zeros((2, 50), dtype=int))]
-    (first, _), (found,) = multi_seed.compare(settings, gold, np.arange(50), 2, 0.95)
-    assert (first.accuracy.low, first.accuracy.high) == pytest.approx(statistics.wilson(50, 50, 0.95))
-    assert found.low < 0 < found.high and found.verdict == "too close to tell" and found.p == 1
+    settings = [Recipe("a", (1, 2), np.zeros((2, 50), dtype=int)), Recipe("b", (1, 2), np.zeros((2, 50), dtype=int))]
+    (first, _), (found,) = compare_recipes(settings, gold, np.arange(50), 2, 0.95)
+    assert (first.accuracy.low, first.accuracy.high) == pytest.approx(intervals.wilson(50, 50, 0.95))
+    assert found.low < 0 < found.high and found.verdict == "not significant" and found.p == 1
 
 
 @pytest.mark.parametrize("trainings", [2, 5])
 def test_trainings_that_are_equal_are_not_sure(drawn, trainings):
     """100 rows in which two trainings have the same accuracy are no rare thing."""
     gold, first, _ = drawn
-    first = np.repeat(first.predicted[:1], 5, axis=0)
+    first = np.repeat(first.predictions[:1], 5, axis=0)
     other = first.copy()
     other[:, :60] = gold[:60]
     gained = (other == gold).mean() - (first == gold).mean()
-    found = multi_seed.difference(
-        Setting("a", (1, 2), first[:2]), Setting("b", (1, 2, 3, 4, 5)[:trainings], other[:trainings]), gold,
+    found = compare_pair(
+        Recipe("a", (1, 2), first[:2]), Recipe("b", (1, 2, 3, 4, 5)[:trainings], other[:trainings]), gold,
         np.arange(ROWS), 0.95,
     )  # fmt: skip
-    assert gained > 0 and found.gap == pytest.approx(gained) and found.high - found.low > 1 / ROWS and found.p > 1e-9
-    alike = multi_seed.difference(
-        Setting("a", (7,), first[:1]), Setting("b", (1, 2), first[:2]), gold, np.arange(ROWS), 0.95
-    )
+    assert gained > 0 and found.value == pytest.approx(gained) and found.high - found.low > 1 / ROWS and found.p > 1e-9
+    alike = compare_pair(Recipe("a", (7,), first[:1]), Recipe("b", (1, 2), first[:2]), gold, np.arange(ROWS), 0.95)
     assert alike.high == -alike.low == pytest.approx(1 / ROWS * stats.t.ppf(0.975, ROWS - 1))
 
 
@@ -417,27 +430,27 @@ def test_of_one_group_of_rows_no_difference_is_told(trained, rows):
     gold = np.zeros(rows, dtype=int)
     gold[rows // 2 :] = rows > 1
     first, other = (
-        Setting(name, numbers, np.abs(np.tile(gold, (len(numbers), 1)) - wrong))
+        Recipe(name, numbers, np.abs(np.tile(gold, (len(numbers), 1)) - wrong))
         for name, numbers, wrong in zip("ab", trained, (1, 0), strict=True)
     )
-    scores, (found,) = multi_seed.compare([first, other], gold, np.zeros(rows, dtype=int), 2, 0.95)
-    assert found.gap == 1 and found.p > 0.3 and found.low < 0 and found.verdict == "too close to tell"
+    scores, (found,) = compare_recipes([first, other], gold, np.zeros(rows, dtype=int), 2, 0.95)
+    assert found.value == 1 and found.p > 0.3 and found.low < 0 and found.verdict == "not significant"
     for score in (score for setting in scores for score in (setting.accuracy, setting.f1_weighted, setting.f1_macro)):
         assert 0 <= score.low <= score.value <= score.high <= 1 and score.high - score.low > 0.5, score
 
 
 def test_the_rows_part_of_one_group_is_the_most_variance_that_a_difference_can_have():
-    for how, trainings in (("rows alone", 1), ("same seeds", 2), ("other seeds", 3)):
+    for how, trainings in (("rows only", 1), ("paired seeds", 2), ("independent seeds", 3)):
         right = np.ones((trainings, 9))
-        *of_seeds, rows = multi_seed.parts_of_difference(right, 1 - right, np.zeros(9), how)
-        assert rows == Part(1.0, np.inf) and len(of_seeds) == (how != "rows alone")
+        *of_seeds, rows = difference_components(right, 1 - right, np.zeros(9), how)
+        assert rows == VarianceComponent(1.0, np.inf) and len(of_seeds) == (how != "rows only")
 
 
 def test_one_group_of_rows_that_differ_is_known_as_one_row_is():
     rng = np.random.default_rng(4)
     gold = rng.integers(0, 3, ROWS)
-    setting = Setting("a", (1, 2), answers(rng, gold, 2, 0.8))
-    (found,), _ = multi_seed.compare([setting], gold, np.zeros(ROWS), 3, 0.95)
+    setting = Recipe("a", (1, 2), answers(rng, gold, 2, 0.8))
+    (found,), _ = compare_recipes([setting], gold, np.zeros(ROWS), 3, 0.95)
     assert found.accuracy.high - found.accuracy.low > 0.7
     assert found.f1_macro.high - found.f1_macro.low > 0.6
 
@@ -445,9 +458,9 @@ def test_one_group_of_rows_that_differ_is_known_as_one_row_is():
 def test_fifteen_settings_take_seconds():
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 3, 10_000)
-    settings = [Setting(str(n), (1, 2, 3, 4, 5), answers(rng, gold, 5, 0.8)) for n in range(15)]
+    settings = [Recipe(str(n), (1, 2, 3, 4, 5), answers(rng, gold, 5, 0.8)) for n in range(15)]
     start = time.process_time()
-    found = multi_seed.compare(settings, gold, np.arange(10_000) // 3, 3, 0.95)
+    found = compare_recipes(settings, gold, np.arange(10_000) // 3, 3, 0.95)
     assert [len(part) for part in found] == [15, 14]
     assert time.process_time() - start < 10
 
@@ -456,9 +469,9 @@ def test_a_setting_of_one_seed_is_compared_with_the_others_training_of_that_seed
     """Seed 2 is an unlucky one of both settings, which answer alike; the mean of the others is no yardstick for it."""
     gold = np.zeros(ROWS, dtype=int)
     lucky, unlucky = (np.arange(ROWS) < ROWS // share for share in (10, 3))
-    several = multi_seed.Setting("several", (1, 2, 3), np.stack([lucky, unlucky, lucky]).astype(int))
-    one = multi_seed.Setting("one", (2,), unlucky[None].astype(int))
-    assert multi_seed.difference(several, one, gold, np.arange(ROWS), 0.95).gap == 0
-    assert multi_seed.difference(one, several, gold, np.arange(ROWS), 0.95).gap == 0
-    stranger = multi_seed.Setting("stranger", (7,), unlucky[None].astype(int))
-    assert multi_seed.difference(several, stranger, gold, np.arange(ROWS), 0.95).gap < 0
+    several = Recipe("several", (1, 2, 3), np.stack([lucky, unlucky, lucky]).astype(int))
+    one = Recipe("one", (2,), unlucky[None].astype(int))
+    assert compare_pair(several, one, gold, np.arange(ROWS), 0.95).value == 0
+    assert compare_pair(one, several, gold, np.arange(ROWS), 0.95).value == 0
+    stranger = Recipe("stranger", (7,), unlucky[None].astype(int))
+    assert compare_pair(several, stranger, gold, np.arange(ROWS), 0.95).value < 0

@@ -11,7 +11,7 @@ from stages.analysis import nli
 from stages.data.task import Task
 from stages.report import wording
 
-NLI = nli.Nli.of(Task(CLASSES, ("premise", "hypothesis"), "premise"))
+NLI = nli.NliTask.from_task(Task(CLASSES, ("premise", "hypothesis"), "premise"))
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ NLI = nli.Nli.of(Task(CLASSES, ("premise", "hypothesis"), "premise"))
     ],
 )
 def test_the_premise_is_found(columns, group, premise):
-    found = nli.Nli.of(Task(CLASSES, columns, group))
+    found = nli.NliTask.from_task(Task(CLASSES, columns, group))
     assert found.premise == premise
     assert {found.premise, found.hypothesis} == set(columns)
 
 
 def test_classes_are_found_by_name_in_any_order_and_case():
-    found = nli.Nli.of(Task(("Contradiction", "ENTAILMENT", "neutral"), ("a", "b"), None))
+    found = nli.NliTask.from_task(Task(("Contradiction", "ENTAILMENT", "neutral"), ("a", "b"), None))
     assert (found.entailment, found.neutral) == (1, 2)
 
 
@@ -49,7 +49,7 @@ def test_classes_are_found_by_name_in_any_order_and_case():
     ],
 )
 def test_another_task_is_no_nli(classes, columns):
-    assert nli.Nli.of(Task(classes, columns, None)) is None
+    assert nli.NliTask.from_task(Task(classes, columns, None)) is None
 
 
 def test_traits_read_the_hypothesis_against_the_premise():

@@ -48,7 +48,7 @@ BAD_VALUES = {
     "template with a backslash": ("tokenize.template", "{text}\\nMood:", "in double quotes"),
     "one class": ("data.classes", ["a"], "must name 2 to 1,000 classes"),
     "no list of classes": ("data.classes", "a, b", "valid list"),
-    "a class twice": ("data.classes", ["a", "b", "a "], "each class once ('a' stands twice)"),
+    "a class twice": ("data.classes", ["a", "b", "a "], "each class once ('a' is there twice)"),
     "a class that YAML takes for true": ("data.classes.1", True, "quote a name such as 'yes'"),
     "an empty class": ("data.classes.0", " ", "must not be blank"),
     "a class that is a fraction": ("data.classes.2", 1.5, "valid string"),

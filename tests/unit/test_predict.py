@@ -1,4 +1,4 @@
-"""Asking a trained adapter: by arguments, by JSON lines, in conversation, and by plain peft."""
+"""Predictions by a trained adapter: by arguments, JSON lines, interactively, and with plain transformers and peft."""
 
 import contextlib
 import io
@@ -42,11 +42,11 @@ PAIRS = [
 
 
 def make_adapter(folder, classes=CLASSES, template=None, **model_settings):
-    """An adapter as `train_qlora` writes it, its weights drawn at random: it answers otherwise than the base.
+    """Write an adapter as `train_qlora` does. Its weights are random, so it predicts other probabilities than the base.
 
     Args:
-        template: another one than the demo pipeline's.
-        model_settings: keys of the group `model` of params.yaml.
+        template: instead of the demo pipeline's.
+        model_settings: keys of the section `model` of params.yaml.
     """
     raw = unpinned_params()
     for key, value in model_settings.items():
@@ -55,14 +55,14 @@ def make_adapter(folder, classes=CLASSES, template=None, **model_settings):
         set_key(raw, "tokenize.template", template)
     p = params.Params.model_validate(raw)
     manifest = manifest_of(NANO)
-    words = load_configured_tokenizer(manifest, p.tokenize.template)
-    classifier = add_lora(load_base(manifest, p.model, classes, CPU, p.seed, words), p.lora, p.seed)
+    tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
+    classifier = add_lora(load_base(manifest, p.model, classes, CPU, p.seed, tokenizer), p.lora, p.seed)
     torch.manual_seed(0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    save_adapter(classifier, words, manifest, {"classes": classes, "seed": p.seed, **groups}, folder)
+    sections = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
+    save_adapter(classifier, tokenizer, manifest, {"classes": classes, "seed": p.seed, **sections}, folder)
     return folder
 
 
@@ -72,141 +72,150 @@ def adapter(tmp_path_factory):
 
 
 def run(capsys, monkeypatch, arguments, lines=None):
-    """Run `predict` in this process -> what it printed."""
+    """Run `predict` in this process -> its output."""
     monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((lines or "").encode())))
     predict.main()
     return capsys.readouterr().out
 
 
-def test_two_arguments(adapter, capsys, monkeypatch):
-    answer = predict.load(adapter, base_only=False)(PAIRS[:1])[0]
+def test_the_texts_may_be_arguments(adapter, capsys, monkeypatch):
+    answer = predict.load_predictor(adapter, base_only=False)(PAIRS[:1])[0]
     label, *lines = run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter]).splitlines()
     assert label == answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
     assert [line.split() for line in lines] == [[f"{p:.1%}", name] for name, p in answer["probabilities"].items()]
 
 
-def test_json_lines_in_batches(adapter, capsys, monkeypatch):
-    """More lines than a batch holds, of mixed length, in their order, with what else stood in a line."""
-    pairs = PAIRS * (predict.BATCH // len(PAIRS) + 2)
+def test_json_lines_are_predicted_in_batches(adapter, capsys, monkeypatch):
+    """There are more lines than in a batch, of different lengths. Their order and their other keys do not change."""
+    pairs = PAIRS * (predict.BATCH_SIZE // len(PAIRS) + 2)
     lines = [json.dumps({"premise": p, "hypothesis": h, "id": i}) for i, (p, h) in enumerate(pairs)]
     printed = run(capsys, monkeypatch, ["--adapter", adapter], "\n\n".join(lines) + "\n").splitlines()
     answers = [json.loads(line) for line in printed]
     assert [answer["id"] for answer in answers] == list(range(len(pairs)))
-    ask = predict.load(adapter, base_only=False)
+    predictor = predict.load_predictor(adapter, base_only=False)
     for pair, answer in zip(pairs, answers, strict=True):
-        (alone,) = ask([pair])
-        assert answer["prediction"] == alone["label"]
-        assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
+        (single,) = predictor([pair])
+        assert answer["prediction"] == single["label"]
+        assert answer["probabilities"] == pytest.approx(single["probabilities"], abs=1e-4)
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_no_lines_no_answers(adapter, capsys, monkeypatch):
+def test_input_without_lines_has_no_answers(adapter, capsys, monkeypatch):
     assert run(capsys, monkeypatch, ["--adapter", adapter], "\n") == ""
 
 
-def test_base_answers_as_without_adapter(adapter):
-    base = predict.load(adapter, base_only=True)(PAIRS)
-    tuned = predict.load(adapter, base_only=False)(PAIRS)
-    assert base == predict.load(adapter, base_only=True)(PAIRS)  # one seeded head
+def test_base_only_predicts_without_the_adapter(adapter):
+    base = predict.load_predictor(adapter, base_only=True)(PAIRS)
+    tuned = predict.load_predictor(adapter, base_only=False)(PAIRS)
+    assert base == predict.load_predictor(adapter, base_only=True)(PAIRS)  # the head is seeded
     assert all(b["probabilities"] != t["probabilities"] for b, t in zip(base, tuned, strict=True))
 
 
-def test_untuned_asks_the_model_without_adapter(adapter, capsys, monkeypatch):
-    (answer,) = predict.load(adapter, base_only=True)(PAIRS[:1])
+def test_untuned_predicts_without_the_adapter(adapter, capsys, monkeypatch):
+    (answer,) = predict.load_predictor(adapter, base_only=True)(PAIRS[:1])
     printed = run(capsys, monkeypatch, [*PAIRS[0], "--untuned", "--adapter", adapter])
-    assert printed == predict.shown(answer) + "\n"
+    assert printed == predict.format_answer(answer) + "\n"
 
 
-def test_conversation(capsys, monkeypatch):
-    typed = iter(["A man sleeps.", "He rests.", "", "never asked"])
+def test_an_interactive_session_ends_with_an_empty_line(capsys, monkeypatch):
+    typed = iter(["A man sleeps.", "He rests.", "", "not read"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    predict.converse(lambda pairs: [{"label": f"{pairs[0]}", "probabilities": {"neutral": 0.5}}], COLUMNS)
+    predict.answer_interactively(lambda pairs: [{"label": f"{pairs[0]}", "probabilities": {"neutral": 0.5}}], COLUMNS)
     assert "['A man sleeps.', 'He rests.']\n   50.0% neutral" in capsys.readouterr().out
-    assert next(typed) == "never asked"
+    assert next(typed) == "not read"
 
 
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"premise": "a"}', '{"premise": "", "hypothesis": " "}', '{"premise": 1}']
 )
-def test_a_bad_line_is_named(line):
+def test_the_error_names_the_number_of_a_bad_line(line):
     with pytest.raises(errors.UserError, match="standard input, line 7: "):
-        predict.parsed(7, line.encode(), COLUMNS)
+        predict.parse_line(7, line.encode(), COLUMNS)
 
 
-NOT_A_PAIR = {
+BAD_LINES = {
     "bytes that are not UTF-8": (b'{"premise": "caf\xe9", "hypothesis": "a"}', "not UTF-8"),
-    "half a character, escaped": (rb'{"premise": "a\ud800", "hypothesis": "a"}', "not valid text"),
-    "half a character beside the pair": (rb'{"premise": "a", "hypothesis": "b", "note": ["\udfff"]}', "not valid text"),
-    "brackets without end": (b"[" * 100_000, "nested too deep"),
-    "brackets beside the pair": (
+    "an escaped half of a character": (rb'{"premise": "a\ud800", "hypothesis": "a"}', "not valid text"),
+    "half of a character in another key": (
+        rb'{"premise": "a", "hypothesis": "b", "note": ["\udfff"]}',
+        "not valid text",
+    ),
+    "too many open brackets": (b"[" * 100_000, "nested too deep"),
+    "too many brackets in another key": (
         b'{"premise": "a", "hypothesis": "b", "note": %s}' % (b"[" * 100_000 + b"]" * 100_000),
         "nested too deep",
     ),
-    "a column too few": (b'{"premise": "a"}', "no 'hypothesis'; this adapter reads 'premise' and 'hypothesis'"),
-    "nothing in all": (b'{"premise": null, "hypothesis": ""}', "premise and hypothesis: must be text that"),
+    "a missing column": (b'{"premise": "a"}', "no 'hypothesis'; this adapter reads 'premise' and 'hypothesis'"),
+    "only empty texts": (b'{"premise": null, "hypothesis": ""}', "premise and hypothesis: must be text that"),
     "a number": (b'{"premise": "a", "hypothesis": 5}', "hypothesis: must be text"),
-    "no object": (b"[]", "must be an object with 'premise' and 'hypothesis'"),
+    "a list": (b"[]", "must be an object with 'premise' and 'hypothesis'"),
     "a number that JSON does not have": (b'{"premise": "a", "hypothesis": "b", "note": 1e999}', "not JSON"),
-    "the answer's own key": (b'{"premise": "a", "hypothesis": "b", "prediction": 1}', "has the key 'prediction'"),
-    "the answer's other key": (b'{"premise": "a", "hypothesis": "b", "probabilities": 1}', "the key 'probabilities'"),
+    "the key of the prediction": (
+        b'{"premise": "a", "hypothesis": "b", "prediction": 1}',
+        "has the key 'prediction', which the answer uses",
+    ),
+    "the key of the probabilities": (
+        b'{"premise": "a", "hypothesis": "b", "probabilities": 1}',
+        "the key 'probabilities'",
+    ),
 }
 
 
-@pytest.mark.parametrize("line, said", NOT_A_PAIR.values(), ids=NOT_A_PAIR)
-def test_what_is_no_pair_of_texts_is_named(line, said):
-    with pytest.raises(errors.UserError, match="standard input, line 7: ") as refused:
-        predict.parsed(7, line, COLUMNS)
-    assert said in str(refused.value) and len(str(refused.value)) < 200
+@pytest.mark.parametrize("line, message", BAD_LINES.values(), ids=BAD_LINES)
+def test_the_error_says_what_is_wrong_with_a_line(line, message):
+    with pytest.raises(errors.UserError, match="standard input, line 7: ") as caught:
+        predict.parse_line(7, line, COLUMNS)
+    assert message in str(caught.value) and len(str(caught.value)) < 200
 
 
-class Sleepy:
-    """A model that is never sure: it notes how many pairs it is asked at a time."""
+class FakePredictor:
+    """Predicts neutral for each pair, and records the sizes of its batches."""
 
     def __init__(self):
-        self.asked = []
+        self.batch_sizes = []
 
     def __call__(self, pairs):
-        self.asked.append(len(pairs))
+        self.batch_sizes.append(len(pairs))
         return [{"label": "neutral", "probabilities": {"neutral": 0.5}} for _ in pairs]
 
 
-def numbered(count):
+def number_lines(count):
     return [json.dumps({"premise": "a", "hypothesis": "b", "id": i}) for i in range(count)]
 
 
 @pytest.mark.parametrize("bad", [6, 65, 130])
 def test_lines_before_a_bad_one_are_answered(capsys, bad):
-    lines = numbered(140)
+    lines = number_lines(140)
     lines[bad - 1] = "{"
     with pytest.raises(errors.UserError, match=f"standard input, line {bad}: not JSON"):
-        predict.answer_lines(Sleepy(), COLUMNS, io.BytesIO("\n".join(lines).encode()))
+        predict.answer_lines(FakePredictor(), COLUMNS, io.BytesIO("\n".join(lines).encode()))
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == list(range(bad - 1))
 
 
-def test_a_bulk_file_is_answered_in_batches(capsys):
-    model = Sleepy()
-    lines = numbered(3 * predict.BATCH + 5)
-    predict.answer_lines(model, COLUMNS, io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
-    assert model.asked == [predict.BATCH] * 3 + [5]
+def test_a_large_file_is_predicted_in_full_batches(capsys):
+    predictor = FakePredictor()
+    lines = number_lines(3 * predict.BATCH_SIZE + 5)
+    predict.answer_lines(predictor, COLUMNS, io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
+    assert predictor.batch_sizes == [predict.BATCH_SIZE] * 3 + [5]
     assert len(capsys.readouterr().out.splitlines()) == len(lines)
 
 
 @pytest.mark.parametrize("parts", [[b"ab", b"c\nd", b"\n\ne", b"f"], [b"abc\n", b"d\n\nef\n"]])
-def test_lines_arrive_whole_however_they_are_cut(parts):
-    left = iter(parts)
-    groups = list(predict.arriving(SimpleNamespace(read1=lambda size: next(left, b""))))
-    assert [line for lines in groups for line in lines if line] == [b"abc", b"d", b"ef"]
+def test_lines_are_complete_however_the_input_is_split(parts):
+    chunks = iter(parts)
+    reads = list(predict.read_whole_lines(SimpleNamespace(read1=lambda size: next(chunks, b""))))
+    assert [line for lines in reads for line in lines if line] == [b"abc", b"d", b"ef"]
 
 
-def test_what_stood_in_a_line_stays(capsys):
+def test_an_answer_has_all_keys_of_its_line(capsys):
     line = {"premise": "a", "hypothesis": "b", "label": 2, "note": {"label": None}}
-    predict.answer_lines(Sleepy(), COLUMNS, io.BytesIO(json.dumps(line).encode()))
+    predict.answer_lines(FakePredictor(), COLUMNS, io.BytesIO(json.dumps(line).encode()))
     answer = json.loads(capsys.readouterr().out)
     assert answer == line | {"prediction": "neutral", "probabilities": {"neutral": 0.5}}
 
 
-def test_lines_are_utf8_whatever_the_locale(adapter, monkeypatch):
+def test_lines_are_utf8_in_every_locale(adapter, monkeypatch):
     line = '{"premise": "Zoë is asleep.", "hypothesis": "她睡着了。"}'
     monkeypatch.setattr(sys, "argv", ["predict", "--adapter", str(adapter)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line.encode()), encoding="ascii"))
@@ -217,8 +226,8 @@ def test_lines_are_utf8_whatever_the_locale(adapter, monkeypatch):
 
 
 @contextlib.contextmanager
-def asked(adapter, *arguments, **streams):
-    """`predict` in a process of its own, ended at the end."""
+def predict_process(adapter, *arguments, **streams):
+    """`predict` in its own process, which is killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.predict", *arguments, "--adapter", str(adapter)],
         env=stage_env(PYTHONUNBUFFERED=""), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams,
@@ -230,40 +239,40 @@ def asked(adapter, *arguments, **streams):
         process.communicate()
 
 
-def test_a_program_that_waits_for_each_answer_gets_it(adapter):
-    with asked(adapter, stdin=subprocess.PIPE) as process, selectors.DefaultSelector() as selector:
+def test_a_program_that_waits_for_each_answer_receives_it(adapter):
+    with predict_process(adapter, stdin=subprocess.PIPE) as process, selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        for line in numbered(3):
+        for line in number_lines(3):
             process.stdin.write(f"{line}\n".encode())
             process.stdin.flush()
             assert selector.select(timeout=120), "no answer while the input is open"
             assert json.loads(process.stdout.readline()).items() > json.loads(line).items()
-        process.stdin.write(numbered(1)[0].encode())  # the last line needs no end
-        left, complaints = process.communicate(timeout=120)
-        assert json.loads(left)["id"] == 0
-        assert process.returncode == 0, complaints
+        process.stdin.write(number_lines(1)[0].encode())  # the last line needs no line break
+        output, log = process.communicate(timeout=120)
+        assert json.loads(output)["id"] == 0
+        assert process.returncode == 0, log
 
 
-@pytest.mark.parametrize("arguments", [PAIRS[0], ()], ids=["two arguments", "lines"])
-def test_ends_quietly_when_its_reader_has_gone(adapter, tmp_path, arguments):
-    (tmp_path / "pairs.jsonl").write_text("\n".join(numbered(200)))
-    with (tmp_path / "pairs.jsonl").open() as lines, asked(adapter, *arguments, stdin=lines) as process:
+@pytest.mark.parametrize("arguments", [PAIRS[0], ()], ids=["arguments", "lines"])
+def test_it_ends_quietly_when_the_output_is_closed(adapter, tmp_path, arguments):
+    (tmp_path / "pairs.jsonl").write_text("\n".join(number_lines(200)))
+    with (tmp_path / "pairs.jsonl").open() as lines, predict_process(adapter, *arguments, stdin=lines) as process:
         process.stdout.close()
-        complaints = process.stderr.read().decode()
+        log = process.stderr.read().decode()
         assert process.wait(timeout=120) == 1
-    assert not any(word in complaints for word in ("Traceback", "BrokenPipe", "Exception", "error")), complaints
+    assert not any(word in log for word in ("Traceback", "BrokenPipe", "Exception", "error")), log
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_output_that_cannot_be_written_is_one_line(monkeypatch):
+def test_output_that_can_not_be_written_is_an_error(monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(errors.UserError, match="standard output: No space left on device"):
-            predict.say("entailment")
+            predict.print_now("entailment")
 
 
 @pytest.mark.parametrize(
-    "pair, said",
+    "pair, message",
     [
         (("", ""), "premise and hypothesis: must be text that is not empty"),
         ((" ", "\t\n"), "premise and hypothesis: must be text that is not empty"),
@@ -271,27 +280,27 @@ def test_output_that_cannot_be_written_is_one_line(monkeypatch):
         (("A man sleeps.", "\ud800"), "hypothesis: not valid text"),
     ],
 )
-def test_an_argument_that_is_no_text_is_named(adapter, capsys, monkeypatch, pair, said):
-    with pytest.raises(errors.UserError, match=said):
+def test_an_argument_that_is_not_valid_text_is_named(adapter, capsys, monkeypatch, pair, message):
+    with pytest.raises(errors.UserError, match=message):
         run(capsys, monkeypatch, [*pair, "--adapter", adapter])
 
 
-def test_what_is_typed_and_is_no_text_is_named(monkeypatch):
+def test_typed_input_that_is_not_valid_text_is_named(monkeypatch):
     typed = iter(["caf\udce9", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     with pytest.raises(errors.UserError, match="premise: not valid text"):
-        predict.converse(Sleepy(), COLUMNS)
+        predict.answer_interactively(FakePredictor(), COLUMNS)
 
 
 DAMAGED = {
     "no seed": ("classifier.json", lambda saved: saved.pop("seed"), "seed: missing"),
-    "no group": ("classifier.json", lambda saved: saved.pop("batches"), "batches: missing"),
+    "no section": ("classifier.json", lambda saved: saved.pop("batches"), "batches: missing"),
     "a template without a column": (
         "classifier.json", lambda saved: saved["tokenize"].update(template="Label:"), "tokenize.template: ",
     ),
     "no classes": ("classifier.json", lambda saved: saved.pop("classes"), "classes: missing"),
-    "a class too few": ("classifier.json", lambda saved: saved.update(classes=["neutral"]), "classes: "),
-    "an unknown key of a group": (
+    "a single class": ("classifier.json", lambda saved: saved.update(classes=["neutral"]), "classes: "),
+    "an unknown key of a section": (
         "classifier.json", lambda saved: saved["model"].update(adapter="b"), "model.adapter: unknown key",
     ),
     "no digest": ("base.json", lambda saved: saved.pop("digest"), "digest: missing"),
@@ -308,29 +317,29 @@ DAMAGED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file, damage, said", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_of_the_adapter_is_named_with_its_key(adapter, tmp_path, file, damage, said):
+@pytest.mark.parametrize("file, damage, message", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_of_the_adapter_is_named_with_its_key(adapter, tmp_path, file, damage, message):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     saved = json.loads((folder / file).read_text())
     damage(saved)
     (folder / file).write_text(json.dumps(saved))
-    with pytest.raises(errors.UserError) as refused:
-        predict.load(folder, base_only=False)
-    assert f"{folder / file}: {said}" in str(refused.value)
+    with pytest.raises(errors.UserError) as caught:
+        predict.load_predictor(folder, base_only=False)
+    assert f"{folder / file}: {message}" in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["classifier.json", "base.json", "adapter_config.json"])
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "\xff"])
-def test_a_file_of_the_adapter_that_is_no_json_is_named(adapter, tmp_path, file, text):
+def test_a_file_of_the_adapter_that_is_not_json_is_named(adapter, tmp_path, file, text):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     (folder / file).write_text(text, encoding="latin-1")
-    with pytest.raises(errors.UserError) as refused:
-        predict.load(folder, base_only=False)
-    assert str(refused.value).startswith(f"{folder / file}: ") and len(str(refused.value)) < 300
+    with pytest.raises(errors.UserError) as caught:
+        predict.load_predictor(folder, base_only=False)
+    assert str(caught.value).startswith(f"{folder / file}: ") and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("texts", [["a"], ["a", "b", "c"]])
-def test_more_or_fewer_texts_than_columns_are_refused(adapter, capsys, monkeypatch, texts):
+def test_more_or_fewer_texts_than_columns_are_an_error(adapter, capsys, monkeypatch, texts):
     with pytest.raises(SystemExit, match="2"):
         run(capsys, monkeypatch, [*texts, "--adapter", adapter])
     assert f"this adapter reads 2: premise, hypothesis; texts given: {len(texts)}" in capsys.readouterr().err
@@ -338,12 +347,12 @@ def test_more_or_fewer_texts_than_columns_are_refused(adapter, capsys, monkeypat
 
 @pytest.fixture(scope="module")
 def topics(tmp_path_factory):
-    """An adapter of many classes and one text."""
+    """An adapter with many classes and one text column."""
     classes = tuple(f"topic {number}" for number in range(77))
     return make_adapter(tmp_path_factory.mktemp("topics") / "adapter", classes, "Text: {Body Text}\nTopic:")
 
 
-def test_an_adapter_knows_its_own_columns_and_classes(topics, capsys, monkeypatch):
+def test_the_adapter_has_its_own_columns_and_classes(topics, capsys, monkeypatch):
     (line,) = run(capsys, monkeypatch, ["--adapter", topics], '{"Body Text": "A man sleeps.", "id": 1}\n').splitlines()
     answer = json.loads(line)
     assert list(answer["probabilities"]) == [f"topic {number}" for number in range(77)]
@@ -352,55 +361,55 @@ def test_an_adapter_knows_its_own_columns_and_classes(topics, capsys, monkeypatc
         run(capsys, monkeypatch, ["--adapter", topics], '{"premise": "A man sleeps."}\n')
 
 
-def test_of_many_classes_people_see_the_likeliest(topics, capsys, monkeypatch):
+def test_only_the_most_likely_of_many_classes_are_shown(topics, capsys, monkeypatch):
     label, *lines = run(capsys, monkeypatch, ["A man sleeps.", "--adapter", topics]).splitlines()
     assert lines[0].endswith(f"% {label}") and lines[-1].strip() == "72 less likely"
-    shares = [float(line.split("%")[0]) for line in lines[:-1]]
-    assert len(shares) == predict.SHOWN and shares == sorted(shares, reverse=True)
+    percentages = [float(line.split("%")[0]) for line in lines[:-1]]
+    assert len(percentages) == predict.MOST_SHOWN and percentages == sorted(percentages, reverse=True)
 
 
 def test_a_null_is_the_empty_text_as_in_training(adapter, capsys, monkeypatch):
     lines = [json.dumps({"premise": "A man sleeps.", "hypothesis": text}) for text in (None, "")]
-    of_null, of_empty = map(json.loads, run(capsys, monkeypatch, ["--adapter", adapter], "\n".join(lines)).splitlines())
-    assert of_null.pop("hypothesis") is None and of_empty.pop("hypothesis") == ""
-    assert of_null == of_empty
+    null, empty = map(json.loads, run(capsys, monkeypatch, ["--adapter", adapter], "\n".join(lines)).splitlines())
+    assert null.pop("hypothesis") is None and empty.pop("hypothesis") == ""
+    assert null == empty
 
 
 def test_one_of_two_texts_may_be_empty(adapter, capsys, monkeypatch):
     assert run(capsys, monkeypatch, ["A man sleeps.", "", "--adapter", adapter])
 
 
-def test_no_adapter_is_one_line(tmp_path):
+def test_a_missing_adapter_is_an_error_of_one_line(tmp_path):
     done = run_in_each(["tools.predict"], [tmp_path], ["a", "b"])[tmp_path.name]
     assert "outs/adapter/classifier.json" in error_line(done)
 
 
 @pytest.fixture
 def moved(adapter, tmp_path, monkeypatch):
-    """The adapter in another folder. Its base was a relative folder, which is not there."""
+    """The adapter in another folder. Its base model was in a relative folder, which does not exist here."""
     folder = shutil.copytree(adapter, tmp_path / "moved")
     edit_json(folder, "base.json", name="assets/nano-phi")
     monkeypatch.chdir(tmp_path)
     return folder
 
 
-def test_a_base_that_was_a_folder_and_is_not_found_is_said_with_the_place(moved, tmp_path):
-    with pytest.raises(errors.UserError) as refused:
-        predict.load(moved, base_only=False)
-    line = str(refused.value)
+def test_the_error_about_a_missing_base_folder_has_its_whole_path(moved, tmp_path):
+    with pytest.raises(errors.UserError) as caught:
+        predict.load_predictor(moved, base_only=False)
+    line = str(caught.value)
     assert f"there is no folder {tmp_path}/assets/nano-phi" in line and "--base FOLDER" in line
     assert "network" not in line and "http" not in line
 
 
 @pytest.mark.parametrize("revision", ["none", "ef382358ec9e382308935a992d908de099b64c23"], ids=["folder", "hub"])
-def test_a_base_is_found_where_base_says(moved, adapter, capsys, monkeypatch, revision):
+def test_base_names_the_folder_of_the_base_model(moved, adapter, capsys, monkeypatch, revision):
     edit_json(moved, "base.json", revision=revision)
     printed = run(capsys, monkeypatch, [*PAIRS[0], "--adapter", moved, "--base", NANO])
     assert printed == run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter])
 
 
 @pytest.mark.parametrize("change", ["other", "gone", "one more"])
-def test_a_base_that_is_not_the_adapters_is_named_by_the_file(moved, tmp_path, capsys, monkeypatch, change):
+def test_the_error_about_another_base_model_names_the_file(moved, tmp_path, capsys, monkeypatch, change):
     base = shutil.copytree(NANO, tmp_path / "other")
     if change == "other":
         edit_json(base, "config.json", rope_theta=5.0)
@@ -408,33 +417,33 @@ def test_a_base_that_is_not_the_adapters_is_named_by_the_file(moved, tmp_path, c
         (base / "config.json").unlink()
     else:
         (base / "more.json").write_text("{}")
-    with pytest.raises(errors.UserError) as refused:
+    with pytest.raises(errors.UserError) as caught:
         run(capsys, monkeypatch, [*PAIRS[0], "--adapter", moved, "--base", base])
     name = "more.json" if change == "one more" else "config.json"
-    assert str(refused.value).startswith(f"--base: {base / name}: ")
+    assert str(caught.value).startswith(f"--base: {base / name}: ")
 
 
-def test_a_folder_that_base_names_has_to_be_there(moved, tmp_path, capsys, monkeypatch):
-    """And who means the untuned model, by what `--base` once was, hears its name."""
+def test_a_missing_folder_after_base_is_an_error_that_mentions_untuned(moved, tmp_path, capsys, monkeypatch):
+    """In earlier versions, `--base` was the name of `--untuned`."""
     with pytest.raises(errors.UserError, match=r"^--base: no folder A man sleeps\.; .*--untuned"):
         run(capsys, monkeypatch, ["--base", "A man sleeps.", "He rests.", "--adapter", moved])
 
 
-def test_works_from_a_copied_folder_without_params(adapter, tmp_path):
+def test_a_copied_adapter_works_without_params_yaml(adapter, tmp_path):
     copy = shutil.copytree(adapter, tmp_path / "elsewhere")
     done = run_in_each(["tools.predict"], [tmp_path], [*PAIRS[0], "--adapter", copy])[tmp_path.name]
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == predict.load(adapter, base_only=False)(PAIRS[:1])[0]["label"]
+    assert done.stdout.splitlines()[0] == predict.load_predictor(adapter, base_only=False)(PAIRS[:1])[0]["label"]
 
 
-def python_block(text):
-    """The one block of Python in a Markdown text."""
+def find_python_block(text):
+    """The only block of Python in a Markdown text."""
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return block
 
 
-def card_of_a_run(folder, template=None, **model_settings):
-    """The model card of a made run, with some keys of the group `model`."""
+def write_card(folder, template=None, **model_settings):
+    """The model card of a fake run, with some keys of the section `model` changed."""
     finished_run.make(folder, model="microsoft/phi-2")
     raw = yaml.safe_load((folder / "params.yaml").read_text())
     raw["model"] |= model_settings
@@ -444,12 +453,12 @@ def card_of_a_run(folder, template=None, **model_settings):
 
 
 def run_plain(block, folder, adapter):
-    """Run a block's lines in a process of their own, the two names put in -> (label, probabilities)."""
-    for name, ours in (("microsoft/phi-2", NANO), (re.search(r'Path\("(.+/.+)"\)', block)[1], adapter)):
+    """Run a block in its own process, with our model and adapter -> (label, probabilities)."""
+    for name, path in (("microsoft/phi-2", NANO), (re.search(r'Path\("(.+/.+)"\)', block)[1], adapter)):
         assert block.count(f'"{name}"') == 1
-        block = block.replace(f'"{name}"', f'"{ours}"')
+        block = block.replace(f'"{name}"', f'"{path}"')
     (folder / "plain.py").write_text(block)
-    # Where the CPU has AVX512-BF16 bitsandbytes rounds to bfloat16, which `predict` forbids it: off here too.
+    # On a CPU with AVX512-BF16, bitsandbytes rounds to bfloat16. `predict` turns this off, so it is off here too.
     start = "import bitsandbytes.nn.modules as layers, runpy; layers.has_avx512bf16 = lambda: False"
     done = subprocess.run(
         [sys.executable, "-c", f"{start}; runpy.run_path('plain.py')"],
@@ -457,43 +466,45 @@ def run_plain(block, folder, adapter):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"score.weight +\| MISSING", done.stderr), "the README says so"
-    label, _, shares = done.stdout.strip().partition(" ")
-    return label, json.loads(shares)
+    label, _, probabilities = done.stdout.strip().partition(" ")
+    return label, json.loads(probabilities)
 
 
 SPECIAL = "<|endoftext|>Premise: {premise}<|endoftext|>Hypothesis: {hypothesis}\nLabel:"
 PLAIN = {
     "README": ({}, lambda folder, **settings: README),
     "README, special tokens in the template": ({"template": SPECIAL}, lambda folder, **settings: README),
-    "card": ({}, card_of_a_run),
-    "card, not quantised": ({"quantization": "none"}, card_of_a_run),
+    "card": ({}, write_card),
+    "card, not quantised": ({"quantization": "none"}, write_card),
 }
 
 
 @pytest.mark.parametrize("settings, text", PLAIN.values(), ids=PLAIN)
-def test_the_lines_of_plain_transformers_and_peft_answer_as_predict_does(tmp_path, monkeypatch, settings, text):
+def test_plain_transformers_and_peft_predict_the_same(tmp_path, monkeypatch, settings, text):
     adapter = make_adapter(tmp_path / "adapter", **settings)
     assert AutoConfig.from_pretrained(adapter).id2label == dict(enumerate(CLASSES))
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
-    label, shares = run_plain(python_block(text(tmp_path / "run", **settings)), tmp_path, adapter)
-    (ours,) = predict.load(adapter, base_only=False)([("Two dogs are running in the park.", "Animals are outside.")])
-    assert label == ours["label"]
-    assert shares == pytest.approx(list(ours["probabilities"].values()), abs=1e-4)
+    label, probabilities = run_plain(find_python_block(text(tmp_path / "run", **settings)), tmp_path, adapter)
+    (answer,) = predict.load_predictor(adapter, base_only=False)(
+        [("Two dogs are running in the park.", "Animals are outside.")]
+    )
+    assert label == answer["label"]
+    assert probabilities == pytest.approx(list(answer["probabilities"].values()), abs=1e-4)
 
 
-def test_the_plain_lines_take_any_text_for_text(adapter, capsys, monkeypatch):
-    """Braces, and the name of a special token, as `predict` reads them."""
-    block = python_block(README)
+def test_plain_transformers_and_peft_read_any_text_as_text(adapter, capsys, monkeypatch):
+    """Braces and the name of a special token are text, as in `predict`."""
+    block = find_python_block(README)
     pair = {"premise": "{hypothesis} <|endoftext|>", "hypothesis": "{premise} {0}"}
     block, times = re.subn(r"^texts = .*$", lambda line: f"texts = {pair}", block, flags=re.MULTILINE)
     assert times == 1
     block = block.replace("microsoft/phi-2", str(NANO)).replace("outs/adapter", str(adapter))
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
     exec(block, {})
-    _, _, shares = capsys.readouterr().out.strip().partition(" ")
-    (ours,) = predict.load(adapter, base_only=False)([tuple(pair.values())])
-    assert json.loads(shares) == pytest.approx(list(ours["probabilities"].values()), abs=1e-4)
+    _, _, probabilities = capsys.readouterr().out.strip().partition(" ")
+    (answer,) = predict.load_predictor(adapter, base_only=False)([tuple(pair.values())])
+    assert json.loads(probabilities) == pytest.approx(list(answer["probabilities"].values()), abs=1e-4)
 
 
 CARD = (ROOT / "stages/report/templates/model_card.md").read_text()
@@ -501,11 +512,11 @@ CHAT = "<|im_start|>user\nPremise: {premise} {hypothesis}<|im_end|>\n<|im_start|
 LLAMA = "<s>[INST] {premise}\n{hypothesis}[INST]"
 
 
-@pytest.mark.parametrize("block", [python_block(README), python_block(CARD)], ids=["README", "card"])
+@pytest.mark.parametrize("block", [find_python_block(README), find_python_block(CARD)], ids=["README", "card"])
 @pytest.mark.parametrize(
     ("base", "template"), [(tokenizers.chatml, CHAT), (tokenizers.metaspace, LLAMA)], ids=["ChatML", "Llama's"]
 )
-def test_the_plain_lines_make_the_tokens_of_training(tmp_path, block, base, template):
+def test_plain_transformers_makes_the_tokens_of_training(tmp_path, block, base, template):
     base().save_pretrained(tmp_path / "base")
     manifest = manifest_of(tmp_path / "base")
     (adapter := tmp_path / "adapter").mkdir()

@@ -484,7 +484,7 @@ def test_figures_that_do_not_compare_say_what_differs(analyzed, settings, said):
     assert " ".join(words.split()) == said
 
 
-DUPLICATES = "Of 60 test rows, 5 stand in the training rows too, word for word: scores may be too high."
+DUPLICATES = "5 of 60 test rows are duplicates of training rows: scores may be too high."
 NEW_PREMISES = "with a training row: rows of a new premise may score lower."
 
 
@@ -492,11 +492,11 @@ NEW_PREMISES = "with a training row: rows of a new premise may score lower."
     "in_train, said",
     [
         ((0, 0), ["No test row stands in the training rows, and none shares its premise with one."]),
-        ((0, 1), [f"Of 60 test rows, 1 shares its premise {NEW_PREMISES}", "No test row stands in the training rows."]),
-        ((0, 7), [f"Of 60 test rows, 7 share their premise {NEW_PREMISES}"]),
-        ((1, 0), ["Of 60 test rows, 1 stands in the training rows too, word for word: scores may be too high."]),
-        ((5, 50), [DUPLICATES, f"Of the other 55 test rows, 50 share their premise {NEW_PREMISES}"]),
-        ((5, 1), [DUPLICATES, f"Of the other 55 test rows, 1 shares its premise {NEW_PREMISES}"]),
+        ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row stands in the training rows."]),
+        ((0, 7), [f"7 of 60 test rows share their premise {NEW_PREMISES}"]),
+        ((1, 0), ["1 of 60 test rows is a duplicate of a training row: scores may be too high."]),
+        ((5, 50), [DUPLICATES, f"50 of the other 55 test rows share their premise {NEW_PREMISES}"]),
+        ((5, 1), [DUPLICATES, f"1 of the other 55 test rows shares its premise {NEW_PREMISES}"]),
     ],
 )
 def test_test_rows_that_were_trained_on_or_share_a_group_are_named(analyzed, in_train, said):
@@ -733,12 +733,12 @@ def test_names_that_matplotlibs_font_has_ask_no_other_font(monkeypatch):
     ],
 )
 def test_a_name_is_cut_with_a_sign(name, said):
-    assert render.short(name, 10) == said
+    assert render.shorten(name, 10) == said
 
 
 @pytest.mark.parametrize("name, said", [("五つの文字", "五つの文字"), ("六つの文字だ", "六つ…字だ")])
 def test_a_chinese_or_japanese_character_takes_the_room_of_two(name, said):
-    assert render.short(name, 10) == said
+    assert render.shorten(name, 10) == said
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Splits: read from the files that are pinned, by the names and slices that params.yaml asks for."""
+"""Splits are read from pinned files, by the names and slices in params.yaml."""
 
 import gzip
 import lzma
@@ -13,7 +13,7 @@ import yaml
 from helpers.parameters import unpinned_params, use
 from helpers.project import NANO, SHARED
 from helpers.stages import assert_refused, run_stage_in_each, written
-from helpers.tables import arrow, data_group, frame, parquet_folder
+from helpers.tables import arrow, data_params, frame, parquet_folder
 
 from stages.data.split_files import read_splits
 from stages.runtime.errors import UserError
@@ -25,7 +25,7 @@ CLASSES = ["entailment", "neutral", "contradiction"]
 
 @pytest.fixture
 def nli(tmp_path, monkeypatch):
-    """An empty folder for a data set, named relative to the folder of the run."""
+    """An empty folder for a data set in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nli").mkdir()
     return tmp_path / "nli"
@@ -34,10 +34,10 @@ def nli(tmp_path, monkeypatch):
 def read(folder, names=None, **of_data):
     """{split: data frame} of a folder."""
     names = build_manifest(folder, "nli", "none", "data")["files"] if names is None else names
-    return {split: table.to_pandas() for split, table in read_splits(folder, names, data_group(**of_data)).items()}
+    return {split: table.to_pandas() for split, table in read_splits(folder, names, data_params(**of_data)).items()}
 
 
-def refusal(folder, **of_data):
+def error_of(folder, **of_data):
     with pytest.raises(UserError) as caught:
         read(folder, **of_data)
     assert "\n" not in str(caught.value)
@@ -48,18 +48,18 @@ def splits(train="train", validation="train", test="train"):
     return {"train": train, "validation": validation, "test": test}
 
 
-# --- the files that are read are the files that are pinned ---
+# --- only pinned files are read ---
 
 
-def test_rows_changed_under_the_same_path_and_time_are_read_anew(nli):
-    """As by `cp -p`, or from an archive that gives all files one time."""
+def test_a_changed_file_with_the_same_path_and_time_is_read_again(nli):
+    """`cp -p` makes such files, and so do archives that give all files the same time."""
     names = parquet_folder(nli, CLASSES)
-    before = read(nli, names)
+    first = read(nli, names)
     times = {name: (nli / name).stat().st_mtime_ns for name in names}
     parquet_folder(nli, CLASSES, [2, 2, 2, 2])
     for name, time in times.items():
         os.utime(nli / name, ns=(time, time))
-    assert list(before["test"]["label"]) == [0, 1, 2, -1]
+    assert list(first["test"]["label"]) == [0, 1, 2, -1]
     assert list(read(nli, names)["test"]["label"]) == [2, 2, 2, 2]
 
 
@@ -79,7 +79,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_a_format_that_is_read_is_pinned(nli, ending):
+def test_files_of_every_format_that_is_read_are_pinned(nli, ending):
     def write(label):
         for split in ("train", "validation", "test"):
             WRITERS[ending](
@@ -94,7 +94,7 @@ def test_a_format_that_is_read_is_pinned(nli, ending):
 
 
 def test_a_format_that_is_not_pinned_is_not_read(nli):
-    """Else its rows could change under the same digest."""
+    """Its rows could change while the digest stays the same."""
     for split in ("train", "validation", "test"):
         (nli / f"{split}.xml").write_text("<r><premise>a</premise><hypothesis>b</hypothesis><label>0</label></r>")
     manifest = build_manifest(nli, "nli", "none", "data")
@@ -103,7 +103,7 @@ def test_a_format_that_is_not_pinned_is_not_read(nli):
         read(nli, manifest["files"])
 
 
-def test_words_that_pandas_takes_for_nothing_are_text(nli):
+def test_words_that_pandas_reads_as_missing_are_text(nli):
     words = ["None", "NA", "null", "nan", ""]
     pd.DataFrame({"text": words, "label": words}).to_csv(nli / "train.csv", index=False)
     rows = read(nli, splits=splits())["train"]
@@ -111,18 +111,18 @@ def test_words_that_pandas_takes_for_nothing_are_text(nli):
         assert rows[column].fillna("missing").tolist() == ["None", "NA", "null", "nan", "missing"]
 
 
-@pytest.mark.skipif(not SNLI.is_dir(), reason="SNLI is not in the project; needs ../shared/data/snli")
-def test_snli_is_read_whole(tmp_path, monkeypatch):
+@pytest.mark.skipif(not SNLI.is_dir(), reason="needs SNLI in ../shared/data/snli, which is not part of the project")
+def test_all_rows_of_snli_are_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    read_whole = read(SNLI, [path.name for path in SNLI.glob("*.parquet")])
-    assert {split: len(rows) for split, rows in read_whole.items()} == {
-        split: pq.read_metadata(next(SNLI.glob(f"{split}*.parquet"))).num_rows for split in read_whole
+    snli = read(SNLI, [path.name for path in SNLI.glob("*.parquet")])
+    assert {split: len(rows) for split, rows in snli.items()} == {
+        split: pq.read_metadata(next(SNLI.glob(f"{split}*.parquet"))).num_rows for split in snli
     }
 
 
 # --- cells of csv and tsv are text ---
 
-# The cases of github.com/max-mapper/csv-spectrum, in files of our own: the content of a file, and its cells.
+# The cases of github.com/max-mapper/csv-spectrum with contents of our own: {case: (content of the file, its cells)}.
 SPECTRUM = {
     "a comma in quotes": (
         'name,place,zip\nJo Low,"Aix, Vaud",08123\n',
@@ -163,7 +163,7 @@ def test_each_cell_of_a_csv_file_is_its_text(nli, case):
     assert rows.astype(object).where(rows.notna(), None).to_dict("records") == cells
 
 
-def test_a_column_is_text_in_every_split_whatever_it_has_there(nli):
+def test_a_column_is_text_in_every_split(nli):
     for split, labels in {"train": ["01", "02", "1a"], "validation": ["01", "02"], "test": ["02", "02"]}.items():
         pd.DataFrame({"text": "0", "label": labels}).to_csv(nli / f"{split}.csv", index=False)
     rows = read(nli)
@@ -172,12 +172,12 @@ def test_a_column_is_text_in_every_split_whatever_it_has_there(nli):
     }  # fmt: skip
 
 
-def test_a_column_that_is_empty_for_long_may_hold_a_word_at_last(nli):
+def test_a_column_may_have_its_first_text_after_ten_thousand_empty_cells(nli):
     pd.DataFrame({"text": "a", "note": [None] * 10_000 + ["checked"]}).to_csv(nli / "train.csv", index=False)
     assert read(nli, splits=splits())["train"]["note"].tolist()[-1] == "checked"
 
 
-def test_the_types_that_the_readme_declares_are_taken(nli):
+def test_columns_get_the_types_that_the_readme_declares(nli):
     declared = datasets.Features(
         {"label": datasets.ClassLabel(names=["bad", "good"]), "stars": datasets.Value("int64")}
     )
@@ -185,19 +185,19 @@ def test_the_types_that_the_readme_declares_are_taken(nli):
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label,stars\n01,good,01\n02,,\n03,0,3\n")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert table.to_pydict() == {"text": ["01", "02", "03"], "label": [1, None, 0], "stars": [1, None, 3]}
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
-def test_the_classes_that_the_readme_declares_name_the_integers_of_any_kind_of_file(nli, ending):
+def test_classes_that_the_readme_declares_name_the_integers_in_files_of_any_format(nli, ending):
     declared = datasets.Features({"label": datasets.ClassLabel(names=["bad", "good"])})
     features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     WRITERS[ending](pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}), nli / f"train.{ending}")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
     assert table["label"].to_pylist() == [1, 0]
 
@@ -209,45 +209,45 @@ def test_the_classes_that_the_readme_declares_name_the_integers_of_any_kind_of_f
         (datasets.ClassLabel(names=["0.0", "0.5", "1.0"]), [2, None, 0]),
         (datasets.Value("int64"), [1, None, 0]),
     ],
-    ids=["places", "names", "integers"],
+    ids=["codes", "names", "integers"],
 )
-def test_declared_integers_may_be_written_with_a_point_as_pandas_does_next_to_gaps(nli, declared, expected):
+def test_declared_integers_may_be_written_as_floats_as_pandas_does_next_to_missing_values(nli, declared, expected):
     features = yaml.safe_dump({"dataset_info": {"features": datasets.Features({"label": declared})._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label\na,1.0\nb,\nc,0.0\n")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    assert read_splits(nli, names, data_group(splits=splits()))["train"]["label"].to_pylist() == expected
+    assert read_splits(nli, names, data_params(splits=splits()))["train"]["label"].to_pylist() == expected
 
 
-def test_a_type_that_the_readme_declares_and_the_file_has_not_is_one_line(nli):
+def test_a_column_that_contradicts_the_declared_type_is_an_error(nli):
     declared = datasets.Features({"label": datasets.ClassLabel(names=["bad", "good"])})
     features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label\na,good\nb,so so\n")
-    line = refusal(nli, splits=splits())
+    line = error_of(nli, splits=splits())
     assert "nli/train.csv: column 'label' is not what dataset_info in" in line and "so so" in line
 
 
-def test_rows_that_the_readme_counts_otherwise_are_one_line(nli):
-    """As where a part of the files is missing."""
+def test_another_number_of_rows_than_the_readme_says_is_an_error(nli):
+    """Some files may be missing."""
     (nli / "README.md").write_text("---\ndataset_info:\n  splits:\n  - {name: train, num_examples: 3}\n---\n")
     (nli / "train.csv").write_text("text,label\na,x\nb,y\n")
-    assert "split 'train' has 2 rows, but dataset_info in README.md says 3" in refusal(nli, splits=splits())
+    assert "split 'train' has 2 rows, but dataset_info in README.md says 3" in error_of(nli, splits=splits())
 
 
-# --- files that can not be read ---
+# --- files that are not readable ---
 
 
-def refusal_of(folder, name, content):
+def error_of_file(folder, name, content):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    line = refusal(folder, splits=splits())
-    assert ".tmp" not in line, "the links have no meaning to the reader"
+    line = error_of(folder, splits=splits())
+    assert ".tmp" not in line, "the error names a temporary link"
     assert line.startswith(f"data.name: {folder}/{name}: ")
     return line.removeprefix(f"data.name: {folder}/{name}: ")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         (
             "train.csv",
@@ -279,15 +279,13 @@ def refusal_of(folder, name, content):
          "semicolons and commas", "tabs", "commas in tsv", "single quotes", "single quotes in the rows",
          "a row too long", "a comma at each end", "an open quote", "empty", "no gzip", "cut xz", "parquet"],
 )  # fmt: skip
-def test_a_file_of_another_encoding_or_dialect_is_one_line_that_says_what_it_looks_like(
-    nli, name, content, said, capfd
-):
-    assert refusal_of(nli, name, content).startswith(said)
-    assert capfd.readouterr().err == "", "the line is all that is said"
+def test_the_error_says_which_encoding_or_dialect_a_file_seems_to_have(nli, name, content, message, capfd):
+    assert error_of_file(nli, name, content).startswith(message)
+    assert capfd.readouterr().err == "", "a library logs something too"
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "warning"),
     [
         (
             "text,label\na,0\nb\nc,1\n",
@@ -301,36 +299,36 @@ def test_a_file_of_another_encoding_or_dialect_is_one_line_that_says_what_it_loo
     ],
     ids=["short row", "stray quote", "no label"],
 )
-def test_rows_that_may_be_read_otherwise_than_meant_are_told(nli, capsys, content, told):
+def test_a_warning_is_printed_if_rows_may_be_read_wrongly(nli, capsys, content, warning):
     (nli / "train.csv").write_text(content)
     read(nli, splits=splits())
-    said = [line for line in capsys.readouterr().out.splitlines() if "train.csv: " in line]
-    assert said == ([f"data.name: {nli}/train.csv: {told}"] if told else [])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "train.csv: " in line]
+    assert lines == ([f"data.name: {nli}/train.csv: {warning}"] if warning else [])
 
 
 @pytest.mark.parametrize("content", ["", "\n", "[]", " []\n"])
-def test_a_json_file_without_rows_is_one_line(nli, content):
-    assert refusal_of(nli, "train.json", content) == "the file has no rows"
+def test_a_json_file_without_rows_is_an_error(nli, content):
+    assert error_of_file(nli, "train.json", content) == "the file has no rows"
 
 
-def test_tables_of_two_kinds_in_two_splits_are_named(nli):
+def test_tables_of_two_formats_in_two_splits_are_an_error(nli):
     (nli / "train.csv").write_text("text,label\na,0\n")
     (nli / "test.tsv").write_text("text\tlabel\na\t0\n")
-    assert "tables of 2 kinds: csv (train.csv), tsv (test.tsv); keep one kind" in refusal(nli, splits=splits())
+    assert "tables of 2 kinds: csv (train.csv), tsv (test.tsv); keep one kind" in error_of(nli, splits=splits())
 
 
-def test_a_separator_that_the_readme_names_is_taken(nli):
+def test_the_readme_may_name_a_separator(nli):
     for sep in (";", r"\s*;\s*"):
         configs = [{"config_name": "default", "data_files": "train.csv", "sep": sep, "engine": "python"}]
         (nli / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
         (nli / "train.csv").write_text("text;label\nwell, fine;01\n")
         assert read(nli, splits=splits())["train"].to_dict("list") == {"text": ["well, fine"], "label": ["01"]}
-        assert refusal_of(nli, "train.csv", "text;label\na;b;c;d\na;b\n").endswith(
+        assert error_of_file(nli, "train.csv", "text;label\na;b;c;d\na;b\n").endswith(
             'with " around a cell that holds one'
         )
 
 
-def test_one_column_may_be_read_whatever_its_texts_hold(nli):
+def test_the_texts_of_a_single_column_may_have_separators_and_quotes(nli):
     (nli / "train.csv").write_text("text\na; b\n'c'\n")
     assert list(read(nli, splits=splits())["train"]["text"]) == ["a; b", "'c'"]
 
@@ -351,14 +349,14 @@ ROWS = pd.DataFrame({"text": [f"text {row}" for row in range(500)], "label": ["a
     ],
     ids=["columns", "columns, indented", "index", "split", "data", "data, indented", "data and version"],
 )
-def test_a_json_file_that_is_one_object_is_one_line_that_says_what_to_write(nli, content):
-    assert refusal_of(nli, "train.json", content) == (
+def test_a_json_file_that_is_one_object_is_an_error_that_says_what_to_write(nli, content):
+    assert error_of_file(nli, "train.json", content) == (
         "the file is one object, not a list of rows; write one row a line, "
         'as DataFrame.to_json(path, orient="records", lines=True) does'
     )
 
 
-def test_a_json_file_for_each_row_is_read(nli):
+def test_each_row_may_have_a_json_file_of_its_own(nli):
     for row in range(3):
         (nli / f"train[{row}].json").write_text(f'{{"text": "a {row}",\n "about": {{"page": {row}}}}}\n')
     assert list(read(nli, splits=splits())["train"]["text"]) == ["a 0", "a 1", "a 2"]
@@ -367,10 +365,10 @@ def test_a_json_file_for_each_row_is_read(nli):
 # --- which files ---
 
 
-def test_a_table_of_another_kind_is_no_rival(reviews):
-    """`datasets` would read the one of which there are more, json where there are as many."""
+def test_tables_of_two_formats_are_an_error_unless_the_readme_names_the_files(reviews):
+    """`datasets` would read only the more frequent format, or json if both are equally frequent."""
     (reviews / "dataset-metadata.json").write_text('[{"text": "a", "label": "b"}]')
-    line = refusal(reviews, splits=splits())
+    line = error_of(reviews, splits=splits())
     assert "tables of 2 kinds: csv (reviews.csv), json (dataset-metadata.json); keep one kind there" in line
     (reviews / "README.md").write_text("---\nconfigs:\n- {config_name: default, data_files: reviews.csv}\n---\n")
     assert len(read(reviews, splits=splits())["train"]) == 100
@@ -382,7 +380,7 @@ def test_a_folder_of_save_to_disk_is_read(nli):
     assert [list(split["label"]) for split in read(nli).values()] == [["x", "y"]] * 3
 
 
-def test_a_table_that_belongs_to_no_split_is_let_be(nli):
+def test_a_table_that_belongs_to_no_split_is_ignored(nli):
     for split in ("train", "validation", "test"):
         frame(("A man runs.", "He moves.", 0)).to_csv(nli / f"{split}.csv", index=False)
     (nli / "dataset-metadata.json").write_text('{"title": "nli"}')
@@ -390,7 +388,7 @@ def test_a_table_that_belongs_to_no_split_is_let_be(nli):
 
 
 @pytest.mark.parametrize("name", ["D.CSV", "d.Csv", "d.CSV.gz", "D.TSV", "D.JSONL", "D.Parquet"])
-def test_an_ending_may_be_in_upper_case(nli, name):
+def test_an_extension_may_be_in_upper_case(nli, name):
     rows = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
     WRITERS[next(e for e in WRITERS if name.lower().endswith(f".{e}"))](rows, nli / "d")
     (nli / "d").rename(nli / name)
@@ -399,17 +397,17 @@ def test_an_ending_may_be_in_upper_case(nli, name):
     assert list(read(nli, splits=splits())["train"]["label"]) == ["x", "y"]
 
 
-def test_two_files_whose_names_differ_in_the_case_of_their_ending_are_one_line(nli):
+def test_two_files_whose_names_differ_only_in_case_are_an_error(nli):
     for name in ("train.csv", "train.CSV"):
         (nli / name).write_text("text,label\na,b\n")
-    assert "train.CSV and train.csv differ only in case" in refusal(nli, splits=splits())
+    assert "train.CSV and train.csv differ only in case" in error_of(nli, splits=splits())
 
 
 @pytest.mark.parametrize(
     "path", ["absolute", "../other/train.csv", "https://127.0.0.1:9/train.csv", "README.md", "data_dir"]
 )
-def test_a_readme_that_names_a_file_outside_the_folder_is_one_line(nli, tmp_path, path):
-    """Its rows could change under the same digest."""
+def test_a_readme_that_names_a_file_outside_the_folder_is_an_error(nli, tmp_path, path):
+    """The rows of such a file could change while the digest stays the same."""
     (tmp_path / "other").mkdir()
     other = tmp_path / "other/train.csv"
     for file in (other, nli / "train.csv"):
@@ -417,9 +415,9 @@ def test_a_readme_that_names_a_file_outside_the_folder_is_one_line(nli, tmp_path
     config = f"data_files: {other if path == 'absolute' else path}"
     config = f"data_dir: {tmp_path}/other" if path == "data_dir" else config
     (nli / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {config}\n---\n")
-    line = refusal(nli, splits=splits())
+    line = error_of(nli, splits=splits())
     assert line.startswith(f"{nli}/README.md: configs") and ".tmp" not in line
-    if path == "../other/train.csv":  # from the links, where nothing is
+    if path == "../other/train.csv":  # relative to the folder of links, where there is no such file
         assert "Unable to find" in line
     else:
         named = path if path in ("README.md", "https://127.0.0.1:9/train.csv") else other
@@ -429,28 +427,28 @@ def test_a_readme_that_names_a_file_outside_the_folder_is_one_line(nli, tmp_path
 @pytest.mark.parametrize(
     "content", [b"---\nconfigs: [\n---\n", b"---\ntitle: caf\xe9\n---\n", b"---\na: 1\na: b: c\n---\n"]
 )
-def test_a_readme_whose_head_is_not_readable_is_named(nli, content):
+def test_a_readme_with_an_unreadable_header_is_named(nli, content):
     (nli / "train.csv").write_text("text,label\na,b\n")
     (nli / "README.md").write_bytes(content)
-    line = refusal(nli, splits=splits())
-    assert line.startswith(f"{nli}/README.md: its head is not readable as YAML (") and ".tmp" not in line
+    line = error_of(nli, splits=splits())
+    assert line.startswith(f"{nli}/README.md: its header is not readable as YAML (") and ".tmp" not in line
 
 
-def test_the_files_of_each_split_are_told(nli, capsys):
+def test_the_files_of_each_split_are_printed(nli, capsys):
     for number in range(5):
         (nli / f"train_{number}.csv").write_text("text,label\na,b\n")
     (nli / "test.CSV").write_text("text,label\na,b\n")
     read(nli, splits=splits("train[:3]", "train[3:]+test", "test"))
-    few = "train_0.csv, train_1.csv, train_2.csv and 2 more"
-    assert f"train from {few}; validation from train_0.csv, train_1.csv" in (told := capsys.readouterr().out)
-    assert told.endswith("; test from test.CSV\n")
+    some = "train_0.csv, train_1.csv, train_2.csv and 2 more"
+    assert f"train from {some}; validation from train_0.csv, train_1.csv" in (printed := capsys.readouterr().out)
+    assert printed.endswith("; test from test.CSV\n")
 
 
 # --- columns that differ ---
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_columns_that_some_files_of_a_split_lack_are_left_out_and_told(nli, ending, capsys):
+def test_columns_that_some_files_of_a_split_lack_are_left_out_and_printed(nli, ending, capsys):
     WRITERS[ending](pd.DataFrame({"text": ["a"], "label": ["x"], "id": [1]}), nli / f"train_0.{ending}")
     WRITERS[ending](pd.DataFrame({"label": ["y"], "text": ["b"]}), nli / f"train_1.{ending}")
     rows = read(nli, splits=splits())["train"]
@@ -460,14 +458,14 @@ def test_columns_that_some_files_of_a_split_lack_are_left_out_and_told(nli, endi
     )
 
 
-def test_columns_of_differing_types_are_left_out_unless_they_can_be_joined(nli, capsys):
+def test_columns_of_different_types_are_left_out_unless_they_have_a_common_type(nli, capsys):
     pd.DataFrame({"text": ["a"], "stars": [1], "id": [1]}).to_parquet(nli / "train_0.parquet")
     pd.DataFrame({"text": ["b"], "stars": [0.5], "id": ["x"]}).to_parquet(nli / "train_1.parquet")
     assert read(nli, splits=splits())["train"].to_dict("list") == {"text": ["a", "b"], "stars": [1.0, 0.5]}
     assert "id (Value('int64') and Value('string'))" in capsys.readouterr().out.replace("large_string", "string")
 
 
-def test_classes_that_two_files_name_in_another_order_are_not_joined(nli):
+def test_class_labels_with_another_order_of_names_have_no_common_type(nli):
     for number, names in enumerate((["no", "yes"], ["yes", "no"])):
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
         rows = datasets.Dataset.from_dict({"text": ["a"], "label": [0]}, features=features)
@@ -475,28 +473,28 @@ def test_classes_that_two_files_name_in_another_order_are_not_joined(nli):
     assert "label" not in read(nli, splits=splits())["train"]
 
 
-def test_a_split_that_is_not_asked_for_is_not_read(nli):
-    """As a competition's test.csv, which has no labels, or columns of its own."""
+def test_a_split_that_params_yaml_does_not_name_is_not_read(nli):
+    """For example a competition's test.csv, which has no labels or other columns."""
     (nli / "train.csv").write_text("text,label\na,x\nb,y\n")
     (nli / "test.csv").write_bytes(b"id;\xff\n")
     assert len(read(nli, splits=splits("train[:1]", "train[1:]", "train"))["test"]) == 2
 
 
-def test_splits_may_have_other_columns_than_each_other(nli):
+def test_splits_may_have_different_columns(nli):
     (nli / "train.csv").write_text("text,label,id\na,x,1\n")
     (nli / "test.csv").write_text("label,text\ny,b\n")
-    found = read(nli, splits=splits(test="test"))
-    assert found["train"].to_dict("list") == {"text": ["a"], "label": ["x"], "id": ["1"]}
-    assert found["test"].to_dict("list") == {"label": ["y"], "text": ["b"]}
+    rows = read(nli, splits=splits(test="test"))
+    assert rows["train"].to_dict("list") == {"text": ["a"], "label": ["x"], "id": ["1"]}
+    assert rows["test"].to_dict("list") == {"label": ["y"], "text": ["b"]}
 
 
 def test_a_string_view_is_text(nli):
-    """As polars writes it."""
+    """polars writes this type."""
     texts = pa.array(["a", None], pa.string_view())
     table = pa.table({"text": texts, "label": pa.array(["x", "y"], pa.string_view())})
     pq.write_table(table, nli / "train.parquet")
     names = build_manifest(nli, "nli", "none", "data")["files"]
-    read_table = read_splits(nli, names, data_group(splits=splits()))["train"]
+    read_table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert read_table.to_pydict() == {"text": ["a", None], "label": ["x", "y"]}
     assert all(kind in (pa.string(), pa.large_string()) for kind in read_table.schema.types)
 
@@ -506,27 +504,27 @@ def test_a_string_view_is_text(nli):
 
 @pytest.fixture
 def reviews(nli):
-    """One file, as most people have it."""
+    """A data set of a single file."""
     pd.DataFrame({"text": [f"text {i}" for i in range(100)], "label": ["a", "b"] * 50}).to_csv(
         nli / "reviews.csv", index=False
     )
     return nli
 
 
-def test_slices_make_three_splits_of_one(reviews):
-    found = read(reviews, splits=splits("train[:70%]", "train[70%:80%]", "train[80:]"))
-    assert {split: list(rows["text"]) for split, rows in found.items()} == {
+def test_slices_make_three_splits_of_one_file(reviews):
+    rows = read(reviews, splits=splits("train[:70%]", "train[70%:80%]", "train[80:]"))
+    assert {split: list(table["text"]) for split, table in rows.items()} == {
         "train": [f"text {i}" for i in range(70)],
         "validation": [f"text {i}" for i in range(70, 80)],
         "test": [f"text {i}" for i in range(80, 100)],
     }
 
 
-def test_splits_may_be_joined(reviews):
+def test_slices_may_be_joined(reviews):
     assert len(read(reviews, splits=splits("train[:10]+train[90:]"))["train"]) == 20
 
 
-def test_splits_of_other_names_are_taken(nli):
+def test_splits_may_have_other_names(nli):
     parquet_folder(nli, CLASSES)
     (nli / "validation.parquet").rename(nli / "dev_matched.parquet")
     (nli / "README.md").write_text(
@@ -537,7 +535,7 @@ def test_splits_of_other_names_are_taken(nli):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("spec", "message"),
     [
         ("test", 'Unknown split "test"'),
         ("train[", "Unrecognized"),
@@ -551,17 +549,17 @@ def test_splits_of_other_names_are_taken(nli):
     ],
 )
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_split_that_is_not_there_is_one_line_that_says_which_are(reviews, split, wanted, said):
-    line = refusal(reviews, splits=splits(**{split: wanted}))
-    assert line.startswith(f"params.yaml: data.splits.{split}: {wanted} ")
-    assert said in line
+def test_a_wrong_split_is_an_error_that_lists_the_splits(reviews, split, spec, message):
+    line = error_of(reviews, splits=splits(**{split: spec}))
+    assert line.startswith(f"params.yaml: data.splits.{split}: {spec} ")
+    assert message in line
     assert line.endswith("allowed: the data's own splits (train), or slices of them such as train[:90%]")
 
 
-def test_a_split_without_rows_is_one_line(reviews):
+def test_a_split_without_rows_is_an_error(reviews):
     (reviews / "test.csv").write_text("text,label\n")
     (reviews / "reviews.csv").rename(reviews / "train.csv")
-    line = refusal(reviews, splits=splits(test="test"))
+    line = error_of(reviews, splits=splits(test="test"))
     assert line.startswith("params.yaml: data.splits.test: test")
 
 
@@ -570,7 +568,7 @@ def test_a_split_without_rows_is_one_line(reviews):
 
 @pytest.fixture
 def glue(nli):
-    """Two subsets in one folder, as the hub's data sets have them."""
+    """Two subsets in one folder, as in data sets on the hub."""
     for subset, label in (("cola", 0), ("sst2", 1)):
         (nli / subset).mkdir()
         for split in ("train", "validation", "test"):
@@ -585,20 +583,20 @@ def glue(nli):
 
 
 @pytest.mark.parametrize(("subset", "label"), [("cola", "0"), ("sst2", "1")])
-def test_the_subset_that_is_named_is_read(glue, subset, label):
+def test_data_subset_names_the_subset(glue, subset, label):
     assert [list(rows["label"]) for rows in read(glue, subset=subset).values()] == [[label]] * 3
 
 
 @pytest.mark.parametrize(("subset", "named"), [(None, "null"), ("mnli", "mnli")])
-def test_a_subset_that_is_not_there_is_one_line_that_says_which_are(glue, subset, named):
-    line = refusal(glue, subset=subset)
+def test_a_wrong_subset_is_an_error_that_lists_the_subsets(glue, subset, named):
+    line = error_of(glue, subset=subset)
     assert line.startswith(f"params.yaml: data.subset: {named}; allowed with ")
     assert line.endswith(": cola, sst2")
 
 
 @pytest.mark.parametrize("first", ["sst2", "cola"])
-def test_a_subset_of_another_kind_than_the_first_one_is_one_line(nli, first):
-    """`datasets` reads it as it reads the first one: json as csv, for example."""
+def test_a_subset_in_another_format_than_the_first_one_is_an_error(nli, first):
+    """`datasets` reads all subsets in the format of the first one: json as csv, for example."""
     frame(("a", "b", 1)).to_csv(nli / "sst2.csv", index=False)
     frame(("a", "b", 1)).to_json(nli / "cola.jsonl", orient="records", lines=True)
     kinds = {"sst2": "csv", "cola": "jsonl"}
@@ -607,13 +605,13 @@ def test_a_subset_of_another_kind_than_the_first_one_is_one_line(nli, first):
     )
     (nli / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
     other = next(name for name in kinds if name != first)
-    assert f"configs: {other}.{kinds[other]} would be read as " in refusal(nli, subset=other, splits=splits())
+    assert f"configs: {other}.{kinds[other]} would be read as " in error_of(nli, subset=other, splits=splits())
     assert read(nli, subset=first, splits=splits())["train"]["premise"].tolist() == ["a"]
 
 
-def test_a_subset_of_a_data_set_that_has_none_is_refused(reviews):
-    assert "params.yaml: data.subset: sst2; allowed with" in refusal(reviews, subset="sst2", splits=splits())
-    assert "null" in refusal(reviews, subset="sst2", splits=splits())
+def test_naming_a_subset_of_a_data_set_without_subsets_is_an_error(reviews):
+    assert "params.yaml: data.subset: sst2; allowed with" in error_of(reviews, subset="sst2", splits=splits())
+    assert "null" in error_of(reviews, subset="sst2", splits=splits())
 
 
 # --- the stage ---
@@ -621,7 +619,7 @@ def test_a_subset_of_a_data_set_that_has_none_is_refused(reviews):
 
 @pytest.fixture(scope="module")
 def stage_outcomes(tmp_path_factory):
-    """{case: what `download` did with a damaged data folder}; the model is the nano one."""
+    """{case: the finished `download` of a data folder}; the model is nano-phi."""
     top = tmp_path_factory.mktemp("data")
     raw = unpinned_params()
     use(raw, "model", str(NANO))
@@ -640,31 +638,31 @@ def stage_outcomes(tmp_path_factory):
         return folder
 
     pq.write_table(arrow(), top / "whole.parquet")
-    whole = (top / "whole.parquet").read_bytes()
-    good = {"train": arrow(), "validation": arrow(), "test": arrow()}
+    content = (top / "whole.parquet").read_bytes()
+    whole = {"train": arrow(), "validation": arrow(), "test": arrow()}
     folders = [
-        case("good", **good),
-        case("cut file", **good | {"test": whole[: len(whole) // 2]}),
+        case("whole", **whole),
+        case("cut file", **whole | {"test": content[: len(content) // 2]}),
         case("no test split", train=arrow(), validation=arrow()),
-        case("no rows", **good | {"test": arrow().slice(0, 0)}),
+        case("no rows", **whole | {"test": arrow().slice(0, 0)}),
         case("nothing"),
     ]
-    done = run_stage_in_each("download", folders, HF_HOME=str(top / "hf"))
+    done = run_stage_in_each("download", folders)
     for name, outcome in done.items():
         outcome.written = [name for name in written(top / name) if not name.startswith("nli/")]
     return done
 
 
-def test_a_good_folder_becomes_three_tables_and_two_manifests(stage_outcomes):
-    assert stage_outcomes["good"].returncode == 0, stage_outcomes["good"].stderr
-    assert stage_outcomes["good"].written == [
+def test_a_whole_folder_becomes_three_tables_and_two_manifests(stage_outcomes):
+    assert stage_outcomes["whole"].returncode == 0, stage_outcomes["whole"].stderr
+    assert stage_outcomes["whole"].written == [
         "outs/base_model.json", "outs/data_source.json",
         "outs/splits/test.parquet", "outs/splits/train.parquet", "outs/splits/validation.parquet",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("cut file", ["data.name"]),
         ("no test split", ["data.splits.test: test ", "(train, validation)"]),
@@ -672,6 +670,6 @@ def test_a_good_folder_becomes_three_tables_and_two_manifests(stage_outcomes):
         ("nothing", ["data.name"]),
     ],
 )
-def test_a_damaged_folder_is_one_line_and_nothing_is_written(stage_outcomes, name, said):
-    assert_refused(stage_outcomes[name], said)
-    assert stage_outcomes[name].stderr.count("\n") == 1, "the libraries log nothing besides"
+def test_a_damaged_folder_is_an_error_of_one_line_and_nothing_is_written(stage_outcomes, name, words):
+    assert_refused(stage_outcomes[name], words)
+    assert stage_outcomes[name].stderr.count("\n") == 1, "a library logs something too"

@@ -9,8 +9,6 @@ from helpers.imports import ALLOWED, SLOW, too_many
 from helpers.project import ROOT
 from helpers.stages import stage_env
 
-from stages.runtime import late_compile
-
 
 @pytest.mark.parametrize("stage", ALLOWED)
 def test_a_stage_imports_no_slow_library_that_it_does_not_use(stage):
@@ -25,33 +23,16 @@ def test_what_is_allowed_is_among_what_is_watched():
     assert set().union(*ALLOWED.values()) <= SLOW
 
 
-def test_compiling_late_is_compiling_at_the_first_call(monkeypatch):
-    calls = []
-
-    def compile_now(function, **options):
-        calls.append(options)
-        return lambda *arguments: ("compiled", function(*arguments))
-
-    monkeypatch.setattr(late_compile, "_compile", compile_now)
-
-    @late_compile.compile_late
-    def plain(x):
-        """Doubles."""
-        return 2 * x
-
-    @late_compile.compile_late(dynamic=False)
-    def with_options(x):
-        return 3 * x
-
-    assert not calls
-    assert (plain(1), plain(2), plain.__doc__) == (("compiled", 2), ("compiled", 4), "Doubles.")
-    assert calls == [{}], "compiled once"
-    assert with_options(1) == ("compiled", 3)
-    assert calls == [{}, {"dynamic": False}]
-
-
-def test_torch_compile_is_its_own_again_afterwards():
-    code = "import torch; before = torch.compile; import stages.model; assert torch.compile is before"
+def test_bitsandbytes_is_imported_without_the_compiler_and_torch_compile_is_restored():
+    code = """
+import sys, torch
+torch_compile = torch.compile
+import stages.model
+assert torch.compile is torch_compile
+assert "torch._inductor.compile_fx" not in sys.modules
+from bitsandbytes.backends.default import ops
+assert ops._dequantize_4bit_compute.__name__ == "_dequantize_4bit_compute"
+"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=stage_env(), check=True)
 
 

@@ -24,7 +24,7 @@ ON_GPUS = {"seconds": 6, "gpu": {"name": "H200", "peak": 8.5, "count": 4}}
 def test_figures_of_a_run_are_named_by_its_device(run, figures, count, device):
     found = usage.figures(run)
     assert found == figures
-    assert (usage.count(found), usage.device(found)) == (count, device)
+    assert (usage.process_count(found), usage.device(found)) == (count, device)
 
 
 @pytest.mark.parametrize("train, peak", [(OF_TWO, 1.5), (ON_GPUS, 8.5)])

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from stages.report.figures.axes import LABEL_WIDTH, add_model_legend, fit_label, set_full_share_axis, single_axes
 from stages.report.fonts import can_draw
 from stages.report.formatting import percent
-from stages.report.render import short
+from stages.report.render import shorten
 
 LOWEST_CLASSES = 10  # classes in the picture of the slices
 
@@ -22,7 +22,7 @@ def draw_accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
         axes.plot([low, high], [y, y], color=colours[colour], linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(value, y, "o", color=colours[colour], clip_on=False)
         axes.annotate(percent(value), (1.04, y), xycoords=("axes fraction", "data"), va="center")
-    axes.set_yticks(range(len(table)), [short(name, LABEL_WIDTH + 6) for name, *_ in table])
+    axes.set_yticks(range(len(table)), [shorten(name, LABEL_WIDTH + 6) for name, *_ in table])
     axes.set_ylim(len(table) - 0.5, -0.5)
     set_full_share_axis(axes)
     axes.set_xlabel("accuracy on the test rows")

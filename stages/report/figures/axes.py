@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from stages.report.fonts import can_draw, replace_undrawable
-from stages.report.render import WIDTH, short
+from stages.report.render import WIDTH, shorten
 
 MAX_NAMED_CLASSES = 30  # classes; the axes of more show numbers
 LABEL_WIDTH = 24  # characters of a name beside a picture
@@ -22,7 +22,7 @@ def can_name_classes(classes: tuple[str, ...]) -> bool:
 
 def fit_label(name: str, length: int) -> str:
     """A name as a picture shows it: no wider than `length` letters, of characters that there is a font for."""
-    return short(replace_undrawable(name), length)
+    return shorten(replace_undrawable(name), length)
 
 
 def single_axes(height: float) -> tuple[Figure, Axes]:

@@ -5,10 +5,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.report.counts import FEW
 from stages.report.figures.axes import LABEL_WIDTH, MAX_NAMED_CLASSES, can_name_classes, fit_label
 from stages.report.formatting import whole_percent
 from stages.report.render import WIDTH, width
+from stages.report.tables import FEW_CLASSES
 
 MAX_SIDE_BY_SIDE = 4  # classes; the matrices of more stand one above the other
 
@@ -29,7 +29,7 @@ def draw_confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...]
     matrices = (("Base", "base", base), ("Tuned", "tuned", tuned))
     pairs = figure.subplots(*((1, 2) if beside else (2, 1)), sharex=not beside, sharey=beside)
     for axes, (title, colour, counts) in zip(pairs, matrices, strict=True):
-        (draw_cells if count <= FEW else draw_heat_map)(axes, counts, colours[colour])
+        (draw_cells if count <= FEW_CLASSES else draw_heat_map)(axes, counts, colours[colour])
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), title=title)
         if names:
             size = min(8, 60 * side / count)
@@ -37,7 +37,7 @@ def draw_confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...]
             axes.set_xticks(range(count), names, fontsize=size, rotation=0 if fits else 90)
             axes.set_yticks(range(count), names, fontsize=size)
         axes.tick_params(length=0 if names else 3)
-        axes.spines[:].set_visible(count > FEW)
+        axes.spines[:].set_visible(count > FEW_CLASSES)
     what = "" if can_name_classes(classes) else ", by its number"
     figure.supxlabel(f"predicted class{what}", fontsize=9, color=colours["muted"])
     figure.supylabel(f"gold class{what}", fontsize=9, color=colours["muted"])

@@ -6,52 +6,71 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.analysis.multi_seed import Difference, Scores
+from stages.analysis.multi_seed.comparison import Difference
+from stages.analysis.multi_seed.scores import RecipeScores
 from stages.report.figures.axes import set_share_axis
 from stages.report.fonts import replace_undrawable
 from stages.report.render import WIDTH
 
 
 def draw_forest(
-    scores: Sequence[Scores], differences: Sequence[Difference], names: Sequence[str], colours: dict[str, str]
+    scores: Sequence[RecipeScores], differences: Sequence[Difference], names: Sequence[str], colours: dict[str, str]
 ) -> Figure:
-    """Accuracy of each recipe, a small mark for each training; below it the differences from the first."""
+    """Draw each recipe's accuracy, with a small mark for each training, and below it the differences from the first.
+
+    Args:
+        names: of the recipes, as tick labels.
+        colours: {name: colour}.
+    """
     heights = [0.7 + 0.27 * len(names)] + ([0.7 + 0.27 * len(differences)] if differences else [])
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     top, *below = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights))
-    ends = [(found.accuracy.value, found.accuracy.low, found.accuracy.high) for found in scores]
-    colour = ["base", *["tuned"] * len(differences)]
-    draw_intervals(top, ends, [colours[name] for name in colour], names)
-    for y, found in enumerate(scores):
-        if len(found.by_seed) > 1:
-            top.plot(found.by_seed, [y + 0.28] * len(found.by_seed), "|", color=colours["muted"], markersize=4)
-    set_share_axis(top.xaxis, top.set_xlim, np.array([*np.ravel(ends), *(v for f in scores for v in f.by_seed)]),
-               least=0.02, ticks=5)  # fmt: skip
-    top.set_xlabel("accuracy" + (", and of each training" if any(len(f.seeds) > 1 for f in scores) else ""))
+    _draw_accuracies(top, scores, names, colours)
     for axes in below:
-        gaps = [(found.gap, found.low, found.high) for found in differences]
-        told = [colours["muted" if found.verdict == "too close to tell" else "tuned"] for found in differences]
-        draw_intervals(axes, gaps, told, names[1:])
-        axes.axvline(0, color=colours["base"], linewidth=1, linestyle="--")
-        low, high = min(0, np.min(gaps)), max(0, np.max(gaps))
-        beside = max(0.06 * (high - low), 0.002)
-        axes.set_xlim(low - beside, high + beside)
-        axes.xaxis.set_major_formatter(lambda share, _: format_points_tick(share))
-        axes.xaxis.grid(True, linewidth=0.6)
-        axes.set_xlabel("points of accuracy against A; grey: too close to tell")
+        _draw_differences(axes, differences, names[1:], colours)
     return figure
 
 
-def format_points_tick(share: float) -> str:
-    """A difference on an axis, in points; rounded, since ticks are computed."""
-    points = round(share * 100, 6)
-    return f"{points:+g}".replace("-", "−") if points else "0"
+def _draw_accuracies(axes: Axes, scores: Sequence[RecipeScores], names: Sequence[str], colours: dict[str, str]) -> None:
+    intervals = [(recipe.accuracy.value, recipe.accuracy.low, recipe.accuracy.high) for recipe in scores]
+    draw_intervals(axes, intervals, [colours["base"], *[colours["tuned"]] * (len(scores) - 1)], names)
+    for y, recipe in enumerate(scores):
+        if len(recipe.seeds) > 1:
+            ys = [y + 0.28] * len(recipe.seeds)
+            axes.plot(recipe.seed_accuracies, ys, "|", color=colours["muted"], markersize=4)
+    shares = np.array([*np.ravel(intervals), *(accuracy for recipe in scores for accuracy in recipe.seed_accuracies)])
+    set_share_axis(axes.xaxis, axes.set_xlim, shares, least=0.02, ticks=5)
+    several_seeds = any(len(recipe.seeds) > 1 for recipe in scores)
+    axes.set_xlabel("accuracy" + (" (small marks: each training)" if several_seeds else ""))
 
 
-def draw_intervals(axes: Axes, ends: list[tuple[float, float, float]], colours: list[str], ticks: list[str]) -> None:
-    """Points with intervals, one a line; ends: (value, low, high)."""
-    for y, ((value, low, high), colour) in enumerate(zip(ends, colours, strict=True)):
+def _draw_differences(
+    axes: Axes, differences: Sequence[Difference], names: Sequence[str], colours: dict[str, str]
+) -> None:
+    intervals = [(difference.value, difference.low, difference.high) for difference in differences]
+    is_significant = [difference.verdict != "not significant" for difference in differences]
+    draw_intervals(axes, intervals, [colours["tuned" if yes else "muted"] for yes in is_significant], names)
+    axes.axvline(0, color=colours["base"], linewidth=1, linestyle="--")
+    low, high = min(0, np.min(intervals)), max(0, np.max(intervals))
+    margin = max(0.06 * (high - low), 0.002)
+    axes.set_xlim(low - margin, high + margin)
+    axes.xaxis.set_major_formatter(lambda share, _: format_points_tick(share))
+    axes.xaxis.grid(True, linewidth=0.6)
+    axes.set_xlabel("points of accuracy above A (grey: not significant)")
+
+
+def draw_intervals(
+    axes: Axes, intervals: Sequence[tuple[float, float, float]], colours: Sequence[str], names: Sequence[str]
+) -> None:
+    """Draw points with intervals, one a line; intervals: (value, low, high)."""
+    for y, ((value, low, high), colour) in enumerate(zip(intervals, colours, strict=True)):
         axes.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(value, y, "o", color=colour)
-    axes.set_yticks(range(len(ticks)), [replace_undrawable(tick) for tick in ticks])
-    axes.set_ylim(len(ticks) - 0.4, -0.6)
+    axes.set_yticks(range(len(names)), [replace_undrawable(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def format_points_tick(share: float) -> str:
+    """A difference in points, for an axis; rounded, since Matplotlib computes the ticks."""
+    points = round(share * 100, 6)
+    return f"{points:+g}".replace("-", "−") if points else "0"

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import metrics
-from stages.analysis.tables import most_frequent_confusions
+from stages.analysis.plot_tables import most_frequent_confusions
 from stages.data.confusion import confusion_counts
 from stages.data.task import SPLITS, Task
 from stages.report.formatting import FORMS, percent
 
-FEW = 10  # classes; more are folded away, summed up, or drawn without words
+FEW_CLASSES = 10  # classes; more are folded away, summed up, or drawn without words
 OF_BASE = 5  # confusions that are shown
 
 
@@ -48,7 +48,7 @@ def _also_in(split: dict[str, Any], other: str) -> int | str:
 def _classes(splits: list[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
     """Rows of each class, or of the smallest, the median and the largest of many."""
     counts = [split["classes"] for split in splits]
-    if len(counts[0]) <= FEW:
+    if len(counts[0]) <= FEW_CLASSES:
         return [(f"class {name}", [count[name] for count in counts]) for name in counts[0]]
     rows = [np.array(list(count.values())) for count in counts]
     return [
@@ -80,7 +80,7 @@ def confusions(cases: pd.DataFrame, task: Task, model: str) -> list[tuple[str, s
     """What a model confuses most often: (gold class, predicted class, rows, share of the gold class's rows) a line.
 
     Args:
-        cases: from `comparison.case_table`.
+        cases: from `comparison.build_case_table`.
         model: "base" or "tuned".
     """
     found = most_frequent_confusions(confusion_counts(cases["gold"], cases[model], len(task.classes)))

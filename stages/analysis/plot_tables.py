@@ -17,11 +17,11 @@ def plot_tables(
     """The points that dvc.yaml's plots and the report draw, by name.
 
     Args:
-        cases: from `comparison.case_table`.
+        cases: from `comparison.build_case_table`.
         epochs, steps: the training's history.
         confidence: of the intervals, such as 0.95.
     """
-    names, own = dict(enumerate(task.classes)), nli.cuts(cases) if nli.Nli.of(task) else {}
+    names, own = dict(enumerate(task.classes)), nli.cuts(cases) if nli.NliTask.from_task(task) else {}
     tables = {"epochs": epochs, "steps": thinned(steps, POINTS)}
     for name in ("base", "tuned"):
         right, sure = cases[name] == cases["gold"], cases[f"{name}_probability"]

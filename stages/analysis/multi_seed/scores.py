@@ -1,0 +1,119 @@
+"""The scores of one recipe: accuracy and F1 over its trainings, with intervals."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from stages.analysis.design_effects import adjusted_design_effect, design_effect
+from stages.analysis.f1 import f1_interval, f1_values
+from stages.analysis.intervals import wilson
+from stages.analysis.multi_seed.significance import margin_of_error
+from stages.analysis.multi_seed.variance import mean_components, row_standard_error
+from stages.data.confusion import confusion_counts
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The trainings of one recipe, which differ only in their seed.
+
+    Attributes:
+        name: shown to readers.
+        seeds: one for each training, all different.
+        predictions: class numbers, int [seeds, rows].
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    predictions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean score of a recipe's trainings, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RecipeScores:
+    """The scores of a recipe.
+
+    Attributes:
+        accuracy, f1_weighted, f1_macro: their intervals cover other seeds and other rows. With one seed, they cover
+            other rows only.
+        seed_accuracies: accuracy of each training.
+        seed_deviation: standard deviation of `seed_accuracies`; NaN with one seed.
+        row_standard_error: standard error of the mean accuracy of these trainings, due to the choice of rows.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    accuracy: Score
+    f1_weighted: Score
+    f1_macro: Score
+    seed_accuracies: tuple[float, ...]
+    seed_deviation: float
+    row_standard_error: float
+
+
+def score_recipe(recipe: Recipe, gold: np.ndarray, groups: np.ndarray, classes: int, confidence: float) -> RecipeScores:
+    """Compute all scores of a recipe; arguments: as in `compare_recipes`."""
+    correct = (recipe.predictions == gold).astype(float)
+    weighted, macro = mean_f1(gold, recipe.predictions, groups, classes, confidence)
+    accuracies = correct.mean(axis=1)
+    return RecipeScores(
+        recipe.name,
+        recipe.seeds,
+        mean_accuracy(correct, groups, confidence),
+        weighted,
+        macro,
+        tuple(accuracies.tolist()),
+        seed_deviation=float(accuracies.std(ddof=1)) if len(accuracies) > 1 else math.nan,
+        row_standard_error=row_standard_error(correct.mean(axis=0), groups),
+    )
+
+
+def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) -> Score:
+    """Accuracy over trainings, with the Wilson interval of as many independent rows as have its variance.
+
+    Args:
+        correct: 1 where a training is right, float [seeds, rows].
+        groups: rows of the same group are not independent, [rows].
+    """
+    value, rows = float(correct.mean()), correct.shape[1] / effect_over_seeds(correct, groups, confidence)
+    return Score(value, *wilson(value * rows, rows, confidence))
+
+
+def mean_f1(
+    gold: np.ndarray, predictions: np.ndarray, groups: np.ndarray, classes: int, confidence: float
+) -> list[Score]:
+    """Weighted and macro F1 over trainings. `f1_interval` takes their mean confusion matrix and their variance.
+
+    Args:
+        gold: int [rows].
+        predictions: int [seeds, rows].
+    """
+    confusion = np.mean([confusion_counts(gold, answers, classes) for answers in predictions], axis=0)
+    scores = []
+    for average, values in enumerate(f1_values(gold, predictions, classes)):
+        adjusted = effect_over_seeds(values, groups, confidence)
+        effect = design_effect(values.mean(axis=0), groups)
+        value = float(values.mean())
+        scores.append(Score(value, *f1_interval(value, confusion, average, adjusted, effect, confidence)))
+    return scores
+
+
+def effect_over_seeds(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
+    """`adjusted_design_effect` for a mean over trainings and rows. It is below 1 if trainings err in different rows.
+
+    Args:
+        values: float [seeds, rows].
+    """
+    if len(values) == 1 or not values.var() or len(np.unique(groups)) == 1:
+        return adjusted_design_effect(values[0], groups, confidence)
+    margin = margin_of_error(mean_components(values, groups), 1 - confidence)
+    return (margin / norm.ppf((1 + confidence) / 2)) ** 2 / (values.var() / max(1, values.shape[1] - 1))

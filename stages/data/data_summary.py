@@ -1,0 +1,175 @@
+"""Counts of the rows of each split: how they are made, and the file outs/data_summary.json that holds them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.data.task import NO_LABEL, Task
+from stages.runtime.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many rows of a split are related to rows of an earlier split.
+
+    Attributes:
+        rows: duplicates, which have the same texts as a row of the earlier split.
+        groups: other rows that share their group with a row of the earlier split; None without `data.group`.
+    """
+
+    rows: int
+    groups: int | None = None
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """Counts of one split. The attributes are the keys of the JSON file, except `overlaps`: there `in_train`, ….
+
+    Attributes:
+        rows: in the whole split.
+        chosen: rows that `data.train_rows` and its like ask for.
+        unlabelled: chosen rows without a gold label.
+        dropped: chosen rows that `data.unlabelled: drop` removes.
+        kept: chosen rows that are not dropped; the counts below are of these rows.
+        empty: {column: rows whose text is empty or blank}.
+        truncated: rows longer than `tokenize.max_length`.
+        tokens, tokens_mean, tokens_max: of a row after truncation: sum, mean, maximum.
+        classes: {class: rows}.
+        overlaps: {earlier split: rows that are related to its rows}.
+    """
+
+    rows: int
+    chosen: int
+    unlabelled: int
+    dropped: int
+    kept: int
+    empty: dict[str, int]
+    truncated: int
+    tokens: int
+    tokens_mean: float
+    tokens_max: int
+    classes: dict[str, int]
+    overlaps: dict[str, Overlap]
+
+    @classmethod
+    def from_json(cls, counts: Mapping[str, Any]) -> Self:
+        overlaps = {key[3:]: Overlap(**value) for key, value in counts.items() if key.startswith("in_")}
+        return cls(**{f.name: counts[f.name] for f in fields(cls) if f.name != "overlaps"}, overlaps=overlaps)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = asdict(self)
+        for split, overlap in counts.pop("overlaps").items():
+            counts[f"in_{split}"] = {key: value for key, value in overlap.items() if value is not None}
+        return counts
+
+
+@dataclass(frozen=True)
+class PaddingShares:
+    """Share of padding in the tokens of training batches, 0 to 1.
+
+    Attributes:
+        as_set: with `batches` as in params.yaml. `batches.padding: none` is counted as padding to the longest row.
+        random_order: rows in random order, padded to the longest row of their batch.
+        to_max_length: padded to `tokenize.max_length`.
+    """
+
+    as_set: float
+    random_order: float
+    to_max_length: float
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """Counts of all splits.
+
+    Attributes:
+        splits: {split: counts}, in the order of `SPLITS`.
+        padding: of the training rows.
+    """
+
+    splits: dict[str, SplitSummary]
+    padding: PaddingShares
+
+    @classmethod
+    def from_json(cls, summary: Mapping[str, Any]) -> Self:
+        splits = {key: SplitSummary.from_json(value) for key, value in summary.items() if key != "padding"}
+        return cls(splits, PaddingShares(**summary["padding"]))
+
+    def to_json(self) -> dict[str, Any]:
+        splits = {name: split.to_json() for name, split in self.splits.items()}
+        return {"train": splits.pop("train"), "padding": asdict(self.padding)} | splits
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        return cls.from_json(read_json(path))
+
+    def write(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+
+def count_tokens(table: pd.DataFrame) -> np.ndarray:
+    """Number of tokens of each row, int [rows]."""
+    return pc.list_value_length(pa.array(table["input_ids"])).to_numpy()
+
+
+def summarize_split(
+    rows: pd.DataFrame, chosen: pd.DataFrame, tokenized: pd.DataFrame, task: Task, earlier: Mapping[str, pd.DataFrame]
+) -> SplitSummary:
+    """Count the rows of one split.
+
+    Args:
+        rows: all rows of the split.
+        chosen: the rows that params.yaml asks for.
+        tokenized: the chosen rows that are not dropped, with their tokens.
+        earlier: {earlier split: its rows}, in which related rows are looked for.
+    """
+    tokens = count_tokens(tokenized)
+    return SplitSummary(
+        rows=len(rows),
+        chosen=len(chosen),
+        unlabelled=int((chosen["label"] == NO_LABEL).sum()),
+        dropped=len(chosen) - len(tokenized),
+        kept=len(tokenized),
+        empty={
+            column: int((tokenized[text].str.strip() == "").sum())
+            for column, text in zip(task.columns, task.text_columns, strict=True)
+        },
+        truncated=int(tokenized["truncated"].sum()),
+        tokens=int(tokens.sum()),
+        tokens_mean=round(float(tokens.mean()), 2),
+        tokens_max=int(tokens.max()),
+        classes={name: int((tokenized["label"] == i).sum()) for i, name in enumerate(task.classes)},
+        overlaps={split: count_overlap(tokenized, others, task) for split, others in earlier.items()},
+    )
+
+
+def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> Overlap:
+    """Count the rows that have a duplicate in another split, and of the rest those that share a group with it."""
+    numbered = rows.assign(place=np.arange(len(rows)))
+    candidates, other_candidates = numbered, others
+    # Rows without an equal in one column are removed first: an index of all of SNLI's texts takes 0.4 GB.
+    for text in task.text_columns:
+        candidates, other_candidates = (
+            candidates[_is_in(candidates[text], other_candidates[text])],
+            other_candidates[_is_in(other_candidates[text], candidates[text])],
+        )
+    texts, other_texts = (
+        pd.MultiIndex.from_frame(table[task.text_columns]) for table in (candidates, other_candidates)
+    )
+    duplicate = np.zeros(len(rows), dtype=bool)
+    duplicate[candidates["place"][texts.isin(other_texts)]] = True
+    if task.group is None:
+        return Overlap(int(duplicate.sum()))
+    return Overlap(int(duplicate.sum()), int((_is_in(rows["group"], others["group"]) & ~duplicate).sum()))
+
+
+def _is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
+    """Whether each text is among others, bool [rows]. Arrow does it, since pandas makes a Python string of each."""
+    values, others = pa.array(values, pa.large_string()), pa.array(others, pa.large_string())
+    return pc.is_in(values, others).to_numpy(zero_copy_only=False)

@@ -1,0 +1,191 @@
+"""Group runs into recipes, check that they have the same test rows, and compare the recipes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.analysis.multi_seed.comparison import compare_recipes
+from stages.analysis.multi_seed.scores import Recipe
+from stages.report.comparison_page import RecipeComparison, recipe_letter
+from stages.report.render import shorten
+from stages.report.wording import interval_cautions
+from stages.runtime import errors
+from tools.read_runs import CASES, INPUTS, Run
+
+MAX_SHOWN = 40  # characters of a text in an error
+
+
+def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[str]) -> RecipeComparison:
+    """Group the runs into recipes, score each recipe, and compare each with the first.
+
+    Args:
+        runs: one or more.
+        confidence: of intervals and verdicts; None: `analysis.confidence` of the first run.
+        notes: what the reader has to know before those that this function adds.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        check_same_rows(first, run)
+    groups = next((run.rows["group"] for run in runs if "group" in run.rows), None)
+    if groups is None:
+        raise errors.UserError(
+            f"{first.name}: rows are grouped by {first.params['data.group']!r}, which is neither in {CASES} nor in "
+            "DVC's cache; fetch the predictions by `dvc pull` or `dvc exp pull`"
+        )
+    grouped, group_notes = group_by_recipe(runs)
+    names = [name_recipe(number, members, grouped[0][0]) for number, members in enumerate(grouped)]
+    classes = sorted({*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])})
+    numbers = {name: number for number, name in enumerate(classes)}
+    gold = first.rows["gold"].map(numbers).to_numpy()
+    recipes = [
+        Recipe(
+            name,
+            tuple(run.params["seed"] for run in members),
+            np.array([run.rows["predicted"].map(numbers) for run in members]),
+        )
+        for name, members in zip(names, grouped, strict=True)
+    ]
+    confidence = confidence or float(first.params["analysis.confidence"])
+    scores, differences = compare_recipes(recipes, gold, groups.to_numpy(), len(classes), confidence)
+    known_classes = next((run.classes for run in runs if run.classes), classes)
+    class_rows = first.rows["gold"].value_counts().reindex(known_classes, fill_value=0).to_dict()
+    return RecipeComparison(
+        scores,
+        differences,
+        [
+            ("" if name == members[0].name else f"{name}: ") + ", ".join(map(describe_run, members))
+            for name, members in zip(names, grouped, strict=True)
+        ],
+        [
+            *notes,
+            *group_notes,
+            *note_other_differences(grouped, names),
+            *interval_cautions(class_rows, groups.nunique(), first.params.get("data.group")),
+        ],
+        confidence,
+        len(gold),
+        groups.nunique(),
+        first.params.get("data.group"),
+        hash_rows(first),
+    )
+
+
+def check_same_rows(first: Run, other: Run) -> None:
+    """Reject runs with different test rows, classes or columns: their difference would have no meaning."""
+    if first.text_columns != other.text_columns:
+        raise errors.UserError(
+            f"{other.name}: its texts are {', '.join(other.text_columns)}, but those of {first.name} are "
+            f"{', '.join(first.text_columns)}; compare runs of the same task"
+        )
+    if first.classes and other.classes and first.classes != other.classes:
+        raise errors.UserError(
+            f"{other.name}: its classes are {', '.join(other.classes)}, but those of {first.name} are "
+            f"{', '.join(first.classes)}; compare runs of the same task"
+        )
+    columns = [*first.text_columns, "gold"]
+    rows, other_rows = first.rows[columns], other.rows[columns]
+    count = min(len(rows), len(other_rows))
+    differing = np.flatnonzero((rows[:count].to_numpy() != other_rows[:count].to_numpy()).any(axis=1))
+    same_length = len(rows) == len(other_rows)
+    if same_length and not len(differing):
+        return
+    reordered = same_length and sorted(map(tuple, rows.to_numpy())) == sorted(map(tuple, other_rows.to_numpy()))
+    row = int(differing[0]) if len(differing) else count
+    texts = [
+        shorten(" / ".join(table.iloc[row]), MAX_SHOWN) if row < len(table) else "nothing"
+        for table in (other_rows, rows)
+    ]
+    raise errors.UserError(
+        f"{other.name}: its test rows are not those of {first.name}"
+        + (", but the same in another order" if reordered else f" ({len(other_rows):,} and {len(rows):,} rows)")
+        + f"; the first difference is in row {row}: {texts[0]!r}, not {texts[1]!r}. "
+        "Only runs with the same test rows in the same order can be compared"
+    )
+
+
+def group_by_recipe(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
+    """The runs of each recipe, in the order in which the recipes first occur, and notes on duplicate runs.
+
+    Runs of one recipe differ only in the seed. Their code and inputs are the same too. A run with the same seed and the
+    same answers is a duplicate. A run with the same seed and other answers, as from another machine, is a recipe of its
+    own.
+    """
+    grouped: list[list[Run]] = []
+    notes = []
+    for run in runs:
+        for members in (members for members in grouped if is_same_recipe(members[0], run)):
+            twin = next((other for other in members if other.params["seed"] == run.params["seed"]), None)
+            if twin is None:
+                members.append(run)
+                break
+            if (twin.rows["predicted"] == run.rows["predicted"]).all():
+                notes.append(f"{run.name} is the same run as {twin.name}. It is counted once.")
+                break
+            notes.append(
+                f"{run.name} has the parameters, seed, code and inputs of {twin.name}, but other answers: it ran on "
+                "another machine or with other versions. It is listed as a recipe of its own."
+            )
+        else:
+            grouped.append([run])
+    return grouped, notes
+
+
+def is_same_recipe(run: Run, other: Run) -> bool:
+    """Whether two runs differ only in the seed, or not at all."""
+    return (run.recipe, run.code, run.inputs) == (other.recipe, other.code, other.inputs)
+
+
+def name_recipe(number: int, members: Sequence[Run], first: Run) -> str:
+    """Name a recipe by the parameters in which it differs from the first one, which has the name of its run."""
+    run = members[0]
+    changed = differing_keys(run.recipe, first.recipe)
+    if number == 0 or not changed:
+        return run.name
+    return ", ".join(f"{key}={run.recipe.get(key, 'none')}" for key in changed)
+
+
+def differing_keys(values: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    """Keys at which two dicts differ, in their order."""
+    return [key for key in dict.fromkeys([*others, *values]) if values.get(key) != others.get(key)]
+
+
+def note_other_differences(grouped: Sequence[Sequence[Run]], names: Sequence[str]) -> list[str]:
+    """Notes on recipes that differ from the first one in code or inputs too, not only in their parameters."""
+    first = grouped[0][0]
+    letters = [f"{recipe_letter(number)} {name}" for number, name in enumerate(names)]
+    differences = [describe_other_differences(members[0], first) for members in grouped]
+    return [
+        f"{name} also differs from {letters[0]} in {difference}."
+        for name, difference in zip(letters, differences, strict=True)
+        if difference
+    ]
+
+
+def describe_other_differences(run: Run, first: Run) -> str:
+    """Code and inputs in which a run differs from the first; empty if in none.
+
+    Inputs are left out if a parameter of `data` or `model` explains them.
+    """
+    changed = differing_keys(run.recipe, first.recipe)
+    inputs = [
+        path
+        for path, section in zip(INPUTS, ("data.", "model."), strict=True)
+        if run.inputs[path] != first.inputs[path] and not any(key.startswith(section) for key in changed)
+    ]
+    paths = {"code": differing_keys(run.code, first.code), "inputs": inputs}
+    return " and ".join(f"{what} ({', '.join(differing)})" for what, differing in paths.items() if differing)
+
+
+def describe_run(run: Run) -> str:
+    """A run with its seed and its commit."""
+    commit = f", {run.commit}" if run.commit and not run.name.startswith(run.commit) else ""
+    return f"{run.name} (seed {run.params['seed']}{commit})"
+
+
+def hash_rows(run: Run) -> str:
+    """The start of the SHA-256 of texts and gold classes. It changes with the rows and with their order."""
+    lines = run.rows[[*run.text_columns, "gold"]].to_numpy().tolist()
+    return hashlib.sha256(json.dumps(lines, ensure_ascii=False).encode()).hexdigest()[:16]

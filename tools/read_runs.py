@@ -1,0 +1,258 @@
+"""Read finished runs from Git revisions, DVC experiments and the workspace, without checking anything out.
+
+A run's predictions are in DVC's cache. If they are not, metrics/cases.csv has them, which Git stores.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+import pandas as pd
+import yaml
+
+from stages.report.cases import FORMULA_STARTS
+from stages.runtime import errors, files
+from tools.git import run_git
+
+WORKSPACE = "workspace"
+RESULTS, CASES = "outs/results/tuned", "metrics/cases.csv"
+INPUTS = ("outs/splits", "outs/base_model.json")  # written by `download`
+NOT_IN_RECIPE = ("seed", "analysis.", "watch.")  # starts of the parameters in which two runs of one recipe may differ
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        name: as given on the command line.
+        commit: short hash; empty for the workspace.
+        params: {dotted key: value}.
+        code, inputs: {path: hash} of what made the predictions, from dvc.lock.
+        rows: columns text_…, gold and predicted (class names), all strings; and group, if it is known.
+        classes: all class names in order, if they are known.
+    """
+
+    name: str
+    commit: str
+    params: dict[str, Any]
+    code: dict[str, str]
+    inputs: dict[str, str]
+    rows: pd.DataFrame
+    classes: tuple[str, ...] | None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The parameters that are the same in all runs of a recipe."""
+        return {key: value for key, value in self.params.items() if not key.startswith(NOT_IN_RECIPE)}
+
+    @property
+    def text_columns(self) -> list[str]:
+        return [column for column in self.rows if column.startswith("text_")]
+
+
+def list_experiments() -> tuple[list[str], list[str]]:
+    """Names of HEAD and its finished experiments, the oldest first; names of its unfinished experiments."""
+    experiments = [row for row in dvc.api.exp_show() if row["typ"] != "baseline"]
+    names = [(row["Experiment"] or row["rev"], row["State"] in (None, "Success")) for row in experiments]
+    finished = [name for name, is_finished in names if is_finished]
+    return ["HEAD", *reversed(finished)], [name for name, is_finished in names if not is_finished]
+
+
+def find_cache() -> Path:
+    """The folder of DVC's cache."""
+    process = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise errors.UserError(f"dvc cache dir: {process.stderr}")
+    return Path(process.stdout.strip())
+
+
+def read_run(name: str, cache: Path) -> Run:
+    """Read the finished run of a revision, an experiment or the workspace.
+
+    Args:
+        cache: from `find_cache`.
+
+    Raises:
+        UserError: the run is not finished, or its results were made with other parameters than it has.
+    """
+    commit = "" if name == WORKSPACE else find_commit(name)
+
+    def read_file(path: str) -> bytes | None:
+        if commit:
+            return git_output("show", f"{commit}:./{path}")
+        return Path(path).read_bytes() if Path(path).is_file() else None
+
+    parameters, lock = (parse_yaml(name, path, read_file(path)) for path in ("params.yaml", "dvc.lock"))
+    stages = lock.get("stages", {})
+    outs = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
+    check_finished(name, flatten(parameters), stages, outs)
+    rows, classes = read_cached_rows(cache, outs[RESULTS])
+    if rows is None:
+        table = read_file(CASES)
+        if table is None or hashlib.md5(table).hexdigest() != outs.get(CASES):
+            raise errors.UserError(
+                f"{name}: {RESULTS} is not in DVC's cache, and {CASES} is not the file that its dvc.lock names; "
+                + ("run `dvc repro`" if name == WORKSPACE else "fetch the results by `dvc pull` or `dvc exp pull`")
+            )
+        rows = read_cases(name, table, parameters)
+    deps = [dep for stage, entry in stages.items() if stage != "analyze" for dep in entry.get("deps", [])]
+    return Run(
+        name,
+        commit[:7],
+        flatten(parameters),
+        {dep["path"]: dep["md5"] for dep in deps if dep["path"].startswith("stages/")},
+        {path: outs[path] for path in INPUTS},
+        rows,
+        classes,
+    )
+
+
+def find_commit(name: str) -> str:
+    """The commit of a revision or of an experiment. DVC stores experiments below refs/exps in Git."""
+    revision = git_output("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if revision:
+        return revision.decode().strip()
+    listing = git_output("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or b""
+    refs = [line.split() for line in listing.decode().splitlines()]
+    commits = {commit for commit, ref in refs if ref.rpartition("/")[2] == name}
+    if len(commits) != 1:
+        problem = (
+            "the name of several experiments; give a commit's hash"
+            if commits
+            else "neither a revision nor an experiment"
+        )
+        raise errors.UserError(f"{name}: {problem}. `git log --oneline` and `dvc exp list -A` list them")
+    return commits.pop()
+
+
+def git_output(*arguments: str) -> bytes | None:
+    """What a Git command printed, or None if it failed."""
+    process = run_git(*arguments)
+    return process.stdout if process.returncode == 0 else None
+
+
+def parse_yaml(name: str, path: str, text: bytes | None) -> dict[str, Any]:
+    """Parse a YAML file of a run.
+
+    Args:
+        name: of the run, for the error.
+    """
+    if text is None:
+        raise errors.UserError(f"{name}: it has no {path} in this folder; {suggest_fix(name)}")
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise errors.UserError(f"{name}: {path}: not valid YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise errors.UserError(f"{name}: {path}: must hold keys and values, not {type(values).__name__}")
+    return values
+
+
+def suggest_fix(name: str) -> str:
+    """What to do if a run has no usable results."""
+    if name == WORKSPACE:
+        return "run `dvc repro`"
+    return f"check it out or `dvc exp apply {name}`, run `dvc repro`, then commit it or compare the workspace"
+
+
+def check_finished(name: str, parameters: dict[str, Any], stages: dict[str, dict], outs: dict[str, str | None]) -> None:
+    """Reject a run without results, or with results of other parameters than those in its params.yaml.
+
+    Args:
+        parameters: from `flatten`.
+        stages: of dvc.lock.
+        outs: {path: hash} of all stages.
+    """
+    missing = [path for path in (RESULTS, *INPUTS) if not outs.get(path)]
+    if missing:
+        raise errors.UserError(f"{name}: no results: its dvc.lock lacks {', '.join(missing)}; {suggest_fix(name)}")
+    for stage, entry in stages.items():
+        if stage == "analyze":  # its parameters change no prediction
+            continue
+        for key, value in flatten(entry.get("params", {}).get("params.yaml", {})).items():
+            if key not in parameters or parameters[key] != value:
+                current = parameters.get(key, "missing")
+                raise errors.UserError(
+                    f"{name}: {key} is {current} in params.yaml, but the results are those of {value}; "
+                    + suggest_fix(name)
+                )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested parameters. PyYAML reads a number such as 2e-05 as a string; this is a number."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = parse_number(value)
+    return flat
+
+
+def parse_number(value: Any) -> Any:
+    """The number that a string spells; any other value unchanged."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, ...] | None]:
+    """Rows and classes of a run's predictions from DVC's cache; (None, None) if it does not have them.
+
+    Args:
+        md5: of the folder `RESULTS`, from dvc.lock.
+    """
+
+    def cached_path(digest: str) -> Path:
+        return cache / "files/md5" / digest[:2] / digest[2:]
+
+    if not cached_path(md5).is_file():
+        return None, None
+    digests = {file["relpath"]: file["md5"] for file in json.loads(cached_path(md5).read_text())}
+    path = cached_path(digests["predictions.parquet"])
+    if not path.is_file():
+        return None, None
+    table = files.read_table(path)
+    classes = tuple(column.removeprefix("p_") for column in table if column.startswith("p_"))
+    text_columns = [column for column in table if column.startswith("text_")]
+    names = dict(enumerate(classes))
+    rows = table[[*text_columns, "group"]].assign(
+        gold=table["label"].map(names), predicted=table["prediction"].map(names)
+    )
+    for column in (*text_columns, "gold", "predicted"):
+        rows[column] = [quote_formula(text) for text in rows[column]]
+    return rows, tuple(map(quote_formula, classes))
+
+
+def quote_formula(text: str) -> str:
+    """Write a text as in cases.csv, where a quote keeps a spreadsheet from reading it as a formula."""
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def read_cases(name: str, table: bytes, parameters: dict[str, Any]) -> pd.DataFrame:
+    """Rows of a run from its cases.csv. The file has no groups: rows of a group are found by the text that they share.
+
+    Args:
+        name: of the run, for the error.
+        table: content of the file.
+        parameters: of the run, nested.
+    """
+    with io.StringIO(table.decode("utf-8"), newline="") as file:
+        header, *lines = csv.reader(file)
+    cases = pd.DataFrame(lines, columns=header)
+    text_columns = [column for column in cases if column.startswith("text_")]
+    if not text_columns or not {"gold", "tuned"} <= set(cases):
+        raise errors.UserError(f"{name}: {CASES} was written by another version of this project; {suggest_fix(name)}")
+    rows = cases[[*text_columns, "gold", "tuned"]].rename(columns={"tuned": "predicted"})
+    group = parameters.get("data", {}).get("group")
+    shared = [f"text_{group}"] if group else text_columns
+    return rows.assign(group=cases.groupby(shared).ngroup()) if set(shared) <= set(text_columns) else rows
