@@ -49,8 +49,8 @@ class Classifier:
         max_length: int,
     ) -> None:
         self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
-        packed_logits = speed_up(model)
-        self.packed_logits = packed_logits if batches.padding == "none" else None
+        compute_packed_logits = speed_up(model)
+        self.compute_packed_logits = compute_packed_logits if batches.padding == "none" else None
 
     @classmethod
     def load(
@@ -91,15 +91,17 @@ class Classifier:
         if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
             order = np.argsort(-lengths, kind="stable")
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        mine = assign_batches([lengths[rows].sum() for rows in batches], distributed.world_size())[distributed.rank()]
+        numbers = assign_batches([lengths[rows].sum() for rows in batches], distributed.world_size())[
+            distributed.rank()
+        ]
         results = []
         with (
             sdpa_kernel(ATTENTION),
-            tqdm(total=sum(len(batches[i]) for i in mine), desc=title, unit="row",
+            tqdm(total=sum(len(batches[i]) for i in numbers), desc=title, unit="row",
                  disable=distributed.progress_bar_disabled() if title else True) as bar,
         ):  # fmt: skip
-            for rows in map(batches.__getitem__, mine):
-                logits = self._logits([examples[i] for i in rows])
+            for rows in map(batches.__getitem__, numbers):
+                logits = self._compute_logits([examples[i] for i in rows])
                 results.append((rows, torch.softmax(logits.double(), dim=-1)))  # copied later: the GPU need not wait
                 bar.update(len(rows))
         device = next(self.model.parameters()).device
@@ -110,15 +112,14 @@ class Classifier:
         distributed.all_reduce(probabilities)
         return probabilities.cpu().numpy()
 
-    def _logits(self, examples: list[dict]) -> torch.Tensor:
+    def _compute_logits(self, examples: list[dict]) -> torch.Tensor:
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
-        if self.packed_logits:
+        if self.compute_packed_logits:
             batch = pack_rows(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            return self.packed_logits(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
-        batches = self.batches.model_copy(
-            update={"multiple_of": 1}
-        )  # no capture here, so extra padding only costs time
+            return self.compute_packed_logits(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
+        # Nothing is captured here, so padding to a multiple would only cost time.
+        batches = self.batches.model_copy(update={"multiple_of": 1})
         batch = pad_rows(examples, pad_id, batches, self.max_length)
         return self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits
 
