@@ -1,8 +1,13 @@
-"""Stage `train_qlora`: LoRA on the quantised base; the adapter of one epoch is kept, the best or the last."""
+"""Stage `train_qlora`: train LoRA and the head on the quantised base, save the adapter of the best or last epoch."""
 
 import gc
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.data.batching import TokenizedRows
 from stages.data.task import Task
@@ -15,83 +20,142 @@ from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import distributed, errors, files, params
 from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history
-from stages.training.loss import balanced_weights, weigh_classes
-from stages.training.trainer import make_trainer
+from stages.training.loss import compute_balanced_weights, weigh_classes
+from stages.training.trainer import ClassifierTrainer, make_trainer
+
+ROW_FILES = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
 
 
 def main() -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
     distributed.init_process_group(device)
-    manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
-    paths = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
-    rows = {split: TokenizedRows(files.read_columns(path, ["input_ids", "label"])) for split, path in paths.items()}
-    tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
-    groups = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
-    groups["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest stands for these
-    folder = checkpoints.TOP / checkpoints.run_digest(
-        groups, task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, manifest["digest"],
-        [files.sha256(path) for path in paths.values()], checkpoints.code_digests(__file__), read_versions(device),
-    )  # fmt: skip
+    inputs = load_inputs(p)
+    folder = checkpoints.ROOT / digest_run(p, inputs, device)
     files.check_same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
 
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
-        base = load_base(manifest, p.model, task.classes, device, p.seed, tokenizer)
+        base = load_base(inputs.manifest, p.model, inputs.task.classes, device, p.seed, inputs.tokenizer)
         recorder.mark("loaded")
-        classifier = add_lora(base, p.lora, p.seed)
-        if p.train.class_weights == "balanced":
-            weigh_classes(base, balanced_weights(rows["train"].labels, len(task.classes)))
-        if p.train.freeze_head:
-            freeze_head(classifier)
-        trainer = make_trainer(
-            classifier, rows["train"], rows["validation"], p, tokenizer.pad_token_id, folder, recorder
-        )
-        resumed = distributed.broadcast(checkpoints.checkpoint_to_resume(folder) if distributed.is_main() else None)
-        files.check_same_on_all_ranks(
-            lambda: resumed is None or resumed.exists(), f"{checkpoints.TOP}/, one folder for all machines,"
-        )
-        if resumed:
-            print(f"resuming from {resumed}")
+        classifier = build_classifier(base, p, inputs)
+        pad_id = inputs.tokenizer.pad_token_id
+        trainer = make_trainer(classifier, inputs.train_rows, inputs.validation_rows, p, pad_id, folder, recorder)
+        checkpoint = find_checkpoint(folder)
         recorder.mark("before_training")
-        start = recorder.elapsed_seconds()
-        with report_out_of_memory(
-            f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; less takes "
-            "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller batch"
-        ):
-            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        seconds = checkpoints.seconds_before(resumed, trainer.state) + recorder.elapsed_seconds() - start
+        seconds = train(trainer, checkpoint, p, recorder)
         recorder.mark("after_training")
     if not distributed.is_main():
         return
 
     steps, epochs = history.read_curves(trainer.state)
+    saved_epoch = choose_epoch(epochs, p, folder)
+    parameters, snapshot = count_parameters(classifier), AdapterSnapshot.take(classifier, inputs.validation_rows)
+    with files.atomic_folder("outs/adapter") as adapter:
+        save_adapter(classifier, inputs.tokenizer, inputs.manifest, make_classifier_settings(p, inputs), adapter)
+        del base, classifier, trainer  # the memory need not suffice for two bases
+        gc.collect()
+        verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device)
+    write_results(steps, epochs, saved_epoch, parameters)
+    recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": checkpoint is not None})
+    checkpoints.remove_checkpoints(folder)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What earlier stages wrote, and the tokenizer."""
+
+    manifest: dict
+    task: Task
+    train_rows: TokenizedRows
+    validation_rows: TokenizedRows
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_inputs(p: params.Params) -> Inputs:
+    manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
+    rows = {split: TokenizedRows(files.read_columns(path, ["input_ids", "label"])) for split, path in ROW_FILES.items()}
+    return Inputs(
+        manifest, task, rows["train"], rows["validation"], load_configured_tokenizer(manifest, p.tokenize.template)
+    )
+
+
+def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
+    """Digest of everything that determines the training. A run resumes only from checkpoints with the same digest."""
+    sections = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
+    sections["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest covers these two
+    return checkpoints.compute_run_digest(
+        sections, inputs.task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, inputs.manifest["digest"],
+        [files.sha256(path) for path in ROW_FILES.values()], checkpoints.hash_code(__file__),
+        read_versions(device),
+    )  # fmt: skip
+
+
+def build_classifier(base: PreTrainedModel, p: params.Params, inputs: Inputs) -> PeftModel:
+    """Add LoRA to the base, and set the class weights and the head as params.yaml says."""
+    classifier = add_lora(base, p.lora, p.seed)
+    if p.train.class_weights == "balanced":
+        weigh_classes(base, compute_balanced_weights(inputs.train_rows.labels, len(inputs.task.classes)))
+    if p.train.freeze_head:
+        freeze_head(classifier)
+    return classifier
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint to resume from, the same on all ranks, or None."""
+    checkpoint = distributed.broadcast(checkpoints.checkpoint_to_resume(folder) if distributed.is_main() else None)
+    files.check_same_on_all_ranks(
+        lambda: checkpoint is None or checkpoint.exists(), f"{checkpoints.ROOT}/, one folder for all machines,"
+    )
+    if checkpoint:
+        print(f"resuming from {checkpoint}")
+    return checkpoint
+
+
+def train(trainer: ClassifierTrainer, checkpoint: Path | None, p: params.Params, recorder: Recorder) -> float:
+    """Train, and return the seconds of all epochs, those before a resume included."""
+    start = recorder.elapsed_seconds()
+    with report_out_of_memory(
+        f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; to use less, set "
+        "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller train.batch_size"
+    ):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return checkpoints.sum_seconds_before(checkpoint, trainer.state) + recorder.elapsed_seconds() - start
+
+
+def choose_epoch(epochs: list[dict], p: params.Params, folder: Path) -> int:
+    """Number of the epoch that `train.keep` selects.
+
+    Raises:
+        UserError: training diverged, and no epoch can be kept. Its checkpoints are removed.
+    """
     best, last = history.best_epoch(epochs if p.train.keep == "best" else epochs[-1:]), epochs[-1]["epoch"]
     if best is None:
         checkpoints.remove_checkpoints(folder)
         raise errors.UserError(
             f"params.yaml: train.learning_rate: {p.train.learning_rate}: training diverged: the loss of epoch {last} "
-            "is NaN or infinite; a smaller learning rate is needed"
+            "is NaN or infinite; set a smaller learning rate"
         )
     if not history.is_finite(epochs[-1]):
         print(f"training diverged in epoch {last}: train.keep: best keeps epoch {best}")
-    base_as = groups["model"] | {"name": manifest["name"], "revision": manifest["revision"]}
-    reading = {
-        "classes": task.classes, "seed": p.seed, "model": base_as, "tokenize": p.tokenize.model_dump(),
-        "batches": groups["batches"],
+    return best
+
+
+def make_classifier_settings(p: params.Params, inputs: Inputs) -> dict:
+    """The content of the adapter's classifier.json."""
+    model = p.model.model_dump(exclude={"name", "revision"})
+    names = {"name": inputs.manifest["name"], "revision": inputs.manifest["revision"]}
+    return {
+        "classes": inputs.task.classes, "seed": p.seed, "model": model | names,
+        "tokenize": p.tokenize.model_dump(), "batches": p.batches.model_dump(),
     }  # fmt: skip
-    parameters, trained = count_parameters(classifier), AdapterSnapshot.take(classifier, rows["validation"])
-    with files.atomic_folder("outs/adapter") as adapter:
-        save_adapter(classifier, tokenizer, manifest, reading, adapter)
-        del base, classifier, trainer  # two bases at a time need not fit
-        gc.collect()
-        verify_saved_adapter(adapter, trained, manifest, p.model, device)
-    with files.atomic_folder("outs/results/train") as results:
-        files.write_csv(results / "steps.csv", pd.DataFrame(steps))
-        files.write_csv(results / "epochs.csv", pd.DataFrame(epochs))
-        files.write_json(results / "summary.json", {"best_epoch": best, "parameters": parameters})
-    recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": resumed is not None})
-    checkpoints.remove_checkpoints(folder)
+
+
+def write_results(steps: list[dict], epochs: list[dict], saved_epoch: int, parameters: dict[str, int]) -> None:
+    with files.atomic_folder("outs/results/train") as folder:
+        files.write_csv(folder / "steps.csv", pd.DataFrame(steps))
+        files.write_csv(folder / "epochs.csv", pd.DataFrame(epochs))
+        files.write_json(folder / "summary.json", {"best_epoch": saved_epoch, "parameters": parameters})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The LoRA adapter: put on the base, saved with the head, loaded again, counted."""
+"""The LoRA adapter: add it to the base, save it with the head, load it again, count its parameters."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import bitsandbytes as bnb
 import torch
@@ -16,107 +18,106 @@ from stages.runtime.errors import UserError, type_and_first_line
 from stages.runtime.files import read_json, write_json
 
 
-def add_lora(model: PreTrainedModel, group: params.Lora, seed: int) -> PeftModel:
-    """Put a fresh LoRA adapter on the base; the adapter and the head are what training changes.
+def add_lora(model: PreTrainedModel, lora_params: params.Lora, seed: int) -> PeftModel:
+    """Add a new LoRA adapter to the base. Training then changes the adapter and the head.
 
     Args:
         model: from `load_base`.
-        group: the group `lora` of params.yaml.
+        lora_params: the section `lora` of params.yaml.
         seed: seeds LoRA's A matrices.
 
     Raises:
-        UserError: where the model lacks one of `lora.target_modules`.
+        UserError: the model lacks one of `lora.target_modules`.
     """
-    _check_targets(model, group.target_modules)
+    _check_target_modules(model, lora_params.target_modules)
     set_seed(seed)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,  # keeps LoRA off the head, and saves the head with the adapter
-        r=group.r,
-        lora_alpha=group.alpha,
-        lora_dropout=group.dropout,
+        r=lora_params.r,
+        lora_alpha=lora_params.alpha,  # type: ignore[arg-type]  # hinted int, but PEFT only divides it by r
+        lora_dropout=lora_params.dropout,
         bias="none",
-        target_modules=group.target_modules,
+        target_modules=lora_params.target_modules,
     )
     try:
-        return get_peft_model(model, config)
+        return cast(PeftModel, get_peft_model(model, config))  # a PeftMixedModel only with mixed=True
     except ValueError as error:
         raise UserError(
-            f"params.yaml: lora.target_modules: {group.target_modules}: {type_and_first_line(error)}"
+            f"params.yaml: lora.target_modules: {lora_params.target_modules}: {type_and_first_line(error)}"
         ) from error
 
 
-def _check_targets(model, wanted):
-    """Refuse what PEFT would leave out without a word: a name or an expression that no layer but the head has."""
+def _check_target_modules(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """Reject a name or an expression that matches no layer except the head: PEFT would ignore it silently."""
     names = [name for name, _ in model.named_modules()]
 
-    def matches(targets):
+    def match_a_layer(targets: str | list[str]) -> bool:
         config = LoraConfig(target_modules=targets, modules_to_save=["score"])  # as PEFT adds the head
         return any(check_target_module_exists(config, name) for name in names)
 
-    if isinstance(wanted, str):
-        unknown = (
-            ""
-            if wanted.lower() == "all-linear" or matches(wanted)
-            else f"that match the regular expression {wanted} (names go into a list)"
-        )
+    if isinstance(targets, str):
+        if targets.lower() == "all-linear" or match_a_layer(targets):
+            return
+        unknown = f"that match the regular expression {targets} (names go into a list)"
     else:
-        missing = [name for name in wanted if not matches([name])]
-        unknown = missing and f"named {', '.join(missing)}"
-    if unknown:
-        linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
-        has = sorted({name.rpartition(".")[2] for name in linears} - {"score"})
-        raise UserError(
-            f"params.yaml: lora.target_modules: this model has no layers for LoRA {unknown}. It has: {', '.join(has)}."
-        )
+        missing = [name for name in targets if not match_a_layer([name])]
+        if not missing:
+            return
+        unknown = f"named {', '.join(missing)}"
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    allowed = sorted({name.rpartition(".")[2] for name in linears} - {"score"})
+    raise UserError(
+        f"params.yaml: lora.target_modules: this model has no layers for LoRA {unknown}. It has: {', '.join(allowed)}."
+    )
 
 
 def save_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, manifest: dict, reading: dict, folder: Path
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, manifest: dict, settings: dict, folder: Path
 ) -> None:
-    """Save adapter, head, labels and tokenizer: all but the base that is needed to predict.
+    """Save adapter, head, labels and tokenizer: everything a prediction needs except the base.
 
-    `config.json` is the base's, with the labels' names, so that plain transformers and peft load the adapter too.
+    `config.json` is the base's with the names of the labels. Plain transformers and PEFT need it to load the adapter.
 
     Args:
-        reading: what else `tools.predict` needs, kept as `classifier.json`: the classes, the seed, and the groups
-            model, tokenize and batches.
-        folder: an empty one, or one to make.
+        settings: the content of `classifier.json`, which `tools.predict` reads: the classes, the seed, and the sections
+            model, tokenize and batches of params.yaml.
+        folder: empty, or not there yet.
     """
-    adapter = model.peft_config["default"]
-    adapter.base_model_name_or_path, adapter.revision = manifest["name"], manifest["revision"]
-    model.save_pretrained(folder)
+    lora_config = model.peft_config["default"]
+    lora_config.base_model_name_or_path, lora_config.revision = manifest["name"], manifest["revision"]
+    model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-    written = json.loads((folder / "adapter_config.json").read_text())
-    if isinstance(written["target_modules"], list):
-        written["target_modules"].sort()  # a set's order differs from run to run
-    _write_sorted(folder / "adapter_config.json", written)
-    config = model.get_base_model().config.to_dict()
+    adapter_config = json.loads((folder / "adapter_config.json").read_text())
+    if isinstance(adapter_config["target_modules"], list):
+        adapter_config["target_modules"].sort()  # PEFT writes a set, whose order differs between runs
+    _write_sorted(folder / "adapter_config.json", adapter_config)
+    base_config = get_base(model).config.to_dict()
     for key in ("quantization_config", "_name_or_path", "transformers_version"):
-        config.pop(key, None)
-    _write_sorted(folder / "config.json", config)
+        base_config.pop(key, None)
+    _write_sorted(folder / "config.json", base_config)
     save_tokenizer(tokenizer, folder)
     write_json(folder / "base.json", manifest)
-    write_json(folder / "classifier.json", reading)
+    write_json(folder / "classifier.json", settings)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a tokenizer, without what it knows of this machine."""
+    """Save a tokenizer without the keys that describe this machine."""
     tokenizer.save_pretrained(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    for key in ("is_local", "local_files_only"):  # where this machine found it, and whether HF_HUB_OFFLINE was set
-        settings.pop(key, None)
-    _write_sorted(folder / "tokenizer_config.json", settings)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for key in ("is_local", "local_files_only"):  # its folder here, and whether HF_HUB_OFFLINE was set
+        config.pop(key, None)
+    _write_sorted(folder / "tokenizer_config.json", config)
 
 
-def _write_sorted(path, value):
+def _write_sorted(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, manifest: dict) -> PeftModel:
-    """Put a saved adapter and its head on the base, for prediction.
+    """Add a saved adapter and its head to the base, for prediction.
 
     Raises:
-        UserError: where the adapter was trained on another base, or is not whole.
+        UserError: the adapter was trained on another base, or is incomplete.
     """
     trained_on = read_json(folder / "base.json")
     if trained_on["digest"] != manifest["digest"]:
@@ -124,30 +125,42 @@ def load_adapter(model: PreTrainedModel, folder: Path, manifest: dict) -> PeftMo
             f"{folder}: trained on another base ({trained_on['name']} {trained_on['digest'][:12]}); run `dvc repro`"
         )
     try:
-        model = PeftModel.from_pretrained(model, str(folder)).eval()
+        tuned = PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as error:  # missing or truncated weights, shapes of another base
         raise UserError(
             f"{folder}: not loadable as an adapter ({type_and_first_line(error)}); run `dvc repro`"
         ) from error
-    weights = folder / "adapter_model.safetensors"
-    with safe_open(weights, "pt") as saved:  # PEFT only warns, and leaves what is missing as it was drawn
-        missing = sorted(set(get_peft_model_state_dict(model)) - set(saved.keys()))
+    missing = _list_missing_weights(tuned, folder / "adapter_model.safetensors")
     if missing:
-        raise UserError(f"{weights}: lacks {len(missing)} of the adapter's weights ({missing[0]}); run `dvc repro`")
-    return model
+        raise UserError(
+            f"{folder / 'adapter_model.safetensors'}: lacks {len(missing)} of the adapter's weights ({missing[0]}); "
+            "run `dvc repro`"
+        )
+    return tuned
+
+
+def _list_missing_weights(model: PeftModel, path: Path) -> Sequence[str]:
+    """Names of the adapter's weights that its file lacks. PEFT only warns, and leaves them at their random start."""
+    with safe_open(path, "pt") as weights:
+        return sorted(set(get_peft_model_state_dict(model)) - set(weights.keys()))
+
+
+def get_base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return transformers' classifier: the model itself, or the one inside PEFT's."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Parameter counts.
+    """Count the parameters of a model.
 
     Returns:
-        {"stored": as `numel` counts, where a byte holds two 4-bit weights (the published way of counting),
-        "total": true weights, "trainable": weights that training changes}
+        {"stored": as `numel` counts, where one byte holds two 4-bit weights (the notebook counts so),
+        "total": weights, each counted once, "trainable": weights that training changes}
     """
     stored = total = trainable = 0
     for parameter in model.parameters():
         stored += parameter.numel()
-        packed = isinstance(parameter, bnb.nn.Params4bit)
-        total += parameter.numel() * (2 * parameter.element_size() if packed else 1)
+        in_4_bits = isinstance(parameter, bnb.nn.Params4bit)
+        total += parameter.numel() * (2 * parameter.element_size() if in_4_bits else 1)
         trainable += parameter.numel() if parameter.requires_grad else 0
     return {"stored": stored, "total": total, "trainable": trainable}

@@ -1,4 +1,4 @@
-"""A saved adapter's own files, read and checked: what it answers, how it reads, and which base it belongs to."""
+"""Read and check the files of a saved adapter: classifier.json, base.json and adapter_config.json."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ClassifierSettings(params.Section):
-    """classifier.json: what the adapter answers, and how it is to be read."""
+    """classifier.json: the classes, and the parameters that a prediction needs."""
 
     classes: params.Classes
     seed: params.Seed
@@ -23,7 +23,7 @@ class ClassifierSettings(params.Section):
 
 
 class ManifestFile(params.Section):
-    """A file of the base: its size in bytes, and its SHA-256."""
+    """A file of the base: its size in bytes and its SHA-256."""
 
     size: Annotated[int, Field(ge=0)]
     sha256: Sha256
@@ -39,9 +39,9 @@ class Manifest(params.Section):
 
 
 class LoraSettings(params.Section):
-    """The keys of adapter_config.json without which PEFT would take a default of its own, and answer otherwise."""
+    """The required keys of adapter_config.json. PEFT would replace a missing one by its default and predict wrongly."""
 
-    model_config = ConfigDict(strict=True)  # PEFT reads the file itself, and takes no number written as text
+    model_config = ConfigDict(strict=True)  # PEFT reads the file itself, and rejects numbers written as text
 
     peft_type: Literal["LORA"]
     task_type: Literal["SEQ_CLS"]
@@ -50,34 +50,31 @@ class LoraSettings(params.Section):
     target_modules: params.Text | Annotated[list[params.Text], Field(min_length=1)]
 
 
-# PEFT's other keys may be missing (another version wrote the file); one that it does not know it would leave out.
-AdapterConfig = create_model(
-    "AdapterConfig",
-    __base__=LoraSettings,
-    **{
-        key: (Any if default is None else type(default), default)
-        for key, default in LoraConfig().to_dict().items()
-        if key not in LoraSettings.model_fields
-    },
-)
+# PEFT's other keys are optional, because another version may have written the file. PEFT ignores an unknown key.
+OPTIONAL_KEYS: dict[str, Any] = {
+    key: (Any if default is None else type(default), default)
+    for key, default in LoraConfig().to_dict().items()
+    if key not in LoraSettings.model_fields
+}
+AdapterConfig = create_model("AdapterConfig", __base__=LoraSettings, **OPTIONAL_KEYS)
 
 
 def read_adapter(adapter: Path, base_only: bool = False, base: Path | None = None) -> tuple[ClassifierSettings, dict]:
-    """What an adapter's folder says of itself -> (classifier.json, the manifest of its base).
+    """Read the files that describe an adapter -> (classifier.json, the manifest of its base).
 
     Args:
-        base_only: the adapter is not going to be loaded, so its settings need not be right.
+        base_only: the adapter itself will not be loaded, so adapter_config.json is not checked.
         base: folder with the base's files, given by `--base`; None: where the manifest says.
 
     Raises:
-        UserError: naming the file of the folder, and each key that is missing, unknown or of another type.
+        UserError: names the file, and each key that is missing, unknown or of another type.
     """
-    reading = _read(adapter / "classifier.json", ClassifierSettings)
+    settings = _read(adapter / "classifier.json", ClassifierSettings)
     manifest = _read(adapter / "base.json", Manifest).model_dump()
     if not base_only:
         _read(adapter / "adapter_config.json", AdapterConfig)
-    return reading, use_folder(manifest, base) if base else manifest
+    return settings, use_folder(manifest, base) if base else manifest
 
 
-def _read(path, group):
-    return params.validate(files.read_json(path), group, path)
+def _read(path: Path, section: type[params.Section]) -> Any:
+    return params.validate(files.read_json(path), section, path)

@@ -1,8 +1,9 @@
-"""The quantised base: loaded from its pinned files, frozen, checked."""
+"""Load the quantised base from its pinned files, freeze it, and check that it suits this project."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -25,55 +26,62 @@ from stages.runtime import params
 from stages.runtime.errors import UserError, type_and_first_line
 from stages.sources.fetch import find_model_folder
 
-ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # what configs call it
-TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names of one function
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")  # its names in models' configs
+TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transformers' names for one function
 
 
 def load_base(
     manifest: dict,
-    group: params.Model,
+    model_params: params.Model,
     classes: Sequence[str],
     device: torch.device,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel:
-    """The base with a classification head, quantised, frozen, in evaluation mode.
+    """Load the base with a classification head: quantised, frozen, in evaluation mode.
 
-    Within `base_cache.cache_base()` the weights are read and quantised once. Every call returns its own model around
+    Within `base_cache.cache_base()` the weights are read and quantised once. Every call returns a new model around
     them.
 
     Args:
         manifest: what `download` wrote.
-        group: the group `model` of params.yaml.
+        model_params: the section `model` of params.yaml.
         classes: names, in the order of their numbers; the head has one output for each.
-        device: torch.device.
-        seed: seeds the head, on the CPU, so that every device and every stage gets the same.
-        tokenizer: its pad token tells where a row ends; its size must fit the embedding.
+        seed: seeds the head. It is drawn on the CPU, so every device and every stage gets the same one.
+        tokenizer: its pad token marks the end of a row; it may not have more tokens than the embedding.
 
     Returns:
-        a transformers `...ForSequenceClassification`; products in `group.precision`, the head in fp32.
+        a transformers `...ForSequenceClassification`; products in `model_params.precision`, the head in fp32.
     """
     folder = find_model_folder(manifest)
-    settings = group.model_dump(exclude={"name", "revision", "head_init"})  # the digest stands for the first two
+    # The digest covers name and revision. The head is drawn below.
+    settings = model_params.model_dump(exclude={"name", "revision", "head_init"})
     model = base_cache.share_model(
         (manifest["digest"], settings, tuple(classes), device),
-        lambda: _frozen(folder, manifest, group, classes, device, tokenizer),
+        lambda: _load_frozen(folder, manifest, model_params, classes, device, tokenizer),
     )
-    draw_head(model, seed if group.head_init == "seeded" else None)
+    draw_head(model, seed if model_params.head_init == "seeded" else None)
     return model.requires_grad_(False)
 
 
-def _frozen(folder, manifest, group, classes, device, tokenizer):
-    """The base as it is read from its files: all of it that no seed changes. Its head is any."""
-    logging.disable_progress_bar()  # weights load in a second, and the bar would stay in every log
+def _load_frozen(
+    folder: Path,
+    manifest: dict,
+    model_params: params.Model,
+    classes: Sequence[str],
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreTrainedModel:
+    """Load and check the part of the base that depends on no seed. Its head is random."""
+    logging.disable_progress_bar()  # loading lasts a second, and the bar would stay in every log
     try:
-        config = classifier_config(folder, manifest, group, classes, tokenizer)
+        config = load_classifier_config(folder, manifest, model_params, classes, tokenizer)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
             device_map={"": device},
             use_safetensors=True,
-            **precision_arguments(group, device),
+            **make_precision_arguments(model_params, device),
         )
     except UserError:
         raise
@@ -81,64 +89,64 @@ def _frozen(folder, manifest, group, classes, device, tokenizer):
         raise UserError(
             f"model.name: {manifest['name']} does not fit this GPU's memory ({type_and_first_line(error)})"
         ) from error
-    except Exception as error:  # a truncated shard, an unknown architecture, a pickled checkpoint: a dozen kinds
+    except Exception as error:  # many types: a truncated shard, an unknown architecture, a pickled checkpoint
         raise UserError(
             f"model.name: {manifest['name']}: not loadable as a model ({type_and_first_line(error)})"
         ) from error
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):  # it does so unasked
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):  # transformers does so unasked
         raise UserError(
             f"model.name: {manifest['name']}: transformers loaded an adapter with the base; "
             f"remove adapter_config.json from {folder}"
         )
     stabilize_4_bit_layers(model)
     check_head(model)
-    if group.quantization == "nf4":
+    if model_params.quantization == "nf4":
         _check_quantised(model, manifest["name"])
     _check_causal(model.requires_grad_(False).eval(), manifest["name"])
     return model
 
 
-def classifier_config(
+def load_classifier_config(
     folder: Path,
     manifest: dict,
-    group: params.Model,
+    model_params: params.Model,
     classes: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedConfig:
-    """The configuration of a base as a classifier: its labels' names, its activation, the token that pads its rows.
+    """Read the config of a base and set what a classifier needs: names of labels, activation, pad token.
 
     Args:
         folder: of the base.
-        manifest, group, classes, tokenizer: as `load_base` takes them.
+        manifest, model_params, classes, tokenizer: as in `load_base`.
     """
     config = AutoConfig.from_pretrained(
         folder,
         num_labels=len(classes),
         id2label=dict(enumerate(classes)),
         label2id={name: code for code, name in enumerate(classes)},
-        problem_type="single_label_classification",  # a training step would set it, a resumed run may have none
+        problem_type="single_label_classification",  # a training step sets it, but a resumed run may have none left
     )
     _check_family(config, manifest["name"])
     if config.vocab_size < len(tokenizer):
         raise UserError(
             f"model.name: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
         )
-    if group.hidden_act:
-        replace_activation(config, group.hidden_act, manifest["name"])
+    if model_params.hidden_act:
+        replace_activation(config, model_params.hidden_act, manifest["name"])
     config.pad_token_id, config.use_cache = tokenizer.pad_token_id, False
     return config
 
 
-def precision_arguments(group: params.Model, device: torch.device) -> dict:
-    """How transformers' `from_pretrained` is to quantise and in which precision the model computes: its arguments.
+def make_precision_arguments(model_params: params.Model, device: torch.device) -> dict:
+    """Arguments of transformers' `from_pretrained` for quantisation and precision.
 
     Args:
-        group: the group `model` of params.yaml.
+        model_params: the section `model` of params.yaml.
     """
-    precision = pick_precision(group, device)
-    # fp16 is kept to the 4-bit products: phi-2's attention overflows in float16 activations.
-    arguments = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
-    if group.quantization == "nf4":
+    precision = pick_precision(model_params, device)
+    # Only the 4-bit products compute in fp16: phi-2's attention overflows in float16 activations.
+    arguments: dict[str, Any] = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
+    if model_params.quantization == "nf4":
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -149,79 +157,87 @@ def precision_arguments(group: params.Model, device: torch.device) -> dict:
 
 
 def stabilize_4_bit_layers(model: torch.nn.Module) -> None:
-    """Let bitsandbytes' layers stay as they are from the first use on, in place."""
+    """Stop bitsandbytes from changing its layers when they are first used, in place."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False  # else one evaluation repacks the weights and training fails
+            module.support_avx512bf16_for_cpu = (
+                False  # otherwise one evaluation repacks the weights, and training fails
+            )
             if module.bias is not None:
-                module.bias.data = module.bias.data.to(module.compute_dtype)  # bitsandbytes does so at the first use
+                module.bias.data = module.bias.data.to(module.compute_dtype)  # as bitsandbytes does at the first use
 
 
-def replace_activation(config: PreTrainedConfig, wanted: str, name: str) -> None:
-    """Set a model's activation to another form of the same function, in place; refuse to make it another function.
+def replace_activation(config: PreTrainedConfig, activation: str, name: str) -> None:
+    """Set a model's activation to another implementation of the same function, in place.
 
     Args:
-        config: of the model; its activation has one of the names `ACTIVATION_KEYS`.
-        wanted: one of `TANH_GELUS`.
+        config: of the model; its activation has one of the keys `ACTIVATION_KEYS`.
+        activation: one of `TANH_GELUS`.
         name: of the model, for the error.
+
+    Raises:
+        UserError: the model's activation is another function.
     """
-    own = {key: getattr(config, key, None) for key in ACTIVATION_KEYS}
-    own = {key: value for key, value in own.items() if value}
-    if not own or not TANH_GELUS.issuperset(own.values()):
+    original: dict[str, str] = {key: getattr(config, key) for key in ACTIVATION_KEYS if getattr(config, key, None)}
+    if not original or not TANH_GELUS.issuperset(original.values()):
         raise UserError(
-            f"params.yaml: model.hidden_act: {wanted}, but {name} computes "
-            f"{', '.join(own.values()) or 'an activation that its config does not name'}; allowed: null (its own)"
+            f"params.yaml: model.hidden_act: {activation}, but {name} computes "
+            f"{', '.join(original.values()) or 'an activation that its config does not name'}; "
+            "allowed: null (the model's own)"
         )
-    for key in own:
-        setattr(config, key, wanted)
+    for key in original:
+        setattr(config, key, activation)
 
 
-def _check_family(config, name):
-    """Refuse, before its weights are read, what can't be a classifier of the last token."""
-    allowed = "allowed: a causal language model of text alone, in 32 or 16 bits, such as Llama, Qwen3 or Phi"
+def _check_family(config: PreTrainedConfig, name: str) -> None:
+    """Reject a model that cannot classify by its last token, before its weights are read."""
+    allowed = "allowed: a causal language model that reads only text, in 32 or 16 bits, such as Llama, Qwen3 or Phi"
     if config.is_encoder_decoder:
         raise UserError(f"model.name: {name} is an encoder-decoder ({config.model_type}); {allowed}")
     if config.get_text_config() is not config:
         raise UserError(f"model.name: {name} reads more than text ({config.model_type}); {allowed}")
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(f"model.name: {name}: transformers has no classifier for {config.model_type}; {allowed}")
-    if quantised := getattr(config, "quantization_config", None):  # it would go before model.quantization, unsaid
+    if quantised := getattr(config, "quantization_config", None):  # it would silently override model.quantization
         raise UserError(f"model.name: {name} is quantised already ({dict(quantised).get('quant_method')}); {allowed}")
 
 
-def _check_quantised(model, name):
-    """Refuse a model that 4 bits are asked for and that is hardly in 4 bits: transformers says no word of it.
+def _check_quantised(model: PreTrainedModel, name: str) -> None:
+    """Reject a model most of whose weights bitsandbytes did not quantise: transformers does not report it.
 
-    bitsandbytes takes modules that are `torch.nn.Linear` itself, and no matrices of other modules (experts, Falcon's).
+    bitsandbytes quantises only modules of the class `torch.nn.Linear` itself. It leaves the matrices of other modules
+    (experts, Falcon's) as they are.
     """
-    left, packed = Counter(), 0
+    unquantised: Counter[str] = Counter()
+    weights_in_4_bits = 0
     for module_name, module in model.named_modules():
         if module_name != "score" and not isinstance(module, torch.nn.Embedding):
             for weight in module.parameters(recurse=False):
                 if isinstance(weight, bnb.nn.Params4bit):
-                    packed += 2 * weight.numel() * weight.element_size()
+                    weights_in_4_bits += 2 * weight.numel() * weight.element_size()
                 elif weight.ndim > 1:
-                    left[type(module).__name__] += weight.numel()
-    share = left.total() / max(left.total() + packed, 1)
+                    unquantised[type(module).__name__] += weight.numel()
+    share = unquantised.total() / max(unquantised.total() + weights_in_4_bits, 1)
     if share > 0.1:
         raise UserError(
             f"params.yaml: model.quantization: nf4: bitsandbytes leaves {share:.0%} of {name}'s weights in 16 bits or "
-            f"more ({', '.join(left)}); allowed: none"
+            f"more ({', '.join(unquantised)}); allowed: none"
         )
 
 
 @torch.no_grad()
-def _check_causal(model, name):
-    """Refuse a model whose tokens see those after them.
+def _check_causal(model: PreTrainedModel, name: str) -> None:
+    """Reject a model in which a token attends to later tokens.
 
-    Batches carry no attention mask, so its answers would change with the padding, which is a neighbour's length. Tried
-    on the model itself, since configs name this in many ways: other tokens at the end must not change the first states.
+    Batches carry no attention mask. The predictions of such a model would depend on the padding, and so on the length
+    of other rows. Configs describe this in many ways, so the model itself is tried: other tokens at the end must not
+    change the first hidden states.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (2, 8), generator=generator)
     ids[1, :4] = ids[0, :4]
-    one, other = (model.base_model(input_ids=row[None].to(model.device)).last_hidden_state[:, :4] for row in ids)
-    if (one - other).abs().max() > 0.01 * one.abs().max():  # rounding: under 1e-6; a bidirectional model: over 0.3
+    first, second = (model.base_model(input_ids=row[None].to(model.device)).last_hidden_state[:, :4] for row in ids)
+    if (first - second).abs().max() > 0.01 * first.abs().max():  # rounding: under 1e-6; a bidirectional model: over 0.3
         raise UserError(
-            f"model.name: {name} is bidirectional: a token sees those after it, padding too; allowed: a causal model"
+            f"model.name: {name} is bidirectional: a token attends to later ones, padding too; allowed: a causal model"
         )

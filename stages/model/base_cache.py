@@ -1,72 +1,80 @@
-"""A base kept in memory, for a program that builds many models around the same frozen weights."""
+"""Keep one base in memory, for a program that builds many models around the same frozen weights."""
 
 import contextlib
 import copy
 from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar, cast
 
 import bitsandbytes as bnb
 import torch
+from transformers import PreTrainedModel
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
 class BaseCache:
-    """At most one base, and what its weights summed up to when it was read."""
+    """Holds at most one base, and the checksums of its weights from when it was loaded."""
 
     def __init__(self) -> None:
-        self.key, self.model, self.sums = None, None, []
+        self.key: object = None
+        self.model: PreTrainedModel | None = None
+        self.checksums: list[Hashable] = []
 
-    def share_model(self, key: object, load: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        """A model of its own around the weights of the base of this key; read by `load` where another is kept."""
-        if key != self.key:
-            self.key = self.model = None  # before the other takes its memory
+    def share_model(self, key: object, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """Return a new model around the weights of the base with this key. `load` reads a base with another key."""
+        if self.model is None or key != self.key:
+            self.key = self.model = None  # frees the old base's memory before the new one needs it
             self.model = load()
-            self.key, self.sums = key, checksums(self.model)
+            self.key, self.checksums = key, compute_checksums(self.model)
         return copy_sharing_weights(self.model)
 
     def check(self) -> None:
-        """Raise RuntimeError where a model that shares the weights has changed them; the next one gets them anew."""
-        if self.model is not None and checksums(self.model) != self.sums:
+        """Raise RuntimeError if a model has changed the shared weights. The next model loads them again."""
+        if self.model is not None and compute_checksums(self.model) != self.checksums:
             self.key = self.model = None
-            raise RuntimeError("the weights of the kept base have changed while a model used them")
+            raise RuntimeError("the weights of the cached base have changed while a model used them")
 
 
-_kept: BaseCache | None = None
+_cache: BaseCache | None = None
 
 
 @contextlib.contextmanager
 def cache_base() -> Iterator[BaseCache]:
-    """Within this block a base is read once for all models that are asked of `share_model` by an equal key."""
-    global _kept
-    _kept = BaseCache()
+    """Within this block `share_model` loads a base once for all models with an equal key."""
+    global _cache
+    _cache = BaseCache()
     try:
-        yield _kept
+        yield _cache
     finally:
-        _kept = None
+        _cache = None
 
 
-def share_model(key: object, load: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """What `load` gives; within `cache_base()` a model around the weights that an earlier call has loaded.
+def share_model(key: object, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Call `load`; or, within `cache_base()`, return a model around the weights that an earlier call has loaded.
 
     Args:
-        key: equal where the models are.
+        key: equal for equal models.
     """
-    return _kept.share_model(key, load) if _kept else load()
+    return _cache.share_model(key, load) if _cache else load()
 
 
-def copy_sharing_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of a model that shares its frozen parameters and has all else for itself: modules, hooks, buffers, config.
+def copy_sharing_weights(model: ModelT) -> ModelT:
+    """Copy a model's modules, hooks, buffers and config; share its frozen parameters.
 
-    So a copy takes no memory of the device, and PEFT and the fused layers change the copy's modules alone.
+    A copy needs no memory of the device. PEFT and the fused layers change only the modules of the copy.
     """
     shared = [*model.parameters(), *_quant_states(model)]
-    return copy.deepcopy(model, {id(thing): thing for thing in shared})
+    return copy.deepcopy(model, {id(tensor_or_state): tensor_or_state for tensor_or_state in shared})
 
 
-def checksums(model: torch.nn.Module) -> list[Hashable]:
-    """Of each parameter, and of the scales of those in 4 bits: dtype, shape and the exclusive or of its bits."""
+def compute_checksums(model: torch.nn.Module) -> list[Hashable]:
+    """Dtype, shape and exclusive or of the bits of each parameter, and of the scales of those in 4 bits."""
     tensors = [*model.parameters(), *(state.absmax for state in _quant_states(model))]
     return [(tensor.dtype, tensor.shape, torch.hash_tensor(tensor.detach()).item()) for tensor in tensors]
 
 
-def _quant_states(model):
+def _quant_states(model: torch.nn.Module) -> list[bnb.functional.QuantState]:
     layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    return [state for layer in layers for state in (layer.quant_state, layer.weight.quant_state) if state is not None]
+    weights = [cast(bnb.nn.Params4bit, layer.weight) for layer in layers]
+    pairs = [(layer.quant_state, weight.quant_state) for layer, weight in zip(layers, weights, strict=True)]
+    return [state for pair in pairs for state in pair if state is not None]

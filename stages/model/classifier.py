@@ -1,4 +1,4 @@
-"""The classifier that answers: base, head and adapter, loaded once, and one forward pass over rows."""
+"""Load base, head and adapter as one classifier, and predict the classes of rows."""
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -7,21 +7,23 @@ from typing import Protocol, Self
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.data.batching import assign_batches, count_tokens, pack_rows, pad_rows
 from stages.data.tokenization import load_tokenizer
-from stages.model.adapter import load_adapter
+from stages.model.adapter import get_base, load_adapter
 from stages.model.base import load_base
 from stages.runtime import distributed, params
 
-# All but cuDNN's attention, which builds a plan for each new shape: here nearly every batch has another length.
+# Without cuDNN's attention: it builds a plan for each new shape, and nearly every batch here has another length.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class ClassifierParams(Protocol):
-    """How a classifier is built and its inputs are read: params.yaml, or an adapter's classifier.json."""
+    """What both params.yaml and an adapter's classifier.json define for a classifier."""
 
     seed: int
     model: params.Model
@@ -30,30 +32,36 @@ class ClassifierParams(Protocol):
 
 
 class Classifier:
-    """A model that predicts; it can't be trained further.
+    """A model that predicts. It cannot be trained further.
 
     Args:
-        model: gives `.logits` [rows, classes] for `input_ids` [rows, length]; in evaluation mode.
+        model: returns `.logits` [rows, classes] for `input_ids` [rows, length]; in evaluation mode.
         tokenizer: its pad token fills batches.
-        batches: the group `batches` of params.yaml.
+        batches: the section `batches` of params.yaml.
         max_length: `tokenize.max_length`.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer, batches: params.Batches, max_length: int):
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batches: params.Batches,
+        max_length: int,
+    ) -> None:
         self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
-        logits = speed_up(model)
-        self.packed_logits = logits if batches.padding == "none" else None
+        compute_packed_logits = speed_up(model)
+        self.compute_packed_logits = compute_packed_logits if batches.padding == "none" else None
 
     @classmethod
     def load(
         cls,
         manifest: dict,
-        reading: ClassifierParams,
+        settings: ClassifierParams,
         classes: Sequence[str],
         device: torch.device,
         adapter: Path | None = None,
     ) -> Self:
-        """The classifier of a base that `download` described.
+        """Load the base that a manifest describes, with a head and, if given, an adapter.
 
         Args:
             manifest: what `download` wrote.
@@ -61,72 +69,76 @@ class Classifier:
             adapter: folder that `train_qlora` wrote, or None for the base with an untrained head.
         """
         tokenizer = load_tokenizer(manifest)
-        model = load_base(manifest, reading.model, classes, device, reading.seed, tokenizer)
-        if adapter:
-            model = load_adapter(model, adapter, manifest)
-        return cls(model, tokenizer, reading.batches, reading.tokenize.max_length)
+        base = load_base(manifest, settings.model, classes, device, settings.seed, tokenizer)
+        model = load_adapter(base, adapter, manifest) if adapter else base
+        return cls(model, tokenizer, settings.batches, settings.tokenize.max_length)
 
     @torch.inference_mode()
     def predict(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:
-        """Class probabilities.
+        """Predict class probabilities.
 
-        Ranks divide the batches among them, whole: on as many GPUs as you like a batch has the rows that it has on one,
-        and so its answers, to the byte.
+        Each rank predicts complete batches. A batch has the same rows on any number of GPUs, so the probabilities are
+        the same to the byte.
 
         Args:
             examples: of {"input_ids", "labels"}.
-            title: names a terminal's progress bar, which counts rows given to the device; None for no bar.
+            title: of a terminal's progress bar, which counts rows sent to the device; None for no bar.
 
         Returns:
             float64 [rows, classes], in the order of `examples`, on every rank.
         """
         order, lengths = np.arange(len(examples)), count_tokens(examples)
-        if self.batches.order != "random":  # longest first: running out of memory shows at once
+        if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
             order = np.argsort(-lengths, kind="stable")
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        mine = assign_batches([lengths[rows].sum() for rows in batches], distributed.world_size())[distributed.rank()]
-        done = []
+        numbers = assign_batches([lengths[rows].sum() for rows in batches], distributed.world_size())[
+            distributed.rank()
+        ]
+        results = []
         with (
             sdpa_kernel(ATTENTION),
-            tqdm(total=sum(len(batches[i]) for i in mine), desc=title, unit="row",
+            tqdm(total=sum(len(batches[i]) for i in numbers), desc=title, unit="row",
                  disable=distributed.progress_bar_disabled() if title else True) as bar,
         ):  # fmt: skip
-            for rows in map(batches.__getitem__, mine):
-                logits = self._logits([examples[i] for i in rows])
-                done.append((rows, torch.softmax(logits.double(), dim=-1)))  # fetched later: the GPU need not wait
+            for rows in map(batches.__getitem__, numbers):
+                logits = self._compute_logits([examples[i] for i in rows])
+                results.append((rows, torch.softmax(logits.double(), dim=-1)))  # copied later: the GPU need not wait
                 bar.update(len(rows))
         device = next(self.model.parameters()).device
-        probabilities = torch.zeros((len(examples), self.model.config.num_labels), dtype=torch.float64, device=device)
-        for rows, values in done:
+        classes = len(get_base(self.model).config.id2label or ())
+        probabilities = torch.zeros((len(examples), classes), dtype=torch.float64, device=device)
+        for rows, values in results:
             probabilities[torch.from_numpy(rows).to(device)] = values
         distributed.all_reduce(probabilities)
         return probabilities.cpu().numpy()
 
-    def _logits(self, examples):
+    def _compute_logits(self, examples: list[dict]) -> torch.Tensor:
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
-        if self.packed_logits:
+        if self.compute_packed_logits:
             batch = pack_rows(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            return self.packed_logits(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
-        batches = self.batches.model_copy(update={"multiple_of": 1})  # nothing is captured here, and padding is work
+            return self.compute_packed_logits(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
+        # Nothing is captured here, so padding to a multiple would only cost time.
+        batches = self.batches.model_copy(update={"multiple_of": 1})
         batch = pad_rows(examples, pad_id, batches, self.max_length)
         return self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits
 
 
-def speed_up(model: torch.nn.Module) -> Callable | None:
-    """Let a classifier evaluate faster, in place: it can't be trained further.
+def speed_up(model: PreTrainedModel | PeftModel) -> Callable | None:
+    """Make a classifier evaluate faster, in place. It cannot be trained afterwards.
 
-    On a GPU its layers compute as they do in the fast step; else LoRA computes in the precision of the activations.
+    On a GPU its layers use the captured step's kernels. On a CPU LoRA computes in the precision of the activations.
 
     Returns:
-        `packed.compute_logits` where the model takes rows end to end, else None.
+        `packed.compute_logits` if the model accepts packed rows, else None.
     """
     if next(model.parameters()).is_cuda and find_spec("triton"):
         from stages.kernels import fusion, packed
 
         fused = fusion.fuse_for_evaluation(model, fusion.dequantized_weights_fit(model))
         return packed.compute_logits if fused and fusion.takes_packed_rows(model) else None
+    dtype = get_base(model).dtype
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.data = parameter.data.to(model.dtype)
+            parameter.data = parameter.data.to(dtype)
     return None

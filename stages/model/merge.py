@@ -1,4 +1,6 @@
-"""A trained adapter merged into its base: a classifier in 16 bits, which plain transformers loads."""
+"""Merge a trained adapter into its base: a classifier in 16 bits that plain transformers loads."""
+
+from typing import cast
 
 import bitsandbytes as bnb
 import torch
@@ -8,38 +10,38 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.pytorch_utils import Conv1D
 
 from stages.model.adapter_files import ClassifierSettings
-from stages.model.base import classifier_config
+from stages.model.base import load_classifier_config
 from stages.runtime.errors import UserError, type_and_first_line
 from stages.sources.fetch import find_model_folder
 
-DTYPE = torch.bfloat16  # whatever the checkpoint has: in float16 phi-2's attention overflows
+DTYPE = torch.bfloat16  # of any merged model: in float16 phi-2's attention overflows
 
 
 def load_unquantised(
-    manifest: dict, reading: ClassifierSettings, device: torch.device, tokenizer: PreTrainedTokenizerBase
+    manifest: dict, settings: ClassifierSettings, device: torch.device, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """The base as its checkpoint has it, in the checkpoint's dtype, so that nothing is rounded before the merge.
+    """Load the base in its checkpoint's dtype. Nothing is rounded before the merge.
 
     Args:
         manifest: of the base.
-        reading: the adapter's classifier.json.
-        tokenizer: as `load_base` takes it.
+        settings: the adapter's classifier.json.
+        tokenizer: as in `load_base`.
 
     Returns:
-        a transformers `...ForSequenceClassification`; its head is any, in fp32.
+        a transformers `...ForSequenceClassification`; its head is random, in fp32.
     """
     folder = find_model_folder(manifest)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
-            config=classifier_config(folder, manifest, reading.model, reading.classes, tokenizer),
+            config=load_classifier_config(folder, manifest, settings.model, settings.classes, tokenizer),
             dtype="auto",
             device_map={"": device},
             use_safetensors=True,
         )
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a dozen kinds
+    except Exception as error:  # many types, as in `load_base`
         raise UserError(f"{manifest['name']}: not loadable as a model ({type_and_first_line(error)})") from error
     model.score.float()
     return model.requires_grad_(False).eval()
@@ -47,42 +49,44 @@ def load_unquantised(
 
 @torch.no_grad()
 def merge(model: PeftModel, quantised: torch.nn.Module | None) -> PreTrainedModel:
-    """Add each LoRA product to its layer's weight, in fp32, and round the sum once, to `DTYPE`; round all else too.
+    """Add each LoRA product to its layer's weight in fp32, and round the sum once, to `DTYPE`. Round all other weights.
 
-    PEFT's own `merge_and_unload` would round the product first, and on a 4-bit layer it would quantise the sum again.
-    Layer by layer, so that one weight at a time takes 32 bits. Buffers stay: a rotary embedding's are no weights.
+    PEFT's `merge_and_unload` would round the product first. On a 4-bit layer it would quantise the sum again.
+    The layers are merged one after another, so only one weight at a time is in 32 bits. Buffers keep their dtype:
+    a rotary embedding's frequencies are not weights.
 
     Args:
-        model: the adapter on `load_unquantised`; it is used up.
-        quantised: the base in 4 bits, whose weights training saw; they take the place of `model`'s. None: they don't.
+        model: the adapter on the result of `load_unquantised`; is changed.
+        quantised: the base in 4 bits, as in training; its weights replace those of `model`. None: keep `model`'s.
 
     Returns:
         a transformers `...ForSequenceClassification`.
     """
     layers = dict(model.get_base_model().named_modules())
-    in_4_bits = {} if quantised is None else dict(quantised.named_modules())
-    in_4_bits = {name: layer for name, layer in in_4_bits.items() if isinstance(layer, bnb.nn.Linear4bit)}
+    all_quantised = {} if quantised is None else dict(quantised.named_modules())
+    in_4_bits = {name: layer for name, layer in all_quantised.items() if isinstance(layer, bnb.nn.Linear4bit)}
     for name in sorted({*in_4_bits, *(name for name, layer in layers.items() if isinstance(layer, LoraLayer))}):
-        tuned = isinstance(layers[name], LoraLayer)
-        plain = layers[name].get_base_layer() if tuned else layers[name]
+        layer = layers[name]
+        linear = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
         if name in in_4_bits:
-            plain.weight.data = to_stored_layout(dequantize(in_4_bits[name]), plain)
-        if tuned:
-            plain.weight.data = plain.weight.data.float()
-            layers[name].merge()
-        plain.weight.data = plain.weight.data.to(DTYPE)
-    whole = model.unload()
-    for parameter in whole.parameters():
+            linear.weight.data = to_stored_layout(dequantize(in_4_bits[name]), linear)
+        if isinstance(layer, LoraLayer):
+            linear.weight.data = linear.weight.data.float()
+            layer.merge()
+        linear.weight.data = linear.weight.data.to(DTYPE)
+    classifier = model.unload()
+    for parameter in classifier.parameters():
         parameter.data = parameter.data.to(DTYPE)
-    whole.config.dtype = DTYPE
-    return whole.requires_grad_(False).eval()
+    classifier.config.dtype = DTYPE
+    return classifier.requires_grad_(False).eval()
 
 
 def dequantize(layer: bnb.nn.Linear4bit) -> torch.Tensor:
-    """The weight that a 4-bit layer multiplies by, [out, in], in the dtype in which it was quantised."""
-    return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    """Return the weight [out, in] of a 4-bit layer in the dtype that it had before quantisation."""
+    weight = cast(bnb.nn.Params4bit, layer.weight)
+    return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
 
 
 def to_stored_layout(weight: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
-    """A weight [out, in] as a layer of the checkpoint keeps it: GPT-2's Conv1D keeps [in, out]."""
+    """Lay out a weight [out, in] as its layer stores it: GPT-2's Conv1D stores [in, out]."""
     return weight.T.contiguous() if isinstance(layer, Conv1D) else weight

@@ -1,4 +1,4 @@
-"""Training: the Trainer, its checkpoints and its step as a CUDA graph."""
+"""Training: the Trainer, its checkpoints, and the step captured as a CUDA graph."""
 
 from stages.runtime import startup
 

@@ -1,9 +1,10 @@
-"""The training step on a GPU: forward and backward as one CUDA graph for each size of a batch.
+"""The training step on a GPU: forward and backward as one CUDA graph for each batch shape.
 
-An eager step of a 2.6-billion-weight model on short rows waits for the host: it is thousands of kernels of a few
-microseconds, each launched from Python. Here the step is captured once for each size and then replayed by one launch.
-`stages/kernels` makes the kernels themselves fewer. On several GPUs each rank replays its graph, and one all-reduce
-adds up the gradients. The Trainer does everything else: the gradients are in `.grad` as after `loss.backward()`.
+An eager step of a 2.6-billion-weight model on short rows waits for the host. It consists of thousands of kernels of a
+few microseconds, each launched from Python. Here the step is captured once for each shape, and then one launch replays
+it. `stages/kernels` makes the kernels themselves fewer. On several GPUs each rank replays its own graph, and one
+all-reduce sums the gradients. The Trainer does everything else: the gradients are in `.grad` as after
+`loss.backward()`.
 """
 
 import time
@@ -20,11 +21,14 @@ from stages.kernels.fusion import (
     dequantized_weights_fit,
     fuse_for_training,
     takes_packed_rows,
+    unwrap_peft,
     uses_gradient_checkpointing,
 )
 from stages.runtime import distributed
 
-SEEDS_APART = 0x5851F42D  # of the ranks' dropout masks: no seed that anyone would set is so far from another
+SEED_STRIDE = 0x5851F42D  # between the ranks' seeds: larger than the distance of any two seeds that users set
+
+Capture = tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]]  # a graph and its input buffers
 
 
 class CapturedStep:
@@ -32,20 +36,20 @@ class CapturedStep:
 
     Args:
         model: a PEFT LoRA classifier in training mode, on a CUDA device.
-        rows: rows of a whole batch, or of a rank's part; a smaller one is filled up with rows that the loss ignores.
-        longest: no row has more tokens.
+        rows: rows of a full batch, or of a rank's part. Smaller ones are filled up with rows that the loss ignores.
+        longest: tokens of the longest row.
         seed: of the dropout masks.
         pad_id: token of these filling rows.
-        dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use; "auto" keeps
-            the copy where there is room for it (`fusion.dequantized_weights_fit`) and no checkpointing says that
-            memory is short.
+        dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use. "auto" keeps
+            the copy if it fits the memory (`fusion.dequantized_weights_fit`) and no layer is checkpointed, which would
+            mean that memory is short.
 
     Attributes:
-        parameters: what is trained, in few tensors: all of LoRA's weights lie in the first.
-        takes_packed_rows: whether a batch may come from `task.batching.pack_rows`.
+        parameters: the trained parameters in few tensors: the first holds all of LoRA's weights.
+        takes_packed_rows: whether a batch may come from `data.batching.pack_rows`.
 
     Raises:
-        StepUnavailable: why this model can't have such a step.
+        StepUnavailable: names the reason why this model cannot be captured.
     """
 
     def __init__(
@@ -53,40 +57,41 @@ class CapturedStep:
         dequantize_once: bool | Literal["auto"],
     ) -> None:  # fmt: skip
         self.model, self.rows, self.longest, self.pad_id = model, rows, longest, pad_id
-        self.seed = seed + distributed.rank() * SEEDS_APART
+        self.seed = seed + distributed.rank() * SEED_STRIDE
         device = next(model.parameters()).device
         self.masks = DropoutMasks(device)
         if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
-            raise StepUnavailable("layerdrop: each step has layers of its own")
+            raise StepUnavailable("layerdrop: each step runs other layers")
         checkpointing = uses_gradient_checkpointing(model)
         if checkpointing and (names := functional_dropouts(model)):
-            raise StepUnavailable(f"{', '.join(names)}: a checkpointed layer would not find its masks again")
+            raise StepUnavailable(f"{', '.join(names)}: dropout masks cannot be replayed when layers are checkpointed")
         if dequantize_once == "auto":
             dequantize_once = not checkpointing and dequantized_weights_fit(model, rows * longest)
         self.takes_packed_rows = takes_packed_rows(model)
         self.lora = fuse_for_training(model, self.masks, dequantize_once)
         self.parameters = [self.lora.flat_param, *self.lora.other_parameters]
-        self.graphs, self.pool, self.stream = {}, torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        self.capturable = True  # until a capture says otherwise
+        self.graphs: dict[tuple[int, ...], Capture | None] = {}
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self.capturable = True  # until a capture fails
         self.capture_seconds = 0.0
 
     def __call__(self, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
-        """Put the batch's gradients into `.grad` and return its mean loss, both those of all ranks' parts together.
+        """Put the batch's gradients into `.grad` and return its mean loss. Both are summed over the ranks' parts.
 
         Args:
-            batch: int64 `input_ids` [rows or fewer, length] and `labels` [rows or fewer], or one of
-                `task.batching.pack_rows`, filled up; `weight`, the share of the batch's rows that are in this
-                rank's part, fp32 scalar, where there are several ranks.
-            step: number of the step in the whole run; it chooses the dropout masks.
+            batch: int64 `input_ids` [rows or fewer, length] and `labels` [rows or fewer]; or the result of
+                `data.batching.pack_rows`, filled up. With several ranks also `weight`, fp32 scalar: the share of the
+                batch's rows that this rank computes.
+            step: number of the step in the whole run; selects the dropout masks.
         """
         if "starts" not in batch:
-            batch = self._filled(batch)
+            batch = self._fill_up(batch)
         shape = tuple(batch["input_ids"].shape)
         if shape not in self.graphs:
             self.graphs[shape] = self._capture(batch) if self.capturable else None
         self.masks.set_step(self.seed, step)
-        if self.graphs[shape]:
-            graph, inputs = self.graphs[shape]
+        if capture := self.graphs[shape]:
+            graph, inputs = capture
             for name, value in inputs.items():
                 value.copy_(batch[name])
             graph.replay()
@@ -97,31 +102,34 @@ class CapturedStep:
         return self.lora.loss.clone()
 
     def run(self, batch: dict[str, torch.Tensor]) -> None:
-        """The step itself, eager: put gradients and loss into the buffer."""
+        """Run the step eagerly: put gradients and loss into the buffer."""
         self.lora.start_step()
-        loss = self._loss(batch)
+        loss = self._compute_loss(batch)
         if "weight" in batch:
             loss = loss * batch["weight"]
-        # Of LoRA's weights only to see that there are none: they are in the buffer when the anchor's is known.
+        # The backward of the dummy input puts LoRA's gradients into the buffer. LoRA's weights are in the list only to
+        # check that they get no gradient.
         others = self.lora.other_parameters
-        wanted = [*others, self.lora.dummy_input, *self.lora.lora_weights]
-        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
-        if any(grad is not None for grad in grads[len(others) + 1 :]):  # training would go on, and wrongly
+        inputs = [*others, self.lora.dummy_input, *self.lora.lora_weights]
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+        if any(grad is not None for grad in grads[len(others) + 1 :]):  # otherwise training would go on wrongly
             raise RuntimeError("a LoRA layer computed by PEFT's own forward: its gradients are not in the buffer")
         self.lora.finish_backward()
-        for place, grad in zip(self.lora.other_grads, grads[: len(others)], strict=True):
-            # Zeros for a weight that the forward does not use: however the optimizer changes it, no answer changes.
-            place.zero_() if grad is None else place.copy_(grad)
+        for buffer, grad in zip(self.lora.other_grads, grads[: len(others)], strict=True):
+            if grad is None:  # the forward does not use this weight, so no change of it can change a prediction
+                buffer.zero_()
+            else:
+                buffer.copy_(grad)
         self.lora.loss.copy_(loss.detach())
 
-    def _loss(self, batch):
+    def _compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if "starts" not in batch:
             return self.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
-        base = self.model.get_base_model()
+        base = unwrap_peft(self.model)
         logits = packed.compute_logits(self.model, batch, self.longest)
         return base.loss_function(logits=logits, labels=batch["labels"], pooled_logits=logits, config=base.config)
 
-    def _filled(self, batch):
+    def _fill_up(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ids, labels = batch["input_ids"], batch["labels"]
         missing = self.rows - len(labels)
         if not missing:
@@ -130,24 +138,24 @@ class CapturedStep:
         ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORE_INDEX)
         return batch | {"input_ids": ids, "labels": labels}
 
-    def _capture(self, batch: dict[str, torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]] | None:
-        """The step on a batch of this shape as (graph, its inputs), or None where it can't be captured."""
+    def _capture(self, batch: dict[str, torch.Tensor]) -> Capture | None:
+        """Capture the step for batches of this shape. None: it cannot be captured, and runs eagerly."""
         start, before = time.perf_counter(), torch.cuda.current_stream()
         inputs = {name: value.clone() for name, value in batch.items()}
         self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream):
-            self.run(inputs)  # compiles and loads kernels, which a capture must not
+            self.run(inputs)  # compiles and loads kernels, which is not allowed in a capture
         before.wait_stream(self.stream)
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph keeps memory of its own
+        torch.cuda.empty_cache()  # the graph allocates memory from its own pool
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 self.run(inputs)
         except torch.OutOfMemoryError as error:
-            tokens, why = batch["input_ids"].numel(), str(error).splitlines()[0]
-            print(f"no CUDA graph for batches of {tokens} tokens, their steps run eagerly: {why}")
-            print("train.dequantize_once: false, or a smaller train.batch_size, would leave it more memory")
+            tokens, reason = batch["input_ids"].numel(), str(error).splitlines()[0]
+            print(f"no CUDA graph for batches of {tokens} tokens, their steps run eagerly: {reason}")
+            print("to leave it more memory, set train.dequantize_once: false or a smaller train.batch_size")
             return None
         except RuntimeError as error:  # an operation that waits for the GPU
             leave_broken_capture(before)
@@ -159,20 +167,20 @@ class CapturedStep:
 
 
 def leave_broken_capture(stream: torch.cuda.Stream) -> None:
-    """Go back to `stream`, with a random generator that captures nothing: PyTorch leaves both as they were inside."""
+    """Return to `stream` and reset the random generator: after a failed capture PyTorch leaves both capturing."""
     torch.cuda.set_stream(stream)
     generator = torch.cuda.default_generators[stream.device_index]
     generator.graphsafe_set_state(generator.clone_state())
 
 
 def functional_dropouts(model: PeftModel) -> list[str]:
-    """Names in the model's config of the dropouts that no module carries; attention's dropout never has a module."""
-    base = model.get_base_model()
-    modules = {name: module for name, module in base.named_modules() if "lora_" not in name}
-    carried = {module.p for module in modules.values() if isinstance(module, torch.nn.Dropout)}
+    """List the config's dropouts that no `torch.nn.Dropout` module applies. Attention's dropout never has a module."""
+    base = unwrap_peft(model)
+    modules = [module for name, module in base.named_modules() if "lora_" not in name]
+    rates_of_modules = {module.p for module in modules if isinstance(module, torch.nn.Dropout)}
     return [
         name
         for name, p in base.config.get_text_config().to_dict().items()
-        if "drop" in name and not name.startswith("classifier")  # another head's
-        if isinstance(p, float) and p > 0 and ("att" in name or p not in carried)
+        if "drop" in name and not name.startswith("classifier")  # a dropout of other heads
+        if isinstance(p, float) and p > 0 and ("att" in name or p not in rates_of_modules)
     ]

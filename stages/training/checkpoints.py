@@ -1,4 +1,4 @@
-"""Checkpoints: where a run's are kept, which one it goes on from, when they go."""
+"""Checkpoints: the folder of a run's checkpoints, the one to resume from, and their removal."""
 
 import hashlib
 import json
@@ -8,24 +8,25 @@ from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from modulefinder import ModuleFinder
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.runtime import distributed
 from stages.runtime.errors import DiskFull, report_full_disk
 from stages.runtime.files import remove_folder, sha256
 
-TOP = Path("outs/checkpoints")
-WHOLE = "whole"  # marks a checkpoint that was written to its end
+ROOT = Path("outs/checkpoints")
+WHOLE = "whole"  # a file that marks a checkpoint as completely written
 
 
 class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once it is; keeps the best and the last."""
+    """Marks each complete checkpoint, then removes all but the best and the last (`on_save`)."""
 
-    def on_save(self, args, state, control, **kwargs) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not distributed.is_main():
             return
-        folder = Path(args.output_dir)
+        folder = Path(args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
         last = folder / f"checkpoint-{state.global_step}"
         (last / WHOLE).touch()
         best = Path(state.best_model_checkpoint or last)
@@ -34,46 +35,46 @@ class WholeCheckpoints(TrainerCallback):
                 _discard(old)
 
 
-def _discard(checkpoint):
-    (checkpoint / WHOLE).unlink(missing_ok=True)  # first, so that one half removed is never resumed
+def _discard(checkpoint: Path) -> None:
+    (checkpoint / WHOLE).unlink(missing_ok=True)  # first: a partly removed checkpoint is never resumed
     shutil.rmtree(checkpoint)
 
 
 @contextmanager
-def saving(folder: Path) -> Iterator[None]:
-    """Save a checkpoint below `folder` inside; where the disk is too full for it, nothing of it is left."""
+def remove_partial_if_disk_is_full(folder: Path) -> Iterator[None]:
+    """Save a checkpoint below `folder` in this block. If the disk is full, no partial checkpoint is left."""
     try:
         with report_full_disk(folder):
             yield
     except DiskFull:
-        _remove_broken(folder)
+        _remove_partial(folder)
         raise
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The newest whole checkpoint below `folder`, or None; broken ones are removed."""
-    _remove_broken(folder)
+    """Remove partial checkpoints below `folder`, and return the newest complete one or None."""
+    _remove_partial(folder)
     return max(Path(folder).glob("checkpoint-*"), key=_step, default=None)
 
 
-def _remove_broken(folder):
+def _remove_partial(folder: Path) -> None:
     for checkpoint in Path(folder).glob("checkpoint-*"):
         if not (checkpoint / WHOLE).exists():
             shutil.rmtree(checkpoint)
 
 
-def _step(checkpoint):
+def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def seconds_before(checkpoint: Path | None, state: TrainerState) -> float:
-    """Seconds of the epochs that a run resumed from `checkpoint` did not train again; 0 where it is None.
+def sum_seconds_before(checkpoint: Path | None, state: TrainerState) -> float:
+    """Seconds of the epochs that a run resumed from `checkpoint` did not train again; 0 if it is None.
 
-    An epoch's seconds are those of its steps and its validation. The part of an epoch that a kill cut off is not in
-    them, nor what loading and saving took.
+    An epoch's seconds are those of its steps and its validation. Loading, saving and the steps of an epoch that was
+    killed do not count.
 
     Args:
-        state: the `TrainerState` of the run, resumed.
+        state: of the resumed run.
     """
     if checkpoint is None:
         return 0.0
@@ -82,46 +83,47 @@ def seconds_before(checkpoint: Path | None, state: TrainerState) -> float:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a run's checkpoints, and what a kill left of such a removal; say which other runs' stay beside them."""
+    """Remove a run's checkpoints and the remains of a killed removal. Print which checkpoints of other runs stay."""
     remove_folder(folder)
-    top = folder.parent
-    for remains in top.glob(".*.tmp"):
+    root = folder.parent
+    for remains in root.glob(".*.tmp"):
         shutil.rmtree(remains)
-    others = sorted(top.iterdir())
+    others = sorted(root.iterdir())
     if others:
         names = ", ".join(f"{other} ({_megabytes(other):.1f} MB)" for other in others)
-        print(f"checkpoints of runs that were broken off are kept for them: {names}; `rm -r {top}` removes them")
+        print(f"checkpoints of unfinished runs are kept for resuming: {names}; `rm -r {root}` removes them")
     else:
-        top.rmdir()
+        root.rmdir()
 
 
-def _megabytes(folder):
+def _megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def run_digest(*values: object) -> str:
-    """Digest of all that determines a run; names the folder of its checkpoints."""
+def compute_run_digest(*values: object) -> str:
+    """Digest of the values that determine a run. It names the folder of the run's checkpoints."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Imports(ModuleFinder):
-    """A ModuleFinder that passes over folders without `__init__.py`, which it can't read."""
+    """Skips folders without `__init__.py`, which `ModuleFinder.find_module` cannot read."""
 
-    def find_module(self, name, path, parent=None):
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
         spec = PathFinder.find_spec(name, path or self.path)
         if spec and spec.loader is None:
             raise ImportError(name)
         return super().find_module(name, path, parent)
 
 
-def code_digests(script: str | Path) -> dict[str, str]:
-    """{file, seen from the root: SHA-256} of a stage's script and of every file of this repository that it imports.
+def hash_code(script: str | Path) -> dict[str, str]:
+    """Hash a stage's script and every file of this repository that it imports -> {file, from the root: SHA-256}.
 
-    Imports inside functions count too; nothing is run.
+    Imports inside functions count too. No code is run.
     """
     script = Path(script).resolve()
     root = script.parent.parent
     imports = _Imports([str(root)])
     imports.run_script(str(script))
-    paths = [Path(module.__file__) for module in imports.modules.values() if module.__file__]  # a built-in one has none
+    files = [getattr(module, "__file__", None) for module in imports.modules.values()]  # None: a built-in module
+    paths = [Path(file) for file in files if file]
     return {path.relative_to(root).as_posix(): sha256(path) for path in paths}

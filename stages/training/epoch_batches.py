@@ -1,4 +1,4 @@
-"""What a rank computes at each step: its part of a batch whose rows are the same on any number of ranks."""
+"""The batches of an epoch, divided among the ranks. A batch has the same rows on any number of ranks."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,27 +11,30 @@ from stages.runtime import distributed
 
 
 class EpochBatches(Dataset):
-    """The batches of an epoch, of each this rank's part.
+    """The batches of an epoch; each item is this rank's part of one batch.
 
-    The order of the rows is a function of seed and epoch alone, so that resuming goes on as before, on another number
-    of ranks too.
+    The order of the rows depends only on seed and epoch. A resumed run continues with the same batches, even on another
+    number of ranks.
 
     Args:
         rows: of {"input_ids", "labels"}.
         batch_size: rows of a batch, on all ranks together.
         order: `batches.order` of params.yaml.
-        lay: makes tensors of a rank's rows. It is told `tokens`, those of the rank that has most, and `longest`, those
-            of the batch's longest row: all ranks make the same shape.
+        collate: makes tensors of a rank's rows. Its arguments make the shape equal on all ranks: `tokens`, the largest
+            number of tokens of any rank's part, and `longest`, the tokens of the batch's longest row.
     """
 
-    def __init__(self, rows: Sequence[dict], batch_size: int, order: str, seed: int, lay: Callable) -> None:
-        self.rows, self.batch_size, self.order, self.seed, self.lay = rows, batch_size, order, seed, lay
-        self.lengths = np.maximum(count_tokens(rows), 1)  # an empty row has a pad token
+    def __init__(
+        self, rows: Sequence[dict], batch_size: int, order: str, seed: int,
+        collate: Callable[..., dict[str, torch.Tensor]],
+    ) -> None:  # fmt: skip
+        self.rows, self.batch_size, self.order, self.seed, self.collate = rows, batch_size, order, seed, collate
+        self.lengths = np.maximum(count_tokens(rows), 1)  # an empty row gets a pad token
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch."""
-        self.places = np.asarray(order_rows(self.lengths, self.order, self.batch_size, [self.seed, epoch]))
+        """Order the rows for this epoch."""
+        self.row_order = np.asarray(order_rows(self.lengths, self.order, self.batch_size, [self.seed, epoch]))
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -39,24 +42,26 @@ class EpochBatches(Dataset):
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        batch = self.places[number * self.batch_size : (number + 1) * self.batch_size]
+        batch = self.row_order[number * self.batch_size : (number + 1) * self.batch_size]
         lengths = self.lengths[batch]
         parts = split_rows_among_ranks(lengths, distributed.world_size())
-        mine = parts[distributed.rank()]
-        # A rank without rows computes another's, so that it has a gradient, and counts it as nothing.
-        rows = [self.rows[place] for place in batch[mine if len(mine) else [0]]]
-        tensors = self.lay(rows, tokens=max(int(lengths[part].sum()) for part in parts), longest=int(lengths.max()))
+        part = parts[distributed.rank()]
+        # A rank without rows computes another rank's first row with weight 0, because every rank needs a gradient.
+        rows = [self.rows[row] for row in batch[part if len(part) else [0]]]
+        tokens = max(int(lengths[part_of_rank].sum()) for part_of_rank in parts)
+        tensors = self.collate(rows, tokens=tokens, longest=int(lengths.max()))
         if distributed.world_size() > 1:
-            tensors["weight"] = torch.tensor(len(mine) / len(batch), dtype=torch.float32)
+            tensors["weight"] = torch.tensor(len(part) / len(batch), dtype=torch.float32)
         return tensors
 
 
 class EpochLoader(DataLoader):
-    """Loads `EpochBatches` one by one. Not by accelerate: it repeats rows until each rank has as many as another."""
+    """Loads `EpochBatches` one by one, without accelerate, which repeats rows until all ranks have equally many."""
 
     def __init__(self, batches: EpochBatches, pin_memory: bool) -> None:
         super().__init__(batches, batch_size=None, pin_memory=pin_memory)
+        self.batches = batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer where an epoch begins."""
-        self.dataset.set_epoch(epoch)
+        """Order the rows for this epoch; the Trainer calls this when an epoch begins."""
+        self.batches.set_epoch(epoch)

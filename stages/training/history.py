@@ -1,12 +1,13 @@
-"""The history of a training: what each step and epoch lost and scored, kept for the curves and shown as it comes."""
+"""The history of a training: losses and scores of steps and epochs, recorded for the curves and printed."""
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.data.confusion import class_counts, confusion_counts, f1_weighted
 from stages.runtime import distributed
@@ -14,44 +15,62 @@ from stages.runtime.usage_recorder import Recorder
 
 
 class History(TrainerCallback):
-    """Puts each step's loss and an epoch's seconds into the state, so that the epoch's checkpoint carries them.
+    """Records the loss of each step and the seconds of each epoch in the state, which the checkpoint contains.
 
-    An epoch whose loss is not finite ends the training, and gets no checkpoint: it is never the Trainer's best one, and
-    a resumed run meets it again. All ranks have the same losses, and so end together.
+    Training ends after an epoch whose loss is not finite. That epoch gets no checkpoint, so it cannot become the
+    Trainer's best one, and a resumed run reaches it again. All ranks have the same losses, and end together.
+
+    - on_epoch_begin: names the phase of the recorder's samples, starts the epoch's clock.
+    - on_epoch_end: moves the steps' losses from the device to the state.
+    - on_evaluate: records the epoch's seconds, stops a diverged training.
+
+    Args:
+        step_losses: the Trainer's list, to which each step appends its loss; emptied here.
     """
 
-    def __init__(self, trainer: Trainer, recorder: Recorder):
-        self.trainer, self.recorder = trainer, recorder
+    def __init__(self, step_losses: list[torch.Tensor], recorder: Recorder) -> None:
+        self.step_losses, self.recorder = step_losses, recorder
+        self.epoch_start = 0.0
 
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        self.recorder.phase = f"epoch_{round(state.epoch) + 1}"
-        self.begun = time.perf_counter()
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.recorder.phase = f"epoch_{round(state.epoch or 0) + 1}"
+        self.epoch_start = time.perf_counter()
 
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
-        losses = torch.stack(self.trainer.step_losses).float().tolist()
-        self.trainer.step_losses.clear()
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        losses = torch.stack(self.step_losses).float().tolist()
+        self.step_losses.clear()
         first = state.global_step - len(losses) + 1
         state.log_history += [{"step": first + i, "step_loss": loss} for i, loss in enumerate(losses)]
 
-    def on_evaluate(self, args, state, control, **kwargs) -> None:
-        state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.begun})
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.epoch_start})
         if not is_finite(read_curves(state)[1][-1]):
             control.should_training_stop, control.should_save = True, False
 
 
 class Progress(TrainerCallback):
-    """A line for each epoch in place of the Trainer's dictionaries; on a terminal a bar of the steps beside it."""
+    """Prints a line for each epoch instead of the Trainer's dictionaries, and shows a bar of the steps on a terminal.
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    - on_train_begin, on_step_end, on_train_end: open, move and close the bar.
+    - on_evaluate: prints the epoch's line.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         steps, done = state.max_steps, state.global_step
         self.bar = tqdm(
             total=steps, initial=done, desc="train", unit="step", disable=distributed.progress_bar_disabled()
         )
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_evaluate(self, args, state, control, **kwargs) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         epoch = read_curves(state)[1][-1]
         self.bar.write(
             f"epoch {epoch['epoch']} of {round(state.num_train_epochs)}: "
@@ -59,31 +78,33 @@ class Progress(TrainerCallback):
             f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
         )
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.close()
 
 
-def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy and weighted F1 of an epoch's validation."""
-    gold, logits = prediction.label_ids, prediction.predictions
+def compute_validation_metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Accuracy and weighted F1 of an epoch's validation, from gold classes [rows] and logits [rows, classes]."""
     predicted = logits.argmax(axis=-1)
     confusion = confusion_counts(gold, predicted, classes=logits.shape[-1])
     return {"accuracy": float(np.mean(predicted == gold)), "f1_weighted": float(f1_weighted(class_counts(confusion)))}
 
 
 def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:
-    """Per-step and per-epoch curves of a finished run.
+    """Read the curves of steps and epochs from the state of a run.
 
     Returns:
-        (steps, epochs): lists of dicts; steps have `step`, `loss`; epochs have `epoch`, `train_loss` (mean over the
+        (steps, epochs): lists of dicts. Steps have `step`, `loss`. Epochs have `epoch`, `train_loss` (mean over the
         epoch's steps), `validation_loss`, `validation_accuracy`, `validation_f1_weighted`.
     """
     steps = [{"step": e["step"], "loss": e["step_loss"]} for e in state.log_history if "step_loss" in e]
     evaluations = [e for e in state.log_history if "eval_loss" in e]
-    epochs, first = [], 0
+    epochs: list[dict] = []
+    previous_step = 0.0
     for number, entry in enumerate(evaluations, start=1):
-        losses = [s["loss"] for s in steps if first < s["step"] <= entry["step"]]
-        first = entry["step"]
+        losses = [s["loss"] for s in steps if previous_step < s["step"] <= entry["step"]]
+        previous_step = entry["step"]
         epochs.append(
             {
                 "epoch": number,
@@ -97,11 +118,11 @@ def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:
 
 
 def is_finite(epoch: dict) -> bool:
-    """Whether training and validation loss of an epoch are numbers: else the training has diverged."""
+    """Whether training and validation loss of an epoch are finite. If not, training has diverged."""
     return math.isfinite(epoch["train_loss"]) and math.isfinite(epoch["validation_loss"])
 
 
 def best_epoch(epochs: list[dict]) -> int | None:
-    """Number of the epoch with the lowest validation loss, the first of equals; None where no epoch is finite."""
+    """Number of the epoch with the lowest validation loss, the first of equals. None: no epoch is finite."""
     finite = [epoch for epoch in epochs if is_finite(epoch)]
     return min(finite, key=lambda epoch: epoch["validation_loss"])["epoch"] if finite else None

@@ -1,125 +1,179 @@
-"""The Hugging Face Trainer as this project sets it: schedule, evaluation, a reproducible order, the captured step."""
+"""The Hugging Face Trainer, adapted: a reproducible order of rows, any number of ranks, the captured step."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from stages.data.batching import count_tokens, pack_rows, pad_rows
 from stages.kernels.errors import StepUnavailable
 from stages.runtime import distributed
-from stages.runtime.params import Params
+from stages.runtime.params import Batches, Params
 from stages.runtime.usage_recorder import Recorder
-from stages.training.checkpoints import WholeCheckpoints, saving
+from stages.training.checkpoints import WholeCheckpoints, remove_partial_if_disk_is_full
 from stages.training.epoch_batches import EpochBatches, EpochLoader
-from stages.training.history import History, Progress, validation_metrics
+from stages.training.history import History, Progress, compute_validation_metrics
+
+if TYPE_CHECKING:  # it imports Triton, which comes only with PyTorch for CUDA
+    from stages.training.captured_step import CapturedStep
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 class ClassifierTrainer(Trainer):
-    """Trainer with rows in a reproducible order, on any number of ranks; it keeps each step's loss on the GPU.
+    """Trainer with the same batches on any number of ranks, and with the captured step.
 
-    A batch is that of all ranks together. Each computes its part, and counts it by its share of the rows, so that the
+    A batch is that of all ranks together. Each rank computes its part and weights it by its share of the rows, so the
     sum of the ranks' gradients is the gradient of the batch.
+
+    What it overrides, and why:
+
+    - get_train_dataloader: builds the captured step, and loads `EpochBatches`.
+    - get_batch_samples: the Trainer counts labels, which the captured step does not need. The host would wait for the
+      GPU.
+    - training_step: runs the captured step, seeds dropout on several ranks, records the loss.
+    - compute_loss: weights the loss of a rank's part.
+    - create_optimizer: passes the captured step's few tensors. With hundreds the host takes longer for a step than the
+      GPU.
+    - _clip_grad_norm: clips the same few tensors.
+    - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
+    - get_eval_dataloader: assigns the batches that one rank would have to all ranks, without repeating rows.
+    - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
+    - _save_checkpoint: first compares the ranks' weights; leaves no partial checkpoint if the disk is full.
+    - _save_rng_state: only rank 0 writes, because several ranks seed each step.
+
+    Args:
+        train_rows, validation_rows: of {"input_ids", "labels"}.
+        batches: the section `batches` of params.yaml.
+        cuda_graphs, dequantize_once: of the section `train`.
+        pad_id: token that fills batches.
+        trainer_arguments: of `Trainer`.
 
     Attributes:
         step_losses: losses of this epoch's steps, on the device.
-        captured_step: the captured step, or None for the Trainer's own, which several ranks take through PyTorch's
-            DistributedDataParallel.
-        collate_packed: makes its batches where it takes rows without padding; else `data_collator` does.
+        captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
+        rows_per_rank: rows of the largest part of a batch that a rank computes.
     """
 
-    def __init__(self, *args, batches, cuda_graphs, dequantize_once, pad_id, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: PeftModel,
+        train_rows: Sequence[dict],
+        validation_rows: Sequence[dict],
+        *,
+        batches: Batches,
+        cuda_graphs: bool,
+        dequantize_once: bool | Literal["auto"],
+        pad_id: int,
+        **trainer_arguments: Any,
+    ) -> None:
+        rows: dict[str, Any] = {"train_dataset": train_rows, "eval_dataset": validation_rows}  # any Sequence will do
+        super().__init__(model, **rows, **trainer_arguments)
+        self.classifier, self.train_rows, self.validation_rows = model, train_rows, validation_rows
         self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
         self.dequantize_once = dequantize_once
-        self.lengths = count_tokens(self.train_dataset)
-        whole = min(self.args.train_batch_size, len(self.lengths))  # rows of the largest batch that there is
-        self.rows = -(-whole // distributed.world_size())  # of a rank's part
-        tokens = round(self.rows * self.lengths.mean()) or 1  # a batch that is not whole has its size too
-        self.collate_packed = partial(_collate_packed, pad_id=pad_id, capacity=self.rows, least=tokens)
-        self.step_losses = []
-        self.captured_step = None
+        self.lengths = count_tokens(train_rows)
+        largest_batch = min(self.args.train_batch_size, len(self.lengths))
+        self.rows_per_rank = -(-largest_batch // distributed.world_size())
+        self.min_tokens = round(self.rows_per_rank * self.lengths.mean()) or 1  # a smaller batch gets this size too
+        self.step_losses: list[torch.Tensor] = []
+        self.captured_step: CapturedStep | None = None
 
     def get_train_dataloader(self) -> EpochLoader:
-        self.captured_step = self._capture_step()
+        self.captured_step = self._make_captured_step()
         self._compare_ranks()
-        if self.captured_step:  # it adds up the gradients itself
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        if self.captured_step:  # it sums the ranks' gradients itself, so no DistributedDataParallel
+            without_ddp = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            self.accelerator.prepare_model = without_ddp  # type: ignore[method-assign]  # the Trainer has no option
+        collate = self.collate_padded
         if self.captured_step and self.captured_step.takes_packed_rows and self.batches.padding == "none":
-            lay = self.collate_packed
-        else:
-            lay = partial(_collate_padded, collate=self.data_collator)
-            if self.batches.order == "balanced":
-                print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
-        batches = EpochBatches(self.train_dataset, self.args.train_batch_size, self.batches.order, self.args.seed, lay)
+            collate = self.collate_packed
+        elif self.batches.order == "balanced":
+            print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
+        batches = EpochBatches(self.train_rows, self.args.train_batch_size, self.batches.order, self.args.seed, collate)
         return EpochLoader(batches, self.args.dataloader_pin_memory)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list, torch.Tensor | int | None]:
+    def collate_packed(self, rows: list[dict], tokens: int, longest: int) -> dict[str, torch.Tensor]:
+        """Pack a rank's rows, for a captured step that takes packed rows."""
+        return pack_rows(rows, self.pad_id, rows=self.rows_per_rank, tokens=max(tokens, self.min_tokens))
+
+    def collate_padded(self, rows: list[dict], tokens: int, longest: int) -> dict[str, torch.Tensor]:
+        """Pad a rank's rows to the batch's longest row."""
+        collate: Callable[..., dict[str, torch.Tensor]] = self.data_collator
+        return collate(rows, longest=longest)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
         if self.captured_step is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        return [next(epoch_iterator)], None  # to count rows that no one asks for, the host would wait for the GPU
+        return [next(epoch_iterator)], None
 
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Batches as one rank has them, whole, of which each rank takes every so many."""
-        size, rows = self.args.eval_batch_size, len(self.eval_dataset)
-        batches = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        size, rows = self.args.eval_batch_size, len(self.validation_rows)
+        batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
         return DataLoader(
-            self.eval_dataset, batch_sampler=batches[distributed.rank() :: distributed.world_size()],
+            self.validation_rows,  # type: ignore[arg-type]  # hinted a Dataset, but needs only len() and []
+            batch_sampler=batches[distributed.rank() :: distributed.world_size()],
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
-        )  # fmt: skip
+        )
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The ranks' answers, put together in the order of the rows: on any number of ranks the same.
-
-        The Trainer's own repeats rows until each rank has as many as another, and the last batch's loss is of those.
-        """
-        self.model.eval()
-        found = [self.prediction_step(self.model, inputs, prediction_loss_only=False) for inputs in dataloader]
-        found = [tuple(part.cpu() for part in batch) for batch in found]
-        turns = itertools.zip_longest(*distributed.all_gather(found))
-        losses, logits, labels = zip(*(batch for turn in turns for batch in turn if batch), strict=True)
-        by_row = [loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)]
-        logits, labels = torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
-        metrics = self.compute_metrics(EvalPrediction(predictions=logits, label_ids=labels))
-        metrics["loss"] = torch.cat(by_row).numpy().mean().item()
+        """Put the ranks' batches together in the order of the rows: the result is the same on any number of ranks."""
+        self.classifier.eval()
+        outputs = [self.prediction_step(self.classifier, inputs, prediction_loss_only=False) for inputs in dataloader]
+        of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
+        rounds = itertools.zip_longest(*distributed.all_gather(of_rank))
+        losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
+        loss_of_row = torch.cat([loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)])
+        all_logits, all_labels = torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
+        metrics = compute_validation_metrics(all_labels, all_logits) | {"loss": loss_of_row.numpy().mean().item()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=logits, label_ids=labels, metrics=metrics, num_samples=len(labels))
+        return EvalLoopOutput(
+            predictions=all_logits, label_ids=all_labels, metrics=metrics, num_samples=len(all_labels)
+        )
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Of the captured step's few tensors: with hundreds the host takes longer for a step than the GPU."""
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.captured_step is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        decays = self.get_decay_parameter_names(self.model)
-        kept = {p for name, p in self.model.named_parameters() if name not in decays}
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
+        decayed_names = self.get_decay_parameter_names(self.classifier)
+        not_decayed = {p for name, p in self.classifier.named_parameters() if name not in decayed_names}
+        parameters = self.captured_step.parameters
         groups = [
-            {
-                "params": [p for p in self.captured_step.parameters if p not in kept],
-                "weight_decay": self.args.weight_decay,
-            },
-            {"params": [p for p in self.captured_step.parameters if p in kept], "weight_decay": 0.0},
+            {"params": [p for p in parameters if p not in not_decayed], "weight_decay": self.args.weight_decay},
+            {"params": [p for p in parameters if p in not_decayed], "weight_decay": 0.0},
         ]
-        self.optimizer = kind([group for group in groups if group["params"]], **settings)
+        self.optimizer = optimizer_class([group for group in groups if group["params"]], **settings)
         return self.optimizer
 
-    def _clip_grad_norm(self, model):
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         if self.captured_step is None:
             return super()._clip_grad_norm(model)
         return torch.nn.utils.clip_grad_norm_(self.captured_step.parameters, self.args.max_grad_norm)
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
         step = self.state.global_step
         if self.captured_step:
@@ -129,69 +183,68 @@ class ClassifierTrainer(Trainer):
         elif distributed.world_size() == 1:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
-            torch.manual_seed(_seed_of(self.args.seed, step, distributed.rank()))  # dropout's masks, after a resume too
+            torch.manual_seed(_derive_seed(self.args.seed, step, distributed.rank()))  # the same masks after a resume
             loss = super().training_step(model, inputs, num_items_in_batch) / distributed.world_size()
             distributed.all_reduce(loss)
         self.step_losses.append(loss.detach().clone())
         return loss.detach()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor | tuple:
-        """The Trainer's; weighed so that the mean of the ranks, which DDP takes of their gradients, is the batch's."""
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Weight the loss so that the batch's gradient is the mean of the ranks' gradients, which DDP computes."""
         weight = inputs.get("weight")
         inputs = {name: value for name, value in inputs.items() if name != "weight"}
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return found if weight is None else found * weight * distributed.world_size()
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss if weight is None else loss * weight * distributed.world_size()
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._compare_ranks()
-        with saving(Path(self.args.output_dir)):
+        folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
+        with remove_partial_if_disk_is_full(folder):
             super()._save_checkpoint(model, trial)
 
-    def _compare_ranks(self):
-        """Raise RuntimeError where ranks have different weights: the first's are saved, and nobody would see it."""
+    def _compare_ranks(self) -> None:
+        """Raise RuntimeError if ranks have different weights: only rank 0's are saved, and nobody would notice."""
         if distributed.world_size() > 1:
-            weights = [weight.detach() for weight in self.model.parameters() if weight.requires_grad]
-            sums = distributed.all_gather([checksum(weight) for weight in weights])
-            if any(others != sums[0] for others in sums):
+            weights = [weight.detach() for weight in self.classifier.parameters() if weight.requires_grad]
+            checksums = distributed.all_gather([checksum(weight) for weight in weights])
+            if any(of_rank != checksums[0] for of_rank in checksums):
                 raise RuntimeError("the ranks have different weights")
 
-    def _save_rng_state(self, output_dir):
-        if distributed.is_main():  # several ranks seed each step anew
+    def _save_rng_state(self, output_dir: str) -> None:
+        if distributed.is_main():
             super()._save_rng_state(output_dir)
 
-    def _capture_step(self):
+    def _make_captured_step(self) -> "CapturedStep | None":
         if not self.cuda_graphs or self.args.device.type != "cuda":
             return None
         try:
-            from stages.training import captured_step  # needs Triton, which comes with PyTorch for CUDA alone
+            from stages.training.captured_step import CapturedStep
 
-            return captured_step.CapturedStep(
-                self.model.train(), self.rows, max(1, int(self.lengths.max())), self.args.seed, self.pad_id,
-                self.dequantize_once,
+            return CapturedStep(
+                self.classifier.train(), self.rows_per_rank, max(1, int(self.lengths.max())), self.args.seed,
+                self.pad_id, self.dequantize_once,
             )  # fmt: skip
         except (ImportError, StepUnavailable) as error:
             print(f"training without CUDA graphs: {error}")
             return None
 
-    def floating_point_ops(self, inputs) -> int:
-        return 0  # counting parameters at each step takes the host longer than launching the step
-
-
-def _collate_packed(rows, tokens, longest, pad_id, capacity, least):
-    return pack_rows(rows, pad_id, rows=capacity, tokens=max(tokens, least))
-
-
-def _collate_padded(rows, tokens, longest, collate):
-    return collate(rows, longest=longest)
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor | Any]) -> int:
+        return 0
 
 
 def checksum(weight: torch.Tensor) -> int:
-    """Sum of a fp32 tensor's bits, each element's times its place, so that elements that have moved are seen too."""
+    """Sum of a fp32 tensor's bits, each element's multiplied by its position, so moved elements change it too."""
     bits = weight.flatten().view(torch.int32).long()
-    return (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum().item()
+    return int((bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum().item())
 
 
-def _seed_of(*numbers):
+def _derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -204,64 +257,63 @@ def make_trainer(
     output_dir: Path,
     recorder: Recorder,
 ) -> ClassifierTrainer:
-    """A Trainer for these rows and parameters.
+    """Make the Trainer for these rows and parameters.
 
     Args:
         model: from `add_lora`.
         train_rows, validation_rows: of {"input_ids", "labels"}.
-        params: all of params.yaml.
+        params: the parameters of params.yaml.
         output_dir: folder of the checkpoints.
-        recorder: a `Recorder`, whose samples are to name their epoch.
+        recorder: its samples get the name of their epoch.
     """
-    group = params.train
-    if group.batch_size < distributed.world_size():
-        print(f"train.batch_size: {group.batch_size} is less than {distributed.world_size()} processes: some are idle")
-    steps = -(-len(train_rows) // group.batch_size) * group.epochs
+    train = params.train
+    if train.batch_size < distributed.world_size():
+        print(f"train.batch_size: {train.batch_size} is less than {distributed.world_size()} processes: some are idle")
+    steps = -(-len(train_rows) // train.batch_size) * train.epochs
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         seed=params.seed,
         use_cpu=params.device == "cpu",
-        num_train_epochs=group.epochs,
-        per_device_train_batch_size=group.batch_size,  # of all ranks together: `EpochBatches` divides it
-        # No activations are kept. Not eval.batch_size, which may change without training.
-        per_device_eval_batch_size=4 * -(-group.batch_size // distributed.world_size()),
-        learning_rate=group.learning_rate,
-        lr_scheduler_type=SCHEDULES[group.schedule],
-        warmup_steps=int(steps * group.warmup_ratio),
-        weight_decay=group.weight_decay,
-        max_grad_norm=group.max_grad_norm,
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=train.batch_size,  # on all ranks together: `EpochBatches` divides it
+        # 4 times a rank's rows, because no activations are kept. Not eval.batch_size: its change needs no training.
+        per_device_eval_batch_size=4 * -(-train.batch_size // distributed.world_size()),
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=SCHEDULES[train.schedule],
+        warmup_steps=int(steps * train.warmup_ratio),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
         optim="adamw_torch_fused" if params.device == "cuda" else "adamw_torch",
-        gradient_checkpointing=group.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if group.gradient_checkpointing else None,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        load_best_model_at_end=group.keep == "best",
+        load_best_model_at_end=train.keep == "best",
         metric_for_best_model="loss",
         greater_is_better=False,
-        logging_nan_inf_filter=False,  # it waits for the GPU at each step
+        logging_nan_inf_filter=False,  # the filter waits for the GPU at each step
         remove_unused_columns=False,
         dataloader_pin_memory=params.device == "cuda",
         average_tokens_across_devices=False,  # `compute_loss` does it
-        ddp_find_unused_parameters=True,  # else layerdrop breaks it, and sums have another order after a resume
+        ddp_find_unused_parameters=True,  # otherwise layerdrop fails, and a resumed run sums in another order
         report_to="none",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer splits each batch over all GPUs that it sees
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # otherwise the Trainer splits each batch over all visible GPUs
     trainer = ClassifierTrainer(
-        model=model,
+        model,
+        train_rows,
+        validation_rows,
         args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows,
         data_collator=partial(pad_rows, pad_id=pad_id, batches=params.batches, max_length=params.tokenize.max_length),
-        compute_metrics=validation_metrics,
         batches=params.batches,
-        cuda_graphs=group.cuda_graphs,
-        dequantize_once=group.dequantize_once,
+        cuda_graphs=train.cuda_graphs,
+        dequantize_once=train.dequantize_once,
         pad_id=pad_id,
     )
-    trainer.add_callback(History(trainer, recorder))
+    trainer.add_callback(History(trainer.step_losses, recorder))
     trainer.add_callback(WholeCheckpoints())
-    for theirs in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(theirs)
+    for printing in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printing)
     trainer.add_callback(Progress())
     return trainer

@@ -397,7 +397,7 @@ def test_a_saved_adapter_of_the_captured_step_is_verified(tmp_path):
     verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4 * config["lora_alpha"]}))
-    with pytest.raises(UserError, match="answers otherwise"):
+    with pytest.raises(UserError, match="predicts otherwise"):
         verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE)
 
 

@@ -1,11 +1,11 @@
-"""What Python and numpy allocate; what arrow allocates is not seen."""
+"""Measure the memory that Python and NumPy allocate. Arrow's allocations are not traced."""
 
 import tracemalloc
 from collections.abc import Callable
 
 
 def traced_peak(call: Callable[[], object]) -> int:
-    """Bytes that a call has allocated at most at a time, its result included."""
+    """Peak of the bytes that a call allocates, its result included."""
     tracemalloc.start()
     try:
         call()

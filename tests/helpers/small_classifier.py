@@ -1,4 +1,4 @@
-"""A small LoRA classifier, batches for it, and its gradients: for the tests of fused layers and captured step."""
+"""A small LoRA classifier, batches and gradients, for the tests of the fused layers and the captured step."""
 
 import torch
 
@@ -22,21 +22,21 @@ class Tokenizer:
 
 
 def classifier(manifest, freeze, dropout=0.0, targets="all-linear", checkpointing=False, **of_model):
-    """A LoRA classifier in training mode whose B matrices are not zero, so that every gradient says something.
+    """Make a LoRA classifier in training mode. Its B matrices are not zero, so A's gradients are not zero either.
 
     Args:
         manifest: of a small model's folder.
-        freeze: the head.
-        dropout: of every dropout, LoRA's too.
-        of_model: changes of params.yaml's group `model`.
+        freeze: whether to freeze the head.
+        dropout: rate of every dropout, LoRA's too.
+        of_model: changes of the section `model` of params.yaml.
     """
     p = params.load(PARAMS)
     base = load_base(manifest, p.model.model_copy(update=of_model), CLASSES, DEVICE, 42, Tokenizer())
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
-    group = p.lora.model_copy(update={"dropout": dropout, "target_modules": targets})
-    lora = add_lora(base, group, 42)
+    lora_params = p.lora.model_copy(update={"dropout": dropout, "target_modules": targets})
+    lora = add_lora(base, lora_params, 42)
     if freeze:
         freeze_head(lora)
     generator = torch.Generator().manual_seed(1)
@@ -58,7 +58,7 @@ def batch(rows=4, length=16, seed=0):
 
 
 def make_eager_step(monkeypatch, lora, longest, dequantize_once=False):
-    """The fast step of a classifier for batches of 4 rows, run without CUDA graphs; without a GPU too."""
+    """Make the captured step of a classifier for batches of 4 rows, but run it eagerly, so it needs no GPU."""
     from stages.training.captured_step import CapturedStep
 
     if DEVICE.type == "cpu":
@@ -70,12 +70,12 @@ def make_eager_step(monkeypatch, lora, longest, dequantize_once=False):
 
 
 def as_inputs(ids, labels):
-    """A padded batch as the fast step takes it."""
+    """A padded batch as arguments of the captured step."""
     return {"input_ids": ids, "labels": labels}
 
 
 def as_rows(ids, labels):
-    """The rows of a padded batch, without their padding: what `pack_rows` takes."""
+    """The rows of a padded batch without padding, for `pack_rows`."""
     ends = [int((row != PAD).nonzero().max()) + 1 for row in ids]
     return [
         {"input_ids": row[:end].cpu().numpy(), "labels": int(label)}
@@ -96,7 +96,7 @@ def gradients(lora):
     return {n: p.grad.detach().float().clone() for n, p in lora.named_parameters() if p.requires_grad}
 
 
-def distance(ours, theirs):
+def distance(actual, expected):
     """Relative distance of all gradients together."""
-    difference = sum((ours[name] - theirs[name]).norm() ** 2 for name in theirs)
-    return (difference / sum(value.norm() ** 2 for value in theirs.values())).sqrt().item()
+    difference = sum((actual[name] - expected[name]).norm() ** 2 for name in expected)
+    return (difference / sum(value.norm() ** 2 for value in expected.values())).sqrt().item()

@@ -1,4 +1,4 @@
-"""A folder in which `train_qlora` runs on a few rows, and the adapter that it made there."""
+"""Prepare a folder where `train_qlora` runs on a few rows, and read the adapter from it."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ QUICK = {"train.epochs": 3, "train.batch_size": 8, "train.learning_rate": 0.01}
 
 
 def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, **changes: object) -> Path:
-    """A folder in which `train_qlora` can run, and `eval_base`: parameters, manifest, a few tokenized rows."""
+    """Prepare a folder for `train_qlora` and `eval_base`: parameters, manifest, a few tokenized rows."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     for key, value in {**QUICK, "model.name": str(model), **changes}.items():

@@ -1,4 +1,4 @@
-"""The stage `train_qlora` on a few rows: what it writes, what it keeps, what it resumes."""
+"""The stage `train_qlora` on a few rows: its outs, the epoch it keeps, the checkpoints it resumes."""
 
 import gc
 import importlib
@@ -50,11 +50,11 @@ def folders(tmp_path_factory):
     return made
 
 
-def test_training_writes_adapter_curves_and_figures_and_no_checkpoint(folders):
+def test_training_writes_adapter_curves_and_measurements_and_leaves_no_checkpoint(folders):
     assert not (folders["one"] / "outs/checkpoints").exists()
     folder = folders["one"]
-    for name, wanted in (("results", "steps.csv epochs.csv summary.json"), ("measurements", "usage.csv run.json")):
-        assert {path.name for path in (folder / "outs" / name / "train").iterdir()} == set(wanted.split())
+    for name, expected in (("results", "steps.csv epochs.csv summary.json"), ("measurements", "usage.csv run.json")):
+        assert {path.name for path in (folder / "outs" / name / "train").iterdir()} == set(expected.split())
     run = json.loads((folder / "outs/measurements/train/run.json").read_text())
     assert run["seconds"] > 0
     assert run["resumed"] is False
@@ -68,7 +68,7 @@ def test_each_step_and_each_epoch_is_in_the_history(folders):
     assert list(epochs["epoch"]) == [1, 2, 3]
     means = steps["loss"].to_numpy().reshape(3, 4).mean(axis=1)
     assert np.allclose(epochs["train_loss"], means)
-    assert means[-1] < means[0], "it learns its few rows"
+    assert means[-1] < means[0], "the loss on its few rows falls"
     assert epochs["validation_accuracy"].between(0, 1).all()
 
 
@@ -76,10 +76,10 @@ def test_head_and_lora_are_trained(folders):
     weights = safetensors.torch.load_file(folders["one"] / "outs/adapter/adapter_model.safetensors")
     updates = [tensor for name, tensor in weights.items() if "lora_B" in name]
     assert updates
-    assert all(tensor.abs().max() > 0 for tensor in updates), "B starts at nought"
+    assert all(tensor.abs().max() > 0 for tensor in updates), "B starts at zero"
     frozen = safetensors.torch.load_file(folders["frozen"] / "outs/adapter/adapter_model.safetensors")
     name = next(name for name in weights if "score" in name)
-    assert not torch.equal(weights[name], frozen[name]), "both began with the seeded head, and one was trained"
+    assert not torch.equal(weights[name], frozen[name]), "both started with the seeded head, and one was trained"
 
 
 def test_the_adapter_holds_nothing_of_the_base(folders):
@@ -87,20 +87,20 @@ def test_the_adapter_holds_nothing_of_the_base(folders):
     assert all("lora_" in name or "score" in name for name in weights)
 
 
-def test_the_best_epoch_is_kept_and_the_last_on_request(folders):
+def test_train_keep_selects_the_best_or_the_last_epoch(folders):
     best, last = (
         json.loads((folders[name] / "outs/results/train/summary.json").read_text()) for name in ("one", "last")
     )
     epochs = curves(folders["one"])["epochs"]
     assert epochs.equals(curves(folders["last"])["epochs"])
     assert best["best_epoch"] == epochs.loc[epochs["validation_loss"].idxmin(), "epoch"]
-    assert best["best_epoch"] < 3, "random labels: it learns them by heart, or this test tests nothing"
+    assert best["best_epoch"] < 3, "random labels, so a later epoch overfits; otherwise this test shows nothing"
     assert last["best_epoch"] == 3
     assert adapter_bytes(folders["one"]) != adapter_bytes(folders["last"])
 
 
-def test_class_weights_change_the_training_of_uneven_classes_alone(tmp_path, folders):
-    """With as many rows of each class every weight is 1, and the same bytes come out."""
+def test_class_weights_change_the_training_only_if_classes_have_unequal_rows(tmp_path, folders):
+    """With equally many rows of each class every weight is 1."""
     even, uneven, weighted = (tmp_path / name for name in ("even", "uneven", "weighted"))
     prepare(even, train__class_weights="balanced")
     prepare(uneven)
@@ -120,7 +120,7 @@ def test_class_weights_change_the_training_of_uneven_classes_alone(tmp_path, fol
 
 
 def kill_after_an_epoch(folder):
-    """Start `train_qlora` and kill it once its first checkpoint is whole."""
+    """Start `train_qlora` and kill it when its first checkpoint is complete."""
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -128,14 +128,14 @@ def kill_after_an_epoch(folder):
     while process.poll() is None and not list(folder.glob(f"outs/checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert process.wait() == -signal.SIGKILL, "the stage ended before it could be killed"
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A training killed after its first epoch, and what became of it: run again as it was, and with another seed.
+    """A training killed after its first epoch: run again unchanged (`same`), and with another seed (`seed`).
 
-    `moved` and `edited` are copies of it, not run again.
+    `moved` and `edited` are copies of the killed one, not run again.
     """
     top = tmp_path_factory.mktemp("killed")
     kill_after_an_epoch(prepare(top / "same"))
@@ -149,7 +149,7 @@ def killed(tmp_path_factory):
     return SimpleNamespace(top=top, left=left, stdout={name: outcome.stdout for name, outcome in done.items()})
 
 
-def test_a_killed_training_leaves_no_out(killed):
+def test_a_killed_training_leaves_no_outs(killed):
     assert [name for name in killed.left if not name.startswith("outs/checkpoints")] == [
         "outs/base_model.json",
         "outs/task.json",
@@ -157,24 +157,24 @@ def test_a_killed_training_leaves_no_out(killed):
     ]
 
 
-def test_a_killed_training_resumes_and_ends_as_an_undisturbed_one(killed, folders):
+def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(killed, folders):
     folder = killed.top / "same"
     assert "resuming from" in killed.stdout["same"]
     assert json.loads((folder / "outs/measurements/train/run.json").read_text())["resumed"] is True
     assert adapter_bytes(folder) == adapter_bytes(folders["one"])
     for name, curve in curves(folder).items():
-        assert curve.equals(curves(folders["one"])[name]), f"{name}: epochs before the kill are in it, and the same"
+        assert curve.equals(curves(folders["one"])[name]), f"{name}: the epochs before the kill are included and equal"
     assert not (folder / "outs/checkpoints").exists()
 
 
-def test_a_checkpoint_of_another_configuration_is_not_resumed_but_kept_for_its_own(killed, folders):
+def test_a_checkpoint_of_other_parameters_is_not_resumed_and_not_removed(killed, folders):
     folder = killed.top / "seed"
     assert "resuming" not in killed.stdout["seed"]
     assert json.loads((folder / "outs/measurements/train/run.json").read_text())["resumed"] is False
     assert adapter_bytes(folder) != adapter_bytes(folders["one"]), "another seed"
     (left,) = (folder / "outs/checkpoints").iterdir()
-    said = [line for line in killed.stdout["seed"].splitlines() if f"outs/checkpoints/{left.name}" in line]
-    assert len(said) == 1 and " MB" in said[0] and "rm -r" in said[0], killed.stdout["seed"]
+    lines = [line for line in killed.stdout["seed"].splitlines() if f"outs/checkpoints/{left.name}" in line]
+    assert len(lines) == 1 and " MB" in lines[0] and "rm -r" in lines[0], killed.stdout["seed"]
     raw = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump(raw | {"seed": 42}))
     done = run_stage_in_each("train_qlora", [folder])["seed"]
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed_but_kept_for_its_o
 
 
 def copy_of_the_code(root, **edits):
-    """A copy of stages/ below `root`; each edit is {file: (text, text to put in its place)}."""
+    """Copy stages/ below `root`; each edit is {file: (text, its replacement)}."""
     shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     for name, (old, new) in edits.items():
         path = root / "stages" / name
@@ -202,14 +202,14 @@ def test_a_killed_training_resumes_in_a_moved_clone_whose_other_stages_were_edit
 
 
 def test_a_checkpoint_of_other_code_is_not_resumed(killed, folders, tmp_path):
-    max_grad_norm = "        max_grad_norm=group.max_grad_norm,\n"
+    max_grad_norm = "        max_grad_norm=train.max_grad_norm,\n"
     edit = (max_grad_norm, f"{max_grad_norm}        adam_beta2=0.9,\n")
     code = copy_of_the_code(tmp_path, **{"training/trainer.py": edit})
-    edited, undisturbed = killed.top / "edited", prepare(tmp_path / "undisturbed")
-    done = run_stage_in_each("train_qlora", [edited, undisturbed], PYTHONPATH=code)
+    edited, uninterrupted = killed.top / "edited", prepare(tmp_path / "uninterrupted")
+    done = run_stage_in_each("train_qlora", [edited, uninterrupted], PYTHONPATH=code)
     assert [outcome.returncode for outcome in done.values()] == [0, 0], done
     assert "resuming" not in done["edited"].stdout
-    assert adapter_bytes(edited) == adapter_bytes(undisturbed)
+    assert adapter_bytes(edited) == adapter_bytes(uninterrupted)
     assert adapter_bytes(edited) != adapter_bytes(folders["one"]), "the edit changes the training"
 
 
@@ -217,8 +217,8 @@ class Killed(Exception):
     pass
 
 
-def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypatch):
-    """Each step takes a second by a clock of the test's; the first run ends in the second epoch's second step."""
+def test_seconds_are_those_of_all_epochs_before_and_after_a_resume(tmp_path, monkeypatch):
+    """By the test's clock each step lasts a second. The first run ends in the second step of the second epoch."""
     monkeypatch.chdir(prepare(tmp_path / "run"))
     clock, plain = SimpleNamespace(now=0), ClassifierTrainer.training_step
 
@@ -236,28 +236,28 @@ def test_seconds_are_those_of_all_epochs_whoever_trained_them(tmp_path, monkeypa
     train_qlora.main()
     run = json.loads((tmp_path / "run/outs/measurements/train/run.json").read_text())
     assert run["resumed"] is True
-    assert run["seconds"] == 4 + 8, "an epoch before the kill and two after it, without the step that was lost"
+    assert run["seconds"] == 4 + 8, "one epoch before the kill and two after it, without the lost step"
 
 
 @pytest.mark.parametrize(
-    ("left", "said"),  # bytes: for nothing, a part of the adapter, of the optimizer
+    ("free", "message"),  # bytes: enough for nothing, a part of the adapter, a part of the optimizer
     [(4096, "No space left"), (150_000, "No space left"), (600_000, "a write was cut short")],
 )
-def test_a_disk_that_fills_up_in_a_checkpoint_is_one_line_and_the_next_run_goes_on(
-    tmp_path, monkeypatch, folders, left, said
+def test_a_disk_that_fills_up_at_a_checkpoint_is_an_error_of_one_line_and_the_next_run_resumes(
+    tmp_path, monkeypatch, folders, free, message
 ):
     plain, fillers = WholeCheckpoints.on_save, []
 
     def fill_after_the_first(self, args, state, control, **named):
         plain(self, args, state, control, **named)
         if not fillers:
-            fillers.append(fill(disk, left))
+            fillers.append(fill(disk, free))
 
     with small_disk(tmp_path / "disk", 16_000_000) as disk:
         folder = prepare(disk / "run")
         monkeypatch.chdir(folder)
         monkeypatch.setattr(WholeCheckpoints, "on_save", fill_after_the_first)
-        with pytest.raises(UserError, match=rf"^outs/checkpoints/\w+: not written \({said}.*; 0\.\d MB free"):
+        with pytest.raises(UserError, match=rf"^outs/checkpoints/\w+: not written \({message}.*; 0\.\d MB free"):
             train_qlora.main()
         assert [path.name for path in folder.glob("outs/checkpoints/*/*")] == ["checkpoint-4"]
         assert not (folder / "outs/adapter").exists()
@@ -269,8 +269,11 @@ def test_a_disk_that_fills_up_in_a_checkpoint_is_one_line_and_the_next_run_goes_
 
 
 def set_loss(monkeypatch, epoch, loss, training_loss=None):
-    """Let an epoch's validation end in this loss, and its first step in the other; returns {epoch: its adapter's
-    weights}, filled while it trains."""
+    """Set the validation loss of an epoch, and the loss of its first step.
+
+    Returns:
+        {epoch: the adapter's weights}, filled during training.
+    """
     plain, step, adapters = ClassifierTrainer.evaluation_loop, ClassifierTrainer.training_step, {}
 
     def training_step(self, *arguments, **named):
@@ -294,14 +297,14 @@ def set_loss(monkeypatch, epoch, loss, training_loss=None):
 @pytest.mark.parametrize(
     ("loss", "training_loss"), [(math.nan, None), (math.inf, None), (-math.inf, None), (0.0, math.inf), (0.0, math.nan)]
 )
-def test_an_epoch_whose_loss_is_not_finite_is_the_last_and_never_the_best(
+def test_training_ends_after_an_epoch_with_a_loss_that_is_not_finite_and_an_earlier_one_is_kept(
     tmp_path, monkeypatch, capsys, loss, training_loss
 ):
     folder = prepare(tmp_path / "run", train__keep="best")
     monkeypatch.chdir(folder)
     adapters = set_loss(monkeypatch, 2, loss, training_loss)
     train_qlora.main()
-    assert list(adapters) == list(curves(folder)["epochs"]["epoch"]) == [1, 2], "nothing is trained after it"
+    assert list(adapters) == list(curves(folder)["epochs"]["epoch"]) == [1, 2], "training ends after it"
     assert "training diverged in epoch 2: train.keep: best keeps epoch 1" in capsys.readouterr().out
     assert json.loads((folder / "outs/results/train/summary.json").read_text())["best_epoch"] == 1
     kept = safetensors.torch.load_file(folder / "outs/adapter/adapter_model.safetensors")
@@ -321,18 +324,18 @@ def assert_diverged(folder, line, learning_rate):
     assert not (folder / "outs/checkpoints").exists()
 
 
-def test_a_diverged_training_is_one_line_and_writes_nothing(tmp_path):
+def test_a_diverged_training_is_an_error_of_one_line_and_writes_nothing(tmp_path):
     made = {keep: prepare(tmp_path / keep, train__learning_rate=1e6, train__keep=keep) for keep in ("best", "last")}
     for name, done in run_stage_in_each("train_qlora", made.values()).items():
         assert_diverged(made[name], error_line(done), "1000000.0")
         assert "the loss of epoch 1 is NaN or infinite" in error_line(done)
-        assert done.stdout.count("epoch") == 1, "nothing is trained after the first epoch"
+        assert done.stdout.count("epoch") == 1, "training ends after the first epoch"
 
 
 @pytest.mark.parametrize(
     ("epoch", "loss", "training_loss"), [(3, math.nan, None), (2, math.nan, None), (2, 0.5, math.nan)]
 )
-def test_after_an_epoch_that_diverged_there_is_no_last_one_to_keep(tmp_path, monkeypatch, epoch, loss, training_loss):
+def test_a_diverged_last_epoch_is_an_error_with_train_keep_last(tmp_path, monkeypatch, epoch, loss, training_loss):
     folder = prepare(tmp_path / "run", train__keep="last")
     monkeypatch.chdir(folder)
     adapters = set_loss(monkeypatch, epoch, loss, training_loss)
@@ -342,7 +345,7 @@ def test_after_an_epoch_that_diverged_there_is_no_last_one_to_keep(tmp_path, mon
     assert max(adapters) == epoch
 
 
-def test_a_run_killed_after_it_diverged_does_not_go_on_from_there(tmp_path, monkeypatch):
+def test_a_run_killed_after_it_diverged_does_not_resume_beyond_the_divergence(tmp_path, monkeypatch):
     folder = prepare(tmp_path / "run", train__keep="last")
     monkeypatch.chdir(folder)
     set_loss(monkeypatch, 2, math.nan)
@@ -354,18 +357,18 @@ def test_a_run_killed_after_it_diverged_does_not_go_on_from_there(tmp_path, monk
         train_qlora.main()
 
 
-def test_an_adapter_that_is_not_whole_is_never_kept(tmp_path, monkeypatch):
-    """PEFT would only warn. The next run trains nothing again: the checkpoints are still there."""
+def test_a_wrongly_saved_adapter_is_an_error(tmp_path, monkeypatch):
+    """The checkpoints stay, so the next run resumes from the last one."""
     folder, plain = prepare(tmp_path / "run"), train_qlora.save_adapter
 
-    def save_adapter(model, tokenizer, manifest, reading, to):
-        plain(model, tokenizer, manifest, reading, to)
+    def save_adapter(model, tokenizer, manifest, settings, to):
+        plain(model, tokenizer, manifest, settings, to)
         config = json.loads((to / "adapter_config.json").read_text())
         (to / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 32}))
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(train_qlora, "save_adapter", save_adapter)
-    with pytest.raises(UserError, match=r"outs/adapter: not kept: .*answers otherwise"):
+    with pytest.raises(UserError, match=r"outs/adapter: not saved: .*predicts otherwise"):
         train_qlora.main()
     assert not (folder / "outs/adapter").exists()
     assert not (folder / "outs/results").exists()
@@ -375,28 +378,28 @@ def test_an_adapter_that_is_not_whole_is_never_kept(tmp_path, monkeypatch):
     assert (folder / "outs/adapter").is_dir()
 
 
-def test_the_trained_model_is_gone_when_the_adapter_is_read_back(tmp_path, monkeypatch):
-    """Else a base that fits the GPU once would fail in the end."""
+def test_the_trained_model_is_freed_before_the_adapter_is_loaded_again(tmp_path, monkeypatch):
+    """Otherwise a GPU with memory for one base would fail at the end."""
     alive, plain = [], train_qlora.verify_saved_adapter
 
     def verify_saved_adapter(*arguments):
-        alive.extend(thing for thing in gc.get_objects() if isinstance(thing, PreTrainedModel))
+        alive.extend(model for model in gc.get_objects() if isinstance(model, PreTrainedModel))
         plain(*arguments)
 
     monkeypatch.chdir(prepare(tmp_path / "run"))
     monkeypatch.setattr(train_qlora, "verify_saved_adapter", verify_saved_adapter)
     gc.collect()
-    before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
+    before = sum(isinstance(model, PreTrainedModel) for model in gc.get_objects())
     train_qlora.main()
     assert len(alive) == before
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):
-    """A killed `dvc` tells its stage nothing."""
+    """A killed `dvc` sends no signal to its stage."""
     folder = prepare(tmp_path / "orphan", train__epochs=500)
     (tmp_path / "dvc").write_text(
         "import subprocess, sys\nsubprocess.run(sys.argv[1], shell=True)\n"
-    )  # stands for dvc, which starts a shell
+    )  # like dvc, which starts a shell
     command = f"echo $$ > pid; exec env DVC_PID=$PPID {sys.executable} -m stages.train_qlora"
     parent = subprocess.Popen(
         [sys.executable, str(tmp_path / "dvc"), command], cwd=folder, env=stage_env(DVC_STAGE="train_qlora"),
@@ -419,7 +422,7 @@ def test_the_stage_ends_when_dvc_is_killed(tmp_path):
             return
         time.sleep(0.1)
     os.kill(stage, signal.SIGKILL)
-    pytest.fail("the stage outlived its dvc by ten seconds")
+    pytest.fail("the stage still ran ten seconds after its dvc was killed")
 
 
 def out_of_memory(*_, **__):
@@ -431,7 +434,7 @@ def out_of_memory(*_, **__):
     [("train_qlora", "transformers.Trainer.train", "train.batch_size: 8 rows"),
      ("eval_base", "stages.model.classifier.Classifier.predict", "eval.batch_size: 256 rows")],
 )  # fmt: skip
-def test_a_batch_that_does_not_fit_the_gpu_is_one_line(tmp_path, monkeypatch, stage, broken, key):
+def test_a_batch_that_does_not_fit_the_gpu_is_an_error_of_one_line(tmp_path, monkeypatch, stage, broken, key):
     folder = prepare(tmp_path / "run", eval__batch_size=256)
     shutil.copy(folder / "outs/tokenized/train.parquet", folder / "outs/tokenized/test.parquet")
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""An adapter merged into its base, beside the adapter on it: small models of several families, weights at random."""
+"""A merged model, compared with the adapter on its base: small models of several families, random weights."""
 
 import json
 
@@ -31,7 +31,7 @@ ROWS = [[11, 12, 13, 14, 15], [21, 22, 23, 24, 25], [31, 32, 33, 34, 35]]
 
 @pytest.fixture
 def trained(nano_copy, make_params, tmp_path):
-    """make(family, **changes of the group lora) -> (adapter's folder, classifier.json, manifest, tokenizer)."""
+    """make(family, **changes of the section lora) -> (adapter's folder, classifier.json, manifest, tokenizer)."""
 
     def make(family, quantization="nf4", **lora):
         if config := FAMILIES[family]:
@@ -40,32 +40,32 @@ def trained(nano_copy, make_params, tmp_path):
         p = make_params(model__hidden_act="gelu_pytorch_tanh" if family == "phi" else None)
         p = p.model_copy(update={"model": p.model.model_copy(update={"quantization": quantization})})
         manifest = manifest_of(nano_copy)
-        words = load_tokenizer(manifest)
-        model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, words), p.lora.model_copy(update=lora), 42)
+        tokenizer = load_tokenizer(manifest)
+        model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, tokenizer), p.lora.model_copy(update=lora), 42)
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-        groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
+        sections = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
         folder = tmp_path / "adapter"
-        save_adapter(model, words, manifest, {"classes": CLASSES, "seed": 42, **groups}, folder)
+        save_adapter(model, tokenizer, manifest, {"classes": CLASSES, "seed": 42, **sections}, folder)
         return (
             folder,
             ClassifierSettings.model_validate(json.loads((folder / "classifier.json").read_text())),
             manifest,
-            words,
+            tokenizer,
         )
 
     return make
 
 
-def quantised_base(reading, manifest, words):
-    return load_base(manifest, reading.model, CLASSES, CPU, 42, words)
+def quantised_base(settings, manifest, tokenizer):
+    return load_base(manifest, settings.model, CLASSES, CPU, 42, tokenizer)
 
 
-def merged(folder, reading, manifest, words, into):
-    quantised = quantised_base(reading, manifest, words) if into == "dequantised" else None
-    return merge(load_adapter(load_unquantised(manifest, reading, CPU, words), folder, manifest), quantised)
+def merged(folder, settings, manifest, tokenizer, into):
+    quantised = quantised_base(settings, manifest, tokenizer) if into == "dequantised" else None
+    return merge(load_adapter(load_unquantised(manifest, settings, CPU, tokenizer), folder, manifest), quantised)
 
 
 @torch.no_grad()
@@ -74,44 +74,45 @@ def logits(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_merged_into_the_dequantised_weights_it_is_the_adapter_on_4_bits(trained, family):
-    """Computed in fp32, so that nothing but the weights' rounding is between them."""
-    made = trained(family)
-    folder, reading, manifest, words = made
-    expected = logits(load_adapter(quantised_base(reading, manifest, words), folder, manifest))
+def test_a_merge_into_the_dequantised_weights_predicts_as_the_adapter_on_4_bits(trained, family):
+    """Computed in fp32, so only the rounding of the weights differs."""
+    saved_adapter = trained(family)
+    folder, settings, manifest, tokenizer = saved_adapter
+    expected = logits(load_adapter(quantised_base(settings, manifest, tokenizer), folder, manifest))
     near, far = (
-        relative_distance(logits(merged(*made, into).float()), expected) for into in ("dequantised", "original")
+        relative_distance(logits(merged(*saved_adapter, into).float()), expected)
+        for into in ("dequantised", "original")
     )
     assert near < 0.02 < far  # 0.004 to 0.009, and 0.05 to 0.17
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_merged_into_the_original_weights_each_is_the_sum_rounded_once(trained, family):
-    """The sums are made anew here, from the files."""
-    folder, _, manifest, _ = made = trained(family, r=4, alpha=6)
-    model = merged(*made, "original")
+def test_each_weight_merged_into_the_original_is_the_sum_rounded_once(trained, family):
+    """This test computes the sums itself, from the files."""
+    folder, _, manifest, _ = saved_adapter = trained(family, r=4, alpha=6)
+    model = merged(*saved_adapter, "original")
     saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
-    was = AutoModelForCausalLM.from_pretrained(manifest["name"], dtype="auto").base_model.state_dict()
-    found = model.base_model.state_dict()
-    assert set(found) == set(was)
+    original = AutoModelForCausalLM.from_pretrained(manifest["name"], dtype="auto").base_model.state_dict()
+    merged_weights = model.base_model.state_dict()
+    assert set(merged_weights) == set(original)
     tuned = 0
-    for name, weight in was.items():
+    for name, weight in original.items():
         start = f"base_model.model.{model.base_model_prefix}.{name.removesuffix('.weight')}"
         if f"{start}.lora_A.weight" in saved:
             product = saved[f"{start}.lora_B.weight"] @ saved[f"{start}.lora_A.weight"] * (6 / 4)
             weight = weight.float() + (product.T if family == "gpt2" else product)
             tuned += 1
-        assert torch.equal(found[name], weight.to(DTYPE)), name
+        assert torch.equal(merged_weights[name], weight.to(DTYPE)), name
     assert 2 * tuned == sum("lora" in name for name in saved) > 0
     (head,) = (weight for name, weight in saved.items() if "score" in name)
     assert torch.equal(model.score.weight, head.to(DTYPE))
 
 
 def test_a_layer_without_lora_is_dequantised_too(trained):
-    """Training saw all layers in 4 bits."""
-    _, reading, manifest, words = made = trained("phi", target_modules=["q_proj"])
-    model, four = merged(*made, "dequantised"), quantised_base(reading, manifest, words)
-    layers = {name: layer for name, layer in four.named_modules() if isinstance(layer, bnb.nn.Linear4bit)}
+    """Training uses all layers in 4 bits."""
+    _, settings, manifest, tokenizer = saved_adapter = trained("phi", target_modules=["q_proj"])
+    model, base = merged(*saved_adapter, "dequantised"), quantised_base(settings, manifest, tokenizer)
+    layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, bnb.nn.Linear4bit)}
     others = {name for name in layers if not name.endswith("q_proj")}
     assert len(others) == 15
     for name in others:
@@ -120,8 +121,8 @@ def test_a_layer_without_lora_is_dequantised_too(trained):
 
 
 @pytest.mark.parametrize("into", ["original", "dequantised"])
-def test_what_is_left_is_a_plain_model_with_its_buffers(trained, into):
-    """A rotary embedding's frequencies stay in fp32, as transformers has them after loading."""
+def test_the_merged_model_is_a_plain_one_with_its_buffers(trained, into):
+    """A rotary embedding's frequencies stay in fp32, as transformers loads them."""
     model = merged(*trained("phi"), into)
     assert {parameter.dtype for parameter in model.parameters()} == {DTYPE}
     assert not any(isinstance(module, LoraLayer | bnb.nn.Linear4bit) for module in model.modules())
@@ -132,13 +133,13 @@ def test_what_is_left_is_a_plain_model_with_its_buffers(trained, into):
 
 
 def test_the_unquantised_base_is_not_rounded_before_the_merge(trained):
-    _, reading, manifest, words = trained("phi")
-    model = load_unquantised(manifest, reading, CPU, words)
+    _, settings, manifest, tokenizer = trained("phi")
+    model = load_unquantised(manifest, settings, CPU, tokenizer)
     saved = safetensors.torch.load_file(NANO / "model.safetensors")
     assert torch.equal(model.model.layers[0].mlp.fc1.weight, saved["model.layers.0.mlp.fc1.weight"])
     assert model.score.weight.dtype == torch.float32
 
 
-def test_the_adapter_says_what_it_is(trained):
-    folder, reading, manifest, _ = trained("phi")
-    assert read_adapter(folder) == (reading, manifest)
+def test_read_adapter_returns_settings_and_manifest(trained):
+    folder, settings, manifest, _ = trained("phi")
+    assert read_adapter(folder) == (settings, manifest)

@@ -1,4 +1,4 @@
-"""The quantised base, its head and its adapter, with the real bitsandbytes and PEFT."""
+"""The quantised base, its head and its adapter, with bitsandbytes and PEFT themselves."""
 
 import json
 from types import SimpleNamespace
@@ -52,7 +52,7 @@ def head_of(classifier):
 
 
 def train_a_step(classifier):
-    """One optimiser step on three rows, large enough to see."""
+    """Two optimiser steps on three rows, large enough to change the logits."""
     trained = [p for p in classifier.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.01)
     ids = torch.tensor([row[:2] for row in ROWS])
@@ -70,15 +70,15 @@ def lora(make_params):
 
 @pytest.fixture
 def trained(load_nano, lora):
-    """A nano model whose LoRA and head have moved -> (classifier, tokenizer, manifest)."""
-    base, words, manifest = load_nano()
-    return train_a_step(add_lora(base, lora, 42)), words, manifest
+    """A nano model with trained LoRA and head -> (classifier, tokenizer, manifest)."""
+    base, tokenizer, manifest = load_nano()
+    return train_a_step(add_lora(base, lora, 42)), tokenizer, manifest
 
 
 # --- the base and its head ---
 
 
-def test_the_base_is_quantised_and_frozen_and_the_head_is_neither_quantised_nor_half(load_nano):
+def test_the_base_is_quantised_and_frozen_and_the_head_is_in_full_precision(load_nano):
     base, _, _ = load_nano()
     linears = [m for m in base.modules() if isinstance(m, torch.nn.Linear)]
     quantised = [m for m in linears if isinstance(m, bnb.nn.Linear4bit)]
@@ -92,7 +92,7 @@ def test_the_base_is_quantised_and_frozen_and_the_head_is_neither_quantised_nor_
     assert base.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
-def test_the_seeded_head_is_the_same_at_each_load_and_on_base_and_tuned(load_nano, lora):
+def test_the_seeded_head_is_the_same_at_each_load_and_for_base_and_tuned(load_nano, lora):
     first, second = load_nano()[0], load_nano()[0]
     assert torch.equal(first.score.weight, second.score.weight)
     torch.manual_seed(7)
@@ -102,7 +102,7 @@ def test_the_seeded_head_is_the_same_at_each_load_and_on_base_and_tuned(load_nan
     assert torch.equal(load_nano(quantization="none")[0].score.weight, first.score.weight)
 
 
-def test_the_random_head_of_the_published_run_is_another_at_each_load(load_nano):
+def test_the_random_head_of_the_notebook_differs_at_each_load(load_nano):
     torch.manual_seed(0)
     first = load_nano(head_init="random")[0].score.weight
     torch.manual_seed(0)
@@ -119,32 +119,32 @@ def test_the_unquantised_base_loads_too(load_nano):
     base, _, _ = load_nano(quantization="none")
     assert not any(isinstance(m, bnb.nn.Linear4bit) for m in base.modules())
     exact, quantised = logits_of(base, *ROWS), logits_of(load_nano()[0], *ROWS)
-    assert 0 < (exact - quantised).abs().max() < 0.5, "quantisation changes little, but something"
+    assert 0 < (exact - quantised).abs().max() < 0.5, "quantisation changes the logits a little"
 
 
-def test_the_new_activation_is_the_published_one_in_another_kernel(load_nano):
-    published, ours = load_nano(hidden_act="gelu_new")[0], load_nano(hidden_act="gelu_pytorch_tanh")[0]
-    assert type(published.model.layers[0].mlp.activation_fn) is not type(ours.model.layers[0].mlp.activation_fn)
-    assert torch.allclose(logits_of(published, *ROWS), logits_of(ours, *ROWS), atol=1e-5)
+def test_the_new_activation_is_the_notebooks_function_in_another_kernel(load_nano):
+    original, faster = load_nano(hidden_act="gelu_new")[0], load_nano(hidden_act="gelu_pytorch_tanh")[0]
+    assert type(original.model.layers[0].mlp.activation_fn) is not type(faster.model.layers[0].mlp.activation_fn)
+    assert torch.allclose(logits_of(original, *ROWS), logits_of(faster, *ROWS), atol=1e-5)
 
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["base", "tuned"])
-def test_a_row_in_a_padded_batch_is_answered_as_it_is_alone(load_nano, trained, tuned):
-    classifier, words, _ = trained if tuned else load_nano()
-    together = logits_of(classifier, *ROWS, pad_id=words.pad_token_id)
+def test_a_row_has_the_same_logits_alone_and_in_a_padded_batch(load_nano, trained, tuned):
+    classifier, tokenizer, _ = trained if tuned else load_nano()
+    together = logits_of(classifier, *ROWS, pad_id=tokenizer.pad_token_id)
     for i, row in enumerate(ROWS):
-        alone = logits_of(classifier, row, pad_id=words.pad_token_id)[0]
+        alone = logits_of(classifier, row, pad_id=tokenizer.pad_token_id)[0]
         assert torch.allclose(together[i], alone, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-3), "the rows differ"
 
 
-def test_predictions_come_in_the_rows_order_whatever_the_batches(load_nano, make_params):
-    base, words, _ = load_nano()
+def test_predictions_are_in_the_order_of_the_rows_for_any_batches(load_nano, make_params):
+    base, tokenizer, _ = load_nano()
     examples = [{"input_ids": row, "labels": 0} for row in ROWS * 5]
     one = make_params(batches__order="random", batches__multiple_of=1).batches
     many = make_params().batches
-    singly = Classifier(base, words, one, 128).predict(examples, 1)
-    batched = Classifier(base, words, many, 128).predict(examples, 4)
+    singly = Classifier(base, tokenizer, one, 128).predict(examples, 1)
+    batched = Classifier(base, tokenizer, many, 128).predict(examples, 4)
     assert singly.shape == (15, 3)
     assert abs(singly.sum(axis=1) - 1).max() < 1e-9
     assert abs(singly - batched).max() < 1e-5
@@ -152,7 +152,7 @@ def test_predictions_come_in_the_rows_order_whatever_the_batches(load_nano, make
 
 
 def test_training_works_after_an_evaluation(load_nano, lora):
-    """bitsandbytes repacks 4-bit weights at the first evaluation on some CPUs, after which training fails."""
+    """On some CPUs bitsandbytes repacks 4-bit weights at the first evaluation, and training then fails."""
     base, _, _ = load_nano()
     logits_of(base, *ROWS)
     classifier = add_lora(base, lora, 42)
@@ -163,15 +163,15 @@ def test_training_works_after_an_evaluation(load_nano, lora):
     assert all(not m.support_avx512bf16_for_cpu for m in classifier.modules() if isinstance(m, bnb.nn.Linear4bit))
 
 
-# --- what is trained, and how much it is ---
+# --- trained parameters and their number ---
 
 
-def test_a_fresh_adapter_changes_nothing(load_nano, lora):
+def test_a_new_adapter_changes_no_logits(load_nano, lora):
     before = logits_of(load_nano()[0], *ROWS)
     assert torch.equal(logits_of(add_lora(load_nano()[0], lora, 42).eval(), *ROWS), before)
 
 
-def test_the_adapter_is_a_function_of_the_seed(load_nano, lora):
+def test_the_new_adapter_depends_only_on_the_seed(load_nano, lora):
     def first_a(seed):
         classifier = add_lora(load_nano()[0], lora, seed)
         return next(p for name, p in classifier.named_parameters() if "lora_A" in name)
@@ -181,7 +181,7 @@ def test_the_adapter_is_a_function_of_the_seed(load_nano, lora):
 
 
 @pytest.mark.parametrize("trains", [True, False])
-def test_the_head_is_trained_or_frozen_as_asked(load_nano, lora, trains):
+def test_the_head_is_trained_unless_it_is_frozen(load_nano, lora, trains):
     classifier = add_lora(load_nano()[0], lora, 42)
     if not trains:
         freeze_head(classifier)
@@ -198,23 +198,23 @@ def test_the_head_is_trained_or_frozen_as_asked(load_nano, lora, trains):
     [
         (["w_pack"], "named w_pack"),
         (["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"], "named o_proj, gate_proj"),
-        (["q_proj", "score"], "named score"),  # the head, which is trained whole
+        (["q_proj", "score"], "named score"),  # the head, which is trained without LoRA
         (["score"], "named score"),
-        ([".*_proj", "q_proj"], r"named \.\*_proj"),  # in a list no regular expression is read
+        ([".*_proj", "q_proj"], r"named \.\*_proj"),  # names in a list are no regular expressions
         (r".*\.w_pack", r"that match the regular expression \.\*\\\.w_pack \(names go into a list\)"),
         ("score", r"that match the regular expression score \(names go into a list\)"),
     ],
     ids=str,
 )
-def test_target_modules_that_the_model_lacks_are_named_beside_those_that_it_has(
+def test_the_error_names_the_target_modules_that_the_model_lacks_and_those_that_it_has(
     load_nano, make_params, targets, unknown
 ):
-    """PEFT drops them where another one matches, and report and card would list them as trained."""
-    group = make_params(lora__target_modules=targets).lora
-    has = "dense, fc1, fc2, k_proj, q_proj, v_proj"
-    line = rf"^params\.yaml: lora\.target_modules: this model has no layers for LoRA {unknown}\. It has: {has}\.$"
+    """PEFT ignores them if another one matches, and report and model card would list them as trained."""
+    lora_params = make_params(lora__target_modules=targets).lora
+    existing = "dense, fc1, fc2, k_proj, q_proj, v_proj"
+    line = rf"^params\.yaml: lora\.target_modules: this model has no layers for LoRA {unknown}\. It has: {existing}\.$"
     with pytest.raises(UserError, match=line):
-        add_lora(load_nano()[0], group, 42)
+        add_lora(load_nano()[0], lora_params, 42)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_target_modules_that_the_model_lacks_are_named_beside_those_that_it_has(
     ],
     ids=str,
 )
-def test_target_modules_that_the_model_has_are_those_that_are_tuned(load_nano, make_params, targets, tuned):
+def test_lora_is_added_to_exactly_the_target_modules(load_nano, make_params, targets, tuned):
     classifier = add_lora(load_nano()[0], make_params(lora__target_modules=targets).lora, 42)
     layers = [name for name, module in classifier.named_modules() if isinstance(module, LoraLayer)]
     assert sorted({name.rpartition(".")[2] for name in layers}) == tuned
@@ -244,8 +244,8 @@ PHI_2 = PhiConfig(
 )
 
 
-def quantised_shape(config):
-    """A 4-bit classifier without its bytes: on the meta device, with bitsandbytes' own packed weights."""
+def make_quantised_on_meta(config):
+    """A 4-bit classifier without memory: on the meta device, with bitsandbytes' packed weights."""
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config)
     for parent in list(classifier.modules()):
@@ -260,11 +260,11 @@ def quantised_shape(config):
 
 def test_phi_2_has_the_published_number_of_parameters():
     published_recipe = params.load(COMMITTED / "params.yaml").lora
-    base = quantised_shape(PHI_2)
-    # What quantisation leaves trainable, as the notebook printed it: 131,248,640, and today the biases too.
-    left = sum(p.numel() for p in base.parameters() if p.requires_grad)
+    base = make_quantised_on_meta(PHI_2)
+    # The parameters that quantisation leaves trainable: the notebook printed 131,248,640; the biases are new since.
+    trainable = sum(p.numel() for p in base.parameters() if p.requires_grad)
     biases = sum(m.bias.numel() for m in base.modules() if isinstance(m, bnb.nn.Linear4bit))
-    assert (left, left - biases) == (131_985_920, 131_248_640)
+    assert (trainable, trainable - biases) == (131_985_920, 131_248_640)
 
     base.requires_grad_(False)
     assert count_parameters(base) == {"stored": 1_390_277_120, "total": 2_648_568_320, "trainable": 0}
@@ -275,18 +275,18 @@ def test_phi_2_has_the_published_number_of_parameters():
     assert sum(p.numel() for name, p in tuned.named_parameters() if "lora_" in name) == 23_592_960
 
 
-def test_the_published_loop_leaves_lora_alone_trainable():
-    base = quantised_shape(PHI_2).requires_grad_(False)
+def test_the_notebooks_loop_leaves_only_lora_trainable():
+    base = make_quantised_on_meta(PHI_2).requires_grad_(False)
     tuned = add_lora(base, params.load(COMMITTED / "params.yaml").lora, 42)
     freeze_head(tuned)
     assert count_parameters(tuned)["trainable"] == 23_592_960
 
 
-def test_the_shapes_counted_are_those_of_a_loaded_model(load_nano):
-    """The count above stands on meta tensors; a model that is really loaded must count the same."""
+def test_a_loaded_model_has_the_counts_of_meta_tensors(load_nano):
+    """The tests above count meta tensors."""
     base, _, _ = load_nano()
     loaded = count_parameters(base)
-    shape = quantised_shape(base.config).requires_grad_(False)
+    shape = make_quantised_on_meta(base.config).requires_grad_(False)
     assert count_parameters(shape) == loaded
     exact = count_parameters(load_nano(quantization="none")[0])
     assert exact["stored"] == exact["total"] == loaded["total"] > loaded["stored"]
@@ -295,11 +295,11 @@ def test_the_shapes_counted_are_those_of_a_loaded_model(load_nano):
 # --- saved and loaded ---
 
 
-def test_a_saved_adapter_answers_as_before_on_a_freshly_loaded_base(trained, load_nano, tmp_path):
-    classifier, words, manifest = trained
+def test_a_saved_adapter_on_a_newly_loaded_base_has_the_same_logits(trained, load_nano, tmp_path):
+    classifier, tokenizer, manifest = trained
     before = logits_of(classifier, *ROWS)
-    assert not torch.equal(before, logits_of(load_nano()[0], *ROWS)), "the training changed something"
-    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    assert not torch.equal(before, logits_of(load_nano()[0], *ROWS)), "training has changed the logits"
+    save_adapter(classifier, tokenizer, manifest, {}, tmp_path / "adapter")
     del classifier
     reloaded = load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
     assert torch.equal(logits_of(reloaded, *ROWS), before)
@@ -308,8 +308,8 @@ def test_a_saved_adapter_answers_as_before_on_a_freshly_loaded_base(trained, loa
 
 
 def test_the_head_comes_from_the_adapter_not_from_the_seed(trained, load_nano, tmp_path):
-    classifier, words, manifest = trained
-    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    classifier, tokenizer, manifest = trained
+    save_adapter(classifier, tokenizer, manifest, {}, tmp_path / "adapter")
     reloaded = load_adapter(load_nano(seed=7)[0], tmp_path / "adapter", manifest)
     assert torch.equal(head_of(reloaded), head_of(classifier))
 
@@ -317,8 +317,8 @@ def test_the_head_comes_from_the_adapter_not_from_the_seed(trained, load_nano, t
 def test_plain_transformers_and_peft_load_the_adapter(trained, tmp_path):
     from peft import AutoPeftModelForSequenceClassification
 
-    classifier, words, manifest = trained
-    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+    classifier, tokenizer, manifest = trained
+    save_adapter(classifier, tokenizer, manifest, {}, tmp_path / "adapter")
     plain = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
     saved, loaded = (
         {name.split(".", 2)[-1]: p for name, p in m.named_parameters() if "lora_" in name} for m in (classifier, plain)
@@ -330,9 +330,9 @@ def test_plain_transformers_and_peft_load_the_adapter(trained, tmp_path):
 
 
 def test_a_saved_adapter_is_the_same_bytes_each_time(trained, tmp_path):
-    classifier, words, manifest = trained
+    classifier, tokenizer, manifest = trained
     for name in ("one", "two"):
-        save_adapter(classifier, words, manifest, {}, tmp_path / name)
+        save_adapter(classifier, tokenizer, manifest, {}, tmp_path / name)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     targets = json.loads(one["adapter_config.json"])["target_modules"]
@@ -342,20 +342,20 @@ def test_a_saved_adapter_is_the_same_bytes_each_time(trained, tmp_path):
 
 
 def test_the_saved_tokenizer_pads_as_training_did(trained, nano_copy, tmp_path):
-    """Some tokenizers pad on the left by their class (Gemma, Cohere), and learnt positions are others then."""
+    """Some tokenizer classes pad on the left (Gemma, Cohere), which shifts learnt positions."""
     classifier, _, manifest = trained
     settings = nano_copy / "tokenizer_config.json"
-    said = json.loads(settings.read_text())
-    del said["padding_side"]
-    settings.write_text(json.dumps(said | {"tokenizer_class": "CohereTokenizer"}))
+    config = json.loads(settings.read_text())
+    del config["padding_side"]
+    settings.write_text(json.dumps(config | {"tokenizer_class": "CohereTokenizer"}))
     assert AutoTokenizer.from_pretrained(nano_copy).padding_side == "left"
     save_adapter(classifier, load_tokenizer(manifest_of(nano_copy)), manifest, {}, tmp_path / "adapter")
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter").padding_side == "right"
 
 
-def test_an_adapter_of_another_base_is_refused(trained, load_nano, nano_copy, tmp_path):
-    classifier, words, manifest = trained
-    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+def test_an_adapter_of_another_base_is_rejected(trained, load_nano, nano_copy, tmp_path):
+    classifier, tokenizer, manifest = trained
+    save_adapter(classifier, tokenizer, manifest, {}, tmp_path / "adapter")
     (nano_copy / "generation_config.json").write_text("{}")
     base, _, other = load_nano(nano_copy)
     with pytest.raises(UserError, match="trained on another base"):
@@ -363,27 +363,27 @@ def test_an_adapter_of_another_base_is_refused(trained, load_nano, nano_copy, tm
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_adapter_is_one_line(trained, load_nano, tmp_path, damage):
-    classifier, words, manifest = trained
-    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+def test_a_damaged_adapter_is_an_error_of_one_line(trained, load_nano, tmp_path, damage):
+    classifier, tokenizer, manifest = trained
+    save_adapter(classifier, tokenizer, manifest, {}, tmp_path / "adapter")
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000]) if damage == "cut" else weights.unlink()
     with pytest.raises(UserError, match=r"adapter.*not loadable as an adapter"):
         load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
 
 
-def test_an_adapter_without_its_manifest_is_one_line(trained, load_nano, tmp_path):
-    classifier, words, manifest = trained
-    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+def test_an_adapter_without_its_manifest_is_an_error_of_one_line(trained, load_nano, tmp_path):
+    classifier, tokenizer, manifest = trained
+    save_adapter(classifier, tokenizer, manifest, {}, tmp_path / "adapter")
     (tmp_path / "adapter/base.json").unlink()
     with pytest.raises(UserError, match=r"base\.json"):
         load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
 
 
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])  # without a head PEFT itself fails
-def test_an_adapter_that_lacks_a_weight_is_one_line(trained, load_nano, tmp_path, part):
-    classifier, words, manifest = trained
-    save_adapter(classifier, words, manifest, {}, tmp_path / "adapter")
+def test_an_adapter_that_lacks_a_weight_is_an_error_of_one_line(trained, load_nano, tmp_path, part):
+    classifier, tokenizer, manifest = trained
+    save_adapter(classifier, tokenizer, manifest, {}, tmp_path / "adapter")
     path = tmp_path / "adapter/adapter_model.safetensors"
     weights = safetensors.torch.load_file(path)
     name = next(name for name in weights if part in name)
@@ -392,38 +392,38 @@ def test_an_adapter_that_lacks_a_weight_is_one_line(trained, load_nano, tmp_path
         load_adapter(load_nano()[0], tmp_path / "adapter", manifest)
 
 
-def test_the_classes_are_named_both_ways(load_nano):
+def test_the_config_maps_classes_to_numbers_and_back(load_nano):
     config = load_nano()[0].config
     assert config.id2label == dict(enumerate(CLASSES))
     assert config.label2id == {name: code for code, name in enumerate(CLASSES)}
 
 
-# --- bases that cannot be loaded ---
+# --- bases that are rejected ---
 
 
-def test_a_base_that_comes_with_an_adapter_is_refused_at_its_load(load_nano, nano_copy):
-    """`download` refuses it too; a file may have come into the hub's cache since."""
+def test_a_base_that_comes_with_an_adapter_is_rejected_at_its_load(load_nano, nano_copy):
+    """`download` rejects it too, but a file may have entered the hub's cache since."""
     adapter = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(nano_copy), adapter).save_pretrained(nano_copy)
     with pytest.raises(UserError, match=r"^model\.name: .*nano: transformers loaded an adapter .*adapter_config\.json"):
         load_nano(nano_copy)
 
 
-def test_truncated_weights_are_one_line(load_nano, nano_copy):
+def test_truncated_weights_are_an_error_of_one_line(load_nano, nano_copy):
     weights = nano_copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(UserError, match="not loadable as a model"):
         load_nano(nano_copy)
 
 
-def test_weights_changed_since_download_are_one_line(nano_copy):
+def test_weights_changed_since_download_are_an_error_of_one_line(nano_copy):
     manifest = manifest_of(nano_copy)
     (nano_copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: missing or changed since `download`"):
         find_model_folder(manifest)
 
 
-def test_a_pickled_checkpoint_is_refused_even_where_it_is_harmless(nano_copy, load_nano):
+def test_a_pickled_checkpoint_is_rejected_even_if_it_is_harmless(nano_copy, load_nano):
     weights = safetensors.torch.load_file(nano_copy / "model.safetensors")
     (nano_copy / "model.safetensors").unlink()
     torch.save(weights, nano_copy / "pytorch_model.bin")
@@ -431,7 +431,7 @@ def test_a_pickled_checkpoint_is_refused_even_where_it_is_harmless(nano_copy, lo
         load_nano(nano_copy)
 
 
-def test_a_pickled_checkpoint_is_never_run(nano_copy, load_nano, tmp_path):
+def test_the_code_in_a_pickled_checkpoint_never_runs(nano_copy, load_nano, tmp_path):
     class Trap:
         def __reduce__(self):
             return (open, (str(tmp_path / "opened"), "w"))
@@ -443,14 +443,14 @@ def test_a_pickled_checkpoint_is_never_run(nano_copy, load_nano, tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_one_line(nano_copy, load_nano):
+def test_a_tokenizer_larger_than_the_embedding_is_an_error_of_one_line(nano_copy, load_nano):
     config = json.loads((nano_copy / "config.json").read_text())
     (nano_copy / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(UserError, match=r"the tokenizer has \d+ tokens, the model 100"):
         load_nano(nano_copy)
 
 
-def test_an_encoder_is_one_line(nano_copy, load_nano):
+def test_an_encoder_is_an_error_of_one_line(nano_copy, load_nano):
     size = json.loads((nano_copy / "config.json").read_text())["vocab_size"]
     config = BertConfig(vocab_size=size, hidden_size=24, intermediate_size=64, num_hidden_layers=1)
     AutoModelForMaskedLM.from_config(config).save_pretrained(nano_copy)
@@ -458,7 +458,7 @@ def test_an_encoder_is_one_line(nano_copy, load_nano):
         load_nano(nano_copy, hidden_act=None)
 
 
-def test_a_folder_whose_code_would_have_to_be_trusted_is_refused(nano_copy, load_nano):
+def test_a_model_that_needs_trust_remote_code_is_rejected(nano_copy, load_nano):
     config = json.loads((nano_copy / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
     (nano_copy / "config.json").write_text(json.dumps(config))
@@ -468,7 +468,7 @@ def test_a_folder_whose_code_would_have_to_be_trusted_is_refused(nano_copy, load
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
-def test_download_says_where_there_is_no_model(nano_copy, raw_params, tmp_path, missing):
+def test_download_names_the_folder_that_has_no_model(nano_copy, raw_params, tmp_path, missing):
     (nano_copy / missing).unlink()
     folder = tmp_path / "run"
     folder.mkdir()
@@ -481,27 +481,27 @@ def test_download_says_where_there_is_no_model(nano_copy, raw_params, tmp_path, 
     assert written(folder) == []
 
 
-def test_a_tokenizer_without_pad_token_pads_with_its_end_token(load_nano):
-    base, words, _ = load_nano()
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(load_nano):
+    base, tokenizer, _ = load_nano()
     assert json.loads((NANO / "config.json").read_text()).get("pad_token_id") is None
-    assert words.pad_token_id == words.eos_token_id == base.config.pad_token_id
-    assert words.padding_side == "right"
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == base.config.pad_token_id
+    assert tokenizer.padding_side == "right"
 
 
 # --- the device ---
 
 
-def test_asked_for_a_gpu_where_none_is_the_line_names_the_way_out(monkeypatch):
+def test_the_error_for_a_missing_gpu_names_make_demo(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"params\.yaml: device: cuda.*make demo"):
         pick_device("cuda", None)
 
 
 @pytest.mark.parametrize(("device", "gpus_here", "warned"), [("cuda", 0, True), ("cuda", 1, False), ("cpu", 0, False)])
-def test_download_tells_of_a_missing_gpu_before_it_fetches(
+def test_download_warns_of_a_missing_gpu_before_it_fetches(
     raw_params, tmp_path, monkeypatch, capsys, device, gpus_here, warned
 ):
-    """It goes on: on a cluster the machine that downloads is often not the one that computes."""
+    """It continues: on a cluster the machine that downloads is often not the one that computes."""
     raw_params["device"] = device
     use(raw_params, "data", "./none")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params))
@@ -515,7 +515,7 @@ def test_download_tells_of_a_missing_gpu_before_it_fetches(
     assert capsys.readouterr().out.startswith(line) == warned
 
 
-def test_threads_are_set():
+def test_pick_device_sets_the_number_of_threads():
     before = torch.get_num_threads()
     try:
         assert pick_device("cpu", 2) == CPU
@@ -524,32 +524,32 @@ def test_threads_are_set():
         torch.set_num_threads(before)
 
 
-def test_a_cpu_computes_in_full_precision_unless_told_otherwise(make_params):
-    group = make_params().model
-    assert pick_precision(group, CPU) == "fp32"
-    assert pick_precision(group.model_copy(update={"precision": "bf16"}), CPU) == "bf16"
+def test_auto_precision_on_a_cpu_is_fp32(make_params):
+    model_params = make_params().model
+    assert pick_precision(model_params, CPU) == "fp32"
+    assert pick_precision(model_params.model_copy(update={"precision": "bf16"}), CPU) == "bf16"
 
 
 @pytest.mark.parametrize(
     ("quantization", "bf16", "precision"), [("nf4", True, "bf16"), ("nf4", False, "fp16"), ("none", False, "fp32")]
 )
-def test_a_gpu_without_bf16_keeps_fp16_to_the_4_bit_products(make_params, monkeypatch, quantization, bf16, precision):
+def test_a_gpu_without_bf16_uses_fp16_only_for_4_bit_products(make_params, monkeypatch, quantization, bf16, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    group = make_params(model__quantization=quantization).model
-    assert pick_precision(group, torch.device("cuda")) == precision
+    model_params = make_params(model__quantization=quantization).model
+    assert pick_precision(model_params, torch.device("cuda")) == precision
 
 
-# --- what a model computes ---
+# --- activations and attention ---
 
 
 @pytest.mark.parametrize("name", sorted(TANH_GELUS))
-def test_the_activations_that_may_be_exchanged_are_one_function(name):
+def test_all_tanh_gelus_are_one_function(name):
     x = torch.linspace(-8, 8, 2001)
     assert torch.allclose(ACT2FN[name](x), ACT2FN["gelu_new"](x), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("own", "allowed"),
+    ("original", "allowed"),
     [
         ({"hidden_act": "gelu_new"}, True),
         ({"activation_function": "gelu_fast"}, True),
@@ -560,22 +560,22 @@ def test_the_activations_that_may_be_exchanged_are_one_function(name):
         ({}, False),
     ],
 )
-def test_an_activation_is_exchanged_for_a_form_of_itself_alone(own, allowed):
-    config = SimpleNamespace(**own)
+def test_an_activation_is_replaced_only_by_another_form_of_itself(original, allowed):
+    config = SimpleNamespace(**original)
     if allowed:
         replace_activation(config, "gelu_pytorch_tanh", "x")
-        assert vars(config) == dict.fromkeys(own, "gelu_pytorch_tanh")
+        assert vars(config) == dict.fromkeys(original, "gelu_pytorch_tanh")
     else:
         with pytest.raises(UserError, match=r"params\.yaml: model\.hidden_act: .*x computes .*allowed: null"):
             replace_activation(config, "gelu_pytorch_tanh", "x")
-        assert vars(config) == own
+        assert vars(config) == original
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def save_model(folder, config):
-    """Give a folder, which keeps its tokenizer, another model with random weights."""
+    """Replace the model of a folder by another with random weights. The tokenizer stays."""
     size = json.loads((folder / "config.json").read_text())["vocab_size"]
     config.update({"vocab_size": size})
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -588,17 +588,17 @@ def test_a_llama_keeps_its_activation(nano_copy, load_nano):
     assert load_nano(nano_copy, hidden_act=None)[0].config.hidden_act == "silu"
 
 
-@pytest.mark.parametrize("said", [{"use_bidirectional_attention": True}, {"is_causal": False}], ids=str)
-def test_a_bidirectional_base_is_refused(nano_copy, load_nano, said):
-    """Batches carry no mask: a row's answer would depend on how long its neighbour is."""
+@pytest.mark.parametrize("setting", [{"use_bidirectional_attention": True}, {"is_causal": False}], ids=str)
+def test_a_bidirectional_base_is_rejected(nano_copy, load_nano, setting):
+    """Batches carry no mask, so a row's prediction would depend on the length of other rows."""
     config = (
         Gemma3TextConfig(**SMALL, head_dim=16, num_key_value_heads=2)
-        if "use_bidirectional_attention" in said
+        if "use_bidirectional_attention" in setting
         else LlamaConfig(**SMALL)
     )
     save_model(nano_copy, config)
     assert load_nano(nano_copy, hidden_act=None)
     written_config = json.loads((nano_copy / "config.json").read_text())
-    (nano_copy / "config.json").write_text(json.dumps(written_config | said))
+    (nano_copy / "config.json").write_text(json.dumps(written_config | setting))
     with pytest.raises(UserError, match=r"model\.name: .* is bidirectional"):
         load_nano(nano_copy, hidden_act=None)

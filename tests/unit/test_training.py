@@ -1,4 +1,4 @@
-"""The parts of training: orders, digests, histories, checkpoints."""
+"""The parts of training: orders, digests, histories, checkpoints, class weights."""
 
 import importlib.metadata
 import math
@@ -18,15 +18,15 @@ from stages.runtime.errors import UserError
 from stages.runtime.usage_recorder import read_versions
 from stages.training import checkpoints, history
 from stages.training.epoch_batches import EpochBatches
-from stages.training.loss import balanced_weights, weigh_classes
+from stages.training.loss import compute_balanced_weights, weigh_classes
 from stages.training.trainer import checksum
 
 
-def test_the_newest_whole_checkpoint_is_resumed_and_broken_ones_are_removed(tmp_path):
-    for step, whole in ((5, True), (40, True), (300, False)):
+def test_the_newest_complete_checkpoint_is_resumed_and_partial_ones_are_removed(tmp_path):
+    for step, complete in ((5, True), (40, True), (300, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
-        if whole:
+        if complete:
             (tmp_path / f"checkpoint-{step}" / checkpoints.WHOLE).touch()
     assert checkpoints.checkpoint_to_resume(tmp_path) == tmp_path / "checkpoint-40"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-40", "checkpoint-5"]
@@ -36,8 +36,8 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
     assert checkpoints.checkpoint_to_resume(tmp_path / "none") is None
 
 
-def test_removing_a_runs_checkpoints_leaves_those_of_others_and_no_remains(tmp_path, capsys):
-    """`c` was being removed when its run was killed."""
+def test_removing_a_runs_checkpoints_leaves_those_of_other_runs_and_no_remains(tmp_path, capsys):
+    """The run of `c` was killed while it removed its checkpoints."""
     for name, size in (("a", 1), ("b", 2_500_000), (".c.old.12.tmp", 1)):
         (tmp_path / f"outs/checkpoints/{name}/checkpoint-5").mkdir(parents=True)
         (tmp_path / f"outs/checkpoints/{name}/checkpoint-5/optimizer.pt").write_bytes(b"0" * size)
@@ -49,29 +49,31 @@ def test_removing_a_runs_checkpoints_leaves_those_of_others_and_no_remains(tmp_p
     assert capsys.readouterr().out == ""
 
 
-def test_another_configuration_has_another_digest(make_params):
+def test_other_parameters_have_another_digest(make_params):
     def digest(**changes):
         p = make_params(**changes)
-        return checkpoints.run_digest({"lora": p.lora.model_dump(), "train": p.train.model_dump()}, p.seed, ["data"])
+        return checkpoints.compute_run_digest(
+            {"lora": p.lora.model_dump(), "train": p.train.model_dump()}, p.seed, ["data"]
+        )
 
     assert digest() == digest()
     assert len({digest(), digest(lora__r=8), digest(seed=1), digest(train__keep="last")}) == 4
 
 
-def test_the_code_of_a_training_is_all_that_it_imports():
-    files = checkpoints.code_digests(ROOT / "stages/train_qlora.py")
+def test_the_hashed_code_is_everything_that_the_stage_imports():
+    files = checkpoints.hash_code(ROOT / "stages/train_qlora.py")
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["deps"]
-    rooms = {name if name.count("/") == 1 else name.rpartition("/")[0] for name in files}
-    assert rooms == {dep for dep in deps if dep.startswith("stages/")}
-    assert "stages/kernels/lora_kernels.py" in files, "it is imported inside a function"
+    parts = {name if name.count("/") == 1 else name.rpartition("/")[0] for name in files}
+    assert parts == {dep for dep in deps if dep.startswith("stages/")}
+    assert "stages/kernels/lora_kernels.py" in files, "an import inside a function counts"
 
 
-def test_an_edit_of_what_a_script_imports_is_another_digest_and_an_edit_of_anything_else_is_not(tmp_path):
+def test_an_edit_changes_the_digests_only_if_the_script_imports_the_file(tmp_path):
     def digests():
-        return checkpoints.code_digests(tmp_path / "stages/script.py")
+        return checkpoints.hash_code(tmp_path / "stages/script.py")
 
     (tmp_path / "stages").mkdir()
-    (tmp_path / "torch").mkdir()  # a folder of the user's that has a library's name
+    (tmp_path / "torch").mkdir()  # a user's folder with the name of a library
     for name in ("__init__", "used", "other"):
         (tmp_path / f"stages/{name}.py").touch()
     (tmp_path / "stages/script.py").write_text("import torch\n\ndef f():\n    from stages import used\n")
@@ -83,13 +85,13 @@ def test_an_edit_of_what_a_script_imports_is_another_digest_and_an_edit_of_anyth
     assert digests() != before
 
 
-def test_another_version_or_gpu_is_another_digest(monkeypatch):
+def test_another_version_or_gpu_has_another_digest(monkeypatch):
     def digest(device=CPU, **others):
         version = importlib.metadata.version
         with monkeypatch.context() as patch:
             patch.setattr(importlib.metadata, "version", lambda name: others.get(name) or version(name))
             patch.setattr(torch.cuda, "get_device_name", lambda device: others.get("gpu", "NVIDIA H100"))
-            return checkpoints.run_digest(read_versions(device))
+            return checkpoints.compute_run_digest(read_versions(device))
 
     def not_installed(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -104,7 +106,7 @@ def test_another_version_or_gpu_is_another_digest(monkeypatch):
     }  # fmt: skip
 
 
-def test_a_checksum_sees_elements_that_changed_or_moved():
+def test_a_checksum_changes_with_changed_and_moved_elements():
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     others = [weight.flip(0), weight.clone(), weight * (1 + 1e-6), weight + 0.0]
     others[1][3, 4] = -others[1][3, 4]
@@ -112,39 +114,39 @@ def test_a_checksum_sees_elements_that_changed_or_moved():
     assert sums[0] == sums[4] and len(set(sums)) == 4
 
 
-def test_the_order_of_rows_is_a_function_of_seed_and_epoch():
-    def order(seed, epoch, kind):
+def test_the_order_of_rows_depends_only_on_seed_and_epoch():
+    def row_order(seed, epoch, order):
         lengths = [3, 1, 4, 1, 5, 9, 2, 6] * 4
         rows = [{"input_ids": length * [row], "labels": 0} for row, length in enumerate(lengths)]
-        batches = EpochBatches(rows, 4, kind, seed, lambda rows, **_: {"input_ids": rows})
+        batches = EpochBatches(rows, 4, order, seed, lambda rows, **_: {"input_ids": rows})
         batches.set_epoch(epoch)
         return [row["input_ids"][0] for batch in batches for row in batch["input_ids"]]
 
-    for kind in ("balanced", "grouped", "random"):
-        assert order(1, 0, kind) == order(1, 0, kind)
-        assert sorted(order(1, 0, kind)) == list(range(32))
-        assert order(1, 0, kind) != order(1, 1, kind) != order(2, 1, kind)
+    for order in ("balanced", "grouped", "random"):
+        assert row_order(1, 0, order) == row_order(1, 0, order)
+        assert sorted(row_order(1, 0, order)) == list(range(32))
+        assert row_order(1, 0, order) != row_order(1, 1, order) != row_order(2, 1, order)
 
 
 def epochs_of(validation, training=None):
-    """A history of these losses."""
+    """The epochs of a run with these losses."""
     training = training or [1.0] * len(validation)
     losses = enumerate(zip(training, validation, strict=True), start=1)
     return [{"epoch": n, "train_loss": train, "validation_loss": loss} for n, (train, loss) in losses]
 
 
-def test_the_best_epoch_is_the_first_of_lowest_validation_loss():
+def test_the_best_epoch_is_the_first_with_the_lowest_validation_loss():
     assert history.best_epoch(epochs_of(validation=[0.5, 0.3, 0.4, 0.3])) == 2
 
 
-def test_an_epoch_whose_loss_is_not_finite_is_not_the_best():
+def test_an_epoch_with_a_loss_that_is_not_finite_is_never_the_best():
     epochs = epochs_of(validation=[math.nan, math.inf, 0.4, 0.3, -math.inf])
     assert history.best_epoch(epochs) == 4
     assert history.best_epoch(epochs[:2]) is None
     assert history.best_epoch(epochs_of(validation=[0.4, 0.3, 0.2], training=[1.0, math.nan, math.inf])) == 1
 
 
-def test_the_history_joins_steps_and_evaluations():
+def test_the_curves_join_steps_and_evaluations():
     scores = {"eval_accuracy": 0.5, "eval_f1_weighted": 0.4}
     log = [
         *({"step": step, "step_loss": float(step)} for step in (1, 2)),
@@ -164,43 +166,43 @@ def test_the_history_joins_steps_and_evaluations():
 @pytest.mark.parametrize("rows", [1, 4, 60])
 def test_validation_scores_are_those_of_scikit_learn(rows):
     rng = np.random.default_rng(rows)
-    gold, logits = rng.integers(0, 4, rows), rng.normal(size=(rows, 5))  # a class that is predicted alone
+    gold, logits = rng.integers(0, 4, rows), rng.normal(size=(rows, 5))  # class 4 is predicted, but never gold
     logits[:, 0] += 2 * (gold == 0)
-    scores = history.validation_metrics(SimpleNamespace(predictions=logits, label_ids=gold))
+    scores = history.compute_validation_metrics(gold, logits)
     predicted = logits.argmax(axis=1)
     assert scores["accuracy"] == accuracy_score(gold, predicted)
     f1 = f1_score(gold, predicted, average="weighted", zero_division=0)
     assert scores["f1_weighted"] == pytest.approx(f1, rel=1e-12)
 
 
-# --- classes that weigh alike ---
+# --- class weights ---
 
 
-def test_balanced_weights_are_scikit_learns():
+def test_balanced_weights_are_those_of_scikit_learn():
     gold = np.array([0, 0, 0, 0, 0, 0, 2, 2])
-    theirs = compute_class_weight("balanced", classes=np.array([0, 2]), y=gold)
-    assert balanced_weights(gold, 4).tolist() == pytest.approx([theirs[0], 1, theirs[1], 1])
+    expected = compute_class_weight("balanced", classes=np.array([0, 2]), y=gold)
+    assert compute_balanced_weights(gold, 4).tolist() == pytest.approx([expected[0], 1, expected[1], 1])
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 0, 2], [0, 0, 0, 0], [2]])
-def test_a_weighted_loss_is_the_rows_mean_of_weight_times_loss(load_nano, rows):
+def test_a_weighted_loss_is_the_mean_of_weight_times_loss_over_rows(load_nano, rows):
     base = load_nano(quantization="none")[0]
     ids, labels = torch.randint(1, 900, (len(rows), 9), generator=torch.Generator().manual_seed(1)), torch.tensor(rows)
-    each = torch.nn.functional.cross_entropy(base(input_ids=ids).logits, labels, reduction="none")
+    row_losses = torch.nn.functional.cross_entropy(base(input_ids=ids).logits, labels, reduction="none")
     weights = torch.tensor([0.5, 1.0, 3.0])
     weigh_classes(base, weights)
     loss = base(input_ids=ids, labels=labels).loss
-    assert loss.item() == pytest.approx((each * weights[labels]).mean().item(), rel=1e-5)
+    assert loss.item() == pytest.approx((row_losses * weights[labels]).mean().item(), rel=1e-5)
 
 
-def test_a_model_that_would_not_weigh_is_refused():
+def test_a_model_that_ignores_the_weighted_loss_is_rejected():
     model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, num_labels=3)).eval()
     model.config.pad_token_id = 0
     with pytest.raises(UserError, match=r"train\.class_weights: balanced, but GPT2ForSequenceClassification"):
         weigh_classes(model, torch.tensor([0.5, 1.0, 3.0]))
 
 
-def test_rows_that_only_fill_a_batch_do_not_count(load_nano):
+def test_rows_that_only_fill_a_batch_do_not_change_the_loss(load_nano):
     base = load_nano(quantization="none")[0]
     weigh_classes(base, torch.tensor([0.5, 1.0, 3.0]))
     ids = torch.randint(1, 900, (4, 9), generator=torch.Generator().manual_seed(1))
