@@ -39,7 +39,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, which alone writes files, prints and shows progress bars."""
+    """Whether this is rank 0, the only one that writes files, prints and shows progress bars."""
     return rank() == 0
 
 

@@ -45,7 +45,7 @@ def select_gpu_from_params() -> None:
 
 
 def select_gpu() -> None:
-    """Lock the first free GPU for as long as this process lives, and hide the others from CUDA. Wait if none is free.
+    """Lock the first free GPU for as long as this process lives, and hide the others from CUDA. Wait until one is free.
 
     If a launcher has started this process, it locks the GPU whose number is its local rank, and hides none. A child of
     a process that has selected a GPU uses the same one.
@@ -81,7 +81,7 @@ def list_visible_gpus() -> list[str]:
 def list_machine_gpus() -> list[str]:
     """UUIDs of the machine's GPUs as NVIDIA's driver for Linux lists them, in an arbitrary order.
 
-    For a GPU that nothing has used yet the driver may list question marks. Such a GPU is missing here.
+    The driver may list question marks for a GPU that nothing has used yet. That GPU is missing here.
     """
     text = "".join(file.read_text() for file in DRIVER_FOLDER.glob("*/information"))
     return re.findall(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)$", text, re.MULTILINE)
@@ -91,7 +91,7 @@ def _lock_gpu_of_rank(gpus: list[str]) -> None:
     """Lock this rank's GPU, and wait until every rank of this machine has locked its own.
 
     The ranks lock in the order of the UUIDs, each after the one before it. So two runs that need the same GPUs never
-    hold half of them each. A rank that went on alone would wait for the others in NCCL, which gives up after minutes.
+    hold half of them each. A rank that started earlier would wait for the others in NCCL, which gives up after minutes.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
     if len(gpus) < ranks:
@@ -113,7 +113,7 @@ def _wait_for_rank(gpu: str, run: str) -> None:
 
 
 def _lock_first_free(gpus: list[str], run: str = "") -> str:
-    """Lock the first free GPU and return it. If none is free, print once which processes hold them, and wait."""
+    """Lock the first free GPU and return it. If all are locked, print once which processes hold them, and wait."""
     waiting = False
     while True:
         for gpu in gpus:

@@ -3,7 +3,7 @@
 import re
 import reprlib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -16,7 +16,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import ErrorDetails
 
 from stages.runtime.errors import UserError
 
@@ -262,8 +261,8 @@ def validate(values: object, section: type[AnySection], path: str | Path) -> Any
         raise UserError(f"{path}: " + "; ".join(map(_describe, error.errors()))) from error
 
 
-def _describe(details: ErrorDetails) -> str:
-    """One of pydantic's errors: the key, what is wrong or allowed, and the value."""
+def _describe(details: Any) -> str:
+    """One of pydantic's errors (`ErrorDetails`): the key, what is wrong or allowed, and the value."""
     key = ".".join(str(part) for part in details["loc"] if not str(part).startswith(("constrained-", "function-")))
     if details["type"] == "missing":
         return f"{key}: missing"

@@ -28,7 +28,7 @@ def _in_any_case(extension: str) -> str:
     return "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in extension)
 
 
-# Which files belong to a source. Of models only safetensors: a pickled checkpoint can run any code.
+# Which files belong to a source. Weights must be safetensors, because a pickled checkpoint can run any code.
 PATTERNS = {
     "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
     "data": ["README.md", *(f"*.{_in_any_case(extension)}" for extension in TABLE_EXTENSIONS)],

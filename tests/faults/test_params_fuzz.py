@@ -1,4 +1,4 @@
-"""600 mistakes in params.yaml, drawn by a seed: each is taken at its word, or is one line that names its key."""
+"""600 random changes of params.yaml from a seed: each is read as written, or reported in one line with its key."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from helpers.stages import error_line, run_stage_in_each, written
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
-COUNT, THROUGH_A_STAGE = 600, 60
+COUNT, RUN_BY_A_STAGE = 600, 60
 GOOD = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
 TEXT = (COMMITTED / "demo/params.yaml").read_text()
 VALUES = [
@@ -22,7 +22,7 @@ VALUES = [
     "\0", "\ud800", "🙂", "a\nb", "x" * 100_000, "$(touch pwned)", "../../..", "~", [], [1], ["a"], [[]], [None], {},
     {"a": 1}, {"r": 16}, [["x"] * 1000] * 1000,
 ]  # fmt: skip
-RAW = [  # as text: what no dumper writes
+RAW = [  # YAML text that no dumper writes
     "9" * 5000, "2001-99-99", "!!python/object/apply:os.system ['touch pwned']", "!!binary x", "*none", "&a [*a]",
     "[" * 2000, "{", "'", '"', "\t", "%", "@", "`", "!!int x", "!!float x", "? a", "- 1", "<<: 1", "\u2028", "1:30",
     "{a: 1, a: 2}", "#",
@@ -35,24 +35,25 @@ def leaves(raw, prefix=""):
 
 
 LEAVES = list(leaves(GOOD))
-GROUPS = [name for name, value in GOOD.items() if isinstance(value, dict)]
+SECTIONS = [name for name, value in GOOD.items() if isinstance(value, dict)]
 
 
-def place(raw, key):
-    *groups, leaf = key.split(".")
-    for group in groups:
-        raw = raw[group]
+def find_section(raw, key):
+    """(the dict that has a dotted key, the last part of the key)."""
+    *sections, leaf = key.split(".")
+    for section in sections:
+        raw = raw[section]
     return raw, leaf
 
 
 def mutation(rng):
-    """(what it is, content of params.yaml, words of which the line must have one, changed keys {key: value})."""
+    """(description, content of params.yaml, words of which the message must have one, {changed key: value})."""
     raw, kind = copy.deepcopy(GOOD), rng.choice(KINDS)
     key = rng.choice(LEAVES)
-    group, leaf = place(raw, key)
+    section, leaf = find_section(raw, key)
     if kind == "value":
         value = rng.choice(VALUES)
-        group[leaf] = value
+        section[leaf] = value
         return f"{key}: {value!r:.40}" if value != 16**5000 else key, dump(raw), [key], {key: value}
     if kind == "two values":
         other = rng.choice(LEAVES)
@@ -60,22 +61,22 @@ def mutation(rng):
         for name, value in changes.items():
             set_key(raw, name, value)
         return f"{key}, {other}", dump(raw), [key, other], changes
-    if kind == "group":
-        name = rng.choice(GROUPS)
+    if kind == "section":
+        name = rng.choice(SECTIONS)
         raw[name] = rng.choice(VALUES)
-        return f"{name} is no group", dump(raw), [name], None
+        return f"{name} is not a section", dump(raw), [name], None
     if kind == "missing":
-        del group[leaf]
+        del section[leaf]
         return f"no {key}", dump(raw), [f"{key}: missing"], None
     if kind == "unknown":
         name = rng.choice(["rank", "R", "r ", "lr", "seeds", "__class__", "lora.r", "é", "a\nb", 1, None, True, 2.5])
-        group[name] = 1
-        return f"{name!r} beside {key}", dump(raw), [str(name).split()[0], "keys"], None
+        section[name] = 1
+        return f"{name!r} next to {key}", dump(raw), [str(name).split()[0], "keys"], None
     if kind == "misplaced":
-        raw[leaf + "_"] = {leaf: group.pop(leaf)}
+        raw[leaf + "_"] = {leaf: section.pop(leaf)}
         return f"{key} elsewhere", dump(raw), [key], None
     if kind == "nested":
-        group[leaf] = {leaf: group[leaf]}
+        section[leaf] = {leaf: section[leaf]}
         return f"{key} one deeper", dump(raw), [key], None
     line = rng.choice(
         [line for line in TEXT.splitlines() if line.startswith("  ") and ": " in line and "#" not in line]
@@ -101,12 +102,12 @@ def mutation(rng):
 
 
 KINDS = ["value"] * 9 + ["raw"] * 2
-KINDS += ["two values", "group", "missing", "unknown", "misplaced", "nested", "twice", "cut", "bytes", "indent"]
+KINDS += ["two values", "section", "missing", "unknown", "misplaced", "nested", "twice", "cut", "bytes", "indent"]
 
 
 def dump(raw):
     if any(isinstance(value, int) and value > 16**4000 for value in _values(raw)):  # too long for str()
-        raw = _replaced(raw)
+        raw = _replace_huge(raw)
     return yaml.safe_dump(raw).replace("'HUGE'", "0x1" + "0" * 5000).replace("HUGE", "0x1" + "0" * 5000).encode(
         "utf-8", "surrogatepass"
     )  # fmt: skip
@@ -117,20 +118,20 @@ def _values(raw):
         yield from _values(value) if isinstance(value, dict) else [value]
 
 
-def _replaced(raw):
+def _replace_huge(raw):
     return {
-        key: _replaced(value) if isinstance(value, dict) else ("HUGE" if value == 16**5000 else value)
+        key: _replace_huge(value) if isinstance(value, dict) else ("HUGE" if value == 16**5000 else value)
         for key, value in raw.items()
     }
 
 
-def same(found, given):
-    """Whether a value was taken at its word; a number may be written as text."""
-    if isinstance(found, bool) or isinstance(given, bool) or found is None or given is None:
-        return found == given or (isinstance(found, bool) and str(given) in "01")
-    if isinstance(found, (int, float)):
-        return math.isclose(found, float(given))
-    return found == given
+def is_same(value, written):
+    """Whether a value was read as written. A number may be written as text."""
+    if isinstance(value, bool) or isinstance(written, bool) or value is None or written is None:
+        return value == written or (isinstance(value, bool) and str(written) in "01")
+    if isinstance(value, (int, float)):
+        return math.isclose(value, float(written))
+    return value == written
 
 
 @pytest.fixture(scope="module")
@@ -139,33 +140,33 @@ def mutations():
     return [mutation(rng) for _ in range(COUNT)]
 
 
-def test_each_mutation_is_taken_at_its_word_or_is_a_line_that_names_its_key(mutations, tmp_path):
+def test_each_change_is_read_as_written_or_reported_with_its_key(mutations, tmp_path):
     path = tmp_path / "params.yaml"
-    taken = refused = 0
-    wrong = []
-    for what, content, words, changes in mutations:
+    accepted = rejected = 0
+    failures = []
+    for description, content, words, changes in mutations:
         path.write_bytes(content)
         try:
             p = params.load(path).model_dump()
         except UserError as error:
-            refused += 1
+            rejected += 1
             line = " ".join(str(error).split())
             if not any(word in line for word in words) or len(line) > 3000:
-                wrong.append(f"{what}: {line[:300]}")
+                failures.append(f"{description}: {line[:300]}")
             continue
         except Exception as error:
-            wrong.append(f"{what}: {type(error).__name__} {error!s:.200}")
+            failures.append(f"{description}: {type(error).__name__} {error!s:.200}")
             continue
-        taken += 1
+        accepted += 1
         for key, value in (changes or {}).items():
-            group, leaf = place(p, key)
-            if not same(group[leaf], value):
-                wrong.append(f"{what}: taken as {group[leaf]!r:.60}")
-    assert not wrong, "\n".join(wrong)
-    assert refused > 300 and taken > 30, (refused, taken)
+            section, leaf = find_section(p, key)
+            if not is_same(section[leaf], value):
+                failures.append(f"{description}: read as {section[leaf]!r:.60}")
+    assert not failures, "\n".join(failures)
+    assert rejected > 300 and accepted > 30, (rejected, accepted)
 
 
-def test_a_stage_says_the_same_in_one_line_and_writes_nothing(mutations, tmp_path):
+def test_a_stage_reports_the_same_in_one_line_and_writes_nothing(mutations, tmp_path):
     path = tmp_path / "params.yaml"
     folders = []
     for number, (_, content, _, _) in enumerate(mutations):
@@ -176,12 +177,12 @@ def test_a_stage_says_the_same_in_one_line_and_writes_nothing(mutations, tmp_pat
             folders.append((tmp_path / f"{number}", " ".join(str(error).replace(str(path), "params.yaml").split())))
             folders[-1][0].mkdir()
             path.rename(folders[-1][0] / "params.yaml")
-        if len(folders) == THROUGH_A_STAGE:
+        if len(folders) == RUN_BY_A_STAGE:
             break
     outcomes = run_stage_in_each("download", [folder for folder, _ in folders])
-    assert len(outcomes) == THROUGH_A_STAGE
-    for folder, said in folders:
+    assert len(outcomes) == RUN_BY_A_STAGE
+    for folder, message in folders:
         line = error_line(outcomes[folder.name])
         assert outcomes[folder.name].stderr.count("\n") == 1
-        assert line == f"error: {said}".encode("utf-8", "backslashreplace").decode()
+        assert line == f"error: {message}".encode("utf-8", "backslashreplace").decode()
         assert written(folder) == []

@@ -1,4 +1,4 @@
-"""When one rank ends badly all end, within seconds, and say why in one line; so when torchrun or dvc is killed."""
+"""If a rank, torchrun or dvc fails, all ranks end within seconds. The reason is printed once."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ from helpers.training_folder import adapter_bytes, prepare
 from stages.training import checkpoints
 
 pytestmark = pytest.mark.slow
-BEGIN = """
+SCRIPT = """
 import os, pathlib, signal, sys, time
 import stages
 import torch
@@ -25,13 +25,13 @@ from stages.runtime import errors, distributed
 def main():
     distributed.init_process_group(torch.device("cpu"))
     pathlib.Path(f"rank{distributed.rank()}").write_text(str(os.getpid()))
-    distributed.all_gather("all are here")
+    distributed.all_gather("connected")
 """
 
 
 def script(folder, *lines, ranks=2):
-    """A stage of so many ranks that does this once all are there -> its command."""
-    code = BEGIN + "".join(f"    {line}\n" for line in lines) + "\nerrors.run(main)\n"
+    """Write a stage that runs `lines` when all ranks are connected -> its command."""
+    code = SCRIPT + "".join(f"    {line}\n" for line in lines) + "\nerrors.run(main)\n"
     (folder / "stage.py").write_text(code)
     return [*TORCHRUN, f"--nproc-per-node={ranks}", "stage.py"]
 
@@ -45,16 +45,16 @@ def run(command, folder):
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not true after {seconds} s"
         time.sleep(0.02)
 
 
 def alive(pids):
-    """Those of these processes that run."""
+    """The process numbers in `pids` whose processes run."""
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
-def test_what_all_ranks_meet_is_said_once(tmp_path):
+def test_an_error_of_all_ranks_is_printed_once(tmp_path):
     prepare(tmp_path / "run", train__batch_size=0)
     done, _ = run(script(tmp_path / "run", "from stages.runtime import params", "params.load()"), tmp_path / "run")
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -71,13 +71,13 @@ def test_ranks_whose_training_diverges_stop_together(tmp_path):
     assert done.returncode == 1 and not (folder / "outs/checkpoints").exists()
 
 
-def test_what_others_than_the_first_meet_is_said_once_too(tmp_path):
-    """The first only sees that they are gone, and its traceback would hide the reason."""
-    fails = 'if distributed.rank() > 0: raise errors.UserError("not the first")'
+def test_an_error_of_all_ranks_but_rank_0_is_printed_once(tmp_path):
+    """Rank 0 only loses its connection, and its traceback would hide the reason."""
+    fails = 'if distributed.rank() > 0: raise errors.UserError("not rank 0")'
     done, seconds = run(script(tmp_path, fails, "distributed.all_gather(1)", ranks=3), tmp_path)
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: not the first"]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: not rank 0"]
     assert "Connection closed" not in done.stderr
-    assert "traceback : error: not the first" in done.stderr, "torchrun's report names the cause"
+    assert "traceback : error: not rank 0" in done.stderr, "torchrun's report names the cause"
     assert done.returncode == 1 and seconds < 40
     assert alive(int(path.read_text()) for path in tmp_path.glob("rank?")) == []
 
@@ -99,7 +99,7 @@ def test_ranks_end_with_their_launcher(tmp_path):
 
 
 def test_nothing_outlives_a_killed_dvc(tmp_path):
-    """DVC itself, and the stage as dvc.yaml starts it: the shell, torchrun in its place, two ranks."""
+    """DVC runs the stage as in dvc.yaml: torchrun replaces the shell and starts two ranks."""
     script(tmp_path, "time.sleep(100)")
     command = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["cmd"]
     launcher = " ".join([*TORCHRUN, "--nproc-per-node=2"])
@@ -110,31 +110,31 @@ def test_nothing_outlives_a_killed_dvc(tmp_path):
     dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=tmp_path, env=stage_env())
     files = [tmp_path / "rank0", tmp_path / "rank1"]
     wait_for(lambda: all(path.exists() and path.read_text() for path in files))
-    below = [child.pid for child in psutil.Process(dvc.pid).children(recursive=True)]
-    assert len(below) >= 3, "torchrun and two ranks"
+    children = [child.pid for child in psutil.Process(dvc.pid).children(recursive=True)]
+    assert len(children) >= 3, "torchrun and two ranks"
     dvc.kill()
     dvc.wait()
-    wait_for(lambda: not alive(below), 15)
+    wait_for(lambda: not alive(children), 15)
 
 
-def test_ranks_whose_dvc_is_gone_do_not_begin(tmp_path):
-    """It was killed while torchrun was starting."""
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    env = stage_env(DVC_STAGE="train_qlora", DVC_PID=str(gone.pid))
+def test_ranks_do_not_start_after_their_dvc_has_ended(tmp_path):
+    """DVC was killed while torchrun started."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    env = stage_env(DVC_STAGE="train_qlora", DVC_PID=str(ended.pid))
     done = subprocess.run(script(tmp_path, "pass"), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert "error: the `dvc` that started this stage has ended" in done.stderr
     assert done.returncode == 1 and not list(tmp_path.glob("rank?"))
 
 
-def test_ranks_of_other_code_do_not_run_together(tmp_path):
-    """As on two machines that do not share the folder."""
+def test_ranks_with_different_code_do_not_run(tmp_path):
+    """As on two machines that do not share a folder."""
     shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "stages/analyze.py").open("a") as file:
         file.write("\n# edited\n")
     folder = prepare(tmp_path / "run")
-    starts = "import os, runpy, sys\nif os.environ['RANK'] == '1': sys.path.insert(0, sys.argv[1])\n"
-    (folder / "start.py").write_text(f"{starts}runpy.run_module('stages.eval_base', run_name='__main__')\n")
+    start = "import os, runpy, sys\nif os.environ['RANK'] == '1': sys.path.insert(0, sys.argv[1])\n"
+    (folder / "start.py").write_text(f"{start}runpy.run_module('stages.eval_base', run_name='__main__')\n")
     done, _ = run([*TORCHRUN, "--nproc-per-node=2", "start.py", str(tmp_path)], folder)
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
         "error: not the same on all ranks: parameters, base, versions, kind of GPU, test rows, adapter or the code; "
@@ -144,7 +144,7 @@ def test_ranks_of_other_code_do_not_run_together(tmp_path):
 
 
 def agents(folder):
-    """Two torchruns of one rank each, as on two machines that share a file system."""
+    """Start torchrun twice with one rank each, as on two machines that share a file system."""
     command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two-machines",
                f"--rdzv-endpoint=127.0.0.1:{free_port()}", "-m", "stages.train_qlora"]  # fmt: skip
     return [
@@ -155,7 +155,7 @@ def agents(folder):
     ]
 
 
-def test_of_two_machines_one_is_lost_and_the_training_goes_on_later(tmp_path):
+def test_a_training_that_lost_one_of_two_machines_resumes_later(tmp_path):
     folder = prepare(tmp_path / "run", train__epochs=15)
     first, second = agents(folder)
     wait_for(lambda: list(folder.glob(f"outs/checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")))

@@ -1,4 +1,4 @@
-"""A GPU for each process, on a machine of two and more: `pytest -m gpu tests/gpu/test_gpu_locks.py`."""
+"""How GPUs are chosen on a machine that has two or more: `pytest -m gpu tests/gpu/test_gpu_locks.py`."""
 
 import itertools
 import os
@@ -20,18 +20,18 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch sees fewer than two CUDA GPUs"),
 ]
 
-# A stage in its first seconds: `import stages` takes the GPU, then PyTorch asks CUDA what there is.
+# The first seconds of a stage: `import stages` selects the GPU, then PyTorch asks CUDA for its GPUs.
 STAGE = """
 import os, time
 import stages
-begun = time.monotonic()
+start = time.monotonic()
 from stages.runtime import gpu_selection, distributed
 import torch
 torch.ones(1, device="cuda", requires_grad=True).sum().backward()
 time.sleep(1)
 device = torch.device("cuda", distributed.local_rank())
 names = [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
-line = f"used {os.getpid()} {names[0]} {torch.cuda.device_count()} {begun} {time.monotonic()}"
+line = f"used {os.getpid()} {names[0]} {torch.cuda.device_count()} {start} {time.monotonic()}"
 holder = gpu_selection._read_holder(names[0])[0]
 os.write(1, f"{line} {holder}\\n".encode())
 """
@@ -39,61 +39,61 @@ os.write(1, f"{line} {holder}\\n".encode())
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a program in a folder whose params.yaml says `device: cuda`; its locks are this test's."""
+    """Function that starts a program with `device: cuda` in params.yaml. Its locks end with the test."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw | {"device": "cuda"}))
     (tmp_path / "stage.py").write_text(STAGE)
-    started = []
+    processes = []
 
-    def begin(*command, shown):
+    def begin(*command, visible):
         env = stage_env(TMPDIR=str(tmp_path), DVC_STAGE="train_qlora", DVC_PID=str(os.getpid()))
-        env["CUDA_VISIBLE_DEVICES"] = shown
+        env["CUDA_VISIBLE_DEVICES"] = visible
         process = subprocess.Popen(
             [sys.executable, *command], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        started.append(process)
+        processes.append(process)
         return process
 
     yield begin
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()
 
 
 def finish(processes):
-    """What processes printed; all end well."""
-    said = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said
-    return [out for out, _ in said]
+    """Wait for processes and return their outputs. All exit codes must be 0."""
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return [stdout for stdout, _ in outputs]
 
 
-def used(said):
-    """{GPU: [(begun, ended)], in order}, {devices that PyTorch saw} of what stages printed."""
-    spans, seen = defaultdict(list), set()
-    for line in "".join(said).splitlines():
+def read_spans(outputs):
+    """({GPU: sorted [(start, end)] of its use}, {number of GPUs that PyTorch saw}), from the stages' outputs."""
+    spans, counts = defaultdict(list), set()
+    for line in "".join(outputs).splitlines():
         if line.startswith("used "):
-            _, process, name, count, begun, ended, holder = line.split()
-            assert process == holder, "the lock is that of the GPU which PyTorch uses"
-            spans[name].append((float(begun), float(ended)))
-            seen.add(int(count))
-    return {name: sorted(times) for name, times in spans.items()}, seen
+            _, process, gpu, count, start, end, holder = line.split()
+            assert process == holder, "the process has locked the GPU that PyTorch uses"
+            spans[gpu].append((float(start), float(end)))
+            counts.add(int(count))
+    return {gpu: sorted(times) for gpu, times in spans.items()}, counts
 
 
-def apart(times):
-    return all(ended <= begun for (_, ended), (begun, _) in itertools.pairwise(times))
+def do_not_overlap(times):
+    return all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
 
 
 def test_cuda_shows_what_pytorch_sees():
-    of_torch = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
-    assert gpu_selection.list_visible_gpus() == of_torch
+    torch_gpus = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
+    assert gpu_selection.list_visible_gpus() == torch_gpus
 
 
 @pytest.mark.parametrize("form", ["numbers", "other order", "UUIDs", "prefixes", "an invalid one after them"])
-def test_cuda_visible_devices_is_obeyed_in_all_its_forms(monkeypatch, form):
+def test_every_form_of_cuda_visible_devices_is_read(monkeypatch, form):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    every = gpu_selection.list_visible_gpus()
-    two = every[:2]
-    prefixes = [next(name[:n] for n in range(5, 41) if sum(o.startswith(name[:n]) for o in every) == 1) for name in two]
+    gpus = gpu_selection.list_visible_gpus()
+    two = gpus[:2]
+    prefixes = [next(gpu[:n] for n in range(5, 41) if sum(g.startswith(gpu[:n]) for g in gpus) == 1) for gpu in two]
     value, names = {
         "numbers": ("0,1", two),
         "other order": ("1,0", two[::-1]),
@@ -105,32 +105,32 @@ def test_cuda_visible_devices_is_obeyed_in_all_its_forms(monkeypatch, form):
     assert gpu_selection.list_visible_gpus() == names
 
 
-def test_four_stages_share_two_gpus_two_at_a_time(start):
+def test_four_stages_run_on_two_gpus_two_at_a_time(start):
     two = gpu_selection.list_visible_gpus()[:2]
-    said = finish([start("stage.py", shown=",".join(two)) for _ in range(4)])
-    spans, seen = used(said)
-    assert seen == {1}
+    outputs = finish([start("stage.py", visible=",".join(two)) for _ in range(4)])
+    spans, counts = read_spans(outputs)
+    assert counts == {1}
     assert sorted(spans) == sorted(two)
     assert sum(map(len, spans.values())) == 4
-    assert all(map(apart, spans.values()))
-    assert sum(text.count("waiting for a GPU: ") for text in said) == 2
+    assert all(map(do_not_overlap, spans.values()))
+    assert sum(output.count("waiting for a GPU: ") for output in outputs) == 2
 
 
-def test_two_runs_of_two_ranks_take_both_gpus_in_turn(start):
+def test_two_runs_of_two_ranks_use_both_gpus_one_after_the_other(start):
     two = gpu_selection.list_visible_gpus()[:2]
     command = (*TORCHRUN[1:], "--standalone", "--nproc-per-node=2", "stage.py")
-    said = finish([start(*command, shown=",".join(order)) for order in (two, two[::-1])])
-    spans, seen = used(said)
-    assert seen == {2}
-    assert {name: len(times) for name, times in spans.items()} == dict.fromkeys(two, 2)
-    assert all(map(apart, spans.values()))
+    outputs = finish([start(*command, visible=",".join(order)) for order in (two, two[::-1])])
+    spans, counts = read_spans(outputs)
+    assert counts == {2}
+    assert {gpu: len(times) for gpu, times in spans.items()} == dict.fromkeys(two, 2)
+    assert all(map(do_not_overlap, spans.values()))
 
 
-def test_a_killed_stage_leaves_its_gpu(start):
+def test_a_killed_stage_releases_its_gpu(start):
     one = gpu_selection.list_visible_gpus()[0]
-    first = start("-c", f"import stages\nprint('has it', flush=True)\n{STAGE}\ntime.sleep(600)", shown=one)
-    assert first.stdout.readline() == "has it\n"
-    second = start("stage.py", shown=one)
+    first = start("-c", f"import stages\nprint('locked', flush=True)\n{STAGE}\ntime.sleep(600)", visible=one)
+    assert first.stdout.readline() == "locked\n"
+    second = start("stage.py", visible=one)
     assert second.stdout.readline() == f"waiting for a GPU: {one} is held by process {first.pid}\n"
     first.kill()
     finish([second])

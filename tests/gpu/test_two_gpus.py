@@ -1,4 +1,4 @@
-"""One training on two GPUs against one, by NCCL, with the captured step: `pytest -m gpu`, where there are two."""
+"""Training on two GPUs, by NCCL and with CUDA graphs, gives the results of one GPU: `pytest -m gpu` with two GPUs."""
 
 import os
 from pathlib import Path
@@ -18,13 +18,13 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch sees fewer than two GPUs"),
 ]
-ROWS = 33  # batches of 8: the last has one row, and the second GPU none
+ROWS = 33  # with batches of 8 the last one has one row, so the second GPU has none
 PLAIN = {"device": "cuda", "model__precision": "fp32", "lora__dropout": 0.0, "train__epochs": 2}
 LEARNS = {"device": "cuda", "train__batch_size": 16, "train__learning_rate": 1e-3, "train__epochs": 1}
 
 
 def learnable(folder: Path, rows: int = 63 * 16) -> None:
-    """Let a row's class be its last tokens."""
+    """Write training rows whose class can be read from their last tokens."""
     rng, label = np.random.default_rng(0), np.arange(rows) % 3
     ids = [[*rng.integers(10, 200, 20 + i % 29), *3 * [10 + i % 3]] for i in range(rows)]
     table = pd.DataFrame({"row": range(rows), "label": label, "input_ids": ids})
@@ -33,7 +33,7 @@ def learnable(folder: Path, rows: int = 63 * 16) -> None:
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
-    """Folders of finished stages, and what the two ranks printed."""
+    """Folders of finished stages, and the output of the two ranks in the file `output`."""
     top = tmp_path_factory.mktemp("gpus")
     model = without_dropout(NANO, top / "model")
     for name in ("one", "two", "one-then-two", "two-then-one"):
@@ -44,8 +44,8 @@ def top(tmp_path_factory):
         learnable(prepare(top / name, **LEARNS, seed=seed))
     run_on_ranks(1, [f"broken:{top}/one-then-two"], CUDA_VISIBLE_DEVICES="0")
     twice = [f"train_qlora:{top}/{name}" for name in ("two", "padded-two", "one-then-two", "learns-two")]
-    said = run_on_ranks(2, [f"broken:{top}/two-then-one", *twice, f"eval_base:{top}/two"])
-    (top / "said").write_text(said)
+    output = run_on_ranks(2, [f"broken:{top}/two-then-one", *twice, f"eval_base:{top}/two"])
+    (top / "output").write_text(output)
     here = Path.cwd()
     try:
         for name in ("one", "padded-one", "two-then-one", "learns-one", "learns-other-seed"):
@@ -62,13 +62,13 @@ def curve(folder, name="steps"):
     return pd.read_csv(folder / f"outs/results/train/{name}.csv")
 
 
-def test_the_ranks_replay_graphs(top):
-    said = (top / "said").read_text()
-    assert "CUDA graph" not in said and "eagerly" not in said
+def test_both_ranks_replay_cuda_graphs(top):
+    output = (top / "output").read_text()
+    assert "CUDA graph" not in output and "eagerly" not in output, "no warning that graphs are not used"
 
 
 @pytest.mark.parametrize("name", ["", "padded-"])
-def test_two_gpus_train_as_one(top, name):
+def test_two_gpus_train_like_one(top, name):
     one, two = top / f"{name}one", top / f"{name}two"
     for table in ("steps", "epochs"):
         assert np.allclose(curve(one, table), curve(two, table), rtol=5e-3, atol=1e-4), table
@@ -77,19 +77,19 @@ def test_two_gpus_train_as_one(top, name):
 
 
 @pytest.mark.parametrize("name", ["one-then-two", "two-then-one"])
-def test_a_training_goes_on_with_another_number_of_gpus(top, name):
+def test_a_training_resumes_on_another_number_of_gpus(top, name):
     for table in ("steps", "epochs"):
         assert np.allclose(curve(top / name, table), curve(top / "one", table), rtol=5e-3, atol=1e-4), table
 
 
-def test_the_curve_of_two_gpus_lies_within_the_noise_of_two_seeds(top):
+def test_the_loss_of_two_gpus_differs_no_more_than_that_of_two_seeds(top):
     first, second, two = (
         curve(top / f"learns-{name}")["loss"].rolling(7).mean().dropna() for name in ("one", "other-seed", "two")
     )
-    assert len(two) == 57 and two.iloc[-1] < 0.5 * two.iloc[0], "it learns"
+    assert len(two) == 57 and two.iloc[-1] < 0.5 * two.iloc[0], "the loss falls"
     assert (two - first).abs().mean() <= 1.5 * (second - first).abs().mean()
 
 
-def test_two_gpus_predict_to_the_byte_what_one_predicts(top):
+def test_two_gpus_predict_the_same_bytes_as_one(top):
     one, two = (top / f"{gpus}/outs/results/base/predictions.parquet" for gpus in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()

@@ -1,4 +1,4 @@
-"""Changes to the files of a saved model, for the tests that have to notice them."""
+"""Change the files of a saved model, for tests that have to detect the change."""
 
 import json
 
@@ -6,15 +6,16 @@ import safetensors.torch
 
 
 def edit_json(folder, name, /, **values):
+    """Set keys of a JSON file."""
     path = folder / name
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def edit_weights(folder, part, change):
-    """Change the first weight with `part` in its name, in a folder's one safetensors file; None leaves it out."""
+    """Apply `change` to the first tensor with `part` in its name, in the folder's safetensors file. None removes it."""
     (path,) = folder.glob("*.safetensors")
     weights = safetensors.torch.load_file(path)
     name = next(name for name in weights if part in name)
     weights[name] = change(weights[name])
-    kept = {name: value.contiguous() for name, value in weights.items() if value is not None}
-    safetensors.torch.save_file(kept, path, metadata={"format": "pt"})
+    remaining = {name: value.contiguous() for name, value in weights.items() if value is not None}
+    safetensors.torch.save_file(remaining, path, metadata={"format": "pt"})

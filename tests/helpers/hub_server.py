@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on 127.0.0.1, which can be told to misbehave."""
+"""A small Hugging Face hub on 127.0.0.1 with faults that a test can choose."""
 
 import hashlib
 import json
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BRANCH = "main"
-LARGE = (".safetensors", ".parquet")  # announced by SHA-256, as the hub does with large files; others as Git does
+LARGE = (".safetensors", ".parquet")  # announced by SHA-256 like large files of the hub; others by the Git hash
 
 
 class Hub:
-    """Serves folders as repositories; in use between `with` and its end.
+    """Serves repositories inside a `with` block.
 
     Attributes:
-        repos: {("models" or "datasets", name): (revision, {path: bytes})}, to be filled; its branch is `BRANCH`.
-        faults: {name: function of (request handler, kind of request, path)}, which answers itself and returns True, or
-            returns a false value to leave the answer to the hub. Kinds are "info", "tree", "head" and "get".
-        seen: counter of (name, kind, path).
-        headers: request headers, in order, of each "get".
+        repos: {("models" or "datasets", name): (revision, {path: bytes})}. Each repository has the branch `BRANCH`.
+        faults: {name: function of (request handler, kind of request, path)}. The function answers the request and
+            returns True, or it returns a false value and the hub answers. Kinds are "info", "tree", "head" and "get".
+        seen: counter of requests by (name, kind, path).
+        headers: the headers of each "get", in order.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Hub:
             self.faults[name] = fault
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer a request, rightly or by its repository's fault."""
+        """Answer a request as the hub does, or by the fault of its repository."""
         path = request.path.split("?")[0].strip("/")
         parts = path.split("/")
         api = parts[0] == "api"
@@ -77,26 +77,26 @@ class Hub:
         if (kind, name) not in self.repos:
             refuse(request, 401 if request.headers.get("authorization") is None else 404, "RepoNotFound")
             return
-        held, files = self.repos[kind, name]
-        if revision not in (held, BRANCH):
+        commit, files = self.repos[kind, name]
+        if revision not in (commit, BRANCH):
             refuse(request, 404, "RevisionNotFound")
         elif asked == "info":
             siblings = [{"rfilename": path} for path in files]
-            send(request, json.dumps({"id": name, "sha": held, "siblings": siblings, "tags": [], "private": False}))
+            send(request, json.dumps({"id": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}))
         elif asked == "tree":
             send(request, json.dumps([entry(path, content) for path, content in files.items()]))
         elif file not in files:
             refuse(request, 404, "EntryNotFound")
         else:
-            send_file(request, held, file, files[file])
+            send_file(request, commit, file, files[file])
 
 
 def entry(path: str, content: bytes) -> dict:
-    """A file as the hub lists it."""
-    described = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+    """A file in the hub's listing."""
+    listed = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
     if path.endswith(LARGE):
-        described["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
-    return described
+        listed["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
+    return listed
 
 
 def sha256(content: bytes) -> str:
@@ -108,7 +108,7 @@ def git_hash(content: bytes) -> str:
 
 
 def send(request: BaseHTTPRequestHandler, content: bytes | str, status: int = 200, **headers: object) -> None:
-    """Answer with a whole body."""
+    """Answer with `content` as the body."""
     content = content.encode() if isinstance(content, str) else content
     request.send_response(status)
     for name, value in {"Content-Length": len(content), **headers}.items():
@@ -119,7 +119,7 @@ def send(request: BaseHTTPRequestHandler, content: bytes | str, status: int = 20
 
 
 def refuse(request: BaseHTTPRequestHandler, status: int, code: str, message: str = "no", **headers: object) -> None:
-    """Answer as the hub does where it says no."""
+    """Answer with an error in the hub's form."""
     send(request, json.dumps({"error": message}), status, X_Error_Code=code, X_Error_Message=message, **headers)
 
 
@@ -131,11 +131,11 @@ def send_file(
     body: bytes | None = None,
     cut: int | None = None,
 ) -> None:
-    """Answer with a file, or the part of it that is asked for.
+    """Answer with a file, or with the range of it that was requested.
 
     Args:
         body: bytes sent in place of `content`.
-        cut: how many bytes to send before the connection is closed.
+        cut: number of bytes after which the connection is closed.
     """
     etag = sha256(content) if path.endswith(LARGE) else git_hash(content)
     body = content if body is None else body

@@ -1,4 +1,4 @@
-"""The demo parameters as plain dicts, to be changed; the manifest of a model's folder."""
+"""The demo's params.yaml as nested dicts that a test can change, and the manifest of a model's folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from stages.sources.manifest import build_manifest, is_local
 
 
 def unpinned_params() -> dict:
-    """The demo params.yaml as plain dicts, without its pins: these would refuse any other folder."""
+    """The demo's params.yaml as nested dicts, without the digests that pin its folders."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     raw["model"]["revision"] = raw["data"]["revision"] = "none"
     return raw
@@ -18,18 +18,18 @@ def unpinned_params() -> dict:
 
 def set_key(raw: dict, key: str, value: object) -> None:
     """Set a dotted key in nested dicts."""
-    *groups, leaf = key.split(".")
-    for group in groups:
-        raw = raw[group]
+    *sections, leaf = key.split(".")
+    for section in sections:
+        raw = raw[section]
     raw[leaf] = value
 
 
-def use(raw: dict, key: str, name: str) -> None:
-    """Let nested parameters take their model or data from a folder, or from the hub."""
-    raw[key]["name"] = name
-    raw["watch"][key] = name if is_local(name) else PINNED_ON_HUB
+def use(raw: dict, section: str, name: str) -> None:
+    """Set the model or the data of nested parameters to a folder, or to a name on the hub."""
+    raw[section]["name"] = name
+    raw["watch"][section] = name if is_local(name) else PINNED_ON_HUB
 
 
 def manifest_of(folder: Path | str) -> dict:
-    """The manifest that `download` would write for a model in a folder."""
+    """The manifest that `download` writes for the model in a folder."""
     return build_manifest(Path(folder), str(folder), "none", "model")

@@ -1,8 +1,8 @@
-"""Stages on several ranks. Run as a script it is one rank of torchrun's, and runs stages in one folder after another.
+"""Run stages on several ranks. As a script under torchrun, this runs stages in one folder after another.
 
     torchrun --nproc-per-node=2 -m helpers.processes train_qlora:FOLDER eval_base:FOLDER
 
-`broken:FOLDER` is a `train_qlora` that is broken off after its first checkpoint.
+`broken:FOLDER` runs `train_qlora` and interrupts it after its first checkpoint.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from helpers.stages import run_module, stage_env
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-class Broken(Exception):
-    """A training was broken off."""
+class Interrupted(Exception):
+    """A training was interrupted on purpose."""
 
 
 def run_tasks(tasks: Iterable[str]) -> None:
@@ -33,22 +33,22 @@ def run_tasks(tasks: Iterable[str]) -> None:
 
     on_save = WholeCheckpoints.on_save
 
-    def save_and_break(*arguments, **named):
+    def save_and_interrupt(*arguments, **named):
         on_save(*arguments, **named)
-        raise Broken
+        raise Interrupted
 
     for task in tasks:
         stage, _, folder = task.partition(":")
         os.chdir(folder)
         if stage == "broken":
-            with mock.patch.object(WholeCheckpoints, "on_save", save_and_break), contextlib.suppress(Broken):
+            with mock.patch.object(WholeCheckpoints, "on_save", save_and_interrupt), contextlib.suppress(Interrupted):
                 importlib.import_module("stages.train_qlora").main()
         else:
             importlib.import_module(f"stages.{stage}").main()
 
 
 def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
-    """Run stages on so many ranks of this machine, on one without a launcher -> what they printed."""
+    """Run stages on `count` ranks of this machine, a single one without a launcher -> their output."""
     launcher = [*TORCHRUN, f"--nproc-per-node={count}"] if count > 1 else [sys.executable]
     env = stage_env(**env)
     env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
@@ -67,17 +67,17 @@ def run_on_forked_ranks(count: int, tasks: Iterable[str]) -> str:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """A port that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
 
 def without_dropout(model: Path, folder: Path) -> Path:
-    """A copy of a model in which nothing is dropped, so that what is left to differ between ranks is rounding."""
+    """Copy a model and set its dropout to 0, so only rounding can differ between numbers of ranks."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text())
-    dropped = {key: 0.0 for key in config if key.endswith(("_pdrop", "_dropout"))}
-    (folder / "config.json").write_text(json.dumps(config | dropped))
+    no_dropout = {key: 0.0 for key in config if key.endswith(("_pdrop", "_dropout"))}
+    (folder / "config.json").write_text(json.dumps(config | no_dropout))
     return folder
 
 

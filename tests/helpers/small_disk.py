@@ -1,4 +1,4 @@
-"""A disk of a few hundred KB that fills up, where this user may mount one."""
+"""A small disk that a test can fill, if the user is allowed to mount one."""
 
 import contextlib
 import shutil
@@ -11,19 +11,19 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Mount a tmpfs of so many bytes at `folder` while the block runs; skip the test where that is not allowed."""
+    """Mount a tmpfs of `size` bytes at `folder` for the block. Skip the test if that is not allowed."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this user may mount no tmpfs")
+        pytest.skip("this user is not allowed to mount a tmpfs")
     try:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path, left: int) -> Path:
-    """Fill a disk up to so many free bytes, by a file that can be removed."""
+def fill(folder: Path, free_bytes: int) -> Path:
+    """Fill a disk until `free_bytes` are left, and return the file that fills it."""
     filler = folder / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(folder).free - left))
+    filler.write_bytes(bytes(shutil.disk_usage(folder).free - free_bytes))
     return filler

@@ -1,4 +1,4 @@
-"""A disk that fills up: one line that names the place and what is free there, and nothing half-written."""
+"""A full disk is reported in one line with the path and the free space, and no partial file is left."""
 
 import errno
 import re
@@ -41,10 +41,10 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_whatever_writes_the_line_names_the_folder_and_nothing_is_left(tmp_path, writer):
+def test_for_every_writer_the_line_names_the_folder_and_no_partial_file_is_left(tmp_path, writer):
     with small_disk(tmp_path / "disk", 300_000) as disk:
         (disk / "out").mkdir()
-        (disk / "out/old").write_text("the last run's")
+        (disk / "out/old").write_text("from the last run")
         message = r"disk/out: not written \(.*; 0\.\d MB free there\); free some space, then run the same command again"
         with (
             pytest.raises(DiskFull, match=message),
@@ -54,8 +54,8 @@ def test_whatever_writes_the_line_names_the_folder_and_nothing_is_left(tmp_path,
         assert [str(path.relative_to(disk)) for path in disk.rglob("*")] == ["out", "out/old"]
 
 
-# What libraries say of a full disk: with the number of the error, without it, and PyTorch without the reason.
-SAID = [
+# Errors of libraries on a full disk: with an error number, without one, and from PyTorch without the reason.
+DISK_FULL_ERRORS = [
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
@@ -67,8 +67,8 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize("error", SAID, ids=str)
-def test_a_full_disk_is_known_by_the_error_and_by_the_errors_behind_it(tmp_path, error):
+@pytest.mark.parametrize("error", DISK_FULL_ERRORS, ids=str)
+def test_a_full_disk_is_recognised_by_the_error_and_by_its_causes(tmp_path, error):
     with pytest.raises(DiskFull, match=r"a\.json: not written"), files.atomic_file(tmp_path / "a.json"):
         raise error
     with pytest.raises(DiskFull, match=r"a\.json: not written"), files.atomic_file(tmp_path / "a.json"):
@@ -76,28 +76,28 @@ def test_a_full_disk_is_known_by_the_error_and_by_the_errors_behind_it(tmp_path,
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("a size"), KeyError("a")])
-def test_another_error_stays_what_it_is(tmp_path, error):
+def test_another_error_is_raised_unchanged(tmp_path, error):
     with pytest.raises(type(error)) as raised, files.atomic_file(tmp_path / "a.json"):
         raise error
     assert raised.value is error
 
 
-# The user's rows may be a log; parsers and this project's own errors quote them.
-QUOTED = [
+# The user's rows may be log lines. Errors of parsers and of this project quote them.
+ERRORS_WITH_ROWS = [
     pa.ArrowInvalid("CSV parse error: Expected 2 columns, got 4: kernel: No space left on device,sda1,full,1"),
     KeyError("unexpected pos 226240 vs 226132"),
     UserError("column 'label' has 'No space left on device' in row 0; data.classes: a, b"),
 ]
 
 
-@pytest.mark.parametrize("error", QUOTED, ids=str)
-def test_a_row_that_speaks_of_a_full_disk_is_none(tmp_path, error):
+@pytest.mark.parametrize("error", ERRORS_WITH_ROWS, ids=str)
+def test_an_error_that_quotes_a_row_about_a_full_disk_is_not_one(tmp_path, error):
     with pytest.raises(type(error)) as raised, files.atomic_file(tmp_path / "a.json"):
         raise error
     assert raised.value is error
 
 
-def test_a_file_on_another_disk_is_named_itself(tmp_path):
+def test_a_file_on_another_full_disk_is_named(tmp_path):
     with small_disk(tmp_path / "disk", 300_000) as disk:
         fill(disk, 0)
         with (
@@ -107,8 +107,8 @@ def test_a_file_on_another_disk_is_named_itself(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device", str(disk / "cache"))
 
 
-def test_of_nested_folders_the_outermost_is_named(tmp_path):
-    """A file's temporary folder says nothing to its user."""
+def test_of_nested_outputs_the_outermost_is_named(tmp_path):
+    """The inner path is in a temporary folder, which the user does not know."""
     with (
         pytest.raises(DiskFull, match=r"^\S+/adapter: not written \(No space left on device; "),
         files.atomic_folder(tmp_path / "adapter") as folder,
@@ -117,32 +117,32 @@ def test_of_nested_folders_the_outermost_is_named(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("place", ["", ", '/nowhere/file'"])
-def test_a_full_disk_that_nobody_told_of_is_one_line_of_a_stage(tmp_path, place):
+@pytest.mark.parametrize("filename", ["", ", '/nowhere/file'"])
+def test_a_full_disk_outside_of_any_writer_is_reported_in_one_line(tmp_path, filename):
     code = "import errno, stages\nfrom stages.runtime import errors\n"
-    code += f"def main(): raise OSError(errno.ENOSPC, 'No space left on device'{place})\nerrors.run(main)"
+    code += f"def main(): raise OSError(errno.ENOSPC, 'No space left on device'{filename})\nerrors.run(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=stage_env(), capture_output=True, text=True)
     assert "MB free there" in error_line(done)
-    assert ("/nowhere/file: not written" in error_line(done)) == bool(place)
+    assert ("/nowhere/file: not written" in error_line(done)) == bool(filename)
 
 
 # --- the stages ---
 
 
-def on_a_small_disk(disk, left):
-    """A folder in which `download` can run, on a disk with so many bytes left."""
+def prepare_download(disk, free_bytes):
+    """A folder for `download` on a disk with `free_bytes` left -> (folder, the file that fills the disk)."""
     raw = unpinned_params()
     for key, source in (("model", NANO), ("data", DEMO / "assets/everyday-nli")):
         use(raw, key, str(source))
     (disk / "run").mkdir()
     (disk / "run/params.yaml").write_text(yaml.safe_dump(raw))
-    return disk / "run", fill(disk, left)
+    return disk / "run", fill(disk, free_bytes)
 
 
-@pytest.mark.parametrize("left", [8192, 100_000, 180_000])
-def test_a_disk_that_fills_up_in_download_is_one_line_and_the_next_run_goes_on(tmp_path, left):
+@pytest.mark.parametrize("free_bytes", [8192, 100_000, 180_000])
+def test_a_full_disk_in_download_is_reported_in_one_line_and_the_next_run_succeeds(tmp_path, free_bytes):
     with small_disk(tmp_path / "disk", 16_000_000) as disk:
-        folder, filler = on_a_small_disk(disk, left)
+        folder, filler = prepare_download(disk, free_bytes)
         line = error_line(run_stage("download", folder))
         assert re.search(r"error: outs/\S+: not written \(No space left on device; 0\.\d MB free there\)", line)
         assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "params.yaml"]
@@ -150,24 +150,24 @@ def test_a_disk_that_fills_up_in_download_is_one_line_and_the_next_run_goes_on(t
         assert run_stage("download", folder).returncode == 0
 
 
-@pytest.mark.parametrize("left", [8192, 100_000])
-def test_a_disk_that_fills_up_in_tokenize_is_one_line(tmp_path, left):
+@pytest.mark.parametrize("free_bytes", [8192, 100_000])
+def test_a_full_disk_in_tokenize_is_reported_in_one_line(tmp_path, free_bytes):
     with small_disk(tmp_path / "disk", 16_000_000) as disk:
-        folder, _ = on_a_small_disk(disk, 8_000_000)
+        folder, _ = prepare_download(disk, 8_000_000)
         assert run_stage("download", folder).returncode == 0
         before = written(folder)
-        fill(folder, left)
+        fill(folder, free_bytes)
         line = error_line(run_stage("tokenize", folder))
         assert "outs/tokenized: not written (No space left on device; 0.0 MB free there)" in line
         (folder / "filler").unlink()
         assert written(folder) == before
 
 
-def test_a_full_hub_cache_is_named(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise RuntimeError("Data processing error: I/O error: No space left on device (os error 28)")  # of hf_xet
+def test_a_full_hub_cache_is_named_in_the_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Data processing error: I/O error: No space left on device (os error 28)")  # from hf_xet
 
     monkeypatch.setattr(hub, "_find_commit", lambda *_: ("0" * 40, None))
-    monkeypatch.setattr(hub, "snapshot_download", full)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
     with pytest.raises(DiskFull, match=rf"^{constants.HF_HUB_CACHE}: not written \(No space left on device; "):
         hub.download("some/model", "0" * 40, "model", ["*.json"])

@@ -1,4 +1,4 @@
-"""A GPU for each process: real processes and real locks, with stand-ins for what CUDA shows."""
+"""How a GPU is chosen: real processes and real locks. The list of GPUs that CUDA shows is made up."""
 
 import contextlib
 import itertools
@@ -25,29 +25,29 @@ from stages.runtime import gpu_selection
 gpu_selection.POLL_SECONDS = 0.05
 gpu_selection.list_visible_gpus = lambda: sys.argv[1].split()
 """
-TAKE = f"""{START}
+SELECT = f"""{START}
 gpu_selection.select_gpu()
-print("shown", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+print("visible", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 """
-KEEP = f"{TAKE}\nsys.stdin.read()"
+HOLD = f"{SELECT}\nsys.stdin.read()"
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a process to which CUDA would show these GPUs; its locks are this test's. Ends with the test."""
-    started = []
+    """Function that starts a process to which CUDA shows these GPUs. The locks and the process end with the test."""
+    processes = []
 
-    def begin(names, code=KEEP, **env):
+    def begin(gpus, code=HOLD, **env):
         env = stage_env(TMPDIR=str(tmp_path), PYTHONUNBUFFERED="", **env)
         process = subprocess.Popen(
-            [sys.executable, "-c", code, names], env=env, cwd=tmp_path, start_new_session=True, text=True,
+            [sys.executable, "-c", code, gpus], env=env, cwd=tmp_path, start_new_session=True, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        started.append(process)
+        processes.append(process)
         return process
 
     yield begin
-    for process in started:
+    for process in processes:
         with contextlib.suppress(ProcessLookupError):  # ranks may still wait for each other
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -59,55 +59,55 @@ def line(process):
 
 
 def finish(process):
-    """What a process still prints when it may end; it ends well."""
-    said = process.communicate(timeout=30)[0]
-    assert process.returncode == 0, said
-    return said
+    """Let a process end, and return the rest of its output. Its exit code must be 0."""
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, output
+    return output
 
 
-def test_each_process_takes_a_gpu_that_none_holds_and_is_shown_no_other(start):
+def test_each_process_locks_a_free_gpu_and_sees_only_that_one(start):
     first, second = (start("GPU-a GPU-b") for _ in range(2))
-    assert {line(first), line(second)} == {"shown GPU-a", "shown GPU-b"}
+    assert {line(first), line(second)} == {"visible GPU-a", "visible GPU-b"}
 
 
-def test_where_none_is_free_one_line_says_who_holds_them_and_a_killed_one_holds_none(start):
+def test_without_a_free_gpu_a_process_prints_the_holders_and_waits_until_one_is_killed(start):
     first = start("GPU-a GPU-b")
-    assert line(first) == "shown GPU-a"
+    assert line(first) == "visible GPU-a"
     second = start("GPU-a GPU-b")
-    assert line(second) == "shown GPU-b"
+    assert line(second) == "visible GPU-b"
     third = start("GPU-a GPU-b")
     assert line(third) == (
         f"waiting for a GPU: GPU-a is held by process {first.pid}, GPU-b is held by process {second.pid}"
     )
-    time.sleep(0.3)  # it looks again, and says nothing more
+    time.sleep(0.3)  # it tries again, without printing another line
     second.send_signal(signal.SIGKILL)
-    assert line(third) == "shown GPU-b"
+    assert line(third) == "visible GPU-b"
     assert line(start("GPU-a GPU-b")).startswith(f"waiting for a GPU: GPU-a is held by process {first.pid}, ")
 
 
 def test_the_only_gpu_is_locked_too(start):
     first = start("GPU-a")
-    assert line(first) == "shown None"
+    assert line(first) == "visible None"
     second = start("GPU-a")
     assert line(second) == f"waiting for a GPU: GPU-a is held by process {first.pid}"
     finish(first)
-    assert line(second) == "shown None"
+    assert line(second) == "visible None"
 
 
-def test_where_cuda_shows_none_nothing_is_locked(start, tmp_path):
-    assert finish(start("")) == "shown None\n"
+def test_without_visible_gpus_nothing_is_locked(start, tmp_path):
+    assert finish(start("")) == "visible None\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_slices_that_are_named_are_chosen_from_though_cuda_shows_one(start):
+def test_every_mig_slice_in_cuda_visible_devices_can_be_chosen(start):
     slices = "MIG-GPU-a/1/0, MIG-b"
-    first, second = (start("GPU-of-the-first-slice", CUDA_VISIBLE_DEVICES=slices) for _ in range(2))
-    assert {line(first), line(second)} == {"shown MIG-GPU-a/1/0", "shown MIG-b"}
+    first, second = (start("GPU-first-slice", CUDA_VISIBLE_DEVICES=slices) for _ in range(2))
+    assert {line(first), line(second)} == {"visible MIG-GPU-a/1/0", "visible MIG-b"}
 
 
-def test_a_slice_has_one_lock_whether_it_is_named_or_shown(start):
+def test_a_mig_slice_has_one_lock_under_both_of_its_names(start):
     first = start("", CUDA_VISIBLE_DEVICES="MIG-b")
-    assert line(first) == "shown MIG-b"
+    assert line(first) == "visible MIG-b"
     assert line(start("GPU-b")) == f"waiting for a GPU: GPU-b is held by process {first.pid}"
 
 
@@ -116,35 +116,35 @@ def test_a_slice_has_one_lock_whether_it_is_named_or_shown(start):
     ["if not os.fork(): time.sleep(60)", "import subprocess; subprocess.Popen(['sleep', '60'], close_fds=False)"],
     ids=["fork", "program"],
 )
-def test_a_child_that_lives_longer_holds_nothing(start, child):
-    first = start("GPU-a", f"{TAKE}\n{child}\nprint('begun', flush=True)\nsys.stdin.read()")
-    assert [line(first), line(first)] == ["shown None", "begun"]
-    (left,) = psutil.Process(first.pid).children()
+def test_a_child_that_outlives_the_process_holds_no_lock(start, child):
+    first = start("GPU-a", f"{SELECT}\n{child}\nprint('started', flush=True)\nsys.stdin.read()")
+    assert [line(first), line(first)] == ["visible None", "started"]
+    (survivor,) = psutil.Process(first.pid).children()
     try:
         first.kill()
         first.wait()
-        assert line(start("GPU-a")) == "shown None"
-        assert left.is_running() and left.status() != psutil.STATUS_ZOMBIE
+        assert line(start("GPU-a")) == "visible None"
+        assert survivor.is_running() and survivor.status() != psutil.STATUS_ZOMBIE
     finally:
-        left.kill()
+        survivor.kill()
 
 
-def test_a_process_uses_the_gpu_of_the_one_that_started_it(start):
+def test_a_child_process_uses_its_parents_gpu(start):
     again = "gpu_selection.select_gpu(); import subprocess; "
     again += "subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]])"
-    code = f"sys_argv = {TAKE!r}; import sys; sys.argv.append(sys_argv)\n{TAKE}\n{again}"
-    assert finish(start("GPU-a GPU-b", code)) == "shown GPU-a\nshown GPU-a\n"
+    code = f"sys_argv = {SELECT!r}; import sys; sys.argv.append(sys_argv)\n{SELECT}\n{again}"
+    assert finish(start("GPU-a GPU-b", code)) == "visible GPU-a\nvisible GPU-a\n"
 
 
-def test_a_folder_of_another_user_is_refused(start):
+def test_a_lock_folder_of_another_user_is_rejected(start):
     first = start("GPU-a")
-    assert line(first) == "shown None"
+    assert line(first) == "visible None"
     code = f"""{START}
-mine = os.getuid()
-folder, other = gpu_selection._lock_folder(), f"gpus-in-use-{{mine + 1}}"
+user = os.getuid()
+folder, other = gpu_selection._lock_folder(), f"gpus-in-use-{{user + 1}}"
 folder.rename(folder.with_name(other))
 gpu_selection._lock_folder.cache_clear()
-os.getuid = lambda: mine + 1
+os.getuid = lambda: user + 1
 gpu_selection.select_gpu()
 """
     second = start("GPU-a", code)
@@ -157,142 +157,142 @@ gpu_selection.select_gpu()
 # --- under a launcher ---
 
 LAUNCHER = f"""{START}
-rounds, here = int(sys.argv[2]), int(sys.argv[3])
-names = gpu_selection.list_visible_gpus()
+rounds, ranks = int(sys.argv[2]), int(sys.argv[3])
+gpus = gpu_selection.list_visible_gpus()
 for number in range(rounds):
-    for rank in range(here):
+    for rank in range(ranks):
         if not os.fork():
             os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(here), LOCAL_WORLD_SIZE=str(here),
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
                 TORCHELASTIC_RESTART_COUNT=str(number),
             )
             gpu_selection.select_gpu()
-            begun = time.monotonic()
+            start = time.monotonic()
             time.sleep(0.02)
-            shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-            os.write(1, f"held {{number}} {{names[rank]}} {{begun}} {{time.monotonic()}} {{shown}}\\n".encode())
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            os.write(1, f"held {{number}} {{gpus[rank]}} {{start}} {{time.monotonic()}} {{visible}}\\n".encode())
             os._exit(0)
-    for rank in range(here):
+    for rank in range(ranks):
         os.wait()
 """
 
 
-def launch(start, names, rounds, here):
-    code = LAUNCHER.replace("sys.argv[2]", str(rounds)).replace("sys.argv[3]", str(here))
-    return start(names, code)
+def launch(start, gpus, rounds, ranks):
+    code = LAUNCHER.replace("sys.argv[2]", str(rounds)).replace("sys.argv[3]", str(ranks))
+    return start(gpus, code)
 
 
-def held(said):
-    """[(round, GPU, begun, ended)] of what ranks printed."""
-    lines = [text.split() for text in said.splitlines() if text.startswith("held ")]
-    assert {text[-1] for text in lines} <= {"None"}, "ranks are shown all GPUs"
-    return [(int(number), name, float(begun), float(ended)) for _, number, name, begun, ended, _ in lines]
+def read_spans(output):
+    """[(round, GPU, start, end)] of the locks that ranks held, from their output."""
+    lines = [text.split() for text in output.splitlines() if text.startswith("held ")]
+    assert {fields[-1] for fields in lines} <= {"None"}, "ranks see all GPUs"
+    return [(int(number), gpu, float(start), float(end)) for _, number, gpu, start, end, _ in lines]
 
 
-def test_two_runs_of_two_ranks_never_hold_half_each(start):
-    """Twenty times, on the same GPUs in the other order; each rank by its number, all of a run at once."""
+def test_two_runs_of_two_ranks_never_hold_one_gpu_each(start):
+    """Twenty rounds. Both runs use the same two GPUs, in opposite orders, and need both at the same time."""
     rounds = 20
-    runs = [launch(start, names, rounds, 2) for names in ("GPU-a GPU-b", "GPU-b GPU-a")]
-    said = [finish(run) for run in runs]
-    found = [held(text) for text in said]
-    for lines in found:
+    runs = [launch(start, gpus, rounds, 2) for gpus in ("GPU-a GPU-b", "GPU-b GPU-a")]
+    outputs = [finish(run) for run in runs]
+    spans_of_runs = [read_spans(output) for output in outputs]
+    for spans in spans_of_runs:
         for number in range(rounds):
-            of_round = [entry for entry in lines if entry[0] == number]
-            assert sorted(entry[1] for entry in of_round) == ["GPU-a", "GPU-b"]
-            assert max(entry[2] for entry in of_round) - min(entry[2] for entry in of_round) < 2
-    for name in ("GPU-a", "GPU-b"):
-        spans = sorted(entry[2:] for lines in found for entry in lines if entry[1] == name)
-        assert len(spans) == 2 * rounds
-        assert all(ended <= begun for (_, ended), (begun, _) in itertools.pairwise(spans))
-    waited = [text for text in "".join(said).splitlines() if not text.startswith("held ")]
-    assert waited and all(text.startswith("waiting for a GPU: GPU-") for text in waited)
+            of_round = [span for span in spans if span[0] == number]
+            assert sorted(span[1] for span in of_round) == ["GPU-a", "GPU-b"]
+            assert max(span[2] for span in of_round) - min(span[2] for span in of_round) < 2
+    for gpu in ("GPU-a", "GPU-b"):
+        times = sorted(span[2:] for spans in spans_of_runs for span in spans if span[1] == gpu)
+        assert len(times) == 2 * rounds
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+    other_lines = [text for text in "".join(outputs).splitlines() if not text.startswith("held ")]
+    assert other_lines and all(text.startswith("waiting for a GPU: GPU-") for text in other_lines)
 
 
-def test_no_rank_goes_on_before_all_have_their_gpu(start):
+def test_no_rank_continues_before_all_have_their_gpu(start):
     other = start("GPU-b")
-    assert line(other) == "shown None"
+    assert line(other) == "visible None"
     run = launch(start, "GPU-a GPU-b", 1, 2)
     assert line(run) == f"waiting for a GPU: GPU-b is held by process {other.pid}"
     time.sleep(0.3)
-    ended = time.monotonic()
+    end_of_other = time.monotonic()
     finish(other)
-    said = finish(run)
-    assert [entry[1] for entry in sorted(held(said))] == ["GPU-a", "GPU-b"]
-    assert all(entry[2] > ended for entry in held(said))
+    spans = read_spans(finish(run))
+    assert [span[1] for span in sorted(spans)] == ["GPU-a", "GPU-b"]
+    assert all(span[2] > end_of_other for span in spans)
 
 
-def test_more_ranks_than_gpus_are_left_to_the_stage(start, tmp_path):
+def test_with_more_ranks_than_gpus_nothing_is_locked_and_the_stage_reports_it(start, tmp_path):
     code = f"{START}\ngpu_selection.select_gpu()\nprint(list(__import__('pathlib').Path('.').iterdir()))"
     env = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
     assert finish(start("GPU-a GPU-b", code, **env)) == "[]\n"
 
 
-# --- who asks for one ---
+# --- which processes select a GPU ---
 
 
-def test_the_stages_that_ask_are_those_that_compute_on_a_device():
-    """`download` has the parameter too: it says at once that there is no GPU, and holds none."""
+def test_the_stages_that_select_a_gpu_are_those_with_the_parameter_device():
+    """Except `download`, which only warns early if there is no GPU."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(GPU_STAGES) == {name for name, stage in stages.items() if "device" in stage.get("params", [])} - {
         "download"
     }
 
 
-@pytest.mark.parametrize(("text", "takes"), [("cuda", True), ("cpu", False), ("tpu", False), (None, False)])
-def test_params_yaml_says_whether(tmp_path, monkeypatch, text, takes):
+@pytest.mark.parametrize(("device", "selects"), [("cuda", True), ("cpu", False), ("tpu", False), (None, False)])
+def test_a_gpu_is_selected_if_params_yaml_has_device_cuda(tmp_path, monkeypatch, device, selects):
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
-    if text:
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw | {"device": text}))
+    if device:
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw | {"device": device}))
     monkeypatch.chdir(tmp_path)
-    taken = []
-    monkeypatch.setattr(gpu_selection, "select_gpu", lambda: taken.append(True))
+    calls = []
+    monkeypatch.setattr(gpu_selection, "select_gpu", lambda: calls.append(True))
     gpu_selection.select_gpu_from_params()
-    assert bool(taken) == takes
+    assert bool(calls) == selects
 
 
 @pytest.mark.parametrize(
-    ("stage", "asks"),
+    ("stage", "selects"),
     [("train_qlora", True), ("demo/dvc.yaml:eval_lora", True), ("dvc.yaml:tokenize", False), ("analyze", False)],
 )
-def test_a_stage_asks_before_the_libraries_are_imported(tmp_path, stage, asks):
+def test_a_stage_selects_its_gpu_before_it_imports_the_libraries(tmp_path, stage, selects):
     code = """
 import importlib, os, sys
 stage = os.environ.pop("DVC_STAGE")
 import stages
 from stages.runtime import gpu_selection
-def select(): print("asked", sorted({"torch", "bitsandbytes"} & sys.modules.keys()))
+def select(): print("selected", sorted({"torch", "bitsandbytes"} & sys.modules.keys()))
 gpu_selection.select_gpu_from_params = select
 os.environ["DVC_STAGE"] = stage
 importlib.reload(stages)
 """
     env = stage_env(DVC_STAGE=stage, DVC_PID=str(os.getpid()))
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("asked []\n" if asks else "", "")
+    assert (done.stdout, done.stderr) == ("selected []\n" if selects else "", "")
 
 
-def test_a_sweep_asks_once_its_variants_are_checked_and_before_cuda_is(tmp_path):
+def test_a_sweep_selects_a_gpu_after_its_variants_are_checked_and_before_cuda_is_asked(tmp_path):
     shutil.copy(COMMITTED / "demo/params.yaml", tmp_path)
     code = """
 import sys
 from pathlib import Path
 from stages.runtime import gpu_selection
 from tools import sweep
-def hold(): sys.exit("asked" + " too late" * ("bitsandbytes" in sys.modules))
-gpu_selection.select_gpu_from_params = hold
+def select(): sys.exit("selected" + " too late" * ("bitsandbytes" in sys.modules))
+gpu_selection.select_gpu_from_params = select
 try:
     sweep.sweep(["lora.r=0"], Path.cwd())
 except gpu_selection.UserError:
-    print("refused", file=sys.stderr)
+    print("rejected", file=sys.stderr)
 sweep.sweep(["seed=1"], Path.cwd())
 """
     run = {"env": stage_env(), "cwd": tmp_path, "capture_output": True, "text": True}
     for command in (["init", "--quiet"], ["add", "."]):
         subprocess.run(["git", *command], check=True, **run)
     subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t", "commit", "-qm", "t"], check=True, **run)
-    assert subprocess.run([sys.executable, "-c", code], **run).stderr == "refused\nasked\n"
+    assert subprocess.run([sys.executable, "-c", code], **run).stderr == "rejected\nselected\n"
 
 
-# --- what CUDA shows ---
+# --- which GPUs CUDA shows ---
 
 DRIVER = """
 #include <string.h>
@@ -306,12 +306,12 @@ int cuDeviceGetUuid_v2(char *uuid, int device) {
 """
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build a stand-in of the driver")
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build a stand-in for the driver")
 @pytest.mark.parametrize(
     ("state", "names"),
     [(0, ["GPU-10111213-1415-1617-1819-1a1b1c1d1e1f", "GPU-20212223-2425-2627-2829-2a2b2c2d2e2f"]), (100, [])],
 )
-def test_the_driver_is_asked_for_uuids_in_its_order(tmp_path, monkeypatch, state, names):
+def test_uuids_are_those_of_the_driver_in_its_order(tmp_path, monkeypatch, state, names):
     (tmp_path / "driver.c").write_text(DRIVER)
     library = tmp_path / "libcuda.so.1"
     command = ["cc", "-shared", "-fPIC", f"-DSTATE={state}", "-o", library, tmp_path / "driver.c"]
@@ -321,26 +321,26 @@ def test_the_driver_is_asked_for_uuids_in_its_order(tmp_path, monkeypatch, state
 
 
 @pytest.mark.parametrize(
-    ("count", "shown", "asked"), [(1, None, False), (1, "0", True), (2, None, True), (0, None, True)]
+    ("count", "visible", "asked"), [(1, None, False), (1, "0", True), (2, None, True), (0, None, True)]
 )
-def test_where_there_is_no_choice_cuda_is_not_asked(tmp_path, monkeypatch, count, shown, asked):
-    """It would take half a second of each stage."""
+def test_on_a_machine_with_one_gpu_cuda_is_not_asked(tmp_path, monkeypatch, count, visible, asked):
+    """Asking takes half a second in each stage."""
     for number in range(count):
         folder = tmp_path / f"0000:0{number}:00.0"
         folder.mkdir()
         (folder / "information").write_text(f"Model: \t\t NVIDIA L4\nGPU UUID: \t GPU-{number}a-b\nBus Type: \t PCIe\n")
-    if not count:  # nothing has used it yet
+    if not count:  # a GPU that nothing has used yet
         (tmp_path / "one").mkdir()
         (tmp_path / "one/information").write_text("GPU UUID: \t GPU-????????-????\n")
     monkeypatch.setattr(gpu_selection, "DRIVER_FOLDER", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if shown:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="GPU-asked\n"))
     assert gpu_selection.list_visible_gpus() == (["GPU-asked"] if asked else ["GPU-0a-b"])
 
 
-def test_without_a_driver_that_can_tell_nothing_is_shown(tmp_path, monkeypatch):
-    (tmp_path / "libcuda.so.1").write_text("no library")
+def test_without_a_usable_driver_no_gpu_is_visible(tmp_path, monkeypatch):
+    (tmp_path / "libcuda.so.1").write_text("not a library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     assert gpu_selection.list_visible_gpus() == []

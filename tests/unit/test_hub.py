@@ -1,4 +1,4 @@
-"""The stage `download` against a hub on 127.0.0.1 that answers well, and badly, through the real client."""
+"""The stage `download` with the real client and a hub on 127.0.0.1, which has faults. Local folders. Cached hashes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from stages.sources.fetch import fetch, find_model_folder
 from stages.sources.manifest import build_manifest
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # the client keeps whole chunks of a file whose connection was cut
+CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # if the connection is lost, the client keeps the whole chunks
 LARGE = bytes(2 * CHUNK + 4_000_000)
 TOKEN = "hf_ThisTokenMustNeverBeSeen"
 PASSWORD = "pw_ThisPasswordMustNeverBeSeen"
@@ -38,12 +38,12 @@ def model_files():
 
 
 def adapter_file():
-    """A LoRA adapter next to the base's weights, as far as its name counts."""
+    """A file with the name of a LoRA adapter's, next to the base's weights."""
     return {"adapter_config.json": b"{}"}
 
 
 def second_copies():
-    """Files that a repository of a model may hold beside the model, and that nobody loads from there."""
+    """Further copies of the weights that a repository of a model may have, and that nobody loads."""
     names = ("consolidated.safetensors", "original/model.safetensors", "original/params.json", "onnx/config.json")
     return dict.fromkeys((*names, "model.gguf", "pytorch_model.bin", "onnx/model.onnx"), b"{}")
 
@@ -57,20 +57,20 @@ def data_files():
 
 
 def sharded_data_files():
-    """The same data; its training rows in two files."""
+    """The same data, with the training rows in two files."""
     files = data_files()
     content = files.pop("data/train-00000-of-00001.parquet")
     return files | {f"data/train-0000{number}-of-00002.parquet": content for number in range(2)}
 
 
-def times(count, answer):
+def only_first(count, answer):
     """A fault for the first `count` requests of each kind and file."""
-    left = {}
+    remaining = {}
 
     def fault(request, asked, file):
-        left.setdefault((asked, file), count)
-        left[asked, file] -= 1
-        return left[asked, file] >= 0 and answer(request, asked, file)
+        remaining.setdefault((asked, file), count)
+        remaining[asked, file] -= 1
+        return remaining[asked, file] >= 0 and answer(request, asked, file)
 
     return fault
 
@@ -122,20 +122,20 @@ def other_text(request, asked, file):
 FAULTS = {
     "good": None,
     "gated": gated,
-    "busy": times(1, busy),
-    "recovering": times(1, broken),
-    "broken-file": times(1, lambda request, asked, file: asked == "get" and broken(request, asked, file)),
-    "cut": times(2, cut),
+    "busy": only_first(1, busy),
+    "recovering": only_first(1, broken),
+    "broken-file": only_first(1, lambda request, asked, file: asked == "get" and broken(request, asked, file)),
+    "cut": only_first(2, cut),
     "always-cut": cut_at_once,
     "other-bytes": other_bytes,
     "other-text": other_text,
-    "bytes-once": times(1, other_bytes),
+    "bytes-once": only_first(1, other_bytes),
     "rewritten": None,
 }
 
 
-def case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
-    """A folder with a params.yaml that names these repositories."""
+def make_case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
+    """Create a folder with a params.yaml that names these repositories."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     raw["model"]["revision"], raw["data"]["revision"] = revision, REVISION
     use(raw, "model", model)
@@ -147,27 +147,27 @@ def case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """{case: what `download` did}, in one process of many forks; then some again without the network."""
+    """Results of `download` for each case, first with the hub, then some without a network."""
     top = tmp_path_factory.mktemp("hub")
     with hub_server.Hub() as served:
         for name, fault in FAULTS.items():
-            more = {"cut": {WEIGHTS: LARGE}, "good": second_copies()}.get(name, {})
-            served.add("models", f"tests/{name}", REVISION, model_files() | more, fault)
+            extra_files = {"cut": {WEIGHTS: LARGE}, "good": second_copies()}.get(name, {})
+            served.add("models", f"tests/{name}", REVISION, model_files() | extra_files, fault)
         served.add("models", "tests/moving", REVISION, model_files())
         served.add("models", "tests/adapter", REVISION, model_files() | adapter_file())
         served.add("datasets", "tests/nli", REVISION, data_files())
         served.add("datasets", "tests/shards", REVISION, sharded_data_files())
-        folders = [case(top, name, f"tests/{name}") for name in FAULTS]
+        folders = [make_case(top, name, f"tests/{name}") for name in FAULTS]
         folders += [
-            case(top, "no repository", "tests/none"),
-            case(top, "no data repository", data="tests/none"),
-            case(top, "no revision", revision="f" * 40),
-            case(top, "no branch", revision="elsewhere"),
-            case(top, "branch", "tests/moving", revision=hub_server.BRANCH),
-            case(top, "pwned", "$(touch pwned)"),
-            case(top, "bytes again", "tests/bytes-once"),
-            case(top, "shards", data="tests/shards"),
-            case(top, "adapter", "tests/adapter"),
+            make_case(top, "no repository", "tests/none"),
+            make_case(top, "no data repository", data="tests/none"),
+            make_case(top, "no revision", revision="f" * 40),
+            make_case(top, "no branch", revision="elsewhere"),
+            make_case(top, "branch", "tests/moving", revision=hub_server.BRANCH),
+            make_case(top, "pwned", "$(touch pwned)"),
+            make_case(top, "bytes again", "tests/bytes-once"),
+            make_case(top, "shards", data="tests/shards"),
+            make_case(top, "adapter", "tests/adapter"),
         ]
         env = {
             "HF_ENDPOINT": served.url,
@@ -178,7 +178,7 @@ def outcomes(tmp_path_factory):
             "HF_HUB_DISABLE_XET": "1",
         }
         done = run_stage_in_each("download", folders, **env)
-        # tokenize on another machine, whose cache is empty, and after the repository was rewritten
+        # tokenize on another machine: its cache is empty, and one repository was rewritten since
         served.add("models", "tests/rewritten", REVISION, model_files() | {"generation_config.json": b"{ }"})
         for name in ("good", "rewritten"):
             shutil.copytree(top / name, top / f"{name} elsewhere")
@@ -186,21 +186,23 @@ def outcomes(tmp_path_factory):
         done |= run_stage_in_each("tokenize", elsewhere, **env | {"HF_HOME": str(top / "hf elsewhere")})
         # a cache that cannot be written, and a full disk
         (top / "frozen").write_text("a file where the cache's folder should be")
-        done |= run_stage_in_each("download", [case(top, "no cache")], **env | {"HF_HOME": str(top / "frozen")})
+        done |= run_stage_in_each("download", [make_case(top, "no cache")], **env | {"HF_HOME": str(top / "frozen")})
         full = {"HF_HOME": str(top / "hf full"), "LARGEST_FILE": "1000000"}
-        done |= run_stage_in_each("download", [case(top, "full")], **env | full)
-    offline = [case(top, "offline warm"), case(top, "offline cold", "tests/never")]
+        done |= run_stage_in_each("download", [make_case(top, "full")], **env | full)
+    offline = [make_case(top, "offline warm"), make_case(top, "offline cold", "tests/never")]
     shutil.copytree(top / "hf", top / "hf in part", symlinks=True)
     (repository,) = (top / "hf in part").glob("hub/*shards")
-    shutil.rmtree(repository / "trees")  # the hub's listing, which older clients and single downloads don't leave
+    shutil.rmtree(
+        repository / "trees"
+    )  # the listing of files, which is missing after older clients and single downloads
     next(repository.glob("snapshots/*/data/train-00001-of-00002.parquet")).unlink()
     in_part = {**env, "HF_HUB_OFFLINE": "1", "HF_HOME": str(top / "hf in part")}
-    done |= run_stage_in_each("download", [case(top, "offline in part", data="tests/shards")], **in_part)
+    done |= run_stage_in_each("download", [make_case(top, "offline in part", data="tests/shards")], **in_part)
     done |= run_stage_in_each("download", offline, **env | {"HF_HUB_OFFLINE": "1"})
-    gone = [case(top, "unreachable warm"), case(top, "unreachable cold", "tests/never")]
-    done |= run_stage_in_each("download", gone, **env)
-    told = {**env, "HF_ENDPOINT": served.url.replace("://", f"://user:{PASSWORD}@")}
-    done |= run_stage_in_each("download", [case(top, "endpoint with a password", "tests/never")], **told)
+    unreachable = [make_case(top, "unreachable warm"), make_case(top, "unreachable cold", "tests/never")]
+    done |= run_stage_in_each("download", unreachable, **env)
+    with_password = {**env, "HF_ENDPOINT": served.url.replace("://", f"://user:{PASSWORD}@")}
+    done |= run_stage_in_each("download", [make_case(top, "endpoint with a password", "tests/never")], **with_password)
     for name, outcome in done.items():
         outcome.written = written(top / name)
     return SimpleNamespace(done=done, served=served, top=top)
@@ -225,7 +227,7 @@ def test_the_files_arrive(outcomes, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("gated", ["model.name", "tests/gated is gated", "HF_TOKEN"]),
         ("no repository", ["params.yaml: model.name", "no tests/none on the hub"]),
@@ -246,27 +248,27 @@ def test_the_files_arrive(outcomes, name):
         ("adapter", ["params.yaml: model.name: tests/adapter", "adapter_config.json", "allowed: "]),
     ],
 )
-def test_a_failure_is_one_line_and_nothing_is_written(outcomes, name, said):
-    assert_refused(outcomes.done[name], said)
+def test_a_failure_is_reported_in_one_line_and_nothing_is_written(outcomes, name, words):
+    assert_refused(outcomes.done[name], words)
 
 
-def test_of_a_model_its_second_copies_are_not_fetched(outcomes):
+def test_further_copies_of_the_weights_are_not_fetched(outcomes):
     fetched = {path for name, kind, path in outcomes.served.seen if (name, kind) == ("tests/good", "get")}
     assert WEIGHTS in fetched
     assert fetched.isdisjoint(second_copies())
 
 
-def test_a_branch_is_refused_before_anything_is_fetched(outcomes):
+def test_a_branch_is_rejected_before_anything_is_fetched(outcomes):
     assert {kind for name, kind, _ in outcomes.served.seen if name == "tests/moving"} == {"info"}
 
 
-def test_a_cut_file_goes_on_where_it_was_cut(outcomes):
+def test_an_interrupted_download_continues_where_it_stopped(outcomes):
     assert outcomes.served.seen["tests/cut", "get", WEIGHTS] == 3
-    asked = [headers["Range"] for headers in outcomes.served.headers if headers["Range"]]
-    assert asked == [f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
+    ranges = [headers["Range"] for headers in outcomes.served.headers if headers["Range"]]
+    assert ranges == [f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
 
 
-def test_a_busy_hub_is_asked_again_after_the_time_that_it_named(outcomes):
+def test_a_busy_hub_is_asked_again_after_the_time_that_it_names(outcomes):
     assert outcomes.served.seen["tests/busy", "tree", None] == 2
     assert outcomes.served.seen["tests/busy", "get", WEIGHTS] == 2
 
@@ -276,8 +278,8 @@ def test_a_file_with_wrong_bytes_is_fetched_again_by_the_next_run(outcomes):
     assert outcomes.done["bytes again"].returncode == 0
 
 
-def test_what_is_in_the_cache_is_not_fetched_again(outcomes):
-    """The cases use the same data and share a cache, but for the full disk's, which has one of its own."""
+def test_cached_files_are_not_fetched_again(outcomes):
+    """All cases use the same data and one cache, except the full disk, which has its own."""
     counts = {path: n for (name, kind, path), n in outcomes.served.seen.items() if (name, kind) == ("tests/nli", "get")}
     assert max(counts.values()) <= 2, counts
 
@@ -297,7 +299,7 @@ def test_a_stage_on_another_machine_fetches_the_same_files_again(outcomes):
     assert "outs/data_summary.json" in outcomes.done["good elsewhere"].written
 
 
-def test_files_that_changed_on_the_hub_since_download_are_refused(outcomes):
+def test_files_that_changed_on_the_hub_since_download_are_rejected(outcomes):
     line = error_line(outcomes.done["rewritten elsewhere"])
     assert f"the files of tests/rewritten at revision {REVISION} have changed on the hub" in line
     assert outcomes.done["rewritten elsewhere"].written == OUTS
@@ -317,17 +319,17 @@ def test_a_folder_pinned_by_its_digest_is_checked(nano_copy):
 
 
 @pytest.mark.parametrize("revision", ["none", "0" * 64])
-def test_a_base_with_an_adapter_beside_its_weights_is_refused(nano_copy, capsys, revision):
-    """transformers would load both, and the untuned base would be a tuned one."""
+def test_a_base_with_an_adapter_next_to_its_weights_is_rejected(nano_copy, capsys, revision):
+    """transformers would load both, and the base would be tuned."""
     for name, content in adapter_file().items():
         (nano_copy / name).write_bytes(content)
     source = SimpleNamespace(name=str(nano_copy), revision=revision)
     with pytest.raises(UserError, match=r"^params\.yaml: model\.name: .*nano has a LoRA adapter .*adapter_config"):
         fetch(source, "model", str(nano_copy))
-    assert capsys.readouterr().out == "", "its digest is nothing to pin"
+    assert capsys.readouterr().out == "", "no digest to pin is printed"
 
 
-def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):
+def test_for_a_folder_without_a_pin_the_stage_prints_how_to_pin_it(nano_copy, capsys):
     source = SimpleNamespace(name=str(nano_copy), revision="none")
     digest = fetch(source, "model", source.name)[1]["digest"]
     assert f"model.revision: {digest}" in capsys.readouterr().out
@@ -335,21 +337,21 @@ def test_a_folder_that_is_not_pinned_says_how_to_pin_it(nano_copy, capsys):
 
 @pytest.mark.parametrize("revision", ["none", "0" * 64])
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("section", "words"),
     [
         ("model", "no model here; allowed: a folder with config.json and *.safetensors"),
         ("data", "no table here; allowed: "),
     ],
 )
-def test_a_folder_without_model_or_table_is_not_offered_a_digest(tmp_path, capsys, key, said, revision):
+def test_for_a_folder_without_model_or_table_no_digest_is_printed(tmp_path, capsys, section, words, revision):
     (tmp_path / "README.md").write_text("# Reviews\n")
-    with pytest.raises(UserError) as refused:
-        fetch(SimpleNamespace(name=str(tmp_path), revision=revision), key, str(tmp_path))
-    assert f"{key}.name: {tmp_path}: {said}" in str(refused.value)
-    assert "revision" not in capsys.readouterr().out + str(refused.value)
+    with pytest.raises(UserError) as caught:
+        fetch(SimpleNamespace(name=str(tmp_path), revision=revision), section, str(tmp_path))
+    assert f"{section}.name: {tmp_path}: {words}" in str(caught.value)
+    assert "revision" not in capsys.readouterr().out + str(caught.value)
 
 
-def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
+def test_the_digest_depends_on_names_and_bytes_but_not_on_dates(nano_copy):
     def digest():
         return build_manifest(nano_copy, "x", "y", "model")["digest"]
 
@@ -366,14 +368,14 @@ def test_the_digest_knows_names_and_bytes_and_no_dates(nano_copy):
 
 
 @pytest.mark.parametrize("name", ["./none", "/none", "../none"])
-def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(name):
+def test_a_path_without_a_folder_is_not_searched_on_the_hub(name):
     with pytest.raises(UserError, match=r"params\.yaml: data\.name: no folder"):
         fetch(SimpleNamespace(name=name, revision="none"), "data", name)
 
 
 @pytest.mark.parametrize("name", ["outs/splits", "outs/mine", "metrics", "."])
-def test_a_folder_that_the_stages_write_is_refused_as_a_source(tmp_path, monkeypatch, name):
-    """DVC deletes what is in an out, and a folder around the outs would be read with them."""
+def test_a_folder_that_the_stages_write_is_rejected_as_a_source(tmp_path, monkeypatch, name):
+    """DVC deletes the files in an out. A folder that has the outs in it would be read with them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir(parents=True, exist_ok=True)
     (tmp_path / name / "train.csv").write_text("text,label\na,b\n")
@@ -382,7 +384,7 @@ def test_a_folder_that_the_stages_write_is_refused_as_a_source(tmp_path, monkeyp
     assert (tmp_path / name / "train.csv").exists()
 
 
-def test_a_home_folder_is_found(nano_copy, monkeypatch):
+def test_a_tilde_means_the_home_folder(nano_copy, monkeypatch):
     monkeypatch.setenv("HOME", str(nano_copy.parent))
     source = SimpleNamespace(name="~/nano", revision="none")
     folder, manifest = fetch(source, "model", str(nano_copy))
@@ -390,15 +392,15 @@ def test_a_home_folder_is_found(nano_copy, monkeypatch):
     assert find_model_folder(manifest) == nano_copy
 
 
-def test_a_commit_of_the_hub_is_no_revision_of_a_folder(nano_copy):
-    """It stays in params.yaml when somebody changes the name alone, and says nothing of the folder's files."""
+def test_a_commit_is_not_recorded_as_the_revision_of_a_folder(nano_copy):
+    """It stays in params.yaml if the user changes only the name, and does not describe the folder's files."""
     source = SimpleNamespace(name=str(nano_copy), revision="ef382358ec9e382308935a992d908de099b64c23")
     _, manifest = fetch(source, "model", str(nano_copy))
     assert manifest["revision"] == "none"
 
 
 @pytest.mark.parametrize(
-    ("name", "watched", "said"),
+    ("name", "watched", "words"),
     [
         ("./nano", "pinned_on_hub.txt", ["watch.model: pinned_on_hub.txt", "set watch.model: nano"]),
         ("./nano", "other", ["watch.model: other", "set watch.model: nano"]),
@@ -406,16 +408,16 @@ def test_a_commit_of_the_hub_is_no_revision_of_a_folder(nano_copy):
         ("~/nano", "~/nano", ["set watch.model: /"]),
     ],
 )
-def test_a_folder_that_dvc_does_not_watch_is_refused(nano_copy, monkeypatch, name, watched, said):
-    """Else DVC would say of changed files that nothing changed."""
+def test_a_folder_that_dvc_does_not_watch_is_rejected(nano_copy, monkeypatch, name, watched, words):
+    """DVC would not see that its files have changed."""
     monkeypatch.setenv("HOME", str(nano_copy.parent))
     monkeypatch.chdir(nano_copy.parent)
     with pytest.raises(UserError) as caught:
         fetch(SimpleNamespace(name=name, revision="none"), "model", watched)
-    assert all(part in str(caught.value) for part in ["params.yaml: ", *said]), caught.value
+    assert all(part in str(caught.value) for part in ["params.yaml: ", *words]), caught.value
 
 
-def test_another_folder_in_place_of_a_pinned_one_says_all_that_is_to_be_set(nano_copy):
+def test_for_another_folder_than_the_pinned_one_the_message_has_every_key_to_set(nano_copy):
     with pytest.raises(UserError) as caught:
         fetch(SimpleNamespace(name=str(nano_copy), revision="0" * 64), "model", "assets/nano-phi")
     digest = build_manifest(nano_copy, "x", "y", "model")["digest"]
@@ -423,17 +425,17 @@ def test_another_folder_in_place_of_a_pinned_one_says_all_that_is_to_be_set(nano
         assert part in str(caught.value)
 
 
-def test_a_relative_folder_in_an_experiments_copy_of_the_repository_says_why_it_is_not_there(tmp_path, monkeypatch):
+def test_for_a_relative_folder_in_an_experiments_copy_the_message_says_why_it_is_missing(tmp_path, monkeypatch):
     copy = tmp_path / ".dvc/tmp/exps/tmp1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    with pytest.raises(UserError, match="this experiment runs in a copy of the repository") as refused:
+    with pytest.raises(UserError, match="this experiment runs in a copy of the repository") as caught:
         fetch(SimpleNamespace(name="../none", revision="none"), "model", "../none")
-    assert str(refused.value).endswith(f"set model.name and watch.model to the whole path, {tmp_path.parent}/none")
+    assert str(caught.value).endswith(f"set model.name and watch.model to the whole path, {tmp_path.parent}/none")
 
 
-@pytest.mark.parametrize("change", ["same size", "gone", "one more"])
-def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_load(nano_copy, change):
+@pytest.mark.parametrize("change", ["same size", "removed", "added"])
+def test_a_folder_whose_files_changed_since_download_is_rejected_at_every_load(nano_copy, change):
     manifest = build_manifest(nano_copy, str(nano_copy), "none", "model")
     assert find_model_folder(manifest) == nano_copy
     weights, stat = nano_copy / WEIGHTS, (nano_copy / WEIGHTS).stat()
@@ -441,7 +443,7 @@ def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_l
         content = weights.read_bytes()
         weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    elif change == "gone":
+    elif change == "removed":
         weights.unlink()
     else:
         (nano_copy / "adapter.safetensors").write_bytes(b"")
@@ -450,7 +452,7 @@ def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_l
 
 
 @pytest.mark.parametrize(
-    "left",
+    "names",
     [
         ["data/train-00000-of-00002.parquet"],
         ["model.safetensors.index.json", "model-00001-of-00002.safetensors"],
@@ -458,14 +460,14 @@ def test_a_folder_whose_files_changed_since_download_is_refused_by_every_later_l
     ],
 )
 @pytest.mark.parametrize("revision", ["none", "0" * 64])
-def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, capsys, left, revision):
-    for name in left:
+def test_a_source_with_missing_shards_is_rejected(tmp_path, capsys, names, revision):
+    for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"weight_map": {"w": "model-00002-of-00002.safetensors"}}')
-    kind = "data" if "data" in left[0] else "model"
+    kind = "data" if "data" in names[0] else "model"
     with pytest.raises(UserError, match="fetch or copy it whole"):
         fetch(SimpleNamespace(name=str(tmp_path), revision=revision), kind, str(tmp_path))
-    assert capsys.readouterr().out == "", "no digest of a part, to be pinned"
+    assert capsys.readouterr().out == "", "no digest to pin is printed"
 
 
 # --- hashes of large files ---
@@ -473,23 +475,23 @@ def test_a_part_of_the_shards_is_not_taken_for_the_whole(tmp_path, capsys, left,
 
 @pytest.fixture
 def large(tmp_path, monkeypatch):
-    """A file that counts as large and was left alone for long -> (its path, list of the paths that were read)."""
+    """A file that counts as large and as unchanged for long -> (its path, list of the paths that were hashed)."""
     monkeypatch.setattr(hashes, "LARGE_BYTES", 4)
     monkeypatch.setattr(hashes, "SETTLED_NS", 0)
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
-    read, plain = [], hashes.sha256
-    monkeypatch.setattr(hashes, "sha256", lambda path: read.append(path) or plain(path))
+    hashed, sha256 = [], hashes.sha256
+    monkeypatch.setattr(hashes, "sha256", lambda path: hashed.append(path) or sha256(path))
     (tmp_path / "weights").write_bytes(b"12345678")
-    return tmp_path / "weights", read
+    return tmp_path / "weights", hashed
 
 
-def test_a_large_file_is_read_once(large):
-    path, read = large
+def test_a_large_file_is_hashed_once(large):
+    path, hashed = large
     assert hashes.cached_sha256(path) == hashes.cached_sha256(path) == hub_server.sha256(b"12345678")
-    assert len(read) == 1
+    assert len(hashed) == 1
 
 
-def test_a_large_file_changed_in_place_is_read_again_though_size_and_time_are_the_same(large):
+def test_a_large_file_that_changed_in_place_is_hashed_again_even_with_the_same_size_and_time(large):
     path, _ = large
     hashes.cached_sha256(path)
     stat = path.stat()
@@ -498,20 +500,20 @@ def test_a_large_file_changed_in_place_is_read_again_though_size_and_time_are_th
     assert hashes.cached_sha256(path) == hub_server.sha256(b"12345670")
 
 
-def test_a_file_touched_just_now_is_read_again(large, monkeypatch):
-    """Its clock may not have ticked before it changes again."""
-    path, read = large
+def test_a_file_that_was_just_changed_is_hashed_again(large, monkeypatch):
+    """It may change again within the same tick of the clock."""
+    path, hashed = large
     monkeypatch.setattr(hashes, "SETTLED_NS", 2 * 10**9)
     hashes.cached_sha256(path)
     hashes.cached_sha256(path)
-    assert len(read) == 2
+    assert len(hashed) == 2
 
 
 @pytest.mark.parametrize("damage", ["[", "{}", None])
-def test_a_damaged_store_of_hashes_costs_a_reading(large, damage, monkeypatch):
+def test_with_a_damaged_cache_of_hashes_the_file_is_hashed_again(large, damage, monkeypatch):
     path, _ = large
     hashes.cached_sha256(path)
-    store = path.parent / "hf" / hashes.CACHE_NAME
-    store.unlink()
-    store.mkdir() if damage is None else store.write_text(damage)
+    cache = path.parent / "hf" / hashes.CACHE_NAME
+    cache.unlink()
+    cache.mkdir() if damage is None else cache.write_text(damage)
     assert hashes.cached_sha256(path) == hub_server.sha256(b"12345678")

@@ -1,4 +1,4 @@
-"""The rooms of stages/: an import runs downwards, in no circle, and only a stage or a tool starts anything."""
+"""The packages of stages/: each imports only those below it, and no two files import each other."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,25 +7,10 @@ from pathlib import Path
 import pytest
 from helpers.project import ROOT
 
-# From the top; README lists them in this order.
-ROOMS = ("report", "analysis", "training", "model", "kernels", "data", "sources", "runtime")
+# From top to bottom, as in README.
+PACKAGES = ("report", "analysis", "training", "model", "kernels", "data", "sources", "runtime")
 FILES = sorted(path.relative_to(ROOT) for top in ("stages", "tools") for path in (ROOT / top).rglob("*.py"))
-
-
-def imports(file: Path) -> set[Path]:
-    """Files of this project that a file names in its imports, those inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {Path(f"{name.replace('.', '/')}.py") for name in names}
-    return found & set(FILES)
-
-
-KNOWS = {  # the rooms below that a room may import
+ALLOWED = {  # package: packages that it may import
     "report": {"analysis", "data", "sources", "runtime"},
     "analysis": {"data"},
     "training": {"kernels", "data", "runtime"},
@@ -37,36 +22,48 @@ KNOWS = {  # the rooms below that a room may import
 }
 
 
+def imports(file: Path) -> set[Path]:
+    """Files of this project that a file imports, inside functions too."""
+    modules = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {Path(f"{module.replace('.', '/')}.py") for module in modules} & set(FILES)
+
+
 EVALUATION = Path("stages/evaluation.py")  # shared by two stages, above all packages
 
 
-def floor(file: Path) -> int:
-    """0 for a stage or a tool, 1 for `evaluation`, else 2 and more in the order of the packages."""
-    return ROOMS.index(file.parts[1]) + 2 if len(file.parts) > 2 else int(file == EVALUATION)
+def level(file: Path) -> int:
+    """0 for a stage or a tool, 1 for `evaluation`, else 2 and more: the position of its package from the top."""
+    return PACKAGES.index(file.parts[1]) + 2 if len(file.parts) > 2 else int(file == EVALUATION)
 
 
-def test_the_rooms_are_these():
-    assert {path.name for path in (ROOT / "stages").iterdir() if (path / "__init__.py").is_file()} == set(ROOMS)
+def test_these_are_all_packages_of_stages():
+    folders = {path.name for path in (ROOT / "stages").iterdir() if (path / "__init__.py").is_file()}
+    assert folders == set(PACKAGES)
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_an_import_runs_downwards(file):
+def test_a_file_imports_nothing_from_a_package_above_its_own(file):
     if file.name == "__init__.py":
         return
-    upwards = {other for other in imports(file) if floor(other) < floor(file)}
+    upwards = {imported for imported in imports(file) if level(imported) < level(file)}
     assert upwards == set()
 
 
 def test_no_stage_imports_a_stage():
-    stages = {file for file in FILES if file.parts[0] == "stages" and floor(file) == 0} - {Path("stages/__init__.py")}
+    stages = {file for file in FILES if file.parts[0] == "stages" and level(file) == 0} - {Path("stages/__init__.py")}
     assert len(stages) == 6
     assert {file: imports(file) & stages for file in stages} == {file: set() for file in stages}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_knows_few_others(room):
-    others = {other.parts[1] for file in FILES if file.parts[1] == room for other in imports(file)}
-    assert others - {room} <= KNOWS[room]
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_those_allowed(package):
+    imported = {other.parts[1] for file in FILES if file.parts[1] == package for other in imports(file)}
+    assert imported - {package} <= ALLOWED[package]
 
 
 def test_no_files_import_each_other_in_a_circle():
@@ -74,7 +71,7 @@ def test_no_files_import_each_other_in_a_circle():
     assert len(order) == len(FILES)
 
 
-def test_readme_lists_the_rooms_in_their_order():
+def test_readme_lists_the_packages_in_their_order():
     tree = (ROOT / "README.md").read_text()
-    places = [tree.index(f"\n  {room}/ ") for room in ROOMS]
-    assert places == sorted(places)
+    positions = [tree.index(f"\n  {package}/ ") for package in PACKAGES]
+    assert positions == sorted(positions)

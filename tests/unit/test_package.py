@@ -1,4 +1,4 @@
-"""pyproject.toml: what the code imports, what requirements.txt pins, and what the package brings with it."""
+"""pyproject.toml declares every package that the code imports. requirements.txt pins them. The wheel has all files."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
+DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
 DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 CODE = [path for top in ("stages", "tools") for path in sorted((ROOT / top).rglob("*.py"))]
@@ -24,12 +24,12 @@ CODE = [path for top in ("stages", "tools") for path in sorted((ROOT / top).rglo
 
 def pinned(lines):
     """{package: Requirement} of lines of requirements.txt."""
-    found = [Requirement(line.partition("  #")[0]) for line in lines.splitlines() if line and line[0] != "#"]
-    return {canonicalize_name(requirement.name): requirement for requirement in found}
+    pins = [Requirement(line.partition("  #")[0]) for line in lines.splitlines() if line and line[0] != "#"]
+    return {canonicalize_name(pin.name): pin for pin in pins}
 
 
-def imported(path):
-    """Top-level names that a file imports, at its head or in a function."""
+def imported_packages(path):
+    """Top-level packages that a file imports, at its top or inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -37,22 +37,23 @@ def imported(path):
             yield node.module.partition(".")[0]
 
 
-def test_what_the_code_imports_is_declared():
-    own = {"stages", "tools"}
-    names = {name for path in CODE for name in imported(path)} - set(sys.stdlib_module_names) - own
+def test_every_imported_package_is_declared():
+    names = (
+        {name for path in CODE for name in imported_packages(path)} - set(sys.stdlib_module_names) - {"stages", "tools"}
+    )
     assert "torch" in names
     packages = packages_distributions()
-    packages.setdefault("triton", ["triton"])  # on Linux alone
-    declared = {canonicalize_name(requirement.name) for requirement in NEEDED}
+    packages.setdefault("triton", ["triton"])  # installed only on Linux
+    declared = {canonicalize_name(requirement.name) for requirement in DEPENDENCIES}
     missing = {n for n in names if not {canonicalize_name(p) for p in packages.get(n, [])} & declared}
     assert not missing
 
 
-def test_the_lock_names_the_same_packages_first_and_pins_them_within_their_ranges():
+def test_requirements_txt_pins_the_declared_packages_within_their_ranges():
     first, _, rest = REQUIREMENTS.partition("\n# What those need (`pip freeze`, less the above):")
     pins = pinned(first)
-    assert pins.keys() == {canonicalize_name(requirement.name) for requirement in (*NEEDED, *DEV)}
-    for requirement in (*NEEDED, *DEV):
+    assert pins.keys() == {canonicalize_name(requirement.name) for requirement in (*DEPENDENCIES, *DEV)}
+    for requirement in (*DEPENDENCIES, *DEV):
         pin = pins[canonicalize_name(requirement.name)]
         version = re.fullmatch(r"(?:==|>=)(.+)", str(pin.specifier))[1]
         assert requirement.specifier.contains(version), requirement
@@ -61,31 +62,31 @@ def test_the_lock_names_the_same_packages_first_and_pins_them_within_their_range
     assert unpinned == ["triton"]
 
 
-def test_the_package_brings_the_files_that_are_no_python():
+def test_the_package_includes_the_files_that_are_not_python():
     data = PYPROJECT["tool"]["setuptools"]["package-data"]
-    brought = {
+    packaged = {
         path for name, globs in data.items() for glob in globs for path in (ROOT / name.replace(".", "/")).glob(glob)
     }
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "stages", "tools"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert brought == {ROOT / name for name in listed if not name.endswith(".py") and (ROOT / name).exists()}
-    assert brought
+    assert packaged == {ROOT / name for name in listed if not name.endswith(".py") and (ROOT / name).exists()}
+    assert packaged
 
 
 def test_each_folder_of_code_is_a_package():
     assert all((folder / "__init__.py").is_file() for folder in {path.parent for path in CODE})
 
 
-def test_the_linter_of_pre_commit_is_the_pinned_one():
+def test_pre_commit_runs_the_pinned_linter():
     (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repo["repo"].endswith("/ruff-pre-commit")
     assert f"ruff=={repo['rev'].removeprefix('v')} " in REQUIREMENTS
 
 
 def test_a_copy_of_the_repository_runs_its_own_code(tmp_path):
-    """`make setup` installs this checkout. A copy, as `dvc exp run --temp` makes one, must not run the checkout's."""
-    found = [installed.read_text("direct_url.json") for installed in distributions(name=PROJECT["name"])]
-    origins = [json.loads(origin) for origin in found if origin]  # setuptools' folder in the checkout names none
+    """`make setup` installs this checkout. A copy, as from `dvc exp run --temp`, must run its own code."""
+    urls = [installed.read_text("direct_url.json") for installed in distributions(name=PROJECT["name"])]
+    origins = [json.loads(url) for url in urls if url]  # the metadata in the checkout itself has no such file
     if not origins:
         pytest.skip("the project is not installed in place: run `make setup`")
     assert origins[0]["dir_info"]["editable"]

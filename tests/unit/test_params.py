@@ -1,4 +1,4 @@
-"""params.yaml: what is taken, what is refused, and in what words."""
+"""params.yaml: which values are valid, and the message for each kind of mistake."""
 
 import copy
 import re
@@ -15,51 +15,51 @@ from stages.runtime import params
 from stages.runtime.errors import UserError
 
 BOTH = (COMMITTED, COMMITTED / "demo")
-GONE = object()
+REMOVED = object()  # the key is removed
 
-# name: (key, bad value, what the line must say besides the key)
+# name: (key, wrong value, words of the message besides the key)
 BAD_VALUES = {
     "text for a number": ("lora.r", "abc", "'abc'"),
     "out of range": ("lora.r", 0, "not 0"),
     "negative": ("train.weight_decay", -1, "-1"),
     "huge": ("lora.r", 10**30, "1024"),
-    "fraction for a count": ("data.train_rows", 1.5, "1.5"),
+    "fraction for an integer": ("data.train_rows", 1.5, "1.5"),
     "NaN": ("train.learning_rate", float("nan"), "nan"),
-    "a rate that no float32 holds": ("train.learning_rate", 1e39, "1e+39"),
+    "a rate too high for float32": ("train.learning_rate", 1e39, "1e+39"),
     "infinity": ("train.max_grad_norm", float("inf"), "inf"),
     "true for a number": ("seed", True, "true or false"),
     "true for a float": ("train.learning_rate", True, "true or false"),
     "true for an optional number": ("threads", True, "true or false"),
     "unknown choice": ("device", "tpu", "'cuda' or 'cpu'"),
-    "unknown key in a group": ("lora.rank", 8, "unknown key"),
+    "unknown key in a section": ("lora.rank", 8, "unknown key"),
     "unknown key at the top": ("learning_rate", 8, "unknown key"),
-    "missing key": ("lora.r", GONE, "missing"),
-    "missing group": ("train", GONE, "missing"),
-    "number for a group": ("lora", 3, "not 3"),
-    "null for a group": ("eval", None, "not None"),
+    "missing key": ("lora.r", REMOVED, "missing"),
+    "missing section": ("train", REMOVED, "missing"),
+    "number for a section": ("lora", 3, "not 3"),
+    "null for a section": ("eval", None, "not None"),
     "empty text": ("model.name", "", "at least 1 character"),
     "number for text": ("model.name", 5, "not 5"),
     "NUL in text": ("data.name", "a\0b", "pattern"),
-    "no regular expression": ("lora.target_modules", "*proj", "nothing to repeat"),
+    "invalid regular expression": ("lora.target_modules", "*proj", "nothing to repeat"),
     "fp16 without 4-bit products": ("model.precision", "fp16", "quantization: none"),
     "no modules": ("lora.target_modules", [], "at least 1 item"),
     "template without a column": ("tokenize.template", "Text:", "such as {text}"),
-    "template of braces alone": ("tokenize.template", "{} {{}}", "such as {text}"),
+    "template of empty braces": ("tokenize.template", "{} {{}}", "such as {text}"),
     "template with a backslash": ("tokenize.template", "{text}\\nMood:", "in double quotes"),
     "one class": ("data.classes", ["a"], "must name 2 to 1,000 classes"),
-    "no list of classes": ("data.classes", "a, b", "valid list"),
+    "text for the classes": ("data.classes", "a, b", "valid list"),
     "a class twice": ("data.classes", ["a", "b", "a "], "each class once ('a' is there twice)"),
-    "a class that YAML takes for true": ("data.classes.1", True, "quote a name such as 'yes'"),
+    "a class that YAML reads as true": ("data.classes.1", True, "quote a name such as 'yes'"),
     "an empty class": ("data.classes.0", " ", "must not be blank"),
     "a class that is a fraction": ("data.classes.2", 1.5, "valid string"),
     "no label": ("data.label", None, "valid string"),
     "no split": ("data.splits.test", "", "at least 1 character"),
     "a split too many": ("data.splits.dev", "dev", "unknown key"),
     "other weights": ("train.class_weights", "uniform", "'balanced'"),
-    "weights by number": ("train.class_weights", [1, 2, 3], "'balanced'"),
+    "a list of weights": ("train.class_weights", [1, 2, 3], "'balanced'"),
 }
 
-# name: (content of params.yaml, what the line must say)
+# name: (content of params.yaml, words of the message)
 BAD_FILES = {
     "empty": (b"", "NoneType"),
     "broken": (b"lora: [", "not valid YAML"),
@@ -73,7 +73,7 @@ BAD_FILES = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """{case: what a real stage did with it}."""
+    """{case: result of a real stage with that params.yaml}."""
     folder = tmp_path_factory.mktemp("params")
     good = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     contents = {name: content for name, (content, _) in BAD_FILES.items()}
@@ -85,39 +85,39 @@ def outcomes(tmp_path_factory):
             set_key(raw, key, value)
         if name == "fp16 without 4-bit products":
             raw["model"]["quantization"] = "none"
-        if value is GONE:
-            *groups, leaf = key.split(".")
-            del (raw[groups[0]] if groups else raw)[leaf]
+        if value is REMOVED:
+            *sections, leaf = key.split(".")
+            del (raw[sections[0]] if sections else raw)[leaf]
         contents[name] = yaml.safe_dump(raw).encode()
     for name, content in contents.items():
         (folder / name).mkdir()
         (folder / name / "params.yaml").write_bytes(content)
     (folder / "no file").mkdir()
-    done = run_stage_in_each("download", [folder / name for name in [*contents, "no file"]])
-    for name, outcome in done.items():
-        outcome.written = written(folder / name)
-    return done
+    results = run_stage_in_each("download", [folder / name for name in [*contents, "no file"]])
+    for name, result in results.items():
+        result.written = written(folder / name)
+    return results
 
 
 @pytest.mark.parametrize("name", BAD_VALUES)
-def test_a_bad_value_is_one_line_that_names_file_and_key(outcomes, name):
-    key, _, said = BAD_VALUES[name]
+def test_a_wrong_value_is_reported_in_one_line_with_file_and_key(outcomes, name):
+    key, _, words = BAD_VALUES[name]
     line = error_line(outcomes[name])
     assert line.startswith(f"error: params.yaml: {key}: ")
-    assert said in line
-    assert ";" not in line or name == "no modules", "one mistake, one complaint"
+    assert words in line
+    assert ";" not in line or name == "no modules", "one message for one mistake"
     assert outcomes[name].written == []
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_one_line_that_names_it(outcomes, name):
+def test_an_unreadable_file_is_reported_in_one_line(outcomes, name):
     line = error_line(outcomes[name])
     assert line.startswith("error: params.yaml: ")
     assert BAD_FILES[name][1] in line
     assert outcomes[name].written == []
 
 
-def test_a_missing_file_is_one_line_that_names_it(outcomes):
+def test_a_missing_file_is_reported_in_one_line(outcomes):
     assert error_line(outcomes["no file"]).startswith("error: params.yaml: not readable")
 
 
@@ -131,7 +131,7 @@ def test_classes_may_be_integers(make_params):
     assert make_params(data__classes=[-1, 0, 1]).data.classes == ["-1", "0", "1"]
 
 
-def test_every_mistake_is_named(tmp_path, raw_params):
+def test_every_mistake_is_reported(tmp_path, raw_params):
     raw_params["lora"]["r"] = 0
     raw_params["train"]["epochs"] = "many"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params))
@@ -141,11 +141,11 @@ def test_every_mistake_is_named(tmp_path, raw_params):
 
 @pytest.mark.parametrize(
     ("text", "number"), [("2e-05", 2e-5), ("1e-4", 1e-4), ("0.5", 0.5)]
-)  # DVC's -S writes 2e-05 without quotes, and YAML 1.1 reads that as text
-def test_a_number_written_as_text_is_a_number(tmp_path, text, number):
+)  # DVC's -S writes 2e-05, which YAML 1.1 reads as text
+def test_a_number_may_be_written_as_text(tmp_path, text, number):
     content = (COMMITTED / "demo/params.yaml").read_text()
-    changed, times = re.subn(r"learning_rate: \S+", f"learning_rate: {text}", content)
-    assert times == 1
+    changed, count = re.subn(r"learning_rate: \S+", f"learning_rate: {text}", content)
+    assert count == 1
     (tmp_path / "params.yaml").write_text(changed)
     assert params.load(tmp_path / "params.yaml").train.learning_rate == number
 
@@ -169,7 +169,7 @@ def test_root_and_demo_have_the_same_keys_in_the_same_order():
     assert leaves(root) == leaves(demo)
 
 
-def test_the_root_holds_the_published_recipe():
+def test_the_root_has_the_published_recipe():
     p = params.load(COMMITTED / "params.yaml")
     assert (p.model.name, p.data.name, p.device) == ("microsoft/phi-2", "stanfordnlp/snli", "cuda")
     assert len(p.model.revision) == len(p.data.revision) == 40, "pinned to a commit"
@@ -179,13 +179,13 @@ def test_the_root_holds_the_published_recipe():
     assert (p.model.quantization, p.tokenize.max_length) == ("nf4", 128)
 
 
-def test_parameters_cannot_be_changed_by_a_stage(make_params):
+def test_a_stage_cannot_change_parameters(make_params):
     with pytest.raises(ValueError, match="frozen"):
         make_params().lora.r = 8
 
 
-def test_dvc_writes_a_changed_value_without_touching_other_lines(tmp_path):
-    """`dvc exp run -S` rewrites the file; one changed value should be one changed line."""
+def test_a_change_by_dvc_changes_only_one_line(tmp_path):
+    """`dvc exp run -S` rewrites the whole file."""
     for folder in BOTH:
         path = tmp_path / "params.yaml"
         shutil.copy(folder / "params.yaml", path)

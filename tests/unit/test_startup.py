@@ -1,4 +1,4 @@
-"""How a stage starts and ends: it imports what it uses and no more, and leaves at once when all is written."""
+"""How a stage starts and ends: it imports only what it uses, and ends immediately after its last output."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from helpers.stages import stage_env
 
 
 @pytest.mark.parametrize("stage", ALLOWED)
-def test_a_stage_imports_no_slow_library_that_it_does_not_use(stage):
+def test_a_stage_imports_only_the_slow_libraries_that_it_uses(stage):
     code = f"import sys, stages.{stage}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=stage_env(), capture_output=True, text=True, check=True
@@ -19,7 +19,7 @@ def test_a_stage_imports_no_slow_library_that_it_does_not_use(stage):
     assert too_many(stage, done.stdout.split()) == set()
 
 
-def test_what_is_allowed_is_among_what_is_watched():
+def test_every_allowed_library_is_in_the_list_of_slow_ones():
     assert set().union(*ALLOWED.values()) <= SLOW
 
 
@@ -38,19 +38,19 @@ assert ops._dequantize_4bit_compute.__name__ == "_dequantize_4bit_compute"
 
 MAIN = """
 import atexit, gc, stages
-assert gc.isenabled() == {collects}, "while the imports run"
+assert gc.isenabled() == {collects}, "during the imports"
 from stages.runtime import errors
-class BaseCache:
-    def __del__(self): print("taken down")
-kept = BaseCache()
-kept.itself = kept
+class Cycle:
+    def __del__(self): print("freed")
+cycle = Cycle()
+cycle.itself = cycle
 def main():
     assert gc.isenabled() and gc.get_freeze_count() > 1000
     atexit.register(print, "registered")
     {body}
 print("no line end", end="")
 errors.run(main)
-print("went on")
+print("continued")
 """
 
 
@@ -60,21 +60,21 @@ def run_main(body, **env):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=stage_env(**env), capture_output=True, text=True)
 
 
-def test_in_dvc_a_stage_ends_at_once_and_well():
+def test_in_dvc_a_stage_exits_immediately_with_code_0():
     done = run_main("pass", DVC_STAGE="one", DVC_PID=str(os.getpid()))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "no line endregistered\n", "nothing is taken down, all that was printed is there"
+    assert done.stdout == "no line endregistered\n", "no object is freed, and all output is flushed"
 
 
-def test_elsewhere_the_program_goes_on():
+def test_outside_dvc_the_program_continues_after_run():
     done = run_main("pass")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "no line endwent on\nregistered\ntaken down\n"
+    assert done.stdout == "no line endcontinued\nregistered\nfreed\n"
 
 
-@pytest.mark.parametrize("env", [{}, {"DVC_STAGE": "one", "DVC_PID": str(os.getpid())}], ids=["alone", "in dvc"])
+@pytest.mark.parametrize("env", [{}, {"DVC_STAGE": "one", "DVC_PID": str(os.getpid())}], ids=["by hand", "in dvc"])
 @pytest.mark.parametrize(
-    "body, code, said",
+    "body, code, last_line",
     [
         ("raise errors.UserError('what\\nto do')", 1, "error: what to do\n"),
         ("raise KeyboardInterrupt", 130, ""),
@@ -82,15 +82,15 @@ def test_elsewhere_the_program_goes_on():
     ],
     ids=["user's mistake", "Ctrl-C", "a bug"],
 )
-def test_a_stage_that_fails_says_so(body, code, said, env):
+def test_a_failed_stage_prints_why_and_exits_with_a_code(body, code, last_line, env):
     done = run_main(body, **env)
     assert done.returncode == code
-    assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)
-    assert "went on" not in done.stdout and "registered" in done.stdout
+    assert done.stderr.endswith(last_line) and bool(done.stderr) == bool(last_line)
+    assert "continued" not in done.stdout and "registered" in done.stdout
 
 
-def test_what_accelerate_left_in_the_environment_changes_no_training():
-    """`accelerate launch` sets a precision of its own, which the Trainer would take."""
+def test_settings_of_accelerate_launch_do_not_change_the_training():
+    """`accelerate launch` sets a precision in the environment, which the Trainer would use."""
     code = "import stages, os; from accelerate import Accelerator; print(Accelerator(cpu=True).mixed_precision)"
     env = stage_env(ACCELERATE_MIXED_PRECISION="bf16")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The recorder of memory and load, and files that are whole or not there."""
+"""The usage recorder: samples of memory, utilization and power, on one GPU, on several and on a CPU."""
 
 import csv
 import json
@@ -15,16 +15,14 @@ import torch
 from helpers.processes import free_port
 from helpers.project import ROOT
 
-from stages.runtime import files, usage_samples
-from stages.runtime import usage_recorder as recorder_module
-from stages.runtime.errors import UserError
+from stages.runtime import usage_recorder, usage_samples
 from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.runtime.usage_samples import FIELDS
 
 CPU = torch.device("cpu")
 
 
-def test_samples_come_at_their_interval_and_know_their_phase(tmp_path):
+def test_samples_have_the_interval_and_their_phase(tmp_path):
     with Recorder(CPU, interval=0.02) as recorder:
         time.sleep(0.1)
         recorder.mark("loaded")
@@ -43,7 +41,7 @@ def test_samples_come_at_their_interval_and_know_their_phase(tmp_path):
     assert all(row["gpu"] == "0" and row["memory_sum_gb"] == row["memory_gb"] for row in rows)
 
 
-def test_on_a_cpu_the_summary_is_the_process_own_memory():
+def test_on_a_cpu_the_summary_is_the_memory_of_the_process():
     with Recorder(CPU, interval=10) as recorder:
         recorder.mark("before")
         block = torch.ones(50_000_000)  # 0.2 GB
@@ -57,18 +55,18 @@ def test_on_a_cpu_the_summary_is_the_process_own_memory():
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """NVML of a machine with two GPUs, of which torch sees the second alone, as its cuda:0."""
-    used = {"GPU-first": 1e9, "GPU-second": 2e9}
-    fakes = {
+    """NVML of a machine with two GPUs. PyTorch sees only the second one, as cuda:0."""
+    memory = {"GPU-first": 1e9, "GPU-second": 2e9}
+    functions = {
         "nvmlInit": lambda: None,
-        "nvmlDeviceGetHandleByIndex": lambda index: list(used)[index],
-        "nvmlDeviceGetHandleByUUID": lambda uuid: {name: name for name in used}[uuid],
-        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=used[handle], total=8e9),
+        "nvmlDeviceGetHandleByIndex": lambda index: list(memory)[index],
+        "nvmlDeviceGetHandleByUUID": lambda uuid: {name: name for name in memory}[uuid],
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=memory[handle], total=8e9),
         "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=50),
         "nvmlDeviceGetPowerUsage": lambda handle: 300_000,
     }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(recorder_module.pynvml, name, fake)
+    for name, function in functions.items():
+        monkeypatch.setattr(usage_recorder.pynvml, name, function)
     properties = SimpleNamespace(uuid="second", name="second")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
@@ -76,7 +74,7 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5e9, 8e9))
 
 
-def test_the_gpu_that_is_read_is_the_one_that_torch_sees(two_gpus):
+def test_nvml_reads_the_gpu_that_torch_sees(two_gpus):
     with Recorder(torch.device("cuda", 0), interval=10) as recorder:
         recorder.mark("now")
     now = recorder.marks["now"]
@@ -86,19 +84,19 @@ def test_the_gpu_that_is_read_is_the_one_that_torch_sees(two_gpus):
     }  # fmt: skip
 
 
-def test_a_gpu_whose_nvml_does_not_tell_is_read_through_torch(two_gpus, monkeypatch):
-    def refuse(handle):
-        raise recorder_module.pynvml.NVMLError(recorder_module.pynvml.NVML_ERROR_NOT_SUPPORTED)
+def test_a_gpu_that_nvml_cannot_read_is_read_by_torch(two_gpus, monkeypatch):
+    def fail(handle):
+        raise usage_recorder.pynvml.NVMLError(usage_recorder.pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     for name in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage"):
-        monkeypatch.setattr(recorder_module.pynvml, name, refuse)
+        monkeypatch.setattr(usage_recorder.pynvml, name, fail)
     with Recorder(torch.device("cuda", 0), interval=10) as recorder:
         recorder.mark("now")
     now = recorder.marks["now"]
     assert (now["memory_gb"], now["memory_total_gb"], now["utilization_percent"], now["power_w"]) == (3, 8, None, None)
 
 
-def test_the_sampling_thread_ends_with_the_block_even_after_an_error():
+def test_the_sampling_thread_ends_with_the_block_also_after_an_error():
     with pytest.raises(RuntimeError), Recorder(CPU, interval=0.01) as recorder:
         raise RuntimeError
     count = len(recorder.samples)
@@ -111,63 +109,63 @@ def sample(seconds, memory):
     return dict.fromkeys(FIELDS) | {"seconds": seconds, "memory_gb": memory}
 
 
-def test_samples_of_several_gpus_stand_on_one_clock_and_are_summed():
-    """The second GPU's recorder started 1.5 s before the first one's."""
+def test_samples_of_several_gpus_have_one_clock_and_a_sum():
+    """The recorder of the second GPU started 1.5 s before that of the first."""
     first = [sample(0.0, 4.0), sample(1.0, 5.0), sample(1.0, 6.0), sample(2.0, 1.0)]
     second = [sample(0.0, 10.0), sample(3.0, 20.0)]
     table = usage_samples.merge_samples([1001.5, 1000.0], [first, second])
     assert list(zip(table["gpu"], table["seconds"], table["memory_gb"], strict=True)) == [
         (1, 0.0, 10.0), (0, 1.5, 4.0), (0, 2.5, 5.0), (0, 2.5, 6.0), (1, 3.0, 20.0), (0, 3.5, 1.0)
     ]  # fmt: skip
-    assert table["memory_sum_gb"].isna().tolist() == [True] + 5 * [False], "half of the GPUs is no sum"
+    assert table["memory_sum_gb"].isna().tolist() == [True] + 5 * [False], "no sum until each GPU has a sample"
     assert table["memory_sum_gb"].tolist()[1:] == [14, 15, 16, 26, 21]
 
 
-def test_several_gpus_are_summed_up_by_the_fullest_and_by_all_at_one_time():
-    """Their peaks are at different times, so that their sum was never in use."""
-    own = {"name": "H100", "loaded": 1.0, "peak": 6.0, "peak_allocated": 3.0, "total": 80.0}
-    other = {"name": "H100", "loaded": 2.0, "peak": 5.0, "peak_allocated": 4.0, "total": 40.0}
+def test_the_summary_of_several_gpus_has_the_highest_peak_and_the_highest_sum_at_one_time():
+    """The GPUs have their peaks at different times, so the sum of the peaks was never in use."""
+    first = {"name": "H100", "loaded": 1.0, "peak": 6.0, "peak_allocated": 3.0, "total": 80.0}
+    second = {"name": "H100", "loaded": 2.0, "peak": 5.0, "peak_allocated": 4.0, "total": 40.0}
     memory_sum = pd.Series([float("nan"), 7.0, 8.5, 2.0])
-    together = {
+    summary = {
         "name": "H100", "count": 2, "loaded": 2.0, "peak": 6.0, "peak_allocated": 4.0, "total": 40.0, "peak_sum": 8.5
     }  # fmt: skip
-    assert usage_samples.summarize([own, other], memory_sum) == together
-    assert usage_samples.summarize([own, other | {"name": "A100"}], memory_sum)["name"] == "H100, A100"
-    assert usage_samples.summarize([own], memory_sum) == own
+    assert usage_samples.summarize([first, second], memory_sum) == summary
+    assert usage_samples.summarize([first, second | {"name": "A100"}], memory_sum)["name"] == "H100, A100"
+    assert usage_samples.summarize([first], memory_sum) == first
 
 
 def start_rank(rank, port, folder, code):
-    """A process that is one of two ranks, runs code in a folder, and knows its `rank`."""
-    begin = "import time, torch\nfrom stages.runtime import distributed\n"
-    begin += "from stages.runtime.usage_recorder import Recorder\n"
-    begin += 'distributed.init_process_group(torch.device("cpu")); rank = distributed.rank()\n'
+    """Start one of two ranks. It runs `code` in `folder`; the code can use `rank`, torch, distributed and Recorder."""
+    head = "import time, torch\nfrom stages.runtime import distributed\n"
+    head += "from stages.runtime.usage_recorder import Recorder\n"
+    head += 'distributed.init_process_group(torch.device("cpu")); rank = distributed.rank()\n'
     env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port),
                         "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, "-c", begin + textwrap.dedent(code)]
+    command = [sys.executable, "-c", head + textwrap.dedent(code)]
     return subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
 def two_ranks(tmp_path):
-    """Function that starts two ranks, each in a folder of its own -> the folders and processes."""
-    started = []
+    """Function that starts two ranks, each in its own folder -> (folders, processes)."""
+    processes = []
 
     def start(code):
         port = free_port()
         folders = [tmp_path / "first", tmp_path / "second"]
         for rank, folder in enumerate(folders):
             folder.mkdir()
-            started.append(start_rank(rank, port, folder, code))
-        return folders, started
+            processes.append(start_rank(rank, port, folder, code))
+        return folders, processes
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()
 
 
-def test_the_first_of_two_ranks_writes_what_both_have_sampled(two_ranks):
-    """The second starts later, takes more memory, and is longer at work."""
+def test_rank_0_writes_the_samples_of_both_ranks(two_ranks):
+    """Rank 1 starts later, uses more memory and runs longer."""
     folders, processes = two_ranks("""
         time.sleep(rank)
         with Recorder(torch.device("cpu"), interval=0.05) as recorder:
@@ -175,9 +173,9 @@ def test_the_first_of_two_ranks_writes_what_both_have_sampled(two_ranks):
             block = torch.ones([25_000_000, 75_000_000][rank])  # 0.1 and 0.3 GB
             recorder.mark("after")
             time.sleep(0.5 * rank)
-        open("left", "w").write(str(time.time()))
+        open("left_at", "w").write(str(time.time()))
         recorder.save("run", {"seconds": 1})
-        open("own", "w").write(str(recorder.marks["after"]["memory_gb"]))
+        open("memory", "w").write(str(recorder.marks["after"]["memory_gb"]))
     """)
     errors = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
@@ -188,67 +186,23 @@ def test_the_first_of_two_ranks_writes_what_both_have_sampled(two_ranks):
     assert start[0] < 0.1 and 0.9 < start[1] < 3
     assert end[1] - start[1] > 0.5 and start[0] == usage["seconds"].min()
     assert (usage["gpu"] == 1).sum() > 5
-    left = [float((folder / "left").read_text()) for folder in folders]
-    assert abs(left[0] - left[1]) < 1, "the first one leaves the block when the second one is ready"
+    left_at = [float((folder / "left_at").read_text()) for folder in folders]
+    assert abs(left_at[0] - left_at[1]) < 1, "both ranks leave the block together"
 
     run = json.loads((folders[0] / "run/run.json").read_text())
-    memory, own = run["gpu"], [float((folder / "own").read_text()) for folder in folders]
-    assert run["seconds"] == 1 and memory["name"] == "cpu" and memory["count"] == 2
-    assert set(memory) == {"name", "count", "before", "after", "end", "peak", "peak_sum"}
-    assert own[1] > own[0] + 0.1 and memory["after"] == own[1] <= memory["peak"]
-    assert memory["peak_sum"] == usage["memory_sum_gb"].max() == pytest.approx(sum(own), abs=0.05)
+    summary, memory = run["gpu"], [float((folder / "memory").read_text()) for folder in folders]
+    assert run["seconds"] == 1 and summary["name"] == "cpu" and summary["count"] == 2
+    assert set(summary) == {"name", "count", "before", "after", "end", "peak", "peak_sum"}
+    assert memory[1] > memory[0] + 0.1 and summary["after"] == memory[1] <= summary["peak"]
+    assert summary["peak_sum"] == usage["memory_sum_gb"].max() == pytest.approx(sum(memory), abs=0.05)
 
 
 def test_an_error_in_one_rank_does_not_wait_for_the_other(two_ranks):
     _, (first, second) = two_ranks("""
         with Recorder(torch.device("cpu")):
             if rank == 1:
-                raise RuntimeError("this one")
+                raise RuntimeError("rank 1")
             time.sleep(1000)
     """)
-    assert "RuntimeError: this one" in second.communicate(timeout=100)[1]
+    assert "RuntimeError: rank 1" in second.communicate(timeout=100)[1]
     assert second.returncode == 1 and first.poll() is None
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    (tmp_path / "out.json").write_text("old")
-    with pytest.raises(RuntimeError), files.atomic_file(tmp_path / "out.json") as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
-    assert (tmp_path / "out.json").read_text() == "old"
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
-    with pytest.raises(RuntimeError), files.atomic_folder(tmp_path / "out") as temporary:
-        (temporary / "new").touch()
-        raise RuntimeError
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
-    with files.atomic_folder(tmp_path / "out") as temporary:
-        (temporary / "new").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
-
-
-def test_numbers_that_are_not_finite_are_left_out_of_json(tmp_path):
-    values = {"a": float("nan"), "b": {"c": float("inf"), "d": 1.5}, "e": [1, 2]}
-    files.write_json(tmp_path / "metrics.json", values)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"b": {"d": 1.5}, "e": [1, 2]}
-
-
-@pytest.mark.parametrize("content", [None, b"", b"PAR1 and no more", b"\x00" * 100])
-def test_an_unreadable_out_of_an_earlier_stage_is_one_line(tmp_path, content):
-    for name, read in (("table.parquet", files.read_table), ("value.json", files.read_json)):
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.*run `dvc repro`"):
-            read(tmp_path / name)
-
-
-def test_a_cut_parquet_file_is_one_line(tmp_path):
-    pd.DataFrame({"a": range(1000)}).to_parquet(tmp_path / "table.parquet")
-    whole = (tmp_path / "table.parquet").read_bytes()
-    (tmp_path / "table.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"table\.parquet"):
-        files.read_table(tmp_path / "table.parquet")
