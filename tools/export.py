@@ -1,10 +1,11 @@
-"""Merge a trained adapter into its base: a folder in 16 bits that transformers' pipeline loads without this project.
+"""Merge a trained adapter into its base model, for transformers' pipeline and without this project.
 
     python -m tools.export OUT
 
-Two merges are tried on the workspace's test rows: into the base's original weights, and into the 4-bit weights that
-training saw, dequantised. The one whose answers are closer to the adapter's on its own base is written. Before OUT gets
-its name, it is read back by `pipeline("text-classification", OUT)`, and has to answer as it did in memory.
+The tool tries two merges on the workspace's test rows: into the base's original weights, and into the dequantised 4-bit
+weights that training used. It writes the one whose predictions are closer to those of the adapter on its 4-bit base.
+OUT is a folder with weights in 16 bits, tokenizer and model card. Before it gets its name, the tool loads it by
+`pipeline("text-classification", OUT)` and checks that the predictions are those of the merged model in memory.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,23 +43,22 @@ from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.report import model_card
 from stages.runtime import errors, files
 
-BATCH = 64  # rows
-MERGES = ("original", "dequantised")  # whose weights the adapter is added to
-# Mean difference of the probabilities that rounding to 16 bits may make where the weights are those that training saw.
-# It was 0.0003 on the nano model, and 0.004 on Gemma 3 270M.
-ROUNDING = 0.05
-# How far a probability may be from the same model's in memory: rows, batches and kernels are the same there, so by
-# next to nothing.
-SAME = 1e-3
+BATCH_SIZE = 64
+MERGES = ("original", "dequantised")  # the weights that the adapter is added to
+# If the weights are those that training used, only rounding to 16 bits changes the probabilities. Their mean difference
+# was 0.0003 on the nano model, and 0.004 on Gemma 3 270M.
+MAX_ROUNDING_DIFFERENCE = 0.05
+# The loaded model has the same rows, batches and kernels as the one in memory, so that its probabilities hardly differ.
+MAX_LOADING_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a model answers beside the adapter on its 4-bit base, on the same rows.
+    """How a model agrees with the adapter on its 4-bit base, on the same rows.
 
     Attributes:
-        accuracy: share of the rows that it gets right, 0 to 1.
-        flips: rows that get another class.
+        accuracy: of the model, 0 to 1.
+        flips: number of rows for which the two predict different classes.
         mean, largest: differences of the probabilities, 0 to 1, over all rows and classes.
     """
 
@@ -67,35 +68,17 @@ class Agreement:
     largest: float
 
     @classmethod
-    def of(cls, found: np.ndarray, expected: np.ndarray, gold: np.ndarray) -> "Agreement":
-        """Probabilities [rows, classes] of both, and the rows' classes."""
-        if not np.isfinite(found).all():
-            raise errors.UserError(f"in {name_of(DTYPE)} the merged model answers with numbers that are not finite")
-        answers, apart = found.argmax(axis=1), np.abs(found - expected)
+    def measure(cls, probabilities: np.ndarray, expected: np.ndarray, gold: np.ndarray) -> "Agreement":
+        """Compare the model's probabilities with the adapter's, [rows, classes] each; gold: the right classes."""
+        if not np.isfinite(probabilities).all():
+            raise errors.UserError(f"in {dtype_name(DTYPE)} the merged model's probabilities are not all finite")
+        predictions, differences = probabilities.argmax(axis=1), np.abs(probabilities - expected)
         return cls(
-            float((answers == gold).mean()),
-            int((answers != expected.argmax(axis=1)).sum()),
-            float(apart.mean()),
-            float(apart.max()),
+            float((predictions == gold).mean()),
+            int((predictions != expected.argmax(axis=1)).sum()),
+            float(differences.mean()),
+            float(differences.max()),
         )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; must be empty or not there")
-    parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="its folder (%(default)s)")
-    parser.add_argument(
-        "--base", type=Path, metavar="FOLDER", help="the base model's folder; default: the one in its base.json"
-    )
-    parser.add_argument("--merge", choices=MERGES, help="write this merge, not the closer one")
-    arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    check_vacant(out)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # of the untrained head that each load reports, the adapter's takes the place
-    export(out, arguments.adapter, arguments.merge, arguments.base)
 
 
 @dataclass(frozen=True)
@@ -103,63 +86,67 @@ class Adapter:
     """An adapter, and all that is needed to load it.
 
     Attributes:
-        folder: that `train_qlora` wrote.
-        reading: its classifier.json.
+        folder: written by `train_qlora`.
+        settings: its classifier.json.
         manifest: of its base.
         tokenizer: as it is saved with the merged model.
     """
 
     folder: Path
-    reading: ClassifierSettings
+    settings: ClassifierSettings
     manifest: dict
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
 
     @classmethod
     def read(cls, folder: Path, base: Path | None = None) -> "Adapter":
-        """From its folder, and from that of its base (None: where its base.json says); on a GPU where there is one."""
-        reading, manifest = read_adapter(folder, base=base)
+        """Read an adapter's folder, and use a GPU if there is one.
+
+        Args:
+            base: folder of the base model; None: the one in the adapter's base.json.
+        """
+        settings, manifest = read_adapter(folder, base=base)
         tokenizer = load_configured_tokenizer(
             manifest,
-            reading.tokenize.template,
-            model_max_length=reading.tokenize.max_length,
-            truncation_side="left",  # the model reads its class from the template's end
+            settings.tokenize.template,
+            model_max_length=settings.tokenize.max_length,
+            truncation_side="left",  # the model reads the class at the template's end
         )
         device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
-        return cls(folder, reading, manifest, tokenizer, device)
+        return cls(folder, settings, manifest, tokenizer, device)
 
     @property
     def merges(self) -> tuple[str, ...]:
-        """The merges that differ: without quantisation training saw the original weights."""
-        return MERGES if self.reading.model.quantization == "nf4" else MERGES[:1]
+        """The merges that differ: if the base was not quantised, training used the original weights."""
+        return MERGES if self.settings.model.quantization == "nf4" else MERGES[:1]
 
-    def on_its_base(self) -> Classifier:
-        """As the project itself answers with it."""
-        return Classifier.load(self.manifest, self.reading, self.reading.classes, self.device, self.folder)
+    def load_on_base(self) -> Classifier:
+        """Load the adapter on its base, as the project's own stages do."""
+        return Classifier.load(self.manifest, self.settings, self.settings.classes, self.device, self.folder)
 
-    def merged(self, name: str) -> PreTrainedModel:
-        """Merged into the weights of this name, one of `merges`."""
-        gc.collect()  # two merged models at a time need not fit
-        reading, quantised = self.reading, None
-        if name == "dequantised":
+    def merge_into(self, weights: str) -> PreTrainedModel:
+        """Merge the adapter into these weights, one of `merges`."""
+        gc.collect()  # memory may not suffice for two merged models
+        settings, quantised = self.settings, None
+        if weights == "dequantised":
             quantised = load_base(
-                self.manifest, reading.model, reading.classes, self.device, reading.seed, self.tokenizer
+                self.manifest, settings.model, settings.classes, self.device, settings.seed, self.tokenizer
             )
-        plain = load_unquantised(self.manifest, reading, self.device, self.tokenizer)
+        plain = load_unquantised(self.manifest, settings, self.device, self.tokenizer)
         return merge(load_adapter(plain, self.folder, self.manifest), quantised)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows to ask.
+class FilledRows:
+    """Rows in the template, as the pipeline reads them.
 
     Attributes:
-        texts: in the template, cut as training cut them.
+        texts: truncated as in training.
         ids: their tokens.
-        gold: int [rows].
-        truncated: how many were cut.
-        left_out: how many test rows are not among them. The template has special tokens, and these rows' texts hold the
-            name of one: the pipeline would read a token there, since it can't tell it from the template's.
+        gold: the right classes, int [rows].
+        truncated: number of truncated rows.
+        left_out: number of test rows that are not used. If the template has special tokens, the pipeline reads their
+            names in a row's texts as tokens too, while training read them as text.
     """
 
     texts: list[str]
@@ -169,141 +156,188 @@ class Rows:
     left_out: int = 0
 
     @classmethod
-    def read(cls, adapter: Adapter) -> "Rows":
-        """The workspace's test rows."""
-        table, how = files.read_table("outs/tokenized/test.parquet"), adapter.reading.tokenize
-        texts, ids, truncated = encode_rows(table, adapter.tokenizer, how.template, how.max_length)
-        kept = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, how.template)]
-        if not kept:
-            raise errors.UserError("outs/tokenized/test.parquet: each row's texts hold the name of a special token")
-        texts, ids, truncated = ([values[i] for i in kept] for values in (texts, ids, truncated))
-        return cls(texts, ids, table["label"].to_numpy()[kept], sum(truncated), len(table) - len(kept))
+    def read(cls, adapter: Adapter) -> "FilledRows":
+        """Read the workspace's test rows."""
+        table, settings = files.read_table("outs/tokenized/test.parquet"), adapter.settings.tokenize
+        texts, ids, truncated = encode_rows(table, adapter.tokenizer, settings.template, settings.max_length)
+        usable = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, settings.template)]
+        if not usable:
+            raise errors.UserError(
+                "outs/tokenized/test.parquet: every row has a text with the name of a special token, and the template "
+                "has special tokens; export needs rows without such names"
+            )
+        return cls(
+            [texts[i] for i in usable],
+            [ids[i] for i in usable],
+            table["label"].to_numpy()[usable],
+            sum(truncated[i] for i in usable),
+            len(table) - len(usable),
+        )
 
     @property
-    def examples(self) -> TokenizedRows:
-        """As `Classifier.predict` takes them."""
+    def tokenized(self) -> TokenizedRows:
+        """The rows as `Classifier.predict` takes them."""
         return TokenizedRows.from_lists(self.ids, self.gold)
 
 
-def export(out: Path, folder: Path, wanted: str | None, base: Path | None = None) -> None:
-    """Write OUT, and print what it is worth.
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write: a new or an empty one")
+    parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="its folder; default: %(default)s")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FOLDER",
+        help="the base model's folder; default: the one in the adapter's base.json",
+    )
+    parser.add_argument("--merge", choices=MERGES, help="write this merge instead of the closer one")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    check_vacant(out)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # each load would report an untrained head, which the adapter's head replaces
+    export(out, arguments.adapter, arguments.merge, arguments.base)
+
+
+def export(out: Path, folder: Path, merge_name: str | None, base: Path | None = None) -> None:
+    """Merge, write OUT and print how the merged model agrees with the adapter.
 
     Args:
-        out: absolute.
+        out: absolute path.
         folder: of the adapter.
-        wanted: one of `MERGES`, or None for the closer one.
-        base: folder of the base's files; None: where its base.json says.
+        merge_name: one of `MERGES`; None: the closer one.
+        base: folder of the base model; None: the one in the adapter's base.json.
     """
     adapter = Adapter.read(folder, base)
-    if wanted and wanted not in adapter.merges:
-        raise errors.UserError(f"--merge: {wanted}, but {folder} was trained on weights that are not quantised")
-    task, data = test_task(adapter), files.read_json("outs/data_source.json")
-    rows = Rows.read(adapter)
+    if merge_name and merge_name not in adapter.merges:
+        raise errors.UserError(
+            f"--merge: {merge_name}, but {folder} was trained on weights that are not quantised; allowed: original"
+        )
+    task, data = read_task(adapter), files.read_json("outs/data_source.json")
+    rows = FilledRows.read(adapter)
     too_small = (
-        f"{adapter.manifest['name']} does not fit this GPU's memory in 4 and in 16 bits at a time; "
-        "with CUDA_VISIBLE_DEVICES= before the command it is done on the CPU"
+        f"{adapter.manifest['name']} does not fit into this GPU's memory in 4 and in 16 bits together; to use the CPU, "
+        "write CUDA_VISIBLE_DEVICES= before the command"
     )
     with base_cache.cache_base(), report_out_of_memory(too_small):
-        expected = of_adapter(adapter, rows, out)
-        found = {name: of_merged(adapter, name, rows) for name in adapter.merges}
-        merges = {name: Agreement.of(answers, expected, rows.gold) for name, answers in found.items()}
-        check_right(merges[adapter.merges[-1]])
-        chosen = wanted or closest(merges)
+        expected = predict_with_adapter(adapter, rows, out)
+        probabilities = {name: predict_with_merge(adapter, name, rows) for name in adapter.merges}
+        merges = {name: Agreement.measure(values, expected, rows.gold) for name, values in probabilities.items()}
+        check_merge(merges[adapter.merges[-1]])
+        chosen = merge_name or choose_merge(merges)
         about = {
-            "task": task, "model": adapter.manifest, "data": data, "reading": adapter.reading, "rows": len(rows.texts),
-            "truncated": rows.truncated, "left_out": rows.left_out,
+            "task": task,
+            "model": adapter.manifest,
+            "data": data,
+            "settings": adapter.settings,
+            "rows": len(rows.texts),
+            "truncated": rows.truncated,
+            "left_out": rows.left_out,
             "special": not adapter.tokenizer.split_special_tokens,
-            "own": Agreement.of(expected, expected, rows.gold), "merges": merges,
-            "chosen": chosen, "dtype": name_of(DTYPE),
-            "example": fill_template(adapter.reading.tokenize.template, model_card.example_texts(task)),
-        }  # fmt: skip
-        with writing(out) as written:
-            adapter.merged(chosen).save_pretrained(written)
-            save_tokenizer(adapter.tokenizer, written)
-            files.write_text(written / "README.md", model_card.build_export_card(about))
-            for path in written.iterdir():
-                shutil.copymode(written / "config.json", path)  # safetensors lets nobody but the owner read
-            check_written(written, adapter, rows, found[chosen])
-            size = sum(path.stat().st_size for path in written.iterdir())
+            "adapter": Agreement.measure(expected, expected, rows.gold),
+            "merges": merges,
+            "chosen": chosen,
+            "dtype": dtype_name(DTYPE),
+            "example": fill_template(adapter.settings.tokenize.template, model_card.example_texts(task)),
+        }
+        with write_folder(out) as temporary:
+            adapter.merge_into(chosen).save_pretrained(temporary)
+            save_tokenizer(adapter.tokenizer, temporary)
+            files.write_text(temporary / "README.md", model_card.build_export_card(about))
+            for path in temporary.iterdir():
+                shutil.copymode(
+                    temporary / "config.json", path
+                )  # safetensors makes its file readable to the owner only
+            check_written(temporary, adapter, rows, probabilities[chosen])
+            size = sum(path.stat().st_size for path in temporary.iterdir())
             check_vacant(out)
-    print("\n".join(summary(about, size, out)))
+    print("\n".join(summarize(about, size, out)))
 
 
 def check_vacant(out: Path) -> None:
-    """Refuse a folder that has something in it, or a file."""
+    """Reject a file, or a folder that is not empty."""
     try:
-        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
         raise errors.UserError(f"{out}: {error.strerror}") from error
-    if taken:
-        raise errors.UserError(f"{out}: is there already; allowed: a new or an empty folder")
+    if is_taken:
+        raise errors.UserError(f"{out}: exists and is not an empty folder; allowed: a new or an empty folder")
 
 
 def check_space(out: Path, parameters: int) -> None:
-    """Refuse a disk that can't hold the folder: two bytes a parameter."""
-    there = next(folder for folder in out.parents if folder.exists())
-    free, needed = shutil.disk_usage(there).free, parameters * DTYPE.itemsize
+    """Reject a disk that is too full for the folder, which takes two bytes a parameter."""
+    folder = next(folder for folder in out.parents if folder.exists())
+    free, needed = shutil.disk_usage(folder).free, parameters * DTYPE.itemsize
     if free < needed:
-        raise errors.UserError(f"{out}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
+        raise errors.UserError(f"{out}: needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free")
 
 
-def test_task(adapter: Adapter) -> Task:
-    """The workspace's task; refused where the adapter has another one."""
-    task, reading = Task.read("outs/task.json"), adapter.reading
-    for key, own, theirs in (
-        ("classes", tuple(reading.classes), task.classes),
-        ("columns", parse_columns(reading.tokenize.template), task.columns),
+def read_task(adapter: Adapter) -> Task:
+    """Read the workspace's task, which must be the adapter's."""
+    task, settings = Task.read("outs/task.json"), adapter.settings
+    for key, of_adapter, of_task in (
+        ("classes", tuple(settings.classes), task.classes),
+        ("columns", parse_columns(settings.tokenize.template), task.columns),
     ):
-        if own != theirs:
+        if of_adapter != of_task:
             raise errors.UserError(
-                f"outs/task.json: {key}: {', '.join(theirs)}, but {adapter.folder} has {', '.join(own)}; "
-                "the test rows have to be of the adapter's task"
+                f"outs/task.json: {key}: {', '.join(of_task)}, but {adapter.folder} has {', '.join(of_adapter)}; "
+                "export needs test rows of the adapter's task"
             )
     return task
 
 
-def of_adapter(adapter: Adapter, rows: Rows, out: Path) -> np.ndarray:
-    """Probabilities by the adapter on its base, [rows, classes]; refused where the disk of `out` is too full for it."""
-    classifier = adapter.on_its_base()
+def predict_with_adapter(adapter: Adapter, rows: FilledRows, out: Path) -> np.ndarray:
+    """Probabilities by the adapter on its base, [rows, classes]. The disk of `out` is checked first."""
+    classifier = adapter.load_on_base()
     check_space(out, count_parameters(classifier.model)["total"])
-    return classifier.predict(rows.examples, BATCH, title="the adapter")
+    return classifier.predict(rows.tokenized, BATCH_SIZE, title="the adapter")
 
 
-def of_merged(adapter: Adapter, name: str, rows: Rows) -> np.ndarray:
+def predict_with_merge(adapter: Adapter, name: str, rows: FilledRows) -> np.ndarray:
     """Probabilities by the merged model in memory, [rows, classes]."""
-    model = adapter.merged(name)
-    asked = pipeline("text-classification", model=model, tokenizer=adapter.tokenizer, device=adapter.device)
-    return probabilities(asked, rows.texts, adapter.reading.classes)
+    classifier = pipeline(
+        "text-classification",
+        model=adapter.merge_into(name),
+        tokenizer=adapter.tokenizer,  # type: ignore[arg-type]  # the hint omits PreTrainedTokenizerBase
+        device=adapter.device,
+    )
+    return predict_with_pipeline(classifier, rows.texts, adapter.settings.classes)
 
 
-def check_right(trained: Agreement) -> None:
-    """Refuse a merge into the weights that training saw whose answers are further away than rounding takes them."""
-    if trained.mean > ROUNDING:
+def predict_with_pipeline(
+    classifier: TextClassificationPipeline, texts: list[str], classes: Sequence[str]
+) -> np.ndarray:
+    """Probabilities by a pipeline, in batches of similar length: float64 [rows, classes]."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    predictions: Any = classifier([texts[i] for i in order], batch_size=BATCH_SIZE, top_k=None)
+    probabilities = np.empty((len(texts), len(classes)))
+    for i, prediction in zip(order, predictions, strict=True):
+        scores = {score["label"]: score["score"] for score in prediction}
+        probabilities[i] = [scores[name] for name in classes]
+    return probabilities
+
+
+def check_merge(agreement: Agreement) -> None:
+    """Reject a merge into the weights of training if rounding cannot explain how far it is from the adapter."""
+    if agreement.mean > MAX_ROUNDING_DIFFERENCE:
         raise errors.UserError(
-            f"the merged model does not answer as the adapter does: probabilities are {trained.mean:.2g} apart in the "
-            f"mean ({trained.flips:,} answers flipped), and rounding explains {ROUNDING}"
+            "the merged model does not predict as the adapter does: probabilities differ by "
+            f"{agreement.mean:.2g} in the mean ({agreement.flips:,} predictions flipped), and rounding explains up to "
+            f"{MAX_ROUNDING_DIFFERENCE}"
         )
 
 
-def closest(merges: dict[str, Agreement]) -> str:
-    """The merge with the fewest flips; of equals the one whose probabilities are closer in the mean."""
+def choose_merge(merges: dict[str, Agreement]) -> str:
+    """The merge with the fewest flips; if equal, the one with the smaller mean difference."""
     return min(merges, key=lambda name: (merges[name].flips, merges[name].mean))
 
 
-def probabilities(asked: TextClassificationPipeline, texts: list[str], classes: Sequence[str]) -> np.ndarray:
-    """What a pipeline answers, in batches of similar length: float64 [rows, classes]."""
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    answers = asked([texts[i] for i in order], batch_size=BATCH, top_k=None)
-    found = np.empty((len(texts), len(classes)))
-    for i, answer in zip(order, answers, strict=True):
-        scores = {each["label"]: each["score"] for each in answer}
-        found[i] = [scores[name] for name in classes]
-    return found
-
-
 @contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that gets the name `out` when all is well; a full or locked disk is told in one line."""
+def write_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder, and name it `out` at the end. An error of the disk is reported in one line."""
     try:
         with files.atomic_folder(out) as folder:
             yield folder
@@ -311,55 +345,58 @@ def writing(out: Path) -> Iterator[Path]:
         raise errors.UserError(f"{out}: not written ({errors.first_line(error)})") from error
 
 
-def check_written(folder: Path, adapter: Adapter, rows: Rows, expected: np.ndarray) -> None:
-    """Read a folder back as its user does, and compare its tokens and its answers with those of before.
+def check_written(folder: Path, adapter: Adapter, rows: FilledRows, expected: np.ndarray) -> None:
+    """Load a folder as its user does, and compare tokens and probabilities with those before it was written.
 
     Args:
         expected: probabilities by the model in memory, [rows, classes].
 
     Raises:
-        UserError: where they are others.
+        UserError: they differ.
     """
-    failed = "not kept: read back by transformers' pipeline, it"
-    gc.collect()  # the model that was written
+    failed = "not written: loaded by transformers' pipeline, the merged model"
+    gc.collect()  # frees the model that was written
     try:
-        asked = pipeline("text-classification", model=str(folder), device=adapter.device)
-        ids = asked.tokenizer(rows.texts)["input_ids"]
-        found = probabilities(asked, rows.texts, adapter.reading.classes)
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:  # shapes, names of classes, what is not there
+        classifier = pipeline("text-classification", model=str(folder), device=adapter.device)
+        tokenizer: Any = classifier.tokenizer
+        ids = tokenizer(rows.texts)["input_ids"]
+        probabilities = predict_with_pipeline(classifier, rows.texts, adapter.settings.classes)
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:  # wrong shapes, class names or missing entries
         raise errors.UserError(f"{failed} is not usable ({errors.type_and_first_line(error)})") from error
-    others = sum(one != other for one, other in zip(ids, rows.ids, strict=True))
-    if others:
-        raise errors.UserError(f"{failed} makes other tokens of {others:,} of {len(ids):,} texts than training did")
-    apart = np.abs(found - expected).max()
-    if not apart <= SAME:  # NaN too
-        raise errors.UserError(f"{failed} answers otherwise than in memory: probabilities are up to {apart:.2g} apart")
+    differing = sum(one != other for one, other in zip(ids, rows.ids, strict=True))
+    if differing:
+        raise errors.UserError(f"{failed} tokenizes {differing:,} of {len(ids):,} texts differently from training")
+    difference = np.abs(probabilities - expected).max()
+    if not difference <= MAX_LOADING_DIFFERENCE:  # also true for NaN
+        raise errors.UserError(
+            f"{failed} predicts differently than in memory: probabilities differ by up to {difference:.2g}"
+        )
 
 
-def summary(about: dict, size: int, out: Path) -> list[str]:
-    """What is printed in the end; about: as `model_card.build_export_card` takes it; size: bytes."""
+def summarize(about: dict[str, Any], size: int, out: Path) -> list[str]:
+    """The lines that the tool prints; about: as in `model_card.build_export_card`; size: bytes."""
     lines = [f"{about['rows']:,} test rows"]
     if about["left_out"]:
-        lines.append(f"{about['left_out']:,} more were left out: their texts hold the name of a special token")
-    lines.append(f"adapter on its own base: accuracy {about['own'].accuracy:.1%}")
-    for name, found in about["merges"].items():
+        lines.append(f"{about['left_out']:,} more were left out: their texts have the name of a special token")
+    lines.append(f"adapter on its own base: accuracy {about['adapter'].accuracy:.1%}")
+    for name, agreement in about["merges"].items():
         lines.append(
-            f"merged into the {name} weights: accuracy {found.accuracy:.1%}, answers flipped: {found.flips:,}, "
-            f"probabilities at most {found.largest:.3f} apart, {found.mean:.5f} in the mean"
+            f"merged into the {name} weights: accuracy {agreement.accuracy:.1%}, answers flipped: {agreement.flips:,}, "
+            f"probabilities at most {agreement.largest:.3f} apart, {agreement.mean:.5f} in the mean"
         )
     return [
         *lines,
         f"{out}: merged into the {about['chosen']} weights, {size / 1e9:.3g} GB in {about['dtype']}; "
-        "read back, it answers as it did in memory. To use it:",
+        "loaded from disk, it predicts as it did in memory. To use it:",
         "",
         "from transformers import pipeline",
-        f'ask = pipeline("text-classification", {json.dumps(str(out), ensure_ascii=False)})',
-        f"print(ask({json.dumps(about['example'], ensure_ascii=False)}))",
+        f'classify = pipeline("text-classification", {json.dumps(str(out), ensure_ascii=False)})',
+        f"print(classify({json.dumps(about['example'], ensure_ascii=False)}))",
     ]
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """As people write it: bfloat16."""
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name without its module, such as bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -41,8 +41,8 @@ def build_export_card(about: dict[str, Any]) -> str:
     """Build the card of an adapter that was merged into its base.
 
     Args:
-        about: `task`; the manifests `model` and `data`; `reading`, the adapter's classifier.json; `example`, a filled
-            template; `own`, the adapter's agreement with itself; `merges`, {name: agreement}; `chosen`, the name of the
+        about: `task`; the manifests `model` and `data`; `settings`, the adapter's classifier.json; `example`, a filled
+            template; `adapter`, its agreement with itself; `merges`, {name: agreement}; `chosen`, the name of the
             merge in the folder; `rows`, the number of test rows; `truncated`, how many of them were cut; `left_out`,
             how many more were not used; `special`, whether the template has special tokens; `dtype`, its name.
     """
@@ -52,7 +52,7 @@ def build_export_card(about: dict[str, Any]) -> str:
         build_metadata(about, scores, library="transformers", tags=[]),
         about,
         **about | {"data": with_public_name(about["data"])},
-        nf4=about["reading"].model.quantization == "nf4",
+        nf4=about["settings"].model.quantization == "nf4",
         texts=example_texts(about["task"]),
     )
 

@@ -191,7 +191,7 @@ def test_results_of_other_parameters_are_refused(runs):
         line = refused(runs, "HEAD", "workspace")
     finally:
         path.write_text(text)
-    assert "workspace: lora.r is 4 in params.yaml, but the results are of 8; run `dvc repro`" in line
+    assert "workspace: lora.r is 4 in params.yaml, but the results are those of 8; run `dvc repro`" in line
 
 
 def test_cases_that_are_not_the_locks_are_refused(runs):

@@ -1,4 +1,4 @@
-"""The pipeline's own adapter, merged and handed on: opened by plain transformers, in a process that knows no more."""
+"""The demo's adapter, merged by `tools.export` and loaded by transformers in a process without this project."""
 
 import json
 import os
@@ -32,62 +32,62 @@ ALONE = 300  # rows that are asked one by one too
 FRESH = """
 import json, sys
 from transformers import pipeline
-ask = pipeline("text-classification", sys.argv[1])
-asked = json.load(sys.stdin)
-answers = {name: ask(texts, top_k=None, batch_size=size) for name, (texts, size) in asked.items()}
+classify = pipeline("text-classification", sys.argv[1])
+request = json.load(sys.stdin)
+answers = {name: classify(texts, top_k=None, batch_size=size) for name, (texts, size) in request.items()}
 assert not {"stages", "tools", "bitsandbytes"} & set(sys.modules)
-assert ask.model.dtype.__str__() == "torch.bfloat16"
+assert classify.model.dtype.__str__() == "torch.bfloat16"
 print(json.dumps(answers))
 """
 
 
 @pytest.fixture(scope="module")
 def demo(repro):
-    restored = repro.clone.dvc("checkout")  # tests of refused runs, before these, leave the clone without some outs
+    restored = repro.clone.dvc("checkout")  # earlier tests of failed runs leave the clone without some outs
     assert restored.returncode == 0, restored.stderr
     return repro.clone.folder / "demo"
 
 
 @pytest.fixture(scope="module")
 def exported(demo, tmp_path_factory):
-    """(folder, what was printed)."""
+    """(folder, printed text)."""
     out = tmp_path_factory.mktemp("exported") / "handed on"
-    done = command(demo, out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    process = run_export(demo, out)
+    assert process.returncode == 0, process.stderr
+    return out, process.stdout
 
 
 @pytest.fixture(scope="module")
 def rows(demo):
-    """The test rows with the adapter's answers by `eval_lora`."""
+    """The test rows with the adapter's predictions from `eval_lora`."""
     return pd.read_parquet(demo / "outs/results/tuned/predictions.parquet")
 
 
 @pytest.fixture(scope="module")
 def fresh(exported, rows, tmp_path_factory):
-    """What a fresh process answers: {"batches" (all rows) | "alone" (the first): probabilities [rows, classes]}."""
+    """Probabilities by a new process: {"batches" (all rows) | "alone" (the first): [rows, classes]}."""
     texts = texts_of(rows)
-    asked = {"batches": [texts, 32], "alone": [texts[:ALONE], 1]}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", FRESH, str(exported[0])], input=json.dumps(asked), capture_output=True, text=True,
-        cwd=tmp_path_factory.mktemp("elsewhere"), env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    request = {"batches": [texts, 32], "alone": [texts[:ALONE], 1]}
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", FRESH, str(exported[0])], input=json.dumps(request), capture_output=True,
+        text=True, cwd=tmp_path_factory.mktemp("elsewhere"), env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    answers = json.loads(process.stdout)
     return {name: np.array([by_class(row) for row in found]) for name, found in answers.items()}
 
 
 @pytest.fixture
 def in_demo(demo, monkeypatch):
-    """This process works in the clone's demo/, as the command does; -> (adapter, some of its rows)."""
+    """Change into the clone's demo/, as the command does: (adapter, some of its rows)."""
     monkeypatch.chdir(demo)
     adapter = export.Adapter.read(Path("outs/adapter"))
-    every = export.Rows.read(adapter)
-    some = export.Rows(every.texts[:40], every.ids[:40], every.gold[:40], 0)
+    rows = export.FilledRows.read(adapter)
+    some = export.FilledRows(rows.texts[:40], rows.ids[:40], rows.gold[:40], 0)
     return adapter, some
 
 
-def command(demo, *arguments):
+def run_export(demo, *arguments):
     return run_module("tools.export", arguments, demo, stage_env(PYTHONPATH=str(demo.parent)))
 
 
@@ -101,23 +101,23 @@ def by_class(answer):
     return [scores[name] for name in CLASSES]
 
 
-def test_a_fresh_process_answers_as_the_adapter_on_4_bits(fresh, rows):
-    """Of the difference, rounding to bfloat16 is all."""
+def test_a_new_process_predicts_as_the_adapter_on_its_4_bit_base(fresh, rows):
+    """Only rounding to bfloat16 makes a difference."""
     expected = rows[[f"p_{name}" for name in CLASSES]].to_numpy()
-    apart = np.abs(fresh["batches"] - expected)
-    assert apart.max() < 0.2 and apart.mean() < 0.001
+    difference = np.abs(fresh["batches"] - expected)
+    assert difference.max() < 0.2 and difference.mean() < 0.001
     assert (fresh["batches"].argmax(1) != rows["prediction"]).sum() <= 3
 
 
-def test_a_row_gets_the_same_answer_beside_longer_ones(fresh):
-    """The token that pads is the one that the model looks for, and stands on the right."""
+def test_padding_does_not_change_a_prediction(fresh):
+    """The pad token is the one that the model looks for, and it is on the right."""
     assert len(fresh["alone"]) == ALONE
     apart = np.abs(fresh["batches"][:ALONE] - fresh["alone"])
     assert apart.max() < 0.05 and apart.mean() < 1e-3
 
 
-def test_what_is_printed_is_what_a_fresh_process_finds(exported, fresh, rows):
-    """Accuracy, flips and largest difference, counted anew from answers and the pipeline's own predictions."""
+def test_the_printed_figures_are_those_of_a_new_process(exported, fresh, rows):
+    """Accuracy, flips and largest difference, computed from its probabilities and the predictions of `eval_lora`."""
     printed = exported[1]
     line = re.search(
         r"merged into the dequantised weights: accuracy ([\d.]+)%, answers flipped: (\d+), .* ([\d.]+) apart", printed
@@ -131,7 +131,7 @@ def test_what_is_printed_is_what_a_fresh_process_finds(exported, fresh, rows):
     assert f"adapter on its own base: accuracy {tuned:.1%}\n" in printed and printed.startswith("1,000 test rows\n")
 
 
-def test_the_readme_shows_what_is_printed(exported):
+def test_readme_shows_the_printed_text(exported):
     block = re.search(r"```\n\$ python -m tools.export .*\n((?:.*\n)+?)…\n```", README)[1]
     number = r"\d+(?:\.\d+)?"
     shown, printed = block.splitlines(), exported[1].splitlines()[: block.count("\n")]
@@ -141,96 +141,96 @@ def test_the_readme_shows_what_is_printed(exported):
 
 
 @pytest.mark.parametrize("into", ["original", "dequantised"])
-def test_a_merge_that_is_not_the_adapter_is_refused(in_demo, tmp_path, monkeypatch, into):
-    """LoRA's scale is left out."""
-    right = export.load_adapter
+def test_a_merge_that_predicts_differently_is_rejected(in_demo, tmp_path, monkeypatch, into):
+    """The merge leaves out LoRA's scale."""
+    load_adapter = export.load_adapter
 
-    def unscaled(*arguments):
-        model = right(*arguments)
+    def load_unscaled(*arguments):
+        model = load_adapter(*arguments)
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
                 layer.scaling["default"] = 1.0
         return model
 
-    monkeypatch.setattr(export, "load_adapter", unscaled)
-    with pytest.raises(UserError, match="does not answer as the adapter does"):
+    monkeypatch.setattr(export, "load_adapter", load_unscaled)
+    with pytest.raises(UserError, match="does not predict as the adapter does"):
         export.export(tmp_path / "out", Path("outs/adapter"), into)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lines_that_are_printed_and_those_of_the_card_run(exported, tmp_path):
+def test_the_printed_code_and_the_code_in_the_card_run(exported, tmp_path):
     out, printed = exported
     lines = printed[printed.index("from transformers") :]
     block = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
     codes = [lines, block.replace("path/to/this/folder", str(out))]
     code = f"for code in {codes}:\n    exec(code, {{}})\n    print('end')"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, second, rest = done.stdout.split("end\n")
+    process = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    first, second, rest = process.stdout.split("end\n")
     assert first == second and any(name in first for name in CLASSES) and not rest
 
 
-def test_the_card_is_the_hubs(exported):
+def test_the_hubs_classes_read_the_card(exported):
     card = ModelCard.load(exported[0] / "README.md")
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-classification"
     (result,) = card.data.eval_results
     assert f"merged into the dequantised weights: accuracy {result.metric_value:.1%}," in exported[1]
 
 
-def test_nothing_of_4_bits_and_nothing_of_this_machine_is_left(exported, demo):
+def test_the_folder_has_no_trace_of_4_bits_and_of_this_machine(exported, demo):
     out = exported[0]
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and "quantization_config" not in config
-    assert config["hidden_act"] == "gelu_pytorch_tanh", "params.yaml exchanged it"
+    assert config["hidden_act"] == "gelu_pytorch_tanh", "params.yaml replaces it"
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     for path in out.iterdir():
-        assert path.stat().st_mode == (out / "config.json").stat().st_mode, "others may read it too"
+        assert path.stat().st_mode == (out / "config.json").stat().st_mode, "others can read it too"
         if path.suffix != ".safetensors":
             assert str(demo) not in path.read_text() and str(out) not in path.read_text()
     assert not [path for path in out.parent.iterdir() if path != out]
 
 
-def test_a_special_tokens_name_in_a_text_is_text(exported, in_demo):
-    """And of a text that is too long, the template's end stays, should its user have it cut."""
+def test_the_name_of_a_special_token_in_a_text_is_read_as_text(exported, in_demo):
+    """If a user truncates a text that is too long, the end of the template remains."""
     adapter, _ = in_demo
-    words = AutoTokenizer.from_pretrained(exported[0])
+    tokenizer = AutoTokenizer.from_pretrained(exported[0])
     text = TEMPLATE.format("A man <|endoftext|> sleeps.", "He is awake.")
-    ids = words(text)["input_ids"]
+    ids = tokenizer(text)["input_ids"]
     assert ids == adapter.tokenizer(text, split_special_tokens=True)["input_ids"]
-    assert words.eos_token_id not in ids
-    end = words("\nLabel:")["input_ids"]
-    cut = words(TEMPLATE.format("long " * 500, "text"), truncation=True)["input_ids"]
+    assert tokenizer.eos_token_id not in ids
+    end = tokenizer("\nLabel:")["input_ids"]
+    cut = tokenizer(TEMPLATE.format("long " * 500, "text"), truncation=True)["input_ids"]
     assert len(cut) == 128 and cut[-len(end) :] == end
 
 
-def test_the_other_merge_can_be_had(exported, in_demo, tmp_path, capsys):
-    """It has other weights in the layers that LoRA tuned, and in no others."""
+def test_the_other_merge_can_be_written(exported, in_demo, tmp_path, capsys):
+    """It has other weights in the layers with LoRA, and only there."""
     out = tmp_path / "out"
     export.export(out, Path("outs/adapter"), "original")
     assert "out: merged into the original weights, 0.00111 GB" in capsys.readouterr().out
-    ours, theirs = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (out, exported[0]))
-    other = {name for name in ours if not ours[name].equal(theirs[name])}
+    original, dequantised = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (out, exported[0]))
+    other = {name for name in original if not original[name].equal(dequantised[name])}
     assert other == {
-        name for name in ours if name.endswith(("proj.weight", "dense.weight", "fc1.weight", "fc2.weight"))
+        name for name in original if name.endswith(("proj.weight", "dense.weight", "fc1.weight", "fc2.weight"))
     }
 
 
 @pytest.mark.parametrize("what", ["a folder with a file", "a file"])
-def test_what_is_there_is_left_alone(demo, tmp_path, what):
+def test_a_file_and_a_folder_that_is_not_empty_are_left_unchanged(demo, tmp_path, what):
     out = tmp_path / "out"
-    mine = out / "mine.txt" if what == "a folder with a file" else out
-    mine.parent.mkdir(exist_ok=True)
-    mine.write_text("mine")
-    done = command(demo, out)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == f"error: {out}: is there already; allowed: a new or an empty folder\n"
-    assert mine.read_text() == "mine"
+    file = out / "file.txt" if what == "a folder with a file" else out
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    process = run_export(demo, out)
+    assert process.returncode == 1 and process.stdout == ""
+    assert process.stderr == f"error: {out}: exists and is not an empty folder; allowed: a new or an empty folder\n"
+    assert file.read_text() == "mine"
 
 
-def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(demo, tmp_path):
-    """Killed between the weights' saving and the folder's name, where it reads back what it wrote."""
+def test_a_killed_export_leaves_no_folder_and_the_next_one_succeeds(demo, tmp_path):
+    """It is killed after it saved the weights and before it named the folder, while it checks what it wrote."""
     out = tmp_path / "out"
     out.mkdir()
     process = subprocess.Popen(
@@ -243,13 +243,13 @@ def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(demo, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(out.iterdir()) == [] and left[0].exists()
-    done = command(demo, out)
-    assert done.returncode == 0, done.stderr
+    process = run_export(demo, out)
+    assert process.returncode == 0, process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "said"),
+    ("name", "damage", "message"),
     [
         (
             "base.json",  # of a base with other weights
@@ -260,11 +260,11 @@ def test_killed_it_leaves_no_folder_and_the_next_one_goes_well(demo, tmp_path):
     ],
     ids=["another base", "another task"],
 )
-def test_the_adapter_belongs_to_its_base_and_the_rows_to_its_task(demo, tmp_path, name, damage, said):
+def test_another_base_and_rows_of_another_task_are_rejected(demo, tmp_path, name, damage, message):
     folder = shutil.copytree(demo / "outs/adapter", tmp_path / "adapter")
     saved = json.loads((folder / name).read_text())
     damage(saved)
     (folder / name).write_text(json.dumps(saved))
-    done = command(demo, tmp_path / "out", "--adapter", folder)
-    assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    process = run_export(demo, tmp_path / "out", "--adapter", folder)
+    assert process.returncode == 1 and message in process.stderr and process.stderr.count("\n") == 1, process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -1,4 +1,4 @@
-"""The tool that merges an adapter: what it measures, chooses and refuses."""
+"""`tools.export`: how it measures and chooses a merge, what it rejects, and what it writes."""
 
 import json
 import re
@@ -26,20 +26,21 @@ from stages.runtime.errors import UserError
 from tools import export
 from tools.export import Agreement
 
+SWAPPED_CLASSES = {"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}
 TEXTS = [f"Premise: A man {'is ' * n}sleeping.\nHypothesis: A dog is outside.\nLabel:" for n in range(1, 9)]
 
 
 def test_flips_are_counted_against_the_adapter_and_accuracy_against_gold():
     expected = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
-    found = np.array([[0.8, 0.2], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
-    got = Agreement.of(found, expected, gold=np.array([0, 1, 1, 1]))
-    assert got == Agreement(accuracy=0.75, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
+    probabilities = np.array([[0.8, 0.2], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
+    agreement = Agreement.measure(probabilities, expected, gold=np.array([0, 1, 1, 1]))
+    assert agreement == Agreement(accuracy=0.75, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_are_refused(value):
-    with pytest.raises(UserError, match="in bfloat16 the merged model answers with numbers that are not finite"):
-        Agreement.of(np.array([[value, 0.5]]), np.array([[0.5, 0.5]]), np.array([0]))
+def test_probabilities_that_are_not_finite_are_rejected(value):
+    with pytest.raises(UserError, match="in bfloat16 the merged model's probabilities are not all finite"):
+        Agreement.measure(np.array([[value, 0.5]]), np.array([[0.5, 0.5]]), np.array([0]))
 
 
 @pytest.mark.parametrize(
@@ -48,155 +49,158 @@ def test_numbers_that_are_not_finite_are_refused(value):
      ((0, 0.1), (0, 0.2), "original")],
 )  # fmt: skip
 def test_the_closer_merge_has_fewer_flips_then_the_smaller_mean(original, dequantised, chosen):
-    found = {"original": original, "dequantised": dequantised}
-    assert export.closest({name: Agreement(0.5, *two, largest=0.5) for name, two in found.items()}) == chosen
+    merges = {"original": original, "dequantised": dequantised}
+    agreements = {name: Agreement(0.5, *flips_and_mean, largest=0.5) for name, flips_and_mean in merges.items()}
+    assert export.choose_merge(agreements) == chosen
 
 
-def test_a_merge_is_right_up_to_rounding():
-    export.check_right(Agreement(0.5, 3, mean=0.01, largest=0.3))
-    with pytest.raises(UserError, match=r"probabilities are 0\.2 apart in the mean \(1,200 answers flipped\)"):
-        export.check_right(Agreement(0.5, 1200, mean=0.2, largest=0.3))
+def test_a_merge_is_accepted_if_rounding_explains_the_difference():
+    export.check_merge(Agreement(0.5, 3, mean=0.01, largest=0.3))
+    with pytest.raises(UserError, match=r"probabilities differ by 0\.2 in the mean \(1,200 predictions flipped\)"):
+        export.check_merge(Agreement(0.5, 1200, mean=0.2, largest=0.3))
 
 
-def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    asked = []
+def test_a_disk_that_is_too_full_is_rejected_before_anything_is_written(tmp_path, monkeypatch):
+    folders = []
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or usage(2_000_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: folders.append(folder) or usage(2_000_000_000))
     export.check_space(tmp_path / "new/deeper/out", 1_000_000_000)
-    with pytest.raises(UserError, match=r"out: needs 5\.6 GB, and 2\.0 GB are free there"):
+    with pytest.raises(UserError, match=r"out: needs 5\.6 GB, but its disk has 2\.0 GB free"):
         export.check_space(tmp_path / "new/deeper/out", 2_779_000_000)
-    assert asked == [tmp_path] * 2
+    assert folders == [tmp_path] * 2
 
 
-def test_an_empty_folder_and_a_new_one_are_taken(tmp_path):
+def test_an_empty_folder_and_a_new_one_are_accepted(tmp_path):
     export.check_vacant(tmp_path)
     export.check_vacant(tmp_path / "new")
 
 
-def test_a_disk_that_fails_is_told_in_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"out: not written \(.*No space left"), export.writing(tmp_path / "out"):
+def test_an_error_of_the_disk_is_reported_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"out: not written \(.*No space left"), export.write_folder(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
 def make_adapter(folder, template=None):
-    """An adapter drawn at random.
+    """Write an adapter with random weights.
 
     Args:
-        template: another one than the demo pipeline's.
+        template: None: the demo's.
     """
     raw = unpinned_params()
     raw["tokenize"]["template"] = template or raw["tokenize"]["template"]
     p, manifest = params.Params.model_validate(raw), manifest_of(NANO)
-    words = load_configured_tokenizer(manifest, p.tokenize.template)
-    model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, words), p.lora, 42)
+    tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
+    model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, tokenizer), p.lora, 42)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
     groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    save_adapter(model, words, manifest, {"classes": CLASSES, "seed": 42, **groups}, folder)
+    save_adapter(model, tokenizer, manifest, {"classes": CLASSES, "seed": 42, **groups}, folder)
 
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory):
-    """(adapter, rows, merged folder, answers of the merged model in memory), of an adapter drawn at random."""
+    """(adapter with random weights, rows, merged folder, probabilities by the merged model in memory)."""
     top = tmp_path_factory.mktemp("merged")
     make_adapter(top / "adapter")
     adapter = export.Adapter.read(top / "adapter")
-    rows = export.Rows(TEXTS, adapter.tokenizer(TEXTS)["input_ids"], np.zeros(len(TEXTS), int), 0)
-    adapter.merged("dequantised").save_pretrained(top / "out")
+    rows = export.FilledRows(TEXTS, adapter.tokenizer(TEXTS)["input_ids"], np.zeros(len(TEXTS), int), 0)
+    adapter.merge_into("dequantised").save_pretrained(top / "out")
     save_tokenizer(adapter.tokenizer, top / "out")
-    return adapter, rows, top / "out", export.of_merged(adapter, "dequantised", rows)
+    return adapter, rows, top / "out", export.predict_with_merge(adapter, "dequantised", rows)
 
 
-def other_pad_token(folder):
-    words = AutoTokenizer.from_pretrained(folder)
-    words.pad_token = words.convert_ids_to_tokens(7)
-    words.save_pretrained(folder)
+def change_pad_token(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.save_pretrained(folder)
 
 
-def test_what_was_written_well_is_kept(merged):
+def test_a_folder_that_was_written_correctly_passes_the_check(merged):
     adapter, rows, out, expected = merged
     export.check_written(out, adapter, rows, expected)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (lambda f: edit_weights(f, "score", lambda w: None), "answers otherwise"),
-        (lambda f: edit_weights(f, "q_proj.weight", lambda w: None), "answers otherwise"),
-        (lambda f: edit_weights(f, "fc1.weight", lambda w: 1.5 * w), "answers otherwise"),
+        (lambda f: edit_weights(f, "score", lambda w: None), "predicts differently"),
+        (lambda f: edit_weights(f, "q_proj.weight", lambda w: None), "predicts differently"),
+        (lambda f: edit_weights(f, "fc1.weight", lambda w: 1.5 * w), "predicts differently"),
         (lambda f: edit_weights(f, "fc1.weight", lambda w: w.T), "not usable"),
-        (lambda f: edit_json(f, "config.json", hidden_act="relu"), "answers otherwise"),
+        (lambda f: edit_json(f, "config.json", hidden_act="relu"), "predicts differently"),
         (lambda f: edit_json(f, "config.json", pad_token_id=None), "not usable"),
-        (lambda f: edit_json(f, "config.json", pad_token_id=5), "answers otherwise"),
-        (lambda f: edit_json(f, "config.json", id2label={"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}), "answers"),
+        (lambda f: edit_json(f, "config.json", pad_token_id=5), "predicts differently"),
+        (lambda f: edit_json(f, "config.json", id2label=SWAPPED_CLASSES), "predicts differently"),
         (lambda f: edit_json(f, "config.json", id2label={"0": "a", "1": "b", "2": "c"}), "not usable"),
-        (lambda f: edit_json(f, "config.json", problem_type="multi_label_classification"), "answers otherwise"),
-        (lambda f: edit_json(f, "tokenizer_config.json", padding_side="left"), "answers otherwise"),
-        (other_pad_token, "answers otherwise"),
+        (lambda f: edit_json(f, "config.json", problem_type="multi_label_classification"), "predicts differently"),
+        (lambda f: edit_json(f, "tokenizer_config.json", padding_side="left"), "predicts differently"),
+        (change_pad_token, "predicts differently"),
     ],
 )  # fmt: skip
-def test_what_was_not_written_well_is_refused(merged, tmp_path, damage, said):
+def test_a_folder_that_was_not_written_correctly_is_rejected(merged, tmp_path, damage, message):
     adapter, rows, out, expected = merged
     folder = shutil.copytree(out, tmp_path / "out")
     damage(folder)
-    with pytest.raises(UserError, match=rf"not kept: read back by transformers' pipeline, it .*{said}"):
+    with pytest.raises(
+        UserError, match=rf"not written: loaded by transformers' pipeline, the merged model .*{message}"
+    ):
         export.check_written(folder, adapter, rows, expected)
 
 
-def test_a_tokenizer_that_takes_a_special_tokens_name_for_it_is_refused(merged, tmp_path):
+def test_a_tokenizer_that_reads_the_name_of_a_special_token_as_the_token_is_rejected(merged, tmp_path):
     adapter, _, out, _ = merged
     texts = ["A man <|endoftext|> sleeps."]
-    rows = export.Rows(texts, adapter.tokenizer(texts)["input_ids"], np.zeros(1, int), 0)
+    rows = export.FilledRows(texts, adapter.tokenizer(texts)["input_ids"], np.zeros(1, int), 0)
     folder = shutil.copytree(out, tmp_path / "out")
     edit_json(folder, "tokenizer_config.json", split_special_tokens=False)
-    with pytest.raises(UserError, match="makes other tokens of 1 of 1 texts"):
+    with pytest.raises(UserError, match="tokenizes 1 of 1 texts differently"):
         export.check_written(folder, adapter, rows, np.full((1, 3), 1 / 3))
 
 
 def test_without_quantisation_there_is_one_merge(merged, tmp_path):
     folder = shutil.copytree(merged[0].folder, tmp_path / "adapter")
-    reading = json.loads((folder / "classifier.json").read_text())
-    reading["model"]["quantization"] = "none"
-    edit_json(folder, "classifier.json", **reading)
+    settings = json.loads((folder / "classifier.json").read_text())
+    settings["model"]["quantization"] = "none"
+    edit_json(folder, "classifier.json", **settings)
     assert export.Adapter.read(folder).merges == ("original",)
     with pytest.raises(UserError, match=r"--merge: dequantised, but .* trained on weights that are not quantised"):
         export.export(tmp_path / "out", folder, "dequantised")
 
 
-def test_a_base_is_found_where_base_says(merged, tmp_path, monkeypatch):
+def test_the_option_base_names_the_folder_of_the_base(merged, tmp_path, monkeypatch):
     folder = shutil.copytree(merged[0].folder, tmp_path / "adapter")
     edit_json(folder, "base.json", name="assets/nano-phi")
     monkeypatch.chdir(tmp_path)
     adapter = export.Adapter.read(folder, NANO)
-    assert adapter.manifest["name"] == "assets/nano-phi", "the card names the base as the adapter does"
-    assert (export.of_merged(adapter, "dequantised", merged[1]) == merged[3]).all()
+    assert adapter.manifest["name"] == "assets/nano-phi", "the card names the base as base.json does"
+    assert (export.predict_with_merge(adapter, "dequantised", merged[1]) == merged[3]).all()
     monkeypatch.setattr(sys, "argv", ["export", "out", "--adapter", str(folder), "--base", "nowhere"])
     with pytest.raises(UserError, match=r"^--base: no folder nowhere"):
         export.main()
 
 
 @pytest.mark.parametrize(
-    ("task", "said"),
+    ("task", "message"),
     [
         (Task(("a", "b"), ("premise", "hypothesis"), None), "classes: a, b, but .* has entailment, neutral"),
         (Task(CLASSES[::-1], ("premise", "hypothesis"), None), "classes: contradiction, neutral, entailment, but"),
         (Task(CLASSES, ("text",), None), "columns: text, but .* has premise, hypothesis"),
     ],
 )
-def test_rows_of_another_task_are_refused(merged, tmp_path, monkeypatch, task, said):
+def test_rows_of_another_task_are_rejected(merged, tmp_path, monkeypatch, task, message):
     monkeypatch.chdir(tmp_path)
     task.write("outs/task.json")
     files.write_json("outs/data_source.json", {"name": "data", "revision": "none"})
-    with pytest.raises(UserError, match=rf"outs/task\.json: {said}"):
+    with pytest.raises(UserError, match=rf"outs/task\.json: {message}"):
         export.export(tmp_path / "out", merged[0].folder, None)
 
 
-def test_a_template_with_special_tokens_is_handed_on_with_them(tmp_path, monkeypatch, capsys):
-    """The pipeline reads them as training did. It would read a token in a text with the name of one too, so such a row
-    is left out, and the card's lines refuse it."""
+def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsys):
+    """The pipeline reads them as training did. In a text it would read the name of a special token as the token. Such a
+    row is left out, and the code in the card rejects it."""
     template = "<|endoftext|>{premise}<|endoftext|>{hypothesis}\nLabel:"
     premises = ["A man is sleeping.", "Two <|endoftext|> dogs.", "A girl is reading. " * 60]
     rows = pd.DataFrame({"text_premise": premises, "text_hypothesis": "A man is awake.", "label": [0, 1, 2]})
@@ -208,7 +212,7 @@ def test_a_template_with_special_tokens_is_handed_on_with_them(tmp_path, monkeyp
     rows.to_parquet("outs/tokenized/test.parquet")
     export.export(tmp_path / "out", tmp_path / "adapter", "original")
     assert (
-        "2 test rows\n1 more were left out: their texts hold the name of a special token\n" in capsys.readouterr().out
+        "2 test rows\n1 more were left out: their texts have the name of a special token\n" in capsys.readouterr().out
     )
     exported, base = AutoTokenizer.from_pretrained("out"), load_tokenizer(manifest_of(NANO))
     texts, ids, truncated = encode_rows(rows, base, template, 128)

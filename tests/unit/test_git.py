@@ -1,4 +1,4 @@
-"""Git that can't be asked: compare, sweep and verify say why, in Git's own words."""
+"""If Git does not work in a folder, compare, sweep and verify report why, in Git's own words."""
 
 import subprocess
 
@@ -21,21 +21,21 @@ def repository(tmp_path):
     return folder
 
 
-def refusal(tool, folder, **env):
-    """The one line that a tool says in a folder."""
-    (done,) = run_in_each([f"tools.{tool.split()[0]}"], [folder], TOOLS[tool], **env).values()
-    assert done.stdout == ""
-    return error_line(done)
+def run_tool(tool, folder, **env):
+    """Run a tool that fails in this folder, and return its error."""
+    (process,) = run_in_each([f"tools.{tool.split()[0]}"], [folder], TOOLS[tool], **env).values()
+    assert process.stdout == ""
+    return error_line(process)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_repository_of_another_user_is_said_with_gits_remedy(repository, tool):
-    """As in a container whose user does not own the mounted folder."""
-    line = refusal(tool, repository, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
+def test_a_repository_of_another_user_is_reported_with_gits_remedy(repository, tool):
+    """This happens in a container whose user does not own the mounted folder."""
+    line = run_tool(tool, repository, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
     assert f"detected dubious ownership in repository at '{repository}'" in line
     assert line.endswith(f"git config --global --add safe.directory {repository}")
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_machine_without_git_is_said(repository, tmp_path, tool):
-    assert refusal(tool, repository, PATH=str(tmp_path)) == "error: git: not found; install it, or put it on PATH"
+def test_a_machine_without_git_is_reported(repository, tmp_path, tool):
+    assert run_tool(tool, repository, PATH=str(tmp_path)) == "error: git: not found; install it, or put it on PATH"

@@ -70,14 +70,25 @@ def test_the_path_of_local_data_is_not_published(analyze_run, tmp_path, relative
 def test_the_card_of_an_export_does_not_publish_the_path_of_local_data(tmp_path):
     (tmp_path / "me/reviews").mkdir(parents=True)
     source = {"name": f"{tmp_path}/me/reviews", "revision": "none", "digest": "d" * 64}
-    reading = SimpleNamespace(
+    settings = SimpleNamespace(
         model=SimpleNamespace(quantization="none"), tokenize=SimpleNamespace(template="{text}", max_length=9)
     )
-    text = build_export_card(
-        {"task": Task(("ham", "spam"), ("text",), None), "model": {**source, "name": "microsoft/phi-2"}, "data": source,
-         "reading": reading, "rows": 2, "truncated": 0, "special": False, "left_out": 0, "own": Agreement(1, 0, 0, 0),
-         "example": "x", "merges": {"original": Agreement(1, 0, 0, 0)}, "chosen": "original", "dtype": "bfloat16"}
-    )  # fmt: skip
+    about = {
+        "task": Task(("ham", "spam"), ("text",), None),
+        "model": {**source, "name": "microsoft/phi-2"},
+        "data": source,
+        "settings": settings,
+        "rows": 2,
+        "truncated": 0,
+        "left_out": 0,
+        "special": False,
+        "adapter": Agreement(1, 0, 0, 0),
+        "merges": {"original": Agreement(1, 0, 0, 0)},
+        "chosen": "original",
+        "dtype": "bfloat16",
+        "example": "x",
+    }
+    text = build_export_card(about)
     assert str(tmp_path) not in text and "On 2 test rows of reviews:" in text
     assert ModelCard(text).data.eval_results[0].dataset_type == "reviews"
 
