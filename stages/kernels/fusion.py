@@ -182,7 +182,7 @@ def _with_numbered_masks(
 ) -> Callable[..., torch.Tensor]:
     """A forward that first goes to the dropout masks of its layer."""
 
-    def numbered_forward(layer, *args, **kwargs):
+    def numbered_forward(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         masks.start_layer(number)
         return forward(layer, *args, **kwargs)
 
@@ -194,4 +194,4 @@ def _dropout_forward(
 ) -> torch.Tensor:
     if not (module.training and torch.is_grad_enabled()):
         return original(x)
-    return SeededDropout.apply(x, module.p, masks.seed, masks.next_sites(1))
+    return SeededDropout.apply(x, module.p, masks.seed, masks.reserve_sites(1))
