@@ -135,7 +135,7 @@ def attention_backward(
     rows = len(layout.cu_seqlens) - 1
     strides = (qkv.stride(0), dqkv.stride(0), dkv_parts.stride(0), q_width)
     scales = (config.scale, config.scale * LOG2_E)
-    short = _block_size(qkv, config)  # rows of up to so many tokens need no loop, and fewer registers
+    short = _block_size(qkv, config)  # up to this length a row needs no loop, and fewer registers
     options, _, programs = _launch_options(qkv, config, layout, short, short)
     _short_backward_kernel[(programs, config.num_heads)](
         *tensors, rows, tokens, *strides, *scales, NUM_HEADS=config.num_heads, **options
@@ -153,7 +153,7 @@ def attention_backward(
         torch.sum(parts, dim=2, out=dkv.unflatten(1, (kv_heads, head_dim)))
 
 
-def _block_size(qkv, config):
+def _block_size(qkv: torch.Tensor, config: AttentionConfig) -> int:
     """Tokens of a block, at most 64.
 
     A block's tiles then fit the registers, and four tiles fit the shared memory of a multiprocessor.
@@ -162,20 +162,23 @@ def _block_size(qkv, config):
     if qkv.element_size() == 4:
         block = max(16, min(32, 4096 // block_d))
     if qkv.is_cuda:
-        shared_memory = torch.cuda.get_device_properties(qkv.device).shared_memory_per_block_optin
+        device = torch.cuda.get_device_properties(qkv.device)
+        shared_memory = device.shared_memory_per_block_optin  # type: ignore[attr-defined]  # PyTorch's hints lack it
         while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory:
             block //= 2
     return block
 
 
-def _launch_options(qkv, config, layout, block, max_seqlen):
+def _launch_options(
+    qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout, block: int, max_seqlen: int
+) -> tuple[dict[str, int | bool], int, int]:
     """The kernels' constants, the blocks of a row of `max_seqlen` tokens, and the programs for each head.
 
     The programs cover all rows, then the tokens after the last row.
     """
     rotary_half = layout.cos.shape[1] // 2
     pass_dim = config.head_dim - 2 * rotary_half
-    options = {
+    options: dict[str, int | bool] = {
         "HEADS_PER_KV": config.num_heads // config.num_kv_heads, "NUM_KV_HEADS": config.num_kv_heads,
         "HEAD_DIM": config.head_dim, "ROTARY_HALF": rotary_half, "PASS_DIM": pass_dim,
         "BLOCK_HALF": _padded(rotary_half), "BLOCK_PASS": _padded(pass_dim), "BLOCK_D": _padded(config.head_dim),
@@ -186,12 +189,12 @@ def _launch_options(qkv, config, layout, block, max_seqlen):
     return options, blocks, (len(layout.cu_seqlens) - 1) * blocks + triton.cdiv(len(qkv), block)
 
 
-def _window(config, layout):
+def _window(config: AttentionConfig, layout: RowLayout) -> int:
     """The window, or 0 where no row is longer than it."""
     return config.window if config.window is not None and config.window < layout.max_seqlen else 0
 
 
-def _padded(size):
+def _padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 

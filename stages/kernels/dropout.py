@@ -29,7 +29,7 @@ class DropoutMasks:
         """Choose the masks of a step."""
         self.seed.fill_((seed * 0x9E3779B1 + step * 0x85EBCA77) & 0x7FFFFFFF)
 
-    def next_sites(self, count: int) -> int:
+    def reserve_sites(self, count: int) -> int:
         """Reserve `count` consecutive sites and return the first."""
         self.site += count
         return self.site - count

@@ -187,7 +187,7 @@ class FusedLinear:
             f = torch.nn.functional.gelu(x, approximate="tanh") if gelu else x
             return self.multiply(f), (None, (0.0, self.masks.seed, 0))
         p = self.p if self.lora_layers[0].training else 0.0
-        dropout = (p, self.masks.seed, self.masks.next_sites(len(self.a)))
+        dropout = (p, self.masks.seed, self.masks.reserve_sites(len(self.a)))
         fu = down_project(x.to(self.a.dtype), self.a, *dropout, gelu)
         return self.multiply(fu), (fu, dropout)
 

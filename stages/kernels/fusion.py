@@ -78,10 +78,10 @@ def dequantized_weights_fit(model: torch.nn.Module, tokens: int = 0) -> bool:
 
 
 def estimate_memory(model: torch.nn.Module, tokens: int) -> float:
-    """Bytes of dequantized weights, and of each linear module's input and output for all tokens, doubled to be safe.
+    """Bytes of dequantized weights, and twice those of each linear module's input and output for all tokens.
 
-    For phi-2: 5.0e9, and 4.9e6 a token: 22.5e9 for 4,600 tokens. In benchmarks/results/h100.json, batch 128 has so many
-    tokens: its peak leaves 12.5e9 for them, besides 6.7e9 of weights.
+    For phi-2 these are 5.0e9, and 4.9e6 a token: 22.5e9 for 4,600 tokens. Batch 128 in benchmarks/results/h100.json has
+    4,600 tokens. At its measured peak, inputs and outputs took at most 12.5e9, and weights 6.7e9.
     """
     base = unwrap_peft(model)
     linears = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear)]
@@ -182,7 +182,7 @@ def _with_numbered_masks(
 ) -> Callable[..., torch.Tensor]:
     """A forward that first goes to the dropout masks of its layer."""
 
-    def numbered_forward(layer, *args, **kwargs):
+    def numbered_forward(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         masks.start_layer(number)
         return forward(layer, *args, **kwargs)
 
@@ -194,4 +194,4 @@ def _dropout_forward(
 ) -> torch.Tensor:
     if not (module.training and torch.is_grad_enabled()):
         return original(x)
-    return SeededDropout.apply(x, module.p, masks.seed, masks.next_sites(1))
+    return SeededDropout.apply(x, module.p, masks.seed, masks.reserve_sites(1))

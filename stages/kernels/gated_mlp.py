@@ -38,7 +38,9 @@ class GatedActivation(torch.autograd.Function):
         return grad, None
 
 
-def _launch(kernel, gate_up, *tensors, width, is_gelu):
+def _launch(
+    kernel: triton.JITFunction, gate_up: torch.Tensor, *tensors: torch.Tensor, width: int, is_gelu: bool
+) -> None:
     n = gate_up.numel() // 2
     check_index_range(2 * n)
     kernel[(triton.cdiv(n, BLOCK),)](gate_up, *tensors, width, n, GELU=is_gelu, BLOCK=BLOCK)

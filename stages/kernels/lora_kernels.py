@@ -118,7 +118,7 @@ def _down_project_kernel(
     GELU: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     DROPOUT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """u of one block of tokens and ranks, over one split of the input's columns; the first program copies f too."""
+    """A block of u, over one split of the input's columns. Programs for u's first columns copy f too."""
     blocks: tl.constexpr = LORA_RANK // BLOCK_R
     module = tl.program_id(1) // blocks
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -179,7 +179,7 @@ def _a_grads_kernel(
     LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     DROPOUT: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """A's gradient of one block of ranks and columns, over all tokens."""
+    """A block of A's gradient, over all tokens."""
     blocks: tl.constexpr = LORA_RANK // BLOCK_R
     module = tl.program_id(1) // blocks
     first = tl.program_id(0) * BLOCK_K
@@ -211,7 +211,7 @@ def _input_grad_kernel(
     GELU: tl.constexpr, MODULES: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """x's gradient of one block of tokens and columns, over all modules."""
+    """A block of x's gradient, over all modules."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * BLOCK_K
     offs_k = first + tl.arange(0, BLOCK_K)

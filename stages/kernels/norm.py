@@ -5,6 +5,7 @@ tensor. Liger's kernels fail in Triton's interpreter, and importing one of them 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -83,8 +84,12 @@ def norm_heads(projected: torch.Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads:
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, weight_y, eps_y, offset_y, weight, eps, offset):
-        x, y = x.contiguous(), None if y is None else y.contiguous()
+    def forward(
+        ctx, x: torch.Tensor, y: torch.Tensor | None, weight_y: torch.Tensor | None, eps_y: float, offset_y: float,
+        weight: torch.Tensor | None, eps: float, offset: float,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:  # fmt: skip
+        x = x.contiguous()
+        y = None if y is None else y.contiguous()
         total = x if y is None else torch.empty_like(x)
         normed = None if weight is None else torch.empty_like(x)
         ctx.save_for_backward(total, y, weight_y, weight)
@@ -93,10 +98,11 @@ class _AddNorm(torch.autograd.Function):
         return normed, total
 
     @staticmethod
-    def backward(ctx, d_normed, d_total):
+    def backward(ctx, d_normed: torch.Tensor | None, d_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _check_frozen(ctx, 2, 5)
         total, y, weight_y, weight = ctx.saved_tensors
-        d_total, d_normed = d_total.contiguous(), None if weight is None else d_normed.contiguous()
+        d_total = d_total.contiguous()
+        d_normed = None if d_normed is None else d_normed.contiguous()  # None where there is no norm
         dx = d_total if weight is None else torch.empty_like(total)
         dy = dx if weight_y is None else torch.empty_like(total)
         _launch(
@@ -107,21 +113,27 @@ class _AddNorm(torch.autograd.Function):
 
 class _NormHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, projected, q_weight, eps, offset, k_weight, heads, kv_heads):
+    def forward(
+        ctx, projected: torch.Tensor, q_weight: torch.Tensor, eps: float, offset: float, k_weight: torch.Tensor,
+        heads: int, kv_heads: int,
+    ) -> torch.Tensor:  # fmt: skip
         projected = projected.contiguous()
         ctx.save_for_backward(projected, q_weight, k_weight)
         ctx.scalars = heads, heads + kv_heads, heads + 2 * kv_heads, eps, offset
         return _launch_norm_heads(projected, None, q_weight, k_weight, ctx.scalars)
 
     @staticmethod
-    def backward(ctx, d_out):
+    def backward(ctx, d_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _check_frozen(ctx, 1, 4)
         projected, q_weight, k_weight = ctx.saved_tensors
         dx = _launch_norm_heads(projected, d_out.contiguous(), q_weight, k_weight, ctx.scalars)
         return dx, None, None, None, None, None, None
 
 
-def _launch_norm_heads(projected, d_out, q_weight, k_weight, scalars):
+def _launch_norm_heads(
+    projected: torch.Tensor, d_out: torch.Tensor | None, q_weight: torch.Tensor, k_weight: torch.Tensor,
+    scalars: tuple[float, ...],
+) -> torch.Tensor:  # fmt: skip
     """The normed tensor, or with d_out the gradient of `projected`."""
     out = torch.empty_like(projected)
     shape = (projected.numel() // len(q_weight), len(q_weight))
@@ -129,13 +141,13 @@ def _launch_norm_heads(projected, d_out, q_weight, k_weight, scalars):
     return out
 
 
-def _check_frozen(ctx, *weight_inputs):
+def _check_frozen(ctx: Any, *weight_inputs: int) -> None:
     """Raise if a weight needs a gradient, which the kernels do not compute: it would silently stay 0."""
     if any(ctx.needs_input_grad[i] for i in weight_inputs):
         raise RuntimeError("a norm's weight is not frozen; the fused norms compute no gradient of their weights")
 
 
-def _launch(kernel, shape, *args):
+def _launch(kernel: triton.JITFunction, shape: Sequence[int], *args: torch.Tensor | float | None) -> None:
     """Launch a kernel over all rows of shape[-1] columns."""
     columns = shape[-1]
     block_n = triton.next_power_of_2(columns)

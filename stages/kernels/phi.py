@@ -57,7 +57,7 @@ class _AttentionAndMLP(torch.autograd.Function):
         out, lse = attention_forward(flat, config, layout)
         dense_out, (dense_fu, ctx.dense_dropout) = dense.forward(out)
         fc2_out, (fc2_fu, ctx.fc2_dropout) = fc2.forward(flat[:, sum(config.qkv_widths) :], gelu=True)
-        ctx.site = masks.next_sites(2)
+        ctx.site = masks.reserve_sites(2)
         ctx.dense, ctx.fc2, ctx.config, ctx.layout, ctx.p, ctx.seed = dense, fc2, config, layout, p, masks.seed
         ctx.save_for_backward(flat, out, lse, dense_fu, fc2_fu)
         residual = x.reshape(dense_out.shape).contiguous()

@@ -31,25 +31,25 @@ from transformers import (
 from helpers.project import NANO
 
 SIZE = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-GROUPED = SIZE | {"intermediate_size": 128, "num_key_value_heads": 2}
+GQA_SIZE = SIZE | {"intermediate_size": 128, "num_key_value_heads": 2}
 GPT2_SIZE = {"vocab_size": 1000, "n_layer": 2, "n_head": 4}
 WINDOW = {"sliding_window": 8}  # shorter than the tests' rows
-GEMMA = GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16} | WINDOW
+GEMMA = GQA_SIZE | {"head_dim": 16, "query_pre_attn_scalar": 16} | WINDOW
 
 # All but falcon load in 4 bits: bitsandbytes does not quantize falcon's class of linear layers.
 FAMILIES: dict[str, PreTrainedConfig] = {
     "phi": PhiConfig(**SIZE, intermediate_size=128, partial_rotary_factor=0.5),
-    "phi3": Phi3Config(**GROUPED, **WINDOW, pad_token_id=0),
-    "llama": LlamaConfig(**GROUPED),
-    "mistral": MistralConfig(**GROUPED, **WINDOW),
-    "qwen2": Qwen2Config(**GROUPED, **WINDOW, use_sliding_window=True, max_window_layers=1),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=16),
-    "gemma": GemmaConfig(**GROUPED, head_dim=16),
+    "phi3": Phi3Config(**GQA_SIZE, **WINDOW, pad_token_id=0),
+    "llama": LlamaConfig(**GQA_SIZE),
+    "mistral": MistralConfig(**GQA_SIZE, **WINDOW),
+    "qwen2": Qwen2Config(**GQA_SIZE, **WINDOW, use_sliding_window=True, max_window_layers=1),
+    "qwen3": Qwen3Config(**GQA_SIZE, head_dim=16),
+    "gemma": GemmaConfig(**GQA_SIZE, head_dim=16),
     "gemma2": Gemma2Config(**GEMMA),
     "gemma3_text": Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention", "full_attention"]),
-    "olmo2": Olmo2Config(**GROUPED),
-    "smollm3": SmolLM3Config(**GROUPED, pad_token_id=0),
-    "stablelm": StableLmConfig(**GROUPED),
+    "olmo2": Olmo2Config(**GQA_SIZE),
+    "smollm3": SmolLM3Config(**GQA_SIZE, pad_token_id=0),
+    "stablelm": StableLmConfig(**GQA_SIZE),
     "gpt_neox": GPTNeoXConfig(**SIZE, intermediate_size=128),
     "gpt2": GPT2Config(**GPT2_SIZE, n_embd=64),
     "opt": OPTConfig(**SIZE, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_classifier
-from helpers.families import FAMILIES, GROUPED, SIZE, quantization_of, save, save_family
+from helpers.families import FAMILIES, GQA_SIZE, SIZE, quantization_of, save, save_family
 from helpers.parameters import manifest_of
 from helpers.project import CPU, ROOT
 from helpers.small_classifier import as_inputs, batch, distance, eager, gradients
@@ -141,7 +141,7 @@ UNSUPPORTED = {
     "gemma 3 with vision": (
         AutoModelForImageTextToText,
         Gemma3Config(
-            text_config=GROUPED | {"head_dim": 16},
+            text_config=GQA_SIZE | {"head_dim": 16},
             vision_config={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                            "image_size": 28, "patch_size": 14},
         ),
@@ -150,7 +150,7 @@ UNSUPPORTED = {
     "qwen with vision": (
         AutoModelForImageTextToText,
         Qwen2VLConfig(
-            text_config=GROUPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+            text_config=GQA_SIZE | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
                                                        "mrope_section": [2, 3, 3]}},
             vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
         ),
@@ -160,13 +160,13 @@ UNSUPPORTED = {
         AutoModelForCausalLM, MambaConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=1, state_size=8),
         "transformers has no classifier for mamba; allowed: a causal",
     ),
-    "granite": (AutoModelForCausalLM, GraniteConfig(**GROUPED), "transformers has no classifier for granite"),
+    "granite": (AutoModelForCausalLM, GraniteConfig(**GQA_SIZE), "transformers has no classifier for granite"),
     "experts of mixtral": (
-        AutoModelForCausalLM, MixtralConfig(**GROUPED, num_local_experts=4),
+        AutoModelForCausalLM, MixtralConfig(**GQA_SIZE, num_local_experts=4),
         r"model\.quantization: nf4: bitsandbytes leaves 8\d% .*MixtralExperts\); allowed: none",
     ),
     "experts of gpt-oss": (
-        AutoModelForCausalLM, GptOssConfig(**GROUPED, head_dim=16, num_local_experts=4),
+        AutoModelForCausalLM, GptOssConfig(**GQA_SIZE, head_dim=16, num_local_experts=4),
         r"bitsandbytes leaves .*GptOssExperts",
     ),
 }  # fmt: skip
@@ -190,7 +190,7 @@ def test_falcon_in_4_bits_is_rejected(load_nano, tmp_path):
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
 def test_a_quantized_checkpoint_is_rejected(load_nano, tmp_path, method):
     """transformers would silently use the checkpoint's quantization instead of that of params.yaml."""
-    save(AutoModelForCausalLM.from_config(LlamaConfig(**GROUPED)), tmp_path)
+    save(AutoModelForCausalLM.from_config(LlamaConfig(**GQA_SIZE)), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     quantization = {"quant_method": method, "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))

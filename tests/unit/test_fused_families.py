@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from helpers import small_classifier
-from helpers.families import GEMMA, GROUPED, save_family
+from helpers.families import GEMMA, GQA_SIZE, save_family
 from helpers.parameters import manifest_of
 from helpers.small_classifier import DEVICE, PAD, as_rows, batch, distance, eager, gradients
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
@@ -87,8 +87,8 @@ def test_logits_equal_those_of_transformers(manifest):
 @pytest.mark.parametrize(
     "config",
     [
-        LlamaConfig(**GROUPED, attention_dropout=0.1),
-        LlamaConfig(**GROUPED, hidden_act="gelu"),
+        LlamaConfig(**GQA_SIZE, attention_dropout=0.1),
+        LlamaConfig(**GQA_SIZE, hidden_act="gelu"),
         Gemma3TextConfig(**GEMMA, attn_logit_softcapping=50.0),
         Gemma3TextConfig(**GEMMA, use_bidirectional_attention=True),
     ],

@@ -235,17 +235,17 @@ def test_each_rank_weighs_its_loss_by_its_share_of_the_rows(make_step):
 
 
 def test_each_rank_has_different_dropout_masks(make_step, monkeypatch):
-    def seed_of(rank):
+    def step_seed(rank):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         step = make_step(classifier())
         step.masks.set_step(step.seed, 3)
         return step.masks.seed.item()
 
-    assert len({seed_of(rank) for rank in range(8)}) == 8
+    assert len({step_seed(rank) for rank in range(8)}) == 8
 
 
 def test_a_fused_model_uses_weights_that_are_loaded_into_it(make_step, tmp_path):
-    """The Trainer loads the best epoch. The weights stay at their addresses, which copies and optimizer read."""
+    """As when the Trainer loads the best epoch: weights stay at their addresses, which copies and optimizer read."""
     lora = classifier()
     step, ids = make_step(lora), batch()[0]
     addresses = [weight.data_ptr() for weight in step.lora.lora_weights]
@@ -280,10 +280,8 @@ def test_attention_and_its_gradient_equal_those_of_pytorch(num_heads, num_kv_hea
     from stages.kernels.attention import AttentionConfig, RowLayout, attention_backward, attention_forward
 
     lengths, extra_tokens, generator = [longest, 1, 0, 17], 40, torch.Generator().manual_seed(0)
-    config, tokens = (
-        AttentionConfig(num_heads, num_kv_heads, head_dim, head_dim**-0.5, window),
-        sum(lengths) + extra_tokens,
-    )
+    config = AttentionConfig(num_heads, num_kv_heads, head_dim, head_dim**-0.5, window)
+    tokens = sum(lengths) + extra_tokens
     angles = torch.rand(tokens, rotary // 2, generator=generator).repeat(1, 2).to(DEVICE)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
     layout = RowLayout(cu_seqlens, longest, angles.cos(), angles.sin())
