@@ -20,7 +20,7 @@ PUBLISH = "rm -rf publish && cp -rL outs/adapter publish && cp metrics/model_car
 
 
 @pytest.fixture
-def card(tmp_path, monkeypatch):
+def card(tmp_path, monkeypatch, one_pixel_pngs):
     """The card of a made run -> (card, metrics folder)."""
 
     def make(**settings):
