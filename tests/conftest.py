@@ -1,4 +1,4 @@
-"""Fixtures that the tests share, and the order in which they run."""
+"""Fixtures that several test files use, the order of the tests, and their division between processes."""
 
 import copy
 import gc
@@ -12,6 +12,8 @@ from helpers.clone import Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO
 from helpers.tables import CLASSES
+from matplotlib.figure import Figure
+from PIL import Image
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,25 +27,26 @@ from stages.runtime import params
 torch.set_num_threads(1)
 
 
-# Files whose tests share the session's fixture `repro`, and then those that take longest, longest first.
+# Files that use the fixture `repro`.
 SHARE_REPRO = tuple(f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export"))
+# These and the files that take longest, from 90 to 15 s of CPU, longest first.
 LONGEST = (
-    *SHARE_REPRO, "pipeline/test_own_data.py", "pipeline/test_examples.py", "faults/test_kill.py",
-    "pipeline/test_sweep.py", "pipeline/test_train_stage.py", "pipeline/test_several_processes.py",
-    "pipeline/test_compare.py",
-    "faults/test_process_failure.py", "unit/test_predict.py", "pipeline/test_watch.py", "unit/test_families.py",
-    "unit/test_report.py", "pipeline/test_determinism.py", "unit/test_hub.py", "unit/test_kernels.py",
+    *SHARE_REPRO, "unit/test_kernels.py", "unit/test_report.py", "pipeline/test_own_data.py", "faults/test_kill.py",
+    "faults/test_process_failure.py", "pipeline/test_sweep.py", "unit/test_fused_families.py", "unit/test_predict.py",
+    "unit/test_families.py", "pipeline/test_train_stage.py", "unit/test_analysis.py", "pipeline/test_examples.py",
+    "pipeline/test_compare.py", "pipeline/test_several_processes.py", "faults/test_task_fuzz.py",
+    "unit/test_benchmarks.py",
 )  # fmt: skip
 
 
 def file_of(item_or_id: pytest.Item | str) -> str:
-    """A test's file, seen from tests/."""
+    """A test's file, relative to tests/."""
     return getattr(item_or_id, "nodeid", item_or_id).split("::")[0].removeprefix("tests/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, so that a mistake shows in seconds; where two processes share the tests, the longest files
-    first, so that none is left to one process alone in the end."""
+    """Sort fast tests to the front, so that a mistake shows in seconds. With several processes, sort the longest files
+    to the front: a long file that starts last would leave the other processes idle."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         order = {name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: order.get(file_of(item), len(order)))
@@ -52,28 +55,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over all that was imported: a collection then takes 0.01 s instead of 0.3."""
+    """Exempt all imported objects from garbage collection: a collection then takes 0.01 s instead of 0.3."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """For `-n 2`: a file's tests in one process, and so those of the files that share the fixture `repro`.
-
-    Not by xdist_group: xdist 3.8 does not find the marks of pytest 9.2.
-    """
+    """For `-n 2`. The mark `xdist_group` has no effect: xdist 3.8 does not find the marks of pytest 9.2."""
     return ByFixture(config, log)
 
 
 @pytest.fixture
 def raw_params():
-    """The demo params.yaml as plain dicts, to be changed at will."""
+    """The demo params.yaml as plain dicts, which a test may change."""
     return unpinned_params()
 
 
 @pytest.fixture
 def make_params(raw_params):
-    """Checked parameters: the demo ones, changed at dotted keys."""
+    """Make validated parameters: `make_params(lora__r=4)` is the demo's with another `lora.r`."""
 
     def make(**changes):
         raw = copy.deepcopy(raw_params)
@@ -90,16 +90,30 @@ def load_nano(make_params):
 
     def load(folder=NANO, seed=42, **changes):
         manifest = manifest_of(folder)
-        words = load_tokenizer(manifest)
-        group = make_params().model.model_copy(update=changes)
-        return load_base(manifest, group, CLASSES, CPU, seed, words), words, manifest
+        tokenizer = load_tokenizer(manifest)
+        settings = make_params().model.model_copy(update=changes)
+        return load_base(manifest, settings, CLASSES, CPU, seed, tokenizer), tokenizer, manifest
 
     return load
 
 
 @pytest.fixture
+def one_pixel_pngs(monkeypatch):
+    """Save PNGs with one pixel, which halves the time of `analyze`. The same figures are still drawn as SVG."""
+    save = Figure.savefig
+
+    def savefig(figure, file, format, **options):
+        if format == "png":
+            Image.new("RGB", (1, 1)).save(file, "png")
+        else:
+            save(figure, file, format=format, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
 def nano_copy(tmp_path):
-    """A copy of the nano model's folder, to be damaged."""
+    """A writable copy of the nano model's folder, which a test may damage."""
     folder = tmp_path / "nano"
     shutil.copytree(NANO, folder)
     for file in folder.iterdir():
@@ -108,7 +122,7 @@ def nano_copy(tmp_path):
 
 
 class ByFixture(LoadScopeScheduling):
-    """What runs in one process of several."""
+    """Runs all tests of a file in one process, and all files that use the fixture `repro` in one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)
@@ -117,7 +131,12 @@ class ByFixture(LoadScopeScheduling):
 
 @pytest.fixture(scope="session")
 def repro(tmp_path_factory):
-    """A clone in which `dvc repro` ran once in demo/, and what came of it. About a minute."""
+    """A clone in which `dvc repro` ran once in demo/, started as a user starts it. It takes 35 s of CPU.
+
+    Returns:
+        namespace with `clone`, `run` (the outcome of `dvc`), `metrics` ({name: content}), `status` (of Git, after the
+        run) and `reads` ({stage: parameters read, `STAGE.files`: files opened})
+    """
     clone = Clone(tmp_path_factory.mktemp("pipeline"))
     done = clone.dvc_in_new_processes("repro")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,19 +1,20 @@
-"""Run many variants of the pipeline in one process, around one base in memory; each becomes an experiment of DVC.
+"""Run many variants of the pipeline in one process. The base is loaded once; each variant becomes a DVC experiment.
 
     python -m tools.sweep -S lora.r=4,8,16 -S seed=1,2,3                    nine variants
     python -m tools.sweep -S 'train.epochs=range(1,6)' -S lora.alpha=32     five
 
-`-S` is that of `dvc exp run --queue`: lists and ranges give one variant for each combination. DVC does what it does for
-`dvc exp run -S`: it says which stages have changed, takes from its cache what has run before and keeps what runs now.
-Only, a stage's `main()` is called in this process instead of a new one, and the quantised base is read once.
+`-S` works as in `dvc exp run --queue`: lists and ranges give one variant for each combination. DVC decides which stages
+have changed, restores cached results and stores new ones, as in `dvc exp run -S`. The difference: this process calls a
+stage's `main()` itself, so the quantised base is read once.
 
-All of it happens in a copy of the repository: the last commit with the workspace's changes. Files that Git does not
-know stay behind, except the folders of model and data. So you can go on editing, and after a kill everything is as it
-was.
-What was through is recorded, and the same command goes on with the rest; of what was through it runs `analyze` alone
-again, which DVC's run cache leaves out since its outs are in Git, and records nothing twice.
+The variants run in a copy of the repository: the last commit with the workspace's changes. The copy has no files that
+Git does not track, except the folders of model and data. You can go on editing meanwhile, and a kill leaves the
+workspace unchanged.
 
-Exit code 1 where a variant failed.
+After a kill, the same command goes on. Finished variants are already recorded and are not recorded twice. Only their
+`analyze` runs again: its outs are in Git, so DVC's run cache does not hold them.
+
+The exit code is 1 if a variant failed.
 """
 
 import argparse
@@ -44,12 +45,12 @@ from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_override
 
 from tools.git import repository_problem, run_git, stderr_line
 
-# Nothing of `stages` is imported up here: its code has to come from the copy, where nobody edits it meanwhile.
+# `stages` is imported later, from the copy: nobody edits the code there during the sweep.
 
 COMMAND = re.compile(r"exec env DVC_PID=\$PPID python -m (stages\.\w+)")
 SCORE = "accuracy_tuned"  # of metrics/summary.json
 
-Variant = tuple[str, ...]  # `key=value` or `file:key=value`, with one value each
+Variant = tuple[str, ...]  # of `key=value` or `file:key=value`, one value each
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
         prog="python -m tools.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "-S", "--set-param", action="append", required=True, metavar="KEY=VALUES", help="as `dvc exp run` has it"
+        "-S", "--set-param", action="append", required=True, metavar="KEY=VALUES", help="as in `dvc exp run`"
     )
     overrides = parser.parse_args().set_param
     logging.getLogger("dvc").setLevel(logging.WARNING)
@@ -75,31 +76,33 @@ def main() -> None:
 
 @contextlib.contextmanager
 def workspace_copy() -> Iterator[Path]:
-    """Yield this folder in a copy of the repository that shares its Git objects and DVC's cache; gone afterwards.
+    """Yield this folder in a copy of the repository, which shares Git's objects and DVC's cache. Remove it afterwards.
 
-    The copy is a clone with the same last commit, so that an experiment in it has the same baseline. Nothing is stashed
-    on the way, as DVC does in the workspace itself: a kill may come at any moment. It lies as deep in its folder as the
-    repository in the file system, so that a relative path out of it ends in that folder: `link`.
+    The copy is a clone with the same last commit, so an experiment in it has the same baseline. DVC would stash the
+    workspace's changes; this function does not, because a kill would leave them in the stash. The copy's path repeats
+    the repository's whole path inside one folder. A relative path that leads out of the repository then ends in that
+    folder, and `link` can put a link there.
     """
     if problem := repository_problem():
         raise DvcException(problem)
     with Repo(".") as repo:
         cache, temporary, config = repo.cache.local_cache_dir, Path(repo.tmp_dir), Path(repo.dvc_dir, "config.local")
     top, head = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
-    state = git("stash", "create") or head  # a commit of the workspace's changes, which stay where they are
+    changed = git("stash", "create") or head  # a commit of the workspace's changes, which stay in the workspace too
     copies = temporary / "exps/sweep"
-    for left in copies.glob("[0-9]*"):
-        if int(left.name) == os.getpid() or not psutil.pid_exists(int(left.name)):  # whoever made it was killed
-            shutil.rmtree(left)
-    mine = copies / str(os.getpid())
-    copy = mine / top.relative_to(top.anchor)
+    for folder in copies.glob("[0-9]*"):
+        if int(folder.name) == os.getpid() or not psutil.pid_exists(int(folder.name)):  # a killed sweep left it
+            shutil.rmtree(folder)
+    own_folder = copies / str(os.getpid())
+    copy = own_folder / top.relative_to(top.anchor)
     try:
         git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(copy))
-        git("fetch", "--quiet", "origin", f"{namespace(head)}/*:{namespace(head)}/*", at=copy)  # their names are taken
+        references = f"{namespace(head)}/*"
+        git("fetch", "--quiet", "origin", f"{references}:{references}", at=copy)  # no name is given a second time
         for key in ("user.name", "user.email"):
             if value := git("config", "--default", "", key):
                 git("config", key, value, at=copy)
-        take(state, copy)
+        restore(changed, copy)
         here = copy / Path.cwd().relative_to(top)
         if config.exists():
             shutil.copy(config, here / ".dvc")
@@ -108,72 +111,72 @@ def workspace_copy() -> Iterator[Path]:
         yield here
     finally:
         os.chdir(top)
-        shutil.rmtree(mine, ignore_errors=True)
+        shutil.rmtree(own_folder, ignore_errors=True)
 
 
 def git(*arguments: str, at: str | Path = ".") -> str:
-    """Run `git` in a folder -> what it printed, without the last line's end; DvcException where it fails."""
+    """Run `git` in a folder -> its output without the final line break. Raises DvcException if it fails."""
     done = run_git(*arguments, at=at)
     if done.returncode:
         raise DvcException(f"git {' '.join(arguments)}: {stderr_line(done)}")
     return os.fsdecode(done.stdout).rstrip("\n")
 
 
-def take(state: str, copy: Path) -> None:
-    """Make the files that Git knows in a copy those of a commit or a tree, whatever they are."""
-    git("restore", f"--source={state}", "--staged", "--worktree", ":/", at=copy)
+def restore(source: str, copy: Path) -> None:
+    """Restore all files that Git tracks in a copy from a commit or a tree."""
+    git("restore", f"--source={source}", "--staged", "--worktree", ":/", at=copy)
 
 
 def namespace(commit: str) -> str:
-    """Where DVC keeps the experiments on a commit, among Git's references."""
+    """The prefix of Git's references to the DVC experiments on a commit."""
     return f"refs/exps/{commit[:2]}/{commit[2:]}"
 
 
 def sweep(overrides: Sequence[str], workspace: Path) -> None:
-    """Run all variants in this folder, which is in a copy, and record them where it was copied from: `workspace`."""
+    """Run all variants in this folder of the copy, and record their experiments in the workspace."""
     from stages.runtime import gpu_selection
     from stages.runtime.errors import UserError
 
-    copy, start = Path(git("rev-parse", "--show-toplevel")), git("write-tree")
+    copy, start_tree = Path(git("rev-parse", "--show-toplevel")), git("write-tree")
     variants = variants_of(overrides)
     for variant in variants:
         for name in check(variant):
             link(name, workspace)
     gpu_selection.select_gpu_from_params()  # one for all variants
-    from stages.model.base_cache import cache_base  # only now: CUDA is asked for its GPUs while libraries are imported
+    from stages.model.base_cache import cache_base  # after the GPU is chosen: libraries list CUDA's GPUs on import
 
-    lines, failed = [], 0
-    with cache_base() as kept:
-        run = InProcess(dvc.stage.run.cmd_run, kept.check)
+    table, failures = [], 0
+    with cache_base() as base_cache:
+        run = InProcess(dvc.stage.run.cmd_run, base_cache.check)
         for number, variant in enumerate(variants, start=1):
-            began, name, score = time.perf_counter(), "-", "-"
-            take(start, copy)
+            start, name, score = time.perf_counter(), "-", "-"
+            restore(start_tree, copy)
             run.stages.clear()
             try:
-                # The one seam: DVC calls this function, by its name, to run the command of a stage.
+                # DVC calls this function by its name to run a stage's command: the only part of DVC that is replaced.
                 with mock.patch.object(dvc.stage.run, "cmd_run", run), contextlib.redirect_stdout(io.StringIO()):
                     name = record(variant)
                 score = f"{json.loads(Path('metrics/summary.json').read_text())[SCORE]:.4f}"
-                what = f"{SCORE} {score}, {name}"
-            except Exception as error:  # whatever it is, the others go on
-                failed += 1
-                what = f"FAILED: {cause(error)}"
-            how = f"ran {', '.join(run.stages)}" if run.stages else "nothing had to run"
-            seconds = time.perf_counter() - began
-            print(f"[{number}/{len(variants)}] {' '.join(variant)}: {what} ({seconds:.1f} s, {how})", flush=True)
-            lines.append({"experiment": name, **dict(part.split("=", 1) for part in variant), SCORE: score})
-    print(f"\n{pd.DataFrame(lines).to_string(index=False)}\n")
-    if failed < len(lines):
+                outcome = f"{SCORE} {score}, {name}"
+            except Exception as error:  # of any class: the other variants still run
+                failures += 1
+                outcome = f"FAILED: {cause(error)}"
+            stages = f"ran {', '.join(run.stages)}" if run.stages else "no stage had to run"
+            seconds = time.perf_counter() - start
+            print(f"[{number}/{len(variants)}] {' '.join(variant)}: {outcome} ({seconds:.1f} s, {stages})", flush=True)
+            table.append({"experiment": name, **dict(part.split("=", 1) for part in variant), SCORE: score})
+    print(f"\n{pd.DataFrame(table).to_string(index=False)}\n")
+    if failures < len(table):
         print("`dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.")
-    if failed:
-        raise UserError(f"{failed} of {len(lines)} variants failed")
+    if failures:
+        raise UserError(f"{failures} of {len(table)} variants failed")
 
 
 def variants_of(overrides: Sequence[str]) -> list[Variant]:
-    """Each combination of the values, as `dvc exp run --queue` makes them.
+    """Each combination of the values once, as `dvc exp run --queue` combines them.
 
     Args:
-        overrides: of `-S`, in Hydra's grammar: a value may be a list, a range or a choice.
+        overrides: the values of `-S`, in Hydra's grammar: lists, ranges or choices.
     """
     from stages.runtime.errors import UserError
 
@@ -181,17 +184,17 @@ def variants_of(overrides: Sequence[str]) -> list[Variant]:
     try:
         parsed = [override for texts in by_file.values() for override in to_hydra_overrides(texts)]
         combinations = get_hydra_sweeps(by_file) if any(o.is_sweep_override() for o in parsed) else [by_file]
-    except Exception as error:  # Hydra's and DVC's, of several classes
+    except Exception as error:  # of several classes, Hydra's and DVC's
         raise UserError(f"-S {' '.join(overrides)}: {error}") from error
-    named = [
-        tuple(text if file == "params.yaml" else f"{file}:{text}" for file, texts in by.items() for text in texts)
-        for by in combinations
+    variants = [
+        tuple(text if file == "params.yaml" else f"{file}:{text}" for file, texts in by_file.items() for text in texts)
+        for by_file in combinations
     ]
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys(variants))
 
 
 def check(variant: Variant) -> set[str]:
-    """Refuse what the stages would refuse, before any of them runs -> the folders, or names, of model and data."""
+    """Raise the error that a stage would raise, before any stage runs -> names or folders of model and data."""
     from stages.runtime import params
     from stages.runtime.errors import UserError, first_line
 
@@ -206,7 +209,7 @@ def check(variant: Variant) -> set[str]:
         return {p.model.name, p.data.name, p.watch.model, p.watch.data}
     except UserError as error:
         raise UserError(f"-S {' '.join(variant)}: {error}") from error
-    except Exception as error:  # no such key, no such file: Hydra's and DVC's classes
+    except Exception as error:  # of several classes, Hydra's and DVC's: an unknown key, a missing file
         raise UserError(f"-S {' '.join(variant)}: {first_line(error.__cause__ or error)}") from error
     finally:
         for file, content in before.items():
@@ -214,39 +217,40 @@ def check(variant: Variant) -> set[str]:
 
 
 def link(name: str, workspace: Path) -> None:
-    """Let a relative path to a folder that Git does not have lead from this copy to where it leads in the workspace.
+    """Link a folder that Git does not track into this copy, so that its relative path is valid here too.
 
     Args:
-        name: a folder, or a name on the hub, which is left alone.
+        name: of model or data: a folder, or a name on the hub, which needs no link.
     """
     folder = workspace / name
-    here = Path(os.path.normpath(Path.cwd() / name))
-    if folder.is_dir() and not here.exists():
-        here.parent.mkdir(parents=True, exist_ok=True)
-        here.symlink_to(folder.resolve())
+    in_copy = Path(os.path.normpath(Path.cwd() / name))
+    if folder.is_dir() and not in_copy.exists():
+        in_copy.parent.mkdir(parents=True, exist_ok=True)
+        in_copy.symlink_to(folder.resolve())
 
 
 class InProcess:
-    """Runs a stage's command for DVC: its `main()` here, in the stage's folder.
+    """Runs a stage for DVC by calling its `main()` in this process, in the stage's folder.
 
     Args:
-        otherwise: DVC's own way, for a command that starts none of this project's stages.
-        check: called after each stage, before DVC keeps what came of it.
+        run_command: DVC's own function, for a command that starts none of this project's stages.
+        check: called after each stage, before DVC stores its outs.
 
     Attributes:
-        stages: names of those that have run.
+        stages: names of the stages that have run.
     """
 
-    def __init__(self, otherwise: Callable[..., None], check: Callable[[], None]) -> None:
-        self.otherwise, self.check, self.stages = otherwise, check, []
+    def __init__(self, run_command: Callable[..., None], check: Callable[[], None]) -> None:
+        self.run_command, self.check = run_command, check
+        self.stages: list[str] = []
         self.threads = torch.get_num_threads()
 
     def __call__(self, stage: PipelineStage, dry: bool = False, run_env: dict[str, str] | None = None) -> None:
         self.stages.append(stage.name)
         command = COMMAND.fullmatch(stage.cmd)
         if not command:
-            return self.otherwise(stage, dry=dry, run_env=run_env)
-        # As in a new process: no memory of the stage before it, nor its threads and peaks. Seeds a stage sets itself.
+            return self.run_command(stage, dry=dry, run_env=run_env)
+        # As in a new process: the previous stage's memory, threads and peak are reset. A stage sets its seeds itself.
         gc.collect()
         torch.set_num_threads(self.threads)
         if torch.cuda.is_initialized():
@@ -258,14 +262,14 @@ class InProcess:
 
 
 def record(variant: Variant) -> str:
-    """Run one variant by DVC and hand its experiment to the repository that this one was copied from -> its name.
+    """Have DVC run one variant, and push its experiment to the workspace's repository -> the experiment's name.
 
-    Where an experiment with the same files is there already nothing is added, and the name is that one's.
+    If an experiment with the same files exists already, its name is returned and the new one is dropped.
     """
     known = {tree: reference for _, tree, reference in experiments()}
     with Repo() as repo:
         (commit,) = repo.experiments.run(params=variant)
-    ((tree, reference),) = (found[1:] for found in experiments() if found[0] == commit)
+    ((tree, reference),) = (experiment[1:] for experiment in experiments() if experiment[0] == commit)
     if tree in known:
         git("update-ref", "-d", reference)
         reference = known[tree]
@@ -276,12 +280,13 @@ def record(variant: Variant) -> str:
 
 def experiments() -> list[tuple[str, str, str]]:
     """(commit, tree, reference) of each experiment on the last commit."""
-    listed = git("for-each-ref", "--format=%(objectname) %(tree) %(refname)", namespace(git("rev-parse", "HEAD")))
-    return [tuple(line.split(" ", 2)) for line in listed.splitlines()]
+    listing = git("for-each-ref", "--format=%(objectname) %(tree) %(refname)", namespace(git("rev-parse", "HEAD")))
+    lines = [line.split(" ", 2) for line in listing.splitlines()]
+    return [(commit, tree, reference) for commit, tree, reference in lines]
 
 
 def cause(error: BaseException) -> str:
-    """What a failed run says: the line of the stage where it has one, else what was raised first."""
+    """Why a run failed: a stage's own error line, else the exception that was raised first."""
     from stages.runtime.errors import UserError, one_line, type_and_first_line
 
     while error.__cause__ and not isinstance(error, UserError):

@@ -1,12 +1,13 @@
-"""Run a pipeline anew and say which of its results came out as its committed dvc.lock has them.
+"""Run a pipeline again and report which of its results equal those of the committed dvc.lock.
 
-    make verify                                     the small pipeline of demo/
-    python -m tools.verify                          the pipeline of the folder where you are
+    make verify                                     the pipeline of demo/
+    python -m tools.verify                          the pipeline in the current folder
 
-dvc.lock names every file that a run read and wrote by its hash, so that it is the proof of a run: the same code,
-parameters and inputs give the same results, byte for byte, on the same kind of machine with the same versions. What a
-run measures of itself, seconds and memory, differs each time and is left out. Exit code 0: every result is equal.
-The run's own dvc.lock and metrics are left in the workspace; `git restore .` brings the committed ones back.
+dvc.lock records the hash of every file that a run read or wrote. On the same kind of machine, with the same versions,
+equal code, parameters and inputs give equal results, byte for byte. What a run measures of itself, seconds and memory,
+differs each time and is not compared. The exit code is 0 if every result is equal.
+
+The new dvc.lock and metrics stay in the workspace; `git restore .` brings the committed ones back.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,48 +35,47 @@ def main() -> None:
     ).parse_args()
     if problem := repository_problem():
         raise errors.UserError(problem)
-    committed = yaml.safe_load(of_git(LOCK))["stages"]
-    versions = json.loads(of_git(VERSIONS))
+    committed = yaml.safe_load(read_committed(LOCK))["stages"]
+    committed_versions = json.loads(read_committed(VERSIONS))
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--force"], check=False).returncode:
-        raise errors.UserError("the pipeline did not run to its end; nothing can be said of its results")
-    now = yaml.safe_load(Path(LOCK).read_text())["stages"]
-    differing = {name: differences(committed.get(name, {}), stage) for name, stage in now.items()}
-    print("\n" + "\n".join(lines(differing, versions, json.loads(Path(VERSIONS).read_text()))))
-    sys.exit(1 if any(found["outs"] for found in differing.values()) else 0)
+        raise errors.UserError("`dvc repro` failed, so there are no results to compare; its error is above")
+    current = yaml.safe_load(Path(LOCK).read_text())["stages"]
+    differences = {name: compare_stage(committed.get(name, {}), stage) for name, stage in current.items()}
+    print("\n" + "\n".join(describe(differences, committed_versions, json.loads(Path(VERSIONS).read_text()))))
+    sys.exit(1 if any(stage["outs"] for stage in differences.values()) else 0)
 
 
-def of_git(path: str) -> str:
-    """A file of this folder as the last commit has it."""
+def read_committed(path: str) -> str:
+    """A file of this folder as of the last commit."""
     done = run_git("show", f"HEAD:./{path}")
     if done.returncode:
-        raise errors.UserError(f"{path}: the last commit has none here; run the pipeline and commit what it wrote")
+        raise errors.UserError(f"{path}: not in the last commit; run the pipeline and commit what it wrote")
     return done.stdout.decode()
 
 
-def differences(committed: dict, now: dict) -> dict[str, list[str]]:
-    """What differs between two entries of dvc.lock for one stage.
+def compare_stage(committed: dict[str, Any], current: dict[str, Any]) -> dict[str, list[str]]:
+    """Compare two entries of dvc.lock for one stage.
 
     Returns:
-        {"code", "inputs", "params", "cmd", "outs", "equal": names}; `outs` and `equal` are the results, without what
-        was measured; `cmd` is both commands, where a launcher makes them differ.
+        {"code", "inputs", "params", "outs": names that differ; "equal": names of equal outs; "cmd": both commands if
+        they differ}. Files that hold measurements are left out.
     """
 
-    def hashes(entry, kind):
-        return {file["path"]: file["md5"] for file in entry.get(kind, [])}
+    def hashes(entry: dict[str, Any], kind: str) -> dict[str, str]:
+        return {file["path"]: file["md5"] for file in entry.get(kind, []) if not is_measured(file["path"])}
 
-    def changed(before, after):
+    def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
-    deps = [path for path in changed(hashes(committed, "deps"), hashes(now, "deps")) if not is_measured(path)]
-    before, after = ({n: h for n, h in hashes(e, "outs").items() if not is_measured(n)} for e in (committed, now))
-    outs = changed(before, after)
+    deps = changed(hashes(committed, "deps"), hashes(current, "deps"))
+    outs = changed(hashes(committed, "outs"), hashes(current, "outs"))
     return {
         "code": [path for path in deps if path.startswith("stages/")],
         "inputs": [path for path in deps if not path.startswith("stages/")],
-        "params": changed(*(entry.get("params", {}).get("params.yaml", {}) for entry in (committed, now))),
-        "cmd": [] if committed.get("cmd") == now["cmd"] else [committed.get("cmd", "none"), now["cmd"]],
+        "params": changed(*(entry.get("params", {}).get("params.yaml", {}) for entry in (committed, current))),
+        "cmd": [] if committed.get("cmd") == current["cmd"] else [committed.get("cmd", "none"), current["cmd"]],
         "outs": outs,
-        "equal": [name for name in after if name not in outs],
+        "equal": [path for path in hashes(current, "outs") if path not in outs],
     }
 
 
@@ -83,37 +84,41 @@ def is_measured(path: str) -> bool:
     return f"{path}/".startswith(tuple(f"{name}/" for name in MEASURED))
 
 
-def lines(differing: dict[str, dict], then: dict[str, dict], now: dict[str, dict]) -> list[str]:
-    """What to say of a run, in words.
+def describe(
+    differences: dict[str, dict[str, list[str]]], committed: dict[str, Any], current: dict[str, Any]
+) -> list[str]:
+    """The lines to print.
 
     Args:
-        differing: {stage, in their order: `differences`}.
-        then, now: metrics/measurements/stages.json of the committed run and of this one, for their versions.
+        differences: {stage: result of `compare_stage`}, in the pipeline's order.
+        committed, current: contents of VERSIONS, of the committed run and of this run.
     """
-    said = []
-    for stage, found in differing.items():
-        said += [f"{stage}: equal: {', '.join(found['equal'])}"] if found["equal"] else []
-        said += [f"{stage}: DIFFERENT: {', '.join(found['outs'])}"] if found["outs"] else []
-    first = next((stage for stage, found in differing.items() if found["outs"]), None)
+    lines = []
+    for stage, difference in differences.items():
+        lines += [f"{stage}: equal: {', '.join(difference['equal'])}"] if difference["equal"] else []
+        lines += [f"{stage}: DIFFERENT: {', '.join(difference['outs'])}"] if difference["outs"] else []
+    first = next((stage for stage, difference in differences.items() if difference["outs"]), None)
     if first is None:
         return [
-            *said,
+            *lines,
             "Every result is byte for byte that of the committed dvc.lock; seconds and memory were measured anew.",
         ]
-    found, measured = differing[first], GPU_STAGES.get(first, "train")
-    then, now = (run[measured]["versions"] | {"processes": usage.process_count(run[measured])} for run in (then, now))
-    reasons = [f"{kind}: {', '.join(found[kind])}" for kind in ("code", "params", "inputs") if found[kind]]
-    reasons += [f"command: {' then, '.join(found['cmd'])} now"] if found["cmd"] else []
+    difference, measured = differences[first], GPU_STAGES.get(first, "train")
+    then, now = (
+        run[measured]["versions"] | {"processes": usage.process_count(run[measured])} for run in (committed, current)
+    )
+    reasons = [f"{kind}: {', '.join(difference[kind])}" for kind in ("code", "params", "inputs") if difference[kind]]
+    reasons += [f"command: {' then, '.join(difference['cmd'])} now"] if difference["cmd"] else []
     reasons += [
         f"{name}: {then.get(name, 'none')} then, {now.get(name, 'none')} now"
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name)
     ]
-    because = "; ".join(reasons) or (
-        "nothing that is recorded (code, parameters, inputs, command, processes, these versions); so it is the "
-        "machine, whose processor or GPU rounds sums otherwise, or the version of another package"
+    cause = "; ".join(reasons) or (
+        "nothing that is recorded (code, parameters, inputs, command, processes, these versions). So the cause is the "
+        "machine, whose processor or GPU rounds sums differently, or another version of another package"
     )
-    return [*said, f"The first stage to differ is {first}. What differs before it: {because}."]
+    return [*lines, f"The first stage to differ is {first}. What differs before it: {cause}."]
 
 
 if __name__ == "__main__":

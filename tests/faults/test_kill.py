@@ -1,4 +1,4 @@
-"""Killed five times in five ways on its way through, the pipeline ends where an undisturbed one does."""
+"""The pipeline, killed five times in five ways while it runs, ends with the files of an undisturbed run."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from helpers.stages import run_stage_in_each
 
 pytestmark = pytest.mark.slow
 
-HITS = {  # each way once, at the moments where a half-done thing could be taken for a whole one
+HITS = {  # {moment: way}: each way once, at moments when half-written files could be mistaken for complete ones
     "between two outs": "SIGTERM to the stage",
     "in a later checkpoint's save": "SIGKILL to the stage",
     "before a checkpoint is marked as whole": "SIGKILL to dvc",
@@ -19,7 +19,7 @@ HITS = {  # each way once, at the moments where a half-done thing could be taken
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """(clone in which a run was killed and came through, contents of an undisturbed run, [(stage, epochs kept)])."""
+    """(clone of a run that was killed and resumed, contents of an undisturbed run, [(stage, epochs saved)])."""
     undisturbed = kill.small_clone(tmp_path_factory.mktemp("undisturbed"))
     for done in run_stage_in_each(",".join(kill.STAGES), [undisturbed.folder / "demo"]).values():
         assert done.returncode == 0, done.stdout + done.stderr
@@ -30,21 +30,21 @@ def killed(tmp_path_factory):
         for moment in kill.MOMENTS
         if moment[1] in HITS
     ]
-    struck = []
-    kill.killed_run(clone, hits, expected, lambda hit, way, stage, kept: struck.append((stage, kept)))
-    return clone, expected, struck
+    kills = []
+    kill.killed_run(clone, hits, expected, lambda hit, way, stage, saved: kills.append((stage, saved)))
+    return clone, expected, kills
 
 
-def test_killed_in_five_ways_nothing_is_lost_and_nothing_survives(killed):
-    stages, kept = zip(*killed[2], strict=True)
+def test_after_kills_in_five_ways_no_result_is_lost_and_no_process_survives(killed):
+    stages, saved = zip(*killed[2], strict=True)
     assert stages == ("download", "train_qlora", "train_qlora", "train_qlora", "analyze")
-    assert kept[1] == 1
-    assert kept[2] >= 2, "a stage whose dvc is gone may finish an epoch in the half second until it looks"
-    assert kept[3] == kill.EPOCHS
+    assert saved[1] == 1
+    assert saved[2] >= 2, "a stage checks for its dvc every half second, and may finish an epoch meanwhile"
+    assert saved[3] == kill.EPOCHS
 
 
 @pytest.mark.parametrize(
-    ("name", "ends_after", "refused"),
+    ("name", "ends_after", "rejected"),
     [
         ("demo/dvc.lock", "", True),
         ("demo/dvc.lock", "stages:\n", True),
@@ -53,15 +53,15 @@ def test_killed_in_five_ways_nothing_is_lost_and_nothing_survives(killed):
         ("demo/.dvc/tmp/rwlock", "", True),
     ],
 )
-def test_a_file_of_dvcs_own_that_was_cut_costs_no_training(killed, name, ends_after, refused):
-    """DVC writes it in place. Cut, it is refused in words that name it, or good for less; all comes from the cache."""
+def test_a_cut_file_of_dvc_costs_no_training(killed, name, ends_after, rejected):
+    """DVC writes these files in place. It names a cut file in an error, or uses the rest; results are in the cache."""
     clone, expected, _ = killed
     path = clone.folder / name
     whole = path.read_text()
     path.write_text(whole[: whole.index(ends_after) + len(ends_after)])
     done = clone.dvc("repro")
-    assert (done.returncode != 0) == refused, done.stdout + done.stderr
-    if refused:
+    assert (done.returncode != 0) == rejected, done.stdout + done.stderr
+    if rejected:
         assert kill.remove_cut(clone, done.stdout + done.stderr) == name
         done = clone.dvc("repro")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What the tests share. Imported first: it sets the environment that the libraries read when they are imported."""
+"""Code that several test files use. It is imported first, since it sets variables that libraries read on import."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A temporary repository in which `dvc` can run."""
+"""A temporary copy of this repository in which `dvc` can run."""
 
 import json
 import re
@@ -7,23 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.project import COMMITTED, OF_THE_USER, ROOT
+from helpers.project import COMMITTED, ROOT, USERS_FILES
 from helpers.stages import run_module, stage_env
 
-RECORDER = Path(__file__).with_name("recorder")  # its sitecustomize.py writes down which parameters a stage reads
+RECORDER = Path(__file__).with_name("recorder")  # its sitecustomize.py logs which parameters and files a stage reads
 
 
 class Clone:
-    """A new repository with the files of this one, in which `dvc` can run without touching anything else.
+    """A new Git repository with this one's files. DVC's caches and configuration are in its folder too.
 
-    Code is as it lies here; parameters and results are the committed ones.
+    The code is the workspace's; parameters and results are those of Git's index.
 
     Attributes:
-        folder: its root.
-        reads: folder where the stages' parameter reads are written, one file a stage.
+        folder: root of the repository.
+        reads: folder with the logs of what the stages read, two files a stage. Only stages in new processes log.
+        env: environment of the commands that run in it.
     """
 
-    def __init__(self, top: Path, left_out: tuple[str, ...] = ("tests/",)):
+    def __init__(self, top: Path, omit: tuple[str, ...] = ("tests/",)):
         self.folder, self.reads = top / "clone", top / "reads"
         self.reads.mkdir()
         self.env = stage_env(
@@ -40,33 +41,33 @@ class Clone:
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         for name in filter(None, listed.stdout.split("\0")):
-            there = (ROOT / name).is_file() or (ROOT / name).is_symlink()
-            if there and not name.startswith((*left_out, *OF_THE_USER)):
+            exists = (ROOT / name).is_file() or (ROOT / name).is_symlink()
+            if exists and not name.startswith((*omit, *USERS_FILES)):
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.folder / name, follow_symlinks=False)
         shutil.copytree(COMMITTED, self.folder, dirs_exist_ok=True)
         self.git("init", "--quiet")
         self.git("config", "user.name", "test")
         self.git("config", "user.email", "test")
-        self.commit("as it is")
+        self.commit("the project")
 
     def git(self, *arguments: str) -> str:
-        """Run `git` -> what it printed."""
+        """Run `git` -> its output."""
         done = subprocess.run(["git", *arguments], cwd=self.folder, env=self.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def commit(self, message: str) -> None:
-        """Commit all that is there."""
+        """Commit all files."""
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", message)
 
     def dvc(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
-        """Run `dvc` and its stages in forks -> its outcome, with the names of the stages it ran in `ran`."""
+        """Run `dvc` and its stages in forks -> its outcome, with the names of the stages that ran in `ran`."""
         return with_stages(run_module("dvc", arguments, self.folder / below, {**self.env, **env}))
 
     def dvc_in_new_processes(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
-        """As `dvc`, but DVC and each stage start as a user starts them."""
+        """Run `dvc` and its stages as a user does: each starts a new Python."""
         command = [sys.executable, "-m", "dvc", *arguments]
         env = {**self.env, **env}
         return with_stages(subprocess.run(command, cwd=self.folder / below, env=env, capture_output=True, text=True))
@@ -77,6 +78,6 @@ class Clone:
 
 
 def with_stages(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
-    """A finished `dvc`, with the names of the stages that it ran in `ran`."""
+    """Add the names of the stages that a finished `dvc` ran, as `ran`."""
     done.ran = re.findall(r"Running stage '(?:.*:)?(\w+)'", done.stdout)
     return done

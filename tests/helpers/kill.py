@@ -1,9 +1,9 @@
-"""`dvc repro`, killed on its way through, on a small cut of the demo data in a temporary clone.
+"""Kill `dvc repro` while it runs, in a temporary clone with a part of the demo data, and check its files.
 
-It is killed in one of five ways, at a second of a stage, or at a chosen moment: in mid-save, between two files. After
-each kill no process may be left, and each file that is there must be the one of an undisturbed run; the next
-`dvc repro` goes on. In the end the adapter's bytes, the predictions and all scores must be those of the undisturbed
-run.
+A kill comes in one of five ways. It comes some seconds after a stage's start, or at a chosen moment, such as before the
+second of two files is written. After each kill no process may be left, and each file must equal that of an undisturbed
+run. The next `dvc repro` resumes. In the end the adapter, the predictions and all scores must equal those of the
+undisturbed run, byte for byte.
 """
 
 import contextlib
@@ -35,15 +35,15 @@ SMALL = {
     "data": {"revision": "none", "train_rows": 160, "validation_rows": 60, "test_rows": 60},
     "train": {"epochs": EPOCHS},
 }
-STEPS = 10  # an epoch's, of 160 rows less those without a gold label
-MADE = ("outs", "metrics")  # folders that the stages write
-SURVIVES_AT_MOST = 10  # seconds that a stage may outlive its dvc
-CUT = {  # DVC's own files, which it writes in place, and what it says of one that a kill has cut
+STEPS = 10  # per epoch, of 160 rows less those without a label
+WRITTEN = ("outs", "metrics")  # folders that the stages write
+MAX_SURVIVAL = 10  # seconds that a stage may outlive its dvc
+DVC_ERRORS = {  # {a file that DVC writes in place: DVC's error when a kill has cut the file}
     "demo/dvc.lock": r"dvc\.lock' validation failed",
     "demo/.dvc/tmp/rwlock": r"rwlock'\. JSON structure is corrupted",
 }
 
-# Where a stage stops itself to be killed: (stage, what is going on, the file operation that is about to happen).
+# Moments at which a stage stops itself to be killed: (stage, description, pattern of the next file operation).
 MOMENTS = [
     ("download", "before the tables get their name", r"os.rename \S+ outs/splits "),
     ("download", "between two outs", r"os.rename \S+ outs/data_source.json "),
@@ -79,28 +79,28 @@ def small_clone(top: Path) -> Clone:
     return clone
 
 
-# --- what is there ---
+# --- the state of the clone ---
 
 
 def contents(clone: Clone) -> dict[str, str]:
-    """{file of an out: digest of what must not depend on a kill}; of what a run measured of itself, the end."""
+    """{file of an out: digest}. Of measurements, which differ each time, the digest is that of the last bytes."""
     folder = clone.folder / "demo"
-    found = {}
-    for path in sorted(path for top in MADE for path in (folder / top).rglob("*")):
+    digests = {}
+    for path in sorted(path for top in WRITTEN for path in (folder / top).rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_dir() or re.search(r"/\.[^/]*\.tmp(/|$)|^outs/checkpoints/", name):
             continue
         content = path.read_bytes()
         if name.endswith(".json"):
-            json.loads(content)  # a half-written one is no JSON
+            json.loads(content)  # fails for a half-written file
         if is_measured(name):
             content = content[-1:] if path.suffix in (".csv", ".json") else content[-8:]
-        found[name] = hashlib.sha256(content).hexdigest()
-    return found
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
-def whole_epochs(clone: Clone) -> int:
-    """Epochs that the newest whole checkpoint holds."""
+def saved_epochs(clone: Clone) -> int:
+    """Epochs in the newest complete checkpoint."""
     whole = (clone.folder / "demo/outs/checkpoints").glob("[!.]*/checkpoint-*/whole")  # a hidden one is being removed
     return max((int(path.parent.name.split("-")[1]) // STEPS for path in whole), default=0)
 
@@ -109,27 +109,27 @@ def whole_epochs(clone: Clone) -> int:
 
 
 def start(clone: Clone, log: IO, moment: str = "") -> subprocess.Popen:
-    """`dvc repro` in a process group of its own; its stages stop at a moment of `MOMENTS`."""
+    """Start `dvc repro` in its own process group. Its stage stops at a moment, a pattern of `MOMENTS`."""
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro"], cwd=clone.folder / "demo", env={**clone.env, "STOP_AT": moment},
         stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
 
 
-def ours(clone: Clone) -> list[psutil.Process]:
-    """All living processes of a clone's `dvc repro`."""
-    found = []
+def living_processes(clone: Clone) -> list[psutil.Process]:
+    """All processes of a clone's `dvc repro`, without zombies."""
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            mine = process.environ().get("KILL_TEST") == str(clone.folder)
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+            belongs = process.environ().get("KILL_TEST") == str(clone.folder)
+            if belongs and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(process)
+    return processes
 
 
 def stage_process(clone: Clone) -> tuple[psutil.Process | None, str]:
-    """(process, stage) of the stage that is running, or (None, "between stages")."""
-    for process in ours(clone):
+    """(process, name) of the running stage, or (None, "between stages")."""
+    for process in living_processes(clone):
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()
             if len(words) > 2 and words[1] == "-m" and words[2].startswith("stages."):
@@ -146,22 +146,22 @@ def is_stopped(clone: Clone) -> bool:
         return False
 
 
-def is_through(stage: str, output: str) -> bool:
-    """Whether `dvc repro`, by its output, has gone on to a stage after this one."""
+def has_finished(stage: str, output: str) -> bool:
+    """Whether `dvc repro` has started a later stage, by its output."""
     return any(f"Running stage '{later}'" in output for later in STAGES[STAGES.index(stage) + 1 :])
 
 
-def has_passed(hit: SimpleNamespace, kept: int) -> bool:
-    """Whether a hit is at the save of a checkpoint that is whole: a stage lives half a second longer than its dvc."""
+def has_passed(hit: SimpleNamespace, saved: int) -> bool:
+    """Whether a kill's moment is the save of a checkpoint that exists: a stage outlives its dvc by half a second."""
     checkpoint = hit.moment and re.search(r"checkpoint-(\d+)/", hit.moment[2])
-    return bool(checkpoint) and int(checkpoint[1]) // STEPS <= kept
+    return bool(checkpoint) and int(checkpoint[1]) // STEPS <= saved
 
 
 def strike(clone: Clone, dvc: subprocess.Popen, way: str) -> tuple[str, str, int]:
-    """Kill in one of `WAYS`: everything is stopped, looked at, hit, and what is left goes on until it ends itself.
+    """Stop all processes, kill in one of `WAYS`, and let the others continue until they end themselves.
 
     Returns:
-        (way in which it was killed: no stage can be hit between stages, stage that was hit, epochs that are whole)
+        (way: another one if no stage was running, stage that was running, epochs in the newest checkpoint)
     """
     os.killpg(dvc.pid, signal.SIGSTOP)
     process, stage = stage_process(clone)
@@ -179,16 +179,18 @@ def strike(clone: Clone, dvc: subprocess.Popen, way: str) -> tuple[str, str, int
         os.killpg(dvc.pid, signal.SIGCONT)
     code = dvc.wait(timeout=60)
     assert code != 0 or process is None, f"dvc took a killed stage for a finished one after {way}"
-    deadline = time.monotonic() + SURVIVES_AT_MOST
-    while ours(clone):
-        assert time.monotonic() < deadline, f"still running after {way}: {[p.cmdline() for p in ours(clone)]}"
+    deadline = time.monotonic() + MAX_SURVIVAL
+    while living_processes(clone):
+        assert time.monotonic() < deadline, (
+            f"still running after {way}: {[p.cmdline() for p in living_processes(clone)]}"
+        )
         time.sleep(0.1)
-    return way, stage, whole_epochs(clone)
+    return way, stage, saved_epochs(clone)
 
 
 def remove_cut(clone: Clone, output: str) -> str | None:
-    """Do what docs/reliability.md says: remove the file of `CUT` that DVC's output complains of; returns its name."""
-    for name, complaint in CUT.items():
+    """Remove the file of `DVC_ERRORS` that DVC's output names, as docs/reliability.md says -> its name."""
+    for name, complaint in DVC_ERRORS.items():
         if re.search(complaint, output):
             (clone.folder / name).unlink()
             return name
@@ -201,61 +203,59 @@ def killed_run(
     expected: dict[str, str],
     report: Callable[[SimpleNamespace, str, str, int], None] = lambda *_: None,
 ) -> None:
-    """Run, be killed, run again, until a run comes through.
+    """Run and kill `dvc repro` until a run finishes.
 
     Args:
-        hits: list of namespaces, in the order of the stages: `stage`, `way`, and `moment`, one of `MOMENTS`, or
+        hits: the kills, in the order of the stages: namespaces of `stage`, `way`, and `moment`, one of `MOMENTS`, or
             `after`, seconds after the stage's start.
         expected: `contents` of an undisturbed run.
-        report: called after each kill with the hit, the way it went, the stage that it met, and the epochs that were
-            whole.
+        report: called after each kill with the hit and with what `strike` returned.
 
     Raises:
-        AssertionError: something was lost.
+        AssertionError: a process survived, or a file differs from that of the undisturbed run.
     """
     log = clone.folder.parent / "log"
-    left, resume_at = list(hits), 0
+    remaining, resume_at = list(hits), 0
     while True:
-        hit = left[0] if left else None
+        hit = remaining[0] if remaining else None
         with log.open("w") as file:
             dvc = start(clone, file, hit.moment[2] if hit and hit.moment else "")
-        begun = None
+        started = None
         while dvc.poll() is None:
-            if hit and not hit.moment and is_through(hit.stage, log.read_text()):
-                left.pop(0)  # the stage was quicker than when its seconds were drawn
-                hit, begun = left[0] if left else None, None
+            if hit and not hit.moment and has_finished(hit.stage, log.read_text()):
+                remaining.pop(0)  # the stage was faster than when its seconds were drawn
+                hit, started = remaining[0] if remaining else None, None
             if hit:
-                if begun is None and f"Running stage '{hit.stage}'" in log.read_text():
-                    begun = time.monotonic()
-                if begun and (is_stopped(clone) if hit.moment else time.monotonic() > begun + hit.after):
+                if started is None and f"Running stage '{hit.stage}'" in log.read_text():
+                    started = time.monotonic()
+                if started and (is_stopped(clone) if hit.moment else time.monotonic() > started + hit.after):
                     break
             time.sleep(0.02)
         running = dvc.poll() is None
-        way, stage, kept = strike(clone, dvc, hit.way) if running else (None, None, 0)
-        struck = running and dvc.returncode != 0  # else it was through, or at its very end
+        way, stage, saved = strike(clone, dvc, hit.way) if running else (None, None, 0)
+        killed = running and dvc.returncode != 0  # else it had finished
         output = log.read_text()
         if resume_at:
             trained = len(re.findall(r"^epoch \d+ of \d+: ", output, re.MULTILINE))
             resumed = re.search(r"resuming from \S+/checkpoint-(\d+)\n", output)
-            if resumed or trained or stage != "train_qlora":  # not hit again before it began
+            if resumed or trained or stage != "train_qlora":  # it was killed again before its training began
                 assert resumed and int(resumed[1]) == resume_at * STEPS, f"not resumed where it was:\n{output}"
-            killed_after = kept + 1 if stage == "train_qlora" and kept else EPOCHS  # no checkpoint: it was through
-            assert trained <= killed_after - resume_at, f"{trained} epochs trained from {resume_at} to {killed_after}"
-        resume_at = kept if stage == "train_qlora" else 0
-        there = contents(clone)
-        other = [name for name in there if there[name] != expected.get(name)]
-        assert not other, f"not the files of an undisturbed run: {other}, after {hit}"
-        if not struck:
+            last = saved + 1 if stage == "train_qlora" and saved else EPOCHS  # no checkpoint: training had finished
+            assert trained <= last - resume_at, f"{trained} epochs trained from {resume_at} to {last}"
+        resume_at = saved if stage == "train_qlora" else 0
+        files = contents(clone)
+        different = [name for name in files if files[name] != expected.get(name)]
+        assert not different, f"not the files of an undisturbed run: {different}, after {hit}"
+        if not killed:
             if dvc.returncode and (name := remove_cut(clone, output)):
-                print(f"  {name} was cut, and is removed", flush=True)
+                print(f"  {name} was cut; it is removed", flush=True)
                 continue
             assert dvc.returncode == 0, output
             assert not hit or not hit.moment, f"the moment never came: {hit}"
             break
-        left.pop(0)
-        left = [other for other in left if not has_passed(other, kept)]
-        report(hit, way, stage, kept)
-    assert there == expected, f"missing: {set(expected) - set(there)}"
-    remains = [path for path in (clone.folder / "demo").rglob("*") if re.search(r"^\..*\.tmp$", path.name)]
-    assert not remains, f"left behind: {remains}"
+        remaining = [later for later in remaining[1:] if not has_passed(later, saved)]
+        report(hit, way, stage, saved)
+    assert files == expected, f"missing: {set(expected) - set(files)}"
+    temporary = [path for path in (clone.folder / "demo").rglob("*") if re.search(r"^\..*\.tmp$", path.name)]
+    assert not temporary, f"temporary files are left: {temporary}"
     assert not (clone.folder / "demo/outs/checkpoints").exists(), "checkpoints are left after success"

@@ -1,4 +1,4 @@
-"""Where the project's files are; its parameters and results as Git has them."""
+"""Paths of the project, and its parameters and results as Git has them."""
 
 import shutil
 import subprocess
@@ -14,13 +14,13 @@ NANO = DEMO / "assets" / "nano-phi"
 SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
 
-# What a user changes by using the project: parameters by `dvc exp run -S`, results by any run. The tests take these as
-# Git has them, staged or committed, so that an experiment in the workspace is no failure.
-OF_THE_USER = ("params.yaml", "dvc.lock", "metrics", *(f"demo/{n}" for n in ("params.yaml", "dvc.lock", "metrics")))
+# `dvc exp run -S` changes the parameters, and any run the results. The tests use Git's version of them, staged or
+# committed, so an experiment in the workspace makes no test fail.
+USERS_FILES = ("params.yaml", "dvc.lock", "metrics", *(f"demo/{n}" for n in ("params.yaml", "dvc.lock", "metrics")))
 
 
-def _as_git_has(paths: Iterable[str]) -> tempfile.TemporaryDirectory:
-    """A temporary folder with these files and folders as Git's index has them; outside of Git, as they lie here."""
+def _copy_from_index(paths: Iterable[str]) -> tempfile.TemporaryDirectory:
+    """Copy files and folders from Git's index, or from the workspace where there is no Git, to a temporary folder."""
     folder = tempfile.TemporaryDirectory()
     git = shutil.which("git") and subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode == 0
     if git:
@@ -36,5 +36,5 @@ def _as_git_has(paths: Iterable[str]) -> tempfile.TemporaryDirectory:
     return folder
 
 
-_committed = _as_git_has(OF_THE_USER)  # kept, since the folder goes with it
+_committed = _copy_from_index(USERS_FILES)  # the folder is removed with this object
 COMMITTED = Path(_committed.name)

@@ -4,10 +4,10 @@ A new process imports for 1 to 5 seconds, a fork for 0.1. Standard input brings 
 standard output answers each with an exit code. There are two kinds of request:
 
 - `modules`: import modules once in a fork. Then run their `main` in each of many folders, a fork for each folder.
-- `module`: do what `python -m` does in one folder. If the module is `dvc`, the stages that DVC starts are forks too.
+- `module`: do what `python -m` does in one folder. If the module runs DVC, the stages that DVC starts are forks too.
 
-The environment and the arguments come with the request. The libraries read their own variables (HF_*) while they are
-imported, so `helpers.stages` starts another such process for other values.
+The environment and the arguments come with the request. Some libraries read HF_* variables while they are imported. For
+other values of these, `helpers.stages` starts a second such process, which imports only the libraries in PLAIN.
 """
 
 import gc

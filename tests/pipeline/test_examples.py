@@ -1,6 +1,6 @@
-"""Everyday DVC and Git around the small pipeline: what must not run again, and no warning where nothing is wrong.
+"""README's DVC and Git commands on the small pipeline: no stage runs again without need, and no command warns.
 
-One story, told in order: a run, an experiment, Git's stash and branches, another machine.
+The fixture `story` runs them in order: a run, an experiment, Git's stash and branches, a second machine.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slow
 SMALL = {"data.train_rows": 96, "data.validation_rows": 30, "data.test_rows": 60, "train.epochs": 1}
 
 
-def quiet(clone, *command):
-    """Run `dvc`: it must succeed, and warn of nothing."""
+def run_quietly(clone, *command):
+    """Run `dvc`, which must succeed without a warning -> its outcome."""
     done = clone.dvc(*command)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
@@ -36,8 +36,8 @@ def quiet(clone, *command):
 
 
 def up_to_date(clone):
-    """`dvc repro` finds nothing changed: it runs no stage, and takes nothing from the cache."""
-    return "Data and pipelines are up to date." in quiet(clone, "repro").stdout
+    """Whether `dvc repro` finds every stage unchanged: it runs none and restores none from the cache."""
+    return "Data and pipelines are up to date." in run_quietly(clone, "repro").stdout
 
 
 def lock(clone):
@@ -65,78 +65,78 @@ def verify(clone):
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """What each step of the story left: {step: outcome}."""
+    """The commands in order -> namespace with the outcome of each step."""
     top = tmp_path_factory.mktemp("everyday")
-    clone, told = Clone(top), {}
+    clone, outcomes = Clone(top), {}
     path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for key, value in SMALL.items():
         set_key(raw, key, value)
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    quiet(clone, "remote", "add", "--default", "store", str(top / "store"))  # an experiment's own commit must have it
-    quiet(clone, "repro")
+    run_quietly(clone, "remote", "add", "--default", "store", str(top / "store"))  # each experiment's commit needs it
+    run_quietly(clone, "repro")
     clone.commit("a run")
-    told["first"] = up_to_date(clone)
-    told["status"] = quiet(clone, "status").stdout
-    told["graph"] = quiet(clone, "dag").stdout
+    outcomes["first"] = up_to_date(clone)
+    outcomes["status"] = run_quietly(clone, "status").stdout
+    outcomes["graph"] = run_quietly(clone, "dag").stdout
 
-    told["experiment"] = quiet(clone, "exp", "run", "-S", "lora.r=8", "--name", "r8")
-    told["metrics diff"] = quiet(clone, "metrics", "diff").stdout
-    told["experiment again"] = up_to_date(clone)
+    outcomes["experiment"] = run_quietly(clone, "exp", "run", "-S", "lora.r=8", "--name", "r8")
+    outcomes["metrics diff"] = run_quietly(clone, "metrics", "diff").stdout
+    outcomes["experiment again"] = up_to_date(clone)
     command = re.search(r"^dvc (exp show .*?)  +#", (ROOT / "README.md").read_text(), re.MULTILINE)[1]
-    told["shown"] = clone.dvc(*shlex.split(command), "--no-pager", COLUMNS="160").stdout
+    outcomes["shown"] = clone.dvc(*shlex.split(command), "--no-pager", COLUMNS="160").stdout
     clone.git("stash")
-    quiet(clone, "checkout")
-    told["stashed"] = up_to_date(clone)
-    quiet(clone, "exp", "apply", "r8")
-    told["applied"] = up_to_date(clone)
+    run_quietly(clone, "checkout")
+    outcomes["stashed"] = up_to_date(clone)
+    run_quietly(clone, "exp", "apply", "r8")
+    outcomes["applied"] = up_to_date(clone)
     clone.git("checkout", "--", ".")
     clone.git("stash", "pop")
-    quiet(clone, "checkout")
-    told["popped"] = up_to_date(clone)
+    run_quietly(clone, "checkout")
+    outcomes["popped"] = up_to_date(clone)
     clone.git("switch", "--quiet", "--create", "r8")
     clone.commit("r = 8")
     clone.git("switch", "--quiet", "-")
-    quiet(clone, "checkout")
-    told["other branch"] = up_to_date(clone)
+    run_quietly(clone, "checkout")
+    outcomes["other branch"] = up_to_date(clone)
 
-    quiet(clone, "push", "--all-branches")
+    run_quietly(clone, "push", "--all-branches")
     clone.git("clone", "--quiet", "--bare", str(clone.folder), str(top / "bare"))
     clone.git("remote", "add", "origin", str(top / "bare"))
-    quiet(clone, "exp", "push", "origin", "r8")
+    run_quietly(clone, "exp", "push", "origin", "r8")
 
     other = copy.copy(clone)
     other.folder = top / "other"
     clone.git("clone", "--quiet", str(top / "bare"), str(other.folder))
-    quiet(other, "pull")
-    told["pulled"] = up_to_date(other)
-    quiet(other, "exp", "pull", "origin", "r8")
-    quiet(other, "exp", "apply", "r8")
-    told["pulled experiment"] = up_to_date(other)
-    told["pulled rank"] = yaml.safe_load((other.folder / "demo/params.yaml").read_text())["lora"]["r"]
+    run_quietly(other, "pull")
+    outcomes["pulled"] = up_to_date(other)
+    run_quietly(other, "exp", "pull", "origin", "r8")
+    run_quietly(other, "exp", "apply", "r8")
+    outcomes["pulled experiment"] = up_to_date(other)
+    outcomes["pulled rank"] = yaml.safe_load((other.folder / "demo/params.yaml").read_text())["lora"]["r"]
 
     before = lock(clone)
-    told["verified"] = verify(clone)
-    told["locks"] = before, lock(clone)
-    return SimpleNamespace(clone=clone, **{name.replace(" ", "_"): outcome for name, outcome in told.items()})
+    outcomes["verified"] = verify(clone)
+    outcomes["locks"] = before, lock(clone)
+    return SimpleNamespace(clone=clone, **{name.replace(" ", "_"): outcome for name, outcome in outcomes.items()})
 
 
 @pytest.mark.parametrize(
     "step",
     ["first", "experiment_again", "stashed", "applied", "popped", "other_branch", "pulled", "pulled_experiment"],
 )
-def test_nothing_runs_again(story, step):
+def test_no_stage_runs_again(story, step):
     assert getattr(story, step)
 
 
-def test_an_experiment_of_a_teammate_is_applied(story):
+def test_another_clone_applies_the_experiment(story):
     assert story.pulled_rank == 8
 
 
 def test_readmes_table_of_experiments_fits_160_columns(story):
     lines = story.shown.splitlines()
     assert max(map(len, lines)) <= 160
-    assert "…" not in story.shown, "a column that did not fit"
+    assert "…" not in story.shown, "a column is cut"
     assert "loss_validation" in lines[1] and "lora.r" in lines[1]
     assert any("[r8]" in line for line in lines)
 
@@ -150,16 +150,16 @@ def test_the_graph_shows_one_pipeline(story):
         assert story.graph.count(f" {stage} ") == 1
 
 
-def test_an_experiment_runs_what_depends_on_its_parameter_alone(story):
+def test_an_experiment_runs_only_the_stages_that_depend_on_its_parameter(story):
     assert story.experiment.ran == ["train_qlora", "eval_lora", "analyze"]
 
 
-def test_the_log_of_a_training_is_a_line_an_epoch(story):
+def test_a_training_logs_one_line_per_epoch(story):
     printed = story.experiment.stdout + story.experiment.stderr
     epochs = [line for line in printed.splitlines() if line.startswith("epoch 1 of 1: training loss ")]
     assert len(epochs) == 1
-    assert "\r" not in printed, "a bar, in a file"
-    assert "{'" not in printed, "a dictionary of the Trainer's"
+    assert "\r" not in printed, "a progress bar"
+    assert "{'" not in printed, "a dictionary that the Trainer printed"
 
 
 def test_metrics_diff_fits_a_screen_and_shows_scores_first(story):
@@ -171,8 +171,8 @@ def test_metrics_diff_fits_a_screen_and_shows_scores_first(story):
     assert all(name.startswith(("peak_gb", "seconds")) for name in names[first_measured:])
 
 
-def test_a_run_by_force_finds_every_result_equal(story):
-    """On the same machine a lock differs from itself in what was measured, and the tool says so in words."""
+def test_verify_finds_every_result_equal(story):
+    """On the same machine only measurements differ from the committed lock."""
     assert story.verified.code == 0, story.verified.printed
     assert story.verified.printed.splitlines()[-1].startswith(
         "Every result is byte for byte that of the committed dvc.lock"
@@ -184,6 +184,6 @@ def test_a_run_by_force_finds_every_result_equal(story):
     }
     changed = {path for old, new in files.values() for path in new if old[path] != new[path]}
     assert changed >= {"outs/measurements/base", "outs/measurements/train", "outs/measurements/tuned"}, (
-        "or it was not run"
+        "else no stage ran again"
     )
     assert all(is_measured(path) for path in changed)

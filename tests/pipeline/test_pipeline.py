@@ -1,4 +1,4 @@
-"""The whole demo pipeline under DVC, in a temporary clone: run, run again, experiments, mistakes."""
+"""The demo pipeline under DVC, in a temporary clone: a run, a second run, experiments, invalid values."""
 
 import json
 import time
@@ -11,22 +11,21 @@ from helpers.project import COMMITTED
 
 pytestmark = pytest.mark.slow
 
-MADE = ("outs",)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 
 def outs(clone):
-    """Files that the stages made, by name."""
+    """Paths of all files and folders in demo/outs."""
     folder = clone.folder / "demo"
-    return {str(p.relative_to(folder)) for top in MADE for p in (folder / top).rglob("*")}
+    return {str(path.relative_to(folder)) for path in (folder / "outs").rglob("*")}
 
 
 @pytest.fixture(scope="module")
 def experiment(repro):
-    """`dvc exp run` with another rank, after a whole run; one epoch, to be quick."""
+    """`dvc exp run` with another `lora.r` and one epoch, and what DVC's commands print afterwards."""
     done = repro.clone.dvc("exp", "run", "-S", "lora.r=8", "-S", "train.epochs=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    seen = {
+    outputs = {
         name: repro.clone.dvc(*command.split())
         for name, command in {
             "metrics": "metrics diff --json",
@@ -36,12 +35,12 @@ def experiment(repro):
             "experiments": "exp show --json",
         }.items()
     }
-    return SimpleNamespace(run=done, metrics=repro.clone.metrics(), seen=seen)
+    return SimpleNamespace(run=done, metrics=repro.clone.metrics(), outputs=outputs)
 
 
 @pytest.fixture(scope="module")
 def back(repro, experiment):
-    """The first parameters again."""
+    """An experiment with the first parameters again."""
     epochs = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())["train"]["epochs"]
     done = repro.clone.dvc("exp", "run", "-S", "lora.r=16", "-S", f"train.epochs={epochs}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,8 +48,8 @@ def back(repro, experiment):
 
 
 @pytest.fixture(scope="module")
-def refused(repro, back):
-    """A value that is no number."""
+def rejected(repro, back):
+    """An experiment with a value that is not a number, and the outs before and after it."""
     before = outs(repro.clone)
     done = repro.clone.dvc("exp", "run", "-S", "lora.r=abc")
     after = outs(repro.clone)
@@ -58,7 +57,7 @@ def refused(repro, back):
     return SimpleNamespace(run=done, before=before, after=after)
 
 
-def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
+def test_the_first_run_runs_every_stage_and_writes_every_out(repro):
     assert repro.run.ran == STAGES
     for path in (
         "outs/splits/train.parquet", "outs/data_source.json", "outs/base_model.json", "outs/tokenized/test.parquet",
@@ -71,42 +70,42 @@ def test_a_first_run_runs_every_stage_and_makes_every_out(repro):
     assert {"data", "base", "train", "tuned", "comparison"} == set(repro.metrics["details"])
 
 
-def test_tuning_turns_a_base_at_chance_into_a_classifier(repro):
+def test_tuning_turns_a_base_at_chance_level_into_a_classifier(repro):
     assert repro.metrics["summary"]["accuracy_base"] <= 0.45
     assert repro.metrics["summary"]["accuracy_tuned"] >= 0.85
 
 
-def test_the_metrics_agree_with_one_another(repro):
+def test_the_metrics_agree_with_each_other(repro):
     details = repro.metrics["details"]
-    base, tuned, analysis = (details[name] for name in ("base", "tuned", "comparison"))
+    base, tuned, comparison = (details[name] for name in ("base", "tuned", "comparison"))
     rows = base["rows"]
     assert rows == tuned["rows"] == details["data"]["test"]["kept"]
-    assert sum(analysis[fate] for fate in ("both_right", "fixed", "broken", "both_wrong")) == rows
-    assert analysis["accuracy_gain"] == pytest.approx(tuned["accuracy"] - base["accuracy"])
-    assert (analysis["both_right"] + analysis["fixed"]) / rows == pytest.approx(tuned["accuracy"])
+    assert sum(comparison[count] for count in ("both_right", "fixed", "broken", "both_wrong")) == rows
+    assert comparison["accuracy_gain"] == pytest.approx(tuned["accuracy"] - base["accuracy"])
+    assert (comparison["both_right"] + comparison["fixed"]) / rows == pytest.approx(tuned["accuracy"])
     assert {"stored", "total", "trainable"} <= set(details["train"]["parameters"])
 
 
-def test_git_ignores_what_dvc_keeps(repro):
+def test_git_ignores_the_files_that_dvc_caches(repro):
     changed = [line[3:] for line in repro.status.splitlines()]
     assert [name for name in changed if not name.startswith(("demo/metrics/", "demo/dvc.lock"))] == []
 
 
 def test_a_second_run_runs_nothing(repro):
-    """Before any experiment: the test asks for no other fixture, and the others come after."""
+    """This test must precede the experiments, which change the workspace."""
     done = repro.clone.dvc("repro")
     assert done.returncode == 0
     assert done.ran == []
 
 
-def test_another_rank_trains_again_and_nothing_before(experiment):
+def test_another_lora_rank_trains_again_and_runs_no_earlier_stage(experiment):
     assert experiment.run.ran == ["train_qlora", "eval_lora", "analyze"]
     for stage in ("download", "tokenize", "eval_base"):
         assert f"'{stage}' didn't change, skipping" in experiment.run.stdout
 
 
 def test_metrics_diff_shows_the_change(repro, experiment):
-    changed = json.loads(experiment.seen["metrics"].stdout)
+    changed = json.loads(experiment.outputs["metrics"].stdout)
     trainable = changed["metrics/summary.json"]["parameters_trained"]
     assert trainable["old"] == repro.metrics["details"]["train"]["parameters"]["trainable"]
     assert trainable["new"] == experiment.metrics["details"]["train"]["parameters"]["trainable"] < trainable["old"]
@@ -114,13 +113,13 @@ def test_metrics_diff_shows_the_change(repro, experiment):
 
 
 def test_params_diff_shows_the_change(experiment):
-    changed = json.loads(experiment.seen["params"].stdout)["params.yaml"]
+    changed = json.loads(experiment.outputs["params"].stdout)["params.yaml"]
     assert changed["lora.r"] == {"old": 16, "new": 8, "diff": -8}
 
 
 @pytest.mark.parametrize(("command", "out"), [("plots show", "shown"), ("plots diff", "compared")])
 def test_plots_are_written_without_a_warning(repro, experiment, command, out):
-    done = experiment.seen[command]
+    done = experiment.outputs[command]
     assert done.returncode == 0
     assert "warning" not in (done.stdout + done.stderr).lower()
     page = (repro.clone.folder / "demo" / out / "index.html").read_text()
@@ -128,42 +127,42 @@ def test_plots_are_written_without_a_warning(repro, experiment, command, out):
         assert title in page
 
 
-def test_exp_show_lists_both(experiment):
-    shown = json.loads(experiment.seen["experiments"].stdout)
-    ranks = set()
+def test_exp_show_lists_both_runs(experiment):
+    shown = json.loads(experiment.outputs["experiments"].stdout)
+    lora_ranks = set()
 
     def walk(value):
         if isinstance(value, dict):
             if "lora" in value and isinstance(value["lora"], dict):
-                ranks.add(value["lora"]["r"])
-            for below in value.values():
-                walk(below)
+                lora_ranks.add(value["lora"]["r"])
+            for child in value.values():
+                walk(child)
         elif isinstance(value, list):
-            for below in value:
-                walk(below)
+            for child in value:
+                walk(child)
 
     walk(shown)
-    assert ranks == {8, 16}
+    assert lora_ranks == {8, 16}
 
 
 def test_an_experiment_keeps_the_link_to_the_code(repro, experiment):
-    """DVC would commit a copy of the code in its place; after `dvc exp apply` no change of stages/ would be seen."""
+    """DVC could commit a copy of the code instead. After `dvc exp apply`, DVC would then miss changes of stages/."""
     commits = repro.clone.git("for-each-ref", "--format=%(objectname)", "refs/exps").split()
     assert commits
     for commit in commits:
         assert repro.clone.git("ls-tree", commit, "demo/stages").startswith("120000 blob")
 
 
-def test_the_old_rank_comes_back_from_the_run_cache_without_training(repro, back):
+def test_the_first_lora_rank_comes_from_the_run_cache_without_training(repro, back):
     assert "train_qlora" not in back.run.ran
     assert "eval_lora" not in back.run.ran
     assert "'train_qlora' is cached - skipping run, checking out outputs" in back.run.stdout
     assert back.metrics == repro.metrics
 
 
-def test_a_value_that_is_no_number_is_one_line(refused):
-    assert refused.run.returncode != 0
-    printed = (refused.run.stdout + refused.run.stderr).splitlines()
+def test_a_value_that_is_not_a_number_is_one_error_line(rejected):
+    assert rejected.run.returncode != 0
+    printed = (rejected.run.stdout + rejected.run.stderr).splitlines()
     errors = [line for line in printed if line.startswith("error: ")]
     assert len(errors) == 1, printed
     assert errors[0].startswith("error: params.yaml: lora.r: ")
@@ -171,26 +170,25 @@ def test_a_value_that_is_no_number_is_one_line(refused):
     assert not any("Traceback" in line for line in printed)
 
 
-def test_a_refused_run_writes_nothing(refused):
-    new = refused.after - refused.before
+def test_a_rejected_run_writes_nothing(rejected):
+    new = rejected.after - rejected.before
     assert new == set()
-    gone = refused.before - refused.after
-    assert all(name.startswith(("outs/adapter", "outs/results/train", "outs/measurements/train")) for name in gone), (
-        "DVC takes a stage's outs away first"
-    )
+    removed = rejected.before - rejected.after
+    own_outs = ("outs/adapter", "outs/results/train", "outs/measurements/train")
+    assert all(name.startswith(own_outs) for name in removed), "DVC removes a stage's outs before it starts the stage"
 
 
-def test_what_dvc_took_away_before_a_refused_run_comes_back_by_checkout(repro, refused):
-    """DVC removes a stage's outs before it starts the stage, so a refusal leaves none."""
-    gone = refused.before - refused.after
-    assert {"outs/adapter/adapter_model.safetensors", "outs/measurements/train/run.json"} <= gone
+def test_checkout_restores_the_outs_that_dvc_removed_before_a_rejected_run(repro, rejected):
+    """DVC removes a stage's outs before it starts the stage, so none are left after the error."""
+    removed = rejected.before - rejected.after
+    assert {"outs/adapter/adapter_model.safetensors", "outs/measurements/train/run.json"} <= removed
     done = repro.clone.dvc("checkout")
     assert done.returncode == 0, done.stderr
-    assert outs(repro.clone) == refused.before
+    assert outs(repro.clone) == rejected.before
     assert "up to date" in repro.clone.dvc("status").stdout
 
 
-def test_parameters_never_reach_a_shell(repro, refused):
+def test_parameters_never_reach_a_shell(repro, rejected):
     done = repro.clone.dvc("exp", "run", "-S", "model.name='$(touch pwned)'", "-S", "data.name='`touch pwned`'")
     repro.clone.git("checkout", "--", "demo/params.yaml")
     assert done.returncode != 0
@@ -199,10 +197,10 @@ def test_parameters_never_reach_a_shell(repro, refused):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_the_root_without_hub_and_gpu_stops_in_seconds_with_one_line(repro, tmp_path):
+def test_at_the_root_a_run_without_hub_and_gpu_stops_in_seconds_with_one_error_line(repro, tmp_path):
     start = time.monotonic()
-    nothing = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = repro.clone.dvc_in_new_processes("repro", below=".", HF_HUB_OFFLINE="0", **nothing)
+    no_hub_no_gpu = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = repro.clone.dvc_in_new_processes("repro", below=".", HF_HUB_OFFLINE="0", **no_hub_no_gpu)
     assert time.monotonic() - start < 60
     assert done.returncode != 0
     printed = (done.stdout + done.stderr).splitlines()
@@ -211,11 +209,11 @@ def test_the_root_without_hub_and_gpu_stops_in_seconds_with_one_line(repro, tmp_
     assert "stanfordnlp/snli" in errors[0]
     assert "make demo" in errors[0]
     assert not any("Traceback" in line for line in printed)
-    assert [file for name in MADE for file in (repro.clone.folder / name).rglob("*")] == []
+    assert list((repro.clone.folder / "outs").rglob("*")) == []
 
 
 @pytest.mark.parametrize("stage", ALLOWED)
-def test_no_stage_imports_a_slow_library_while_it_runs(repro, stage):
+def test_no_stage_imports_a_slow_library_that_it_does_not_use(repro, stage):
     modules = modules_of(repro.reads[f"{stage}.files"])
-    assert "pandas" in modules, "or this test sees nothing"
+    assert "pandas" in modules, "else this test checks nothing"
     assert too_many(stage, modules) == set()

@@ -1,4 +1,4 @@
-"""The stages on several ranks, as torchrun starts them: the same training as on one, and how it ends."""
+"""Stages on several ranks: they train and predict as on one rank, also after a resume with another number of ranks."""
 
 import numpy as np
 import pandas as pd
@@ -20,18 +20,18 @@ def weights(folder):
     return safetensors.torch.load_file(folder / "outs/adapter/adapter_model.safetensors")
 
 
-CASES = {  # of the training: its changes of params.yaml
+CASES = {  # {case: changes of params.yaml}
     "plain": {},
     "padded": {"batches__padding": "max_length", "batches__order": "random"},
     "weighted": {"train__class_weights": "balanced"},
     "dropped": {"lora__dropout": 0.3},
 }
-BATCH, ROWS = 8, 33  # so the last batch has one row: fewer than ranks
+ROWS = 33  # in batches of 8: the last batch has one row, fewer than ranks
 
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
-    """Folders of finished stages: CASE-RANKS, and trainings that were broken off and went on with other ranks."""
+    """A folder with folders of finished stages: CASE-RANKS, and trainings that were interrupted and then resumed."""
     top = tmp_path_factory.mktemp("ranks")
     model = without_dropout(NANO, top / "model")
 
@@ -58,12 +58,12 @@ def top(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", ["plain", "padded", "weighted"])
-def test_three_ranks_train_as_one(top, case):
+def test_three_ranks_train_as_one_rank_does(top, case):
     one, three = top / f"{case}-one", top / f"{case}-three"
     for name in ("steps", "epochs"):
         assert np.allclose(curve(one, name), curve(three, name), rtol=1e-3), name
-    ones, threes = weights(one), weights(three)
-    assert sum((ones[k] - threes[k]).norm() ** 2 for k in ones) < 1e-6 * sum(w.norm() ** 2 for w in ones.values())
+    x, y = weights(one), weights(three)
+    assert sum((x[name] - y[name]).norm() ** 2 for name in x) < 1e-6 * sum(w.norm() ** 2 for w in x.values())
 
 
 def test_the_cases_are_different_trainings(top):
@@ -72,7 +72,7 @@ def test_the_cases_are_different_trainings(top):
 
 
 @pytest.mark.parametrize("name", ["one-then-three", "three-then-one"])
-def test_a_training_goes_on_with_another_number_of_ranks(top, name):
+def test_a_training_resumes_with_another_number_of_ranks(top, name):
     for table in ("steps", "epochs"):
         assert np.allclose(curve(top / name, table), curve(top / "plain-one", table), rtol=1e-3), table
     assert not (top / name / "outs/checkpoints").exists()
@@ -82,6 +82,6 @@ def test_dropout_after_a_resume_is_that_of_an_undisturbed_training(top):
     assert adapter_bytes(top / "three-then-three") == adapter_bytes(top / "dropped-three")
 
 
-def test_three_ranks_predict_to_the_byte_what_one_predicts(top):
+def test_three_ranks_write_the_same_predictions_as_one_byte_for_byte(top):
     one, three = (top / f"plain-{ranks}/outs/results/base/predictions.parquet" for ranks in ("one", "three"))
     assert one.read_bytes() == three.read_bytes()

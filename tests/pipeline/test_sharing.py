@@ -1,4 +1,4 @@
-"""README's lines to share a run and an experiment, by the real DVC on a pipeline of one stage."""
+"""README's commands that share a run and an experiment, run by DVC on a pipeline of one stage."""
 
 import re
 import subprocess
@@ -18,10 +18,10 @@ PIPELINE = "stages:\n  make:\n    cmd: cp params.yaml out\n    params: [r]\n    
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory):
-    """Two clones: in the first one ran the experiment `before`, then README's lines, then the experiment `after`.
+    """Two clones. The first ran the experiment `before`, then README's commands, then the experiment `after`.
 
     Returns:
-        namespace with `second` (its folder) and `in_second` (runs lines there)
+        namespace with `second` (the second clone's folder) and `in_second` (a function that runs commands there)
     """
     top = tmp_path_factory.mktemp("sharing")
     who = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -30,25 +30,25 @@ def clones(tmp_path_factory):
     def run(folder, lines):
         return subprocess.run(["bash", "-ec", lines], cwd=top / folder, env=env, capture_output=True, text=True)
 
-    def ran(folder, lines):
+    def check(folder, lines):
         done = run(folder, lines)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    ran(".", "git init -q --bare -b main origin && git clone -q origin first 2>&1 && mkdir store")
+    check(".", "git init -q --bare -b main origin && git clone -q origin first 2>&1 && mkdir store")
     (top / "first/dvc.yaml").write_text(PIPELINE)
     (top / "first/params.yaml").write_text("r: 16\n")
-    ran("first", "dvc init -q && dvc repro -q && git add . && git commit -qm one && git push -q -u origin HEAD:main")
-    ran("first", "dvc exp run -q -n before -S r=4 && git restore . && dvc checkout -q")
-    ran("first", "dvc exp run -q -n of_readme -S r=8")
+    check("first", "dvc init -q && dvc repro -q && git add . && git commit -qm one && git push -q -u origin HEAD:main")
+    check("first", "dvc exp run -q -n before -S r=4 && git restore . && dvc checkout -q")
+    check("first", "dvc exp run -q -n of_readme -S r=8")
     assert SHARE.count(STORE) == 1
-    ran("first", SHARE.replace(STORE, str(top / "store")))
-    ran("first", "dvc exp run -q -n after -S r=2 && git restore . && dvc checkout -q")
+    check("first", SHARE.replace(STORE, str(top / "store")))
+    check("first", "dvc exp run -q -n after -S r=2 && git restore . && dvc checkout -q")
     push, pull = (line for line in EXPERIMENT.splitlines() if line.startswith("dvc exp"))
     for name in ("before", "after"):
-        ran("first", push.replace("NAME", name))
-    ran(".", "git clone -q origin second")
+        check("first", push.replace("NAME", name))
+    check(".", "git clone -q origin second")
     for name in ("before", "after"):
-        ran("second", pull.replace("NAME", name).partition("#")[0])
+        check("second", pull.replace("NAME", name).partition("#")[0])
     return SimpleNamespace(second=top / "second", in_second=lambda lines: run("second", lines))
 
 
@@ -59,14 +59,14 @@ def test_a_second_clone_gets_the_outs_and_runs_nothing(clones):
     assert (clones.second / "out").read_text() == "r: 8\n"
 
 
-def test_an_experiment_of_after_the_remotes_commit_is_applied_in_a_second_clone(clones):
+def test_a_second_clone_applies_an_experiment_that_ran_after_the_remotes_commit(clones):
     assert "dvc exp apply NAME" in EXPERIMENT
     done = clones.in_second("dvc exp apply after")
     assert done.returncode == 0, done.stderr
     assert (clones.second / "out").read_text() == "r: 2\n"
 
 
-def test_an_experiment_of_before_the_remotes_commit_comes_without_its_files_as_readme_says(clones):
+def test_an_experiment_that_ran_before_the_remotes_commit_has_no_files_as_readme_says(clones):
     assert "the push sends no file" in " ".join(SECTION.split())
     done = clones.in_second("git restore . && dvc exp apply before")
     assert "Checkout failed" in done.stderr

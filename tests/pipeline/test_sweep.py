@@ -1,4 +1,4 @@
-"""A sweep by the real DVC: killed, run again, with variants that fail; its experiments are those of `dvc exp run`."""
+"""tools.sweep with DVC: killed and resumed, with variants that fail; its experiments equal those of `dvc exp run`."""
 
 import csv
 import os
@@ -20,20 +20,20 @@ from tools.verify import is_measured
 pytestmark = pytest.mark.slow
 
 SMALL = {"data.train_rows": 96, "data.validation_rows": 30, "data.test_rows": 60, "train.epochs": 1}
-SWEEP = ("-S", "lora.r=4,8", "-S", "train.learning_rate=0.001,1e+30")  # every second one diverges
+SWEEP = ("-S", "lora.r=4,8", "-S", "train.learning_rate=0.001,1e+30")  # the second learning rate diverges
 
 
 def command(*arguments):
     return [sys.executable, "-m", "tools.sweep", *arguments]
 
 
-def swept(clone, *arguments, below="demo"):
-    """Run a sweep to its end."""
+def run_sweep(clone, *arguments, below="demo"):
+    """Run a sweep to its end -> its outcome."""
     return run_module("tools.sweep", arguments, clone.folder / below, clone.env)
 
 
 def workspace(clone):
-    """{file: bytes} of all that is not in .git or in a folder of DVC's own, and what Git says of it."""
+    """({file: bytes} except files in .git and .dvc, Git's status, commit and stash, the branch)."""
     paths = [path for path in clone.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     files = {path: path.read_bytes() for path in paths if not {".git", ".dvc", "__pycache__"} & set(path.parts)}
     status = (clone.git("status", "--porcelain"), clone.git("rev-parse", "HEAD"), clone.git("stash", "list"))
@@ -41,14 +41,14 @@ def workspace(clone):
 
 
 def experiments(clone):
-    """{name: commit} of those that are recorded."""
-    place = f"refs/exps/{clone.git('rev-parse', 'HEAD')[:2]}/"  # beside these, `exp apply` keeps what it does itself
-    listed = clone.git("for-each-ref", "--format=%(refname) %(objectname)", place).splitlines()
-    return {line.split()[0].rpartition("/")[2]: line.split()[1] for line in listed}
+    """{name: commit} of the recorded experiments."""
+    prefix = f"refs/exps/{clone.git('rev-parse', 'HEAD')[:2]}/"  # `exp apply` has references outside this prefix
+    listing = clone.git("for-each-ref", "--format=%(refname) %(objectname)", prefix).splitlines()
+    return {line.split()[0].rpartition("/")[2]: line.split()[1] for line in listing}
 
 
 def outs(clone, revision=None):
-    """{stage: {path: hash}} of the results in a lock, in the workspace's or in that of an experiment."""
+    """{stage: {path: hash}} of the results in the workspace's lock, or in an experiment's."""
     path = "demo/dvc.lock"
     text = clone.git("show", f"{revision}:{path}") if revision else (clone.folder / path).read_text()
     stages = yaml.safe_load(text)["stages"]
@@ -60,29 +60,32 @@ def outs(clone, revision=None):
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """What a sweep left that was killed in its third variant, and the same one run again."""
+    """A sweep that is killed in its third variant, the state it leaves, and the same sweep run again."""
     clone = Clone(tmp_path_factory.mktemp("sweep"))
     path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for key, value in SMALL.items():
         set_key(raw, key, value)
-    path.write_text(yaml.safe_dump(raw, sort_keys=False))  # a change of the workspace that the variants have to have
-    (clone.folder / "demo/mine.txt").write_text("a file that Git does not know\n")
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))  # each variant must have this change of the workspace
+    (clone.folder / "demo/mine.txt").write_text("a file that Git does not track\n")
     before = workspace(clone)
     copies = clone.folder / "demo/.dvc/tmp/exps/sweep"
 
     first = subprocess.Popen(
         command(*SWEEP), cwd=clone.folder / "demo", env=clone.env, stdout=subprocess.PIPE, text=True
     )
-    said = [first.stdout.readline(), first.stdout.readline()]
-    time.sleep(1)  # into the third
+    printed = [first.stdout.readline(), first.stdout.readline()]
+    time.sleep(1)  # the third variant is running
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     killed = SimpleNamespace(
-        said=said, workspace=workspace(clone), experiments=experiments(clone), copies=[p.name for p in copies.iterdir()]
+        printed=printed,
+        workspace=workspace(clone),
+        experiments=experiments(clone),
+        copies=[p.name for p in copies.iterdir()],
     )
     killed.pid = first.pid
-    again = swept(clone, *SWEEP)
+    again = run_sweep(clone, *SWEEP)
     after = workspace(clone)
     return SimpleNamespace(
         clone=clone, before=before, killed=killed, again=again, lines=again.stdout.splitlines(), after=after,
@@ -91,29 +94,29 @@ def story(tmp_path_factory):
 
 
 def name_in(line):
-    """The experiment that a variant's line names."""
+    """The name of the experiment in a variant's line."""
     return line.partition(" (")[0].rpartition(", ")[2]
 
 
-def test_a_kill_leaves_the_workspace_as_it_was_and_what_was_done_recorded(story):
+def test_a_kill_leaves_the_workspace_unchanged_and_finished_variants_recorded(story):
     assert story.killed.workspace == story.before
-    assert story.killed.copies == [str(story.killed.pid)], "or it was not killed on its way"
-    assert list(story.killed.experiments) == [name_in(story.killed.said[0])]
+    assert story.killed.copies == [str(story.killed.pid)], "else it was not killed while it ran"
+    assert list(story.killed.experiments) == [name_in(story.killed.printed[0])]
 
 
-def test_the_same_command_goes_on_and_records_nothing_twice(story):
-    assert story.lines[0].endswith("ran analyze)"), "its outs are in Git, and DVC's run cache leaves it out"
-    assert name_in(story.lines[0]) == name_in(story.killed.said[0])
+def test_the_same_command_resumes_and_records_no_variant_twice(story):
+    assert story.lines[0].endswith("ran analyze)"), "its outs are in Git, so DVC's run cache does not hold them"
+    assert name_in(story.lines[0]) == name_in(story.killed.printed[0])
     assert len(story.experiments) == 2
     assert story.experiments.items() >= story.killed.experiments.items()
 
 
-def test_afterwards_the_workspace_is_as_it_was_and_no_copy_is_left(story):
+def test_afterwards_the_workspace_is_unchanged_and_no_copy_is_left(story):
     assert story.after == story.before
     assert story.copies == []
 
 
-def test_a_variant_that_diverges_is_named_and_the_others_go_on(story):
+def test_a_diverged_variant_is_reported_and_the_others_run(story):
     assert story.again.returncode == 1
     assert [": FAILED: " in line for line in story.lines[:4]] == [False, True, False, True]
     assert (
@@ -124,14 +127,14 @@ def test_a_variant_that_diverges_is_named_and_the_others_go_on(story):
     assert "Traceback" not in story.again.stderr
 
 
-def test_a_stage_runs_once_for_all_variants_that_have_it_in_common(story):
-    ran = [line.rpartition("ran ")[2] for line in story.killed.said]
+def test_variants_share_the_stages_that_are_equal_for_them(story):
+    ran = [line.rpartition("ran ")[2] for line in story.killed.printed]
     assert ran[0] == "download, tokenize, eval_base, train_qlora, eval_lora, analyze)\n"
     assert ran[1] == "train_qlora)\n"
     assert story.lines[2].endswith("ran train_qlora, eval_lora, analyze)")
 
 
-def test_the_table_names_experiments_parameters_and_scores(story):
+def test_the_table_lists_experiments_parameters_and_scores(story):
     table = story.lines[5:10]
     assert table[0].split() == ["experiment", "lora.r", "train.learning_rate", "accuracy_tuned"]
     assert table[2].split() == ["-", "4", "1e+30", "-"]
@@ -141,13 +144,13 @@ def test_the_table_names_experiments_parameters_and_scores(story):
     assert table[3].split()[3] == f"{float(score):.4f}"
 
 
-def test_an_experiment_has_the_changes_of_the_workspace_and_its_own(story):
+def test_an_experiment_has_the_workspaces_changes_and_its_own(story):
     params = yaml.safe_load(story.clone.git("show", f"{story.experiments[name_in(story.lines[2])]}:demo/params.yaml"))
     assert params["lora"]["r"] == 8 and params["train"]["epochs"] == 1 and params["data"]["train_rows"] == 96
 
 
-def test_applied_and_run_alone_every_result_is_the_same_to_the_byte(story):
-    """The third variant, which followed a good and a failed one in its process."""
+def test_an_applied_experiment_gives_the_same_results_in_a_run_of_its_own(story):
+    """The third variant ran in one process after a successful and a failed one. The results are equal byte for byte."""
     clone = story.clone
     name = name_in(story.lines[2])
     expected = outs(clone, story.experiments[name])
@@ -161,9 +164,9 @@ def test_applied_and_run_alone_every_result_is_the_same_to_the_byte(story):
 
 
 @pytest.mark.parametrize("below", ["demo", "."])
-def test_one_bad_value_refuses_the_whole_sweep_in_one_line(story, below):
+def test_one_invalid_value_rejects_the_whole_sweep_in_one_line(story, below):
     before = workspace(story.clone)
-    done = swept(story.clone, "-S", "lora.r=4,0", below=below)
+    done = run_sweep(story.clone, "-S", "lora.r=4,0", below=below)
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: -S lora.r=0: params.yaml: lora.r: ")
@@ -173,7 +176,7 @@ def test_one_bad_value_refuses_the_whole_sweep_in_one_line(story, below):
 
 @pytest.fixture(scope="module")
 def own_folders(tmp_path_factory):
-    """A clone with relative paths to data outside of it and to a model inside it, which Git does not have."""
+    """A clone with relative paths to data outside it and to a model inside it. Git tracks neither."""
     clone = Clone(tmp_path_factory.mktemp("own"))
     assets = clone.folder / "demo/assets"
     shutil.copytree(assets / "everyday-nli", clone.folder.parent / "pairs")
@@ -189,8 +192,8 @@ def own_folders(tmp_path_factory):
     return clone
 
 
-def test_relative_folders_that_git_does_not_have_are_found_and_recorded_as_they_are_written(own_folders):
-    done = swept(own_folders, "-S", "lora.r=4")
+def test_relative_folders_that_git_does_not_track_are_found_and_recorded_as_written(own_folders):
+    done = run_sweep(own_folders, "-S", "lora.r=4")
     assert done.returncode == 0, done.stdout + done.stderr
     ((name, commit),) = experiments(own_folders).items()
     deps = {dep["path"] for dep in yaml.safe_load(own_folders.git("show", f"{commit}:demo/dvc.lock"))["stages"][
@@ -199,12 +202,12 @@ def test_relative_folders_that_git_does_not_have_are_found_and_recorded_as_they_
     own_folders.git("stash", "--quiet")
     applied = own_folders.dvc("exp", "apply", name)
     assert applied.returncode == 0, applied.stderr
-    assert own_folders.dvc("repro").ran == [], "what `dvc exp run` itself would have done"
+    assert own_folders.dvc("repro").ran == [], "as after `dvc exp run`"
     assert list((own_folders.folder / "demo/.dvc/tmp/exps/sweep").iterdir()) == []
 
 
-def test_where_every_variant_failed_nothing_is_there_to_compare(own_folders):
-    done = swept(own_folders, "-S", "data.label=nothing,none")
+def test_if_every_variant_fails_no_comparison_is_suggested(own_folders):
+    done = run_sweep(own_folders, "-S", "data.label=nothing,none")
     assert done.returncode == 1
     assert "error: 2 of 2 variants failed" in done.stderr and "-S" not in done.stderr
     assert "dvc exp" not in done.stdout

@@ -2,12 +2,14 @@
 
 import functools
 import itertools
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import small_classifier
+from helpers.families import save_family
 from helpers.parameters import manifest_of
-from helpers.project import NANO
 from helpers.small_classifier import DEVICE, PAD, as_inputs, as_rows, batch, distance, eager, gradients
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config, OPTConfig, PhiConfig
@@ -23,6 +25,14 @@ pytest.importorskip("triton", reason="Triton is not installed; it comes with PyT
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 
+@functools.cache
+def small_phi():
+    """The folder of a Phi with random weights: Triton's interpreter needs a third of the nano model's time."""
+    folder = tempfile.TemporaryDirectory()
+    small_phi.folder = folder  # it is removed with this object
+    return save_family("phi", Path(folder.name))
+
+
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     """{family: folder of a small model}; only "phi" and "llama" have fused layers."""
@@ -35,17 +45,17 @@ def families(tmp_path_factory):
         "opt with layerdrop": OPTConfig(**size, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0, layerdrop=0.1),
         "gpt-neox": GPTNeoXConfig(**size, intermediate_size=128, classifier_dropout=0.1),
     }
-    folders = {"phi": NANO}
+    folders = {"phi": small_phi()}
     for family, config in configs.items():
         folders[family] = tmp_path_factory.mktemp("model")
         AutoModelForCausalLM.from_config(config).save_pretrained(folders[family])
     return folders
 
 
-def classifier(folder=NANO, **changes):
+def classifier(folder=None, **changes):
     """A LoRA classifier in fp32 with a frozen head."""
     defaults = {"freeze": True, "precision": "fp32", "quantization": "none", "hidden_act": None}
-    return small_classifier.classifier(manifest_of(folder), **defaults | changes)
+    return small_classifier.classifier(manifest_of(folder or small_phi()), **defaults | changes)
 
 
 class FusedStep:
@@ -374,7 +384,7 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
 
 
 def test_the_memory_of_dequantized_weights_grows_with_weights_and_batch():
-    """Computed by hand for the nano model's 12 linear modules in fp32."""
+    """Computed by hand for the model's linear modules in fp32."""
     from stages.kernels.fusion import RESERVED_BYTES, estimate_memory
 
     lora = classifier(quantization="nf4")

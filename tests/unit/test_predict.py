@@ -20,7 +20,7 @@ from helpers import finished_run, tokenizers
 from helpers.damage import edit_json
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO, ROOT
-from helpers.stages import error_line, run_in_each, stage_env
+from helpers.stages import error_line, run_in_each, run_module, stage_env
 from helpers.tables import CLASSES
 from transformers import AutoConfig, AutoTokenizer
 
@@ -457,13 +457,11 @@ def run_plain(block, folder, adapter):
     for name, path in (("microsoft/phi-2", NANO), (re.search(r'Path\("(.+/.+)"\)', block)[1], adapter)):
         assert block.count(f'"{name}"') == 1
         block = block.replace(f'"{name}"', f'"{path}"')
-    (folder / "plain.py").write_text(block)
     # On a CPU with AVX512-BF16, bitsandbytes rounds to bfloat16. `predict` turns this off, so it is off here too.
-    start = "import bitsandbytes.nn.modules as layers, runpy; layers.has_avx512bf16 = lambda: False"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{start}; runpy.run_path('plain.py')"],
-        cwd=folder, env=stage_env(TRANSFORMERS_VERBOSITY="warning"), capture_output=True, text=True,
-    )  # fmt: skip
+    start = "import bitsandbytes.nn.modules as layers, transformers\nlayers.has_avx512bf16 = lambda: False\n"
+    start += "transformers.logging.set_verbosity_warning()\n"  # its default; a fork has inherited another
+    (folder / "plain.py").write_text(f"{start}{block}")
+    done = run_module("plain", [], folder, stage_env())
     assert done.returncode == 0, done.stderr
     assert re.search(r"score.weight +\| MISSING", done.stderr), "the README says so"
     label, _, probabilities = done.stdout.strip().partition(" ")

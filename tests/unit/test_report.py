@@ -54,7 +54,7 @@ def analyze_in(folder, **settings):
 
 
 @pytest.fixture
-def analyzed(tmp_path):
+def analyzed(tmp_path, one_pixel_pngs):
     return partial(analyze_in, tmp_path)
 
 
@@ -236,6 +236,7 @@ def test_what_a_run_measured_of_itself_is_apart_from_what_it_found(tmp_path):
     assert {name for name in first if first[name] != second[name]} == {"summary.json", "report.html", *measurements}
 
 
+@pytest.mark.usefixtures("one_pixel_pngs")
 def test_a_metric_is_one_entry(tmp_path, monkeypatch):
     """Matthews correlation: in every output that shows metrics, with its interval and the hub's name."""
 
@@ -294,6 +295,7 @@ def test_a_class_that_is_not_there_has_no_f1(analyzed):
 ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc", 'a "b", c', "'quoted'", "", "plain ="]
 
 
+@pytest.mark.usefixtures("one_pixel_pngs")
 def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeypatch):
     finished_run.make(tmp_path, rows=len(ODD_TEXTS))
     for name in ("base", "tuned"):
@@ -335,6 +337,7 @@ def test_no_interval_collapses_where_all_is_right(analyzed):
         assert 0.94 < scores[f"{name}_interval"]["low"] < 0.99 and scores[f"{name}_interval"]["high"] == 1, name
 
 
+@pytest.mark.usefixtures("one_pixel_pngs")
 def test_rows_that_say_the_same_of_a_premise_narrow_no_interval(tmp_path):
     """Each row once, and four times: four times the rows, none of which says anything new."""
     once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
@@ -383,6 +386,7 @@ def test_classes_of_few_test_rows_are_named_where_the_intervals_stand(analyzed, 
         assert said not in (metrics / name).read_text(), name
 
 
+@pytest.mark.usefixtures("one_pixel_pngs")
 def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
     """Epoch 2 is kept; the first began with infinite steps, the last ended in NaN."""
     folder = finished_run.make(tmp_path)

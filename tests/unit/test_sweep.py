@@ -1,4 +1,4 @@
-"""tools.sweep: what `-S` means, what is refused, and that a stage in a process with others does what it does alone."""
+"""tools.sweep: what `-S` means, what it rejects, and that trainings in one process equal trainings in their own."""
 
 import gc
 import itertools
@@ -39,7 +39,7 @@ def test_lists_and_ranges_give_each_combination_once(overrides, variants):
 
 
 @pytest.mark.parametrize("override", ["seed", "seed=[1", "seed=glob(*)"])
-def test_what_dvc_can_not_read_is_named(override):
+def test_an_invalid_override_is_named(override):
     with pytest.raises(UserError, match="-S seed"):
         sweep.variants_of([override])
 
@@ -52,7 +52,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("variant", "message"),
     [
         (("seed=1", "lora.r=0"), r"^-S seed=1 lora.r=0: params.yaml: lora.r: .*greater than or equal to 1"),
         (("train.keep=worst",), r"params.yaml: train.keep: .*'best' or 'last'"),
@@ -62,44 +62,45 @@ def folder(tmp_path, monkeypatch):
         (("launcher=torchrun",), "params.yaml: launcher: torchrun; .* add -S launcher=python"),
     ],
 )
-def test_a_bad_value_is_named_with_its_variant_and_nothing_is_changed(folder, variant, said):
+def test_a_bad_value_is_reported_with_its_variant_and_changes_no_file(folder, variant, message):
     before = (folder / "params.yaml").read_bytes()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         sweep.check(variant)
     assert (folder / "params.yaml").read_bytes() == before
 
 
-def test_a_good_variant_leaves_the_parameters_as_they_were(folder):
+def test_a_valid_variant_changes_no_file(folder):
     before = (folder / "params.yaml").read_bytes()
     sweep.check(("lora.r=4", "train.learning_rate=2e-5"))
     assert (folder / "params.yaml").read_bytes() == before
 
 
-def test_the_cause_of_a_failed_run_is_the_stages_own_line():
-    def raised(*errors):
+def test_the_cause_of_a_failed_run_is_the_stages_own_error_line():
+    def chain(*errors):
         for outer, inner in itertools.pairwise(errors):
             outer.__cause__ = inner
         return errors[0]
 
-    assert sweep.cause(raised(RuntimeError("of DVC"), UserError("lora.r:\ntoo large"), ValueError("x"))) == (
+    assert sweep.cause(chain(RuntimeError("of DVC"), UserError("lora.r:\ntoo large"), ValueError("x"))) == (
         "lora.r: too large"
     )
-    assert sweep.cause(raised(RuntimeError("of DVC"), ValueError("first\nsecond"))) == "ValueError: first"
+    assert sweep.cause(chain(RuntimeError("of DVC"), ValueError("first\nsecond"))) == "ValueError: first"
 
 
-def made(folder):
-    """{file: its bytes} of what a training found."""
-    found = {path.name: path.read_bytes() for path in (folder / "outs/results/train").iterdir()}
-    return adapter_bytes(folder) | found
+def results(folder):
+    """{file: its bytes} of a training's adapter and curves."""
+    curves = {path.name: path.read_bytes() for path in (folder / "outs/results/train").iterdir()}
+    return adapter_bytes(folder) | curves
 
 
-def live_layers():
+def count_4bit_layers():
+    """All 4-bit layers in memory."""
     gc.collect()
-    return sum(isinstance(thing, bnb.nn.Linear4bit) for thing in gc.get_objects())
+    return sum(isinstance(each, bnb.nn.Linear4bit) for each in gc.get_objects())
 
 
-def train_in(folder):
-    """A stage as DVC hands it over."""
+def train_stage(folder):
+    """The stage in a folder, as DVC hands it over."""
     command = "exec env DVC_PID=$PPID python -m stages.train_qlora"
     return SimpleNamespace(name="train_qlora", cmd=command, wdir=str(folder))
 
@@ -115,30 +116,30 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def test_trainings_one_after_another_are_those_that_run_alone_and_free_their_memory(tmp_path):
-    folders, others = (
-        {name: prepare(tmp_path / where / name, train__epochs=1, **changes) for name, changes in VARIANTS.items()}
-        for where in ("here", "alone")
+def test_trainings_in_one_process_equal_trainings_in_their_own_and_free_their_memory(tmp_path):
+    one_process, own_process = (
+        {name: prepare(tmp_path / process / name, train__epochs=1, **changes) for name, changes in VARIANTS.items()}
+        for process in ("one", "own")
     )
-    for name, done in run_stage_in_each("train_qlora", others.values()).items():
+    for name, done in run_stage_in_each("train_qlora", own_process.values()).items():
         assert done.returncode == 0, f"{name}: {done.stderr}"
-    before = live_layers()
-    with cache_base() as kept:
-        run = sweep.InProcess(None, kept.check)
-        for name, folder in folders.items():
-            run(train_in(folder))
-            assert made(folder) == made(others[name]), name
-            kept_layers = sum(isinstance(module, bnb.nn.Linear4bit) for module in kept.model.modules())
-            assert kept_layers == (0 if name == "unquantised" else 18)
-            assert live_layers() == before + kept_layers
+    before = count_4bit_layers()
+    with cache_base() as base_cache:
+        run = sweep.InProcess(None, base_cache.check)
+        for name, folder in one_process.items():
+            run(train_stage(folder))
+            assert results(folder) == results(own_process[name]), name
+            cached = sum(isinstance(module, bnb.nn.Linear4bit) for module in base_cache.model.modules())
+            assert cached == (0 if name == "unquantised" else 18)
+            assert count_4bit_layers() == before + cached
     assert run.stages == ["train_qlora"] * len(VARIANTS)
 
 
-def test_threads_environment_and_folder_of_a_stage_end_with_it(tmp_path, monkeypatch):
-    found = []
+def test_a_stage_leaves_threads_environment_and_folder_unchanged(tmp_path, monkeypatch):
+    seen_by_stage = []
 
     def main():
-        found.append((torch.get_num_threads(), os.environ.get("OF_A_STAGE"), Path.cwd()))
+        seen_by_stage.append((torch.get_num_threads(), os.environ.get("OF_A_STAGE"), Path.cwd()))
         torch.set_num_threads(3)
         os.environ["OF_A_STAGE"] = "set"
 
@@ -146,30 +147,30 @@ def test_threads_environment_and_folder_of_a_stage_end_with_it(tmp_path, monkeyp
     threads, here = torch.get_num_threads(), Path.cwd()
     run = sweep.InProcess(None, lambda: None)
     for _ in range(2):
-        run(train_in(tmp_path))
+        run(train_stage(tmp_path))
         assert Path.cwd() == here
     torch.set_num_threads(threads)
-    assert found == [(threads, None, tmp_path)] * 2
+    assert seen_by_stage == [(threads, None, tmp_path)] * 2
 
 
-def test_what_a_stage_did_to_the_base_fails_it(tmp_path, monkeypatch):
+def test_a_stage_that_changes_the_base_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(train_qlora, "main", lambda: None)
 
-    def changed():
+    def check():
         raise RuntimeError("weights have changed")
 
     with pytest.raises(RuntimeError, match="weights have changed"):
-        sweep.InProcess(None, changed)(train_in(tmp_path))
+        sweep.InProcess(None, check)(train_stage(tmp_path))
 
 
-def test_another_command_is_left_to_dvc(tmp_path):
-    left = []
-    run = sweep.InProcess(lambda stage, dry, run_env: left.append(stage.cmd), lambda: None)
+def test_dvc_itself_runs_any_other_command(tmp_path):
+    commands = []
+    run = sweep.InProcess(lambda stage, dry, run_env: commands.append(stage.cmd), lambda: None)
     run(SimpleNamespace(name="mine", cmd="python mine.py", wdir=str(tmp_path)))
-    assert left == ["python mine.py"] and run.stages == ["mine"]
+    assert commands == ["python mine.py"] and run.stages == ["mine"]
 
 
-def test_every_stage_of_the_pipeline_runs_in_the_process():
+def test_each_stages_command_is_recognised():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     commands = {name: stage["cmd"].replace("${launcher}", "python") for name, stage in stages.items()}
     assert all(sweep.COMMAND.fullmatch(command)[1] == f"stages.{name}" for name, command in commands.items())

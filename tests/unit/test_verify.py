@@ -1,4 +1,4 @@
-"""What `make verify` makes of two locks; the committed metrics are those that the committed lock names."""
+"""tools.verify: how it compares two locks and what it reports; the committed metrics match the committed lock."""
 
 import copy
 import hashlib
@@ -14,8 +14,8 @@ LOCK = yaml.safe_load((COMMITTED / "demo/dvc.lock").read_text())["stages"]
 VERSIONS = {name: {"versions": {"torch": "2.13.0", "cpu": "AVX2"}} for name in ("base", "train", "tuned")}
 
 
-def edited(kind, path):
-    """The committed lock with another hash for one file of a kind, in each stage that has it."""
+def change_hash(kind, path):
+    """The committed lock with another hash for one dep or out, in each stage that lists it."""
     stages = copy.deepcopy(LOCK)
     files = [file for stage in stages.values() for file in stage[kind] if file["path"] == path]
     assert files
@@ -24,65 +24,66 @@ def edited(kind, path):
     return stages
 
 
-def said(now, versions=VERSIONS):
-    differing = {name: verify.differences(LOCK[name], stage) for name, stage in now.items()}
-    return verify.lines(differing, VERSIONS, versions)
+def report(lock, versions=VERSIONS):
+    """The lines that the tool prints for a run with this lock."""
+    differences = {name: verify.compare_stage(LOCK[name], stage) for name, stage in lock.items()}
+    return verify.describe(differences, VERSIONS, versions)
 
 
-def test_equal_results_are_named_stage_by_stage():
-    lines = said(LOCK)
+def test_equal_results_are_listed_by_stage():
+    lines = report(LOCK)
     assert lines[3] == "train_qlora: equal: outs/adapter, outs/results/train"
     assert "DIFFERENT" not in "".join(lines)
     assert lines[-1].startswith("Every result is byte for byte")
 
 
 @pytest.mark.parametrize("path", ["outs/measurements/train", "metrics/summary.json", "metrics/report.html"])
-def test_what_was_measured_differs_at_will(path):
-    assert said(edited("outs", path)) == said(LOCK)
+def test_measurements_are_not_compared(path):
+    assert report(change_hash("outs", path)) == report(LOCK)
 
 
-def test_the_first_stage_to_differ_is_named_with_what_differs_before_it():
-    now = edited("outs", "outs/results/train")
-    for file in now["analyze"]["outs"]:
+def test_the_first_different_stage_is_reported_with_what_differs_before_it():
+    lock = change_hash("outs", "outs/results/train")
+    for file in lock["analyze"]["outs"]:
         file["md5"] = "0" * 32
-    lines = said(now, VERSIONS | {"train": {"versions": {"torch": "2.14.0", "cpu": "AVX2"}}})
+    lines = report(lock, VERSIONS | {"train": {"versions": {"torch": "2.14.0", "cpu": "AVX2"}}})
     assert "train_qlora: DIFFERENT: outs/results/train" in lines
     assert lines[-1].startswith("The first stage to differ is train_qlora.")
     assert "torch: 2.13.0 then, 2.14.0 now" in lines[-1]
 
 
-def test_where_nothing_else_differs_it_is_the_machine():
-    assert "so it is the machine" in said(edited("outs", "outs/results/base"))[-1]
+def test_without_a_recorded_difference_the_machine_is_named():
+    assert "So the cause is the machine" in report(change_hash("outs", "outs/results/base"))[-1]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda now: now["eval_base"]["deps"].append({"path": "stages/model", "md5": "x"}), "code: stages/model"),
-        (lambda now: now["eval_base"]["params"]["params.yaml"].update(seed=7), "params: seed"),
-        (lambda now: now["eval_base"].update(cmd="torchrun it"), "-m stages.eval_base then, torchrun it now"),
+        (lambda lock: lock["eval_base"]["deps"].append({"path": "stages/model", "md5": "x"}), "code: stages/model"),
+        (lambda lock: lock["eval_base"]["params"]["params.yaml"].update(seed=7), "params: seed"),
+        (lambda lock: lock["eval_base"].update(cmd="torchrun it"), "-m stages.eval_base then, torchrun it now"),
     ],
     ids=["code", "parameters", "launcher"],
 )
-def test_other_code_and_other_parameters_are_named(change, words):
-    now = edited("outs", "outs/results/base")
-    change(now)
-    assert words in said(now)[-1]
+def test_a_difference_in_code_parameters_or_command_is_reported(change, words):
+    lock = change_hash("outs", "outs/results/base")
+    change(lock)
+    assert words in report(lock)[-1]
 
 
 @pytest.mark.parametrize("measured", [{"processes": 2}, {"gpu": {"count": 2}}], ids=["CPU", "GPU"])
-def test_another_number_of_processes_is_named(measured):
+def test_another_number_of_processes_is_reported(measured):
     versions = {name: run | measured for name, run in VERSIONS.items()}
-    assert "processes: 1 then, 2 now" in said(edited("outs", "outs/results/base"), versions)[-1]
+    assert "processes: 1 then, 2 now" in report(change_hash("outs", "outs/results/base"), versions)[-1]
 
 
-def test_a_folder_without_a_committed_run_is_one_line(tmp_path, monkeypatch):
+def test_without_a_committed_run_the_error_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"dvc\.lock: the last commit has none here"):
-        verify.of_git("dvc.lock")
+    with pytest.raises(UserError, match=r"dvc\.lock: not in the last commit"):
+        verify.read_committed("dvc.lock")
 
 
-def test_every_out_is_a_result_or_measured_and_not_both():
+def test_these_outs_are_measurements_and_all_others_results():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     outs = [out if isinstance(out, str) else next(iter(out)) for stage in stages.values() for out in stage["outs"]]
     measured = {out for out in outs if verify.is_measured(out)}
@@ -93,7 +94,7 @@ def test_every_out_is_a_result_or_measured_and_not_both():
 
 
 def test_the_committed_metrics_are_those_of_the_committed_lock():
-    """verify compares locks: a report of another run beside the lock would pass it."""
+    """verify compares locks, so it would not notice a report of another run."""
     hashes = {out["path"]: out["md5"] for out in LOCK["analyze"]["outs"] if not out["md5"].endswith(".dir")}
     assert {"metrics/summary.json", "metrics/details.json", "metrics/report.md"} <= set(hashes)
     for path, md5 in hashes.items():

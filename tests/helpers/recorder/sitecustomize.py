@@ -1,8 +1,8 @@
-"""Python imports this when it starts with this folder on PYTHONPATH.
+"""Record what a stage reads, and stop it at a chosen moment. Python imports this file if its folder is in PYTHONPATH.
 
-In a stage that DVC runs, it writes the dotted name of every parameter that the stage reads to $RECORD_READS/<stage>,
-each file that Python opens to read to $RECORD_READS/<stage>.files, and it stops the process at the moment that $STOP_AT
-names.
+In a stage that DVC runs, it writes to $RECORD_READS/<stage> the dotted name of every parameter that the stage reads,
+and to $RECORD_READS/<stage>.files every file that Python opens to read. It stops the process before the first file
+operation that matches the pattern $STOP_AT.
 """
 
 import os
@@ -13,10 +13,10 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     opened = set()
 
     def note(event, arguments):
-        """Write down a file that is opened to be read; the import of a module opens its file too."""
+        """Log a file that is opened to be read; the import of a module opens its file too."""
         if event != "open" or not isinstance(arguments[0], str) or arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
-        path = os.path.abspath(arguments[0])  # noqa: PTH100 -- links are not to be followed
+        path = os.path.abspath(arguments[0])  # noqa: PTH100 -- it must not follow links
         if path not in opened:
             opened.add(path)
             with open(f"{os.environ['RECORD_READS']}/{os.environ['DVC_STAGE'].rpartition(':')[2]}.files", "a") as file:
@@ -25,7 +25,7 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     sys.addaudithook(note)
 
 if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- `python -m` puts it there, but later than this runs
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- `python -m` adds it too late
     from stages.runtime import params
 
     sys.path.pop(0)
@@ -33,12 +33,12 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     report = Path(os.environ["RECORD_READS"]) / stage
 
     def groups_of(kind, prefix):
-        """{class of a group: the dotted name before its keys}, groups in groups too."""
-        found = {kind: prefix}
+        """{class of a group: the dotted prefix of its keys}, nested groups too."""
+        prefixes = {kind: prefix}
         for name, field in kind.model_fields.items():
             if hasattr(field.annotation, "model_fields"):
-                found |= groups_of(field.annotation, f"{prefix}{name}.")
-        return found
+                prefixes |= groups_of(field.annotation, f"{prefix}{name}.")
+        return prefixes
 
     groups = groups_of(params.Params, "")
     seen = set()
@@ -72,7 +72,7 @@ if "DVC_STAGE" in os.environ and os.environ.get("STOP_AT"):
     moment = re.compile(os.environ["STOP_AT"])
 
     def stop(event, arguments):
-        """Stop this process, once, where it touches a file as $STOP_AT says: time for a test to kill it there."""
+        """Stop this process once, at the moment of $STOP_AT, so that a test can kill it."""
         global moment
         if moment and event in ("open", "os.rename", "os.mkdir", "os.remove", "shutil.rmtree"):
             line = f"{event} {' '.join(map(str, arguments))}"

@@ -1,7 +1,7 @@
-"""Python imports this when it starts with this folder on PYTHONPATH.
+"""Simulate GPUs on a machine without any. Python imports this file if its folder is in PYTHONPATH.
 
-In a stage that DVC runs and that would use a GPU, it takes one of $STAND_IN_GPUS as on a machine that has these, and
-appends a line to $STAND_IN_LOG when it has it and when the stage ends: GPU, process, moment, seconds.
+If DVC runs a stage that uses a GPU, the stage locks one of $STAND_IN_GPUS, as on a machine that has these. It appends a
+line to $STAND_IN_LOG when it has the lock, and another when it ends: GPU, process, moment, seconds.
 """
 
 import os
@@ -20,7 +20,7 @@ if "DVC_STAGE" in os.environ and "STAND_IN_GPUS" in os.environ:
         import time
 
         def note(moment):
-            """Append a line."""
+            """Append a line to the log."""
             with open(os.environ["STAND_IN_LOG"], "a") as file:
                 file.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()} {moment} {time.time()}\n")
 
