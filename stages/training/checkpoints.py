@@ -91,7 +91,7 @@ def remove_checkpoints(folder: Path) -> None:
     others = sorted(root.iterdir())
     if others:
         names = ", ".join(f"{other} ({_megabytes(other):.1f} MB)" for other in others)
-        print(f"checkpoints of unfinished runs are kept for resuming: {names}; `rm -r {root}` removes them")
+        print(f"checkpoints of other, unfinished runs are kept: {names}; `rm -r {root}` removes them")
     else:
         root.rmdir()
 
