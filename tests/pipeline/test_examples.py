@@ -67,7 +67,7 @@ def story(tmp_path_factory):
     told["experiment"] = quiet(clone, "exp", "run", "-S", "lora.r=8", "--name", "r8")
     told["metrics diff"] = quiet(clone, "metrics", "diff").stdout
     told["experiment again"] = up_to_date(clone)
-    command = re.search(r"^dvc (exp show .*?)  +#", (ROOT / "README.md").read_text(), re.MULTILINE)[1]
+    command = re.search(r"^dvc (exp show .*?)  +#", (ROOT / "docs/comparing-runs.md").read_text(), re.MULTILINE)[1]
     told["shown"] = clone.dvc(*shlex.split(command), "--no-pager", COLUMNS="160").stdout
     clone.git("stash")
     quiet(clone, "checkout")

@@ -26,7 +26,7 @@ from tools import export
 
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text()
+DOCUMENT = (ROOT / "docs/sharing.md").read_text()
 TEMPLATE = "Premise: {}\nHypothesis: {}\nLabel:"
 FRESH = """
 import json, sys
@@ -133,7 +133,7 @@ def test_what_is_printed_is_what_a_fresh_process_finds(exported, fresh, rows):
 
 
 def test_the_readme_shows_what_is_printed(exported):
-    block = re.search(r"```\n\$ python -m tools.export .*\n((?:.*\n)+?)…\n```", README)[1]
+    block = re.search(r"```\n\$ python -m tools.export .*\n((?:.*\n)+?)…\n```", DOCUMENT)[1]
     number = r"\d+(?:\.\d+)?"
     shown, printed = block.splitlines(), exported[1].splitlines()[: block.count("\n")]
     assert [re.sub(number, "N", line) for line in shown] == [re.sub(number, "N", line) for line in printed]

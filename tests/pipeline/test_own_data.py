@@ -1,4 +1,4 @@
-"""Own data through the whole pipeline: the examples of docs/own-data.md, and one data set in two kinds of files."""
+"""Own data through the whole pipeline: the examples of docs/examples.md, and one data set in two kinds of files."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from helpers.stages import run_stage_in_each
 
 pytestmark = pytest.mark.slow
 
-DOCUMENT = (ROOT / "docs/own-data.md").read_text()
+DOCUMENT = (ROOT / "docs/examples.md").read_text()
 # Of each example its title, what it changes in demo/params.yaml, and the scores that it is said to end with.
 HEADLINE = r"\*\*([\d.]+)% → ([\d.]+)%\*\* ([\w ]+?) \("
-EXAMPLES = re.findall(rf"^### (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
+EXAMPLES = re.findall(rf"^## (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 

@@ -1,4 +1,4 @@
-"""README's lines to share a run and an experiment, by the real DVC on a pipeline of one stage."""
+"""The lines of docs/sharing.md to share a run and an experiment, by the real DVC on a pipeline of one stage."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from helpers.stages import stage_env
 
 pytestmark = pytest.mark.slow
 
-SECTION = re.search(r"### Commit and share\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+SECTION = re.search(r"## Results, by Git and DVC\n(.*?)\n## ", (ROOT / "docs/sharing.md").read_text(), re.DOTALL)[1]
 SHARE, EXPERIMENT = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
 STORE = "/path/of/a/shared/folder"
 PIPELINE = "stages:\n  make:\n    cmd: cp params.yaml out\n    params: [r]\n    outs: [out]\n"
@@ -18,7 +18,7 @@ PIPELINE = "stages:\n  make:\n    cmd: cp params.yaml out\n    params: [r]\n    
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory):
-    """Two clones: in the first one ran the experiment `before`, then README's lines, then the experiment `after`.
+    """Two clones: in the first one ran the experiment `before`, then the document's lines, then the experiment `after`.
 
     Returns:
         namespace with `second` (its folder) and `in_second` (runs lines there)
