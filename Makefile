@@ -1,8 +1,8 @@
-# Each target sets itself up. `make demo` needs no GPU and no hub; `make repro` wants both.
+# Each target first installs what it needs. `make demo` needs no GPU and no model hub; `make repro` needs both.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-# pyproject.toml names the Pythons that are allowed; this says so before anything is installed, in Python 2 too.
+# Checks the Python version against pyproject.toml before pip installs anything. It also runs in Python 2.
 ALLOWED = import re, sys; \
   low, high = map(int, re.search(r'>=3\.(\d+),<3\.(\d+)', open('pyproject.toml').read()).groups()); \
   (3, low) <= sys.version_info[:2] < (3, high) or sys.exit( \
@@ -11,10 +11,10 @@ ALLOWED = import re, sys; \
 
 .PHONY: help setup demo repro verify test lint demo-assets clean
 
-help:            ## this list
+help:            ## print this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*##/\t/'
 
-setup: .venv/installed  ## .venv with requirements.txt and this project; again only when what it needs has changed
+setup: .venv/installed  ## create .venv with the pinned packages; again only if requirements.txt or pyproject.toml change
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c "$(ALLOWED)"
@@ -23,27 +23,27 @@ setup: .venv/installed  ## .venv with requirements.txt and this project; again o
 	pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-demo: setup      ## the pipeline at CPU size: about a minute
+demo: setup      ## run the pipeline at CPU size: about a minute
 	cd demo && dvc repro
 	@echo; sed -n 1,12p demo/metrics/report.md
 
-repro: setup     ## the published recipe: phi-2 on SNLI, on a GPU
+repro: setup     ## run the published recipe: phi-2 on SNLI, on a GPU
 	dvc repro
 
-verify: setup    ## run the pipeline at CPU size anew, and say which results came out as committed
+verify: setup    ## run the demo again, and list the results that equal the committed ones
 	cd demo && python -m tools.verify
 
-test: setup      ## all tests that need no GPU
+test: setup      ## run all tests that need no GPU
 	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-lint: setup      ## style and common mistakes
+lint: setup      ## check style and common mistakes
 	ruff check .
 	ruff format --check .
 
-demo-assets: setup  ## make demo/assets anew: the small world's sentences and the nano model
+demo-assets: setup  ## make the demo's data sets and its nano model again
 	python demo/make/everyday_nli.py
 	python demo/make/nano_phi.py
 	python demo/make/examples.py
 
-clean:           ## remove what the stages wrote, but not what Git or DVC's cache holds
+clean:           ## remove the stages' outs, but nothing in Git or DVC's cache
 	rm -rf outs demo/outs

@@ -1,9 +1,9 @@
-"""What a step of ours spends the GPU's time on: its kernels, by their total time, and sums by kind.
+"""Print the kernels of one of our training steps, sorted by total GPU time, and the sums by kind.
 
     python benchmarks/profile_step.py MODEL DATA --batch-size 16
 
-MODEL and DATA as for benchmarks/compare.py. One batch is trained on again and again; once its step is captured, five
-of them are profiled, with what the Trainer does between two.
+MODEL and DATA are as in benchmarks/compare.py. The same batch is trained on repeatedly. After the step is captured,
+five steps are profiled, with the Trainer's work between them.
 """
 
 import argparse
@@ -17,13 +17,13 @@ import recipes
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from stages.runtime import errors, params
 
-WARM_UP, STEPS = 5, 5  # the first step captures; those after the warm-up are profiled
-SHOWN = 40  # kernels
-KINDS = {  # the first that a kernel's name matches
+WARM_UP, STEPS = 5, 5  # the first step captures; the steps after the warm-up are profiled
+MAX_KERNELS = 40  # in the printed list
+KINDS = {  # a kernel has the first kind whose pattern matches its name
     "attention": r"attend|attention|flash|fmha|sdpa",
     "matrix products": r"nvjet|gemm|cutlass|xmma|cublas|splitKreduce",
     "4-bit weights": r"quantize",
@@ -36,7 +36,7 @@ KINDS = {  # the first that a kernel's name matches
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel in one step, a mean of those profiled: its name, how often it ran, milliseconds together."""
+    """A kernel in one step, averaged over the profiled steps: name, number of calls, milliseconds of all calls."""
 
     name: str
     count: float
@@ -44,42 +44,42 @@ class Kernel:
 
 
 class Profile(TrainerCallback):
-    """Profiles the GPU from step `WARM_UP` to the training's end."""
+    """Profiles the GPU from step `WARM_UP` to the end of the training."""
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         if state.global_step == WARM_UP:
             torch.cuda.synchronize()
             self.profiler = profile(activities=[ProfilerActivity.CUDA]).__enter__()
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         torch.cuda.synchronize()
         self.profiler.__exit__(None, None, None)
 
 
 def kernels(events: Sequence, steps: int) -> list[Kernel]:
-    """The kernels of a profile of so many steps, those that took longest first.
+    """The kernels of a profile of `steps` steps, the longest first.
 
     Args:
         events: `key_averages()` of a torch.profiler.
     """
-    of_the_gpu = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
-    found = [Kernel(e.key, e.count / steps, e.self_device_time_total / steps / 1e3) for e in of_the_gpu]
-    return sorted(found, key=lambda kernel: -kernel.ms)
+    on_gpu = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    per_step = [Kernel(e.key, e.count / steps, e.self_device_time_total / steps / 1e3) for e in on_gpu]
+    return sorted(per_step, key=lambda kernel: -kernel.ms)
 
 
-def by_kind(found: Sequence[Kernel]) -> list[Kernel]:
-    """Their sums by `KINDS`, the longest first."""
+def sum_by_kind(profiled: Sequence[Kernel]) -> list[Kernel]:
+    """The sums of kernels by `KINDS`, the longest first."""
     sums = dict.fromkeys(KINDS, (0.0, 0.0))
-    for kernel in found:
+    for kernel in profiled:
         kind = next(kind for kind, pattern in KINDS.items() if re.search(pattern, kernel.name, re.IGNORECASE))
         count, ms = sums[kind]
         sums[kind] = count + kernel.count, ms + kernel.ms
     return sorted((Kernel(kind, *values) for kind, values in sums.items()), key=lambda kernel: -kernel.ms)
 
 
-def lines(found: Sequence[Kernel]) -> list[str]:
-    """A table for the terminal: how often a step, milliseconds, name."""
-    return [f"{kernel.count:8.1f}{kernel.ms:10.3f}  {kernel.name[:100]}" for kernel in found]
+def lines(profiled: Sequence[Kernel]) -> list[str]:
+    """Table lines for the terminal: calls a step, milliseconds, name."""
+    return [f"{kernel.count:8.1f}{kernel.ms:10.3f}  {kernel.name[:100]}" for kernel in profiled]
 
 
 def main() -> None:
@@ -97,16 +97,16 @@ def main() -> None:
     batch = by_length[start : start + arguments.batch_size]  # rows of middle length
     inputs = dataclasses.replace(inputs, rows=inputs.rows | {"ours": batch})
     trainer = recipes.train_ours(inputs, arguments.batch_size, WARM_UP + STEPS)
-    watch = Profile()
-    trainer.add_callback(watch)
+    profiler = Profile()
+    trainer.add_callback(profiler)
     trainer.train()
 
-    found = kernels(watch.profiler.key_averages(), STEPS)
+    profiled = kernels(profiler.profiler.key_averages(), STEPS)
     lengths = [len(row["input_ids"]) for row in batch]
     print(f"\na step of {len(batch)} rows, {sum(lengths)} tokens without padding, the longest row {max(lengths)}:")
-    print(f"{sum(k.count for k in found):.0f} kernels, {sum(k.ms for k in found):.2f} ms on the GPU")
-    print("\n   times        ms  kind", *lines(by_kind(found)), sep="\n")
-    print("\n   times        ms  kernel", *lines(found[:SHOWN]), sep="\n")
+    print(f"{sum(k.count for k in profiled):.0f} kernels, {sum(k.ms for k in profiled):.2f} ms on the GPU")
+    print("\n   times        ms  kind", *lines(sum_by_kind(profiled)), sep="\n")
+    print("\n   times        ms  kernel", *lines(profiled[:MAX_KERNELS]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Make a model of phi-2's shape with random weights, for tests and for measuring: its accuracy means nothing.
+"""Make a model of phi-2's shape with random weights, to measure time and memory. Its accuracy means nothing.
 
     python benchmarks/random_phi.py SHAPE OUT [--layers 2]
 
-SHAPE is a folder with phi-2's config.json and tokenizer; OUT gets them and the weights (5.3 GB at full size, bf16).
+SHAPE is a folder with phi-2's config.json and tokenizer. The script writes them to OUT, with the weights (5.3 GB in
+bf16 at full size).
 """
 
 import argparse
@@ -17,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", type=Path, help="folder with config.json and the tokenizer's files")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--layers", type=int, help="layers instead of the shape's own number")
+    parser.add_argument("--layers", type=int, help="number of layers; default: that of the shape")
     arguments = parser.parse_args()
 
     config = AutoConfig.from_pretrained(arguments.shape)

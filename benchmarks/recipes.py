@@ -1,4 +1,4 @@
-"""What is compared: the notebook's recipe, an ordinary Trainer with good settings, and ours."""
+"""The recipes that benchmarks/compare.py measures: the notebook's, the HF Trainer with good settings, and ours."""
 
 import functools
 import sys
@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import pandas as pd
 import torch
-from clock import DEVICE
+from gpu_timing import DEVICE
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoConfig,
@@ -35,18 +36,18 @@ from stages.runtime.params import Params
 from stages.sources.fetch import fetch
 from stages.training.trainer import make_trainer
 
-OUT = str(Path(tempfile.gettempdir()) / "benchmark")  # Trainers want a folder; nothing is saved
+OUT = str(Path(tempfile.gettempdir()) / "benchmark")  # a Trainer requires a folder; it saves nothing
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Model and rows of all recipes.
+    """The model and the rows of all recipes.
 
     Attributes:
-        folder: of the model.
-        manifest: of this folder, as `download` writes it.
-        rows: {name: examples}; training and test rows, as the notebook and as ours reads them.
-        params: params.yaml's; `model.hidden_act` is null where the model's own is no GELU.
+        folder: the model's folder.
+        manifest: its manifest, as `download` writes it.
+        rows: {name: examples}: training and test rows, with the notebook's template and with ours.
+        params: the parameters; `model.hidden_act` is null if the model's activation is no GELU.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class Inputs:
 
 
 def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
-    """1,000 training rows, evenly spaced as published, and all test rows."""
+    """Load 1,000 training rows, evenly spaced as in the notebook, and all test rows."""
     manifest = manifest_of(model_folder, "model")
     tokenizer = tokenization.load_tokenizer(manifest)
     splits = split_files.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
@@ -66,24 +67,25 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     train = dataset.resolve_unlabelled(dataset.sample_evenly(rows["train"], 1000), "drop", task)
     test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
-    def examples(rows, template):
+    def tokenize_rows(rows: pd.DataFrame, template: str) -> batching.TokenizedRows:
         tokenized = tokenization.tokenize_rows(rows, tokenizer, template, p.tokenize.max_length)
         return batching.TokenizedRows.from_lists(tokenized["input_ids"], tokenized["label"])
 
-    glued = "{premise}{hypothesis}"
+    notebook_template = "{premise}{hypothesis}"
     rows = {
         "notebook": [
-            {"input_ids": r["input_ids"].tolist(), "labels": r["labels"]} for r in examples(train, glued)
-        ],  # as the DataCollator wants them
-        "notebook test": examples(test, glued),
-        "ours": examples(train, p.tokenize.template),
-        "test": examples(test, p.tokenize.template),
+            {"input_ids": r["input_ids"].tolist(), "labels": r["labels"]}
+            for r in tokenize_rows(train, notebook_template)
+        ],  # the format of DataCollatorWithPadding
+        "notebook test": tokenize_rows(test, notebook_template),
+        "ours": tokenize_rows(train, p.tokenize.template),
+        "test": tokenize_rows(test, p.tokenize.template),
     }
-    return Inputs(model_folder, manifest, tokenizer, task, rows, with_its_activation(p, model_folder))
+    return Inputs(model_folder, manifest, tokenizer, task, rows, match_activation(p, model_folder))
 
 
-def with_its_activation(p: Params, folder: Path) -> Params:
-    """The parameters, `model.hidden_act` null where the model in `folder` computes another function (Llama: silu)."""
+def match_activation(p: Params, folder: Path) -> Params:
+    """Set `model.hidden_act` to null if the model in `folder` computes another function (Llama: silu)."""
     try:
         if p.model.hidden_act:
             replace_activation(AutoConfig.from_pretrained(folder), p.model.hidden_act, folder.name)
@@ -93,17 +95,17 @@ def with_its_activation(p: Params, folder: Path) -> Params:
 
 
 def manifest_of(folder: Path, key: str) -> dict:
-    """The manifest of a folder; key: what it holds, "model" or "data"."""
+    """The manifest of a folder that holds a "model" or "data" (`key`)."""
     return fetch(SimpleNamespace(name=str(folder), revision=""), key, str(folder))[1]
 
 
 def notebook_base(inputs: Inputs) -> PreTrainedModel:
-    """As published: NF4 with float16 products, all else fp32, reentrant checkpointing."""
-    return prepare_model_for_kbit_training(quantized(inputs, torch.float16), use_gradient_checkpointing=True)
+    """The notebook's base: NF4 with float16 products, all else fp32, reentrant checkpointing."""
+    return prepare_model_for_kbit_training(load_quantized(inputs, torch.float16), use_gradient_checkpointing=True)
 
 
 def notebook_model(inputs: Inputs) -> PeftModel:
-    """As published: LoRA on it, the head frozen."""
+    """The notebook's model: LoRA on its base, with a frozen head."""
     lora = get_peft_model(notebook_base(inputs), lora_config())
     for name, parameter in lora.named_parameters():
         parameter.requires_grad_("lora" in name)
@@ -111,24 +113,24 @@ def notebook_model(inputs: Inputs) -> PeftModel:
 
 
 def peer_model(inputs: Inputs) -> PeftModel:
-    """What a user would write today: NF4 with bf16 products, bf16 weights, no checkpointing."""
-    return get_peft_model(quantized(inputs, torch.bfloat16), lora_config())
+    """The model that a user would build today: NF4 with bf16 products, bf16 weights, no checkpointing."""
+    return get_peft_model(load_quantized(inputs, torch.bfloat16), lora_config())
 
 
 def our_base(inputs: Inputs) -> PreTrainedModel:
-    """Ours, as params.yaml has it."""
+    """Our base, with the settings of params.yaml."""
     return load_base(
         inputs.manifest, inputs.params.model, inputs.task.classes, DEVICE, inputs.params.seed, inputs.tokenizer
     )
 
 
 def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:
-    """LoRA on `our_base`, the head trained."""
+    """Our model: LoRA on `our_base`, with a trained head."""
     return add_lora(base, inputs.params.lora, inputs.params.seed)
 
 
-def quantized(inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
-    """The base in NF4, its products and its other weights in `dtype`, as transformers makes it."""
+def load_quantized(inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the base in NF4 with transformers; its products and its other weights have `dtype`."""
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     base = AutoModelForSequenceClassification.from_pretrained(
         inputs.folder,
@@ -142,14 +144,14 @@ def quantized(inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def lora_config() -> LoraConfig:
-    """LoRA as published."""
+    """The notebook's LoRA."""
     return LoraConfig(
         task_type=TaskType.SEQ_CLS, r=16, lora_alpha=64, lora_dropout=0.05, bias="none", target_modules="all-linear"
     )
 
 
 def frozen_weights(folder: Path) -> int:
-    """The weights of a model that LoRA leaves as they are: those of its linear layers, without the head."""
+    """The number of weights in a model's linear layers without the head, which LoRA leaves unchanged."""
     with torch.device("meta"):
         shape = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
     linear = (module for module in shape.base_model.modules() if isinstance(module, torch.nn.Linear))
@@ -164,9 +166,9 @@ def ordinary_trainer(
     steps: int,
     padding: dict,
     trainer: type[Trainer] = Trainer,
-    **settings,
+    **settings: object,
 ) -> Trainer:
-    """Hugging Face's Trainer as it is."""
+    """Hugging Face's Trainer without changes."""
     arguments = TrainingArguments(
         output_dir=OUT,
         max_steps=steps,
@@ -182,7 +184,7 @@ def ordinary_trainer(
 
 
 def train_notebook(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
-    """The notebook's training."""
+    """The notebook's Trainer."""
     return ordinary_trainer(
         notebook_model(inputs), inputs.rows["notebook"], inputs, batch_size, steps,
         padding={"padding": "max_length", "max_length": 128}, gradient_checkpointing=True,
@@ -190,32 +192,32 @@ def train_notebook(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
     )  # fmt: skip
 
 
-def train_peer(inputs: Inputs, batch_size: int, steps: int, **more) -> Trainer:
-    """The Trainer with what makes it fast, but for `torch_compile`, whose first step takes minutes."""
+def train_peer(inputs: Inputs, batch_size: int, steps: int, **settings: object) -> Trainer:
+    """The HF Trainer with fast settings, except `torch_compile`, whose first step takes minutes."""
     return ordinary_trainer(
         peer_model(inputs), inputs.rows["ours"], inputs, batch_size, steps,
         padding={"padding": "longest", "pad_to_multiple_of": 8}, bf16=True, optim="adamw_torch_fused",
-        train_sampling_strategy="group_by_length", dataloader_pin_memory=True, **more,
+        train_sampling_strategy="group_by_length", dataloader_pin_memory=True, **settings,
     )  # fmt: skip
 
 
-# TF32, which the Trainer switches on with `torch_compile`, would stay on for the recipes after it.
+# With `torch_compile` the Trainer enables TF32, which would stay enabled for the recipes after it.
 train_compiled = functools.partial(train_peer, torch_compile=True, tf32=False)
 
 
 class NotApplicable(Exception):
-    """Why a recipe can't train this model, or not on this machine."""
+    """A recipe cannot train this model, or cannot run on this machine."""
 
 
 class LigerTrainer(Trainer):
     """Trains with Liger Kernel's norms, rotary embedding and gated MLP.
 
-    They are put on the decoder: the Trainer's own `use_liger_kernel` gives a classifier the forward of a language
-    model, and refuses Gemma 3. Liger changes the family's module too, for every model made later; here that ends with
-    the training.
+    `train` applies Liger to the decoder only. The Trainer's own `use_liger_kernel` gives a classifier the forward of a
+    language model, and rejects Gemma 3. Liger also patches the family's module, for every later model; `train` undoes
+    this at its end.
     """
 
-    def train(self, *args, **kwargs) -> TrainOutput:
+    def train(self, *args: object, **kwargs: object) -> TrainOutput:
         decoder = self.model.get_base_model().base_model
         with mock.patch.dict(vars(sys.modules[type(decoder).__module__])):
             apply_liger_kernel(decoder, {"fused_linear_cross_entropy": False})  # a classifier has no such loss
@@ -226,23 +228,23 @@ def train_liger(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
     """`train_peer` with Liger Kernel.
 
     Raises:
-        NotApplicable: where it is not installed, or has nothing for this family.
+        NotApplicable: Liger Kernel is not installed, or does not support this family.
     """
     if not is_liger_kernel_available():
         raise NotApplicable("liger-kernel is not installed")
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     family = AutoConfig.from_pretrained(inputs.folder).model_type
-    if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:  # transformers would train without it, and say nothing
-        raise NotApplicable(f"Liger Kernel has nothing for {family}")
+    if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:  # transformers would silently train without it
+        raise NotApplicable(f"Liger Kernel does not support {family}")
     return train_peer(inputs, batch_size, steps, trainer=LigerTrainer)
 
 
-def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes) -> Trainer:
-    """The stage `train_qlora`'s training; `changes` are of params.yaml's group `train`."""
+def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes: object) -> Trainer:
+    """The Trainer of `train_qlora`; `changes` are keys of `train` in params.yaml."""
     group = inputs.params.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
     p = inputs.params.model_copy(update={"train": group})
-    rows, recorder = inputs.rows["ours"], SimpleNamespace()  # only the name of the phase is set on it
+    rows, recorder = inputs.rows["ours"], SimpleNamespace()  # the Trainer only sets its phase
     trainer = make_trainer(
         our_model(inputs, our_base(inputs)), rows, rows[:100], p, inputs.tokenizer.pad_token_id, OUT, recorder
     )
@@ -252,14 +254,14 @@ def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes) -> Traine
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train, as it is timed.
+    """A way to train, and how it is measured.
 
     Attributes:
-        name: of its lines in a result.
+        name: its name in the results.
         make_trainer: (inputs, batch size, steps) -> Trainer; may raise `NotApplicable`.
-        warm_up: passes over the training rows before it is timed.
-        batch_sizes: those at which it is timed where no others are asked for.
-        on_request: whether it is timed only where its name or its switch is given.
+        warm_up: passes over the training rows before the timing starts.
+        batch_sizes: the default batch sizes.
+        on_request: whether it runs only with its name in `--only` or with `--torch-compile`.
     """
 
     name: str
@@ -269,21 +271,21 @@ class Recipe:
     on_request: bool = False
 
 
-CAPTURES = 3  # passes in which each shape of a batch has come, and its graph is captured
+CAPTURE_PASSES = 3  # after so many passes every shape of a batch has occurred, and its graph is captured
 RECIPES = [
     Recipe("notebook", train_notebook),
     Recipe("trainer at its best", train_peer),
     Recipe("trainer with Liger Kernel", train_liger),
     Recipe("ours, eager", functools.partial(train_ours, cuda_graphs=False), batch_sizes=(16,)),
-    Recipe("ours", train_ours, CAPTURES),
-    Recipe("ours, dequantizing each", functools.partial(train_ours, dequantize_once=False), CAPTURES),
-    Recipe("ours, checkpointing", functools.partial(train_ours, gradient_checkpointing=True), CAPTURES, (16,)),
+    Recipe("ours", train_ours, CAPTURE_PASSES),
+    Recipe("ours, dequantizing each", functools.partial(train_ours, dequantize_once=False), CAPTURE_PASSES),
+    Recipe("ours, checkpointing", functools.partial(train_ours, gradient_checkpointing=True), CAPTURE_PASSES, (16,)),
     Recipe("trainer, compiled", train_compiled, warm_up=1, batch_sizes=(16,), on_request=True),
 ]
 
 
 @torch.no_grad()
 def one_by_one(classifier: torch.nn.Module, batches: list) -> None:
-    """As the notebook evaluates: a row, its answer, the next row."""
+    """Evaluate as the notebook does: one row, its answer, the next row."""
     for batch in batches:
         classifier(**batch.to(DEVICE)).logits.argmax().item()

@@ -1,12 +1,13 @@
-"""Rows a second of the training on one GPU and on several, with as many rows as all of SNLI has.
+"""Measure rows a second of the training on one GPU and on several, with as many rows as SNLI.
 
     python benchmarks/several_gpus.py MODEL DATA --batch-sizes 16 128 --out one.json
     torchrun --nproc-per-node=2 benchmarks/several_gpus.py MODEL DATA --batch-sizes 32 256 --out two.json
 
-Run both by turns on one machine, with CUDA_VISIBLE_DEVICES=0 before the first: a ratio of two machines says little.
+Alternate the two commands on one machine, with CUDA_VISIBLE_DEVICES=0 before the first. Figures of two machines are not
+comparable.
 
-MODEL is a folder (benchmarks/random_phi.py makes one), DATA a folder of SNLI's rows; where it has fewer than --rows,
-they are repeated. A batch size is that of all GPUs together.
+MODEL is a folder (benchmarks/random_phi.py makes one), DATA a folder of SNLI's rows. If it has fewer rows than --rows,
+they are repeated. A batch size counts the rows on all GPUs together.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import recipes
 import torch
-from clock import GB, Clock, Timing, clean
+from gpu_timing import GB, Clock, Timing, clean
 
 from stages.data import dataset, split_files, tokenization
 from stages.data.batching import TokenizedRows
@@ -29,23 +30,23 @@ from stages.model.devices import pick_device
 from stages.runtime import distributed, errors, params
 from stages.runtime.usage_recorder import Recorder
 
-SNLI = 549_367  # its training rows that have a gold label
+SNLI = 549_367  # training rows with a gold label
 BLOCKS = 5
 
 
 def all_rows(inputs: recipes.Inputs, folder: Path, count: int) -> TokenizedRows:
-    """All training rows of a folder, repeated to so many."""
+    """All training rows of a folder, repeated to `count` rows."""
     p = inputs.params
     splits = split_files.read_splits(folder, recipes.manifest_of(folder, "data")["files"], p.data)
     _, rows = dataset.prepare_rows(splits, p.data, inputs.task.columns)
     train = dataset.resolve_unlabelled(rows["train"], "drop", inputs.task)
-    made = tokenization.tokenize_rows(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
-    table = pa.table({"input_ids": pa.array(made["input_ids"], pa.list_(pa.int32())), "label": made["label"]})
+    tokenized = tokenization.tokenize_rows(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
+    table = pa.table({"input_ids": pa.array(tokenized["input_ids"], pa.list_(pa.int32())), "label": tokenized["label"]})
     return TokenizedRows(table.take(np.arange(count) % len(table)))
 
 
 def time_training(inputs: recipes.Inputs, batch_size: int, steps: int, warm_up: int, device: torch.device) -> dict:
-    """Train so many steps after the warm-up, in which the graphs are captured."""
+    """Time `steps` steps after a warm-up in which the graphs are captured."""
     clean()
     timing = Timing(warm_up, steps // BLOCKS, BLOCKS)
     trainer, clock = recipes.train_ours(inputs, batch_size, timing.steps), Clock(timing)
@@ -77,8 +78,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--batch-sizes", type=int, nargs="+", required=True, metavar="ROWS")
     parser.add_argument("--rows", type=int, default=SNLI, help="training rows; default: %(default)s")
-    parser.add_argument("--steps", type=int, default=100, help="that are timed; default: %(default)s")
-    parser.add_argument("--warm-up", type=int, default=60, metavar="STEPS", help="before them; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=100, help="timed steps; default: %(default)s")
+    parser.add_argument(
+        "--warm-up", type=int, default=60, metavar="STEPS", help="steps before the timing; default: %(default)s"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = pick_device("cuda", None)
@@ -89,8 +92,8 @@ def main() -> None:
     measure = functools.partial(time_training, inputs, steps=arguments.steps, warm_up=arguments.warm_up, device=device)
     lines = [measure(batch_size=size) for size in arguments.batch_sizes]
     if distributed.is_main():
-        found = {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "rows": len(rows["ours"])}
-        arguments.out.write_text(json.dumps(found | {"training": lines}, indent=2) + "\n")
+        machine = {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "rows": len(rows["ours"])}
+        arguments.out.write_text(json.dumps(machine | {"training": lines}, indent=2) + "\n")
         for line in lines:
             print(json.dumps(line))
 

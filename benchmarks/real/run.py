@@ -1,15 +1,15 @@
-"""Train and test every setting of settings.py on a pretrained model and SNLI, several seeds each.
+"""Train and test each variant of variants.py on a pretrained model and SNLI, with several seeds.
 
-    python benchmarks/real/run.py MODEL DATA OUT                 all, on every GPU that is there
-    python benchmarks/real/run.py MODEL DATA OUT ours eager      these alone
-    python benchmarks/real/tables.py OUT                          the tables
+    python benchmarks/real/run.py MODEL DATA OUT                 all variants, on every GPU
+    python benchmarks/real/run.py MODEL DATA OUT ours eager      only these
+    python benchmarks/real/accuracy_tables.py                  prints the tables
 
-MODEL and DATA are folders as `model.name` and `data.name` take them. Each run is the pipeline's own stages with root's
-params.yaml and the changes of its setting; all labelled test rows are predicted. What has run is not run again, so that
-the same command goes on after a kill.
+MODEL and DATA are folders. Each run uses the pipeline's stages with the root's params.yaml and the changes of its
+variant, and predicts all labelled test rows. Finished runs are not repeated, so the same command
+continues after a kill.
 
-The first seed of each setting has its GPU to itself, and its seconds and memory are those of the tables. The other
-seeds run several at a time on each GPU: their seconds would mean nothing, and are not kept.
+The first seed of each variant has its GPU to itself, and gives the seconds and the memory of the tables. The other
+seeds run several at a time on each GPU, so their seconds are not recorded.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-if TYPE_CHECKING:  # imported inside the functions: a process chooses its GPU before PyTorch is loaded
+if TYPE_CHECKING:  # imported inside the functions, because a process chooses its GPU before it imports PyTorch
     import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
-from settings import SETTINGS  # noqa: E402 - the line above finds it, in each process
+from variants import VARIANTS  # noqa: E402 - needs the line above, in each process
 
 SEEDS = (42, 1, 2, 3, 4)
 WARM_UP = {"data.train_rows": 64, "data.test_rows": 64, "train.epochs": 1}
@@ -44,14 +44,16 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("settings", nargs="*", help=", ".join(SETTINGS))
+    parser.add_argument("settings", nargs="*", help=", ".join(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--side-by-side", type=int, default=4, help="runs at a time on a GPU (%(default)s)")
-    parser.add_argument("--untimed", action="store_true", help="no run has its GPU to itself")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of params.yaml, for all runs")
+    parser.add_argument("--side-by-side", type=int, default=4, help="runs at a time on a GPU; default: %(default)s")
+    parser.add_argument("--untimed", action="store_true", help="share the GPU in all runs, and record no seconds")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a change of params.yaml for all runs"
+    )
     arguments = parser.parse_args()
-    if unknown := set(arguments.settings) - set(SETTINGS):
-        parser.error(f"{', '.join(sorted(unknown))}: allowed: {', '.join(SETTINGS)}")
+    if unknown := set(arguments.settings) - set(VARIANTS):
+        parser.error(f"{', '.join(sorted(unknown))}: allowed: {', '.join(VARIANTS)}")
     model, data, out = (str(path.resolve()) for path in (arguments.model, arguments.data, arguments.out))
     everywhere = {
         "model.name": model, "model.revision": "none", "watch.model": model,
@@ -60,8 +62,8 @@ def main() -> None:
     everywhere |= {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in arguments.set)}
     runs = [
         (name, seed)
-        for name in arguments.settings or SETTINGS
-        for seed in arguments.seeds[: SETTINGS[name].seeds]
+        for name in arguments.settings or VARIANTS
+        for seed in arguments.seeds[: VARIANTS[name].seeds]
     ]  # fmt: skip
     timed = [] if arguments.untimed else [(name, seed) for name, seed in runs if seed == arguments.seeds[0]]
     failed = run_all(timed, Path(out), everywhere, at_once=1, timed=True)
@@ -72,57 +74,59 @@ def main() -> None:
 
 
 def run_all(runs: Sequence[tuple[str, int]], out: Path, everywhere: dict, at_once: int, timed: bool) -> list[str]:
-    """Run what has not run yet, `at_once` runs at a time on each GPU; returns the lines of those that failed."""
-    left = [pair for pair in runs if not record(out, *pair).exists()]
-    if not left:
+    """Run the unfinished runs, `at_once` at a time on each GPU -> the error lines of failed runs."""
+    unfinished = [pair for pair in runs if not record(out, *pair).exists()]
+    if not unfinished:
         return []
-    # What waits for the host goes first, so that it runs beside what waits for the GPU.
-    left.sort(key=lambda pair: waits_for_host(pair[0]), reverse=True)
+    # Runs that wait for the host start first, so that they overlap with runs that wait for the GPU.
+    unfinished.sort(key=lambda pair: waits_for_host(pair[0]), reverse=True)
     spawn, devices = multiprocessing.get_context("spawn"), gpus()
-    workers = min(len(left), at_once * len(devices))
+    workers = min(len(unfinished), at_once * len(devices))
     places = spawn.Queue()
     for place in (devices * at_once)[:workers]:
         places.put(place)
     failed = []
     with ProcessPoolExecutor(workers, spawn, start, (places, workers, out, everywhere)) as pool:
-        futures = {pool.submit(train_and_test, out, everywhere, name, seed, timed): (name, seed) for name, seed in left}
+        futures = {
+            pool.submit(train_and_test, out, everywhere, name, seed, timed): (name, seed) for name, seed in unfinished
+        }
         for future in as_completed(futures):
             try:
                 print(future.result(), flush=True)
-            except Exception as error:  # the other runs go on
+            except Exception as error:  # the other runs continue
                 name, seed = futures[future]
                 failed.append(f"{name} {seed}: {traceback.format_exception_only(error)[-1].strip()}")
     return failed
 
 
 def waits_for_host(name: str) -> bool:
-    changes = SETTINGS[name].changes
+    changes = VARIANTS[name].changes
     return changes.get("train.cuda_graphs") is False or changes.get("eval.batch_size") == 1
 
 
 def gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; one empty name where there is none."""
+    """The visible GPUs, as in CUDA_VISIBLE_DEVICES. Without a GPU: one empty name."""
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
     return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")) or [""]
 
 
 def start(places: multiprocessing.Queue, workers: int, out: Path, everywhere: dict) -> None:
-    """Give this process its GPU and its share of the cores; let it compile its kernels before a run is timed."""
+    """Assign a GPU and a share of the cores to this process, and compile its kernels before a run is timed."""
     os.environ["CUDA_VISIBLE_DEVICES"] = places.get()
-    # More threads than cores would wait for each other.
+    # More threads than cores wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     with contextlib.redirect_stdout(None):
         run_stages(out / "warm-up" / str(os.getpid()), everywhere | WARM_UP, base=True)
 
 
 def train_and_test(out: Path, everywhere: dict, name: str, seed: int, timed: bool) -> str:
-    """One training and its test, kept in OUT/runs; returns a line that says how it went."""
+    """Train and test once, and write the result to OUT/runs -> a line with the accuracy."""
     folder = out / "work" / f"{name} {seed}"
     base = name == "ours"
     with contextlib.redirect_stdout(None):
-        run_stages(folder, everywhere | SETTINGS[name].changes | {"seed": seed}, base)
-    kept = {"setting": name, "seed": seed, "changes": SETTINGS[name].changes, **scores(folder)}
+        run_stages(folder, everywhere | VARIANTS[name].changes | {"seed": seed}, base)
+    result = {"setting": name, "seed": seed, "changes": VARIANTS[name].changes, **scores(folder)}
     path = record(out, name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     for model in ("base", "tuned") if base else ("tuned",):
@@ -130,8 +134,8 @@ def train_and_test(out: Path, everywhere: dict, name: str, seed: int, timed: boo
     if timed:
         (out / "times").mkdir(exist_ok=True)
         (out / "times" / f"{name}.json").write_text(json.dumps(times(folder), indent=1) + "\n")
-    path.write_text(json.dumps(kept, indent=1) + "\n")  # last: it says that this run is whole
-    return f"{name} {seed}: {kept['accuracy']:.1%}"
+    path.write_text(json.dumps(result, indent=1) + "\n")  # last, because this file marks the run as finished
+    return f"{name} {seed}: {result['accuracy']:.1%}"
 
 
 def record(out: Path, name: str, seed: int) -> Path:
@@ -139,7 +143,7 @@ def record(out: Path, name: str, seed: int) -> Path:
 
 
 def run_stages(folder: Path, changes: dict, base: bool) -> None:
-    """The stages from `download` to `eval_lora` in a folder of their own; the base is tested where asked for."""
+    """Run the stages from `download` to `eval_lora` in `folder`. `base`: run `eval_base` too."""
     import torch
 
     from stages import download, eval_base, eval_lora, tokenize, train_qlora
@@ -157,7 +161,7 @@ def run_stages(folder: Path, changes: dict, base: bool) -> None:
         group[last] = value
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for stage in (download, tokenize, *([eval_base] if base else []), train_qlora, eval_lora):
-        gc.collect()  # a captured step's graphs hold memory, and refer to themselves
+        gc.collect()  # the graphs of a captured step hold memory in reference cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -165,7 +169,7 @@ def run_stages(folder: Path, changes: dict, base: bool) -> None:
 
 
 def answers(folder: Path, model: str) -> "pd.DataFrame":
-    """A model's answer to each test row, without the texts: row, label, group, prediction."""
+    """A model's answers to the test rows, without texts: columns row, label, group, prediction."""
     import pandas as pd
 
     table = pd.read_parquet(folder / f"outs/results/{model}/predictions.parquet")
@@ -173,13 +177,13 @@ def answers(folder: Path, model: str) -> "pd.DataFrame":
 
 
 def scores(folder: Path) -> dict:
-    """What a run found."""
+    """The results of a run."""
     import numpy as np
     import pandas as pd
 
     table = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet")
-    shares = table[[column for column in table if column.startswith("p_")]].to_numpy()
-    gold = np.take_along_axis(shares, table["label"].to_numpy()[:, None], axis=1)
+    probabilities = table[[column for column in table if column.startswith("p_")]].to_numpy()
+    gold = np.take_along_axis(probabilities, table["label"].to_numpy()[:, None], axis=1)
     return {
         "accuracy": float((table["prediction"] == table["label"]).mean()),
         "loss": float(-np.log(gold.clip(1e-6)).mean()),  # probabilities are rounded to 1e-6
@@ -191,12 +195,12 @@ def scores(folder: Path) -> dict:
 
 
 def times(folder: Path) -> dict:
-    """What a run that had its GPU to itself measured: seconds and peak GB of training and of testing."""
-    found = {}
+    """Seconds and peak GB of training and of testing, for a run that had its GPU to itself."""
+    measured = {}
     for stage in ("train", "tuned"):
         run = read(folder, f"outs/measurements/{stage}/run.json")
-        found[stage] = {"seconds": run["seconds"], "peak_gb": run["gpu"].get("peak_allocated")}
-    return found
+        measured[stage] = {"seconds": run["seconds"], "peak_gb": run["gpu"].get("peak_allocated")}
+    return measured
 
 
 def read(folder: Path, path: str) -> dict:

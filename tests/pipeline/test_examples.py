@@ -83,7 +83,7 @@ def story(tmp_path_factory):
     outcomes["experiment"] = run_quietly(clone, "exp", "run", "-S", "lora.r=8", "--name", "r8")
     outcomes["metrics diff"] = run_quietly(clone, "metrics", "diff").stdout
     outcomes["experiment again"] = up_to_date(clone)
-    command = re.search(r"^dvc (exp show .*?)  +#", (ROOT / "README.md").read_text(), re.MULTILINE)[1]
+    command = re.search(r"^dvc (exp show .*?)  +#", (ROOT / "docs/comparing-runs.md").read_text(), re.MULTILINE)[1]
     outcomes["shown"] = clone.dvc(*shlex.split(command), "--no-pager", COLUMNS="160").stdout
     clone.git("stash")
     run_quietly(clone, "checkout")

@@ -26,7 +26,7 @@ from tools import export
 
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text()
+DOCUMENT = (ROOT / "docs/sharing.md").read_text()
 TEMPLATE = "Premise: {}\nHypothesis: {}\nLabel:"
 ALONE = 300  # rows that are asked one by one too
 FRESH = """
@@ -132,7 +132,7 @@ def test_the_printed_figures_are_those_of_a_new_process(exported, fresh, rows):
 
 
 def test_readme_shows_the_printed_text(exported):
-    block = re.search(r"```\n\$ python -m tools.export .*\n((?:.*\n)+?)…\n```", README)[1]
+    block = re.search(r"```\n\$ python -m tools.export .*\n((?:.*\n)+?)…\n```", DOCUMENT)[1]
     number = r"\d+(?:\.\d+)?"
     shown, printed = block.splitlines(), exported[1].splitlines()[: block.count("\n")]
     assert [re.sub(number, "N", line) for line in shown] == [re.sub(number, "N", line) for line in printed]

@@ -1,4 +1,4 @@
-"""Other data sets in the whole pipeline: the examples of docs/own-data.md, and the same rows in two file formats."""
+"""Other data sets in the whole pipeline: the examples of docs/examples.md, and the same rows in two file formats."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from helpers.stages import run_stage_in_each
 
 pytestmark = pytest.mark.slow
 
-DOCUMENT = (ROOT / "docs/own-data.md").read_text()
+DOCUMENT = (ROOT / "docs/examples.md").read_text()
 # [(title, changes to demo/params.yaml, printed scores of the untuned and the tuned model, name of the score)]
 HEADLINE = r"\*\*([\d.]+)% → ([\d.]+)%\*\* ([\w ]+?) \("
-EXAMPLES = re.findall(rf"^### (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
+EXAMPLES = re.findall(rf"^## (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 

@@ -1,4 +1,4 @@
-"""README's commands that share a run and an experiment, run by DVC on a pipeline of one stage."""
+"""The commands of docs/sharing.md that share a run and an experiment, run by DVC on a pipeline of one stage."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from helpers.stages import stage_env
 
 pytestmark = pytest.mark.slow
 
-SECTION = re.search(r"### Commit and share\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+SECTION = re.search(r"## Results, by Git and DVC\n(.*?)\n## ", (ROOT / "docs/sharing.md").read_text(), re.DOTALL)[1]
 SHARE, EXPERIMENT = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
 STORE = "/path/of/a/shared/folder"
 PIPELINE = "stages:\n  make:\n    cmd: cp params.yaml out\n    params: [r]\n    outs: [out]\n"
@@ -18,7 +18,7 @@ PIPELINE = "stages:\n  make:\n    cmd: cp params.yaml out\n    params: [r]\n    
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory):
-    """Two clones. The first ran the experiment `before`, then README's commands, then the experiment `after`.
+    """Two clones. The first ran the experiment `before`, then the document's commands, then the experiment `after`.
 
     Returns:
         namespace with `second` (the second clone's folder) and `in_second` (a function that runs commands there)

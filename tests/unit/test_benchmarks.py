@@ -1,4 +1,4 @@
-"""benchmarks/: what is compared, as far as a CPU can run it; the measurements want a GPU."""
+"""benchmarks/: the parts that a CPU can run. The measurements need a GPU."""
 
 import functools
 import importlib.util
@@ -20,12 +20,12 @@ from stages.runtime import params
 from stages.runtime.errors import UserError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import clock
 import compare
+import gpu_timing
 import profile_step
 import recipes
 import several_gpus
-import table
+import speed_tables
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def inputs():
     return recipes.load_inputs(NANO, DEMO / "assets/everyday-nli", p)
 
 
-def on_a_cpu(monkeypatch):
+def use_cpu(monkeypatch):
     monkeypatch.setattr(recipes, "DEVICE", CPU)
     monkeypatch.setattr(recipes, "TrainingArguments", functools.partial(TrainingArguments, use_cpu=True))
 
@@ -44,10 +44,10 @@ def names(lines):
 
 
 def test_each_recipe_has_a_row_in_the_table():
-    assert sorted(recipe.name for recipe in recipes.RECIPES) == sorted(table.NAMES)
+    assert sorted(recipe.name for recipe in recipes.RECIPES) == sorted(speed_tables.NAMES)
 
 
-def test_all_is_planned_but_what_needs_a_request_and_the_first_comes_again():
+def test_the_plan_has_all_recipes_not_on_request_and_the_first_again():
     planned = names(compare.plan(None, None, torch_compile=False))
     assert planned == [
         *[(r.name, size) for size in (16, 128) for r in recipes.RECIPES if size in r.batch_sizes and not r.on_request],
@@ -57,9 +57,9 @@ def test_all_is_planned_but_what_needs_a_request_and_the_first_comes_again():
     assert set(with_it) - set(planned) == {("trainer, compiled", 16)} and with_it[-1] == ("notebook", 16)
 
 
-def test_a_plan_has_what_is_asked_for_alone():
-    asked = ["ours", "trainer, compiled", "evaluation, ours"]
-    assert names(compare.plan(asked, None, torch_compile=False)) == [
+def test_a_plan_of_named_recipes_has_only_these():
+    only = ["ours", "trainer, compiled", "evaluation, ours"]
+    assert names(compare.plan(only, None, torch_compile=False)) == [
         ("ours", 16), ("trainer, compiled", 16), ("ours", 128)
     ]  # fmt: skip
     assert names(compare.plan(["ours, eager"], [64, 8], torch_compile=False)) == [
@@ -68,11 +68,11 @@ def test_a_plan_has_what_is_asked_for_alone():
     assert compare.plan(["evaluation, ours"], None, torch_compile=False) == []
 
 
-def test_rows_are_repeated_to_as_many_as_are_wanted(inputs):
+def test_rows_are_repeated_to_the_number_asked_for(inputs):
     rows = several_gpus.all_rows(inputs, DEMO / "assets/everyday-nli", 2500)
     assert len(rows) == 2500
     period = next(n for n in range(1, 2500) if (rows.labels[n:] == rows.labels[:-n]).all())
-    assert len(inputs.rows["ours"]) <= period <= 1010, "all rows of the folder that have a label"
+    assert len(inputs.rows["ours"]) <= period <= 1010, "all labelled rows of the folder"
     assert rows[period]["input_ids"].tolist() == rows[0]["input_ids"].tolist()
 
 
@@ -86,34 +86,35 @@ def test_rows_are_repeated_to_as_many_as_are_wanted(inputs):
         (1000, 33, 1, (31, 31, 1)),  # a prime number of steps
     ],
 )
-def test_the_timed_steps_take_the_rows_once(rows, batch_size, passes, timing):
-    made = clock.Timing.of(rows, batch_size, passes)
-    assert made == clock.Timing(*timing)
-    assert (made.steps - made.warm_up - 1) * batch_size < rows <= (made.steps - made.warm_up) * batch_size
+def test_the_timed_steps_pass_over_the_rows_once(rows, batch_size, passes, timing):
+    result = gpu_timing.Timing.of(rows, batch_size, passes)
+    assert result == gpu_timing.Timing(*timing)
+    timed = result.steps - result.warm_up
+    assert (timed - 1) * batch_size < rows <= timed * batch_size
 
 
-class At(float):
-    """An event, by its milliseconds."""
+class Event(float):
+    """A CUDA event at some milliseconds."""
 
     def elapsed_time(self, later):
         return later - self
 
 
-def test_a_training_is_timed_from_the_warm_ups_end_in_whole_blocks(monkeypatch):
-    """Steps that end at 1, 4, 9, 16 … ms."""
+def test_whole_blocks_are_timed_after_the_warm_up(monkeypatch):
+    """The steps end at 1, 4, 9, 16 … ms."""
     now, waits = [0], []
-    monkeypatch.setattr(clock, "mark", lambda: At(now[0]))
+    monkeypatch.setattr(gpu_timing, "mark", lambda: Event(now[0]))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    timing = clock.Timing(warm_up=3, block=2, blocks=2)
-    watch = clock.Clock(timing)
+    timing = gpu_timing.Timing(warm_up=3, block=2, blocks=2)
+    watch = gpu_timing.Clock(timing)
     watch.on_train_begin(None, SimpleNamespace(global_step=0), None)
     for step in range(1, timing.steps + 1):
         now[0] = step**2
         watch.on_step_end(None, SimpleNamespace(global_step=step), None)
     assert watch.blocks() == [(25 - 9) / 2, (49 - 25) / 2]
-    assert clock.spans(watch.first) == [1]
+    assert gpu_timing.spans(watch.first) == [1]
     assert not waits
 
 
@@ -121,7 +122,7 @@ def test_a_training_is_timed_from_the_warm_ups_end_in_whole_blocks(monkeypatch):
     "recipe", [r for r in recipes.RECIPES if r.make_trainer != recipes.train_liger], ids=lambda r: r.name
 )
 def test_each_recipe_trains(inputs, monkeypatch, recipe):
-    on_a_cpu(monkeypatch)
+    use_cpu(monkeypatch)
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)  # minutes on a CPU
     trainer = recipe.make_trainer(inputs, batch_size=4, steps=1)
@@ -130,13 +131,13 @@ def test_each_recipe_trains(inputs, monkeypatch, recipe):
     assert trainer.state.global_step == 1
     changed = {n for n, p in trainer.model.named_parameters() if n in before and not torch.equal(p, before[n])}
     assert {n for n in before if "lora_B" in n} <= changed  # A has no gradient yet: B is zero
-    assert any("score" in n for n in changed) == (recipe.name != "notebook"), "as published, that head is frozen"
+    assert any("score" in n for n in changed) == (recipe.name != "notebook"), "the notebook freezes the head"
     assert bool(compiled) == (recipe.name == "trainer, compiled")
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_the_recipes_train_other_families(monkeypatch, tmp_path, family):
-    on_a_cpu(monkeypatch)
+    use_cpu(monkeypatch)
     p = params.load(COMMITTED / "params.yaml").model_copy(update={"device": "cpu"})  # the root's GELU; Llama has SiLU
     other = recipes.load_inputs(save_family(family, tmp_path), DEMO / "assets/everyday-nli", p)
     for recipe in recipes.RECIPES:
@@ -146,9 +147,9 @@ def test_the_recipes_train_other_families(monkeypatch, tmp_path, family):
             assert trainer.model.config.model_type == family and trainer.state.global_step == 1
 
 
-def test_with_liger_the_decoder_has_its_kernels_while_it_trains_and_later_models_have_not(monkeypatch, tmp_path):
-    """Liger's own part is played, since it wants a GPU: it changes the model that it is given, and the module."""
-    on_a_cpu(monkeypatch)
+def test_liger_patches_the_decoder_during_training_only(monkeypatch, tmp_path):
+    """Liger needs a GPU, so a stub replaces it. Like Liger it changes the model and the family's module."""
+    use_cpu(monkeypatch)
     p = params.load(COMMITTED / "demo/params.yaml")
     gemma = recipes.load_inputs(save_family("gemma3_text", tmp_path), DEMO / "assets/everyday-nli", p)
     module, rotary, used = modeling_gemma3, modeling_gemma3.apply_rotary_pos_emb, []
@@ -165,8 +166,8 @@ def test_with_liger_the_decoder_has_its_kernels_while_it_trains_and_later_models
 
 
 @pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
-def test_liger_itself_changes_norms_and_mlps_and_leaves_the_classifier_its_forward(monkeypatch, tmp_path):
-    on_a_cpu(monkeypatch)
+def test_liger_replaces_norms_and_mlps_but_not_the_classifiers_forward(monkeypatch, tmp_path):
+    use_cpu(monkeypatch)
     p, data = params.load(COMMITTED / "demo/params.yaml"), DEMO / "assets/everyday-nli"
     gemma = recipes.load_inputs(save_family("gemma3_text", tmp_path), data, p)
     trainer, seen = recipes.train_liger(gemma, batch_size=4, steps=1), []
@@ -177,21 +178,21 @@ def test_liger_itself_changes_norms_and_mlps_and_leaves_the_classifier_its_forwa
     assert trainer.model.get_base_model().forward == forward
 
 
-def test_without_liger_or_its_family_the_line_says_so(inputs, monkeypatch):
+def test_a_missing_liger_or_an_unsupported_family_is_an_error_in_the_results(inputs, monkeypatch):
     liger = next(recipe for recipe in recipes.RECIPES if recipe.name == "trainer with Liger Kernel")
-    monkeypatch.setattr(clock, "clean", lambda: None)
+    monkeypatch.setattr(gpu_timing, "clean", lambda: None)
     monkeypatch.setattr(recipes, "is_liger_kernel_available", lambda: False)
     line = compare.time_recipe(inputs, liger, 16)
     assert line == {"variant": liger.name, "batch_size": 16, "error": "liger-kernel is not installed"}
     monkeypatch.setattr(recipes, "is_liger_kernel_available", lambda: True)
     families = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None})
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", families)
-    assert compare.time_recipe(inputs, liger, 16)["error"] == "Liger Kernel has nothing for phi"
-    header, _, row = table.training([line])
+    assert compare.time_recipe(inputs, liger, 16)["error"] == "Liger Kernel does not support phi"
+    header, _, row = speed_tables.training([line])
     assert "liger-kernel is not installed" in row and row.count("|") == header.count("|")
 
 
-def test_frozen_weights_are_those_of_the_quantized_layers(inputs, monkeypatch):
+def test_the_frozen_weights_are_those_of_the_quantized_layers(inputs, monkeypatch):
     monkeypatch.setattr(recipes, "DEVICE", CPU)
     base = recipes.our_base(inputs)
     packed = sum(p.numel() for p in base.parameters() if p.dtype == torch.uint8)  # two weights a byte
@@ -209,17 +210,17 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, tmp_path):
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_profile_has_the_gpus_kernels_a_step_longest_first_and_each_in_one_kind():
-    with torch.profiler.profile() as on_a_cpu:
+def test_a_profile_lists_the_gpus_kernels_longest_first_each_in_one_kind():
+    with torch.profiler.profile() as cpu_profile:
         torch.ones(2).sum()
-    assert profile_step.kernels(on_a_cpu.key_averages(), 1) == []
+    assert profile_step.kernels(cpu_profile.key_averages(), 1) == []
 
     def event(name, count, us, device=DeviceType.CUDA, annotation=False):
         return SimpleNamespace(
             key=name, count=count, self_device_time_total=us, device_type=device, is_user_annotation=annotation
         )
 
-    found = profile_step.kernels(
+    profiled = profile_step.kernels(
         [
             event("void at::native::elementwise_kernel<4, GeluFunctor>", 5, 100),
             event("nvjet_tst_128x64_bf16", 50, 2500),
@@ -230,8 +231,8 @@ def test_a_profile_has_the_gpus_kernels_a_step_longest_first_and_each_in_one_kin
         ],
         steps=5,
     )
-    assert [(k.count, k.ms) for k in found] == [(10, 0.5), (5, 0.2), (2, 0.1), (1, 0.02)]
-    kinds = {k.name: (k.count, pytest.approx(k.ms)) for k in profile_step.by_kind(found) if k.count}
+    assert [(k.count, k.ms) for k in profiled] == [(10, 0.5), (5, 0.2), (2, 0.1), (1, 0.02)]
+    kinds = {k.name: (k.count, pytest.approx(k.ms)) for k in profile_step.sum_by_kind(profiled) if k.count}
     assert kinds == {
         "matrix products": (12, 0.6), "others, most of Triton": (5, 0.2), "others, of PyTorch": (1, 0.02)
     }  # fmt: skip
@@ -240,37 +241,37 @@ def test_a_profile_has_the_gpus_kernels_a_step_longest_first_and_each_in_one_kin
 @pytest.mark.parametrize(
     ("option", "allowed"), [(("--only", "theirs"), "'ours, eager'"), (("--batch-sizes", "16", "0"), "1 and more")]
 )
-def test_an_option_says_what_is_allowed(monkeypatch, capsys, option, allowed):
+def test_a_wrong_option_prints_the_allowed_values(monkeypatch, capsys, option, allowed):
     monkeypatch.setattr(sys, "argv", ["compare.py", "model", "data", "--out", "none", *option])
     with pytest.raises(SystemExit):
         compare.read_arguments()
     assert allowed in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_another_checkouts_code_is_not_measured_under_this_ones_name(monkeypatch, tmp_path):
+def test_the_code_of_another_checkout_is_rejected(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     compare.check_code()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="set PYTHONPATH"):
         compare.check_code()
-    with pytest.raises(UserError, match="give it by --commit"):
+    with pytest.raises(UserError, match="name it with --commit"):
         compare.commit()  # no repository
 
 
-def test_what_a_short_call_leaves_out_is_left_out_of_what_is_shown(capsys):
-    """A result of `--only ours`: no notebook to compare with, no evaluation, no limits."""
+def test_a_partial_result_is_shown_without_the_missing_parts(capsys):
+    """A result of `--only ours` has no notebook to compare with, no evaluation and no limits."""
     results = json.loads((ROOT / "benchmarks/results/h100.json").read_text())
     ours = next(r for r in results["training"] if r["variant"] == "ours") | {"first_step_seconds": 4.25}
-    table.show({"training": [ours], "evaluation": []})
+    speed_tables.show({"training": [ours], "evaluation": []})
     shown = capsys.readouterr().out
     assert f"{ours['ms_per_step']:.2f}" in shown and "4.2" in shown and "limits" not in shown
-    header, _, row = table.training([ours])
+    header, _, row = speed_tables.training([ours])
     cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     assert cells["first step, s"] == "4.2" and cells["times the notebook"] == ""
 
 
-def test_settings_are_trained_and_tested_on_real_weights_seed_by_seed(tmp_path):
-    """Here on the nano model, on a CPU: two settings of one seed; a second call finds all done."""
+def test_variants_are_trained_and_tested_for_each_seed(tmp_path):
+    """The nano model on a CPU, two variants with one seed. A second call has nothing left to run."""
     real = ROOT / "benchmarks/real"
     small = [
         "device=cpu",
@@ -300,4 +301,4 @@ def test_settings_are_trained_and_tested_on_real_weights_seed_by_seed(tmp_path):
         answers = table["{setting} {seed}".format(**run)]
         assert run["accuracy"] == pytest.approx((answers == table["gold"]).mean()) and run["rows"]["train"] <= 48
     assert set(results["times"]) == {"ours", "template"}
-    assert (table["ours 42"] != table["template 42"]).any(), "the setting's change did not reach the run"
+    assert (table["ours 42"] != table["template 42"]).any(), "the run ignored the variant's change"

@@ -1,8 +1,8 @@
-"""The tables of README.md beside this file and of docs/notebook.md, made from results.json and predictions.parquet.
+"""Print the tables of benchmarks/real/README.md and docs/notebook.md from results.json and predictions.parquet.
 
-    python benchmarks/real/tables.py
+    python benchmarks/real/accuracy_tables.py
 
-Intervals and p are those of `tools.compare`: they hold for other seeds and other test rows.
+Intervals and p-values are computed as in `tools.compare`: for other seeds and other test rows.
 """
 
 import json
@@ -15,7 +15,7 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
-from settings import FIXES, SETTINGS  # noqa: E402 - found by the line above
+from variants import FIXES, VARIANTS  # noqa: E402 - needs the line above
 
 from stages.analysis.multi_seed.comparison import Difference, compare_recipes  # noqa: E402
 from stages.analysis.multi_seed.scores import Recipe, Score, score_recipe  # noqa: E402
@@ -28,39 +28,44 @@ def main() -> None:
     results = json.loads((HERE / "results.json").read_text())
     predictions = pd.read_parquet(HERE / "predictions.parquet")
     rows = predictions["gold"].to_numpy(), predictions["group"].to_numpy(), CLASSES, CONFIDENCE
-    differences = compared(predictions, rows)
-    for table in (scored(predictions, rows, results), changes(differences, results), worths(differences)):
+    differences = compare_variants(predictions, rows)
+    tables = (
+        score_table(predictions, rows, results),
+        change_table(differences, results),
+        fix_table(differences),
+    )
+    for table in tables:
         print("\n".join(table), end="\n\n")
 
 
-Rows = tuple[np.ndarray, np.ndarray, int, float]  # gold, groups, classes and confidence of `compare_recipes`
+Rows = tuple[np.ndarray, np.ndarray, int, float]  # gold labels, groups, classes, confidence for `compare_recipes`
 
 
-def compared(predictions: pd.DataFrame, rows: Rows) -> list[Difference]:
-    """The difference from ours of each recipe that trains on the same rows."""
-    recipes = [setting(predictions, name) for name in SETTINGS if name != "all rows"]
+def compare_variants(predictions: pd.DataFrame, rows: Rows) -> list[Difference]:
+    """The difference of each variant with the same training rows from ours."""
+    recipes = [setting(predictions, name) for name in VARIANTS if name != "all rows"]
     return compare_recipes(recipes, *rows)[1]
 
 
-def scored(predictions: pd.DataFrame, rows: Rows, results: dict) -> Iterator[str]:
-    """The table of what tuning is worth."""
+def score_table(predictions: pd.DataFrame, rows: Rows, results: dict) -> Iterator[str]:
+    """The table of scores of each recipe."""
     yield "| | training rows | seeds | accuracy, % | weighted F1, % | accuracies of the seeds, % |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
-    for name in ("base", *(name for name in SETTINGS if name not in FIXES)):
-        yield line(result(setting(predictions, name), *rows, results))
+    for name in ("base", *(name for name in VARIANTS if name not in FIXES)):
+        yield line(score_cells(setting(predictions, name), *rows, results))
 
 
-def changes(differences: list[Difference], results: dict) -> Iterator[str]:
-    """The table of what each recipe changes."""
+def change_table(differences: list[Difference], results: dict) -> Iterator[str]:
+    """The table of differences from our recipe."""
     yield "| instead of ours | points of accuracy | p | Holm's p | could show | loss | training, s | testing, s | GB |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
-    yield line(change("ours", None, results))
+    yield line(change_cells("ours", None, results))
     for difference in differences:
-        yield line(change(difference.name, difference, results))
+        yield line(change_cells(difference.name, difference, results))
 
 
-def worths(differences: list[Difference]) -> Iterator[str]:
-    """What each fix is worth, for docs/notebook.md: how much better ours is."""
+def fix_table(differences: list[Difference]) -> Iterator[str]:
+    """The table of fixes for docs/notebook.md: how much better our value is."""
     yield "| parameter | worth, points of accuracy |"
     yield "| --- | ---: |"
     for difference in differences:
@@ -74,29 +79,29 @@ def line(cells: Iterator[str]) -> str:
 
 
 def setting(predictions: pd.DataFrame, name: str) -> Recipe:
-    """The runs of a setting as `compare_recipes` takes them; name: of SETTINGS, or "base"."""
+    """The runs of a variant as input of `compare_recipes`. name: a key of VARIANTS, or "base"."""
     columns = [column for column in predictions if column.rpartition(" ")[0] == name]
     seeds = tuple(int(column.rpartition(" ")[2]) for column in columns)
     return Recipe(name, seeds, predictions[columns].to_numpy().T)
 
 
-def result(
+def score_cells(
     recipe: Recipe, gold: np.ndarray, groups: np.ndarray, classes: int, confidence: float, results: dict
 ) -> Iterator[str]:
-    """The cells of a setting's own scores."""
-    found = score_recipe(recipe, gold, groups, classes, confidence)
-    yield "the base, its head untrained" if recipe.name == "base" else SETTINGS[recipe.name].says
+    """The cells of a recipe's scores."""
+    score = score_recipe(recipe, gold, groups, classes, confidence)
+    yield "the base with an untrained head" if recipe.name == "base" else VARIANTS[recipe.name].title
     yield "" if recipe.name == "base" else f"{runs_of(recipe.name, results)[0]['rows']['train']:,}"
     yield str(len(recipe.seeds))
-    yield percent(found.accuracy)
-    yield percent(found.f1_weighted)
-    yield f"{100 * min(found.seed_accuracies):.1f} to {100 * max(found.seed_accuracies):.1f}"
+    yield percent(score.accuracy)
+    yield percent(score.f1_weighted)
+    yield f"{100 * min(score.seed_accuracies):.1f} to {100 * max(score.seed_accuracies):.1f}"
 
 
-def change(name: str, difference: Difference | None, results: dict) -> Iterator[str]:
-    """The cells of what a setting changes; None: the first, with which the others are compared."""
+def change_cells(name: str, difference: Difference | None, results: dict) -> Iterator[str]:
+    """The cells of one variant's difference. None: our recipe, with which the others are compared."""
     train, test = (results["times"][name][part] for part in ("train", "tuned"))
-    yield SETTINGS[name].says if difference else "(ours)"
+    yield VARIANTS[name].title if difference else "(ours)"
     if difference:
         yield f"{points(difference.value)} ({points(difference.low)} to {points(difference.high)})"
         yield probability(difference.p)
@@ -115,7 +120,7 @@ def runs_of(name: str, results: dict) -> list[dict]:
 
 
 def points(share: float) -> str:
-    """A difference in tenths of a point, a true minus."""
+    """A difference in points with one decimal and a typographic minus."""
     return f"{100 * share:+.1f}".replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
 
 

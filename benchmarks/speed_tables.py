@@ -1,6 +1,6 @@
-"""The tables of speed and memory in README.md and docs/speed.md, made from a result of benchmarks/compare.py.
+"""Print the tables of docs/speed.md from a result of benchmarks/compare.py.
 
-python benchmarks/table.py benchmarks/results/h100.json
+python benchmarks/speed_tables.py benchmarks/results/h100.json
 """
 
 import json
@@ -18,18 +18,18 @@ NAMES = {
     "ours, dequantizing each": "ours, dequantizing at each use (`train.dequantize_once: false`)",
     "ours, checkpointing": "ours, gradient checkpointing",
 }
-AGAIN = "the first once more, at the end"
+AGAIN = "the notebook's, again at the end"
 
 
 def training(results: list[dict]) -> Iterator[str]:
-    """A row for each recipe, in Markdown."""
+    """The table of trainings in Markdown, a row for each recipe."""
     yield "| batch | recipe | ms a step | rows/s | times the notebook | first step, s | peak GB | GB in use |"
     yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    notebook, seen = notebook_ms(results), set()
+    notebook, variants = notebook_ms(results), set()
     for r in results:
         key = r["variant"], r["batch_size"]
-        start = f"| {r['batch_size']} | {AGAIN if key in seen else NAMES[r['variant']]} |"
-        seen.add(key)
+        start = f"| {r['batch_size']} | {AGAIN if key in variants else NAMES[r['variant']]} |"
+        variants.add(key)
         if "error" in r:
             yield f"{start} {r['error']} | | | | | |"
             continue
@@ -41,26 +41,26 @@ def training(results: list[dict]) -> Iterator[str]:
 
 
 def notebook_ms(results: list[dict]) -> dict[int, float]:
-    """{batch size: ms a step of the notebook's recipe}, its fastest run's."""
+    """{batch size: ms a step of the notebook's recipe in its fastest run}."""
     runs = [r for r in results if r["variant"] == "notebook" and "error" not in r]
     return {r["batch_size"]: r["ms_per_step"] for r in sorted(runs, key=lambda r: -r["ms_per_step"])}
 
 
 def times_the_notebook(result: dict, notebook: dict[int, float]) -> str:
-    """How many times as fast; nothing where the notebook's recipe was not timed at this batch size."""
+    """The speed relative to the notebook's recipe; empty if that was not timed at this batch size."""
     size = result["batch_size"]
     return f"{notebook[size] / result['ms_per_step']:.1f}" if size in notebook else ""
 
 
 def evaluation(results: list[dict]) -> Iterator[str]:
-    """A row for each model, in Markdown."""
+    """The table of evaluations in Markdown, a row for base and tuned."""
     yield "| evaluation | the notebook's, rows/s | ours, rows/s | times the notebook |"
     yield "| --- | ---: | ---: | ---: |"
     by_name = {r["variant"]: r for r in results}
     for name in ("base", "tuned"):
-        theirs, ours = by_name[f"notebook, {name}"], by_name[f"ours, {name}"]
-        times = ours["rows_per_second"] / theirs["rows_per_second"]
-        yield f"| {name} | {speed(theirs)} | {speed(ours)} | {times:.0f} |"
+        notebook, ours = by_name[f"notebook, {name}"], by_name[f"ours, {name}"]
+        times = ours["rows_per_second"] / notebook["rows_per_second"]
+        yield f"| {name} | {speed(notebook)} | {speed(ours)} | {times:.0f} |"
 
 
 def speed(result: dict) -> str:
@@ -74,18 +74,18 @@ def ms(value: float) -> str:
 
 
 def tenths(result: dict, key: str) -> str:
-    """A value, or nothing where a result of an earlier version lacks it."""
+    """A value with one decimal; empty if the result of an earlier version lacks it."""
     return f"{result[key]:.1f}" if key in result else ""
 
 
 def tables(path: Path | str) -> list[str]:
-    """All lines of a result's tables."""
+    """All lines of the tables of a result."""
     results = json.loads(Path(path).read_text())
     return [*training(results["training"]), "", *evaluation(results["evaluation"])]
 
 
 def show(results: dict) -> None:
-    """Print all that was measured, for the terminal."""
+    """Print all measurements to the terminal."""
     print(f"\n{'training':26}{'batch':>6}{'ms a step':>11}{'spread':>16}{'rows/s':>8}{'tokens/s':>10}"
           f"{'times':>7}{'first s':>9}{'capture s':>10}{'peak GB':>9}{'reserved':>9}{'NVML':>7}")  # fmt: skip
     notebook = notebook_ms(results["training"])

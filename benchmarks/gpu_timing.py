@@ -1,4 +1,4 @@
-"""Time and memory on one GPU: a training's ms a step, rows a second, and the least that a step can take."""
+"""Time and memory of a training on one GPU, and the lower limit of a step's time."""
 
 import gc
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from stages.runtime import distributed
 from stages.runtime.usage_recorder import Recorder
@@ -20,7 +20,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Timing:
-    """Steps that are not timed, then `blocks` blocks of `block` steps."""
+    """`warm_up` steps that are not timed, then `blocks` blocks of `block` steps."""
 
     warm_up: int
     block: int
@@ -28,51 +28,51 @@ class Timing:
 
     @property
     def steps(self) -> int:
-        """All of them."""
+        """The number of all steps."""
         return self.warm_up + self.block * self.blocks
 
     @classmethod
     def of(cls, rows: int, batch_size: int, passes: float) -> "Timing":
-        """As many steps as take the rows once, in up to seven equal blocks, after so many passes to warm up."""
+        """One pass over the rows in up to seven equal blocks, after `passes` passes to warm up."""
         steps = math.ceil(rows / batch_size)
         blocks = max(count for count in range(1, 8) if steps % count == 0)
         return cls(math.ceil(passes * steps), steps // blocks, blocks)
 
 
 class Clock(TrainerCallback):
-    """Marks on the GPU's own time: at the start, after the first step, after the warm-up, after each block.
+    """Records CUDA events: at the start, after the first step, after the warm-up, after each block.
 
-    Nothing waits for them before the training is over: waiting would cost a captured step about a millisecond.
+    It synchronises only when the training has ended: a synchronisation costs a captured step about a millisecond.
     """
 
     def __init__(self, timing: Timing) -> None:
         self.timing, self.first, self.ends = timing, [], []
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # captures are to count, loading is not
+        torch.cuda.reset_peak_memory_stats()  # the peak includes captures, but not loading
         self.first.append(mark())
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         if state.global_step == 1:
             self.first.append(mark())
         if ends_block(state.global_step, self.timing):
             self.ends.append(mark())
 
     def blocks(self) -> list[float]:
-        """Milliseconds a step of each block, in their order; the GPU must be through."""
+        """Milliseconds a step of each block, in order. Call it after a synchronisation."""
         return [span / self.timing.block for span in spans(self.ends)]
 
 
 def mark() -> torch.cuda.Event:
-    """An event here on the current stream."""
+    """Record an event on the current stream."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 
 
 def ends_block(step: int, timing: Timing) -> bool:
-    """Whether the warm-up or a block is over with this step, counted from 1."""
+    """Whether the warm-up or a block ends with this step, counted from 1."""
     return step >= timing.warm_up and (step - timing.warm_up) % timing.block == 0
 
 
@@ -81,15 +81,16 @@ def spans(events: Sequence[torch.cuda.Event]) -> list[float]:
     return [earlier.elapsed_time(later) for earlier, later in pairwise(events)]
 
 
-class RecorderByTurns(Clock):
-    """The same, with a recorder that samples once a second in every second block, the first without.
+class AlternatingRecorder(Clock):
+    """A clock that starts a recorder in every second block. The first block has none.
 
-    The GPU is waited for at a block's end, so that a block is wholly with the recorder or without.
+    The recorder samples once a second. Each block ends with a synchronisation, so that all its steps run with the
+    recorder, or all without it.
     """
 
     recorder = None
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         super().on_step_end(args, state, control, **kwargs)
         if not ends_block(state.global_step, self.timing):
             return
@@ -100,38 +101,38 @@ class RecorderByTurns(Clock):
 
 
 def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dict:
-    """Train for `timing.steps` steps.
+    """Train for `timing.steps` steps, and measure time and memory.
 
     Args:
-        make_trainer: gives a Trainer for a number of steps.
+        make_trainer: returns a Trainer for a number of steps.
 
     Returns:
-        seconds of the first step, milliseconds a step, rows and tokens a second, peak memory in GB; or
+        Seconds of the first step, milliseconds a step, rows and tokens a second, peak memory in GB; or
         {"error": "out of memory"}.
     """
     clean()
     trainer = make_trainer(timing.steps)
     clock = Clock(timing)
     trainer.add_callback(clock)
-    lengths = []  # of each batch's rows
+    lengths = []  # of the rows, for each batch
 
-    def counting(collate):
-        def counted(batch, **shape):
+    def count_lengths(collate: Callable) -> Callable:
+        def collate_and_count(batch: list[dict], **shape: object) -> object:
             lengths.append([len(row["input_ids"]) for row in batch])
             return collate(batch, **shape)
 
-        return counted
+        return collate_and_count
 
-    for name in ("data_collator", "collate_packed"):  # ours has two
+    for name in ("data_collator", "collate_packed"):  # our Trainer has two
         if hasattr(trainer, name):
-            setattr(trainer, name, counting(getattr(trainer, name)))
+            setattr(trainer, name, count_lengths(getattr(trainer, name)))
     with Recorder(DEVICE, interval=0.1) as recorder:
         try:
             trainer.train()
         except torch.OutOfMemoryError:
             return {"error": "out of memory"}
         torch.cuda.synchronize()
-        used = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
+        peaks = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
     times = clock.blocks()
     mean = statistics.mean(times)
     measured = lengths[timing.warm_up : timing.steps]
@@ -150,18 +151,18 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
         "capture_seconds": step.capture_seconds if step else 0.0,
         "graphs": captured.count(True),
         "lengths_without_graph": captured.count(False),
-        **used,
+        **peaks,
     }
 
 
 def time_recorder(make_trainer: Callable[[int], Trainer], timing: Timing) -> dict:
-    """What watching costs: ms a step with the recorder on in every second block, and ms to take one sample."""
+    """The cost of the recorder: ms a step with and without it, and ms for one sample."""
     clean()
     trainer = make_trainer(timing.steps)
-    turns = RecorderByTurns(timing)
-    trainer.add_callback(turns)
+    clock = AlternatingRecorder(timing)
+    trainer.add_callback(clock)
     trainer.train()
-    times, samples = turns.blocks(), []
+    times, samples = clock.blocks(), []
     with Recorder(DEVICE) as recorder:
         for _ in range(100):
             begin = time.perf_counter()
@@ -178,8 +179,8 @@ def time_recorder(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
     }
 
 
-def rows_per_second(rows: int, call: Callable, *inputs) -> float:
-    """`call` ends with the answers on the host, so nothing is left to wait for."""
+def rows_per_second(rows: int, call: Callable, *inputs: object) -> float:
+    """Time a call that ends with the answers on the host, and so needs no synchronisation."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     call(*inputs)
@@ -187,7 +188,7 @@ def rows_per_second(rows: int, call: Callable, *inputs) -> float:
 
 
 def spread(speeds: Sequence[float]) -> dict:
-    """Median and extremes of repeated measurements, rows a second."""
+    """The median and the extremes of repeated measurements, in rows a second."""
     return {
         "rows_per_second": statistics.median(speeds),
         "slowest": min(speeds),
@@ -197,7 +198,7 @@ def spread(speeds: Sequence[float]) -> dict:
 
 
 def memory() -> dict[str, float]:
-    """PyTorch's peak since `clean`, in GB."""
+    """PyTorch's peak memory since `clean`, in GB."""
     return {
         "peak_allocated_gb": torch.cuda.max_memory_allocated(DEVICE) / GB,
         "peak_reserved_gb": torch.cuda.max_memory_reserved(DEVICE) / GB,
@@ -205,38 +206,38 @@ def memory() -> dict[str, float]:
 
 
 def clean() -> None:
-    """Give back the memory of what was measured before, and forget its peak."""
-    torch.compiler.reset()  # compiled code keeps its model
+    """Free the memory of the last measurement, and reset the peak."""
+    torch.compiler.reset()  # compiled code holds a reference to its model
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
 
 
 def limits(frozen_weights: int, tokens_per_step: float) -> dict[str, float]:
-    """The least that a training step can take.
+    """The lower limit of a training step's time.
 
-    The frozen products forward and for the input's gradient, at this GPU's measured rate; and the 4-bit weights read
-    once for each (0.5 byte a weight, 4 bytes for 64 of them), at its measured bandwidth.
+    The frozen products run twice, forward and for the input's gradient, at this GPU's measured rate. Each reads the
+    4-bit weights once (0.5 byte a weight, and 4 bytes for 64 weights), at the GPU's measured bandwidth.
     """
     a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
     source = torch.empty(4 * 2**30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     seconds_product = median_seconds(lambda: a @ a)
     seconds_copy = median_seconds(lambda: target.copy_(source))
-    flops, moved = 4 * frozen_weights * tokens_per_step, 2 * frozen_weights * (0.5 + 4 / 64)
+    flops, bytes_moved = 4 * frozen_weights * tokens_per_step, 2 * frozen_weights * (0.5 + 4 / 64)
     rate, bandwidth = 2 * 8192**3 / seconds_product, 2 * source.numel() / seconds_copy
     return {
         "matrix_tflops": rate / 1e12,
         "bandwidth_tb_per_second": bandwidth / 1e12,
         "tokens_per_step": tokens_per_step,
         "product_ms": flops / rate * 1e3,
-        "fewest_gb_moved": moved / GB,
-        "moved_ms": moved / bandwidth * 1e3,
+        "fewest_gb_moved": bytes_moved / GB,
+        "moved_ms": bytes_moved / bandwidth * 1e3,
     }
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 20) -> float:
-    """Seconds on the GPU, after three calls to warm up."""
+    """The median seconds of a call on the GPU, after three calls to warm up."""
     for _ in range(3):
         call()
     seconds = []
