@@ -30,6 +30,8 @@ from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
+from stages.analysis.case_table import probability_columns
+from stages.analysis.intervals import Interval
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import document, fonts, formatting, render
@@ -248,8 +250,8 @@ def test_a_metric_is_one_entry(tmp_path, monkeypatch):
     entry = model_metrics.Metric(
         "matthews",
         "Matthews correlation",
-        lambda made: matthews(made.counts),
-        interval=lambda made: (matthews(made.counts) - 0.1, matthews(made.counts) + 0.1),
+        lambda p: matthews(p.counts),
+        interval=lambda p: Interval(matthews(p.counts) - 0.1, matthews(p.counts) + 0.1),
         form="number",
         hub=("matthews_correlation", None),
     )
@@ -379,7 +381,7 @@ def test_classes_of_few_test_rows_are_named_where_the_intervals_stand(analyzed, 
     for name in ("report.md", "report.html", "model_card.md"):
         said = "Classes with fewer than 10 test rows: "
         text = (few / name).read_text()
-        assert text.index("macro F1") < text.index(said) < text.index("what is right with less"), name
+        assert text.index("macro F1") < text.index(said) < text.index("Accuracy of the baselines"), name
         assert said not in (metrics / name).read_text(), name
 
 
@@ -460,9 +462,9 @@ def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
 
 
 def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics):
-    assert "These do not compare" in (metrics / "report.html").read_text()
+    assert "These figures can't be compared" in (metrics / "report.html").read_text()
     page = (gpu_metrics / "report.html").read_text()
-    assert "These do not compare" not in page and "The same base model, microsoft/phi-2" in page
+    assert "These figures can't be compared" not in page and "The same base model, microsoft/phi-2" in page
     assert "the same data, stanfordnlp/snli" in page
     published = json.loads(analyze.PUBLISHED.read_text())
     assert published["tuned"]["accuracy"] == 0.91 and published["train"]["parameters"]["stored"] == 1413877760
@@ -471,16 +473,18 @@ def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"model": "microsoft/phi-2"}, "The published data is stanfordnlp/snli, this run's assets/everyday-nli."),
-        ({"data": "stanfordnlp/snli"}, "The published base model is microsoft/phi-2, this run's assets/nano-phi."),
-        ({}, "The published base model is microsoft/phi-2, this run's assets/nano-phi. "
-             "The published data is stanfordnlp/snli, this run's assets/everyday-nli."),
+        ({"model": "microsoft/phi-2"}, "The published data is stanfordnlp/snli, this run's is assets/everyday-nli."),
+        ({"data": "stanfordnlp/snli"}, "The published base model is microsoft/phi-2, this run's is assets/nano-phi."),
+        ({}, "The published base model is microsoft/phi-2, this run's is assets/nano-phi. "
+             "The published data is stanfordnlp/snli, this run's is assets/everyday-nli."),
     ],
     ids=("data", "model", "both"),
 )  # fmt: skip
 def test_figures_that_do_not_compare_say_what_differs(analyzed, settings, said):
     page = (analyzed(rows=3, **settings) / "report.html").read_text()
-    words = html.unescape(re.search(r"These do not compare:</strong>(.*?)They stand here", page, re.DOTALL).group(1))
+    words = html.unescape(
+        re.search(r"These figures can.t be compared:</strong>(.*?)They only show", page, re.DOTALL).group(1)
+    )
     assert " ".join(words.split()) == said
 
 
@@ -491,8 +495,8 @@ NEW_PREMISES = "with a training row: rows of a new premise may score lower."
 @pytest.mark.parametrize(
     "in_train, said",
     [
-        ((0, 0), ["No test row stands in the training rows, and none shares its premise with one."]),
-        ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row stands in the training rows."]),
+        ((0, 0), ["No test row is also a training row, and none shares its premise with one."]),
+        ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row is also a training row."]),
         ((0, 7), [f"7 of 60 test rows share their premise {NEW_PREMISES}"]),
         ((1, 0), ["1 of 60 test rows is a duplicate of a training row: scores may be too high."]),
         ((5, 50), [DUPLICATES, f"50 of the other 55 test rows share their premise {NEW_PREMISES}"]),
@@ -525,9 +529,9 @@ def in_order(text, parts):
     assert places == sorted(places), list(zip(parts, places, strict=True))
 
 
-def test_the_answer_is_first_then_what_was_run_then_the_surest_errors_then_the_claims(metrics):
-    first = ["raised accuracy by", "seed", "is wrong and surest", "claims hold"]
-    in_order(page_of(metrics), [*first, ">Pictures<", ">Numbers<", ">Data<", "beside this run's", "Every test row"])
+def test_the_answer_is_first_then_the_recipe_then_the_most_confident_errors_then_the_claims(metrics):
+    first = ["raised accuracy by", "seed", "most confident errors", "claims hold"]
+    in_order(page_of(metrics), [*first, ">Pictures<", ">Numbers<", ">Data<", "and this run's", "All test rows"])
     in_order((metrics / "report.md").read_text(), [*first, "figures/accuracy", "## Every class", "## Data"])
 
 
@@ -538,13 +542,13 @@ def test_what_was_run_names_seed_versions_and_digests(metrics):
             assert said in text, (name, said)
     facts = re.search(r'<dl class="facts">(.*?)</dl>', page_of(metrics), re.DOTALL)[1]
     assert f"({'d' * 12}…)" in facts and "<dd>42</dd>" in facts
-    assert "<details><summary>All that was run" in page_of(metrics)
+    assert "<details><summary>Everything that was run" in page_of(metrics)
 
 
-def test_the_surest_errors_are_the_surest(odd_metrics):
+def test_the_most_confident_errors_have_the_highest_probabilities(odd_metrics):
     cases = pd.read_csv(odd_metrics / "cases.csv", keep_default_na=False)
     wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False)[:10]
-    lines = cells_of(page_of(odd_metrics), "is wrong and surest")
+    lines = cells_of(page_of(odd_metrics), "most confident errors")
     assert [line[3:] for line in lines] == [
         [case.gold, case.tuned, f"{case.tuned_probability * 100:.1f}%", case.base] for case in wrong.itertuples()
     ]
@@ -583,8 +587,8 @@ def test_uneven_classes_are_led_by_macro_f1(metrics, two_metrics):
     found = details(two_metrics)
     share, rows = found["tuned"]["f1_macro"], found["data"]["test"]["classes"]
     why = (
-        f"of the test rows, {rows['ham']} are of class ham and {rows['spam']} of class spam. Accuracy misleads there: "
-        f"always answering the most frequent class of training is right in {rows['ham'] / 3:.1f}%."
+        f"of the test rows, {rows['ham']} are of class ham and {rows['spam']} of class spam. Accuracy is misleading "
+        f"here: always answering the most frequent class of training has an accuracy of {rows['ham'] / 3:.1f}%."
     )
     assert share != found["tuned"]["accuracy"]
     assert f'<b class="tuned">{share:.1%}</b><small>tuned macro F1' in page_of(two_metrics)
@@ -630,7 +634,7 @@ def test_many_classes_are_a_heat_map_and_a_table_of_confusions(many_metrics):
 
 
 def test_few_classes_need_no_table_of_confusions(two_metrics):
-    assert "taken for" not in page_of(two_metrics) + (two_metrics / "report.md").read_text()
+    assert "tuned, gold class" not in page_of(two_metrics) + (two_metrics / "report.md").read_text()
 
 
 @pytest.mark.parametrize("classes", [2, 4, 5, 10, 11, 30, 31])
@@ -701,8 +705,8 @@ def test_class_names_that_matplotlibs_font_lacks(tmp_path, system_fonts, there):
     assert ("The table of every class has their numbers." in page_of(metrics)) != there
     slices = words_of(picture_of(metrics, "Slices"))
     assert [word.split(" (")[0] for word in slices[slices.index("accuracy") + 2 :][:3]] == list(shown)
-    assert "words of 文本 alone" not in words and "words in 文本" in slices, "both fonts have the column's name"
-    numbers = [cells[:2] for cells in cells_of(page_of(metrics), "Every class")]
+    assert "words of 文本 only" not in words and "words in 文本" in slices, "both fonts have the column's name"
+    numbers = [cells[:2] for cells in cells_of(page_of(metrics), "All classes")]
     assert numbers == [[str(number), name] for number, name in enumerate(ANIMALS["classes"])]
 
 
@@ -769,7 +773,7 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_is(metrics, tmp_pa
 
 
 def test_calibration_has_the_interval_of_each_bin():
-    bins = pd.DataFrame({"confidence": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
+    bins = pd.DataFrame({"probability": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
                          "rows": [40, 41]})  # fmt: skip
     drawn = draw_reliability(bins, bins[1:], render.ON_WHITE)
     for axes, expected in zip(drawn.axes, (bins, bins[1:]), strict=True):
@@ -803,13 +807,13 @@ def test_data_by_split(two_metrics):
     found = details(two_metrics)["data"]
     lines = {line[0]: line[1:] for line in cells_of(page_of(two_metrics), ">Data<")}
     splits = [found[split] for split in ("train", "validation", "test")]
-    assert lines["kept"] == ["200", "50", "300"] and lines["cut at max_length"] == ["0", "0", "12"]
-    assert lines["also among the training rows"] == ["–", "0", "0"]
-    assert lines["also among the validation rows"] == ["–", "–", "0"]
-    assert lines["with an empty text"] == ["0", "0", "0"] and "taken of these" not in lines
+    assert lines["kept"] == ["200", "50", "300"] and lines["truncated"] == ["0", "0", "12"]
+    assert lines["duplicates of training rows"] == ["–", "0", "0"]
+    assert lines["duplicates of validation rows"] == ["–", "–", "0"]
+    assert lines["with an empty text"] == ["0", "0", "0"] and "chosen" not in lines
     for name in ("ham", "spam"):
         assert lines[f"class {name}"] == [str(split["classes"][name]) for split in splits]
-    assert "| cut at max_length | 0 | 0 | 12 |" in (two_metrics / "report.md").read_text()
+    assert "| truncated | 0 | 0 | 12 |" in (two_metrics / "report.md").read_text()
 
 
 def test_many_classes_are_summed_up_in_the_data_table(many_metrics):
@@ -825,11 +829,11 @@ def test_every_class_has_its_scores_and_rows(two_metrics, many_metrics):
     for number, name in enumerate(TWO["classes"]):
         line = [str(number), name, *(f"{found[model]['f1'][name]:.1%}" for model in ("base", "tuned"))]
         line += [str(found["data"][split]["classes"][name]) for split in ("test", "train")]
-        assert cells_of(page_of(two_metrics), "Every class")[number] == line
+        assert cells_of(page_of(two_metrics), "All classes")[number] == line
         assert f"| {' | '.join(line)} |" in (two_metrics / "report.md").read_text()
-    assert "<details open><summary>Every class" in page_of(two_metrics)
-    assert "<details><summary>Every class" in page_of(many_metrics)
-    assert len(cells_of(page_of(many_metrics), "Every class")) == 77
+    assert "<details open><summary>All classes" in page_of(two_metrics)
+    assert "<details><summary>All classes" in page_of(many_metrics)
+    assert len(cells_of(page_of(many_metrics), "All classes")) == 77
 
 
 def test_odd_names_stay_text(odd_metrics):
@@ -848,7 +852,7 @@ def test_a_class_without_rows_is_a_caution(odd_metrics):
     for name in ("report.html", "report.md", "model_card.md"):
         text = (odd_metrics / name).read_text()
         assert "No training row has the class not trained:" in text and "No test row has the class not tested:" in text
-    lines = {line[1]: line for line in cells_of(page_of(odd_metrics), "Every class")}
+    lines = {line[1]: line for line in cells_of(page_of(odd_metrics), "All classes")}
     assert lines["not tested"][4] == "0" and lines["not trained"][5] == "0"
 
 
@@ -861,8 +865,8 @@ def test_long_texts_are_cut_with_a_sign_on_the_page_alone(odd_metrics):
 @pytest.mark.parametrize("most, characters, rows", [(10_000, 10**9, 90), (40, 10**9, 40), (10_000, 1200, 20)])
 def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, characters, rows):
     """Texts of 30 characters in each of two columns, 90 rows."""
-    monkeypatch.setattr(page_rows, "MOST_ROWS", most)
-    monkeypatch.setattr(page_rows, "MOST_CHARACTERS", characters)
+    monkeypatch.setattr(page_rows, "MAX_ROWS", most)
+    monkeypatch.setattr(page_rows, "MAX_CHARACTERS", characters)
     finished_run.make(tmp_path, rows=90)
     for name in ("base", "tuned"):
         path = tmp_path / f"outs/results/{name}/predictions.parquet"
@@ -873,7 +877,7 @@ def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, charact
     shown = [row[0] for row in json.loads(page.split('id="data">')[1].split("</script>")[0])]
     cases = pd.read_csv(tmp_path / "metrics/cases.csv")
     assert shown == sorted(set(shown)) and len(shown) == rows and len(cases) == 90
-    assert ("Every test row" in page) == (rows == 90)
+    assert ("All test rows" in page) == (rows == 90)
     wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False, kind="stable")
     assert 10 < len(wrong) < 20
     surest = set(wrong["row"][: rows // 2]) if rows < 90 else set()
@@ -895,8 +899,8 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     shares = rng.dirichlet([1, 1, 1], 100_000)
     cases["tuned_probability"] = shares.max(axis=1)
     for model in ("base", "tuned"):
-        cases[page_rows.probabilities_of(model, task)] = shares
-    page = page_rows.as_json(cases, {}, task)
+        cases[probability_columns(model, task)] = shares
+    page = page_rows.rows_as_json(cases, {}, task)
     assert len(json.loads(page)) == 10_000 and len(page) < 4_700_000
 
 
@@ -907,7 +911,7 @@ def test_the_likeliest_classes_of_a_row(many_metrics):
         shares = made[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
         best = np.argsort(-shares, kind="stable")[:3]
         assert found[::2] == best.tolist() and found[1::2] == np.round(shares[best] * 100).astype(int).tolist()
-    assert "the 3 likeliest classes, with the model" in page_of(many_metrics)
+    assert "the 3 most probable classes, with the model" in page_of(many_metrics)
 
 
 def test_cases_of_many_classes_have_no_column_for_each(two_metrics, many_metrics):
