@@ -17,8 +17,8 @@ def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
     independent rows (Kish 1965, Survey Sampling; Rao and Scott 1992, Biometrics 48):
     [G/(G-1) * sum over groups of (sum of (v - mean))^2] / [n/(n-1) * sum of (v - mean)^2].
     Without variance, or with one group, there is no estimate. The result is then the largest possible value, as if all
-    rows of a group were alike: the sum of the squared group sizes over n. With a smaller value, all rows right would
-    look more certain than all rows but one.
+    rows of a group were alike: the sum of the squared group sizes over n. Otherwise "all rows right" would look more
+    certain than "all rows but one".
 
     Args:
         values: 1 and 0 for right and wrong, or 1, 0 and -1 for a gain; [rows].

@@ -20,7 +20,7 @@ def f1_macro(counts: np.ndarray) -> np.ndarray:
 
 
 def f1_values(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Weighted and macro F1 as means over rows, whose variance is that of the score: float [2, seeds, rows].
+    """Weighted and macro F1 as means over rows that vary as the score does: float [2, seeds, rows].
 
     A row's value is the score plus the row's first-order contribution (the influence function; Efron 1982, The
     Jackknife, the Bootstrap and Other Resampling Plans, chapter 6). F1 of class c is 2 tp / (g + p). Its derivative in
@@ -73,8 +73,8 @@ def f1_interval(
 
     - z^2/2 right and z^2/2 wrong rows are added first. A share near 0 or 1 then has a good interval (Agresti and Coull
       1998, The American Statistician 52). Each class gets the part that it would have of the variance if all classes
-      were equally good. So a class of four rows, all right, is not certain. Gold class of an added wrong row is the
-      class itself; its predicted class is drawn from the others by their frequency.
+      were equally good. This keeps a class of four rows, all right, uncertain. An added wrong row has this gold class;
+      its predicted class is one of the others, by their frequency.
     - The bias of F1 (`f1_bias`) is subtracted.
     - The variance of J that m rows estimate is (m - 1) / m of the true one.
 

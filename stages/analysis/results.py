@@ -6,8 +6,9 @@ from typing import Any, Self
 
 import pandas as pd
 
+from stages.analysis import metrics
 from stages.analysis.comparison import Comparison
-from stages.analysis.metrics import METRICS, ModelScores, Score
+from stages.analysis.metrics import ModelScores, Score
 from stages.analysis.nli import Claims
 from stages.data.data_summary import DataSummary
 
@@ -94,7 +95,9 @@ def _scores_json(model: ModelScores, parameters: ParameterCounts) -> dict[str, A
     scores = model.scores | model.class_scores
     counts = {"rows": model.rows, "groups": model.groups, "design_effect": model.design_effect}
     return (
-        counts | _items_json((metric.key, scores[metric.key]) for metric in METRICS) | {"parameters": _json(parameters)}
+        counts
+        | _items_json((metric.key, scores[metric.key]) for metric in metrics.METRICS)
+        | {"parameters": _json(parameters)}
     )
 
 

@@ -60,10 +60,6 @@ class RunUsage:
             return name if count == 1 else f"{count} GPUs ({name})"
         return "CPU" if count == 1 else f"CPU, {count} processes"
 
-    def gpu_memory(self, moment: str) -> float | None:
-        """GB of GPU memory at a moment, such as "before_training"; None if it was not measured."""
-        return self.record.get("gpu", {}).get(moment)
-
 
 @dataclass(frozen=True)
 class Usage:

@@ -6,7 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.analysis.metrics import METRICS, Metric, ModelScores
+from stages.analysis import metrics
+from stages.analysis.metrics import Metric, ModelScores
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
 from stages.data.task import Task
@@ -117,7 +118,7 @@ def build_metadata(scores: ModelScores, run: RunDescription) -> ModelCardData:
     model, data, nli = run.model, run.data, NliTask.from_task(run.task)
     known = [
         (metric, *metric.hub, scores.scores[metric.key].value)
-        for metric in METRICS
+        for metric in metrics.METRICS
         if isinstance(metric, Metric) and metric.hub and math.isfinite(scores.scores[metric.key].value)
     ]
     evaluated = [

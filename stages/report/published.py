@@ -13,57 +13,22 @@ from stages.report.run_description import RunDescription
 
 LOSSES = ("train_loss", "validation_loss")
 Format = str | Callable[[float], str]
-# (name, format, key in published.json, figure of this run)
-FIGURES: tuple[tuple[str, Format, str, Callable[[Results, Usage], float | None]], ...] = (
-    ("test rows", "{:,}", "tuned.rows", lambda results, usage: results.tuned.rows),
-    ("accuracy, base", percent, "base.accuracy", lambda results, usage: results.base.accuracy.value),
-    ("accuracy, tuned", percent, "tuned.accuracy", lambda results, usage: results.tuned.accuracy.value),
-    ("weighted F1, base", percent, "base.f1_weighted", lambda results, usage: results.base.f1_weighted.value),
-    ("weighted F1, tuned", percent, "tuned.f1_weighted", lambda results, usage: results.tuned.f1_weighted.value),
-    (
-        "stored parameters, base",
-        "{:,}",
-        "base.parameters.stored",
-        lambda results, usage: results.base_parameters.stored,
-    ),
-    (
-        "stored parameters, with LoRA",
-        "{:,}",
-        "train.parameters.stored",
-        lambda results, usage: results.training.parameters.stored,
-    ),
-    (
-        "trained parameters",
-        "{:,}",
-        "train.parameters.trainable",
-        lambda results, usage: results.training.parameters.trainable,
-    ),
-    ("training, seconds", "{:,.0f}", "usage.train.seconds", lambda results, usage: usage.train.seconds),
-    (
-        "GPU memory after loading the base, GB",
-        "{:.2f}",
-        "usage.base.gpu.loaded",
-        lambda results, usage: usage.base.gpu_memory("loaded"),
-    ),
-    (
-        "GPU memory before training, GB",
-        "{:.2f}",
-        "usage.train.gpu.before_training",
-        lambda results, usage: usage.train.gpu_memory("before_training"),
-    ),
-    (
-        "GPU memory after training, GB",
-        "{:.2f}",
-        "usage.train.gpu.after_training",
-        lambda results, usage: usage.train.gpu_memory("after_training"),
-    ),
-    ("best epoch", "{}", "train.best_epoch", lambda results, usage: results.training.best_epoch),
-    (
-        "validation loss of that epoch",
-        "{:.3f}",
-        "train.validation_loss",
-        lambda results, usage: results.training.validation_loss,
-    ),
+# (name, format, key): published.json has the keys of details.json, and `usage` has those of measurements/stages.json.
+FIGURES: tuple[tuple[str, Format, str], ...] = (
+    ("test rows", "{:,}", "tuned.rows"),
+    ("accuracy, base", percent, "base.accuracy"),
+    ("accuracy, tuned", percent, "tuned.accuracy"),
+    ("weighted F1, base", percent, "base.f1_weighted"),
+    ("weighted F1, tuned", percent, "tuned.f1_weighted"),
+    ("stored parameters, base", "{:,}", "base.parameters.stored"),
+    ("stored parameters, with LoRA", "{:,}", "train.parameters.stored"),
+    ("trained parameters", "{:,}", "train.parameters.trainable"),
+    ("training, seconds", "{:,.0f}", "usage.train.seconds"),
+    ("GPU memory after loading the base, GB", "{:.2f}", "usage.base.gpu.loaded"),
+    ("GPU memory before training, GB", "{:.2f}", "usage.train.gpu.before_training"),
+    ("GPU memory after training, GB", "{:.2f}", "usage.train.gpu.after_training"),
+    ("best epoch", "{}", "train.best_epoch"),
+    ("validation loss of that epoch", "{:.3f}", "train.validation_loss"),
 )
 
 
@@ -85,9 +50,10 @@ def find_differences(run: RunDescription) -> list[tuple[str, str, str]]:
 
 def compare_figures(published: dict[str, Any], results: Results, usage: Usage) -> list[tuple[str, str, str]]:
     """(name, published, this run) of each figure."""
+    this_run = results.to_json() | {"usage": usage.to_json()}
     return [
-        (name, _text(_look_up(published, key), form), _text(figure(results, usage), form))
-        for name, form, key, figure in FIGURES
+        (name, *(_text(_look_up(figures, key), form) for figures in (published, this_run)))
+        for name, form, key in FIGURES
     ]
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.analysis.metrics import METRICS, ClassMetric, Metric
+from stages.analysis import metrics
+from stages.analysis.metrics import ClassMetric, Metric
 from stages.analysis.results import Results
 from stages.data.confusion import confusion_counts
 from stages.data.data_summary import DataSummary, SplitSummary
@@ -21,7 +22,7 @@ FORMS = {"percent": (percent, percent_interval), "number": (number, number_inter
 def score_table(results: Results) -> list[tuple[str, list[tuple[str, str | None]]]]:
     """(title, [(value, interval or None) of base, of tuned]) of each metric."""
     table = []
-    for metric in METRICS:
+    for metric in metrics.METRICS:
         if isinstance(metric, Metric):
             write, write_interval = FORMS[metric.form]
             scores = [model.scores[metric.key] for model in (results.base, results.tuned)]
@@ -34,7 +35,7 @@ def class_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """The scores and rows of each class: (headings, a list of cells for each class)."""
     columns = [
         (f"{metric.title}, {name}", model.class_scores[metric.key])
-        for metric in METRICS
+        for metric in metrics.METRICS
         if isinstance(metric, ClassMetric)
         for name, model in (("base", results.base), ("tuned", results.tuned))
     ]

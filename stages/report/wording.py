@@ -87,8 +87,8 @@ def interval_cautions(classes: dict[str, int], groups: int, group: str | None) -
         )
     if few := [f"{name} ({rows})" for name, rows in classes.items() if 0 < rows < FEW_ROWS]:
         cautions.append(
-            f"Classes with fewer than {FEW_ROWS} test rows: {_shorten_list(few)}. Their F1 is a rough estimate. So is "
-            "the interval of macro F1, in which every class has the same weight."
+            f"Classes with fewer than {FEW_ROWS} test rows: {_shorten_list(few)}. Their F1 is a rough estimate. The "
+            "interval of macro F1 is one too, since every class has the same weight in it."
         )
     if missing := [name for name, rows in classes.items() if not rows]:
         cautions.append(

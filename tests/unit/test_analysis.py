@@ -1,4 +1,4 @@
-"""Every statistic against scipy, scikit-learn or a computation by hand."""
+"""Every statistic compared with scipy, scikit-learn or a computation by hand."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ from intervals import F1Cell, GroupCell
 
 
 def scores(gold, predicted):
-    """The scores of some rows, each of a group of its own, as sure of their answers as can be."""
+    """The scores of independent rows whose predictions have probability 1."""
     gold, predicted = np.array(gold), np.array(predicted)
     made = metrics.Predictions(gold, predicted, np.eye(3)[predicted], np.arange(len(gold)), CLASSES, confidence=0.95)
     return metrics.score_model(made)
@@ -61,7 +61,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("gold, predicted", CASES.values(), ids=CASES)
-def test_scores_are_those_of_scikit_learn(gold, predicted):
+def test_scores_agree_with_scikit_learn(gold, predicted):
     found = scores(gold, predicted)
 
     def f1(average, labels=None):
@@ -84,9 +84,9 @@ def test_wilson_by_its_formula(right, rows, confidence):
 
 
 @pytest.mark.parametrize("right, rows", [(0, 10), (10, 10), (3, 10), (1, 1), (8765, 9824)])
-def test_wilson_is_scipys(right, rows):
-    theirs = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert intervals.wilson(right, rows, 0.95) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+def test_wilson_agrees_with_scipy(right, rows):
+    reference = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    assert intervals.wilson(right, rows, 0.95) == pytest.approx((reference.low, reference.high), abs=1e-12)
     if right in (0, rows):
         assert intervals.wilson(right, rows, 0.95)[right > 0] == right / rows  # exactly
 
@@ -219,7 +219,7 @@ def tables_of_100():
     return found
 
 
-def test_the_gains_interval_covers_the_truth(tables_of_100):
+def test_the_interval_of_the_gain_covers_the_true_gain(tables_of_100):
     """A percentile bootstrap covers 86%, 94% and 96% at the first three, and 91% where 4% are fixed and none broken."""
     intervals = {table: interval for table, (interval, _) in tables_of_100.items()}
     for shares in ((0.02, 0.005), (0.03, 0.01), (0.1, 0.02)):
@@ -231,7 +231,7 @@ def test_the_gains_interval_covers_the_truth(tables_of_100):
     assert min(grid) > 0.93 and np.mean(grid) > 0.95
 
 
-def test_the_gains_interval_agrees_with_its_p(tables_of_100):
+def test_the_interval_of_the_gain_agrees_with_its_p(tables_of_100):
     for table, ((low, high), p) in tables_of_100.items():
         assert (low <= 0 <= high) == (p >= 0.05), table
         assert low <= (table[0] - table[1]) / 100 <= high
@@ -340,14 +340,14 @@ def least(samples, share=0.95):
 
 @pytest.mark.parametrize("groups", [3, 5, 8, 15])
 @pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
-def test_accuracy_and_gain_cover_the_truth_where_groups_are_few(groups, even):
+def test_intervals_cover_the_true_accuracy_and_gain_with_few_groups(groups, even):
     """Without t, 95% hold 78 to 84 of 100 with three groups, 85 to 87 with five, 89 to 92 with eight."""
     for accuracy, alike in ((0.8, 0.05), (0.6, 0.1)):
         found = simulation.group_coverage(GroupCell(groups, accuracy, alike, even=even), 500, seed=1)
         assert min(found.values()) > least(500, 0.95 if even else 0.94), (accuracy, alike, found)
 
 
-def test_of_one_group_nothing_is_known():
+def test_one_group_gives_no_information():
     rows = np.zeros(40, dtype=int)
     changed = np.repeat([1, 0], [10, 30])
     p = mcnemar(changed, rows)
@@ -358,7 +358,7 @@ def test_of_one_group_nothing_is_known():
 
 
 @pytest.mark.parametrize("accuracy", [0.985, 0.97, 0.9, 0.7])
-def test_wilson_covers_the_truth_where_rows_share_a_premise(accuracy):
+def test_wilson_covers_the_true_accuracy_if_rows_share_a_premise(accuracy):
     """Of 4,000 tries 72%, 74%, 79% and 76% without the design effect, 95%, 93%, 94% and 95% with it."""
     rng = np.random.default_rng(7)
     held = np.zeros(2)
@@ -372,7 +372,7 @@ def test_wilson_covers_the_truth_where_rows_share_a_premise(accuracy):
     assert without < 0.83 and 0.9 < with_effect < 0.98
 
 
-def test_the_gains_interval_covers_the_truth_where_rows_share_a_premise():
+def test_the_interval_of_the_gain_covers_the_true_gain_if_rows_share_a_premise():
     rng = np.random.default_rng(8)
     for fixed, broken in ((0.02, 0.005), (0.1, 0.02), (0.5, 0.05)):
         held = np.zeros(2)
@@ -502,7 +502,7 @@ def test_f1_intervals_of_many_rows_and_classes_take_no_time():
     assert all(high - low < 0.01 for low, high in intervals)
 
 
-def test_macro_f1_leaves_out_a_class_that_is_not_there():
+def test_macro_f1_leaves_out_a_class_that_is_neither_gold_nor_predicted():
     found = scores([0, 1, 0], [0, 1, 0])
     assert found.f1_macro.value == found.f1_weighted.value == 1
     assert math.isnan(found.class_scores["f1"]["contradiction"])
@@ -518,7 +518,7 @@ def test_reliability_by_hand():
     assert metrics.calibration_error(bins) == pytest.approx(0.5 * 0.125 + 0.5 * 0.025)
 
 
-def test_the_outer_bins_hold_nothing_and_what_rounding_makes_more_than_all():
+def test_the_outer_bins_hold_0_and_values_rounded_above_1():
     bins = metrics.reliability(np.array([True, False, True]), np.array([0.0, 0.05, 1 + 1e-7]))
     assert list(bins["rows"]) == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     assert bins["accuracy"][[0, 9]].tolist() == [0.5, 1]
@@ -539,8 +539,8 @@ def test_calibration_error_against_a_loop():
 def test_brier():
     rng = np.random.default_rng(4)
     gold, shares = rng.integers(0, 3, 50), rng.dirichlet([1, 1, 1], 50)
-    theirs = sklearn_metrics.brier_score_loss(gold, shares, labels=[0, 1, 2], scale_by_half=False)
-    assert metrics.brier(gold, shares) == pytest.approx(theirs)
+    reference = sklearn_metrics.brier_score_loss(gold, shares, labels=[0, 1, 2], scale_by_half=False)
+    assert metrics.brier(gold, shares) == pytest.approx(reference)
     assert metrics.brier(np.array([2]), np.array([[0, 0, 1.0]])) == 0
     assert metrics.brier(np.array([2]), np.array([[1.0, 0, 0]])) == 2
 
@@ -577,7 +577,7 @@ def test_a_bag_of_words_takes_columns_of_any_name():
         assert baselines.bag_of_words(table, np.array([0, 1]), table)[baselines.ALL_COLUMNS].tolist() == [0, 1]
 
 
-def test_a_bag_of_words_knows_which_column_a_word_stands_in():
+def test_a_bag_of_words_knows_the_column_of_a_word():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 300)
     rows = [("cat", "dog") if label else ("dog", "cat") for label in labels]
@@ -645,8 +645,8 @@ def test_words_and_characters_of_one_column_are_in_one_bag():
     "text", ["The cat's twice-told tale, 3.5 % «più», don’t.", "고양이가 잔다. 한국어 문장", "Ärger _x_ é"]
 )
 def test_terms_of_spaced_scripts_are_words_and_their_pairs(text):
-    theirs = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]").build_analyzer()
-    assert words.terms(text) == theirs(text)
+    analyze = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]").build_analyzer()
+    assert words.terms(text) == analyze(text)
 
 
 def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_three():
@@ -656,7 +656,7 @@ def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_thr
     assert max(map(len, words.terms("很好不好"))) == 3
 
 
-def test_a_bag_of_words_of_many_classes_and_rows_is_no_chance():
+def test_a_bag_of_words_of_many_classes_and_rows_beats_chance():
     """L-BFGS ended after one pass here: the gradient of a mean over rows is small for each of many classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 77, 21_000)
@@ -678,7 +678,7 @@ def test_long_texts_of_many_classes_take_little_memory():
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-def test_of_more_words_than_there_is_room_for_the_most_frequent_are_kept(monkeypatch, columns):
+def test_with_too_many_words_the_most_frequent_are_used(monkeypatch, columns):
     """Three columns of coefficients, of three classes each: the marks that most rows have tell nothing."""
     texts = ["! a", "! b", "? a", "? c", "! ?"]
     table = pd.DataFrame({f"column {number}": texts for number in range(columns)})
@@ -724,7 +724,7 @@ def test_thinned_keeps_short_curves_and_averages_long_ones():
     assert list(thin["loss"]) == [2, 3, 4, 9]
 
 
-def test_of_the_epoch_that_is_kept_every_figure_is_a_number():
+def test_the_training_has_the_scores_of_the_best_epoch():
     names = ["train_loss", "validation_loss", "validation_accuracy", "validation_f1_weighted"]
     epochs = pd.DataFrame([[1, 1, 1, 1, 1], [2, 0.5, 0.25, 0, 0]], columns=["epoch", *names])
     parameters = {"stored": 5, "total": 8, "trainable": 1}
@@ -801,7 +801,7 @@ def test_one_column_has_one_cut_by_length_and_cut_rows_are_a_slice():
     assert cut["probability"][0] == ["up to 70%", "70% to 90%", "over 90%"], "of two classes none is under a half"
 
 
-def test_calibration_bins_hold_rows_enough():
+def test_calibration_bins_hold_enough_rows():
     rng = np.random.default_rng(3)
     sure = np.concatenate([rng.uniform(0.5, 0.9, 60), rng.uniform(0.99, 1, 940)])
     right = rng.random(1000) < sure
@@ -837,7 +837,7 @@ def test_headline_says_what_the_numbers_say():
     (0, "0.0%"), (1, "100.0%"), (0.5, "50.0%"), (0.9994, "99.9%"), (0.9995, "99.95%"), (0.9999, "99.99%"),
     (0.0001, "0.01%"), (0.999999, "99.9999%"), (1e-9, "<0.0001%"), (1 - 1e-9, ">99.9999%"), (math.nan, "–"),
 ])  # fmt: skip
-def test_a_share_is_neither_none_nor_all_where_it_is_not(share, said):
+def test_a_share_is_0_or_100_percent_only_if_it_is_exactly_that(share, said):
     assert formatting.percent(share) == said
     if not math.isnan(share):
         assert formatting.percent_interval((share, share)) == f"{said[:-1]} to {said}"
@@ -846,11 +846,11 @@ def test_a_share_is_neither_none_nor_all_where_it_is_not(share, said):
 @pytest.mark.parametrize("gap, said", [
     (0, "+0.0"), (0.25, "+25.0"), (-0.001, "−0.1"), (-0.0004, "−0.04"), (0.00001, "+0.001"), (-1e-10, "−0.0"),
 ])  # fmt: skip
-def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
+def test_a_small_difference_is_not_written_as_0(gap, said):
     assert formatting.signed_points(gap) == said
 
 
-def test_cautions_at_the_intervals():
+def test_warnings_about_the_intervals():
     assert wording.interval_cautions({"a": 10, "b": 500}, 10, None) == []
     (said,) = wording.interval_cautions({"a": 10, "b": 500}, 9, "author")
     assert said.startswith("The test rows have only 9 values of author. ")

@@ -1,4 +1,4 @@
-"""Natural language inference: which tasks are it, what its rows are cut by, and the published report's claims."""
+"""Natural language inference: which tasks it is, its slices, and the published report's claims."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_classes_are_found_by_name_in_any_order_and_case():
         ((*CLASSES, "other"), ("a", "b")),
     ],
 )
-def test_another_task_is_no_nli(classes, columns):
+def test_another_task_is_not_nli(classes, columns):
     assert nli.NliTask.from_task(Task(classes, columns, None)) is None
 
 
@@ -112,7 +112,7 @@ def test_claims_that_do_not_hold():
 
 
 @pytest.mark.parametrize("gold", [[0], [1], [0, 1]])
-def test_few_rows_tell_little(gold):
+def test_few_rows_decide_no_claim(gold):
     claims = nli.check_claims(cases(gold, gold, gold), NLI, 0.95)
     assert set(claims.verdicts().values()) == {"can't be told"}
     assert not any("nan" in text.evidence for text in describe_claims(claims))
@@ -122,12 +122,12 @@ def test_few_rows_tell_little(gold):
     "overlap, low, high",
     [([0.1, 0.3, 0.6, 0.9], [0], [3]), ([0, 0, 1, 1], [0, 1], [2, 3]), ([0.5, 0.5, 0.5], [], []), ([0.5], [], [])],
 )
-def test_the_ends_of_overlap_are_the_outer_quartiles_and_none_where_all_rows_are_alike(overlap, low, high):
+def test_the_ends_of_overlap_are_the_outer_quartiles_and_empty_if_all_rows_are_alike(overlap, low, high):
     ends = nli.overlap_ends(pd.DataFrame({"overlap": overlap}))
     assert [np.flatnonzero(end).tolist() for end in ends] == [low, high]
 
 
-def test_neutral_is_compared_with_nothing_where_no_other_class_has_rows():
+def test_neutral_is_compared_with_nothing_if_no_other_class_has_rows():
     claim = nli.check_claims(cases([1] * 90, [1] * 90, [0] * 90), NLI, 0.95).neutral_is_hardest
     assert (claim.rival, claim.verdict) == (None, "can't be told")
     assert (claim.inside.hits, claim.inside.rows, claim.outside.hits, claim.outside.rows) == (90, 90, 0, 0)

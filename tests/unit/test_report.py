@@ -1,4 +1,4 @@
-"""`analyze` on made runs: what it writes, that it escapes and repeats itself and is quick; the page by clicks."""
+"""`analyze` on synthetic runs: its files, escaping, equal bytes, speed; and the page in a browser."""
 
 import csv
 import html
@@ -99,7 +99,7 @@ def two_metrics(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many_metrics(tmp_path_factory):
-    """77 classes; beside the metrics, in the file `seconds`, what `analyze` took."""
+    """77 classes. The file `seconds` next to the metrics has the processor time of `analyze`."""
     folder = finished_run.make(tmp_path_factory.mktemp("many"), **MANY)
     (folder / "seconds").write_text(str(seconds_of_analyze(folder)))
     return folder / "metrics"
@@ -200,7 +200,7 @@ def test_numbers(metrics):
     assert "gpu" not in run and run["memory_peak_gb"] == 4.2
 
 
-def test_what_is_declared_to_dvc_is_few_and_finite(metrics):
+def test_the_metrics_of_dvc_are_few_and_finite(metrics):
     found = details(metrics)
     summary = json.loads((metrics / "summary.json").read_text())
     assert list(summary) == sorted(summary), "as DVC will sort it: scores first"
@@ -220,7 +220,7 @@ def test_what_is_declared_to_dvc_is_few_and_finite(metrics):
     assert PIPELINE["metrics"] == ["metrics/summary.json"]
 
 
-def test_what_a_run_measured_of_itself_is_apart_from_what_it_found(tmp_path):
+def test_measurements_are_in_other_files_than_results(tmp_path):
     """The same run, on a machine that is slower and fuller."""
     first = contents(analyze_in(tmp_path, gpu="NVIDIA H100"))
     for name in ("base", "train", "tuned"):
@@ -277,12 +277,12 @@ def test_a_metric_is_one_entry(tmp_path, monkeypatch):
     assert result.metric_value == pytest.approx(details(metrics)["tuned"]["matthews"], abs=5e-5)
 
 
-def test_the_report_says_how_its_claims_are_tested(metrics):
+def test_the_report_explains_how_its_claims_are_tested(metrics):
     for name in ("report.md", "report.html"):
         assert "Each of these 6 claims is tested at 95% by itself" in (metrics / name).read_text(), name
 
 
-def test_a_class_that_is_not_there_has_no_f1(analyzed):
+def test_a_class_that_is_neither_gold_nor_predicted_has_no_f1(analyzed):
     """One row: two classes are neither gold nor predicted."""
     metrics = analyzed(rows=1, tuned=1)
     scores = details(metrics)["tuned"]
@@ -327,7 +327,7 @@ def test_a_class_that_looks_like_a_formula_is_none_in_any_csv_that_shows_it(anal
             assert not [cell for row in csv.reader(file) for cell in row if cell in classes and cell != "plain ="], path
 
 
-def test_no_interval_collapses_where_all_is_right(analyzed):
+def test_no_interval_collapses_if_all_predictions_are_right(analyzed):
     metrics = analyzed(rows=100, base=1, tuned=1)
     gain = details(metrics)["comparison"]["accuracy_gain_interval"]
     assert gain["low"] == pytest.approx(-gain["high"]) and 0.03 < gain["high"] < 0.05
@@ -337,7 +337,7 @@ def test_no_interval_collapses_where_all_is_right(analyzed):
         assert 0.94 < scores[f"{name}_interval"]["low"] < 0.99 and scores[f"{name}_interval"]["high"] == 1, name
 
 
-def test_rows_that_say_the_same_of_a_premise_narrow_no_interval(tmp_path):
+def test_repeated_rows_narrow_no_interval(tmp_path):
     """Each row once, and four times: four times the rows, none of which says anything new."""
     once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
     for name in ("base", "tuned", "comparison"):
@@ -376,7 +376,7 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
         assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
 
 
-def test_classes_of_few_test_rows_are_named_where_the_intervals_stand(analyzed, metrics):
+def test_classes_with_few_test_rows_are_named_next_to_the_intervals(analyzed, metrics):
     few = analyzed(rows=12)
     for name in ("report.md", "report.html", "model_card.md"):
         said = "Classes with fewer than 10 test rows: "
@@ -461,7 +461,7 @@ def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
     assert labels == (["GPU 0", "GPU 1"] if gpus == 2 else ["GPU 0", "GPU 8"])
 
 
-def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics):
+def test_published_figures_compare_only_with_phi_2_on_snli(metrics, gpu_metrics):
     assert "These figures can't be compared" in (metrics / "report.html").read_text()
     page = (gpu_metrics / "report.html").read_text()
     assert "These figures can't be compared" not in page and "The same base model, microsoft/phi-2" in page
@@ -557,7 +557,7 @@ def test_the_most_confident_errors_have_the_highest_probabilities(odd_metrics):
     assert all(f"| {line[0]} |" in (odd_metrics / "report.md").read_text() for line in lines)
 
 
-def test_the_published_report_is_explained_where_it_first_stands(metrics):
+def test_the_published_report_is_explained_at_its_first_mention(metrics):
     for name in ("report.md", "report.html"):
         text = (metrics / name).read_text()
         assert (
@@ -567,7 +567,7 @@ def test_the_published_report_is_explained_where_it_first_stands(metrics):
         ), name
 
 
-def test_only_nli_is_held_beside_the_published_report(metrics, odd_metrics, two_metrics, many_metrics):
+def test_only_nli_is_compared_with_the_published_report(metrics, odd_metrics, two_metrics, many_metrics):
     for name in ("report.md", "report.html", "model_card.md", "details.json", "cases.csv"):
         texts = [(folder / name).read_text().lower() for folder in (odd_metrics, two_metrics, many_metrics)]
         for word in (
@@ -583,7 +583,7 @@ def test_only_nli_is_held_beside_the_published_report(metrics, odd_metrics, two_
     assert "published report" in (metrics / "report.md").read_text()
 
 
-def test_uneven_classes_are_led_by_macro_f1(metrics, two_metrics):
+def test_with_uneven_classes_the_report_leads_with_macro_f1(metrics, two_metrics):
     found = details(two_metrics)
     share, rows = found["tuned"]["f1_macro"], found["data"]["test"]["classes"]
     why = (
@@ -863,7 +863,7 @@ def test_long_texts_are_cut_with_a_sign_on_the_page_alone(odd_metrics):
 
 
 @pytest.mark.parametrize("most, characters, rows", [(10_000, 10**9, 90), (40, 10**9, 40), (10_000, 1200, 20)])
-def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, characters, rows):
+def test_the_page_has_as_many_rows_as_fit(monkeypatch, tmp_path, most, characters, rows):
     """Texts of 30 characters in each of two columns, 90 rows."""
     monkeypatch.setattr(page_rows, "MAX_ROWS", most)
     monkeypatch.setattr(page_rows, "MAX_CHARACTERS", characters)
@@ -881,7 +881,7 @@ def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, charact
     wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False, kind="stable")
     assert 10 < len(wrong) < 20
     surest = set(wrong["row"][: rows // 2]) if rows < 90 else set()
-    assert surest <= set(shown), "the surest errors"
+    assert surest <= set(shown), "the most confident errors"
     others = [row for row in range(90) if row not in surest]
     room = rows - len(surest)
     assert sorted(set(shown) - surest) == [others[place * len(others) // room] for place in range(room)], (
@@ -930,7 +930,7 @@ def test_77_classes_in_under_20_seconds_and_2_mb(many_metrics):
     ({"a": 3, "b": 1, "c": 1, "d": 1}, [["a"], ["b", "c", "d"]]),
     ({"a": 1}, [["a"], []]),
 ])  # fmt: skip
-def test_pictures_stand_in_two_columns_as_even_as_can_be(heights, columns):
+def test_pictures_are_in_two_columns_of_similar_height(heights, columns):
     assert document.in_two_columns(heights) == columns
 
 
@@ -986,7 +986,7 @@ def test_analyze_leaves_the_heavy_libraries_alone():
     assert done.stdout.strip() == "[]"
 
 
-def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
+def test_predictions_of_different_rows_are_rejected(tmp_path, monkeypatch):
     finished_run.make(tmp_path)
     path = tmp_path / "outs/results/tuned/predictions.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
@@ -997,7 +997,7 @@ def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_the_page_by_clicks(metrics, width):
+def test_the_page_in_a_browser(metrics, width):
     cases = pd.read_csv(metrics / "cases.csv")
     fixed = cases[(cases["fate"] == "fixed") & (cases["gold"] == "neutral")]
     word = fixed["text_hypothesis"].iloc[0].split()[1]
@@ -1034,7 +1034,7 @@ def test_the_page_by_clicks(metrics, width):
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("task", ["metrics", "odd_metrics", "two_metrics", "many_metrics"])
-def test_the_page_is_as_wide_as_its_screen_and_has_no_hole(request, task, width):
+def test_the_page_fits_its_screen_and_has_no_gaps(request, task, width):
     """Beside each other, cards end together; a table that is wider than the screen scrolls by itself."""
     with browser.browser(width) as page:
         page.open(request.getfixturevalue(task) / "report.html")
