@@ -52,7 +52,7 @@ def compare_figures(published: dict[str, Any], results: Results, usage: Usage) -
     """(name, published, this run) of each figure."""
     this_run = results.to_json() | {"usage": usage.to_json()}
     return [
-        (name, *(_text(_look_up(figures, key), form) for figures in (published, this_run)))
+        (name, _text(_look_up(published, key), form), _text(_look_up(this_run, key), form))
         for name, form, key in FIGURES
     ]
 
