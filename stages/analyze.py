@@ -1,87 +1,157 @@
-"""Stage `analyze`: from predictions and histories to metrics/, of which it is the only writer."""
+"""Stage `analyze`: compute the results from predictions and histories, and write metrics/.
+
+No other stage writes there.
+"""
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.analysis import comparison, metrics, nli, plot_tables, usage
+from stages.analysis import nli
+from stages.analysis.case_table import build_case_table
+from stages.analysis.comparison import compare_models
+from stages.analysis.metrics import Predictions, score_model
+from stages.analysis.plot_tables import build_plot_tables
+from stages.analysis.results import ParameterCounts, Results, Training
+from stages.analysis.usage import RunUsage, Usage, join_samples
+from stages.data.data_summary import DataSummary
 from stages.data.task import Task
-from stages.report import cases, document, figures, model_card
+from stages.report import cases as page_rows
+from stages.report import document, figures, model_card
+from stages.report.run_description import RunDescription, Source
 from stages.runtime import errors, files, params
 from stages.runtime.stage_table import GPU_STAGES
 
 PUBLISHED = Path(__file__).parent / "report" / "published.json"
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the earlier stages wrote.
+
+    Attributes:
+        base, tuned: predictions of the same rows in the same order.
+        tokenized: {"train", "test"}: some columns of the rows.
+        epochs, steps: the training's history.
+        summaries: summary.json of "base", "train" and "tuned".
+    """
+
+    data: DataSummary
+    base: pd.DataFrame
+    tuned: pd.DataFrame
+    tokenized: dict[str, pd.DataFrame]
+    epochs: pd.DataFrame
+    steps: pd.DataFrame
+    summaries: dict[str, dict[str, Any]]
+
+
 def main() -> None:
-    p = params.load()
-    settings, task = p.analysis, Task.read("outs/task.json")
-    base = files.read_table("outs/results/base/predictions.parquet")
-    tuned = files.read_table("outs/results/tuned/predictions.parquet")
-    if list(base["row"]) != list(tuned["row"]):
-        raise errors.UserError("outs/results: base and tuned hold predictions of different rows; run `dvc repro`")
-    read = {"train": [*task.text_columns, "label"], "test": ["truncated"]}  # without tokens, the most of all rows
-    tokenized = {split: files.read_table(f"outs/tokenized/{split}.parquet", read[split]) for split in read}
-    epochs, steps = (read_curve(f"outs/results/train/{name}.csv") for name in ("epochs", "steps"))
-    found = {name: files.read_json(f"outs/results/{name}/summary.json") for name in GPU_STAGES.values()}
-    measured = {
-        name: usage.figures(files.read_json(f"outs/measurements/{name}/run.json")) for name in GPU_STAGES.values()
-    }
-    samples = {stage: pd.read_csv(f"outs/measurements/{name}/usage.csv") for stage, name in GPU_STAGES.items()}
-    about = {
-        "task": task,
-        "versions": measured["train"]["versions"],
-        "model": files.read_json("outs/base_model.json"),
-        "data": files.read_json("outs/data_source.json"),
-        "params": p,
-        "device": usage.device(measured["train"]),
-        "published": files.read_json(PUBLISHED),
-    }
+    p, task = params.load(), Task.read("outs/task.json")
+    inputs, usage = load_inputs(task), load_usage()
+    samples = join_samples({stage: load_samples(name) for stage, name in GPU_STAGES.items()})
+    run = describe_run(p, task, usage)
 
-    rows = comparison.build_case_table(base, tuned, tokenized, task)
-    findings = nli.claims(rows, kind, settings.confidence) if (kind := nli.NliTask.from_task(task)) else {}
-    made = [metrics.of_table(t, task, settings.confidence) for t in (base, tuned)]
-    verdicts = {key: finding["verdict"] for key, finding in findings.items()}
-    details = {
-        "data": files.read_json("outs/data_summary.json"),
-        "base": metrics.scores(made[0]) | found["base"],
-        "train": found["train"] | plot_tables.kept_epoch(epochs, found["train"]["best_epoch"]),
-        "tuned": metrics.scores(made[1]) | found["tuned"],
-        "comparison": comparison.comparison(rows, tokenized["train"]["label"], task, settings.confidence)
-        | ({"claims": verdicts} if verdicts else {}),
-    }
-    plots = plot_tables.plot_tables(rows, epochs, steps, task, settings.confidence)
-    load = usage.end_to_end(samples)
-    pictures = figures.render_results(details, plots, rows, task)
-    load_picture = figures.render_usage(load, "gpu" in measured["train"])
-    context = document.context(details, measured, findings, rows, plots, pictures | {"usage": load_picture}, about)
+    cases = build_case_table(inputs.base, inputs.tuned, inputs.tokenized, task)
+    results = compute_results(inputs, cases, task, p.analysis.confidence)
+    plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, task, p.analysis.confidence)
+    pictures = figures.render_results(results, plot_tables, cases, task)
+    usage_picture = figures.render_usage(samples, usage.train.on_gpu)
+    context = document.build_context(results, usage, cases, plot_tables, pictures | {"usage": usage_picture}, run)
 
-    # What was found: the same bytes when the same is run again.
-    files.write_json("metrics/details.json", details)
-    files.write_csv("metrics/cases.csv", cases.to_spreadsheet(rows, task), quoting=csv.QUOTE_NONNUMERIC)
-    with files.atomic_folder("metrics/plots") as folder:
-        for name, table in plots.items():
-            files.write_csv(folder / f"{name}.csv", cases.escape_formulas(table))
-    with files.atomic_folder("metrics/figures") as folder:
-        for name, (png, _) in pictures.items():
-            (folder / f"{name}.png").write_bytes(png)
+    # Results: the same bytes if the same is run again.
+    files.write_json("metrics/details.json", results.to_json())
+    files.write_csv("metrics/cases.csv", page_rows.to_spreadsheet(cases, task), quoting=csv.QUOTE_NONNUMERIC)
+    write_plots(plot_tables)
+    write_figures(pictures)
     files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", model_card.build_adapter_card(details, about))
+    files.write_text("metrics/model_card.md", model_card.build_adapter_card(results, run))
 
-    # What the run measured of itself, and what shows both.
-    files.write_json("metrics/summary.json", comparison.summary(details) | usage.summary(measured))
-    with files.atomic_folder("metrics/measurements") as folder:
-        files.write_json(folder / "stages.json", measured)
-        files.write_csv(folder / "usage.csv", load)
-        (folder / "usage.png").write_bytes(load_picture[0])
+    # Measurements of this run, and the files that include some.
+    files.write_json("metrics/summary.json", results.summarize() | usage.summarize())
+    write_measurements(usage, samples, usage_picture[0])
     files.write_text("metrics/report.html", document.html(context))
 
 
-def read_curve(path: str) -> pd.DataFrame:
-    """A table of the training's history; an infinite loss is missing, as one that is NaN."""
-    return pd.read_csv(path).replace([np.inf, -np.inf], np.nan)
+def load_inputs(task: Task) -> Inputs:
+    base, tuned = (files.read_table(f"outs/results/{model}/predictions.parquet") for model in ("base", "tuned"))
+    if list(base["row"]) != list(tuned["row"]):
+        raise errors.UserError(
+            "outs/results: base and tuned have predictions of different rows. They must have the same rows. "
+            "Run `dvc repro`."
+        )
+    columns = {"train": [*task.text_columns, "label"], "test": ["truncated"]}  # tokens are most of a file
+    return Inputs(
+        data=DataSummary.read("outs/data_summary.json"),
+        base=base,
+        tuned=tuned,
+        tokenized={split: files.read_table(f"outs/tokenized/{split}.parquet", columns[split]) for split in columns},
+        epochs=load_history("epochs"),
+        steps=load_history("steps"),
+        summaries={name: files.read_json(f"outs/results/{name}/summary.json") for name in GPU_STAGES.values()},
+    )
+
+
+def load_history(name: str) -> pd.DataFrame:
+    """A table of the training's history. Infinite losses become NaN, which JSON and plots leave out."""
+    return pd.read_csv(f"outs/results/train/{name}.csv").replace([np.inf, -np.inf], np.nan)
+
+
+def load_usage() -> Usage:
+    runs = {name: files.read_json(f"outs/measurements/{name}/run.json") for name in GPU_STAGES.values()}
+    return Usage(**{name: RunUsage.from_run(run) for name, run in runs.items()})
+
+
+def load_samples(name: str) -> pd.DataFrame:
+    return pd.read_csv(f"outs/measurements/{name}/usage.csv")
+
+
+def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
+    return RunDescription(
+        task=task,
+        model=Source.from_manifest(files.read_json("outs/base_model.json")),
+        data=Source.from_manifest(files.read_json("outs/data_source.json")),
+        params=p,
+        device=usage.train.device,
+        versions=usage.train.versions,
+        published=files.read_json(PUBLISHED),
+    )
+
+
+def compute_results(inputs: Inputs, cases: pd.DataFrame, task: Task, confidence: float) -> Results:
+    nli_task, summaries = nli.NliTask.from_task(task), inputs.summaries
+    return Results(
+        data=inputs.data,
+        base=score_model(Predictions.from_table(inputs.base, task, confidence)),
+        base_parameters=ParameterCounts(**summaries["base"]["parameters"]),
+        training=Training.from_history(summaries["train"], inputs.epochs),
+        tuned=score_model(Predictions.from_table(inputs.tuned, task, confidence)),
+        tuned_parameters=ParameterCounts(**summaries["tuned"]["parameters"]),
+        comparison=compare_models(cases, inputs.tokenized["train"]["label"].to_numpy(), task, confidence),
+        claims=nli.check_claims(cases, nli_task, confidence) if nli_task else None,
+    )
+
+
+def write_plots(plot_tables: dict[str, pd.DataFrame]) -> None:
+    with files.atomic_folder("metrics/plots") as folder:
+        for name, table in plot_tables.items():
+            files.write_csv(folder / f"{name}.csv", page_rows.escape_formulas(table))
+
+
+def write_figures(pictures: dict[str, tuple[bytes, str]]) -> None:
+    with files.atomic_folder("metrics/figures") as folder:
+        for name, (png, _) in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
+
+
+def write_measurements(usage: Usage, samples: pd.DataFrame, png: bytes) -> None:
+    with files.atomic_folder("metrics/measurements") as folder:
+        files.write_json(folder / "stages.json", usage.to_json())
+        files.write_csv(folder / "usage.csv", samples)
+        (folder / "usage.png").write_bytes(png)
 
 
 if __name__ == "__main__":

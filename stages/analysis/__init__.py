@@ -1,1 +1,1 @@
-"""What tuning was worth: pure functions of the two models' predictions. No file is read here."""
+"""The statistics: pure functions of the predictions of base and tuned model. Nothing here reads a file."""

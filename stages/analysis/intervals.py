@@ -1,78 +1,110 @@
-"""Intervals of shares, differences and gains whose rows may share a group (such as a premise).
+"""Confidence intervals of shares, differences and gains. Rows may share a group, such as a premise.
 
-Pure functions of arrays, no file, no clock. Shares are 0 to 1. What can't be known (an interval of no rows) is NaN.
+Pure functions of arrays. Shares are 0 to 1. The interval of no rows is NaN.
 """
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from stages.analysis.design_effects import adjusted_design_effect
+from stages.analysis.design_effects import adjusted_design_effect, effective_counts
 
 
-def wilson(right: float, rows: float, confidence: float) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927): (low, high). The counts may be effective ones, no whole numbers.
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of rows with its interval: `hits` of `rows`."""
+
+    hits: int
+    rows: int
+    interval: Interval
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.rows if self.rows else math.nan
+
+
+def measure_share(hits: np.ndarray, groups: np.ndarray, confidence: float) -> Share:
+    """The share of hits with its Wilson interval.
+
+    Args:
+        hits: bool [rows].
+        groups: rows of the same group are not independent, [rows].
+        confidence: of the interval, such as 0.95.
+    """
+    interval = wilson(*effective_counts(hits, groups, confidence), confidence)
+    return Share(int(np.sum(hits)), len(hits), interval)
+
+
+def wilson(hits: float, rows: float, confidence: float) -> Interval:
+    """Score interval of a share (Wilson 1927). Effective counts need not be whole numbers.
 
     With z the normal quantile and s the share: (s + z^2/2n ± z sqrt(s(1-s)/n + z^2/4n^2)) / (1 + z^2/n).
     """
     if not rows:
-        return np.nan, np.nan
-    share, z2 = right / rows, norm.ppf((1 + confidence) / 2) ** 2 / rows
+        return Interval(np.nan, np.nan)
+    share, z2 = hits / rows, norm.ppf((1 + confidence) / 2) ** 2 / rows
     middle, half = share + z2 / 2, np.sqrt(z2 * (share * (1 - share) + z2 / 4))
     low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
-    return float(low if right else 0), float(high if right < rows else 1)  # rounding must not leave the edges
+    return Interval(float(low if hits else 0), float(high if hits < rows else 1))  # rounding must not move 0 and 1
 
 
-def newcombe(
-    right: float, rows: float, other_right: float, other_rows: float, confidence: float
-) -> tuple[float, float, float]:
-    """How much higher one share is than another's, of different rows: (difference, low, high).
+def newcombe(share: Share, other: Share) -> tuple[float, Interval]:
+    """How much higher a share is than that of other rows, with its interval.
 
-    The interval joins the two Wilson intervals (Newcombe 1998, Statistics in Medicine 17, method 10). The counts may
-    be effective ones.
+    The interval joins the two Wilson intervals (Newcombe 1998, Statistics in Medicine 17, method 10).
     """
-    if not rows or not other_rows:
-        return np.nan, np.nan, np.nan
-    share, other = right / rows, other_right / other_rows
-    (low, high), (other_low, other_high) = (
-        wilson(right, rows, confidence),
-        wilson(other_right, other_rows, confidence),
+    gap = share.value - other.value
+    (low, high), (other_low, other_high) = share.interval, other.interval
+    return gap, Interval(
+        gap - np.hypot(share.value - low, other_high - other.value),
+        gap + np.hypot(high - share.value, other.value - other_low),
     )
-    gap = share - other
-    return gap, gap - np.hypot(share - low, other_high - other), gap + np.hypot(high - share, other - other_low)
 
 
-def tango(fixed: float, broken: float, rows: float, confidence: float) -> tuple[float, float]:
-    """Score interval of a paired difference, (fixed - broken) / rows: (low, high). Counts may be effective ones.
+def tango(fixed: float, broken: float, rows: float, confidence: float) -> Interval:
+    """Score interval of a paired difference, (fixed - broken) / rows. The counts may be effective counts.
 
-    The differences d at which |fixed - broken - rows d| <= z sqrt(rows (2q + d (1-d))), with q the most likely share of
-    broken rows if d were true (Tango 1998, Statistics in Medicine 17, 891-908).
+    It holds the differences d at which |fixed - broken - rows d| <= z sqrt(rows (2q + d (1-d))). There q is the most
+    likely share of broken rows if d is true (Tango 1998, Statistics in Medicine 17, 891-908).
     """
     z = norm.ppf((1 + confidence) / 2)
-    return -_tango_high(broken / rows, fixed / rows, rows, z), _tango_high(fixed / rows, broken / rows, rows, z)
+    return Interval(
+        -_tango_high(broken / rows, fixed / rows, rows, z), _tango_high(fixed / rows, broken / rows, rows, z)
+    )
 
 
 def _tango_high(up: float, down: float, rows: float, z: float) -> float:
-    def inside(gap):
+    def score(gap: float) -> float:
         b = (2 - up + down) * gap - up - down
         q = (np.sqrt(max(0, b**2 + 8 * down * gap * (1 - gap))) - b) / 4
         return up - down - gap + z * np.sqrt(max(0, 2 * q + gap * (1 - gap)) / rows)
 
-    start = up - down + 1e-10  # at the estimate itself the error can be 0, as where no row changed: a false root
-    return float(brentq(inside, start, 1)) if start < 1 else 1.0
+    start = up - down + 1e-10  # at the estimate itself the error can be 0, as when no row changed: a false root
+    return float(brentq(score, start, 1)) if start < 1 else 1.0
 
 
-def gain_interval(changed: np.ndarray, groups: np.ndarray, p: float, confidence: float) -> tuple[float, float]:
-    """Tango's interval of the gain, on counts over their `adjusted_design_effect`: (low, high).
+def gain_interval(changes: np.ndarray, groups: np.ndarray, p: float, confidence: float) -> Interval:
+    """Tango's interval of the gain, with counts divided by `adjusted_design_effect`.
 
-    It reaches to 0 where `mcnemar` can't tell the gain from chance at this level; elsewhere it leaves 0 out, since that
-    p is at least the score test's.
+    It contains 0 if and only if the gain is not significant by `mcnemar`. That p is never below the score test's, so
+    the interval is only ever widened to 0.
 
     Args:
-        changed: from `comparison.changes`, [rows].
-        groups: what rows share, [rows].
-        p: their `mcnemar`.
+        changes: from `comparison.changes`, [rows].
+        groups: rows of the same group are not independent, [rows].
+        p: `mcnemar` of the same rows.
     """
-    by = adjusted_design_effect(changed, groups, confidence)
-    low, high = tango((changed == 1).sum() / by, (changed == -1).sum() / by, len(changed) / by, confidence)
-    return (low, high) if p < 1 - confidence else (min(low, 0.0), max(high, 0.0))
+    divisor = adjusted_design_effect(changes, groups, confidence)
+    low, high = tango(
+        (changes == 1).sum() / divisor, (changes == -1).sum() / divisor, len(changes) / divisor, confidence
+    )
+    return Interval(low, high) if p < 1 - confidence else Interval(min(low, 0.0), max(high, 0.0))

@@ -1,24 +1,24 @@
-"""Test rows cut into slices: by class, length, confidence, and what else a kind of task is cut by."""
+"""Slices of the test rows: by class, by length, by probability, and by what NLI adds."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from stages.analysis.design_effects import effective_counts
-from stages.analysis.intervals import wilson
+from stages.analysis.intervals import measure_share
 from stages.analysis.words import length_column
 from stages.data.task import Task
 
-CONFIDENCES = (0.5, 0.7, 0.9)  # a model is sure of its class above the last; of two classes none is under the first
+Cut = tuple[Sequence[str], np.ndarray]  # names of the slices, and the number of each row's slice [rows]
+PROBABILITY_EDGES = (0.5, 0.7, 0.9)  # with two classes, no probability is below the first
 
 
-def quartiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values cut at their quartiles; equal values stay together, so that ties make fewer groups than four.
+def quartiles(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Cut values at their quartiles. Equal values stay together, so ties make fewer than four groups.
 
     Returns:
-        (groups, edges): group of each value, 0 up, [rows]; the highest value of each group but the last.
+        (groups, edges): the group of each value from 0 up, [rows]; the highest value of each group except the last.
     """
     values = np.asarray(values)
     edges = np.unique(np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf"))
@@ -26,16 +26,16 @@ def quartiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.searchsorted(edges, values), edges
 
 
-def share_names(edges: Sequence[float]) -> list[str]:
-    """Names of the groups that `edges`, shares, make."""
+def name_shares(edges: Sequence[float] | np.ndarray) -> list[str]:
+    """Names of the slices between `edges`, which are shares."""
     if not len(edges):
         return ["all alike"]
     between = [f"{low:.0%} to {high:.0%}" for low, high in itertools.pairwise(edges)]
     return [f"up to {edges[0]:.0%}", *between, f"over {edges[-1]:.0%}"]
 
 
-def length_names(edges: Sequence[int], unit: str) -> list[str]:
-    """Names of the groups that `edges`, numbers of words or characters, make."""
+def name_lengths(edges: Sequence[int] | np.ndarray, unit: str) -> list[str]:
+    """Names of the slices between `edges`, which are numbers of words or characters."""
     if not len(edges):
         return ["all alike"]
     between = [
@@ -44,54 +44,46 @@ def length_names(edges: Sequence[int], unit: str) -> list[str]:
     return [f"up to {edges[0]} {unit}", *between, f"over {edges[-1]} {unit}"]
 
 
-def cuts(
-    cases: pd.DataFrame,
-    sure: np.ndarray,
-    task: Task,
-    own: dict[str, tuple[Sequence[str], np.ndarray]],
-) -> dict[str, tuple[Sequence[str], np.ndarray]]:
-    """All ways of cutting the rows.
+def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mapping[str, Cut]) -> dict[str, Cut]:
+    """All ways to slice the rows, by name.
 
     Args:
-        cases: from `comparison.build_case_table`.
-        sure: one model's probability of the class it predicts, [rows].
-        own: what this kind of task adds.
-
-    Returns:
-        {what is cut by: (names of its slices, slice of each row [rows])}
+        cases: from `build_case_table`.
+        probability: of the class that one model predicts, [rows].
+        extra: cuts that only this kind of task has.
     """
-    made = {"class": (task.classes, cases["gold"].to_numpy()), **own}
+    by_name: dict[str, Cut] = {"class": (task.classes, cases["gold"].to_numpy()), **extra}
     units = {column: "words" if length_column("words", column) in cases else "characters" for column in task.columns}
-    counts = {(unit, column): cases[length_column(unit, column)] for column, unit in units.items()}
-    if len(counts) > 1 and len(set(units.values())) == 1:
-        counts[next(iter(units.values())), "all"] = sum(counts.values())
-    for (unit, where), values in counts.items():
+    lengths = {(unit, column): cases[length_column(unit, column)] for column, unit in units.items()}
+    if len(lengths) > 1 and len(set(units.values())) == 1:
+        lengths[next(iter(units.values())), "all"] = sum(lengths.values())
+    for (unit, column), values in lengths.items():
         groups, edges = quartiles(values)
-        made[f"{unit} in {where}"] = (length_names(edges, unit), groups)
+        by_name[f"{unit} in {column}"] = (name_lengths(edges, unit), groups)
     if cases["truncated"].any():
-        made["at max_length"] = (("whole", "cut"), cases["truncated"].to_numpy().astype(int))
-    edges = [edge for edge in CONFIDENCES if edge > 1 / len(task.classes)]
-    return made | {"confidence": (share_names(edges), np.searchsorted(edges, sure))}
+        by_name["at max_length"] = (("whole", "cut"), cases["truncated"].to_numpy().astype(int))
+    probability_edges = [edge for edge in PROBABILITY_EDGES if edge > 1 / len(task.classes)]
+    by_name["probability"] = (name_shares(probability_edges), np.searchsorted(probability_edges, probability))
+    return by_name
 
 
-def slice_table(
-    cut: dict[str, tuple[Sequence[str], np.ndarray]], right: np.ndarray, groups: np.ndarray, confidence_level: float
-) -> pd.DataFrame:
-    """Rows and accuracy of each slice; a name says what is cut by, so that no two slices share one.
+def measure_slices(cuts: Mapping[str, Cut], right: np.ndarray, groups: np.ndarray, confidence: float) -> pd.DataFrame:
+    """Rows and accuracy of each slice.
 
     Args:
-        cut: from `cuts`.
+        cuts: from `cuts`.
         right: whether the model is right, [rows].
         groups: rows of the same group are not independent, [rows].
+        confidence: of the intervals, such as 0.95.
 
     Returns:
-        data frame: `cut`, `slice`, `rows`, `right`, `accuracy`, `low`, `high` (NaN where a slice has no rows).
+        data frame: `cut`, `slice`, `rows`, `right`, `accuracy`, `low`, `high` (NaN for a slice without rows). `slice`
+        starts with the cut's name, so it is unique.
     """
     table = []
-    for by, (names, group) in cut.items():
+    for cut, (names, numbers) in cuts.items():
         for number, name in enumerate(names):
-            inside = right[group == number]
-            low, high = wilson(*effective_counts(inside, groups[group == number], confidence_level), confidence_level)
-            accuracy = inside.mean() if len(inside) else np.nan
-            table.append((by, f"{by}: {name}", len(inside), int(inside.sum()), accuracy, low, high))
+            inside = numbers == number
+            accuracy = measure_share(right[inside], groups[inside], confidence)
+            table.append((cut, f"{cut}: {name}", accuracy.rows, accuracy.hits, accuracy.value, *accuracy.interval))
     return pd.DataFrame(table, columns=["cut", "slice", "rows", "right", "accuracy", "low", "high"])

@@ -1,4 +1,4 @@
-"""Words of a text, in any script: where a script puts no space between words, its characters."""
+"""The words of a text, in any script. Without spaces between words, each character counts as a word."""
 
 import itertools
 import re
@@ -19,50 +19,50 @@ LONGEST_RUN = 3  # characters
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text, in order; of a script without spaces each character."""
+    """Lower-case words of a text, in order; in a script without spaces, its characters."""
     return _WORD.findall(text.lower())
 
 
 def terms(text: str) -> list[str]:
-    """What a bag of words counts: words and marks, pairs of neighbours, and of a script without spaces all runs of one
-    to three characters.
+    """The terms of a bag of words: words, punctuation marks, and pairs of neighbours.
 
-    Words cut by a dictionary would need one for each language. Of 3,000 training rows, runs of up to 2, 3 and 4
-    characters had an accuracy of 81.0, 81.3 and 80.6% on Chinese reviews, of 67.1, 69.3 and 69.1% on Thai posts; words
-    between spaces had 57.3 and 63.4%.
+    In a script without spaces the terms are all runs of one to three characters. Real words would need a dictionary
+    for each language. With 3,000 training rows, runs of up to 2, 3 and 4 characters had an accuracy of 81.0, 81.3 and
+    80.6% on Chinese reviews, and of 67.1, 69.3 and 69.1% on Thai posts. Words between spaces had 57.3 and 63.4%.
     """
     pieces = [(piece, bool(_UNSPACED_START.match(piece))) for piece in _TERM.findall(text.lower())]
-    found = [piece for piece, unspaced in pieces if not unspaced]
-    found += [
+    spaced = [piece for piece, unspaced in pieces if not unspaced]
+    pairs = [
         f"{first} {second}"
-        for (first, unspaced), (second, also) in itertools.pairwise(pieces)
-        if not (unspaced or also)
+        for (first, unspaced), (second, second_unspaced) in itertools.pairwise(pieces)
+        if not (unspaced or second_unspaced)
     ]
-    for piece, unspaced in pieces:
-        if unspaced:
-            found += [
-                piece[start : start + length]
-                for length in range(1, LONGEST_RUN + 1)
-                for start in range(len(piece) - length + 1)
-            ]
-    return found
+    runs = [
+        piece[start : start + length]
+        for piece, unspaced in pieces
+        if unspaced
+        for length in range(1, LONGEST_RUN + 1)
+        for start in range(len(piece) - length + 1)
+    ]
+    return spaced + pairs + runs
 
 
 def lengths(texts: pd.DataFrame) -> pd.DataFrame:
-    """Length of each text, int [rows, columns], as `length_column` names it: in words, or in characters where most
-    words of a column are single characters of a script without spaces.
+    """Length of each text, int [rows, columns]; `length_column` names the columns.
+
+    The unit is words. It is characters if most words of a column are single characters of a script without spaces.
     """
-    found = {}
+    table = {}
     for column in texts:
-        counted = [words(text) for text in texts[column]]
-        unspaced = sum(bool(_UNSPACED_START.match(word)) for text in counted for word in text)
-        if 2 * unspaced > sum(map(len, counted)):
-            found[length_column("characters", column)] = [len("".join(text.split())) for text in texts[column]]
+        split_texts = [words(text) for text in texts[column]]
+        unspaced = sum(bool(_UNSPACED_START.match(word)) for text in split_texts for word in text)
+        if 2 * unspaced > sum(map(len, split_texts)):
+            table[length_column("characters", column)] = [len("".join(text.split())) for text in texts[column]]
         else:
-            found[length_column("words", column)] = list(map(len, counted))
-    return pd.DataFrame(found, index=texts.index)
+            table[length_column("words", column)] = list(map(len, split_texts))
+    return pd.DataFrame(table, index=texts.index)
 
 
 def length_column(unit: str, column: str) -> str:
-    """The column of the case table that holds the length of one text column in a unit, "words" or "characters"."""
+    """The case table's column for the length of a text column; unit: "words" or "characters"."""
     return f"{unit}_{column}"

@@ -1,1 +1,1 @@
-"""What is shown to people: report, pictures, model card."""
+"""What people read of a run: report, pictures, model card, comparison page."""

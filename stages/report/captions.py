@@ -1,9 +1,7 @@
 """Title and caption of each picture, for any task."""
 
-from typing import Any
-
-from stages.analysis.metrics import BIN_ROWS, BINS
-from stages.analysis.usage import process_count
+from stages.analysis.metrics import BINS, MIN_BIN_ROWS
+from stages.analysis.usage import RunUsage
 from stages.data.task import Task
 from stages.report.figures.accuracy import LOWEST_CLASSES
 from stages.report.figures.axes import can_name_classes
@@ -11,12 +9,12 @@ from stages.report.tables import FEW_CLASSES
 from stages.runtime.params import Params
 
 
-def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def captions(task: Task, p: Params, usage: RunUsage) -> dict[str, tuple[str, str]]:
     """(title, caption) of each picture by its name.
 
     Args:
         p: all of params.yaml.
-        measured: what a run measured of itself, from `usage.figures`.
+        usage: of the training.
     """
     kept = "the one of the lowest validation loss" if p.train.keep == "best" else "the last"
     return {
@@ -40,9 +38,9 @@ def captions(task: Task, p: Params, measured: dict[str, Any]) -> dict[str, tuple
             "Calibration",
             "How often a model is right beside how sure it is: on the dotted line as often as it is sure, below it "
             f"less often. Each dot is a bin, with its interval. Up to {BINS} bins hold about equally many rows, at "
-            f"least {BIN_ROWS} each. The axes differ, and do not start at 0.",
+            f"least {MIN_BIN_ROWS} each. The axes differ, and do not start at 0.",
         ),
-        "usage": ("Memory and load", _usage(measured)),
+        "usage": ("Memory and load", _usage(usage)),
     }
 
 
@@ -71,9 +69,9 @@ def _slices(classes: int) -> str:
     )
 
 
-def _usage(measured: dict[str, Any]) -> str:
+def _usage(usage: RunUsage) -> str:
     said = "Over the three stages that run the model, laid end to end."
-    if (number := process_count(measured)) == 1:
+    if (number := usage.process_count) == 1:
         return said
-    what = "GPUs" if "gpu" in measured else "processes"
+    what = "GPUs" if usage.on_gpu else "processes"
     return f"{said} A line for each of the {number} {what}; between memory and load, the memory of all at one time."

@@ -1,143 +1,164 @@
-"""The test rows: to filter and search on the page, and as cases.csv for a spreadsheet."""
+"""The test rows for readers: the table on the page, the most confident errors, and cases.csv."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from stages.analysis.baselines import ALL, guess_column
-from stages.analysis.comparison import probabilities_of
+from stages.analysis.baselines import ALL_COLUMNS, guess_column
+from stages.analysis.case_table import probability_columns
 from stages.analysis.nli import NliTask, overlap_ends
 from stages.data.task import Task
 from stages.report.tables import FEW_CLASSES
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-ERRORS = 10  # of the surest ones
-LIKELIEST = 3  # classes beside a prediction
-LONGEST = 600  # characters of a text on the page; cases.csv has it whole
-LONGEST_ERROR = 300  # of all texts of a row among the surest errors, which are to be read at a glance
-MOST_ROWS = 10_000  # on the page; cases.csv has all
-MOST_CHARACTERS = 3_500_000  # of the texts on the page, which is to open on a phone: with all else under 5 MB
+MAX_ERRORS = 10
+SHOWN_CLASSES = 3  # with their probabilities, below a prediction
+MAX_TEXT = 600  # characters of a text on the page; cases.csv has all
+MAX_ERROR_TEXT = 300  # characters of all texts of one of the most confident errors
+MAX_ROWS = 10_000  # on the page; cases.csv has all
+MAX_CHARACTERS = 3_500_000  # of all texts on the page: it stays below 5 MB, so that a phone opens it
+
+
+@dataclass(frozen=True)
+class ConfidentError:
+    """A test row that the tuned model gets wrong.
+
+    Attributes:
+        texts: (column, text) pairs.
+        gold, base, tuned: names of classes.
+        probability: of the tuned model's class.
+    """
+
+    row: int
+    texts: list[tuple[str, str]]
+    gold: str
+    base: str
+    tuned: str
+    probability: float
 
 
 def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The cases with the classes' names for their numbers, and `escape_formulas`.
+    """The cases with class names instead of numbers, and with `escape_formulas`.
 
-    Of many classes the probabilities are left out but for the likeliest one's: Git keeps this table, and
-    outs/results/ has them all.
+    With many classes, only the predicted class's probability is included. Git stores this table, and outs/results/ has
+    all probabilities.
     """
     names = dict(enumerate(task.classes))
-    coded = ["gold", "base", "tuned", ALL, *map(guess_column, task.columns)]
-    named = {column: cases[column].map(names) for column in coded}
-    shares = (
-        [*probabilities_of("base", task), *probabilities_of("tuned", task)] if len(task.classes) > FEW_CLASSES else []
-    )
-    return escape_formulas(cases.assign(**named).drop(columns=["group", *shares]))
+    coded = ["gold", "base", "tuned", ALL_COLUMNS, *map(guess_column, task.columns)]
+    labels = {column: cases[column].map(names) for column in coded}
+    many = len(task.classes) > FEW_CLASSES
+    excluded = [*probability_columns("base", task), *probability_columns("tuned", task)] if many else []
+    return escape_formulas(cases.assign(**labels).drop(columns=["group", *excluded]))
 
 
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with an apostrophe before each text that a spreadsheet would take for a formula, as OWASP advises."""
+    """Put an apostrophe before each text that a spreadsheet would read as a formula, as OWASP advises."""
     texts = table.select_dtypes(["object", "str"])
     return table.assign(**texts.map(lambda text: f"'{text}" if text.startswith(FORMULA_STARTS) else text))
 
 
-def confident_errors(cases: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
-    """The rows that the tuned model gets wrong and is surest of, first the surest.
-
-    Returns:
-        list of {"row", "texts": [(column, text)], "gold", "base", "tuned" (classes by name), "confidence"}
-    """
+def confident_errors(cases: pd.DataFrame, task: Task) -> list[ConfidentError]:
+    """The tuned model's errors with the highest probability, the highest first."""
     wrong = cases[cases["tuned"] != cases["gold"]]
-    longest = LONGEST_ERROR // len(task.columns)
-    surest = wrong.sort_values("tuned_probability", ascending=False, kind="stable")[:ERRORS]
+    max_text = MAX_ERROR_TEXT // len(task.columns)
+    first = wrong.sort_values("tuned_probability", ascending=False, kind="stable")[:MAX_ERRORS]
     return [
-        {
-            "row": int(case["row"]),
-            "texts": [
-                (column, shortened(case[text], longest))
+        ConfidentError(
+            row=int(case["row"]),
+            texts=[
+                (column, cut_text(case[text], max_text))
                 for column, text in zip(task.columns, task.text_columns, strict=True)
             ],
-            **{who: task.classes[case[who]] for who in ("gold", "base", "tuned")},
-            "confidence": float(case["tuned_probability"]),
-        }
-        for _, case in surest.iterrows()
+            gold=task.classes[case["gold"]],
+            base=task.classes[case["base"]],
+            tuned=task.classes[case["tuned"]],
+            probability=float(case["tuned_probability"]),
+        )
+        for _, case in first.iterrows()
     ]
 
 
-def shortened(text: str, longest: int) -> str:
-    """A text as the page shows it: what is left out is marked."""
-    return text if len(text) <= longest else f"{text[:longest]}…"
+def cut_text(text: str, length: int) -> str:
+    """Cut a text, and mark the cut."""
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
-def groups(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
-    """Groups of rows to look at: {name: whether a row is in it}; of NLI those that the published report argues from."""
-    found = {"cut at max_length": cases["truncated"].to_numpy()}
+def filters(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
+    """The filters of the page: {name: whether a row passes}. For NLI, those that the published report's claims need."""
+    passes = {"truncated": cases["truncated"].to_numpy()} if cases["truncated"].any() else {}
     if nli:
         low, high = overlap_ends(cases)
-        missed = cases["tuned"] != cases["gold"]
-        found |= {
+        wrong = cases["tuned"] != cases["gold"]
+        passes |= {
             "the first ten rows": cases.index < 10,
-            "neutral, missed by tuned": missed & (cases["gold"] == nli.neutral),
-            "high overlap, taken for entailment": missed & high & (cases["tuned"] == nli.entailment),
-            "low overlap, missed by tuned": missed & low,
+            "neutral, tuned model wrong": wrong & (cases["gold"] == nli.neutral),
+            "high overlap, wrongly entailment": wrong & high & (cases["tuned"] == nli.entailment),
+            "low overlap, tuned model wrong": wrong & low,
         }
-    return {name: np.asarray(inside) for name, inside in found.items() if name != "cut at max_length" or inside.any()}
+    return {name: np.asarray(rows) for name, rows in passes.items()}
 
 
-def as_json(cases: pd.DataFrame, inside: dict[str, np.ndarray], task: Task) -> Markup:
-    """The cases as lists: row, texts, gold, base, tuned, fate, groups (a bit each), the likeliest classes of base and
-    of tuned as [class, percent, class, percent, …].
+def rows_as_json(cases: pd.DataFrame, filters: dict[str, np.ndarray], task: Task) -> Markup:
+    """The rows of the page as lists: row, texts, gold, base, tuned, fate, filters (a bit each), and the most probable
+    classes of base and of tuned as [class, percent, class, percent, …].
 
     Args:
-        inside: from `groups`.
+        filters: from `filters`.
     """
-    bits = sum(
-        (member.astype(int) * 2**place for place, member in enumerate(inside.values())), np.zeros(len(cases), int)
-    )
-    shown = cases.assign(groups=bits).iloc[chosen(cases, rows_on_the_page(cases, task))]
-    texts = [[shortened(text, LONGEST) for text in row] for row in shown[task.text_columns].to_numpy().tolist()]
-    columns = [shown[name].tolist() for name in ("gold", "base", "tuned", "fate", "groups")]
-    shares = [likeliest(shown[probabilities_of(name, task)].to_numpy()) for name in ("base", "tuned")]
-    return script_json(list(zip(shown["row"].tolist(), texts, *columns, *shares, strict=True)))
+    bits = sum((rows.astype(int) * 2**place for place, rows in enumerate(filters.values())), np.zeros(len(cases), int))
+    table = cases.assign(filters=bits).iloc[select_rows(cases, count_page_rows(cases, task))]
+    texts = [[cut_text(text, MAX_TEXT) for text in row] for row in table[task.text_columns].to_numpy().tolist()]
+    columns = [table[name].tolist() for name in ("gold", "base", "tuned", "fate", "filters")]
+    classes = [most_probable(table[probability_columns(model, task)].to_numpy()) for model in ("base", "tuned")]
+    return script_json(list(zip(table["row"].tolist(), texts, *columns, *classes, strict=True)))
 
 
-def chosen(cases: pd.DataFrame, room: int) -> np.ndarray:
-    """Places of the rows that the page shows, in order: all, or where there are more than it has room for, the errors
-    that the tuned model is surest of, as half of it at most, and of the other rows some at equal distances.
+def select_rows(cases: pd.DataFrame, count: int) -> np.ndarray:
+    """Choose the rows of the page, as positions in order.
+
+    If they are not all rows, up to half of them are the tuned model's most confident errors. The others are spaced
+    evenly.
     """
-    if room >= len(cases):
+    if count >= len(cases):
         return np.arange(len(cases))
     wrong = np.flatnonzero(cases["tuned"] != cases["gold"])
-    surest = wrong[np.argsort(-cases["tuned_probability"].to_numpy()[wrong], kind="stable")[: room // 2]]
-    others, rest = np.setdiff1d(np.arange(len(cases)), surest), room - len(surest)
-    return np.sort(np.concatenate([surest, others[np.arange(rest) * len(others) // rest]]))
+    errors = wrong[np.argsort(-cases["tuned_probability"].to_numpy()[wrong], kind="stable")[: count // 2]]
+    others, rest = np.setdiff1d(np.arange(len(cases)), errors), count - len(errors)
+    return np.sort(np.concatenate([errors, others[np.arange(rest) * len(others) // rest]]))
 
 
-def rows_on_the_page(cases: pd.DataFrame, task: Task) -> int:
-    """How many rows the page has room for."""
-    characters = cases[task.text_columns].map(len).clip(upper=LONGEST).to_numpy().sum()
-    return min(len(cases), MOST_ROWS, max(1, int(len(cases) * MOST_CHARACTERS / max(1, characters))))
+def count_page_rows(cases: pd.DataFrame, task: Task) -> int:
+    """How many rows fit on the page."""
+    characters = cases[task.text_columns].map(len).clip(upper=MAX_TEXT).to_numpy().sum()
+    return min(len(cases), MAX_ROWS, max(1, int(len(cases) * MAX_CHARACTERS / max(1, characters))))
 
 
-def likeliest(probabilities: np.ndarray) -> list[list[int]]:
-    """The likeliest classes of each row with their probabilities in percent, in one list, first the likeliest.
+def most_probable(probabilities: np.ndarray) -> list[list[int]]:
+    """The most probable classes of each row with their probabilities in percent, in one list.
 
     Args:
         probabilities: float [rows, classes].
     """
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELIEST]
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :SHOWN_CLASSES]
     percent = (np.take_along_axis(probabilities, order, axis=1) * 100).round().astype(int)
     return np.stack([order, percent], axis=2).reshape(len(order), -1).tolist()
 
 
+def legend(classes: int) -> str:
+    """How to read the predictions in the table; classes: their number."""
+    which = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
+    return f"✓ right, ✗ wrong. Below each prediction: {which}, with the model's probability of each in percent."
+
+
 def script_json(value: Any) -> Markup:
-    """JSON that stays data inside a <script> element: without `<` nothing can end it."""
+    """JSON for a <script> element: without `<`, no text can end the element."""
     return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def page_json(values: Sequence[str]) -> Markup:
-    """Names for the page's script."""
-    return script_json(list(values))
+def names_as_json(names: Sequence[str]) -> Markup:
+    return script_json(list(names))

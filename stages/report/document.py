@@ -1,4 +1,7 @@
-"""The report: numbers, sentences and pictures as one web page that needs no network, and as Markdown."""
+"""The report: as one web page that needs no network, and as Markdown.
+
+Each section is a function that returns what the templates show of it.
+"""
 
 import itertools
 import re
@@ -9,34 +12,48 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from stages.analysis.comparison import FATES
+from stages.analysis.case_table import FATES
+from stages.analysis.comparison import Comparison
 from stages.analysis.nli import NliTask
+from stages.analysis.results import Results
+from stages.analysis.usage import Usage
 from stages.data.data_summary import DataSummary
 from stages.data.data_warnings import find_warnings
-from stages.report import cases as rows
-from stages.report import published, wording
-from stages.report import tables as report_tables
+from stages.data.task import Task
+from stages.report import cases as page_rows
+from stages.report import published, tables, wording
 from stages.report.captions import captions
-from stages.report.formatting import numbers, percent, percent_interval
+from stages.report.claims import describe_claims
+from stages.report.formatting import percent, percent_interval
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN, tallness
+from stages.report.run_description import RunDescription
 
+Context = dict[str, Any]  # names of the templates
 TEMPLATES = Path(__file__).parent / "templates"
+MAX_BASE_CONFUSIONS = 5
+CAPTION_HEIGHT = 0.25  # of a picture's title, caption and frame, in widths of a column
+FATE_NAMES = {
+    "fixed": "corrected by tuning",
+    "broken": "broken by tuning",
+    "both_right": "right both times",
+    "both_wrong": "wrong both times",
+}
 
 
-def html(context: dict[str, Any]) -> str:
-    """The page; whatever stands in the data is escaped."""
+def html(context: Context) -> str:
+    """The page. Everything that comes from the data is escaped."""
     return environment().get_template("report.html").render(context)
 
 
-def markdown(context: dict[str, Any]) -> str:
-    """The short report, with its pictures in folders beside it."""
+def markdown(context: Context) -> str:
+    """The short report. Its pictures are files."""
     return environment().get_template("report.md").render(context)
 
 
 def environment() -> jinja2.Environment:
-    """Templates that escape in HTML, and that stop at a name they are not given."""
-    made = jinja2.Environment(
+    """Templates that escape in HTML, and that fail if a name is missing."""
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
@@ -44,145 +61,169 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters.update(
-        percent=percent, interval=lambda ends: percent_interval((ends["low"], ends["high"])), text=escape_markdown
-    )
-    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    return made
+    templates.filters.update(percent=percent, interval=percent_interval, text=escape_markdown)
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return templates
 
 
 def escape_markdown(value: str) -> str:
-    """Text of the data inside Markdown: what would be markup is escaped, and all is in one line."""
+    """Text of the data inside Markdown: markup is escaped, and line breaks become spaces."""
     return re.sub(r"[\\`*<|\[\]~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(value.split()))
 
 
-def context(
-    details: dict[str, Any],
-    usage: dict[str, dict[str, Any]],
-    findings: dict[str, dict[str, Any]],
+def build_context(
+    results: Results,
+    usage: Usage,
     cases: pd.DataFrame,
-    tables: dict[str, pd.DataFrame],
+    plot_tables: dict[str, pd.DataFrame],
     pictures: dict[str, tuple[bytes, str]],
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """What the templates show.
+    run: RunDescription,
+) -> Context:
+    """Everything that the templates show, section by section.
 
     Args:
-        details: metrics/details.json.
-        usage: {"base", "train", "tuned"}: what each run measured of itself, from `usage.figures`.
-        findings: from `nli.claims`; empty for another task.
-        cases: from `comparison.build_case_table`.
-        tables: from `plot_tables.plot_tables`.
+        cases: from `build_case_table`.
+        plot_tables: from `build_plot_tables`.
         pictures: {name: (PNG bytes, SVG text)}.
-        about: {"model": manifest, "data": source, "task": `Task`, "params": all of params.yaml, "device": name,
-            "versions": {library: version}, "published": published.json}.
     """
-    gained, task = details["comparison"], about["task"]
-    nli, few = NliTask.from_task(task), len(task.classes) <= report_tables.FEW_CLASSES
-    inside, titled = rows.groups(cases, nli), captions(task, about["params"], usage["train"])
-    shown = {
-        "model": Path(about["model"]["name"]).name,
-        "data": Path(about["data"]["name"]).name,
-        "level": wording.confidence_level(about["params"].analysis.confidence),
-        **results(details, about),
-        "headline": wording.headline(gained, about["params"].analysis.confidence),
-        "errors": rows.confident_errors(cases, task),
-        "facts": key_facts(details["data"], about),
+    return {
+        **headline_section(results, run),
+        **scores_section(results, run),
+        **classes_section(results, plot_tables),
+        **data_section(results.data, run.task),
+        **recipe_section(results.data, run),
+        **errors_section(cases, run.task),
+        **confusions_section(cases, run.task),
+        **pictures_section(pictures, usage, run),
+        **published_section(results, usage, plot_tables["epochs"], run),
+        **rows_section(cases, results.comparison, run.task),
+    }
+
+
+def headline_section(results: Results, run: RunDescription) -> Context:
+    return {
+        "model": run.model.short_name,
+        "data": run.data.short_name,
+        "level": wording.confidence_level(run.confidence),
+        "headline": wording.headline(results.comparison, run.confidence),
+    }
+
+
+def scores_section(results: Results, run: RunDescription) -> Context:
+    """The scores of both models with notes on their intervals; the model card has this section too."""
+    group, classes = run.task.group, results.data.splits["test"].classes
+    return {
+        "lead": wording.choose_lead(results),
+        "numbers": tables.score_table(results),
+        "guessed": wording.list_baselines(results.comparison),
+        "intervals": wording.explain_intervals(results, group, run.confidence),
+        "interval_cautions": wording.interval_cautions(classes, results.tuned.groups, group),
+    }
+
+
+def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame]) -> Context:
+    slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("base", "tuned"))
+    return {"by_class": tables.class_table(results), "slices": list(zip(*slices, strict=True))}
+
+
+def data_section(data: DataSummary, task: Task) -> Context:
+    """The rows of each split, and what is wrong with them; the model card has this section too."""
+    return {
+        "by_split": tables.split_table(data, task),
+        "cautions": find_warnings(data, task.group),
+        "overlap": wording.no_overlap(data.splits["test"], task.group),
+    }
+
+
+def recipe_section(data: DataSummary, run: RunDescription) -> Context:
+    """What was run; the model card has this section too."""
+    return {"facts": key_facts(data, run), "recipe": recipe(data, run)}
+
+
+def errors_section(cases: pd.DataFrame, task: Task) -> Context:
+    return {"errors": page_rows.confident_errors(cases, task), "columns": task.columns}
+
+
+def confusions_section(cases: pd.DataFrame, task: Task) -> Context:
+    """With few classes, the confusion matrices show all confusions."""
+    few = len(task.classes) <= tables.FEW_CLASSES
+    confusions = {
+        "tuned": tables.confusion_table(cases, task, "tuned"),
+        "base": tables.confusion_table(cases, task, "base")[:MAX_BASE_CONFUSIONS],
+    }
+    return {"few_classes": few, "confusions": None if few else confusions}
+
+
+def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: RunDescription) -> Context:
+    """With many classes, the confusion matrices are in a section of their own."""
+    few = len(run.task.classes) <= tables.FEW_CLASSES
+    titles = captions(run.task, run.params, usage.train)
+    heights = {name: tallness(pictures[name][1]) for name in titles if few or name != "confusion"}
+    return {
         "pictures": {
-            name: {"title": title, "caption": caption, "svg": labelled(pictures[name][1], title), "file": file(name)}
-            for name, (title, caption) in titled.items()
+            name: {
+                "title": title,
+                "caption": caption,
+                "svg": label_svg(pictures[name][1], title),
+                "file": f"{'measurements' if name == 'usage' else 'figures'}/{name}.png",
+            }
+            for name, (title, caption) in titles.items()
         },
         "picture_width": SHOWN,
-        "picture_columns": in_two_columns(
-            {name: tallness(pictures[name][1]) for name in titled if few or name != "confusion"}
-        ),
-        "confusions": None
-        if few
-        else {
-            "tuned": report_tables.confusions(cases, task, "tuned"),
-            "base": report_tables.confusions(cases, task, "base")[: report_tables.OF_BASE],
-        },
-        "slices": list(zip(tables["slices_base"].itertuples(), tables["slices_tuned"].itertuples(), strict=True)),
-        "by_split": report_tables.by_split(details["data"], task),
-        "by_class": report_tables.by_class(details),
-        "few_classes": few,
-        "fates": {fate: (wording.FATES[fate], gained[fate]) for fate in FATES},
-        "groups": {name: int(member.sum()) for name, member in inside.items()},
-        "columns": task.columns,
+        "picture_columns": in_two_columns(heights),
+    }
+
+
+def published_section(results: Results, usage: Usage, epochs: pd.DataFrame, run: RunDescription) -> Context:
+    """The published report's claims and figures, for NLI only."""
+    if results.claims is None:
+        return {"nli": None}
+    claims, level = describe_claims(results.claims), wording.confidence_level(run.confidence)
+    section = {
+        "published": run.published,
+        "explained": published.explain_published(run.published, results.tuned.rows),
+        "claims": claims,
+        "claims_note": f"Each of these {len(claims)} claims is tested at {level} by itself, not all of them at once.",
+        "differences": published.find_differences(run),
+        "figures": published.compare_figures(run.published, results, usage),
+        "epochs": published.compare_epochs(run.published, epochs),
+    }
+    return {"nli": section}
+
+
+def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Context:
+    """The table of test rows with its filters."""
+    filters = page_rows.filters(cases, NliTask.from_task(task))
+    return {
+        "fates": {fate: (FATE_NAMES[fate], getattr(comparison, fate)) for fate in FATES},
+        "filters": {name: int(rows.sum()) for name, rows in filters.items()},
         "classes": task.classes,
-        "columns_json": rows.page_json(task.columns),
-        "classes_json": rows.page_json(task.classes),
-        "rows_json": rows.as_json(cases, inside, task),
+        "columns_json": page_rows.names_as_json(task.columns),
+        "classes_json": page_rows.names_as_json(task.classes),
+        "rows_json": page_rows.rows_as_json(cases, filters, task),
         "all_rows": len(cases),
-        "shows_all": rows.rows_on_the_page(cases, task) == len(cases),
-        "legend": wording.legend(min(rows.LIKELIEST, len(task.classes))),
+        "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
+        "legend": page_rows.legend(len(task.classes)),
     }
-    return shown | {"nli": beside_the_published(details, usage, findings, tables, about) if nli else None}
-
-
-def beside_the_published(
-    details: dict[str, Any],
-    usage: dict[str, dict[str, Any]],
-    findings: dict[str, dict[str, Any]],
-    tables: dict[str, pd.DataFrame],
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """What an NLI task's report has more: the published report's claims and figures; arguments: as of `context`."""
-    theirs, level = about["published"], wording.confidence_level(about["params"].analysis.confidence)
-    return {
-        "published": theirs,
-        "explained": wording.published(theirs, details["tuned"]["rows"]),
-        "findings": wording.claims(findings),
-        "claims_note": f"Each of these {len(findings)} claims is tested at {level} by itself, not all of them at once.",
-        "differing": published.differing(theirs, about["model"]["name"], about["data"]["name"]),
-        "beside": published.beside(theirs, details, usage),
-        "epochs": published.epochs_beside(theirs, tables["epochs"]),
-    }
-
-
-def results(details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """What the reports and the model card both show."""
-    effects, group = (details[name]["design_effect"] for name in ("base", "tuned", "comparison")), about["task"].group
-    return {
-        "base": details["base"],
-        "tuned": details["tuned"],
-        "gained": details["comparison"],
-        "lead": wording.lead(details),
-        "guessed": wording.guessed(details["comparison"]),
-        "numbers": numbers(details),
-        "intervals": wording.intervals(*effects, group, about["params"].analysis.confidence),
-        "cautions": find_warnings(DataSummary.from_json(details["data"]), group),
-        "interval_cautions": wording.interval_cautions(
-            details["data"]["test"]["classes"], details["tuned"]["groups"], group
-        ),
-        "overlap": wording.overlap(details["data"]["test"], group),
-        "recipe": recipe(details["data"], about),
-    }
-
-
-def file(picture: str) -> str:
-    """Where a picture lies beside the report: what a run measured of itself is not among what it found."""
-    return f"{'measurements' if picture == 'usage' else 'figures'}/{picture}.png"
 
 
 def in_two_columns(heights: dict[str, float]) -> list[list[str]]:
-    """Pictures in two columns as even as they can be, the first picture in the first column.
+    """Distribute pictures over two columns as evenly as possible. The first picture is in the first column.
 
     Args:
         heights: of the pictures in the order of the page, in widths of a column.
     """
     first, *others = heights
-    words = 0.25  # what title, caption and frame of a picture take
-    whole = sum(heights.values()) + words * len(heights)
+    total = sum(heights.values()) + CAPTION_HEIGHT * len(heights)
 
-    def unevenness(beside):
-        return abs(whole - 2 * sum(heights[name] + words for name in (first, *beside)))
+    def unevenness(names: tuple[str, ...]) -> float:
+        return abs(total - 2 * sum(heights[name] + CAPTION_HEIGHT for name in (first, *names)))
 
     subsets = itertools.chain.from_iterable(itertools.combinations(others, n) for n in range(len(others) + 1))
-    chosen = {first, *min(subsets, key=unevenness)}
-    return [[name for name in heights if name in chosen], [name for name in heights if name not in chosen]]
+    left = {first, *min(subsets, key=unevenness)}
+    return [[name for name in heights if name in left], [name for name in heights if name not in left]]
 
 
-def labelled(svg: str, title: str) -> Markup:
-    """An SVG that a screen reader names."""
+def label_svg(svg: str, title: str) -> Markup:
+    """Give an SVG a name for screen readers."""
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

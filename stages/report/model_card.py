@@ -2,38 +2,46 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.analysis.metrics import METRICS
+from stages.analysis import metrics
+from stages.analysis.metrics import Metric
 from stages.analysis.nli import NliTask
+from stages.analysis.results import Results
 from stages.data.task import Task
-from stages.report.document import environment, results
+from stages.report.document import data_section, environment, recipe_section, scores_section
+from stages.report.run_description import RunDescription, Source
 from stages.sources.manifest import is_local, local_path
 
 
-def build_adapter_card(details: dict[str, Any], about: dict[str, Any]) -> str:
-    """Build the card of the adapter; details, about: as in `document.context`."""
-    params = about["params"]
+def build_adapter_card(results: Results, run: RunDescription) -> str:
+    """Build the card of the adapter."""
     metadata = build_metadata(
-        about,
-        details["tuned"],
+        run.task,
+        run.model,
+        run.data,
+        {key: score.value for key, score in results.tuned.scores.items()},
         library="peft",
         tags=["lora", "qlora"],
-        dataset={"dataset_config": params.data.subset, "dataset_split": params.data.splits.test},
+        dataset={"dataset_config": run.params.data.subset, "dataset_split": run.params.data.splits.test},
     )
+    public_run = replace(run, data=replace(run.data, name=public_name(run.data.name)))
     return render_card(
         "model_card.md",
         metadata,
-        about,
-        model=about["model"],
-        task=about["task"],
-        example=example_texts(about["task"]),
-        nf4=params.model.quantization == "nf4",
-        **loading_dtypes(params.model.precision),
-        on_hub=not is_local(about["model"]["name"]),
-        **results(details, about | {"data": with_public_name(about["data"])}),
+        run.task,
+        model=run.model,
+        rows=results.tuned.rows,
+        example=example_texts(run.task),
+        nf4=run.params.model.quantization == "nf4",
+        **loading_dtypes(run.params.model.precision),
+        on_hub=not is_local(run.model.name),
+        **scores_section(results, public_run),
+        **data_section(results.data, run.task),
+        **recipe_section(results.data, public_run),
     )
 
 
@@ -46,27 +54,32 @@ def build_export_card(about: dict[str, Any]) -> str:
             merge in the folder; `rows`, the number of test rows; `truncated`, how many of them were cut; `left_out`,
             how many more were not used; `special`, whether the template has special tokens; `dtype`, its name.
     """
+    model, data = (Source.from_manifest(about[key]) for key in ("model", "data"))
     scores = {"accuracy": about["merges"][about["chosen"]].accuracy}
     return render_card(
         "exported_card.md",
-        build_metadata(about, scores, library="transformers", tags=[]),
-        about,
-        **about | {"data": with_public_name(about["data"])},
+        build_metadata(about["task"], model, data, scores, library="transformers", tags=[]),
+        **about | {"data": {"name": public_name(data.name)}},
         nf4=about["settings"].model.quantization == "nf4",
         texts=example_texts(about["task"]),
     )
 
 
-def render_card(template: str, metadata: ModelCardData, about: dict[str, Any], **values: Any) -> str:
+def render_card(template: str, metadata: ModelCardData, task: Task, **values: Any) -> str:
     """Metadata as YAML, then the template with these values."""
-    nli = NliTask.from_task(about["task"])
-    body = environment().get_template(template).render(title=make_title(about), nli=nli, **values)
+    body = (
+        environment()
+        .get_template(template)
+        .render(title=metadata.model_name, task=task, nli=NliTask.from_task(task), **values)
+    )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
 def build_metadata(
-    about: dict[str, Any],
-    scores: Mapping[str, Any],
+    task: Task,
+    model: Source,
+    data: Source,
+    scores: Mapping[str, float],
     *,
     library: str,
     tags: list[str],
@@ -75,25 +88,24 @@ def build_metadata(
     """What the hub reads from a card. It names no base and no data set that is a local folder.
 
     Args:
-        about: with `task`, `model` and `data`.
-        scores: values by the keys of `METRICS`.
+        scores: values by the keys of `metrics.METRICS`.
         library: the library that loads the model.
         tags: besides those of the task.
         dataset: more arguments of `EvalResult` about the data.
     """
-    model, data, is_nli = about["model"], about["data"], NliTask.from_task(about["task"]) is not None
+    is_nli = NliTask.from_task(task) is not None
     known = [
         (metric.title, metric.hub, scores[metric.key])
-        for metric in METRICS
-        if metric.hub and metric.key in scores and math.isfinite(scores[metric.key])
+        for metric in metrics.METRICS
+        if isinstance(metric, Metric) and metric.hub and metric.key in scores and math.isfinite(scores[metric.key])
     ]
     evaluations = [
         EvalResult(
             task_type="text-classification",
             task_name="Natural language inference" if is_nli else "Text classification",
-            dataset_type=public_name(data),
-            dataset_name=public_name(data),
-            dataset_revision=data["revision"],
+            dataset_type=public_name(data.name),
+            dataset_name=public_name(data.name),
+            dataset_revision=data.revision,
             **(dataset or {}),
             metric_type=metric_type,
             metric_name=title[0].upper() + title[1:],
@@ -103,9 +115,9 @@ def build_metadata(
         for title, (metric_type, arguments), value in known
     ]
     return ModelCardData(
-        model_name=make_title(about),
-        base_model=None if is_local(model["name"]) else model["name"],
-        datasets=None if is_local(data["name"]) else [data["name"]],
+        model_name=make_title(model.name, data.name),
+        base_model=None if is_local(model.name) else model.name,
+        datasets=None if is_local(data.name) else [data.name],
         library_name=library,
         pipeline_tag="text-classification",
         tags=[*tags, *(["natural-language-inference"] if is_nli else [])] or None,
@@ -114,22 +126,17 @@ def build_metadata(
     )
 
 
-def with_public_name(data: dict[str, Any]) -> dict[str, Any]:
-    return data | {"name": public_name(data)}
-
-
-def public_name(data: dict[str, Any]) -> str:
+def public_name(data: str) -> str:
     """The name of a data set on the hub, or the last name of a local folder, whose path is private.
 
     The name cannot be omitted: the hub requires a type and a name of the data for each score (`EvalResult`).
     """
-    return local_path(data["name"]).resolve().name if is_local(data["name"]) else data["name"]
+    return local_path(data).resolve().name if is_local(data) else data
 
 
-def make_title(about: dict[str, Any]) -> str:
+def make_title(model: str, data: str) -> str:
     """The model's name for readers, such as "phi-2 for snli"."""
-    model, data = (about[key]["name"].rstrip("/").split("/")[-1] for key in ("model", "data"))
-    return f"{model} for {data}"
+    return " for ".join(name.rstrip("/").split("/")[-1] for name in (model, data))
 
 
 def example_texts(task: Task) -> dict[str, str]:

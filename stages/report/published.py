@@ -1,13 +1,20 @@
-"""The published figures beside this run's, as text."""
+"""The figures of the published report next to those of this run, as text."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from stages.report.formatting import found, percent
+from stages.analysis.results import Results
+from stages.analysis.usage import Usage
+from stages.report.formatting import percent
+from stages.report.run_description import RunDescription
 
 LOSSES = ("train_loss", "validation_loss")
-FIGURES = (
+Format = str | Callable[[float], str]
+# (name, format, key): published.json has the keys of details.json, and `usage` has those of measurements/stages.json.
+FIGURES: tuple[tuple[str, Format, str], ...] = (
     ("test rows", "{:,}", "tuned.rows"),
     ("accuracy, base", percent, "base.accuracy"),
     ("accuracy, tuned", percent, "tuned.accuracy"),
@@ -17,38 +24,67 @@ FIGURES = (
     ("stored parameters, with LoRA", "{:,}", "train.parameters.stored"),
     ("trained parameters", "{:,}", "train.parameters.trainable"),
     ("training, seconds", "{:,.0f}", "usage.train.seconds"),
-    ("GPU memory with the base loaded, GB", "{:.2f}", "usage.base.gpu.loaded"),
+    ("GPU memory after loading the base, GB", "{:.2f}", "usage.base.gpu.loaded"),
     ("GPU memory before training, GB", "{:.2f}", "usage.train.gpu.before_training"),
     ("GPU memory after training, GB", "{:.2f}", "usage.train.gpu.after_training"),
-    ("epoch kept", "{}", "train.best_epoch"),
+    ("best epoch", "{}", "train.best_epoch"),
     ("validation loss of that epoch", "{:.3f}", "train.validation_loss"),
 )
 
 
-def differing(published: dict[str, Any], model: str, data: str) -> list[tuple[str, str, str]]:
-    """What makes the published figures and this run's another matter: (what, the published one, this run's) each."""
-    pairs = [("base model", published["model"], model), ("data", published["data"], data)]
+def explain_published(published: dict[str, Any], rows: int) -> str:
+    """What the published report is; rows: test rows of this run."""
+    return (
+        f"The published report is a student's, on {published['model']} tuned on {published['data']} "
+        f"({published['source']}). This pipeline's recipe comes from its notebook. Its claims are based on ten test "
+        f"rows; here they are tested on all {rows:,} rows of this run."
+    )
+
+
+def find_differences(run: RunDescription) -> list[tuple[str, str, str]]:
+    """Why the published figures can't be compared with this run's: (what differs, published, this run)."""
+    published = run.published
+    pairs = [("base model", published["model"], run.model.name), ("data", published["data"], run.data.name)]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def beside(
-    published: dict[str, Any], details: dict[str, Any], usage: dict[str, dict[str, Any]]
-) -> list[tuple[str, str, str]]:
-    """The published figures beside this run's, as text: (name, published, measured) each.
-
-    Args:
-        published: published.json.
-        details, usage: as `document.context` takes them.
-    """
-    ours = details | {"usage": usage}
-    return [(name, found(published, key, show), found(ours, key, show)) for name, show, key in FIGURES]
-
-
-def epochs_beside(published: dict[str, Any], epochs: pd.DataFrame) -> list[tuple[int, str, str, str, str]]:
-    """Losses by epoch: (epoch, published training, published validation, this run's training, and validation)."""
-    theirs = {line["epoch"]: line for line in published["train"]["epochs"]}
-    ours = epochs.set_index("epoch").to_dict("index")
+def compare_figures(published: dict[str, Any], results: Results, usage: Usage) -> list[tuple[str, str, str]]:
+    """(name, published, this run) of each figure."""
+    this_run = results.to_json() | {"usage": usage.to_json()}
     return [
-        (epoch, *(found(run.get(epoch, {}), key, "{:.3f}") for run in (theirs, ours) for key in LOSSES))
-        for epoch in sorted({*theirs, *ours})
+        (name, _text(_look_up(published, key), form), _text(_look_up(this_run, key), form))
+        for name, form, key in FIGURES
     ]
+
+
+def compare_epochs(published: dict[str, Any], epochs: pd.DataFrame) -> list[tuple[int, str, str, str, str]]:
+    """(epoch, published training loss, published validation loss, this run's training loss, validation loss)."""
+    published_lines = {line["epoch"]: line for line in published["train"]["epochs"]}
+    lines = epochs.set_index("epoch").to_dict("index")
+    return [
+        (
+            epoch,
+            *(
+                _text(by_epoch.get(epoch, {}).get(key), "{:.3f}")
+                for by_epoch in (published_lines, lines)
+                for key in LOSSES
+            ),
+        )
+        for epoch in sorted({*published_lines, *lines})
+    ]
+
+
+def _look_up(values: Any, key: str) -> float | None:
+    """A nested value; None if it is not there. The key has dots, such as "train.best_epoch"."""
+    for part in key.split("."):
+        if part not in values:
+            return None
+        values = values[part]
+    return values
+
+
+def _text(value: float | None, form: Format) -> str:
+    """A figure as text; a dash if it is unknown or not finite."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return form.format(value) if isinstance(form, str) else form(value)

@@ -1,6 +1,7 @@
-"""How pictures are made: each drawn twice by the same code, PNG on white, and SVG in the colours of the page.
+"""How pictures are rendered: as PNG on white, and as SVG in the colours of the page.
 
-The SVG names its colours as CSS variables (`var(--tuned)`), so that one picture serves a light and a dark page.
+The same code draws both. The SVG names its colours as CSS variables (`var(--tuned)`), so one picture serves a light and
+a dark page.
 """
 
 import io
@@ -23,11 +24,12 @@ ON_WHITE = {
     "tuned": "#1f66d0",
     "paper": "#ffffff",
 }
-STAND_INS = {name: f"#0a0b{number:02x}" for number, name in enumerate(ON_WHITE, start=0xC0)}  # found again in the SVG
-WIDTH = 4.2  # inches; narrow, so that a phone does not shrink the words
-SHOWN = 500  # pixels of a page that a PNG takes
-DENSITY = 2  # pixels of a PNG for each of these, for a dense screen
-COLOURS = 64  # of a PNG: a few, and their shades at edges
+# `inline` replaces these colours in the SVG.
+STAND_INS = {name: f"#0a0b{number:02x}" for number, name in enumerate(ON_WHITE, start=0xC0)}
+WIDTH = 4.2  # inches; narrow, so that text stays readable on a phone
+SHOWN = 500  # width of a PNG on the page, in pixels
+DENSITY = 2  # pixels of a PNG for each pixel of the page, for dense screens
+COLOURS = 64  # of a PNG: few, and their shades at edges
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -44,35 +46,35 @@ STYLE = {
 
 
 def render(draw: Callable[[dict[str, str]], Figure], names: Iterable[str] = ()) -> tuple[bytes, str]:
-    """Draw a picture both ways.
+    """Draw a picture in both formats.
 
     Args:
         draw: function of the colours {name: colour} that returns a `Figure`, `WIDTH` wide.
-        names: what comes from the data and may be drawn, in any script.
+        names: texts of the data that may be drawn, in any script.
 
     Returns:
         (PNG bytes, SVG text): the same bytes for the same picture, on any day.
     """
     families = find_families("".join(names))
     style = STYLE if families == (DEFAULT_FAMILY,) else STYLE | {"font.family": families}
-    with matplotlib.rc_context(style | themed(ON_WHITE)):
-        drawn = io.BytesIO()
-        draw(ON_WHITE).savefig(drawn, format="png", dpi=SHOWN * DENSITY / WIDTH, facecolor=ON_WHITE["paper"])
-    with matplotlib.rc_context(style | themed(STAND_INS)):
+    with matplotlib.rc_context(style | themed(ON_WHITE)):  # type: ignore[arg-type]  # its hint lists every key
+        png = io.BytesIO()
+        draw(ON_WHITE).savefig(png, format="png", dpi=SHOWN * DENSITY / WIDTH, facecolor=ON_WHITE["paper"])
+    with matplotlib.rc_context(style | themed(STAND_INS)):  # type: ignore[arg-type]  # its hint lists every key
         svg = io.StringIO()
         draw(STAND_INS).savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return with_few_colours(drawn), inline(svg.getvalue())
+    return with_few_colours(png), inline(svg.getvalue())
 
 
 def with_few_colours(png: io.BytesIO) -> bytes:
-    """A PNG with a palette, a third as large: each run commits its pictures."""
+    """A PNG with a palette. It is a third as large, and each run commits its pictures."""
     image, small = Image.open(png).convert("RGB"), io.BytesIO()
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 
 def themed(colours: dict[str, str]) -> dict[str, str]:
-    """Matplotlib's settings for a set of colours."""
+    """Matplotlib settings for a set of colours."""
     ink, muted, line = colours["ink"], colours["muted"], colours["line"]
     return {
         "text.color": ink, "axes.labelcolor": muted, "axes.edgecolor": line, "axes.titlecolor": ink,
@@ -82,7 +84,7 @@ def themed(colours: dict[str, str]) -> dict[str, str]:
 
 
 def inline(svg: str) -> str:
-    """Matplotlib's SVG as an element of a page: no prolog, no metadata, no ids but those referred to, CSS colours."""
+    """Matplotlib's SVG as an element of a page, in CSS colours. Prolog, metadata and unused ids are removed."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
@@ -93,13 +95,13 @@ def inline(svg: str) -> str:
 
 
 def tallness(svg: str) -> float:
-    """Height of a picture over its width."""
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    """A picture's height divided by its width."""
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
     return float(height) / float(width)
 
 
 def shorten(name: str, length: int) -> str:
-    """A name in one line; the middle of one that is too long is left out, since such names differ at either end."""
+    """A name in one line. A long name loses its middle, since long names often differ at the start or the end."""
     name = " ".join(name.split())
     if width(name) <= length:
         return name
@@ -107,12 +109,12 @@ def shorten(name: str, length: int) -> str:
     return f"{_start(name, length - end - 1).rstrip()}…{_start(name[::-1], end)[::-1].lstrip()}"
 
 
-def _start(name, length):
+def _start(name: str, length: int) -> str:
     """The start of a name, no wider than `length` letters."""
-    widths = itertools.accumulate(map(width, name))
-    return name[: sum(taken <= length for taken in widths)]
+    ends = itertools.accumulate(map(width, name))
+    return name[: sum(end <= length for end in ends)]
 
 
 def width(name: str) -> int:
-    """Width of a name in letters; a Chinese, Japanese or Korean character is as wide as two."""
+    """Width of a name in letters. A Chinese, Japanese or Korean character is two letters wide."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in name)

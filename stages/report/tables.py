@@ -1,4 +1,4 @@
-"""Rows by split and by class, scores by class, and what is confused with what: the tables of the report, as text."""
+"""The tables of the report, as text: scores, scores by class, rows by split, confusions."""
 
 import math
 from typing import Any
@@ -7,84 +7,110 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import metrics
-from stages.analysis.plot_tables import most_frequent_confusions
+from stages.analysis.metrics import ClassMetric, Metric
+from stages.analysis.results import Results
 from stages.data.confusion import confusion_counts
+from stages.data.data_summary import DataSummary, SplitSummary
 from stages.data.task import SPLITS, Task
-from stages.report.formatting import FORMS, percent
+from stages.report.formatting import number, number_interval, percent, percent_interval
 
-FEW_CLASSES = 10  # classes; more are folded away, summed up, or drawn without words
-OF_BASE = 5  # confusions that are shown
+FEW_CLASSES = 10  # with more, tables are folded or summed up, and pictures have no words
+MAX_CONFUSIONS = 10
+FORMS = {"percent": (percent, percent_interval), "number": (number, number_interval)}  # `Metric.form`
 
 
-def by_split(summary: dict[str, Any], task: Task) -> list[tuple[str, list[str]]]:
-    """What each split holds: (name, [value of training, of validation, of test]) a line.
+def score_table(results: Results) -> list[tuple[str, list[tuple[str, str | None]]]]:
+    """(title, [(value, interval or None) of base, of tuned]) of each metric."""
+    table = []
+    for metric in metrics.METRICS:
+        if isinstance(metric, Metric):
+            write, write_interval = FORMS[metric.form]
+            scores = [model.scores[metric.key] for model in (results.base, results.tuned)]
+            cells = [(write(s.value), write_interval(s.interval) if s.interval else None) for s in scores]
+            table.append((metric.title, cells))
+    return table
 
-    Args:
-        summary: of outs/data_summary.json.
-    """
-    splits = [summary[split] for split in SPLITS]
-    lines = [("rows in the split", [split["rows"] for split in splits])]
-    if any(split["chosen"] != split["rows"] for split in splits):
-        lines.append(("taken of these", [split["chosen"] for split in splits]))
+
+def class_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """The scores and rows of each class: (headings, a list of cells for each class)."""
+    columns = [
+        (f"{metric.title}, {name}", model.class_scores[metric.key])
+        for metric in metrics.METRICS
+        if isinstance(metric, ClassMetric)
+        for name, model in (("base", results.base), ("tuned", results.tuned))
+    ]
+    rows = [results.data.splits[split].classes for split in ("test", "train")]
+    lines = []
+    for class_number, name in enumerate(rows[0]):
+        cells = [percent(scores.get(name, math.nan)) for _, scores in columns]
+        lines.append([str(class_number), name, *cells, *(f"{classes[name]:,}" for classes in rows)])
+    return ["no.", "class", *(title for title, _ in columns), "test rows", "training rows"], lines
+
+
+def split_table(data: DataSummary, task: Task) -> list[tuple[str, list[str]]]:
+    """(name, [count of training, of validation, of test]) of each count."""
+    splits = [data.splits[split] for split in SPLITS]
+    lines: list[tuple[str, list[Any]]] = [("rows in the split", [split.rows for split in splits])]
+    if any(split.chosen != split.rows for split in splits):
+        lines.append(("chosen", [split.chosen for split in splits]))
     lines += [
-        ("without a gold label", [split["unlabelled"] for split in splits]),
-        ("kept", [split["kept"] for split in splits]),
-        ("cut at max_length", [split["truncated"] for split in splits]),
-        *((f"with an empty {column}", [split["empty"][column] for split in splits]) for column in task.columns),
-        ("also among the training rows", [_also_in(split, "train") for split in splits]),
-        ("also among the validation rows", [_also_in(split, "validation") for split in splits]),
-        ("tokens, mean", [f"{split['tokens_mean']:.1f}" for split in splits]),
-        ("tokens, most", [split["tokens_max"] for split in splits]),
-        *_classes(splits),
+        ("without a gold label", [split.unlabelled for split in splits]),
+        ("kept", [split.kept for split in splits]),
+        ("truncated", [split.truncated for split in splits]),
+        *((f"with an empty {column}", [split.empty[column] for split in splits]) for column in task.columns),
+        ("duplicates of training rows", [_count_duplicates(split, "train") for split in splits]),
+        ("duplicates of validation rows", [_count_duplicates(split, "validation") for split in splits]),
+        ("tokens, mean", [f"{split.tokens_mean:.1f}" for split in splits]),
+        ("tokens, maximum", [split.tokens_max for split in splits]),
+        *_class_lines(splits),
     ]
     return [(name, [value if isinstance(value, str) else f"{value:,}" for value in values]) for name, values in lines]
 
 
-def _also_in(split: dict[str, Any], other: str) -> int | str:
-    """How many rows stand in another split; a dash where that was not counted, since the other comes later."""
-    return split[f"in_{other}"]["rows"] if f"in_{other}" in split else "–"
+def _count_duplicates(split: SplitSummary, earlier: str) -> int | str:
+    """Rows that are also in an earlier split; a dash if that split is not earlier."""
+    return split.overlaps[earlier].rows if earlier in split.overlaps else "–"
 
 
-def _classes(splits: list[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Rows of each class, or of the smallest, the median and the largest of many."""
-    counts = [split["classes"] for split in splits]
-    if len(counts[0]) <= FEW_CLASSES:
-        return [(f"class {name}", [count[name] for count in counts]) for name in counts[0]]
-    rows = [np.array(list(count.values())) for count in counts]
+def _class_lines(splits: list[SplitSummary]) -> list[tuple[str, list[Any]]]:
+    """Rows of each class. With many classes: of the smallest, the median and the largest."""
+    names = splits[0].classes
+    if len(names) <= FEW_CLASSES:
+        return [(f"class {name}", [split.classes[name] for split in splits]) for name in names]
+    rows = [np.array(list(split.classes.values())) for split in splits]
     return [
-        (f"rows of the smallest of {len(counts[0])} classes", [int(each.min()) for each in rows]),
-        ("rows of the median class", [f"{np.median(each):,.10g}" for each in rows]),
-        ("rows of the largest class", [int(each.max()) for each in rows]),
-        ("classes without rows", [int((each == 0).sum()) for each in rows]),
+        (f"rows of the smallest of {len(names)} classes", [int(counts.min()) for counts in rows]),
+        ("rows of the median class", [f"{np.median(counts):,.10g}" for counts in rows]),
+        ("rows of the largest class", [int(counts.max()) for counts in rows]),
+        ("classes without rows", [int((counts == 0).sum()) for counts in rows]),
     ]
 
 
-def by_class(details: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The scores that each class has, and its rows: (headings, a list of cells for each class).
+def confusion_table(cases: pd.DataFrame, task: Task, model: str) -> list[tuple[str, str, str, str]]:
+    """(gold class, predicted class, rows, share of the gold class's rows) of the most frequent confusions.
 
     Args:
-        details: metrics/details.json.
-    """
-    of_classes = [metric for metric in metrics.METRICS if isinstance(details["base"][metric.key], dict)]
-    scores = [(metric, model) for metric in of_classes for model in ("base", "tuned")]
-    headings = [f"{metric.title}, {model}" for metric, model in scores] + ["test rows", "training rows"]
-    rows = [details["data"][split]["classes"] for split in ("test", "train")]
-    lines = []
-    for number, name in enumerate(rows[0]):
-        cells = [FORMS[metric.form][0](details[model][metric.key].get(name, math.nan)) for metric, model in scores]
-        lines.append([str(number), name, *cells, *(f"{split[name]:,}" for split in rows)])
-    return ["no.", "class", *headings], lines
-
-
-def confusions(cases: pd.DataFrame, task: Task, model: str) -> list[tuple[str, str, str, str]]:
-    """What a model confuses most often: (gold class, predicted class, rows, share of the gold class's rows) a line.
-
-    Args:
-        cases: from `comparison.build_case_table`.
+        cases: from `build_case_table`.
         model: "base" or "tuned".
     """
-    found = most_frequent_confusions(confusion_counts(cases["gold"], cases[model], len(task.classes)))
+    confusions = most_frequent_confusions(confusion_counts(cases["gold"], cases[model], len(task.classes)))
     return [
         (task.classes[line.gold], task.classes[line.predicted], f"{line.rows:,}", percent(line.share))
-        for line in found.itertuples()
+        for line in confusions.itertuples()
     ]
+
+
+def most_frequent_confusions(confusion: np.ndarray) -> pd.DataFrame:
+    """The `MAX_CONFUSIONS` pairs of different classes with the most rows.
+
+    Args:
+        confusion: from `confusion_counts`, [classes, classes].
+
+    Returns:
+        data frame: `gold`, `predicted` (class numbers), `rows`, `share` of the gold class's rows.
+    """
+    gold, predicted = np.nonzero(confusion)
+    pairs = pd.DataFrame({"gold": gold, "predicted": predicted, "rows": confusion[gold, predicted]})
+    pairs["share"] = pairs["rows"] / confusion.sum(axis=1)[gold]
+    wrong = pairs[pairs["gold"] != pairs["predicted"]]
+    return wrong.sort_values(["rows", "share"], ascending=False, kind="stable")[:MAX_CONFUSIONS]

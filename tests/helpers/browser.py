@@ -1,4 +1,4 @@
-"""Chromium by its own driver: as much of the W3C WebDriver protocol as the tests use."""
+"""Control Chromium by its driver, with the part of the W3C WebDriver protocol that the tests need."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 
-def _first_there(*names: str) -> str | None:
-    """Path of the first of these programs that is installed."""
+def _find_program(*names: str) -> str | None:
+    """Path of the first of these programs that is installed, or None."""
     return next(filter(None, map(shutil.which, names)), None)
 
 
-CHROMIUM = _first_there("chromium", "chromium-browser", "google-chrome")
-DRIVER = _first_there("chromedriver")
+CHROMIUM = _find_program("chromium", "chromium-browser", "google-chrome")
+DRIVER = _find_program("chromedriver")
 MISSING = [name for name, path in (("chromium or google-chrome", CHROMIUM), ("chromedriver", DRIVER)) if not path]
 ARGUMENTS = [
     "--headless",
@@ -37,14 +37,20 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a ref
 
 
 class Browser:
-    """One session of a browser, of a screen of `width` x `height` pixels.
+    """A browser session with a screen of `width` x `height` pixels.
 
-    Selectors are CSS's. What the driver refuses, as an element that is not there, raises urllib.error.HTTPError.
+    Selectors are CSS selectors. If the driver fails, for example without such an element, it raises
+    urllib.error.HTTPError.
     """
 
     def __init__(self, url: str, width: int, height: int):
         self.url = url
-        screen = {"width": width, "height": height, "pixelRatio": 1, "touch": False}  # a window has 500 pixels at least
+        screen = {
+            "width": width,
+            "height": height,
+            "pixelRatio": 1,
+            "touch": False,
+        }  # a window is at least 500 pixels wide
         chrome = {"binary": CHROMIUM, "args": ARGUMENTS, "mobileEmulation": {"deviceMetrics": screen}}
         options = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
         session = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": options}})
@@ -60,8 +66,8 @@ class Browser:
         self.ask("POST", "/url", {"url": path.as_uri()})
 
     def find(self, selector: str) -> str:
-        found = self.ask("POST", "/element", {"using": "css selector", "value": selector})
-        return f"/element/{found[ELEMENT]}"
+        reference = self.ask("POST", "/element", {"using": "css selector", "value": selector})
+        return f"/element/{reference[ELEMENT]}"
 
     def click(self, selector: str) -> None:
         self.ask("POST", f"{self.find(selector)}/click", {})
@@ -76,13 +82,13 @@ class Browser:
         return self.ask("POST", "/execute/sync", {"script": script, "args": []})
 
     def log(self) -> list[dict]:
-        """What the console said."""
+        """Messages of the console."""
         return self.ask("POST", "/se/log", {"type": "browser"})
 
 
 @contextmanager
 def browser(width: int, height: int = 900) -> Iterator[Browser]:
-    """A `Browser`, ended with its block. Where none is installed the test is skipped; on GitHub it fails."""
+    """Yield a `Browser`. Without Chromium the test is skipped; on GitHub it fails."""
     if MISSING:
         (pytest.fail if os.environ.get("GITHUB_ACTIONS") else pytest.skip)(f"not installed: {', '.join(MISSING)}")
     driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -1,6 +1,4 @@
-"""The inputs of `analyze`, as the stages before it leave them, made from few words: any task, any number of rows in a
-second.
-"""
+"""Synthetic inputs of `analyze`, as the earlier stages write them: any task, any number of rows, in a second."""
 
 import json
 from dataclasses import replace
@@ -20,28 +18,28 @@ PAIR = ("premise", "hypothesis")
 WHO = ["man", "woman", "child", "dog", "girl", "boy"]
 DOES = ["sleeping", "running", "reading", "eating", "singing", "waiting"]
 WHERE = ["street", "park", "kitchen", "station", "beach"]
-OTHER_WORDS = 2000  # of a task's texts that is not NLI: as many as a small data set has
+OTHER_WORDS = 2000  # distinct words of a task that is not NLI: as many as a small data set has
 
 
-def pairs(rng, labels):
-    """Premises and hypotheses of the kind that SNLI has."""
+def make_pairs(rng, labels):
+    """Premises and hypotheses that resemble SNLI's."""
 
     def sentence(words):
         return f"A {rng.choice(WHO)} is {'not ' if rng.random() < 0.2 else ''}{rng.choice(DOES)}" + (
             f" in the {rng.choice(WHERE)}." if words else "."
         )
 
-    premises = [f"{sentence(True)[:-1]} at number {row}." for row in range(len(labels))]  # no two are the same
+    premises = [f"{sentence(True)[:-1]} at number {row}." for row in range(len(labels))]  # all different
     return [premises, [sentence(rng.random() < 0.5) for _ in labels]]
 
 
-def told(rng, labels, words):
-    """Texts of about `words` words, of which a few tell the class; frequent words are more frequent, as in language."""
+def make_texts(rng, labels, words):
+    """Texts of `words` words. Some words reveal the class; the others have frequencies as in natural language."""
     frequent = 1 / np.arange(1, OTHER_WORDS + 1)
     drawn = rng.choice(OTHER_WORDS, (len(labels), words), p=frequent / frequent.sum())
     hint = rng.random(drawn.shape) < 0.1
     return [
-        " ".join(f"hint{label}" if tells else f"word{word}" for word, tells in zip(line, hints, strict=True))
+        " ".join(f"hint{label}" if reveals else f"word{word}" for word, reveals in zip(line, hints, strict=True))
         for label, line, hints in zip(labels, drawn, hint, strict=True)
     ]
 
@@ -50,7 +48,7 @@ def rows_of(rng, task, rows, shares, words):
     """Rows of a split: texts, `label`, `group`, tokens as many as words."""
     labels = rng.choice(len(task.classes), rows, p=shares)
     nli = task.classes == NLI and len(task.columns) == 2
-    texts = pairs(rng, labels) if nli else [told(rng, labels, words) for _ in task.columns]
+    texts = make_pairs(rng, labels) if nli else [make_texts(rng, labels, words) for _ in task.columns]
     table = pd.DataFrame(dict(zip(task.text_columns, texts, strict=True))).assign(label=labels)
     place = task.columns.index(task.group) if task.group in task.columns else None
     table["group"] = (
@@ -61,7 +59,7 @@ def rows_of(rng, task, rows, shares, words):
 
 
 def predictions(table, task, rng, right):
-    """A model that is right in a share of the rows; its probabilities sum to 1 and agree with its answers."""
+    """Predictions of a model that is right in a share of the rows. The probabilities sum to 1 and agree with them."""
     gold, classes = table["label"].to_numpy(), len(task.classes)
     answers = np.where(rng.random(len(gold)) < right, gold, (gold + rng.integers(1, classes, len(gold))) % classes)
     shares = rng.dirichlet([1] * classes, len(gold))
@@ -81,8 +79,8 @@ def make(
 
     Args:
         base, tuned: share of the rows that each model gets right.
-        copies: how often each row stands there, with the same texts and predictions.
-        in_train: how many test rows, and the groups of how many, stand in the training rows.
+        copies: how often each row is repeated, with the same texts and predictions.
+        in_train: how many test rows are duplicates of training rows, and how many others share a group with one.
         gpu: name of a GPU, or None for a run on a CPU.
         gpus: how many of them; on a CPU, processes.
         text: of the first row, in each column.
@@ -130,7 +128,7 @@ def make(
 
 
 def write_parameters(path, task):
-    """The demo pipeline's parameters, for this task."""
+    """Write the demo's parameters, adapted to this task."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     raw["data"] |= {"classes": list(task.classes), "group": task.group}
     raw["tokenize"]["template"] = "\n".join(f"{column.capitalize()}: {{{column}}}" for column in task.columns)
@@ -138,7 +136,7 @@ def write_parameters(path, task):
 
 
 def write_run(folder, model, data, gpu, gpus):
-    """What base, training and tuned leave beside their predictions; the second of three epochs was kept."""
+    """Write the other files of base, training and tuned. The second of three epochs is the best."""
     write(folder / "outs/data_source.json", {"name": data, "revision": "none", "digest": "d" * 64})
     write(folder / "outs/base_model.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}

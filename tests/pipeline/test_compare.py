@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from stages.analysis import comparison, intervals
+from stages.analysis.case_table import build_case_table
 from stages.data.task import Task
 from stages.report import cases
 from stages.runtime import files
@@ -65,7 +66,7 @@ class Runs:
             pd.read_parquet(self.folder / "outs/results/base/predictions.parquet"),
             Task.read(self.folder / TASK),
         )
-        rows = cases.to_spreadsheet(comparison.build_case_table(base, table, read, task), task)
+        rows = cases.to_spreadsheet(build_case_table(base, table, read, task), task)
         files.write_csv(self.folder / "metrics/cases.csv", rows, quoting=csv.QUOTE_NONNUMERIC)
         done = self.clone.dvc("commit", "--force")
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Every statistic against scipy, scikit-learn or a computation by hand."""
+"""Every statistic compared with scipy, scikit-learn or a computation by hand."""
 
 import itertools
 import math
@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from stages.analysis import (
     baselines,
+    case_table,
     comparison,
     design_effects,
     f1,
@@ -27,9 +28,11 @@ from stages.analysis import (
     slices,
     words,
 )
+from stages.analysis.intervals import Interval
+from stages.analysis.results import ParameterCounts, Training
 from stages.analysis.significance_tests import mcnemar
 from stages.data.task import Task
-from stages.report import formatting, wording
+from stages.report import formatting, tables, wording
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import intervals as simulation
@@ -37,10 +40,10 @@ from intervals import F1Cell, GroupCell
 
 
 def scores(gold, predicted):
-    """The scores of some rows, each of a group of its own, as sure of their answers as can be."""
+    """The scores of independent rows whose predictions have probability 1."""
     gold, predicted = np.array(gold), np.array(predicted)
     made = metrics.Predictions(gold, predicted, np.eye(3)[predicted], np.arange(len(gold)), CLASSES, confidence=0.95)
-    return metrics.scores(made)
+    return metrics.score_model(made)
 
 
 def gain_interval(changed, groups, confidence):
@@ -58,17 +61,17 @@ CASES = {
 
 
 @pytest.mark.parametrize("gold, predicted", CASES.values(), ids=CASES)
-def test_scores_are_those_of_scikit_learn(gold, predicted):
+def test_scores_agree_with_scikit_learn(gold, predicted):
     found = scores(gold, predicted)
 
     def f1(average, labels=None):
         return sklearn_metrics.f1_score(gold, predicted, labels=labels, average=average, zero_division=np.nan)
 
-    assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(gold, predicted))
-    assert found["f1_weighted"] == pytest.approx(f1("weighted"))
-    assert found["f1_macro"] == pytest.approx(f1("macro"))
-    assert list(found["f1"].values()) == pytest.approx(f1(None, labels=[0, 1, 2]), nan_ok=True)
-    assert found["rows"] == len(gold)
+    assert found.accuracy.value == pytest.approx(sklearn_metrics.accuracy_score(gold, predicted))
+    assert found.f1_weighted.value == pytest.approx(f1("weighted"))
+    assert found.f1_macro.value == pytest.approx(f1("macro"))
+    assert list(found.class_scores["f1"].values()) == pytest.approx(f1(None, labels=[0, 1, 2]), nan_ok=True)
+    assert found.rows == len(gold)
 
 
 @pytest.mark.parametrize("right, rows", [(0, 10), (10, 10), (3, 10), (1, 1), (0, 1), (91, 100), (8765, 9824)])
@@ -81,9 +84,9 @@ def test_wilson_by_its_formula(right, rows, confidence):
 
 
 @pytest.mark.parametrize("right, rows", [(0, 10), (10, 10), (3, 10), (1, 1), (8765, 9824)])
-def test_wilson_is_scipys(right, rows):
-    theirs = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert intervals.wilson(right, rows, 0.95) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+def test_wilson_agrees_with_scipy(right, rows):
+    reference = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    assert intervals.wilson(right, rows, 0.95) == pytest.approx((reference.low, reference.high), abs=1e-12)
     if right in (0, rows):
         assert intervals.wilson(right, rows, 0.95)[right > 0] == right / rows  # exactly
 
@@ -92,13 +95,17 @@ def test_wilson_of_no_rows_is_unknown():
     assert np.isnan(intervals.wilson(0, 0, 0.95)).all()
 
 
-def test_difference_is_newcombes():
+def test_newcombe_is_the_published_one():
     """Newcombe 1998, table II, case (a): 56/70 against 48/80, score intervals: 0.0524 to 0.3339."""
-    gap, low, high = intervals.newcombe(56, 70, 48, 80, 0.95)
+    first, second, none = (
+        intervals.Share(hits, rows, intervals.wilson(hits, rows, 0.95)) for hits, rows in ((56, 70), (48, 80), (0, 0))
+    )
+    gap, (low, high) = intervals.newcombe(first, second)
     assert (gap, low, high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
-    back = intervals.newcombe(48, 80, 56, 70, 0.95)
-    assert back == pytest.approx((-gap, -high, -low))
-    assert np.isnan(intervals.newcombe(1, 2, 0, 0, 0.95)).all()
+    back, interval = intervals.newcombe(second, first)
+    assert (back, *interval) == pytest.approx((-gap, -high, -low))
+    gap, interval = intervals.newcombe(first, none)
+    assert np.isnan([gap, *interval]).all()
 
 
 @pytest.mark.parametrize("fixed, broken", [(0, 0), (1, 0), (0, 5), (7, 7), (10, 2), (400, 320)])
@@ -115,11 +122,19 @@ def one_a_premise(fixed, broken, rows):
 
 def test_fates_and_gain():
     gold, base, tuned = np.array([0, 1, 2, 0]), np.array([0, 0, 2, 1]), np.array([0, 1, 1, 2])
-    assert list(comparison.fates(gold, base, tuned)) == ["both_right", "fixed", "broken", "both_wrong"]
-    counts = comparison.gain(gold, base, tuned)
-    assert counts == {"both_right": 1, "fixed": 1, "broken": 1, "both_wrong": 1, "rows": 4, "accuracy_gain": 0}
+    assert list(case_table.fates(gold, base, tuned)) == ["both_right", "fixed", "broken", "both_wrong"]
+    found = compare(gold, base, tuned)
+    assert (found.both_right, found.fixed, found.broken, found.both_wrong, found.rows) == (1, 1, 1, 1, 4)
+    assert found.accuracy_gain.value == 0
     assert list(comparison.changes(gold, base, tuned)) == [0, 1, -1, 0]
-    assert comparison.gain(gold, base, gold)["accuracy_gain"] == 0.5
+    assert compare(gold, base, gold).accuracy_gain.value == 0.5
+
+
+def compare(gold, base, tuned):
+    """Base and tuned model compared on rows that are independent."""
+    fates = case_table.fates(gold, base, tuned)
+    cases = pd.DataFrame({"gold": gold, "base": base, "tuned": tuned, "fate": fates, "group": range(len(gold))})
+    return comparison.compare_models(cases.assign(guess=0, guess_text=0), gold, Task(CLASSES, ("text",), None), 0.95)
 
 
 def predictions(task, texts, gold, probabilities):
@@ -137,7 +152,7 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
     tuned = predictions(task, texts, gold, [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
     train = base[task.text_columns].assign(label=gold)
     tokenized = {"train": train, "test": train.assign(truncated=[False, True])}
-    cases = comparison.build_case_table(base, tuned, tokenized, task)
+    cases = case_table.build_case_table(base, tuned, tokenized, task)
     assert cases["row"].tolist() == [5, 6] and cases["truncated"].tolist() == [False, True]
     assert (cases["base"].tolist(), cases["tuned"].tolist(), cases["gold"].tolist()) == ([2, 1], [0, 1], gold)
     assert cases["fate"].tolist() == ["fixed", "both_right"]
@@ -148,14 +163,13 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
         assert cases["overlap"].tolist() == [1, 0.5] and cases["negated"].tolist() == [False, True]
     else:
         assert "overlap" not in cases
-    found = comparison.comparison(cases, np.array([0, 0, 1]), task, 0.95)
-    assert (found["accuracy_gain"], found["mcnemar_p"]) == (0.5, 1)
-    assert found["majority_class"]["accuracy"] == 0.5
-    assert found["bag_of_words"]["accuracy"] == found["bag_of_words_by_column"]["hypothesis"]["accuracy"] == 1
-    low, high = found["bag_of_words"]["accuracy_interval"].values()
-    assert (low, high) == intervals.wilson(2, 2, 0.95)
+    found = comparison.compare_models(cases, np.array([0, 0, 1]), task, 0.95)
+    assert (found.accuracy_gain.value, found.mcnemar_p) == (0.5, 1)
+    assert found.majority_class.accuracy.value == 0.5
+    assert found.bag_of_words.accuracy.value == found.bag_of_words_by_column["hypothesis"].accuracy.value == 1
+    assert found.bag_of_words.accuracy.interval == intervals.wilson(2, 2, 0.95)
 
-    drawn = plot_tables.plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
+    drawn = plot_tables.build_plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
     assert ("negation" in set(drawn["slices_tuned"]["cut"])) == (classes == CLASSES)
     assert drawn["slices_base"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
     assert (drawn["reliability_base"]["accuracy"].item(), drawn["reliability_tuned"]["accuracy"].item()) == (0.5, 1)
@@ -205,7 +219,7 @@ def tables_of_100():
     return found
 
 
-def test_the_gains_interval_covers_the_truth(tables_of_100):
+def test_the_interval_of_the_gain_covers_the_true_gain(tables_of_100):
     """A percentile bootstrap covers 86%, 94% and 96% at the first three, and 91% where 4% are fixed and none broken."""
     intervals = {table: interval for table, (interval, _) in tables_of_100.items()}
     for shares in ((0.02, 0.005), (0.03, 0.01), (0.1, 0.02)):
@@ -217,7 +231,7 @@ def test_the_gains_interval_covers_the_truth(tables_of_100):
     assert min(grid) > 0.93 and np.mean(grid) > 0.95
 
 
-def test_the_gains_interval_agrees_with_its_p(tables_of_100):
+def test_the_interval_of_the_gain_agrees_with_its_p(tables_of_100):
     for table, ((low, high), p) in tables_of_100.items():
         assert (low <= 0 <= high) == (p >= 0.05), table
         assert low <= (table[0] - table[1]) / 100 <= high
@@ -326,14 +340,14 @@ def least(samples, share=0.95):
 
 @pytest.mark.parametrize("groups", [3, 5, 8, 15])
 @pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
-def test_accuracy_and_gain_cover_the_truth_where_groups_are_few(groups, even):
+def test_intervals_cover_the_true_accuracy_and_gain_with_few_groups(groups, even):
     """Without t, 95% hold 78 to 84 of 100 with three groups, 85 to 87 with five, 89 to 92 with eight."""
     for accuracy, alike in ((0.8, 0.05), (0.6, 0.1)):
         found = simulation.group_coverage(GroupCell(groups, accuracy, alike, even=even), 500, seed=1)
         assert min(found.values()) > least(500, 0.95 if even else 0.94), (accuracy, alike, found)
 
 
-def test_of_one_group_nothing_is_known():
+def test_one_group_gives_no_information():
     rows = np.zeros(40, dtype=int)
     changed = np.repeat([1, 0], [10, 30])
     p = mcnemar(changed, rows)
@@ -344,7 +358,7 @@ def test_of_one_group_nothing_is_known():
 
 
 @pytest.mark.parametrize("accuracy", [0.985, 0.97, 0.9, 0.7])
-def test_wilson_covers_the_truth_where_rows_share_a_premise(accuracy):
+def test_wilson_covers_the_true_accuracy_if_rows_share_a_premise(accuracy):
     """Of 4,000 tries 72%, 74%, 79% and 76% without the design effect, 95%, 93%, 94% and 95% with it."""
     rng = np.random.default_rng(7)
     held = np.zeros(2)
@@ -358,7 +372,7 @@ def test_wilson_covers_the_truth_where_rows_share_a_premise(accuracy):
     assert without < 0.83 and 0.9 < with_effect < 0.98
 
 
-def test_the_gains_interval_covers_the_truth_where_rows_share_a_premise():
+def test_the_interval_of_the_gain_covers_the_true_gain_if_rows_share_a_premise():
     rng = np.random.default_rng(8)
     for fixed, broken in ((0.02, 0.005), (0.1, 0.02), (0.5, 0.05)):
         held = np.zeros(2)
@@ -488,10 +502,10 @@ def test_f1_intervals_of_many_rows_and_classes_take_no_time():
     assert all(high - low < 0.01 for low, high in intervals)
 
 
-def test_macro_f1_leaves_out_a_class_that_is_not_there():
+def test_macro_f1_leaves_out_a_class_that_is_neither_gold_nor_predicted():
     found = scores([0, 1, 0], [0, 1, 0])
-    assert found["f1_macro"] == found["f1_weighted"] == 1
-    assert math.isnan(found["f1"]["contradiction"])
+    assert found.f1_macro.value == found.f1_weighted.value == 1
+    assert math.isnan(found.class_scores["f1"]["contradiction"])
 
 
 def test_reliability_by_hand():
@@ -499,12 +513,12 @@ def test_reliability_by_hand():
     bins = metrics.reliability(right, np.array([0.4, 0.35, 0.95, 1.0]))  # 0.4 closes its bin
     assert list(bins["rows"]) == [0, 0, 0, 2, 0, 0, 0, 0, 0, 2]
     assert bins["accuracy"][[3, 9]] == pytest.approx([0.5, 1])
-    assert bins["confidence"][[3, 9]] == pytest.approx([0.375, 0.975])
+    assert bins["probability"][[3, 9]] == pytest.approx([0.375, 0.975])
     assert np.isnan(bins["accuracy"][0])
     assert metrics.calibration_error(bins) == pytest.approx(0.5 * 0.125 + 0.5 * 0.025)
 
 
-def test_the_outer_bins_hold_nothing_and_what_rounding_makes_more_than_all():
+def test_the_outer_bins_hold_0_and_values_rounded_above_1():
     bins = metrics.reliability(np.array([True, False, True]), np.array([0.0, 0.05, 1 + 1e-7]))
     assert list(bins["rows"]) == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     assert bins["accuracy"][[0, 9]].tolist() == [0.5, 1]
@@ -525,8 +539,8 @@ def test_calibration_error_against_a_loop():
 def test_brier():
     rng = np.random.default_rng(4)
     gold, shares = rng.integers(0, 3, 50), rng.dirichlet([1, 1, 1], 50)
-    theirs = sklearn_metrics.brier_score_loss(gold, shares, labels=[0, 1, 2], scale_by_half=False)
-    assert metrics.brier(gold, shares) == pytest.approx(theirs)
+    reference = sklearn_metrics.brier_score_loss(gold, shares, labels=[0, 1, 2], scale_by_half=False)
+    assert metrics.brier(gold, shares) == pytest.approx(reference)
     assert metrics.brier(np.array([2]), np.array([[0, 0, 1.0]])) == 0
     assert metrics.brier(np.array([2]), np.array([[1.0, 0, 0]])) == 2
 
@@ -541,13 +555,13 @@ def bag_of_words(train, gold, texts):
     tables = [pd.DataFrame([row if isinstance(row, tuple) else (row,) for row in rows]) for rows in (train, texts)]
     for table in tables:
         table.columns = [f"column {name}" for name in table.columns]
-    return baselines.bag_of_words(tables[0], np.array(gold), tables[1])[baselines.ALL]
+    return baselines.bag_of_words(tables[0], np.array(gold), tables[1])[baselines.ALL_COLUMNS]
 
 
 @pytest.mark.parametrize("many", [100, 1000])
 def test_a_bag_of_words_finds_an_artefact_and_nothing_else(monkeypatch, many):
     """Of few rows and, by another algorithm, of many."""
-    monkeypatch.setattr(baselines, "MANY", many)
+    monkeypatch.setattr(baselines, "SAGA_CELLS", many)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
     telling = [f"the {('cat', 'perhaps', 'nobody')[label]} sat" for label in labels]
@@ -560,10 +574,10 @@ def test_a_bag_of_words_takes_columns_of_any_name():
     """scikit-learn forbids some names of steps."""
     for name in ("a__b", "remainder", "verbose"):
         table = pd.DataFrame({name: ["cat", "dog"]})
-        assert baselines.bag_of_words(table, np.array([0, 1]), table)[baselines.ALL].tolist() == [0, 1]
+        assert baselines.bag_of_words(table, np.array([0, 1]), table)[baselines.ALL_COLUMNS].tolist() == [0, 1]
 
 
-def test_a_bag_of_words_knows_which_column_a_word_stands_in():
+def test_a_bag_of_words_knows_the_column_of_a_word():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 300)
     rows = [("cat", "dog") if label else ("dog", "cat") for label in labels]
@@ -576,7 +590,7 @@ def test_a_bag_of_words_of_all_columns_reads_all_of_them():
     rows = [(("cat", "dog", "dog")[label], ("red", "red", "blue")[label]) for label in labels]
     table = pd.DataFrame(rows, columns=["a", "b"])
     found = baselines.bag_of_words(table, labels, table)
-    assert (found[baselines.ALL] == labels).all()
+    assert (found[baselines.ALL_COLUMNS] == labels).all()
     assert (found["guess_a"] == labels).mean() == (found["guess_b"] == labels).mean() == pytest.approx(2 / 3)
 
 
@@ -631,8 +645,8 @@ def test_words_and_characters_of_one_column_are_in_one_bag():
     "text", ["The cat's twice-told tale, 3.5 % «più», don’t.", "고양이가 잔다. 한국어 문장", "Ärger _x_ é"]
 )
 def test_terms_of_spaced_scripts_are_words_and_their_pairs(text):
-    theirs = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]").build_analyzer()
-    assert words.terms(text) == theirs(text)
+    analyze = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]").build_analyzer()
+    assert words.terms(text) == analyze(text)
 
 
 def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_three():
@@ -642,7 +656,7 @@ def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_thr
     assert max(map(len, words.terms("很好不好"))) == 3
 
 
-def test_a_bag_of_words_of_many_classes_and_rows_is_no_chance():
+def test_a_bag_of_words_of_many_classes_and_rows_beats_chance():
     """L-BFGS ended after one pass here: the gradient of a mean over rows is small for each of many classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 77, 21_000)
@@ -656,22 +670,22 @@ def test_long_texts_of_many_classes_take_little_memory():
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 20
     texts = [" ".join(f"w{word}" for word in rng.integers(0, 10**6, 150)) for _ in labels]
-    bag = baselines.weighed(pd.Series(texts), pd.Series(texts), baselines.MOST)
+    bag = baselines.weigh_terms(pd.Series(texts), pd.Series(texts), baselines.MAX_COEFFICIENTS)
     coefficients = bag[0].shape[1] * 20
     assert coefficients > 2_000_000
-    peak = traced_peak(lambda: baselines.guess([bag], labels, 400))
+    peak = traced_peak(lambda: baselines.predict_labels([bag], labels, 400))
     assert peak / coefficients < 30
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-def test_of_more_words_than_there_is_room_for_the_most_frequent_are_kept(monkeypatch, columns):
+def test_with_too_many_words_the_most_frequent_are_used(monkeypatch, columns):
     """Three columns of coefficients, of three classes each: the marks that most rows have tell nothing."""
     texts = ["! a", "! b", "? a", "? c", "! ?"]
     table = pd.DataFrame({f"column {number}": texts for number in range(columns)})
     made = []
-    weighed = baselines.weighed
-    monkeypatch.setattr(baselines, "weighed", lambda *given: made.append(weighed(*given)) or made[-1])
-    monkeypatch.setattr(baselines, "MOST", 3 * 3 * columns)
+    weigh_terms = baselines.weigh_terms
+    monkeypatch.setattr(baselines, "weigh_terms", lambda *given: made.append(weigh_terms(*given)) or made[-1])
+    monkeypatch.setattr(baselines, "MAX_COEFFICIENTS", 3 * 3 * columns)
     baselines.bag_of_words(table, np.array([0, 1, 0, 2, 1]), table)
     kept = pd.DataFrame([(train > 0).toarray().sum(axis=0) for train, _ in made])
     assert kept.to_numpy().tolist() == [[3, 3, 2]] * columns
@@ -694,7 +708,7 @@ def test_slices_by_length_name_what_is_counted():
     table = pd.DataFrame({"gold": [0, 1, 1], "characters_a": [2, 60, 9], "words_b": [2, 3, 9], "truncated": False})
     sure = np.array([0.6, 0.8, 0.95])
     cut = slices.cuts(table, sure, Task(("no", "yes"), ("a", "b"), None), {})
-    assert list(cut) == ["class", "characters in a", "words in b", "confidence"], "two units have no sum"
+    assert list(cut) == ["class", "characters in a", "words in b", "probability"], "two units have no sum"
     assert cut["characters in a"][0] == ["up to 2 characters", "3 to 9 characters", "over 9 characters"]
     cut = slices.cuts(
         table.rename(columns={"words_b": "characters_b"}), sure, Task(("no", "yes"), ("a", "b"), None), {}
@@ -704,23 +718,27 @@ def test_slices_by_length_name_what_is_counted():
 
 def test_thinned_keeps_short_curves_and_averages_long_ones():
     steps = pd.DataFrame({"step": range(1, 8), "loss": [1.0, 3, 2, 4, 3, 5, 9]})
-    pd.testing.assert_frame_equal(plot_tables.thinned(steps, 7), steps)
-    thin = plot_tables.thinned(steps, 4)
+    pd.testing.assert_frame_equal(plot_tables.thin_curve(steps, 7), steps)
+    thin = plot_tables.thin_curve(steps, 4)
     assert list(thin["step"]) == [2, 4, 6, 7]
     assert list(thin["loss"]) == [2, 3, 4, 9]
 
 
-def test_of_the_epoch_that_is_kept_every_figure_is_a_number():
-    epochs = pd.DataFrame({"epoch": [1, 2], "loss": [0.5, 0.25], "accuracy": [1, 0]})
-    assert plot_tables.kept_epoch(epochs, 2) == {"loss": 0.25, "accuracy": 0}
+def test_the_training_has_the_scores_of_the_best_epoch():
+    names = ["train_loss", "validation_loss", "validation_accuracy", "validation_f1_weighted"]
+    epochs = pd.DataFrame([[1, 1, 1, 1, 1], [2, 0.5, 0.25, 0, 0]], columns=["epoch", *names])
+    parameters = {"stored": 5, "total": 8, "trainable": 1}
+    training = Training.from_history({"best_epoch": 2, "parameters": parameters}, epochs)
+    assert (training.best_epoch, training.parameters) == (2, ParameterCounts(5, 8, 1))
+    assert [getattr(training, name) for name in names] == [0.5, 0.25, 0, 0]
 
 
 def test_confusions_come_by_their_rows_then_by_their_share_of_the_class():
-    found = plot_tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
+    found = tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
     assert found.to_dict("list") == {
         "gold": [1, 0, 1], "predicted": [0, 1, 2], "rows": [3, 3, 2], "share": [3 / 6, 3 / 8, 2 / 6],
     }  # fmt: skip
-    assert len(plot_tables.most_frequent_confusions(np.ones((5, 5)))) == 10
+    assert len(tables.most_frequent_confusions(np.ones((5, 5)))) == 10
 
 
 def test_quartiles_keep_equal_values_together():
@@ -735,17 +753,17 @@ def test_quartiles_keep_equal_values_together():
 
 
 def test_names_of_slices():
-    assert slices.share_names([0.25, 0.5]) == ["up to 25%", "25% to 50%", "over 50%"]
-    assert slices.share_names([0.25, 0.5, 0.75])[-2:] == ["50% to 75%", "over 75%"]
-    assert slices.length_names([3, 5, 8], "words") == ["up to 3 words", "4 to 5 words", "6 to 8 words", "over 8 words"]
-    assert slices.length_names([3, 4, 8], "words") == ["up to 3 words", "4 words", "5 to 8 words", "over 8 words"]
-    assert slices.length_names([], "words") == slices.share_names([]) == ["all alike"]
+    assert slices.name_shares([0.25, 0.5]) == ["up to 25%", "25% to 50%", "over 50%"]
+    assert slices.name_shares([0.25, 0.5, 0.75])[-2:] == ["50% to 75%", "over 75%"]
+    assert slices.name_lengths([3, 5, 8], "words") == ["up to 3 words", "4 to 5 words", "6 to 8 words", "over 8 words"]
+    assert slices.name_lengths([3, 4, 8], "words") == ["up to 3 words", "4 words", "5 to 8 words", "over 8 words"]
+    assert slices.name_lengths([], "words") == slices.name_shares([]) == ["all alike"]
 
 
 def test_slices_widen_by_the_premises_of_their_own_rows():
     right, premises = np.repeat([True, False, True, True], 5), np.repeat(range(4), 5)
     cut = {"half": (("first", "second"), np.repeat([0, 1], 10))}
-    table = slices.slice_table(cut, right, premises, 0.95).set_index("slice")
+    table = slices.measure_slices(cut, right, premises, 0.95).set_index("slice")
     effect = design_effects.design_effect(right[:10], premises[:10])
     assert effect == pytest.approx(2 * 2 * 2.5**2 / (10 / 9 * 2.5))
     first, second = table.loc["half: first"], table.loc["half: second"]
@@ -762,8 +780,8 @@ def test_slice_table_counts_every_row_once_in_each_cut():
     right, sure = rng.random(100) < 0.6, rng.uniform(0.4, 1, 100)
     own = {"negation": (("without", "with"), np.zeros(100, dtype=int))}
     cut = slices.cuts(table, sure, Task(CLASSES, ("a", "b"), None), own)
-    assert list(cut) == ["class", "negation", "words in a", "words in b", "words in all", "confidence"]
-    table = slices.slice_table(cut, right, np.arange(100), 0.95)
+    assert list(cut) == ["class", "negation", "words in a", "words in b", "words in all", "probability"]
+    table = slices.measure_slices(cut, right, np.arange(100), 0.95)
     assert (table.groupby("cut")["rows"].sum() == 100).all()
     assert (table.groupby("cut")["right"].sum() == right.sum()).all()
     assert table["slice"].is_unique
@@ -778,12 +796,12 @@ def test_slice_table_counts_every_row_once_in_each_cut():
 def test_one_column_has_one_cut_by_length_and_cut_rows_are_a_slice():
     table = pd.DataFrame({"gold": [0, 1, 1], "words_text": [2, 3, 9], "truncated": [False, False, True]})
     cut = slices.cuts(table, np.array([0.6, 0.8, 0.95]), Task(("no", "yes"), ("text",), None), {})
-    assert list(cut) == ["class", "words in text", "at max_length", "confidence"]
+    assert list(cut) == ["class", "words in text", "at max_length", "probability"]
     assert cut["at max_length"][1].tolist() == [0, 0, 1]
-    assert cut["confidence"][0] == ["up to 70%", "70% to 90%", "over 90%"], "of two classes none is under a half"
+    assert cut["probability"][0] == ["up to 70%", "70% to 90%", "over 90%"], "of two classes none is under a half"
 
 
-def test_calibration_bins_hold_rows_enough():
+def test_calibration_bins_hold_enough_rows():
     rng = np.random.default_rng(3)
     sure = np.concatenate([rng.uniform(0.5, 0.9, 60), rng.uniform(0.99, 1, 940)])
     right = rng.random(1000) < sure
@@ -792,31 +810,34 @@ def test_calibration_bins_hold_rows_enough():
     assert bins["rows"].between(95, 105).all()
     assert ((bins["low"] <= bins["accuracy"]) & (bins["accuracy"] <= bins["high"])).all()
     first = np.sort(sure)[: bins["rows"][0]]
-    assert bins["confidence"][0] == pytest.approx(first.mean())
+    assert bins["probability"][0] == pytest.approx(first.mean())
     assert len(metrics.calibration_curve(right[:59], sure[:59], np.arange(59), 0.95)) == 1
     assert len(metrics.calibration_curve(right, np.ones(1000), np.arange(1000), 0.95)) == 1, "equal ones share a bin"
 
 
 def test_headline_says_what_the_numbers_say():
     def said(fixed, broken, rows=100, confidence=0.95):
-        counts = {"rows": rows, "fixed": fixed, "broken": broken, "accuracy_gain": (fixed - broken) / rows}
-        p = mcnemar(*one_a_premise(fixed, broken, rows))
-        found = counts | {"mcnemar_p": p, "accuracy_gain_interval": {"low": -0.1, "high": 0.2}}
+        nothing = comparison.Baseline(metrics.Estimate(0, Interval(0, 0)), 1)
+        gain = metrics.Estimate((fixed - broken) / rows, Interval(-0.1, 0.2))
+        found = comparison.Comparison(
+            fixed, broken, 0, rows - fixed - broken, rows, gain, 1,
+            mcnemar(*one_a_premise(fixed, broken, rows)), nothing, nothing, {},
+        )  # fmt: skip
         return wording.headline(found, confidence)
 
     assert "raised accuracy by 50.0 points" in said(55, 5) and "p < 0.001" in said(55, 5)
     assert "lowered accuracy by 0.01 points" in said(3, 4, rows=10_000)
-    assert "lowered accuracy by 2.0 points" in said(3, 5) and "could well" in said(3, 5)
-    assert "did not move accuracy." in said(0, 0) and "p = 1.000" in said(0, 0)
-    assert "seldom" in said(9, 1) and "could well" in said(9, 1, confidence=0.99), "p = 0.021"
-    assert "could well" in said(9, 3) and "seldom" in said(9, 3, confidence=0.8), "p = 0.146"
+    assert "lowered accuracy by 2.0 points" in said(3, 5) and "not statistically significant" in said(3, 5)
+    assert "did not change accuracy." in said(0, 0) and "p = 1.000" in said(0, 0)
+    assert ": statistically" in said(9, 1) and "not statistically" in said(9, 1, confidence=0.99), "p = 0.021"
+    assert "not statistically" in said(9, 3) and ": statistically" in said(9, 3, confidence=0.8), "p = 0.146"
 
 
 @pytest.mark.parametrize("share, said", [
     (0, "0.0%"), (1, "100.0%"), (0.5, "50.0%"), (0.9994, "99.9%"), (0.9995, "99.95%"), (0.9999, "99.99%"),
     (0.0001, "0.01%"), (0.999999, "99.9999%"), (1e-9, "<0.0001%"), (1 - 1e-9, ">99.9999%"), (math.nan, "–"),
 ])  # fmt: skip
-def test_a_share_is_neither_none_nor_all_where_it_is_not(share, said):
+def test_a_share_is_0_or_100_percent_only_if_it_is_exactly_that(share, said):
     assert formatting.percent(share) == said
     if not math.isnan(share):
         assert formatting.percent_interval((share, share)) == f"{said[:-1]} to {said}"
@@ -825,20 +846,20 @@ def test_a_share_is_neither_none_nor_all_where_it_is_not(share, said):
 @pytest.mark.parametrize("gap, said", [
     (0, "+0.0"), (0.25, "+25.0"), (-0.001, "−0.1"), (-0.0004, "−0.04"), (0.00001, "+0.001"), (-1e-10, "−0.0"),
 ])  # fmt: skip
-def test_a_difference_is_not_nothing_where_it_is_something(gap, said):
+def test_a_small_difference_is_not_written_as_0(gap, said):
     assert formatting.signed_points(gap) == said
 
 
-def test_cautions_at_the_intervals():
+def test_warnings_about_the_intervals():
     assert wording.interval_cautions({"a": 10, "b": 500}, 10, None) == []
     (said,) = wording.interval_cautions({"a": 10, "b": 500}, 9, "author")
-    assert said.startswith("The test rows are of 9 values of author. With so few, ")
+    assert said.startswith("The test rows have only 9 values of author. ")
     (said,) = wording.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
-    assert said.startswith("Classes without test rows: not tested. Nothing is known of their F1. ")
+    assert said.startswith("Classes without test rows: not tested. Their F1 is unknown. ")
     (said,) = wording.interval_cautions({"a": 9, "b": 500}, 509, "premise")
     assert said.startswith("Classes with fewer than 10 test rows: a (9). ")
     (said,) = wording.interval_cautions({str(name): 2 for name in range(8)}, 16, None)
     assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in said
     (said,) = wording.interval_cautions({"a": 50, "b": 50}, 1, "author")
-    assert said == "All test rows share one author: how the model does on others can't be known."
+    assert said == "All test rows share one author: the accuracy on others can't be estimated."
     assert wording.interval_cautions({"a": 1}, 1, None)[0].startswith("There is one test row: ")

@@ -71,7 +71,7 @@ def test_runs_with_one_group_of_rows_are_compared_but_no_difference_is_significa
     assert [difference.verdict for difference in comparison.differences] == ["not significant"]
     printed = markdown_in_one_line(comparison)
     reason = "There is one test row" if rows == 1 else "All test rows share one author"
-    assert f"Note: {reason}: how the model does on others can't be known." in printed
+    assert f"Note: {reason}: the accuracy on others can't be estimated." in printed
     assert "Note: Classes with fewer than 10 test rows: no" in printed
     assert ("Note: Classes without test rows: yes." in printed) == (rows == 1)
 

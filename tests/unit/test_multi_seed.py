@@ -148,11 +148,13 @@ def test_the_scores_of_one_training_are_the_reports(drawn):
     gold, first, _ = drawn
     groups = np.arange(ROWS) // 2
     found = score_recipe(Recipe("a", (1,), first.predictions[:1]), gold, groups, 3, 0.95)
-    report = metrics.scores(metrics.Predictions(gold, first.predictions[0], np.eye(3)[gold], groups, CLASSES, 0.95))
+    report = metrics.score_model(
+        metrics.Predictions(gold, first.predictions[0], np.eye(3)[gold], groups, CLASSES, 0.95)
+    )
     for name in ("accuracy", "f1_weighted", "f1_macro"):
         score = getattr(found, name)
-        assert score.value == pytest.approx(report[name])
-        assert {"low": score.low, "high": score.high} == pytest.approx(report[f"{name}_interval"]), name
+        assert score.value == pytest.approx(report.scores[name].value)
+        assert (score.low, score.high) == pytest.approx(report.scores[name].interval), name
     assert np.isnan(found.seed_deviation)
 
 

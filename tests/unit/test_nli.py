@@ -1,4 +1,4 @@
-"""Natural language inference: which tasks are it, what its rows are cut by, and the published report's claims."""
+"""Natural language inference: which tasks it is, its slices, and the published report's claims."""
 
 import itertools
 
@@ -8,8 +8,9 @@ import pytest
 from helpers.tables import CLASSES
 
 from stages.analysis import nli
+from stages.analysis.intervals import Interval
 from stages.data.task import Task
-from stages.report import wording
+from stages.report.claims import describe_claims
 
 NLI = nli.NliTask.from_task(Task(CLASSES, ("premise", "hypothesis"), "premise"))
 
@@ -48,7 +49,7 @@ def test_classes_are_found_by_name_in_any_order_and_case():
         ((*CLASSES, "other"), ("a", "b")),
     ],
 )
-def test_another_task_is_no_nli(classes, columns):
+def test_another_task_is_not_nli(classes, columns):
     assert nli.NliTask.from_task(Task(classes, columns, None)) is None
 
 
@@ -82,7 +83,7 @@ def cases(gold, base, tuned, baseline=None, overlap=None):
 
 
 def verdicts(table):
-    return {key: found["verdict"] for key, found in nli.claims(table, NLI, 0.95).items()}
+    return nli.check_claims(table, NLI, 0.95).verdicts()
 
 
 def test_claims_that_hold():
@@ -92,13 +93,13 @@ def test_claims_that_hold():
     tuned[(gold == 1) & (overlap > 0.8)] = 0
     table = cases(gold, [1] * 300, tuned, overlap=overlap)
     found = verdicts(table)
-    pulled = nli.claims(table, NLI, 0.95)["high_overlap_pulls_to_entailment"]
-    assert pulled["here"] == {"part": 25, "rows": 50}, "of the rows that are no entailment"
-    assert pulled["elsewhere"] == {"part": 0, "rows": 150}
+    pulled = nli.check_claims(table, NLI, 0.95).high_overlap_pulls_to_entailment
+    assert (pulled.inside.hits, pulled.inside.rows) == (25, 50), "of the rows that are not entailment"
+    assert (pulled.outside.hits, pulled.outside.rows) == (0, 150)
     for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
-        assert found[key] == nli.HOLDS, key
-    assert found["high_overlap_pulls_to_entailment"] == nli.HOLDS
-    assert found["low_overlap_fails"] == nli.FAILS
+        assert found[key] == "holds", key
+    assert found["high_overlap_pulls_to_entailment"] == "holds"
+    assert found["low_overlap_fails"] == "does not hold"
 
 
 def test_claims_that_do_not_hold():
@@ -107,48 +108,56 @@ def test_claims_that_do_not_hold():
     tuned = np.where(gold == 2, 0, base)  # contradiction is never answered
     found = verdicts(cases(gold, base, tuned, baseline=gold, overlap=np.tile([0, 1], 150)))
     for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
-        assert found[key] == nli.FAILS, key
+        assert found[key] == "does not hold", key
 
 
 @pytest.mark.parametrize("gold", [[0], [1], [0, 1]])
-def test_few_rows_tell_little(gold):
-    found = nli.claims(cases(gold, gold, gold), NLI, 0.95)
-    assert {f["verdict"] for f in found.values()} == {nli.OPEN}
-    assert not any("nan" in f["evidence"] for f in wording.claims(found))
+def test_few_rows_decide_no_claim(gold):
+    claims = nli.check_claims(cases(gold, gold, gold), NLI, 0.95)
+    assert set(claims.verdicts().values()) == {"can't be told"}
+    assert not any("nan" in text.evidence for text in describe_claims(claims))
 
 
 @pytest.mark.parametrize(
     "overlap, low, high",
     [([0.1, 0.3, 0.6, 0.9], [0], [3]), ([0, 0, 1, 1], [0, 1], [2, 3]), ([0.5, 0.5, 0.5], [], []), ([0.5], [], [])],
 )
-def test_the_ends_of_overlap_are_the_outer_quartiles_and_none_where_all_rows_are_alike(overlap, low, high):
+def test_the_ends_of_overlap_are_the_outer_quartiles_and_empty_if_all_rows_are_alike(overlap, low, high):
     ends = nli.overlap_ends(pd.DataFrame({"overlap": overlap}))
     assert [np.flatnonzero(end).tolist() for end in ends] == [low, high]
 
 
-def test_neutral_is_compared_with_nothing_where_no_other_class_has_rows():
-    found = nli.claims(cases([1] * 90, [1] * 90, [0] * 90), NLI, 0.95)["neutral_is_hardest"]
-    assert (found["rival"], found["verdict"]) == (None, nli.OPEN)
-    assert (found["here"], found["elsewhere"]) == ({"part": 90, "rows": 90}, {"part": 0, "rows": 0})
+def test_neutral_is_compared_with_nothing_if_no_other_class_has_rows():
+    claim = nli.check_claims(cases([1] * 90, [1] * 90, [0] * 90), NLI, 0.95).neutral_is_hardest
+    assert (claim.rival, claim.verdict) == (None, "can't be told")
+    assert (claim.inside.hits, claim.inside.rows, claim.outside.hits, claim.outside.rows) == (90, 90, 0, 0)
 
 
 def test_every_claim_takes_any_two_rows():
     for gold, base, tuned in itertools.product(((0, 0), (0, 1), (1, 1), (2, 1)), repeat=3):
-        found = nli.claims(cases(gold, base, tuned, overlap=[0, 1]), NLI, 0.95)
-        assert not any("nan" in f["evidence"] for f in wording.claims(found))
+        claims = nli.check_claims(cases(gold, base, tuned, overlap=[0, 1]), NLI, 0.95)
+        assert not any("nan" in text.evidence for text in describe_claims(claims))
 
 
 def test_rows_that_share_a_premise_prove_no_claim():
     """Eight rows tell nothing; forty copies of each, of the same eight premises, no more."""
     eight = cases([0, 1, 1, 2] * 2, [1, 1, 0, 1] * 2, [0, 1, 0, 2] * 2, [0, 0, 1, 2] * 2, [0.1, 0.4, 0.6, 0.9] * 2)
-    assert set(verdicts(eight).values()) == {nli.OPEN}
+    assert set(verdicts(eight).values()) == {"can't be told"}
     copies = pd.concat([eight] * 40, ignore_index=True)
-    assert set(verdicts(copies).values()) == {nli.OPEN}
-    assert set(verdicts(copies.assign(group=copies.index)).values()) == {nli.HOLDS, nli.FAILS, nli.OPEN}
+    assert set(verdicts(copies).values()) == {"can't be told"}
+    assert set(verdicts(copies.assign(group=copies.index)).values()) == {"holds", "does not hold", "can't be told"}
 
 
-@pytest.mark.parametrize("low, high, expected", [(0.1, 0.2, nli.HOLDS), (-0.2, -0.1, nli.FAILS),
-                                                 (-0.1, 0.1, nli.OPEN), (0.0, 0.1, nli.OPEN),
-                                                 (-0.1, 0.0, nli.OPEN), (np.nan, np.nan, nli.OPEN)])  # fmt: skip
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (0.1, 0.2, "holds"),
+        (-0.2, -0.1, "does not hold"),
+        (-0.1, 0.1, "can't be told"),
+        (0.0, 0.1, "can't be told"),
+        (-0.1, 0.0, "can't be told"),
+        (np.nan, np.nan, "can't be told"),
+    ],
+)
 def test_verdict(low, high, expected):
-    assert nli.verdict(low, high, 0) == expected
+    assert nli.judge(Interval(low, high), 0) == expected

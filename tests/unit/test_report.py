@@ -1,4 +1,4 @@
-"""`analyze` on made runs: what it writes, that it escapes and repeats itself and is quick; the page by clicks."""
+"""`analyze` on synthetic runs: its files, escaping, equal bytes, speed; and the page in a browser."""
 
 import csv
 import html
@@ -30,6 +30,8 @@ from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
+from stages.analysis.case_table import probability_columns
+from stages.analysis.intervals import Interval
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import document, fonts, formatting, render
@@ -97,7 +99,7 @@ def two_metrics(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many_metrics(tmp_path_factory):
-    """77 classes; beside the metrics, in the file `seconds`, what `analyze` took."""
+    """77 classes. The file `seconds` next to the metrics has the processor time of `analyze`."""
     folder = finished_run.make(tmp_path_factory.mktemp("many"), **MANY)
     (folder / "seconds").write_text(str(seconds_of_analyze(folder)))
     return folder / "metrics"
@@ -198,7 +200,7 @@ def test_numbers(metrics):
     assert "gpu" not in run and run["memory_peak_gb"] == 4.2
 
 
-def test_what_is_declared_to_dvc_is_few_and_finite(metrics):
+def test_the_metrics_of_dvc_are_few_and_finite(metrics):
     found = details(metrics)
     summary = json.loads((metrics / "summary.json").read_text())
     assert list(summary) == sorted(summary), "as DVC will sort it: scores first"
@@ -218,7 +220,7 @@ def test_what_is_declared_to_dvc_is_few_and_finite(metrics):
     assert PIPELINE["metrics"] == ["metrics/summary.json"]
 
 
-def test_what_a_run_measured_of_itself_is_apart_from_what_it_found(tmp_path):
+def test_measurements_are_in_other_files_than_results(tmp_path):
     """The same run, on a machine that is slower and fuller."""
     first = contents(analyze_in(tmp_path, gpu="NVIDIA H100"))
     for name in ("base", "train", "tuned"):
@@ -249,8 +251,8 @@ def test_a_metric_is_one_entry(tmp_path, monkeypatch):
     entry = model_metrics.Metric(
         "matthews",
         "Matthews correlation",
-        lambda made: matthews(made.counts),
-        interval=lambda made: (matthews(made.counts) - 0.1, matthews(made.counts) + 0.1),
+        lambda p: matthews(p.counts),
+        interval=lambda p: Interval(matthews(p.counts) - 0.1, matthews(p.counts) + 0.1),
         form="number",
         hub=("matthews_correlation", None),
     )
@@ -276,12 +278,12 @@ def test_a_metric_is_one_entry(tmp_path, monkeypatch):
     assert result.metric_value == pytest.approx(details(metrics)["tuned"]["matthews"], abs=5e-5)
 
 
-def test_the_report_says_how_its_claims_are_tested(metrics):
+def test_the_report_explains_how_its_claims_are_tested(metrics):
     for name in ("report.md", "report.html"):
         assert "Each of these 6 claims is tested at 95% by itself" in (metrics / name).read_text(), name
 
 
-def test_a_class_that_is_not_there_has_no_f1(analyzed):
+def test_a_class_that_is_neither_gold_nor_predicted_has_no_f1(analyzed):
     """One row: two classes are neither gold nor predicted."""
     metrics = analyzed(rows=1, tuned=1)
     scores = details(metrics)["tuned"]
@@ -327,7 +329,7 @@ def test_a_class_that_looks_like_a_formula_is_none_in_any_csv_that_shows_it(anal
             assert not [cell for row in csv.reader(file) for cell in row if cell in classes and cell != "plain ="], path
 
 
-def test_no_interval_collapses_where_all_is_right(analyzed):
+def test_no_interval_collapses_if_all_predictions_are_right(analyzed):
     metrics = analyzed(rows=100, base=1, tuned=1)
     gain = details(metrics)["comparison"]["accuracy_gain_interval"]
     assert gain["low"] == pytest.approx(-gain["high"]) and 0.03 < gain["high"] < 0.05
@@ -338,7 +340,7 @@ def test_no_interval_collapses_where_all_is_right(analyzed):
 
 
 @pytest.mark.usefixtures("one_pixel_pngs")
-def test_rows_that_say_the_same_of_a_premise_narrow_no_interval(tmp_path):
+def test_repeated_rows_narrow_no_interval(tmp_path):
     """Each row once, and four times: four times the rows, none of which says anything new."""
     once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
     for name in ("base", "tuned", "comparison"):
@@ -377,12 +379,12 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
         assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
 
 
-def test_classes_of_few_test_rows_are_named_where_the_intervals_stand(analyzed, metrics):
+def test_classes_with_few_test_rows_are_named_next_to_the_intervals(analyzed, metrics):
     few = analyzed(rows=12)
     for name in ("report.md", "report.html", "model_card.md"):
         said = "Classes with fewer than 10 test rows: "
         text = (few / name).read_text()
-        assert text.index("macro F1") < text.index(said) < text.index("what is right with less"), name
+        assert text.index("macro F1") < text.index(said) < text.index("Accuracy of the baselines"), name
         assert said not in (metrics / name).read_text(), name
 
 
@@ -463,10 +465,10 @@ def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
     assert labels == (["GPU 0", "GPU 1"] if gpus == 2 else ["GPU 0", "GPU 8"])
 
 
-def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics):
-    assert "These do not compare" in (metrics / "report.html").read_text()
+def test_published_figures_compare_only_with_phi_2_on_snli(metrics, gpu_metrics):
+    assert "These figures can't be compared" in (metrics / "report.html").read_text()
     page = (gpu_metrics / "report.html").read_text()
-    assert "These do not compare" not in page and "The same base model, microsoft/phi-2" in page
+    assert "These figures can't be compared" not in page and "The same base model, microsoft/phi-2" in page
     assert "the same data, stanfordnlp/snli" in page
     published = json.loads(analyze.PUBLISHED.read_text())
     assert published["tuned"]["accuracy"] == 0.91 and published["train"]["parameters"]["stored"] == 1413877760
@@ -475,16 +477,18 @@ def test_published_figures_compare_with_phi_2_on_snli_alone(metrics, gpu_metrics
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"model": "microsoft/phi-2"}, "The published data is stanfordnlp/snli, this run's assets/everyday-nli."),
-        ({"data": "stanfordnlp/snli"}, "The published base model is microsoft/phi-2, this run's assets/nano-phi."),
-        ({}, "The published base model is microsoft/phi-2, this run's assets/nano-phi. "
-             "The published data is stanfordnlp/snli, this run's assets/everyday-nli."),
+        ({"model": "microsoft/phi-2"}, "The published data is stanfordnlp/snli, this run's is assets/everyday-nli."),
+        ({"data": "stanfordnlp/snli"}, "The published base model is microsoft/phi-2, this run's is assets/nano-phi."),
+        ({}, "The published base model is microsoft/phi-2, this run's is assets/nano-phi. "
+             "The published data is stanfordnlp/snli, this run's is assets/everyday-nli."),
     ],
     ids=("data", "model", "both"),
 )  # fmt: skip
 def test_figures_that_do_not_compare_say_what_differs(analyzed, settings, said):
     page = (analyzed(rows=3, **settings) / "report.html").read_text()
-    words = html.unescape(re.search(r"These do not compare:</strong>(.*?)They stand here", page, re.DOTALL).group(1))
+    words = html.unescape(
+        re.search(r"These figures can.t be compared:</strong>(.*?)They only show", page, re.DOTALL).group(1)
+    )
     assert " ".join(words.split()) == said
 
 
@@ -495,8 +499,8 @@ NEW_PREMISES = "with a training row: rows of a new premise may score lower."
 @pytest.mark.parametrize(
     "in_train, said",
     [
-        ((0, 0), ["No test row stands in the training rows, and none shares its premise with one."]),
-        ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row stands in the training rows."]),
+        ((0, 0), ["No test row is also a training row, and none shares its premise with one."]),
+        ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row is also a training row."]),
         ((0, 7), [f"7 of 60 test rows share their premise {NEW_PREMISES}"]),
         ((1, 0), ["1 of 60 test rows is a duplicate of a training row: scores may be too high."]),
         ((5, 50), [DUPLICATES, f"50 of the other 55 test rows share their premise {NEW_PREMISES}"]),
@@ -529,9 +533,9 @@ def in_order(text, parts):
     assert places == sorted(places), list(zip(parts, places, strict=True))
 
 
-def test_the_answer_is_first_then_what_was_run_then_the_surest_errors_then_the_claims(metrics):
-    first = ["raised accuracy by", "seed", "is wrong and surest", "claims hold"]
-    in_order(page_of(metrics), [*first, ">Pictures<", ">Numbers<", ">Data<", "beside this run's", "Every test row"])
+def test_the_answer_is_first_then_the_recipe_then_the_most_confident_errors_then_the_claims(metrics):
+    first = ["raised accuracy by", "seed", "most confident errors", "claims hold"]
+    in_order(page_of(metrics), [*first, ">Pictures<", ">Numbers<", ">Data<", "and this run's", "All test rows"])
     in_order((metrics / "report.md").read_text(), [*first, "figures/accuracy", "## Every class", "## Data"])
 
 
@@ -542,13 +546,13 @@ def test_what_was_run_names_seed_versions_and_digests(metrics):
             assert said in text, (name, said)
     facts = re.search(r'<dl class="facts">(.*?)</dl>', page_of(metrics), re.DOTALL)[1]
     assert f"({'d' * 12}…)" in facts and "<dd>42</dd>" in facts
-    assert "<details><summary>All that was run" in page_of(metrics)
+    assert "<details><summary>Everything that was run" in page_of(metrics)
 
 
-def test_the_surest_errors_are_the_surest(odd_metrics):
+def test_the_most_confident_errors_have_the_highest_probabilities(odd_metrics):
     cases = pd.read_csv(odd_metrics / "cases.csv", keep_default_na=False)
     wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False)[:10]
-    lines = cells_of(page_of(odd_metrics), "is wrong and surest")
+    lines = cells_of(page_of(odd_metrics), "most confident errors")
     assert [line[3:] for line in lines] == [
         [case.gold, case.tuned, f"{case.tuned_probability * 100:.1f}%", case.base] for case in wrong.itertuples()
     ]
@@ -557,7 +561,7 @@ def test_the_surest_errors_are_the_surest(odd_metrics):
     assert all(f"| {line[0]} |" in (odd_metrics / "report.md").read_text() for line in lines)
 
 
-def test_the_published_report_is_explained_where_it_first_stands(metrics):
+def test_the_published_report_is_explained_at_its_first_mention(metrics):
     for name in ("report.md", "report.html"):
         text = (metrics / name).read_text()
         assert (
@@ -567,7 +571,7 @@ def test_the_published_report_is_explained_where_it_first_stands(metrics):
         ), name
 
 
-def test_only_nli_is_held_beside_the_published_report(metrics, odd_metrics, two_metrics, many_metrics):
+def test_only_nli_is_compared_with_the_published_report(metrics, odd_metrics, two_metrics, many_metrics):
     for name in ("report.md", "report.html", "model_card.md", "details.json", "cases.csv"):
         texts = [(folder / name).read_text().lower() for folder in (odd_metrics, two_metrics, many_metrics)]
         for word in (
@@ -583,12 +587,12 @@ def test_only_nli_is_held_beside_the_published_report(metrics, odd_metrics, two_
     assert "published report" in (metrics / "report.md").read_text()
 
 
-def test_uneven_classes_are_led_by_macro_f1(metrics, two_metrics):
+def test_with_uneven_classes_the_report_leads_with_macro_f1(metrics, two_metrics):
     found = details(two_metrics)
     share, rows = found["tuned"]["f1_macro"], found["data"]["test"]["classes"]
     why = (
-        f"of the test rows, {rows['ham']} are of class ham and {rows['spam']} of class spam. Accuracy misleads there: "
-        f"always answering the most frequent class of training is right in {rows['ham'] / 3:.1f}%."
+        f"of the test rows, {rows['ham']} are of class ham and {rows['spam']} of class spam. Accuracy is misleading "
+        f"here: always answering the most frequent class of training has an accuracy of {rows['ham'] / 3:.1f}%."
     )
     assert share != found["tuned"]["accuracy"]
     assert f'<b class="tuned">{share:.1%}</b><small>tuned macro F1' in page_of(two_metrics)
@@ -634,7 +638,7 @@ def test_many_classes_are_a_heat_map_and_a_table_of_confusions(many_metrics):
 
 
 def test_few_classes_need_no_table_of_confusions(two_metrics):
-    assert "taken for" not in page_of(two_metrics) + (two_metrics / "report.md").read_text()
+    assert "tuned, gold class" not in page_of(two_metrics) + (two_metrics / "report.md").read_text()
 
 
 @pytest.mark.parametrize("classes", [2, 4, 5, 10, 11, 30, 31])
@@ -705,8 +709,8 @@ def test_class_names_that_matplotlibs_font_lacks(tmp_path, system_fonts, there):
     assert ("The table of every class has their numbers." in page_of(metrics)) != there
     slices = words_of(picture_of(metrics, "Slices"))
     assert [word.split(" (")[0] for word in slices[slices.index("accuracy") + 2 :][:3]] == list(shown)
-    assert "words of 文本 alone" not in words and "words in 文本" in slices, "both fonts have the column's name"
-    numbers = [cells[:2] for cells in cells_of(page_of(metrics), "Every class")]
+    assert "words of 文本 only" not in words and "words in 文本" in slices, "both fonts have the column's name"
+    numbers = [cells[:2] for cells in cells_of(page_of(metrics), "All classes")]
     assert numbers == [[str(number), name] for number, name in enumerate(ANIMALS["classes"])]
 
 
@@ -773,7 +777,7 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_is(metrics, tmp_pa
 
 
 def test_calibration_has_the_interval_of_each_bin():
-    bins = pd.DataFrame({"confidence": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
+    bins = pd.DataFrame({"probability": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
                          "rows": [40, 41]})  # fmt: skip
     drawn = draw_reliability(bins, bins[1:], render.ON_WHITE)
     for axes, expected in zip(drawn.axes, (bins, bins[1:]), strict=True):
@@ -807,13 +811,13 @@ def test_data_by_split(two_metrics):
     found = details(two_metrics)["data"]
     lines = {line[0]: line[1:] for line in cells_of(page_of(two_metrics), ">Data<")}
     splits = [found[split] for split in ("train", "validation", "test")]
-    assert lines["kept"] == ["200", "50", "300"] and lines["cut at max_length"] == ["0", "0", "12"]
-    assert lines["also among the training rows"] == ["–", "0", "0"]
-    assert lines["also among the validation rows"] == ["–", "–", "0"]
-    assert lines["with an empty text"] == ["0", "0", "0"] and "taken of these" not in lines
+    assert lines["kept"] == ["200", "50", "300"] and lines["truncated"] == ["0", "0", "12"]
+    assert lines["duplicates of training rows"] == ["–", "0", "0"]
+    assert lines["duplicates of validation rows"] == ["–", "–", "0"]
+    assert lines["with an empty text"] == ["0", "0", "0"] and "chosen" not in lines
     for name in ("ham", "spam"):
         assert lines[f"class {name}"] == [str(split["classes"][name]) for split in splits]
-    assert "| cut at max_length | 0 | 0 | 12 |" in (two_metrics / "report.md").read_text()
+    assert "| truncated | 0 | 0 | 12 |" in (two_metrics / "report.md").read_text()
 
 
 def test_many_classes_are_summed_up_in_the_data_table(many_metrics):
@@ -829,11 +833,11 @@ def test_every_class_has_its_scores_and_rows(two_metrics, many_metrics):
     for number, name in enumerate(TWO["classes"]):
         line = [str(number), name, *(f"{found[model]['f1'][name]:.1%}" for model in ("base", "tuned"))]
         line += [str(found["data"][split]["classes"][name]) for split in ("test", "train")]
-        assert cells_of(page_of(two_metrics), "Every class")[number] == line
+        assert cells_of(page_of(two_metrics), "All classes")[number] == line
         assert f"| {' | '.join(line)} |" in (two_metrics / "report.md").read_text()
-    assert "<details open><summary>Every class" in page_of(two_metrics)
-    assert "<details><summary>Every class" in page_of(many_metrics)
-    assert len(cells_of(page_of(many_metrics), "Every class")) == 77
+    assert "<details open><summary>All classes" in page_of(two_metrics)
+    assert "<details><summary>All classes" in page_of(many_metrics)
+    assert len(cells_of(page_of(many_metrics), "All classes")) == 77
 
 
 def test_odd_names_stay_text(odd_metrics):
@@ -852,7 +856,7 @@ def test_a_class_without_rows_is_a_caution(odd_metrics):
     for name in ("report.html", "report.md", "model_card.md"):
         text = (odd_metrics / name).read_text()
         assert "No training row has the class not trained:" in text and "No test row has the class not tested:" in text
-    lines = {line[1]: line for line in cells_of(page_of(odd_metrics), "Every class")}
+    lines = {line[1]: line for line in cells_of(page_of(odd_metrics), "All classes")}
     assert lines["not tested"][4] == "0" and lines["not trained"][5] == "0"
 
 
@@ -863,10 +867,10 @@ def test_long_texts_are_cut_with_a_sign_on_the_page_alone(odd_metrics):
 
 
 @pytest.mark.parametrize("most, characters, rows", [(10_000, 10**9, 90), (40, 10**9, 40), (10_000, 1200, 20)])
-def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, characters, rows):
+def test_the_page_has_as_many_rows_as_fit(monkeypatch, tmp_path, most, characters, rows):
     """Texts of 30 characters in each of two columns, 90 rows."""
-    monkeypatch.setattr(page_rows, "MOST_ROWS", most)
-    monkeypatch.setattr(page_rows, "MOST_CHARACTERS", characters)
+    monkeypatch.setattr(page_rows, "MAX_ROWS", most)
+    monkeypatch.setattr(page_rows, "MAX_CHARACTERS", characters)
     finished_run.make(tmp_path, rows=90)
     for name in ("base", "tuned"):
         path = tmp_path / f"outs/results/{name}/predictions.parquet"
@@ -877,11 +881,11 @@ def test_the_page_has_room_for_so_many_rows(monkeypatch, tmp_path, most, charact
     shown = [row[0] for row in json.loads(page.split('id="data">')[1].split("</script>")[0])]
     cases = pd.read_csv(tmp_path / "metrics/cases.csv")
     assert shown == sorted(set(shown)) and len(shown) == rows and len(cases) == 90
-    assert ("Every test row" in page) == (rows == 90)
+    assert ("All test rows" in page) == (rows == 90)
     wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False, kind="stable")
     assert 10 < len(wrong) < 20
     surest = set(wrong["row"][: rows // 2]) if rows < 90 else set()
-    assert surest <= set(shown), "the surest errors"
+    assert surest <= set(shown), "the most confident errors"
     others = [row for row in range(90) if row not in surest]
     room = rows - len(surest)
     assert sorted(set(shown) - surest) == [others[place * len(others) // room] for place in range(room)], (
@@ -899,8 +903,8 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     shares = rng.dirichlet([1, 1, 1], 100_000)
     cases["tuned_probability"] = shares.max(axis=1)
     for model in ("base", "tuned"):
-        cases[page_rows.probabilities_of(model, task)] = shares
-    page = page_rows.as_json(cases, {}, task)
+        cases[probability_columns(model, task)] = shares
+    page = page_rows.rows_as_json(cases, {}, task)
     assert len(json.loads(page)) == 10_000 and len(page) < 4_700_000
 
 
@@ -911,7 +915,7 @@ def test_the_likeliest_classes_of_a_row(many_metrics):
         shares = made[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
         best = np.argsort(-shares, kind="stable")[:3]
         assert found[::2] == best.tolist() and found[1::2] == np.round(shares[best] * 100).astype(int).tolist()
-    assert "the 3 likeliest classes, with the model" in page_of(many_metrics)
+    assert "the 3 most probable classes, with the model" in page_of(many_metrics)
 
 
 def test_cases_of_many_classes_have_no_column_for_each(two_metrics, many_metrics):
@@ -930,7 +934,7 @@ def test_77_classes_in_under_20_seconds_and_2_mb(many_metrics):
     ({"a": 3, "b": 1, "c": 1, "d": 1}, [["a"], ["b", "c", "d"]]),
     ({"a": 1}, [["a"], []]),
 ])  # fmt: skip
-def test_pictures_stand_in_two_columns_as_even_as_can_be(heights, columns):
+def test_pictures_are_in_two_columns_of_similar_height(heights, columns):
     assert document.in_two_columns(heights) == columns
 
 
@@ -986,7 +990,7 @@ def test_analyze_leaves_the_heavy_libraries_alone():
     assert done.stdout.strip() == "[]"
 
 
-def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
+def test_predictions_of_different_rows_are_rejected(tmp_path, monkeypatch):
     finished_run.make(tmp_path)
     path = tmp_path / "outs/results/tuned/predictions.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
@@ -997,7 +1001,7 @@ def test_predictions_of_different_rows_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_the_page_by_clicks(metrics, width):
+def test_the_page_in_a_browser(metrics, width):
     cases = pd.read_csv(metrics / "cases.csv")
     fixed = cases[(cases["fate"] == "fixed") & (cases["gold"] == "neutral")]
     word = fixed["text_hypothesis"].iloc[0].split()[1]
@@ -1034,7 +1038,7 @@ def test_the_page_by_clicks(metrics, width):
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("task", ["metrics", "odd_metrics", "two_metrics", "many_metrics"])
-def test_the_page_is_as_wide_as_its_screen_and_has_no_hole(request, task, width):
+def test_the_page_fits_its_screen_and_has_no_gaps(request, task, width):
     """Beside each other, cards end together; a table that is wider than the screen scrolls by itself."""
     with browser.browser(width) as page:
         page.open(request.getfixturevalue(task) / "report.html")

@@ -1,4 +1,4 @@
-"""What a run measured of itself: its figures, its device, the stages laid end to end."""
+"""What a run measured of itself: figures, device, and the joined samples of its stages."""
 
 import pandas as pd
 import pytest
@@ -21,22 +21,22 @@ ON_GPUS = {"seconds": 6, "gpu": {"name": "H200", "peak": 8.5, "count": 4}}
         (ON_GPUS, ON_GPUS, 4, "4 GPUs (H200)"),
     ],
 )  # fmt: skip
-def test_figures_of_a_run_are_named_by_its_device(run, figures, count, device):
-    found = usage.figures(run)
-    assert found == figures
-    assert (usage.process_count(found), usage.device(found)) == (count, device)
+def test_the_figures_of_a_run_depend_on_its_device(run, figures, count, device):
+    measured = usage.RunUsage.from_run(run)
+    assert measured.record == figures
+    assert (measured.process_count, measured.device) == (count, device)
 
 
 @pytest.mark.parametrize("train, peak", [(OF_TWO, 1.5), (ON_GPUS, 8.5)])
-def test_runs_are_compared_by_seconds_and_the_trainings_memory(train, peak):
-    measured = {"base": ON_CPU, "train": train, "tuned": ON_GPU}
-    assert usage.summary({name: usage.figures(run) for name, run in measured.items()}) == {
+def test_the_summary_has_the_seconds_and_the_memory_of_the_training(train, peak):
+    measured = usage.Usage(*(usage.RunUsage.from_run(run) for run in (ON_CPU, train, ON_GPU)))
+    assert measured.summarize() == {
         "peak_gb_train": peak, "seconds_eval_base": 3, "seconds_eval_tuned": 5, "seconds_train": train["seconds"],
     }  # fmt: skip
 
 
-def test_stages_are_laid_end_to_end_in_their_order():
+def test_samples_of_stages_follow_each_other_in_the_order_of_the_stages():
     first, second, third = (pd.DataFrame({"seconds": seconds}) for seconds in ([0.5, 2.0004], [1, 3], [1]))
-    found = usage.end_to_end({"b": first, "a": second, "c": third})
-    assert found["seconds"].tolist() == [0.5, 2, 3, 5, 6]
-    assert found["stage"].tolist() == ["b", "b", "a", "a", "c"]
+    joined = usage.join_samples({"b": first, "a": second, "c": third})
+    assert joined["seconds"].tolist() == [0.5, 2, 3, 5, 6]
+    assert joined["stage"].tolist() == ["b", "b", "a", "a", "c"]

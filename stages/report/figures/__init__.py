@@ -1,10 +1,11 @@
 """The pictures of the report: one module for each family, and what they share in `axes`."""
 
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
+from stages.analysis.metrics import Score
+from stages.analysis.results import Results
 from stages.data.confusion import confusion_counts
 from stages.data.task import Task
 from stages.report.figures.accuracy import draw_accuracy, draw_slices, select_slices
@@ -13,21 +14,24 @@ from stages.report.figures.learning_curves import draw_loss, draw_validation
 from stages.report.figures.reliability import draw_reliability
 from stages.report.figures.usage import draw_usage
 from stages.report.render import render
-from stages.report.wording import guesses
+from stages.report.wording import baselines
 
 
 def render_results(
-    details: dict[str, Any], tables: dict[str, pd.DataFrame], cases: pd.DataFrame, task: Task
+    results: Results, tables: dict[str, pd.DataFrame], cases: pd.DataFrame, task: Task
 ) -> dict[str, tuple[bytes, str]]:
-    """The pictures of what was found, rendered: {name: (PNG bytes, SVG text)}.
+    """Render the pictures of the results: {name: (PNG bytes, SVG text)}.
 
     Args:
-        details, tables, cases: as `document.context` takes them.
+        tables: from `build_plot_tables`.
+        cases: from `build_case_table`.
     """
-    kept = details["train"]["best_epoch"]
-    shown = [(name, found, "muted") for name, found in guesses(details["comparison"])]
-    shown += [(name, details[name], name) for name in ("base", "tuned")]
-    points = [(name, m["accuracy"], tuple(m["accuracy_interval"].values()), colour) for name, m, colour in shown]
+    kept = results.training.best_epoch
+    scores: list[tuple[str, Score, str]] = [
+        (name, baseline.accuracy, "muted") for name, baseline in baselines(results.comparison)
+    ]
+    scores += [("base", results.base.accuracy, "base"), ("tuned", results.tuned.accuracy, "tuned")]
+    points = [(name, accuracy.value, accuracy.interval, colour) for name, accuracy, colour in scores]
     confusions = [confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in ("base", "tuned")]
     drawings = {
         "accuracy": partial(draw_accuracy, points),
@@ -42,5 +46,5 @@ def render_results(
 
 
 def render_usage(table: pd.DataFrame, on_gpu: bool) -> tuple[bytes, str]:
-    """The picture of what the run measured of itself, rendered: (PNG bytes, SVG text); both as `usage` takes them."""
+    """Render the picture of memory and load: (PNG bytes, SVG text); table: from `usage.join_samples`."""
     return render(partial(draw_usage, table, on_gpu))

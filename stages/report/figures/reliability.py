@@ -9,7 +9,7 @@ from stages.report.render import WIDTH
 
 
 def draw_reliability(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Accuracy with its interval beside confidence, each model on axes of its own, which need not be the same.
+    """Accuracy with its interval against probability. The axes of the two models may differ.
 
     Args:
         base, tuned: from `metrics.calibration_curve`.
@@ -18,10 +18,10 @@ def draw_reliability(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str,
     for axes, bins, name in zip(figure.subplots(1, 2), (base, tuned), ("base", "tuned"), strict=True):
         axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=0.8, linestyle=":")
         ends = np.abs(bins[["low", "high"]].to_numpy().T - bins["accuracy"].to_numpy())
-        axes.errorbar(bins["confidence"], bins["accuracy"], yerr=ends, fmt="o", markersize=4, color=colours[name],
+        axes.errorbar(bins["probability"], bins["accuracy"], yerr=ends, fmt="o", markersize=4, color=colours[name],
                       elinewidth=1.2, clip_on=False)  # fmt: skip
-        set_share_axis(axes.xaxis, axes.set_xlim, bins["confidence"], least=0.1, ticks=3)
-        set_share_axis(axes.yaxis, axes.set_ylim, bins[["low", "high", "confidence"]], least=0.1)
-        axes.set(title=name.capitalize(), xlabel="confidence")
+        set_share_axis(axes.xaxis, axes.set_xlim, bins["probability"], least=0.1, ticks=3)
+        set_share_axis(axes.yaxis, axes.set_ylim, bins[["low", "high", "probability"]], least=0.1)
+        axes.set(title=name.capitalize(), xlabel="probability")
     figure.axes[0].set_ylabel("accuracy")
     return figure

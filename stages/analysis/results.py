@@ -1,0 +1,120 @@
+"""The results of a run, which `analyze` computes and the reports read; as JSON, metrics/details.json."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Self
+
+import pandas as pd
+
+from stages.analysis import metrics
+from stages.analysis.comparison import Comparison
+from stages.analysis.metrics import ModelScores, Score
+from stages.analysis.nli import Claims
+from stages.data.data_summary import DataSummary
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of a model. In `stored`, a 4-bit weight counts half."""
+
+    stored: int
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training: its best epoch, and the losses and validation scores after that epoch."""
+
+    best_epoch: int
+    parameters: ParameterCounts
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    validation_f1_weighted: float
+
+    @classmethod
+    def from_history(cls, summary: dict[str, Any], epochs: pd.DataFrame) -> Self:
+        """Join the training's summary.json with the line of its best epoch in epochs.csv."""
+        scores = epochs.set_index("epoch").loc[summary["best_epoch"]]
+        return cls(
+            summary["best_epoch"],
+            ParameterCounts(**summary["parameters"]),
+            **{name: float(value) for name, value in scores.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """All results of a run. They are equal if the same is run again.
+
+    Attributes:
+        claims: the published report's claims, tested on this run; None if the task is not NLI.
+    """
+
+    data: DataSummary
+    base: ModelScores
+    base_parameters: ParameterCounts
+    training: Training
+    tuned: ModelScores
+    tuned_parameters: ParameterCounts
+    comparison: Comparison
+    claims: Claims | None
+
+    def to_json(self) -> dict[str, Any]:
+        """metrics/details.json."""
+        claims = {"claims": self.claims.verdicts()} if self.claims else {}
+        return {
+            "data": self.data.to_json(),
+            "base": _scores_json(self.base, self.base_parameters),
+            "train": _json(self.training),
+            "tuned": _scores_json(self.tuned, self.tuned_parameters),
+            "comparison": _json(self.comparison) | claims,
+        }
+
+    def summarize(self) -> dict[str, float]:
+        """The few scores by which runs are compared.
+
+        DVC sorts by name. So names start with the kind of score, and these come before memory and seconds
+        (`usage.Usage.summarize`).
+        """
+        return {
+            "accuracy_base": self.base.accuracy.value,
+            "accuracy_gain": self.comparison.accuracy_gain.value,
+            "accuracy_tuned": self.tuned.accuracy.value,
+            "f1_base": self.base.f1_weighted.value,
+            "f1_macro_tuned": self.tuned.f1_macro.value,  # the report leads with it if classes are uneven
+            "f1_tuned": self.tuned.f1_weighted.value,
+            "loss_train": self.training.train_loss,
+            "loss_validation": self.training.validation_loss,
+            "parameters_trained": self.training.parameters.trainable,
+        }
+
+
+def _scores_json(model: ModelScores, parameters: ParameterCounts) -> dict[str, Any]:
+    scores = model.scores | model.class_scores
+    counts = {"rows": model.rows, "groups": model.groups, "design_effect": model.design_effect}
+    return (
+        counts
+        | _items_json((metric.key, scores[metric.key]) for metric in metrics.METRICS)
+        | {"parameters": _json(parameters)}
+    )
+
+
+def _json(value: Any) -> Any:
+    if is_dataclass(value):
+        return _items_json((field.name, getattr(value, field.name)) for field in fields(value))
+    return _items_json(value.items()) if isinstance(value, dict) else value
+
+
+def _items_json(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Items as JSON; a `Score` becomes two keys, its value and its interval."""
+    record: dict[str, Any] = {}
+    for key, value in items:
+        if isinstance(value, Score):
+            record[key] = value.value
+            if value.interval:
+                record[f"{key}_interval"] = value.interval._asdict()
+        else:
+            record[key] = _json(value)
+    return record

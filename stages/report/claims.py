@@ -1,0 +1,78 @@
+"""The published report's claims about NLI, with verdict and evidence in words."""
+
+from typing import NamedTuple
+
+from stages.analysis.intervals import Share
+from stages.analysis.nli import Claims, GapClaim, Verdict
+from stages.report.formatting import gap_with_interval, percent, share_with_interval
+
+
+class ClaimText(NamedTuple):
+    claim: str
+    verdict: Verdict
+    evidence: str
+
+
+def describe_claims(claims: Claims) -> list[ClaimText]:
+    answers, neutral, premise = claims.base_answers_one_class, claims.neutral_is_hardest, claims.premise_is_read
+    texts = (
+        (
+            answers,
+            "The base model answers almost one class",
+            f"{share_with_interval(answers.share)} of the base's answers are {answers.answer}. "
+            f"Almost one class means {answers.bar:.0%} or more.",
+        ),
+        (
+            claims.tuning_fixes_most,
+            "Tuning fixes most of the base's mistakes",
+            f"Tuning corrects {share_with_interval(claims.tuning_fixes_most.share)} of the base's errors.",
+        ),
+        (
+            neutral,
+            "Neutral is the hardest class",
+            _compare(
+                neutral,
+                "The tuned model misclassifies {} neutral rows and {} "
+                + f"{neutral.rival} rows, the worst other class",
+                "These rows do not hold neutral and another class.",
+            ),
+        ),
+        (
+            claims.high_overlap_pulls_to_entailment,
+            "High word overlap pulls towards entailment",
+            _compare(
+                claims.high_overlap_pulls_to_entailment,
+                "Of the rows that are not entailment, the tuned model predicts entailment for {} with the highest "
+                "overlap and for {} others",
+            ),
+        ),
+        (
+            claims.low_overlap_fails,
+            "Low word overlap fails more often",
+            _compare(
+                claims.low_overlap_fails,
+                "The tuned model misclassifies {} rows with the lowest overlap and {} others",
+            ),
+        ),
+        (
+            premise,
+            "The tuned model uses the premise",
+            f"A classifier that reads only the hypothesis has an accuracy of {percent(premise.baseline_accuracy)}, the "
+            f"tuned model of {percent(premise.tuned_accuracy)}. Where exactly one of them is right, it is the tuned "
+            f"model in {share_with_interval(premise.share)}.",
+        ),
+    )
+    return [ClaimText(title, claim.verdict, evidence) for claim, title, evidence in texts]
+
+
+def _compare(
+    claim: GapClaim, sentence: str, unknown: str = "Too few different overlaps in these rows to compare."
+) -> str:
+    if not (claim.inside.rows and claim.outside.rows):
+        return unknown
+    shares = sentence.format(_share(claim.inside), _share(claim.outside))
+    return f"{shares}: {gap_with_interval(claim.gap, claim.interval)}."
+
+
+def _share(share: Share) -> str:
+    return f"{percent(share.value)} of {share.rows:,}"

@@ -1,0 +1,49 @@
+"""What a run was made of: task, model, data, parameters, device, versions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from stages.data.task import Task
+from stages.runtime.params import Params
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pinned model or data set. `digest` is the SHA-256 over its files."""
+
+    name: str
+    revision: str
+    digest: str
+
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any]) -> Self:
+        return cls(manifest["name"], manifest["revision"], manifest["digest"])
+
+    @property
+    def short_name(self) -> str:
+        return Path(self.name).name
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What the reports say about a run besides its results.
+
+    Attributes:
+        params: all of params.yaml.
+        device: name of the GPU, or CPU.
+        versions: {library: version}.
+        published: published.json, the figures of the notebook's report.
+    """
+
+    task: Task
+    model: Source
+    data: Source
+    params: Params
+    device: str
+    versions: dict[str, str]
+    published: dict[str, Any]
+
+    @property
+    def confidence(self) -> float:
+        return self.params.analysis.confidence
