@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def write(path: Path, content: bytes) -> None:
     try:
-        with files.replace_file(path) as temporary:
+        with files.atomic_file(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise errors.UserError(f"{path}: cannot be written ({error.strerror})") from error

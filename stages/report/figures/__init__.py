@@ -1,4 +1,4 @@
-"""The pictures of the report: one module for each family, and what they share in `axes`."""
+"""The pictures of the report: one module for each kind of picture, and their helpers in `axes`."""
 
 from functools import partial
 from typing import Any
@@ -19,21 +19,21 @@ from stages.report.wording import guesses
 def render_results(
     details: dict[str, Any], tables: dict[str, pd.DataFrame], cases: pd.DataFrame, task: Task
 ) -> dict[str, tuple[bytes, str]]:
-    """The pictures of what was found, rendered: {name: (PNG bytes, SVG text)}.
+    """Render all pictures of the results: {name: (PNG bytes, SVG text)}.
 
     Args:
-        details, tables, cases: as `document.context` takes them.
+        details, tables, cases: as in `document.context`.
     """
-    kept = details["train"]["best_epoch"]
+    kept_epoch = details["train"]["best_epoch"]
     shown = [(name, found, "muted") for name, found in guesses(details["comparison"])]
     shown += [(name, details[name], name) for name in ("base", "tuned")]
     points = [(name, m["accuracy"], tuple(m["accuracy_interval"].values()), colour) for name, m, colour in shown]
-    confusions = [confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in ("base", "tuned")]
+    base, tuned = (confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in ("base", "tuned"))
     drawings = {
         "accuracy": partial(draw_accuracy, points),
-        "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept),
-        "validation": partial(draw_validation, tables["epochs"], kept),
-        "confusion": partial(draw_confusion, *confusions, task.classes),
+        "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
+        "validation": partial(draw_validation, tables["epochs"], kept_epoch),
+        "confusion": partial(draw_confusion, base, tuned, task.classes),
         "slices": partial(draw_slices, *select_slices(tables["slices_base"], tables["slices_tuned"])),
         "reliability": partial(draw_reliability, tables["reliability_base"], tables["reliability_tuned"]),
     }
@@ -42,5 +42,5 @@ def render_results(
 
 
 def render_usage(table: pd.DataFrame, on_gpu: bool) -> tuple[bytes, str]:
-    """The picture of what the run measured of itself, rendered: (PNG bytes, SVG text); both as `usage` takes them."""
+    """Render the picture of memory and load: (PNG bytes, SVG text); arguments: as in `draw_usage`."""
     return render(partial(draw_usage, table, on_gpu))
