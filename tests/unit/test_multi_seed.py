@@ -363,7 +363,7 @@ def test_the_smallest_detectable_difference_is_detected_in_four_of_five_experime
         [VarianceComponent(variances[0], 3), VarianceComponent(variances[1], 999)], 0.95
     )
     assert 0.02 < gap < 0.06
-    assert 0.75 < simulation.coverage(Cell(1_000, 4, 4, 0.01, gap), 500, seed=2)["told"] < 0.88
+    assert 0.75 < simulation.coverage(Cell(1_000, 4, 4, 0.01, gap), 500, seed=2)["significant"] < 0.88
 
 
 def test_the_p_value_is_the_level_at_which_the_interval_reaches_0():
