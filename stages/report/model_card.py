@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.analysis.metrics import METRICS
+from stages.analysis import metrics
 from stages.analysis.nli import NliTask
 from stages.data.task import Task
 from stages.report.document import environment, results
@@ -76,7 +76,7 @@ def build_metadata(
 
     Args:
         about: with `task`, `model` and `data`.
-        scores: values by the keys of `METRICS`.
+        scores: values by the keys of `metrics.METRICS`.
         library: the library that loads the model.
         tags: besides those of the task.
         dataset: more arguments of `EvalResult` about the data.
@@ -84,7 +84,7 @@ def build_metadata(
     model, data, is_nli = about["model"], about["data"], NliTask.from_task(about["task"]) is not None
     known = [
         (metric.title, metric.hub, scores[metric.key])
-        for metric in METRICS
+        for metric in metrics.METRICS
         if metric.hub and metric.key in scores and math.isfinite(scores[metric.key])
     ]
     evaluations = [
