@@ -1,13 +1,13 @@
-"""How often the intervals of stages/analysis hold the truth, where the rows' distribution is known.
+"""How often the intervals of stages/analysis cover the truth, for rows with a known distribution.
 
     python benchmarks/intervals.py --samples 1000     # all tables, four minutes
 
 Of F1: classes and rows as in public data sets, mistakes spread over the wrong classes, all answered with one class, or
-made in a third of the classes. Of accuracy and gain: rows of a few groups. An interval of 95% should hold the truth in
+made in a third of the classes. Of accuracy and gain: rows of a few groups. An interval of 95% should cover the truth in
 95 of 100 samples. benchmarks/multi_seed.py has the intervals of several trainings.
 
-How many of 100 intervals of macro F1 hold the truth, at accuracies of 60 to 99%, the least and the most of each kind's
-cells (1,000 samples, accurate to 1.5 points):
+How many of 100 intervals of macro F1 cover the truth at accuracies of 60 to 99%, the smallest and the largest value of
+each kind of cells (1,000 samples, accurate to 1.5 points):
 
     mistakes                     spread       one answer   a third
     77 even, 500 rows            93.7-99.7    96.1-99.4    93.9-99.7
@@ -19,21 +19,21 @@ cells (1,000 samples, accurate to 1.5 points):
     3 even, 100 rows             95.7-98.5    94.5-97.8    94.4-98.6
     3 even, 1,000 rows           95.4-97.0    95.0-97.0    94.3-96.9
 
-Above 98 are classes of few rows, or mistakes of which a sample has one or two. Weighted F1 is held in 93.9 to 99.2,
-and with three rows a group both in 93.7 to 98.1.
+Values above 98 are those of classes with few rows, or of samples with one or two mistakes. Intervals of weighted F1
+cover 93.9 to 99.2. With three rows a group, both cover 93.7 to 98.1.
 
-Accuracy is held in 96.1 to 100 of 100 where there are 3 groups, 93.9 to 97.2 with 5, 93.2 to 96.2 with 8 to 30, if
-two rows of a group correlate by 0.1 or less; of groups of uneven size in 92 or more. At a correlation of 0.3 and an
-accuracy of 90%, most groups are all right: 87 to 93 there. With five groups or fewer no gain is significant at 5%,
-since the exact test by groups has no smaller p than 6%.
+If two rows of a group correlate by 0.1 or less, intervals of accuracy cover 96.1 to 100 of 100 with 3 groups, 93.9 to
+97.2 with 5, and 93.2 to 96.2 with 8 to 30. With groups of uneven size they cover 92 or more. At a correlation of 0.3
+and an accuracy of 90%, most groups have no mistake, and they cover 87 to 93. With five groups or fewer no gain is
+significant at 5%, since the exact test by groups has no p-value below 6%.
 """
 
-import argparse
 import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from markdown_table import parse_samples, print_header, print_line
 
 from stages.analysis import comparison, design_effects, f1, intervals, metrics, significance_tests
 from stages.data.confusion import class_counts
@@ -180,27 +180,31 @@ def group_cells() -> list[GroupCell]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=2000)
-    samples = parser.parse_args().samples
-    print("| classes | rows | a group | accuracy | mistakes | macro F1 | weighted F1 | widths |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    samples = parse_samples(__doc__)
+    print_header("classes", "rows", "a group", "accuracy", "mistakes", "macro F1", "weighted F1", "widths")
     for number, cell in enumerate(f1_cells()):
-        found = f1_coverage(cell, samples, number)
-        print(
-            f"| {cell.classes} | {cell.rows:,} | {cell.a_group} | {cell.accuracy:.0%} | {cell.mistakes} "
-            f"| {found['macro']:.1%} | {found['weighted']:.1%} "
-            f"| {100 * found['macro width']:.1f}, {100 * found['weighted width']:.1f} |",
-            flush=True,
+        shares = f1_coverage(cell, samples, number)
+        print_line(
+            cell.classes,
+            f"{cell.rows:,}",
+            str(cell.a_group),
+            f"{cell.accuracy:.0%}",
+            cell.mistakes,
+            f"{shares['macro']:.1%}",
+            f"{shares['weighted']:.1%}",
+            f"{100 * shares['macro width']:.1f}, {100 * shares['weighted width']:.1f}",
         )
-    print("\n| groups | of size | accuracy | correlation | accuracy held | gain held |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print()
+    print_header("groups", "of size", "accuracy", "correlation", "accuracy covered", "gain covered")
     for number, cell in enumerate(group_cells()):
-        found = group_coverage(cell, samples, number)
-        print(
-            f"| {cell.groups} | {'100' if cell.even else 'uneven'} | {cell.accuracy:.0%} | {cell.alike} "
-            f"| {found['accuracy']:.1%} | {found['gain']:.1%} |",
-            flush=True,
+        shares = group_coverage(cell, samples, number)
+        print_line(
+            str(cell.groups),
+            "100" if cell.even else "uneven",
+            f"{cell.accuracy:.0%}",
+            str(cell.alike),
+            f"{shares['accuracy']:.1%}",
+            f"{shares['gain']:.1%}",
         )
 
 

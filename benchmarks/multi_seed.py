@@ -1,13 +1,12 @@
-"""How often the intervals of stages/analysis/multi_seed hold the truth: simulated trainings of known accuracy.
+"""How often the intervals of stages/analysis/multi_seed cover the truth, in simulated trainings of known accuracy.
 
-    python benchmarks/multi_seed.py     # the wide table
+    python benchmarks/multi_seed.py     # prints the whole table
 
-A training answers a row rightly where a normal number is below the setting's threshold. The number is made of the
-row's premise, the row, the setting with the row, and the training's own chance; the threshold is shifted by the
-training's seed. Two trainings of one setting agree on about 90% of the rows, two settings that differ in nothing
-else on about 89%.
+A training is right about a row if a normal number is below the recipe's threshold. The number is a sum of terms for the
+row's premise, the row, the recipe with the row, and chance. The training's seed shifts the threshold. Two trainings of
+one recipe agree on about 90% of the rows, and trainings of two recipes with the same accuracy on about 89%.
 
-How many of 100 intervals of 95% hold the true difference, the least and the most of each kind's cells:
+How many of 100 intervals of 95% cover the true difference, the smallest and the largest value of each kind of cells:
 
     seeds                      1      2             3             4             5
     the same in both           94-98  93.5-98       94.7-97.6     93.9-97       94.5-96.9
@@ -18,31 +17,32 @@ How many of 100 intervals of 95% hold the true difference, the least and the mos
     3 against 5                       94.7-96.9; 93.1 where the three vary 4 times as much
     2 against 5                       96.5-98.8; 94.8 where the two vary 4 times as much
 
-A cell is 2,000 samples, right to about 1 point. Of the last 83 cells and of two seeds against two others, those of
-10,000 rows had 500 or 600, right to about 2; six of these, the two that held least (91.4 and 91.8) among them, and one
-of 999 rows were drawn anew with 4,000 and another seed, and the table has those. An accuracy is held in 93 to 99, in
-92.9 to 93 where 100 rows and one seed leave it to Wilson's rounding.
+A cell has 2,000 samples, and is accurate to about 1 point. Exceptions are the cells of 10,000 rows among the last 83
+and among those of two seeds against two others: they had 500 or 600 samples, and are accurate to about 2 points. Six of
+these, with the two lowest ones (91.4 and 91.8), and one of 999 rows were simulated again with 4,000 samples and another
+seed. The table has these results. Intervals of an accuracy cover 93 to 99, and 92.9 to 93 with 100 rows and one seed,
+where Wilson's interval is rounded.
 
-Above 97 they are mostly where seeds that are two or three share the variance with rows: Cochran's quantile is exact
-where either is all of it, and on the whole too large between (test_cochrans_quantile_covers in test_multi_seed.py
-has the curve). Few rows add their rounding.
+Most values above 97 are those of two or three seeds that share the variance with the rows. Cochran's quantile is exact
+if either has all of the variance, and mostly too large in between (test_cochrans_quantile_covers in test_multi_seed.py
+has the curve). Few rows add rounding.
 """
 
-import argparse
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from markdown_table import parse_samples, print_header, print_line
 from scipy.stats import norm
 
 from stages.analysis.multi_seed import comparison, scores
 
 CONFIDENCE = 0.95
-LEVEL = 0.85  # accuracy of the first setting
-OWN = 0.14  # share of a training's own chance in the variance of the normal number
-OF_THE_SETTING = 0.03  # share of what a setting makes of a row, where a cell says no other
-OF_THE_GROUP = 0.3  # share of the premise in what is a row's
-WITH_THE_FIRST = 0.5  # correlation of the two shifts that one seed gives to two settings
+ACCURACY = 0.85  # of the first recipe
+CHANCE = 0.14  # share of a training's chance in the variance of the normal number
+OF_THE_RECIPE = 0.03  # share of the recipe with the row, unless a cell has another
+OF_THE_GROUP = 0.3  # share of the premise in the row's term
+CORRELATION = 0.5  # of the two shifts that one seed adds to two recipes
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Cell:
     """One line of the table.
 
     Attributes:
-        rows: of the test.
-        first, other: numbers of trainings.
-        deviation: standard deviation of the seeds' accuracies, 0 to 1, of the first setting.
+        rows: number of test rows.
+        first, other: numbers of trainings of the two recipes.
+        deviation: standard deviation of the first recipe's accuracy over seeds, 0 to 1.
         gap: true difference of the accuracies.
-        same: whether the two settings have the same seeds.
-        a_group: rows that share a premise.
-        times: how many times greater the other setting's deviation is.
-        apart: share of what a setting makes of a row in the variance of the normal number.
+        same: whether the two recipes have the same seeds.
+        a_group: number of rows that share a premise.
+        times: the other recipe's deviation over the first one's.
+        apart: share of the recipe with the row in the variance of the normal number.
     """
 
     rows: int
@@ -68,11 +68,11 @@ class Cell:
     same: bool = True
     a_group: int = 1
     times: float = 1.0
-    apart: float = OF_THE_SETTING
+    apart: float = OF_THE_RECIPE
 
 
 def draw(cell: Cell, chances: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right or not of both settings' trainings, float32 [seeds, rows] each, and the rows' groups."""
+    """1 where a training is right, float32 [seeds, rows] of each recipe, and the rows' groups."""
 
     def normal(*shape):
         return chances.standard_normal(shape, dtype=np.float32)
@@ -83,49 +83,49 @@ def draw(cell: Cell, chances: np.random.Generator) -> tuple[np.ndarray, np.ndarr
     common = normal(max(cell.first, cell.other)) if cell.same else None
     found = []
     for count, accuracy, deviation in (
-        (cell.first, LEVEL, cell.deviation),
-        (cell.other, LEVEL + cell.gap, cell.deviation * cell.times),
+        (cell.first, ACCURACY, cell.deviation),
+        (cell.other, ACCURACY + cell.gap, cell.deviation * cell.times),
     ):
         middle = norm.ppf(accuracy)
         scale = deviation / norm.pdf(middle)
         shift = normal(count)
         if common is not None:
-            shift = np.sqrt(WITH_THE_FIRST) * common[:count] + np.sqrt(1 - WITH_THE_FIRST) * shift
-        shared = np.sqrt(1 - OWN - cell.apart) * row + np.sqrt(cell.apart) * normal(cell.rows)
-        number = shared + np.sqrt(OWN) * normal(count, cell.rows)
+            shift = np.sqrt(CORRELATION) * common[:count] + np.sqrt(1 - CORRELATION) * shift
+        shared = np.sqrt(1 - CHANCE - cell.apart) * row + np.sqrt(cell.apart) * normal(cell.rows)
+        number = shared + np.sqrt(CHANCE) * normal(count, cell.rows)
         found.append((number < (middle * np.sqrt(1 + scale**2) + scale * shift)[:, None]).astype(np.float32))
     return *found, groups
 
 
 def coverage(cell: Cell, samples: int, seed: int) -> dict[str, float]:
-    """Shares of samples in which the interval of the first setting's accuracy, and of the difference, holds the truth;
-    the share in which the true difference is told from none; and the median width of the difference's interval.
+    """Shares of samples in which the intervals of the first recipe's accuracy and of the difference cover the truth.
 
-    For one seed each the truth is that of these very trainings on all rows: without a deviation it is the same.
+    `significant` is the share in which the difference is significant, `width` the median width of its interval. With
+    one seed each, the truth is that of these very trainings on all rows, which is the same without a deviation.
     """
     chances = np.random.default_rng(seed)
-    held, gap_held, told, widths = 0, 0, 0, []
+    covered, difference_covered, significant, widths = 0, 0, 0, []
     start = 0 if cell.same else cell.first
     numbers = range(cell.first), range(start, start + cell.other)
     design = comparison.choose_design(*numbers)
     for _ in range(samples):
         right, other, groups = draw(cell, chances)
         first = scores.mean_accuracy(right, groups, CONFIDENCE)
-        held += first.low <= LEVEL <= first.high
+        covered += first.low <= ACCURACY <= first.high
         _, low, high, _, _ = comparison.estimate_difference(right, other, groups, design, CONFIDENCE)
-        gap_held += low <= cell.gap <= high
-        told += not low <= 0 <= high
+        difference_covered += low <= cell.gap <= high
+        significant += not low <= 0 <= high
         widths.append(high - low)
     return {
-        "accuracy": held / samples,
-        "difference": gap_held / samples,
-        "told": told / samples,
+        "accuracy": covered / samples,
+        "difference": difference_covered / samples,
+        "significant": significant / samples,
         "width": float(np.median(widths)),
     }
 
 
 def wide() -> list[Cell]:
-    """All cells: a grid of equal seeds, and beside it unequal seeds and numbers, premises, unequal deviations."""
+    """All cells: a grid with equal seeds; then unequal seeds and numbers of them, premises, and unequal deviations."""
     rows, deviations, gaps = (100, 1_000, 10_000), (0, 0.005, 0.01, 0.02), (0, 0.02, 0.06)
     grid = [Cell(n, s, s, d, g) for n, s, d, g in itertools.product(rows, (2, 3, 4, 5), deviations, gaps)]
     grid += [Cell(n, 1, 1, 0, g) for n, g in itertools.product(rows, gaps)]
@@ -147,21 +147,26 @@ def wide() -> list[Cell]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=2000)
-    samples = parser.parse_args().samples
-    print("| rows | a premise | seeds | deviation | true gap | accuracy | difference | told | width |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    samples = parse_samples(__doc__)
+    print_header(
+        "rows", "a premise", "seeds", "deviation", "true difference", "accuracy", "difference", "significant", "width"
+    )
     for number, cell in enumerate(wide()):
-        found = coverage(cell, samples, number)
-        how = f"{cell.first} and {cell.other}" + ("" if cell.same else ", others")
+        shares = coverage(cell, samples, number)
+        seeds = f"{cell.first} and {cell.other}" + ("" if cell.same else ", others")
         deviation = f"{100 * cell.deviation:g}" + (
             f" and {100 * cell.deviation * cell.times:g}" if cell.times > 1 else ""
         )
-        print(
-            f"| {cell.rows:,} | {cell.a_group} | {how} | {deviation} | {100 * cell.gap:g} | {found['accuracy']:.1%} "
-            f"| {found['difference']:.1%} | {found['told']:.0%} | {100 * found['width']:.1f} |",
-            flush=True,
+        print_line(
+            f"{cell.rows:,}",
+            str(cell.a_group),
+            seeds,
+            deviation,
+            f"{100 * cell.gap:g}",
+            f"{shares['accuracy']:.1%}",
+            f"{shares['difference']:.1%}",
+            f"{shares['significant']:.0%}",
+            f"{100 * shares['width']:.1f}",
         )
 
 

@@ -298,10 +298,10 @@ def predict_with_adapter(adapter: Adapter, rows: FilledRows, out: Path) -> np.nd
 
 def predict_with_merge(adapter: Adapter, name: str, rows: FilledRows) -> np.ndarray:
     """Probabilities by the merged model in memory, [rows, classes]."""
-    classifier = pipeline(
+    classifier = pipeline(  # type: ignore[call-overload]  # its hint omits PreTrainedTokenizerBase
         "text-classification",
         model=adapter.merge_into(name),
-        tokenizer=adapter.tokenizer,  # type: ignore[arg-type]  # the hint omits PreTrainedTokenizerBase
+        tokenizer=adapter.tokenizer,
         device=adapter.device,
     )
     return predict_with_pipeline(classifier, rows.texts, adapter.settings.classes)

@@ -139,7 +139,7 @@ def is_same_recipe(run: Run, other: Run) -> bool:
 
 
 def name_recipe(number: int, members: Sequence[Run], first: Run) -> str:
-    """Name a recipe by the parameters in which it differs from the first one, which has the name of its run."""
+    """Name a recipe by the parameters that differ from those of the first one. The first has the name of its run."""
     run = members[0]
     changed = differing_keys(run.recipe, first.recipe)
     if number == 0 or not changed:

@@ -188,7 +188,7 @@ def check_finished(name: str, parameters: dict[str, Any], stages: dict[str, dict
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of nested parameters. PyYAML reads a number such as 2e-05 as a string; this is a number."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{key}.")

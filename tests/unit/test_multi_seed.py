@@ -1,4 +1,4 @@
-"""Settings compared over seeds and rows: coverage by simulation, and each formula against scipy or a hand's."""
+"""Recipes compared over seeds and rows: coverage by simulation, and each formula against scipy or a result by hand."""
 
 import sys
 import time
@@ -48,12 +48,12 @@ def drawn():
     return gold, first, other
 
 
-# `python benchmarks/multi_seed.py` prints the wide table. Two seeds can only be conservative: one degree of
-# freedom makes intervals that hold 95% where seeds are all of the variance hold more where rows have a part.
+# `python benchmarks/multi_seed.py` prints the whole table. With two seeds the intervals are conservative: there is one
+# degree of freedom. They cover 95% if the seeds have all of the variance, and more if the rows have a part of it.
 @pytest.mark.parametrize(
     ("cell", "most"),
     [
-        (Cell(100, 1, 1, 0, 0.06), 0.98),  # rounding: an exact test of some ten changed rows
+        (Cell(100, 1, 1, 0, 0.06), 0.98),  # rounding: an exact test with about ten changed rows
         (Cell(100, 2, 2, 0, 0), 0.99),
         (Cell(1_000, 2, 2, 0.02, 0.02), 0.985),
         (Cell(1_000, 3, 3, 0, 0.02), 0.97),
@@ -62,9 +62,9 @@ def drawn():
         (Cell(1_000, 2, 2, 0.01, 0.02, same=False), 0.985),
         (Cell(1_000, 3, 5, 0.01, 0.02, same=False), 0.975),
         (Cell(1_000, 2, 5, 0.005, 0.02, same=False, times=4), 0.998),
-        (Cell(10_000, 2, 5, 0.02, 0.02, same=False, times=0.25), 0.985),  # the two vary most
+        (Cell(10_000, 2, 5, 0.02, 0.02, same=False, times=0.25), 0.985),  # the two seeds vary more
         (Cell(10_000, 3, 3, 0.005, 0.02), 0.97),
-        # Settings that differ in many rows: there the rows have most of the variance, of every kind of comparison.
+        # Recipes that differ in many rows: the rows have most of the variance in every design.
         (Cell(1_000, 1, 1, 0, 0.02, apart=0.3), 0.97),
         (Cell(1_000, 5, 5, 0.002, 0.02, apart=0.3), 0.985),
         (Cell(1_000, 5, 5, 0.002, 0.02, same=False, apart=0.3), 0.97),
@@ -74,14 +74,14 @@ def drawn():
     ],
     ids=str,
 )
-def test_the_intervals_hold_the_truth_as_often_as_they_say(cell, most):
+def test_the_intervals_cover_the_truth_as_often_as_their_confidence_says(cell, most):
     found = simulation.coverage(cell, {99: 2000, 100: 2000, 999: 600, 1_000: 600, 10_000: 300}[cell.rows], seed=1)
     assert 0.93 <= found["difference"] <= most
     assert 0.92 <= found["accuracy"] <= 0.99
 
 
-def test_a_naive_bootstrap_of_rows_alone_would_not():
-    """The check can fail: rows alone, as if the seeds were all that there are, hold the truth far too seldom."""
+def test_intervals_that_ignore_the_seeds_cover_the_truth_too_rarely():
+    """The test above can fail: intervals for the rows only, as if there were no other seeds, cover far too little."""
     chances, held = np.random.default_rng(0), 0
     for _ in range(300):
         right, other, groups = simulation.draw(Cell(10_000, 3, 3, 0.01, 0.02), chances)
@@ -90,8 +90,8 @@ def test_a_naive_bootstrap_of_rows_alone_would_not():
     assert held / 300 < 0.7
 
 
-def test_f1_holds_the_truth_too():
-    """Three classes of uneven size; a seed makes all errors more likely, or all less."""
+def test_the_intervals_of_f1_cover_the_truth():
+    """Three classes of uneven size. A seed makes all errors more likely, or all less likely."""
     rng, held = np.random.default_rng(0), np.zeros(2)
     sizes, errors = np.array([0.6, 0.3, 0.1]), np.array([[0, 0.07, 0.03], [0.15, 0, 0.05], [0.2, 0.2, 0]])
 
@@ -109,19 +109,19 @@ def test_f1_holds_the_truth_too():
     assert (held >= 0.93 * 400).all() and (held <= 0.98 * 400).all(), held / 400
 
 
-def test_f1_is_scikit_learns(drawn):
+def test_f1_is_that_of_scikit_learn(drawn):
     gold, first, _ = drawn
     for average, values in zip(("weighted", "macro"), f1_values(gold, first.predictions, 3), strict=True):
         theirs = [f1_score(gold, predicted, average=average) for predicted in first.predictions]
         assert values.mean(axis=1) == pytest.approx(theirs)
-    absent = f1_values(np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]]), 4)  # two classes that no row has
+    absent = f1_values(np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]]), 4)  # no row has the last two classes
     assert absent.mean(axis=2)[:, 0] == pytest.approx(
         [f1_score([0, 1, 0, 1], [0, 1, 1, 1], average=average) for average in ("weighted", "macro")]
     )
 
 
-def test_what_a_row_adds_to_f1_is_the_jackknifes(drawn):
-    """Without a row, F1 is what it was less the row's part, to first order."""
+def test_the_influence_of_a_row_on_f1_is_that_of_the_jackknife(drawn):
+    """Without a row, F1 changes by the row's influence, to first order."""
     gold, first, _ = drawn
     for average, values in zip(("weighted", "macro"), f1_values(gold, first.predictions[:1], 3), strict=True):
         whole = f1_score(gold, first.predictions[0], average=average)
@@ -131,7 +131,7 @@ def test_what_a_row_adds_to_f1_is_the_jackknifes(drawn):
         assert (values[0, :40] - whole) / ROWS == pytest.approx(whole - np.array(without), abs=3e-5)
 
 
-def test_one_training_each_is_mcnemar_and_tango(drawn):
+def test_one_training_each_is_compared_by_mcnemar_and_tango(drawn):
     gold, first, other = drawn
     groups = np.arange(ROWS) // 2
     _, (found,) = compare_recipes(
@@ -144,7 +144,7 @@ def test_one_training_each_is_mcnemar_and_tango(drawn):
     assert (found.low, found.high) == intervals.gain_interval(changed, groups, p, 0.95)
 
 
-def test_the_scores_of_one_training_are_the_reports(drawn):
+def test_the_scores_of_one_training_are_those_of_the_report(drawn):
     gold, first, _ = drawn
     groups = np.arange(ROWS) // 2
     found = score_recipe(Recipe("a", (1,), first.predictions[:1]), gold, groups, 3, 0.95)
@@ -158,7 +158,7 @@ def test_the_scores_of_one_training_are_the_reports(drawn):
     assert np.isnan(found.seed_deviation)
 
 
-def test_the_deviation_of_seeds_and_the_error_of_rows_are_those_of_the_means(drawn):
+def test_seed_deviation_and_row_standard_error_are_those_of_the_means(drawn):
     gold, first, _ = drawn
     found = score_recipe(first, gold, np.arange(ROWS), 3, 0.95)
     right = first.predictions == gold
@@ -168,8 +168,8 @@ def test_the_deviation_of_seeds_and_the_error_of_rows_are_those_of_the_means(dra
 
 
 @pytest.mark.parametrize("trainings", [2, 3])
-def test_an_accuracy_of_several_trainings_has_the_interval_of_their_variance(trainings):
-    """Seeds' part and rows' part by numpy, each with its t quantile; Wilson's interval of as many rows as have it."""
+def test_the_accuracy_of_several_trainings_has_the_interval_of_their_variance(trainings):
+    """numpy gives both components, each with its t quantile. The interval is Wilson's, of as many rows as have them."""
     rng = np.random.default_rng(0)
     right = (rng.random((trainings, ROWS)) + rng.random(ROWS) < 1.4).astype(float)  # some rows are hard for all
     between = right.mean(axis=1).var(ddof=1) / trainings
@@ -186,8 +186,8 @@ def test_an_accuracy_of_several_trainings_has_the_interval_of_their_variance(tra
     assert (score.value, score.low, score.high) == pytest.approx((share, *intervals.wilson(share * rows, rows, 0.95)))
 
 
-def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
-    """Rows of two kinds, right always or never in a training: nothing is left to the rows that two trainings share."""
+def test_if_the_seeds_have_all_of_the_variance_the_test_is_a_paired_t_test():
+    """In a training, a row is always right or never: two trainings share no variance of the rows."""
     rows = np.arange(10_000)
     right = np.array([rows % 10_000 < count for count in (8000, 8100, 8250, 8050)], dtype=float)
     other = np.array([rows % 10_000 < count for count in (8150, 8300, 8300, 8290)], dtype=float)
@@ -199,13 +199,13 @@ def test_seeds_that_have_all_of_the_variance_are_a_paired_t_test():
     assert margin_of_error([part], 0.05) == pytest.approx((high - low) / 2, rel=1e-3)
 
 
-def test_seeds_of_equal_means_have_the_variance_of_a_rounded_one():
-    """Rounded to steps of one row, they are evenly spread over a step: a twelfth of its square."""
+def test_seeds_with_equal_means_have_the_variance_of_rounding():
+    """Means are rounded to steps of one row. Evenly spread over a step, they vary by a twelfth of its square."""
     part = seed_component(np.tile([1.0, 0], (3, 5)))
     assert part == VarianceComponent(pytest.approx(np.var((np.arange(10**4) + 0.5) / 10**4 / 10) / 3), 2)
 
 
-def test_other_seeds_are_a_welch_test():
+def test_independent_seeds_are_compared_by_a_welch_test():
     right, other = np.array([0.80, 0.81, 0.825]), np.array([0.815, 0.83, 0.85, 0.81])
     theirs = stats.ttest_ind(other, right, equal_var=False)
     parts = [VarianceComponent(values.var(ddof=1) / len(values), len(values) - 1) for values in (right, other)]
@@ -215,7 +215,7 @@ def test_other_seeds_are_a_welch_test():
 
 @pytest.mark.parametrize(("freedom", "least", "most"), [(1, 0.938, 0.979), (2, 0.949, 0.972), (4, 0.949, 0.964)])
 def test_cochrans_quantile_covers(freedom, least, most):
-    """Seeds' share of the variance from none to all, the rest known; by quadrature. Satterthwaite's covers less."""
+    """The seeds have none to all of the variance, the rest is known; by quadrature. Satterthwaite's covers less."""
     drawn = stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom
     ours, theirs = [], []
     for share in (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1):
@@ -245,8 +245,8 @@ def test_the_variance_of_rows_is_that_of_their_means(drawn):
     assert row_covariances(right, shuffled)[1] == pytest.approx(np.cov(sums) * len(sums[0]) / ROWS**2)
 
 
-def test_the_variance_of_rows_of_two_settings_is_that_of_their_difference():
-    """Of other seeds: the covariance of trainings of each setting, and of both, from a matrix that numpy makes."""
+def test_the_row_component_of_two_recipes_is_that_of_their_difference():
+    """With independent seeds: covariances within each recipe and across both, from numpy's covariance matrix."""
     rng = np.random.default_rng(3)
     own, common = rng.random((2, 1, 5_000)), rng.random((7, 5_000))
     right, other = (common[:3] + own[0] < 1.4).astype(float), (common[3:] + own[1] < 1.4).astype(float)
@@ -257,25 +257,25 @@ def test_the_variance_of_rows_of_two_settings_is_that_of_their_difference():
     assert rows.variance > 0.9 * min(within) and rows.degrees_of_freedom == 4_999
 
 
-def test_the_variance_of_rows_alone_is_that_of_the_mean_difference(drawn):
+def test_the_row_component_of_rows_only_is_that_of_the_mean_difference(drawn):
     gold, first, other = drawn
-    right, other = (setting.predictions == gold for setting in (first, other))
+    right, other = (recipe.predictions == gold for recipe in (first, other))
     (rows,) = difference_components(right[:1].astype(float), other.astype(float), np.arange(ROWS), "rows only")
     assert rows.variance == pytest.approx(np.var(other.mean(axis=0) - right[0], ddof=1) / ROWS)
     assert rows.degrees_of_freedom == pytest.approx(ROWS - 1)
 
 
-def test_the_error_of_rows_of_a_difference_is_that_of_what_they_differ_by(drawn):
+def test_the_row_standard_error_of_a_difference_is_that_of_the_rows_differences(drawn):
     gold, first, other = drawn
     found = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
     apart = (other.predictions == gold).mean(axis=0) - (first.predictions == gold).mean(axis=0)
     assert found.row_standard_error == pytest.approx(apart.std(ddof=1) / ROWS**0.5)
     alike = compare_pair(first, other, gold, np.zeros(ROWS), 0.95)
-    assert alike.row_standard_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one"
+    assert alike.row_standard_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one row"
 
 
-def test_groups_that_differ_less_than_rows_make_no_difference_surer():
-    """Of other seeds: each premise has as many right rows as any other, so that its sum varies by nothing."""
+def test_groups_that_differ_less_than_rows_do_not_narrow_the_interval():
+    """With independent seeds: all premises have equally many right rows, so that their sums do not vary."""
     right, other = np.tile([[1.0, 0, 1, 0], [0, 1, 1, 0]], 50), np.tile([[1.0, 1, 0, 0], [1, 1, 0, 0]], 50)
     alone, grouped = (
         difference_components(right, other, groups, "independent seeds")[-1]
@@ -284,7 +284,7 @@ def test_groups_that_differ_less_than_rows_make_no_difference_surer():
     assert grouped.variance >= alone.variance > 0
 
 
-def test_two_seeds_beside_more_keep_their_own_degrees_of_freedom():
+def test_two_seeds_against_more_are_not_pooled():
     rng = np.random.default_rng(0)
     for first, other, freedom in ((2, 5, [1, 4]), (5, 2, [4, 1]), (2, 2, None), (3, 5, None)):
         right, others = (rng.integers(0, 2, (count, 90)).astype(float) for count in (first, other))
@@ -302,11 +302,11 @@ def test_a_difference_of_nearly_all_rows_has_an_interval_within_one(sign):
     assert (high if sign > 0 else low) == sign
 
 
-def test_copies_of_rows_that_share_a_group_tell_nothing_new(drawn):
+def test_copies_of_rows_in_the_same_group_add_no_information(drawn):
     gold, first, other = drawn
     once = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
-    settings = [Recipe(s.name, s.seeds, np.repeat(s.predictions, 3, axis=1)) for s in (first, other)]
-    thrice = compare_pair(*settings, np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3), 0.95)
+    recipes = [Recipe(s.name, s.seeds, np.repeat(s.predictions, 3, axis=1)) for s in (first, other)]
+    thrice = compare_pair(*recipes, np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3), 0.95)
     assert thrice.row_standard_error == pytest.approx(once.row_standard_error)
     assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.01)
 
@@ -323,7 +323,7 @@ def test_trainings_are_paired_by_their_seed(drawn):
     assert compare_pair(first, fewer, gold, np.arange(ROWS), 0.95).design == "rows only"
 
 
-def test_what_a_seed_gives_both_settings_is_no_variance_of_their_difference():
+def test_what_a_seed_adds_to_both_recipes_is_no_variance_of_their_difference():
     rng = np.random.default_rng(0)
     threshold = np.array([0.70, 0.80, 0.90])[:, None]  # by seed
     number, gold = rng.random((2, 3, 5_000)), np.ones(5_000, dtype=int)
@@ -337,7 +337,7 @@ def test_what_a_seed_gives_both_settings_is_no_variance_of_their_difference():
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 20])
-def test_the_power_of_seeds_alone_is_that_of_the_t_test(freedom):
+def test_with_seeds_only_the_power_is_that_of_the_t_test(freedom):
     parts = [VarianceComponent(0.01**2, freedom), VarianceComponent(0.0, 999)]
     critical = stats.t.isf(0.025, freedom)
     for gap in (0.01, 0.03, 0.05):
@@ -345,8 +345,8 @@ def test_the_power_of_seeds_alone_is_that_of_the_t_test(freedom):
         assert power(gap, parts, 0.95) == pytest.approx(exact, abs=0.003)
 
 
-def test_the_smallest_difference_of_rows_alone_is_the_textbooks():
-    """(z of 97.5% + z of 80%) standard errors; of a low confidence less, since its other end tells some too."""
+def test_with_rows_only_the_smallest_detectable_difference_is_that_of_textbooks():
+    """(z of 97.5% + z of 80%) standard errors. At a low confidence it is less: the other tail adds power."""
     for confidence in (0.5, 0.95, 0.999):
         found = smallest_detectable_difference([VarianceComponent(0.01**2, np.inf)], confidence)
         z = stats.norm.ppf((1 + confidence) / 2)
@@ -354,7 +354,7 @@ def test_the_smallest_difference_of_rows_alone_is_the_textbooks():
     assert found == pytest.approx(0.01 * (z + stats.norm.ppf(0.8)), rel=1e-4)
 
 
-def test_the_smallest_difference_is_told_in_four_of_five_experiments():
+def test_the_smallest_detectable_difference_is_detected_in_four_of_five_experiments():
     rng, found = np.random.default_rng(0), []
     cell = Cell(1_000, 4, 4, 0.01, 0)
     for _ in range(200):
@@ -365,10 +365,10 @@ def test_the_smallest_difference_is_told_in_four_of_five_experiments():
         [VarianceComponent(variances[0], 3), VarianceComponent(variances[1], 999)], 0.95
     )
     assert 0.02 < gap < 0.06
-    assert 0.75 < simulation.coverage(Cell(1_000, 4, 4, 0.01, gap), 500, seed=2)["told"] < 0.88
+    assert 0.75 < simulation.coverage(Cell(1_000, 4, 4, 0.01, gap), 500, seed=2)["significant"] < 0.88
 
 
-def test_the_p_is_the_level_at_which_the_interval_reaches_nothing():
+def test_the_p_value_is_the_level_at_which_the_interval_reaches_0():
     parts = [VarianceComponent(0.01**2, 2), VarianceComponent(0.005**2, 999)]
     for gap in (0.001, 0.03, -0.03, 0.5):
         p = p_value(gap, parts)
@@ -383,7 +383,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_the_verdict_is_of_all_comparisons(drawn):
+def test_the_verdict_is_adjusted_for_all_comparisons(drawn):
     gold, first, _ = drawn
     rng = np.random.default_rng(5)
     better = Recipe("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
@@ -397,17 +397,17 @@ def test_the_verdict_is_of_all_comparisons(drawn):
     assert decide_verdict(0.1, 0.09, 0.9) == "better"
 
 
-def test_trainings_that_are_all_right_are_not_sure():
+def test_trainings_without_an_error_still_have_an_interval():
     gold = np.zeros(50, dtype=int)
-    settings = [Recipe("a", (1, 2), np.zeros((2, 50), dtype=int)), Recipe("b", (1, 2), np.zeros((2, 50), dtype=int))]
-    (first, _), (found,) = compare_recipes(settings, gold, np.arange(50), 2, 0.95)
+    recipes = [Recipe("a", (1, 2), np.zeros((2, 50), dtype=int)), Recipe("b", (1, 2), np.zeros((2, 50), dtype=int))]
+    (first, _), (found,) = compare_recipes(recipes, gold, np.arange(50), 2, 0.95)
     assert (first.accuracy.low, first.accuracy.high) == pytest.approx(intervals.wilson(50, 50, 0.95))
     assert found.low < 0 < found.high and found.verdict == "not significant" and found.p == 1
 
 
 @pytest.mark.parametrize("trainings", [2, 5])
-def test_trainings_that_are_equal_are_not_sure(drawn, trainings):
-    """100 rows in which two trainings have the same accuracy are no rare thing."""
+def test_equal_trainings_still_have_an_interval(drawn, trainings):
+    """Two trainings often have the same accuracy on 100 rows."""
     gold, first, _ = drawn
     first = np.repeat(first.predictions[:1], 5, axis=0)
     other = first.copy()
@@ -427,8 +427,8 @@ SEEDS = [((1,), (1,)), ((1, 2), (1, 2)), ((1, 2), (3, 4)), ((1, 2), (3, 4, 5)), 
 
 @pytest.mark.parametrize("trained", SEEDS, ids=str)
 @pytest.mark.parametrize("rows", [1, 50])
-def test_of_one_group_of_rows_no_difference_is_told(trained, rows):
-    """Nor of one row: however much better the other is there, another group could say the opposite."""
+def test_with_one_group_of_rows_no_difference_is_significant(trained, rows):
+    """Nor with one row. Another group could show the opposite, however large the difference is."""
     gold = np.zeros(rows, dtype=int)
     gold[rows // 2 :] = rows > 1
     first, other = (
@@ -437,43 +437,43 @@ def test_of_one_group_of_rows_no_difference_is_told(trained, rows):
     )
     scores, (found,) = compare_recipes([first, other], gold, np.zeros(rows, dtype=int), 2, 0.95)
     assert found.value == 1 and found.p > 0.3 and found.low < 0 and found.verdict == "not significant"
-    for score in (score for setting in scores for score in (setting.accuracy, setting.f1_weighted, setting.f1_macro)):
+    for score in (score for recipe in scores for score in (recipe.accuracy, recipe.f1_weighted, recipe.f1_macro)):
         assert 0 <= score.low <= score.value <= score.high <= 1 and score.high - score.low > 0.5, score
 
 
-def test_the_rows_part_of_one_group_is_the_most_variance_that_a_difference_can_have():
+def test_with_one_group_the_row_component_is_the_largest_variance_of_a_difference():
     for how, trainings in (("rows only", 1), ("paired seeds", 2), ("independent seeds", 3)):
         right = np.ones((trainings, 9))
         *of_seeds, rows = difference_components(right, 1 - right, np.zeros(9), how)
         assert rows == VarianceComponent(1.0, np.inf) and len(of_seeds) == (how != "rows only")
 
 
-def test_one_group_of_rows_that_differ_is_known_as_one_row_is():
+def test_one_group_of_rows_has_an_interval_as_wide_as_one_row():
     rng = np.random.default_rng(4)
     gold = rng.integers(0, 3, ROWS)
-    setting = Recipe("a", (1, 2), answers(rng, gold, 2, 0.8))
-    (found,), _ = compare_recipes([setting], gold, np.zeros(ROWS), 3, 0.95)
+    recipe = Recipe("a", (1, 2), answers(rng, gold, 2, 0.8))
+    (found,), _ = compare_recipes([recipe], gold, np.zeros(ROWS), 3, 0.95)
     assert found.accuracy.high - found.accuracy.low > 0.7
     assert found.f1_macro.high - found.f1_macro.low > 0.6
 
 
-def test_fifteen_settings_take_seconds():
+def test_comparing_fifteen_recipes_takes_seconds():
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 3, 10_000)
-    settings = [Recipe(str(n), (1, 2, 3, 4, 5), answers(rng, gold, 5, 0.8)) for n in range(15)]
+    recipes = [Recipe(str(n), (1, 2, 3, 4, 5), answers(rng, gold, 5, 0.8)) for n in range(15)]
     start = time.process_time()
-    found = compare_recipes(settings, gold, np.arange(10_000) // 3, 3, 0.95)
+    found = compare_recipes(recipes, gold, np.arange(10_000) // 3, 3, 0.95)
     assert [len(part) for part in found] == [15, 14]
     assert time.process_time() - start < 10
 
 
-def test_a_setting_of_one_seed_is_compared_with_the_others_training_of_that_seed():
-    """Seed 2 is an unlucky one of both settings, which answer alike; the mean of the others is no yardstick for it."""
+def test_a_recipe_with_one_seed_is_compared_with_the_training_of_that_seed():
+    """Seed 2 is unlucky for both recipes, which predict the same. The mean over other seeds would be unfair."""
     gold = np.zeros(ROWS, dtype=int)
     lucky, unlucky = (np.arange(ROWS) < ROWS // share for share in (10, 3))
     several = Recipe("several", (1, 2, 3), np.stack([lucky, unlucky, lucky]).astype(int))
     one = Recipe("one", (2,), unlucky[None].astype(int))
     assert compare_pair(several, one, gold, np.arange(ROWS), 0.95).value == 0
     assert compare_pair(one, several, gold, np.arange(ROWS), 0.95).value == 0
-    stranger = Recipe("stranger", (7,), unlucky[None].astype(int))
-    assert compare_pair(several, stranger, gold, np.arange(ROWS), 0.95).value < 0
+    other_seed = Recipe("other_seed", (7,), unlucky[None].astype(int))
+    assert compare_pair(several, other_seed, gold, np.arange(ROWS), 0.95).value < 0

@@ -424,7 +424,7 @@ def test_a_run_on_two_gpus(analyzed):
     metrics = analyzed(gpu="NVIDIA H100", gpus=2)
     for name in ("report.md", "report.html", "model_card.md"):
         assert "2 GPUs (NVIDIA H100)" in (metrics / name).read_text(), name
-    caption = "A line for each of the 2 GPUs; between memory and load, the memory of all at one time."
+    caption = "One line for each of the 2 GPUs. The panel between memory and load is their total memory."
     for name in ("report.md", "report.html"):
         assert caption in (metrics / name).read_text(), name
     words = words_of(picture_of(metrics, "Memory and load"))
@@ -792,7 +792,7 @@ def test_slices_without_rows_and_most_of_many_classes_are_not_drawn(many_metrics
     lowest = tuned[tuned["cut"] == "class"]["accuracy"].sort_values()[:10]
     assert shown["accuracy"].iloc[:10].tolist() == lowest.tolist()
     assert shown["cut"].iloc[10:].tolist() == tuned[(tuned["cut"] != "class") & (tuned["rows"] > 0)]["cut"].tolist()
-    assert "Of 77 classes, the 10 that tuned has the lowest accuracy in." in page_of(many_metrics)
+    assert "Of 77 classes it shows the 10 with the lowest accuracy of the tuned model." in page_of(many_metrics)
     assert page_of(many_metrics).count("<td>class: intent") == 77  # in the table of every slice
 
 

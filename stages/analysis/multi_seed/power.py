@@ -24,8 +24,8 @@ def power(difference: float, components: Sequence[VarianceComponent], confidence
     """The probability that a true difference is significant, if the components have the true variances.
 
     The estimate is normally distributed, the seeds' estimated variances have chi-square distributions, and
-    `margin_of_error` gives the interval. With a seeds' component alone, this is the power of the t test, which the
-    noncentral t distribution gives.
+    `margin_of_error` gives the interval. If there is only a seeds' component, this is the power of the t test,
+    which the noncentral t distribution gives.
 
     Args:
         components: one or two of seeds, or none; then the rows'.

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import norm
 
 from stages.analysis.design_effects import adjusted_design_effect, design_effect
-from stages.analysis.f1 import f1_interval, f1_values
+from stages.analysis.f1 import Average, f1_interval, f1_values
 from stages.analysis.intervals import wilson
 from stages.analysis.multi_seed.significance import margin_of_error
 from stages.analysis.multi_seed.variance import mean_components, row_standard_error
@@ -99,7 +99,8 @@ def mean_f1(
     """
     confusion = np.mean([confusion_counts(gold, answers, classes) for answers in predictions], axis=0)
     scores = []
-    for average, values in enumerate(f1_values(gold, predictions, classes)):
+    averages: tuple[Average, Average] = (0, 1)  # f1.WEIGHTED, f1.MACRO
+    for average, values in zip(averages, f1_values(gold, predictions, classes), strict=True):
         adjusted = effect_over_seeds(values, groups, confidence)
         effect = design_effect(values.mean(axis=0), groups)
         value = float(values.mean())

@@ -1,4 +1,4 @@
-"""The pictures of the report: one module for each family, and what they share in `axes`."""
+"""The pictures of the report: one module for each kind of picture, and their helpers in `axes`."""
 
 from functools import partial
 
@@ -20,24 +20,24 @@ from stages.report.wording import baselines
 def render_results(
     results: Results, tables: dict[str, pd.DataFrame], cases: pd.DataFrame, task: Task
 ) -> dict[str, tuple[bytes, str]]:
-    """Render the pictures of the results: {name: (PNG bytes, SVG text)}.
+    """Render all pictures of the results: {name: (PNG bytes, SVG text)}.
 
     Args:
         tables: from `build_plot_tables`.
         cases: from `build_case_table`.
     """
-    kept = results.training.best_epoch
+    kept_epoch = results.training.best_epoch
     scores: list[tuple[str, Score, str]] = [
         (name, baseline.accuracy, "muted") for name, baseline in baselines(results.comparison)
     ]
     scores += [("base", results.base.accuracy, "base"), ("tuned", results.tuned.accuracy, "tuned")]
     points = [(name, accuracy.value, accuracy.interval, colour) for name, accuracy, colour in scores]
-    confusions = [confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in ("base", "tuned")]
+    base, tuned = (confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in ("base", "tuned"))
     drawings = {
         "accuracy": partial(draw_accuracy, points),
-        "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept),
-        "validation": partial(draw_validation, tables["epochs"], kept),
-        "confusion": partial(draw_confusion, *confusions, task.classes),
+        "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
+        "validation": partial(draw_validation, tables["epochs"], kept_epoch),
+        "confusion": partial(draw_confusion, base, tuned, task.classes),
         "slices": partial(draw_slices, *select_slices(tables["slices_base"], tables["slices_tuned"])),
         "reliability": partial(draw_reliability, tables["reliability_base"], tables["reliability_tuned"]),
     }

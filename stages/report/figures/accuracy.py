@@ -1,4 +1,4 @@
-"""Points with intervals: accuracy on all test rows, and in each slice of them."""
+"""Accuracy with intervals: on all test rows, and in each slice of them."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,14 +8,14 @@ from stages.report.fonts import can_draw
 from stages.report.formatting import percent
 from stages.report.render import shorten
 
-LOWEST_CLASSES = 10  # classes in the picture of the slices
+LOWEST_CLASSES = 10  # the picture of the slices has so many classes at most
 
 
 def draw_accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
-    """Points with intervals, one a line.
+    """Draw points with intervals, one a line.
 
     Args:
-        table: list of (name, share, (low, high), colour name), fit_label from the top.
+        table: (name, accuracy, (low, high), name of a colour) of each line, from the top.
     """
     figure, axes = single_axes(0.62 + 0.34 * len(table))
     for y, (_, value, (low, high), colour) in enumerate(table):
@@ -30,27 +30,30 @@ def draw_accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
 
 
 def select_slices(base: pd.DataFrame, tuned: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables of slices without slices that have no row, and of many classes only those with the lowest tuned
-    accuracy, first the lowest.
+    """Select the slices to draw: those with rows, and of many classes only those with the lowest tuned accuracy.
+
+    These classes are in the order of that accuracy, the lowest first.
     """
-    there = tuned.index[(base["rows"] > 0) | (tuned["rows"] > 0)]
-    classes = tuned.loc[there].query("cut == 'class'")
+    drawn = tuned.index[(base["rows"] > 0) | (tuned["rows"] > 0)]
+    classes = tuned.loc[drawn].query("cut == 'class'")
     if len(classes) > LOWEST_CLASSES:
         lowest = classes.sort_values("accuracy", kind="stable").index[:LOWEST_CLASSES]
-        there = [*lowest, *there.difference(classes.index)]
-    return base.loc[there], tuned.loc[there]
+        drawn = pd.Index([*lowest, *drawn.difference(classes.index)])
+    return base.loc[drawn], tuned.loc[drawn]
 
 
 def draw_slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Accuracy with interval in each slice, base and tuned.
+    """Draw accuracy with interval in each slice, for base and tuned.
 
     Args:
-        base, tuned: from `slices.slice_table`, of the same slices; the classes come first there, so that the index is
-            a class's number.
+        base, tuned: from `slices.slice_table`, with the same slices. The classes come first in them, so that their
+            index is the number of the class.
     """
     cuts = list(base["cut"].unique())
     figure, axes = single_axes(0.75 + 0.23 * (len(base) + len(cuts)))
-    y, ticks, headings = 0, [], []
+    y = 0
+    ticks: list[tuple[int, str]] = []
+    headings: list[int] = []
     for cut in cuts:
         headings.append(len(ticks))
         inside = base[base["cut"] == cut]
@@ -58,7 +61,7 @@ def draw_slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]
         ticks.append((y, fit_label(f"{cut}, by its number" if by_number else cut, LABEL_WIDTH + 6)))
         for (number, first), (_, second) in zip(inside.iterrows(), tuned[tuned["cut"] == cut].iterrows(), strict=True):
             y += 1
-            rows = {f"{first['rows']:,}": None, f"{second['rows']:,}": None}  # one number where they are the same
+            rows = {f"{first['rows']:,}": None, f"{second['rows']:,}": None}  # one number if they are equal
             name = str(number) if by_number else fit_label(first["slice"].removeprefix(f"{cut}: "), LABEL_WIDTH)
             ticks.append((y, f"{name} ({' / '.join(rows)})"))
             for row, colour, offset in ((first, "base", -0.16), (second, "tuned", 0.16)):

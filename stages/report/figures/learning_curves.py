@@ -1,4 +1,4 @@
-"""Lines by epoch: the loss, and the scores of the validation rows."""
+"""Loss and validation scores by epoch."""
 
 import matplotlib
 import pandas as pd
@@ -8,43 +8,49 @@ from matplotlib.figure import Figure
 from stages.report.figures.axes import set_share_axis, single_axes
 
 
-def draw_loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept: int, colours: dict[str, str]) -> Figure:
-    """Loss by epoch, the steps' own behind it, the kept epoch marked."""
+def draw_loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept_epoch: int, colours: dict[str, str]) -> Figure:
+    """Draw the loss by epoch, with the loss of each step behind it."""
     figure, axes = single_axes(2.9)
     per_epoch = steps["step"].max() / epochs["epoch"].max()
     axes.plot(steps["step"] / per_epoch, steps["loss"], color=colours["muted"], alpha=0.35, linewidth=0.8)
     lines = {"train_loss": ("training", "base", "s-"), "validation_loss": ("validation", "tuned", "o-")}
-    draw_by_epoch(axes, epochs, lines, kept, colours)
+    draw_by_epoch(axes, epochs, lines, kept_epoch, colours)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("cross-entropy")
     return figure
 
 
-def draw_validation(epochs: pd.DataFrame, kept: int, colours: dict[str, str]) -> Figure:
-    """Validation accuracy and weighted F1 by epoch."""
+def draw_validation(epochs: pd.DataFrame, kept_epoch: int, colours: dict[str, str]) -> Figure:
+    """Draw accuracy and weighted F1 of the validation rows by epoch."""
     figure, axes = single_axes(2.9)
     lines = {
         "validation_accuracy": ("accuracy", "tuned", "o-"),
         "validation_f1_weighted": ("weighted F1", "base", "x--"),
     }
-    draw_by_epoch(axes, epochs, lines, kept, colours)
+    draw_by_epoch(axes, epochs, lines, kept_epoch, colours)
     set_share_axis(axes.yaxis, axes.set_ylim, epochs[list(lines)].to_numpy(), least=0.05)
     axes.set_ylabel("on the validation rows")
     return figure
 
 
 def draw_by_epoch(
-    axes: Axes, epochs: pd.DataFrame, lines: dict[str, tuple], kept: int, colours: dict[str, str]
+    axes: Axes, epochs: pd.DataFrame, lines: dict[str, tuple], kept_epoch: int, colours: dict[str, str]
 ) -> None:
-    """Lines by epoch; a ring around each at the epoch that was kept, and a dashed line there."""
-    at = epochs["epoch"] == kept
-    axes.axvline(kept, color=colours["ink"], linewidth=1, linestyle="--")
+    """Draw lines by epoch. A ring on each line and a dashed line mark the epoch that `train.keep` chose.
+
+    Args:
+        lines: {column of `epochs`: (label, name of a colour, Matplotlib's format)}.
+    """
+    at = epochs["epoch"] == kept_epoch
+    axes.axvline(kept_epoch, color=colours["ink"], linewidth=1, linestyle="--")
     for column, (name, colour, mark) in lines.items():
         axes.plot(epochs["epoch"], epochs[column], mark, color=colours[colour], label=name, markersize=4.5)
         axes.plot(epochs["epoch"][at], epochs[column][at], "o", markersize=11, markerfacecolor="none",
                   markeredgecolor=colours["ink"], clip_on=False)  # fmt: skip
-    axes.plot([], [], "o--", color=colours["ink"], markersize=8, markerfacecolor="none", label=f"kept, epoch {kept}")
-    axes.update_datalim([(epoch, 0) for epoch in epochs["epoch"]], updatey=False)  # one without a finite value too
+    axes.plot(
+        [], [], "o--", color=colours["ink"], markersize=8, markerfacecolor="none", label=f"kept, epoch {kept_epoch}"
+    )
+    axes.update_datalim([(epoch, 0) for epoch in epochs["epoch"]], updatey=False)  # also epochs without a finite value
     axes.autoscale_view(scaley=False)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=8))

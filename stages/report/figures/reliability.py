@@ -1,4 +1,4 @@
-"""Reliability diagrams: how often base and tuned are right, by how sure they are."""
+"""Reliability diagrams of base and tuned: accuracy by the probability of the predicted class."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from stages.report.render import WIDTH
 
 
 def draw_reliability(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Accuracy with its interval against probability. The axes of the two models may differ.
+    """Draw accuracy with its interval against the probability of the predicted class. Each model has its own axes.
 
     Args:
         base, tuned: from `metrics.calibration_curve`.
