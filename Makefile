@@ -36,9 +36,10 @@ verify: setup    ## run the demo again, and list the results that equal the comm
 test: setup      ## run all tests that need no GPU
 	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-lint: setup      ## check style and common mistakes
+lint: setup      ## style, common mistakes and types
 	ruff check .
 	ruff format --check .
+	mypy
 
 demo-assets: setup  ## make the demo's data sets and its nano model again
 	python demo/make/everyday_nli.py
