@@ -14,7 +14,7 @@ def captions(task: Task, p: Params, usage: RunUsage) -> dict[str, tuple[str, str
 
     Args:
         p: all of params.yaml.
-        usage: of the training.
+        usage: the training's usage.
     """
     kept_epoch = "the one with the lowest validation loss" if p.train.keep == "best" else "the last"
     return {

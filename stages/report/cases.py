@@ -17,11 +17,11 @@ from stages.report.tables import FEW_CLASSES
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 MAX_ERRORS = 10
-SHOWN_CLASSES = 3  # with their probabilities, below a prediction
+SHOWN_CLASSES = 3  # classes below each prediction, with their probabilities
 MAX_TEXT = 600  # characters of a text on the page; cases.csv has all
 MAX_ERROR_TEXT = 300  # characters of all texts of one of the most confident errors
 MAX_ROWS = 10_000  # on the page; cases.csv has all
-MAX_CHARACTERS = 3_500_000  # of all texts on the page: it stays below 5 MB, so that a phone opens it
+MAX_CHARACTERS = 3_500_000  # of all texts on the page; this keeps it below 5 MB, which a phone can open
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ConfidentError:
     Attributes:
         texts: (column, text) pairs.
         gold, base, tuned: names of classes.
-        probability: of the tuned model's class.
+        probability: the tuned model's probability of its class.
     """
 
     row: int
@@ -43,14 +43,14 @@ class ConfidentError:
 
 
 def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The cases with class names instead of numbers, and with `escape_formulas`.
+    """The case table with class names instead of numbers, and with formulas escaped.
 
-    With many classes, only the predicted class's probability is included. Git stores this table, and outs/results/ has
-    all probabilities.
+    With many classes, it has only the predicted class's probability, since Git stores this table. outs/results/ has all
+    probabilities.
     """
     names = dict(enumerate(task.classes))
-    coded = ["gold", "base", "tuned", ALL_COLUMNS, *map(guess_column, task.columns)]
-    labels = {column: cases[column].map(names) for column in coded}
+    class_columns = ["gold", "base", "tuned", ALL_COLUMNS, *map(guess_column, task.columns)]
+    labels = {column: cases[column].map(names) for column in class_columns}
     many = len(task.classes) > FEW_CLASSES
     excluded = [*probability_columns("base", task), *probability_columns("tuned", task)] if many else []
     return escape_formulas(cases.assign(**labels).drop(columns=["group", *excluded]))
@@ -89,7 +89,7 @@ def cut_text(text: str, length: int) -> str:
 
 
 def filters(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
-    """The filters of the page: {name: whether a row passes}. For NLI, those that the published report's claims need."""
+    """The filters of the page: {name: whether each row passes}. NLI adds those of the published report's claims."""
     passes = {"truncated": cases["truncated"].to_numpy()} if cases["truncated"].any() else {}
     if nli:
         low, high = overlap_ends(cases)
@@ -104,8 +104,8 @@ def filters(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
 
 
 def rows_as_json(cases: pd.DataFrame, filters: dict[str, np.ndarray], task: Task) -> Markup:
-    """The rows of the page as lists: row, texts, gold, base, tuned, fate, filters (a bit each), and the most probable
-    classes of base and of tuned as [class, percent, class, percent, …].
+    """The rows of the page as JSON, a list for each: row, texts, gold, base, tuned, fate, filters (one bit per filter),
+    and the most probable classes of base and of tuned as [class, percent, class, percent, …].
 
     Args:
         filters: from `filters`.

@@ -34,7 +34,7 @@ def describe_claims(claims: Claims) -> list[ClaimText]:
                 neutral,
                 "The tuned model misclassifies {} neutral rows and {} "
                 + f"{neutral.rival} rows, the worst other class",
-                "These rows do not hold neutral and another class.",
+                "These rows do not include both neutral and another class.",
             ),
         ),
         (

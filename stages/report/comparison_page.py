@@ -19,7 +19,7 @@ from stages.report.wording import confidence_level
 
 TERMINAL_WIDTH = 120  # columns
 NAME_WIDTH = 22  # characters of a recipe's name in a table; the list below the tables has the whole name
-SEEDS_WIDTH = 13  # characters of the seeds in a table; if they need more, it has their number
+SEEDS_WIDTH = 13  # characters of the seeds in a table; a longer list is replaced by the number of seeds
 TICK_WIDTH = 26  # characters of a recipe's name in the picture
 
 
@@ -29,8 +29,8 @@ class RecipeComparison:
 
     Attributes:
         scores: of each recipe.
-        differences: of each recipe but the first, from the first.
-        runs: for each recipe, a list of its runs for readers.
+        differences: the difference of each other recipe from the first.
+        runs: for each recipe, a sentence for readers that lists its runs.
         notes: what a reader has to know to read the results.
         confidence: level of the intervals.
         row_count: number of test rows.
@@ -215,7 +215,7 @@ def format_range(shares: Sequence[float]) -> str:
 
 
 def sign(comparison: RecipeComparison) -> str:
-    """All that somebody else needs to get the same figures, in one line, like the signature of sacreBLEU."""
+    """Everything that others need to get the same figures, in one line, like the signature of sacreBLEU."""
     seeds = ";".join(f"{recipe_letter(n)}={','.join(map(str, s.seeds))}" for n, s in enumerate(comparison.scores))
     parts = {
         "rows": comparison.row_count,

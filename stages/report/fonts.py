@@ -1,4 +1,4 @@
-"""Find fonts for the names in the data: Matplotlib's own, and the system's for characters that it lacks."""
+"""Find fonts for the names in the data: Matplotlib's own, and the system's for characters that Matplotlib's lacks."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ def _font_sort_key(path: str, characters: set[str]) -> tuple[int, bool, int] | N
 
 
 def _register_font(path: str) -> str:
-    """Let Matplotlib use a font file for both weights, unless it has others of the family; return the family."""
+    """Register a font file for each of both weights that Matplotlib lacks in its family; return the family."""
     entry, known = font_manager.ttfFontProperty(FT2Font(path)), font_manager.fontManager.ttflist
     for weight in (400, 700):  # if one is missing, Matplotlib logs that it uses the other
         if not any((other.name, other.weight, other.style) == (entry.name, weight, "normal") for other in known):

@@ -22,7 +22,7 @@ def in_percent(share: float) -> str:
 
 
 def whole_percent(share: float) -> str:
-    """A share, 0 to 1, in whole percent; 0 and 100 only if it is exactly that."""
+    """A share, 0 to 1, in whole percent; 0% and 100% only if the share is exactly 0 or 1."""
     if 0 < share < 0.01:
         return "<1%"
     return ">99%" if 0.99 < share < 1 else f"{share:.0%}"

@@ -85,16 +85,16 @@ def build_metadata(
     tags: list[str],
     dataset: Mapping[str, Any] | None = None,
 ) -> ModelCardData:
-    """What the hub reads from a card. It names no base and no data set that is a local folder.
+    """What the hub reads from a card. A local folder is not listed as base model or data set.
 
     Args:
         scores: values by the keys of `metrics.METRICS`.
         library: the library that loads the model.
-        tags: besides those of the task.
+        tags: the card's tags besides those of the task.
         dataset: more arguments of `EvalResult` about the data.
     """
     is_nli = NliTask.from_task(task) is not None
-    known = [
+    hub_metrics = [
         (metric.title, metric.hub, scores[metric.key])
         for metric in metrics.METRICS
         if isinstance(metric, Metric) and metric.hub and metric.key in scores and math.isfinite(scores[metric.key])
@@ -112,7 +112,7 @@ def build_metadata(
             metric_value=round(value, 6),
             metric_args=arguments,
         )
-        for title, (metric_type, arguments), value in known
+        for title, (metric_type, arguments), value in hub_metrics
     ]
     return ModelCardData(
         model_name=make_title(model.name, data.name),
@@ -121,7 +121,7 @@ def build_metadata(
         library_name=library,
         pipeline_tag="text-classification",
         tags=[*tags, *(["natural-language-inference"] if is_nli else [])] or None,
-        metrics=list(dict.fromkeys(metric_type for _, (metric_type, _), _ in known)),
+        metrics=list(dict.fromkeys(metric_type for _, (metric_type, _), _ in hub_metrics)),
         eval_results=evaluations,
     )
 

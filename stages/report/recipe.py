@@ -55,7 +55,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
 
 
 def _source(source: Source, subset: str = "") -> str:
-    """A model or data set by name, revision and digest. A folder may be pinned by the digest itself."""
+    """A model or data set by name, revision and digest. The revision of a local folder may be the digest."""
     revision = "" if source.revision == source.digest else f", revision {source.revision}"
     return f"{source.name}{subset}{revision}, SHA-256 of its files {source.digest}"
 

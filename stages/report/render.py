@@ -24,12 +24,12 @@ ON_WHITE = {
     "tuned": "#1f66d0",
     "paper": "#ffffff",
 }
-# `inline` replaces these colours in the SVG.
+# Placeholder colours of the SVG: `inline` replaces them by CSS variables.
 STAND_INS = {name: f"#0a0b{number:02x}" for number, name in enumerate(ON_WHITE, start=0xC0)}
 WIDTH = 4.2  # inches; narrow, so that text stays readable on a phone
 SHOWN = 500  # width of a PNG on the page, in pixels
 DENSITY = 2  # pixels of a PNG for each pixel of the page, for dense screens
-COLOURS = 64  # of a PNG: few, and their shades at edges
+COLOURS = 64  # in a PNG's palette: a few colours, and their shades at edges
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -67,7 +67,7 @@ def render(draw: Callable[[dict[str, str]], Figure], names: Iterable[str] = ()) 
 
 
 def with_few_colours(png: io.BytesIO) -> bytes:
-    """A PNG with a palette. It is a third as large, and each run commits its pictures."""
+    """Convert a PNG to one with a palette. It is a third as large, and Git stores the pictures of every run."""
     image, small = Image.open(png).convert("RGB"), io.BytesIO()
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
     return small.getvalue()

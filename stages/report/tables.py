@@ -14,7 +14,7 @@ from stages.data.data_summary import DataSummary, SplitSummary
 from stages.data.task import SPLITS, Task
 from stages.report.formatting import number, number_interval, percent, percent_interval
 
-FEW_CLASSES = 10  # with more, tables are folded or summed up, and pictures have no words
+FEW_CLASSES = 10  # with more classes, tables are collapsed or summarised, and a confusion matrix has no numbers
 MAX_CONFUSIONS = 10
 FORMS = {"percent": (percent, percent_interval), "number": (number, number_interval)}  # `Metric.form`
 

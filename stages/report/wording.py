@@ -104,7 +104,7 @@ def _shorten_list(names: list[str]) -> str:
 
 
 def no_overlap(test: SplitSummary, group: str | None) -> str | None:
-    """The good news that no test row is a training row; `data_warnings` has the bad news.
+    """The sentence that no test row is a training row, or None; `data_warnings` has the opposite warnings.
 
     Args:
         test: counts of the test rows.

@@ -8,11 +8,11 @@ from stages.report.fonts import can_draw
 from stages.report.formatting import percent
 from stages.report.render import shorten
 
-LOWEST_CLASSES = 10  # the picture of the slices has so many classes at most
+LOWEST_CLASSES = 10  # the picture of the slices has at most this many classes
 
 
 def draw_accuracy(table: list[tuple], colours: dict[str, str]) -> Figure:
-    """Draw points with intervals, one a line.
+    """Draw points with intervals, one per line.
 
     Args:
         table: (name, accuracy, (low, high), name of a colour) of each line, from the top.
@@ -46,8 +46,8 @@ def draw_slices(base: pd.DataFrame, tuned: pd.DataFrame, colours: dict[str, str]
     """Draw accuracy with interval in each slice, for base and tuned.
 
     Args:
-        base, tuned: from `slices.slice_table`, with the same slices. The classes come first in them, so that their
-            index is the number of the class.
+        base, tuned: from `slices.measure_slices`, with the same slices. The classes come first, so the index of a
+            class's slice is the number of the class.
     """
     cuts = list(base["cut"].unique())
     figure, axes = single_axes(0.75 + 0.23 * (len(base) + len(cuts)))

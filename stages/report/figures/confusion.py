@@ -61,7 +61,7 @@ def draw_cells(axes: Axes, counts: np.ndarray, colour: str) -> None:
 def draw_heat_map(axes: Axes, counts: np.ndarray, colour: str) -> None:
     """Draw a matrix without text. One path for each of six shades keeps the file small if there are many classes."""
     shares = divide_by_gold(counts)
-    shades = np.ceil(np.sqrt(shares) * 6).astype(int)  # the square root makes a single row of many visible
+    shades = np.ceil(np.sqrt(shares) * 6).astype(int)  # the square root makes even one row of many visible
     for shade in range(1, 7):
         squares = [
             matplotlib.path.Path.unit_rectangle().transformed(

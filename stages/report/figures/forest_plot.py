@@ -62,7 +62,7 @@ def _draw_differences(
 def draw_intervals(
     axes: Axes, intervals: Sequence[tuple[float, float, float]], colours: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Draw points with intervals, one a line; intervals: (value, low, high)."""
+    """Draw points with intervals, one per line; intervals: (value, low, high)."""
     for y, ((value, low, high), colour) in enumerate(zip(intervals, colours, strict=True)):
         axes.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(value, y, "o", color=colour)
