@@ -1,7 +1,4 @@
-"""Stage `analyze`: compute the results from predictions and histories, and write metrics/.
-
-No other stage writes there.
-"""
+"""Stage `analyze`: compute the results from predictions and histories. Only this stage writes to metrics/."""
 
 import csv
 from dataclasses import dataclass
@@ -62,7 +59,7 @@ def main() -> None:
     usage_picture = figures.render_usage(samples, usage.train.on_gpu)
     context = document.build_context(results, usage, cases, plot_tables, pictures | {"usage": usage_picture}, run)
 
-    # Results: the same bytes if the same is run again.
+    # Results: equal inputs give equal bytes.
     files.write_json("metrics/details.json", results.to_json())
     files.write_csv("metrics/cases.csv", page_rows.to_spreadsheet(cases, task), quoting=csv.QUOTE_NONNUMERIC)
     write_plots(plot_tables)
@@ -70,7 +67,7 @@ def main() -> None:
     files.write_text("metrics/report.md", document.markdown(context))
     files.write_text("metrics/model_card.md", model_card.build_adapter_card(results, run))
 
-    # Measurements of this run, and the files that include some.
+    # Measurements of this run, and files that include measurements.
     files.write_json("metrics/summary.json", results.summarize() | usage.summarize())
     write_measurements(usage, samples, usage_picture[0])
     files.write_text("metrics/report.html", document.html(context))
@@ -83,7 +80,7 @@ def load_inputs(task: Task) -> Inputs:
             "outs/results: base and tuned have predictions of different rows. They must have the same rows. "
             "Run `dvc repro`."
         )
-    columns = {"train": [*task.text_columns, "label"], "test": ["truncated"]}  # tokens are most of a file
+    columns = {"train": [*task.text_columns, "label"], "test": ["truncated"]}  # without the tokens, most of a file
     return Inputs(
         data=DataSummary.read("outs/data_summary.json"),
         base=base,

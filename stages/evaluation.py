@@ -20,7 +20,7 @@ def evaluate(name: str, adapter: Path | None) -> None:
     """Predict the test rows. Write predictions to outs/results/, the run's time and memory to outs/measurements/.
 
     Args:
-        name: of the folder below each of the two.
+        name: the folder's name in each of the two.
         adapter: folder of a trained adapter, or None for the base with an untrained head.
     """
     p = params.load()

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 
 from stages.analysis.words import terms
 
-SAGA_CELLS = 150_000  # training rows times classes, from which SAGA is used
-SAGA_COEFFICIENTS = 2_000_000  # terms times classes, from which SAGA is used
+SAGA_CELLS = 150_000  # training rows times classes; from this number on, SAGA is used
+SAGA_COEFFICIENTS = 2_000_000  # terms times classes; from this number on, SAGA is used
 MAX_COEFFICIENTS = 10_000_000  # of all columns together
 
 ALL_COLUMNS = "guess"  # the case table's column for the baseline that reads all text columns
@@ -21,7 +21,7 @@ def guess_column(column: str) -> str:
 
 
 def majority_class(train_gold: np.ndarray) -> int:
-    """The label of most training rows; of equals, the first."""
+    """The most frequent label of the training rows; of equally frequent ones, the first."""
     return int(np.bincount(train_gold).argmax())
 
 
@@ -59,14 +59,14 @@ def predict_labels(bags: list[tuple[csr_matrix, csr_matrix]], train_gold: np.nda
     """Predict the label of each test row; without terms or a second class, the majority class.
 
     With many rows, L-BFGS is slow and stops too early: the gradient of a mean over rows is small for a rare word. On
-    the 550,152 rows of benchmarks/all_of_snli.py it stopped after 6 passes, with an accuracy of 43.0% from the
-    hypothesis; 346 passes (69 s) reached 44.6. SAGA has 44.7 after 8 passes (6 s). With both columns L-BFGS took 100
-    passes (59 s) for 42.4%, SAGA 6 (8 s) for 42.3. SAGA's `tol` was chosen on the same test rows, from 0.1, 0.03 and
-    0.01.
+    the hypotheses of the 550,152 rows of benchmarks/all_of_snli.py it stopped after 6 passes, with an accuracy of
+    43.0%; 346 passes (69 s) reached 44.6%. SAGA reaches 44.7% after 8 passes (6 s). With both columns L-BFGS took 100
+    passes (59 s) for 42.4%, and SAGA 6 passes (8 s) for 42.3%. SAGA's `tol` was chosen on the same test rows, from 0.1,
+    0.03 and 0.01.
 
-    With many classes L-BFGS also stops too early. On 20,000 rows in 77 classes it stopped after one pass, no better
-    than chance, where SAGA is right in 70%. And it needs 220 bytes a coefficient, SAGA 14: 4,000 rows of 300 words in
-    20 classes took 4.0 GB, and take 0.5.
+    With many classes, too, L-BFGS stops too early. On 20,000 rows in 77 classes it stopped after one pass, no better
+    than chance; SAGA has an accuracy of 70%. L-BFGS also needs 220 bytes per coefficient, SAGA 14. For 4,000 rows of
+    300 words in 20 classes, these are 4.0 GB and 0.5 GB.
 
     Args:
         bags: from `weigh_terms`, for each column.

@@ -11,7 +11,7 @@ from stages.data.confusion import class_counts, confusion_counts, f1_per_class, 
 Average = Literal[0, 1]
 WEIGHTED: Final = 0  # index in the result of `f1_values`
 MACRO: Final = 1
-FEW_ROWS = 10  # with fewer rows of a class, its F1 is hardly known
+FEW_ROWS = 10  # with fewer rows of a class, its F1 is a rough estimate
 
 
 def f1_macro(counts: np.ndarray) -> np.ndarray:
@@ -72,9 +72,9 @@ def f1_interval(
     many classes or classes with few rows (`python benchmarks/intervals.py` prints the tables):
 
     - z^2/2 right and z^2/2 wrong rows are added first. A share near 0 or 1 then has a good interval (Agresti and Coull
-      1998, The American Statistician 52). Each class gets the part that it would have of the variance if all classes
-      were equally good. This keeps a class of four rows, all right, uncertain. An added wrong row has this gold class;
-      its predicted class is one of the others, by their frequency.
+      1998, The American Statistician 52). Each class gets the share of them that it would have of the variance if all
+      classes were equally good. So a class of four rows that are all right stays uncertain. A class's added wrong rows
+      have it as gold class. Their predicted classes are the others, by frequency.
     - The bias of F1 (`f1_bias`) is subtracted.
     - The variance of J that m rows estimate is (m - 1) / m of the true one.
 
@@ -89,7 +89,7 @@ def f1_interval(
     right, gold, answered = counts
     present = gold + answered > 0
     frequency = (gold + answered) / (gold + answered).sum()
-    touched = np.where(present, gold + answered - right, 1)  # rows whose gold or predicted class it is
+    touched = np.where(present, gold + answered - right, 1)  # rows with this gold or predicted class
     share = weights(counts, average) ** 2 / touched
     added = z**2 / 2 * share / share.sum()
     others = 1 - frequency

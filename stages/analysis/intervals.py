@@ -1,6 +1,6 @@
 """Confidence intervals of shares, differences and gains. Rows may share a group, such as a premise.
 
-Pure functions of arrays. Shares are 0 to 1. The interval of no rows is NaN.
+Pure functions of arrays. Shares are 0 to 1. Without rows, the interval is NaN.
 """
 
 import math
@@ -73,7 +73,7 @@ def newcombe(share: Share, other: Share) -> tuple[float, Interval]:
 def tango(fixed: float, broken: float, rows: float, confidence: float) -> Interval:
     """Score interval of a paired difference, (fixed - broken) / rows. The counts may be effective counts.
 
-    It holds the differences d at which |fixed - broken - rows d| <= z sqrt(rows (2q + d (1-d))). There q is the most
+    It contains the differences d at which |fixed - broken - rows d| <= z sqrt(rows (2q + d (1-d))). There q is the most
     likely share of broken rows if d is true (Tango 1998, Statistics in Medicine 17, 891-908).
     """
     z = norm.ppf((1 + confidence) / 2)
@@ -88,7 +88,7 @@ def _tango_high(up: float, down: float, rows: float, z: float) -> float:
         q = (np.sqrt(max(0, b**2 + 8 * down * gap * (1 - gap))) - b) / 4
         return up - down - gap + z * np.sqrt(max(0, 2 * q + gap * (1 - gap)) / rows)
 
-    start = up - down + 1e-10  # at the estimate itself the error can be 0, as when no row changed: a false root
+    start = up - down + 1e-10  # the standard error at the estimate is 0 if no row changed: a false root
     return float(brentq(score, start, 1)) if start < 1 else 1.0
 
 
@@ -96,7 +96,7 @@ def gain_interval(changes: np.ndarray, groups: np.ndarray, p: float, confidence:
     """Tango's interval of the gain, with counts divided by `adjusted_design_effect`.
 
     It contains 0 if and only if the gain is not significant by `mcnemar`. That p is never below the score test's, so
-    the interval is only ever widened to 0.
+    the interval only needs to be widened to 0, never narrowed.
 
     Args:
         changes: from `comparison.changes`, [rows].

@@ -180,7 +180,7 @@ def score_model(predictions: Predictions) -> ModelScores:
 
 
 def reliability(right: np.ndarray, probability: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy and mean probability in `BINS` bins of equal width, open below (Guo et al. 2017).
+    """Accuracy and mean probability in `BINS` bins of equal width; a bin excludes its lower edge (Guo et al. 2017).
 
     Args:
         right: whether each prediction is right, [rows].

@@ -1,6 +1,6 @@
 """Natural language inference: slices of its rows, and the published report's claims, tested on all test rows.
 
-Only this file knows premise and hypothesis. stages/report/claims.py has the words.
+Only this file decides which column is the premise. stages/report/claims.py describes the claims in words.
 """
 
 from dataclasses import dataclass, fields
@@ -122,14 +122,14 @@ class ShareClaim:
 
 @dataclass(frozen=True)
 class AnswerClaim(ShareClaim):
-    """`share` of the base's answers are the class `answer`."""
+    """The claim that the base answers almost one class: `share` of its answers are `answer`."""
 
     answer: str
 
 
 @dataclass(frozen=True)
 class HypothesisClaim(ShareClaim):
-    """Where tuned model and hypothesis-only baseline disagree, the tuned model is right in `share`."""
+    """Of the rows that only the tuned model or only the hypothesis baseline gets right, `share` are the former."""
 
     tuned_accuracy: float
     baseline_accuracy: float

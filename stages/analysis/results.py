@@ -24,7 +24,7 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Training:
-    """The training: its best epoch, and the losses and validation scores after that epoch."""
+    """The training: the epoch whose adapter is used (`best_epoch`), and the losses and validation scores after it."""
 
     best_epoch: int
     parameters: ParameterCounts
@@ -35,7 +35,7 @@ class Training:
 
     @classmethod
     def from_history(cls, summary: dict[str, Any], epochs: pd.DataFrame) -> Self:
-        """Join the training's summary.json with the line of its best epoch in epochs.csv."""
+        """Join the training's summary.json with the line of its `best_epoch` in epochs.csv."""
         scores = epochs.set_index("epoch").loc[summary["best_epoch"]]
         return cls(
             summary["best_epoch"],
@@ -46,7 +46,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a run. They are equal if the same is run again.
+    """All results of a run. Equal inputs give equal results.
 
     Attributes:
         claims: the published report's claims, tested on this run; None if the task is not NLI.
@@ -75,7 +75,7 @@ class Results:
     def summarize(self) -> dict[str, float]:
         """The few scores by which runs are compared.
 
-        DVC sorts by name. So names start with the kind of score, and these come before memory and seconds
+        DVC sorts them by name. So names start with the kind of score, and come before the names of memory and seconds
         (`usage.Usage.summarize`).
         """
         return {

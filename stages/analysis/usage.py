@@ -1,4 +1,4 @@
-"""What a run measured of itself: seconds, memory, load. These figures differ when the same is run again."""
+"""Seconds, memory and load of a run. Unlike results, they differ between runs with equal inputs."""
 
 from dataclasses import dataclass
 from typing import Any, Self

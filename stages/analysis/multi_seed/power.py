@@ -15,7 +15,7 @@ QUANTILES = 256  # of the seeds' estimated variance; `power` averages over them
 
 
 def smallest_detectable_difference(components: Sequence[VarianceComponent], confidence: float) -> float:
-    """The true difference that is significant in a share `TARGET_POWER` of experiments."""
+    """The smallest true difference that is significant in `TARGET_POWER` (80%) of experiments."""
     high = 4 * margin_of_error(components, 1 - confidence) + 4 * math.sqrt(sum(part.variance for part in components))
     return float(brentq(lambda difference: power(difference, components, confidence) - TARGET_POWER, 0, high))
 
@@ -24,11 +24,11 @@ def power(difference: float, components: Sequence[VarianceComponent], confidence
     """The probability that a true difference is significant, if the components have the true variances.
 
     The estimate is normally distributed, the seeds' estimated variances have chi-square distributions, and
-    `margin_of_error` gives the interval. If there is only a seeds' component, this is the power of the t test,
-    which the noncentral t distribution gives.
+    `margin_of_error` gives the interval. If the rows' component is 0 and there is one of seeds, this is the power of
+    the t test, which the noncentral t distribution gives.
 
     Args:
-        components: one or two of seeds, or none; then the rows'.
+        components: none, one or two of seeds, then one of rows.
     """
     standard_error = math.sqrt(sum(part.variance for part in components))
     *seeds, rows = components

@@ -78,7 +78,8 @@ def score_recipe(recipe: Recipe, gold: np.ndarray, groups: np.ndarray, classes: 
 
 
 def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) -> Score:
-    """Accuracy over trainings, with the Wilson interval of as many independent rows as have its variance.
+    """Accuracy over trainings, with a Wilson interval. Its number of rows is the number that, if independent, would
+    give the same variance.
 
     Args:
         correct: 1 where a training is right, float [seeds, rows].
@@ -91,7 +92,7 @@ def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) ->
 def mean_f1(
     gold: np.ndarray, predictions: np.ndarray, groups: np.ndarray, classes: int, confidence: float
 ) -> list[Score]:
-    """Weighted and macro F1 over trainings. `f1_interval` takes their mean confusion matrix and their variance.
+    """Weighted and macro F1 over trainings. The intervals use their mean confusion matrix and their variance.
 
     Args:
         gold: int [rows].
@@ -109,7 +110,7 @@ def mean_f1(
 
 
 def effect_over_seeds(values: np.ndarray, groups: np.ndarray, confidence: float) -> float:
-    """`adjusted_design_effect` for a mean over trainings and rows. It is below 1 if trainings err in different rows.
+    """`adjusted_design_effect` of a mean over trainings and rows; may be below 1 if trainings err in different rows.
 
     Args:
         values: float [seeds, rows].

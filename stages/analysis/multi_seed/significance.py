@@ -17,8 +17,8 @@ def margin_of_error(components: Sequence[VarianceComponent], alpha: float) -> fl
 
     It is the standard error times the mean of the components' t quantiles, weighted by variance. That mean is Cochran's
     quantile (Cochran and Cox 1950, Experimental Designs). Student's quantile with the degrees of freedom of
-    Satterthwaite and Hillis is too small if two seeds have most of the variance. An interval of 95% then covers only
-    87%, while this one covers 94 to 98%.
+    Satterthwaite and Hillis is too small if most of the variance is that of two seeds. An interval of 95% then covers
+    only 87%, while this one covers 94 to 98%.
     """
     variance = sum(part.variance for part in components)
     weighted = sum(part.variance * t_quantile(alpha, part.degrees_of_freedom) for part in components)

@@ -70,8 +70,8 @@ def difference_components(
 def seed_component(values: np.ndarray) -> VarianceComponent:
     """Variance of the mean over seeds, from the mean of each training; values: [seeds, rows].
 
-    It includes what is random in a training's answer to each row. Means come in steps of one row. Trainings with equal
-    means may still differ by a part of a step, which has a variance of a twelfth of its square (Sheppard 1898).
+    It includes the randomness of a training's answers to single rows. A mean is a multiple of 1 / rows, so trainings
+    with equal means may still differ by less than this step. The variance of that is step^2 / 12 (Sheppard 1898).
     """
     count, rows = values.shape
     rounding = 1 / (12 * rows**2)
@@ -94,8 +94,8 @@ def pool(components: Sequence[VarianceComponent]) -> VarianceComponent:
 def row_covariances(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Covariances of the trainings' means over other samples of rows, [2, trainings, trainings].
 
-    The first matrix treats all rows as independent. The second one treats the groups as what is sampled, and uses the
-    sums over each group (Kish 1965, Survey Sampling).
+    The first matrix treats all rows as independent. The second one treats the groups as the sampled units, and uses
+    their sums (Kish 1965, Survey Sampling).
 
     Args:
         values: float [trainings, rows].
