@@ -1,4 +1,4 @@
-"""Stage `tokenize`: choose rows, decide what to do with unlabelled ones, fill the template, make tokens, count."""
+"""Stage `tokenize`: choose rows, drop or label unlabelled ones, fill the template, tokenize and count."""
 
 import numpy as np
 import pandas as pd

@@ -113,7 +113,7 @@ def pack_rows(batch: list[Row], pad_id: int, rows: int = 0, tokens: int = 0) -> 
 
 
 def bucket_size(tokens: int) -> int:
-    """Round up to one of few sizes: batches of similar size share a shape, and large ones fill a GPU's tiles."""
+    """Round up to one of a few sizes: similar batches get equal shapes, and large batches fill a GPU's tiles."""
     step = min(max(16, 2 ** (tokens.bit_length() - 4)), 256)
     return -(-tokens // step) * step
 
@@ -177,7 +177,7 @@ def order_in_balanced_batches(lengths: np.ndarray, batch_size: int, seed: Seed) 
 
 
 def split_rows_among_ranks(lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
-    """Split the rows of one batch among ranks: equal numbers of rows, up to one, and similar numbers of tokens.
+    """Split the rows of one batch among ranks: row counts differ by one at most, and token counts are similar.
 
     Args:
         lengths: tokens of the batch's rows, [rows].
@@ -195,7 +195,7 @@ def assign_batches(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Assign whole batches to ranks, the most costly first, each to the rank with the lowest cost so far.
 
     Args:
-        costs: of each batch.
+        costs: the cost of each batch.
 
     Returns:
         for each rank the numbers of its batches, ascending.

@@ -27,8 +27,8 @@ OPENERS: dict[str, Callable] = {
     ".zst": lambda path, mode: io.BytesIO(),
 }
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# Each cell is its text (01 is not 1), and only an empty cell is missing. pandas' default also takes NA and None for it,
-# so a class with such a name would be no label.
+# Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
+# missing, so a class with such a name would be lost.
 AS_TEXT = {"dtype": str, "keep_default_na": False, "na_values": [""], "chunksize": None}
 
 

@@ -1,4 +1,4 @@
-"""Counts of the rows of each split: how they are made, and the file outs/data_summary.json that holds them."""
+"""Count the rows of each split. outs/data_summary.json has the counts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -129,7 +129,7 @@ def summarize_split(
         rows: all rows of the split.
         chosen: the rows that params.yaml asks for.
         tokenized: the chosen rows that are not dropped, with their tokens.
-        earlier: {earlier split: its rows}, in which related rows are looked for.
+        earlier: {earlier split: its rows}, to find duplicates and shared groups.
     """
     tokens = count_tokens(tokenized)
     return SplitSummary(
@@ -172,6 +172,6 @@ def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> Overl
 
 
 def _is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
-    """Whether each text is among others, bool [rows]. Arrow does it, since pandas makes a Python string of each."""
+    """Whether each text is among others, bool [rows]. pandas would make a Python string of each; Arrow does not."""
     values, others = pa.array(values, pa.large_string()), pa.array(others, pa.large_string())
     return pc.is_in(values, others).to_numpy(zero_copy_only=False)

@@ -52,10 +52,10 @@ def prepare_rows(
 
 def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, ...]) -> None:
     """Reject a split that lacks a column named in params.yaml, or whose template columns are not text."""
-    has = f"split '{split}' has no such column; all its files have {', '.join(table.column_names)}"
+    no_column = f"split '{split}' has no such column; all its files have {', '.join(table.column_names)}"
     for column in columns:
         if column not in table.column_names:
-            raise UserError(f"params.yaml: tokenize.template: {{{column}}}: {has}")
+            raise UserError(f"params.yaml: tokenize.template: {{{column}}}: {no_column}")
         kind = table.schema.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(
@@ -63,9 +63,9 @@ def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, .
                 "allowed: text"
             )
     if data.label not in table.column_names:
-        raise UserError(f"params.yaml: data.label: {data.label}: {has}")
+        raise UserError(f"params.yaml: data.label: {data.label}: {no_column}")
     if data.group is not None and data.group not in table.column_names:
-        raise UserError(f"params.yaml: data.group: {data.group}: {has}")
+        raise UserError(f"params.yaml: data.group: {data.group}: {no_column}")
     if data.label in columns:
         raise UserError(f"params.yaml: tokenize.template: {{{data.label}}}: is data.label, the class to be predicted")
 

@@ -17,9 +17,9 @@ from stages.data.task import NO_LABEL
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
-# How SNLI and MNLI, as text, and `datasets` mark a row without a label.
+# Marks of a row without a label: "-" in SNLI's and MNLI's own files, -1 in `datasets`.
 UNLABELLED_MARKS = {"-", str(NO_LABEL), f"{NO_LABEL}.0"}
-INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it; 01 is a code
+INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it; 01 is a code, not an integer
 WHOLE = re.compile(rf"({INTEGER.pattern})(\.0)?")  # pandas writes 1.0 to csv for an integer next to missing values
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 ONE_CLASS_A_ROW = "a single class a row is supported, not several labels"
@@ -35,7 +35,7 @@ class LabelColumn:
         values: label of each row as text, None for a row without a label, [rows].
         class_names: the classes that the data set declares (ClassLabel), else None.
         number_type: the column's type if it holds numbers, else None.
-        unnamed_integers: the labels are integers, and the data set does not name their classes.
+        unnamed_integers: whether the labels are integers whose classes the data set does not name.
     """
 
     split: str
@@ -196,9 +196,9 @@ def _infer_classes(first: LabelColumn, labels: pd.Series) -> tuple[str, ...]:
 def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:
     """Number of each row's class, int64 [rows], `NO_LABEL` for a row without a label.
 
-    Labels are matched with the classes by name. Case does not count, unless two classes differ only in case. Integers
-    that the data set does not name are matched by name if a class is a number ("1" to "5"). Otherwise they are the
-    classes' numbers.
+    Labels are matched with the classes by name. Case does not count, unless two classes differ only in case. If the
+    labels are integers that the data set does not name, they are the classes' numbers. But if the name of a class is a
+    number ("1" to "5"), they are matched by name too.
 
     Raises:
         UserError: a label is not a class, or the data set declares other classes. The error names both.
@@ -208,7 +208,7 @@ def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:
 
 
 def _match_names(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int | None]:
-    """{class that the data set declares: its number}; each class must be declared, and no other."""
+    """{class that the data set declares: its number}; it must declare each class and no other."""
     declared, find = labels.class_names or (), _code_finder(classes)
     codes = {name: find(name) for name in declared}
     if None in codes.values() or len(set(codes.values())) < len(classes):

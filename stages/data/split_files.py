@@ -159,7 +159,7 @@ def _find_files(folder: Path) -> DataFilesDict:
 
 
 def _name_files(data_files: DataFilesDict, links: dict[str, str], folder: Path) -> Files:
-    """Check that the manifest pins all files of the splits, and add their names."""
+    """Map the links of each split to the files' names, and reject files that the manifest does not pin."""
     files: Files = {}
     for split, paths in data_files.items():
         for path in map(str, paths):
@@ -194,7 +194,7 @@ def _check_reader(files: Files, folder: Path, builder: datasets.DatasetBuilder) 
 
 
 def _source_splits(files: Files, split: str, spec: str) -> list[str]:
-    """The splits of the data set that `data.splits` takes the rows of a split from."""
+    """The data set's splits from which `data.splits` takes the rows of a split."""
     try:
         instruction = datasets.ReadInstruction.from_spec(spec)
         return list(dict.fromkeys(part.splitname for part in instruction.to_absolute(dict.fromkeys(files, 100))))
@@ -266,7 +266,7 @@ def _cast_as_declared(table: pa.Table, builder: datasets.DatasetBuilder, place: 
 
 
 def _remove_points(table: pa.Table, column: str, target: pa.DataType, names: Iterable[str] | None) -> pa.Table:
-    """Make 1 of 1.0 in a column of text that becomes integers. pandas writes 1.0 next to missing values."""
+    """Replace 1.0 by 1 in a text column that becomes integers. pandas writes 1.0 if values are missing."""
     kind = table.schema.field(column).type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not is_text or not pa.types.is_integer(target) or any(name.endswith(".0") for name in names or ()):
@@ -300,7 +300,7 @@ def _read_typed(path: str, place: str, builder: datasets.DatasetBuilder, scratch
 
 
 def _concatenate(tables: Mapping[Any, pa.Table], split: str) -> pa.Table:
-    """Concatenate tables, with the columns that all have in a common type. Print which columns are left out."""
+    """Concatenate the columns that all tables have with a common type. Print which columns are left out."""
     if len(tables) == 1:
         return next(iter(tables.values()))
     features = [datasets.Features.from_arrow_schema(table.schema) for table in tables.values()]

@@ -18,7 +18,7 @@ class Task:
     Attributes:
         classes: names, in the order of their numbers 0, 1, ….
         columns: the data set's columns that the template names, in its order.
-        group: the column that groups rows which are not independent. If it is None, only duplicates are in a group.
+        group: the column that groups rows which are not independent. If it is None, a group is rows with equal texts.
     """
 
     classes: tuple[str, ...]

@@ -20,16 +20,16 @@ from stages.runtime.params import PLACEHOLDER
 from stages.sources.fetch import find_model_folder
 
 CHUNK = 1000  # rows that are encoded in one call
-SEARCH_WINDOW = 64  # characters: `truncate_row` tries each end up to so many characters after its first cut
+SEARCH_WINDOW = 64  # characters: `truncate_row` tries each end up to this far behind its first cut
 TOKENS = pa.list_(pa.int32())
 
 
 def load_tokenizer(manifest: dict, **settings: Any) -> PreTrainedTokenizerBase:
-    """Load the base model's tokenizer, with padding on the right. Without a pad token (phi-2 has none), eos pads.
+    """Load the base model's tokenizer, with padding on the right. If it has no pad token (like phi-2), eos pads.
 
     Args:
         manifest: what `download` wrote.
-        settings: further arguments of `from_pretrained`. They are saved with the tokenizer; later changes are not.
+        settings: further arguments of `from_pretrained`. They are saved with the tokenizer, unlike later changes to it.
     """
     folder = find_model_folder(manifest)
     try:
@@ -146,10 +146,11 @@ def encode_rows(
 
 
 class TemplateEncoder:
-    """Fills a template and tokenizes it. The names of special tokens are tokens in the template, and text in the texts.
+    """Fills a template and tokenizes it.
 
-    To tell them apart, the template's special tokens get names that no text has, in a copy of the tokenizer too. The
-    copy treats them as before: for example, it removes the space next to a token if the original does.
+    The name of a special token is read as the token in the template, but as text in the texts of a row. To distinguish
+    the two, the template and a copy of the tokenizer use new names, which no text has. The copy treats them like the
+    original names: for example, it removes the space next to a token if the original does.
 
     Attributes:
         special_tokens: names of the template's special tokens, in its order.
@@ -221,10 +222,10 @@ class TemplateEncoder:
             )
 
     def count_needed_characters(self, row: dict[str, str], offsets: list[tuple[int, int]]) -> np.ndarray:
-        """For each token, how long the texts must be at least for the token to be needed.
+        """For each token, the shortest length to which texts can be cut and still need the token.
 
-        A token of a text is needed from the number of characters that includes its first character. The template's own
-        tokens are always needed.
+        A text needs a token if the cut text includes the token's first character. The template always needs its own
+        tokens.
 
         Args:
             offsets: of the row's tokens.
