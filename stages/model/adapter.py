@@ -81,7 +81,7 @@ def save_adapter(
     Args:
         settings: the content of `classifier.json`, which `tools.predict` reads: the classes, the seed, and the sections
             model, tokenize and batches of params.yaml.
-        folder: empty, or not there yet.
+        folder: an empty folder, or one to create.
     """
     lora_config = model.peft_config["default"]
     lora_config.base_model_name_or_path, lora_config.revision = manifest["name"], manifest["revision"]
@@ -140,7 +140,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, manifest: dict) -> PeftMo
 
 
 def _list_missing_weights(model: PeftModel, path: Path) -> Sequence[str]:
-    """Names of the adapter's weights that its file lacks. PEFT only warns, and leaves them at their random start."""
+    """Names of the adapter's weights that its file lacks. PEFT only warns, and leaves them random."""
     with safe_open(path, "pt") as weights:
         return sorted(set(get_peft_model_state_dict(model)) - set(weights.keys()))
 

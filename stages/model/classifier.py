@@ -77,8 +77,8 @@ class Classifier:
     def predict(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:
         """Predict class probabilities.
 
-        Each rank predicts complete batches. A batch has the same rows on any number of GPUs, so the probabilities are
-        the same to the byte.
+        Each rank predicts complete batches. A batch has the same rows on any number of GPUs, so the probabilities
+        are equal byte for byte.
 
         Args:
             examples: of {"input_ids", "labels"}.

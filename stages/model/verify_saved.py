@@ -44,7 +44,7 @@ class AdapterSnapshot:
     @classmethod
     @torch.no_grad()
     def take(cls, model: PeftModel, examples: Sequence[dict]) -> Self:
-        """Copy the weights of a model and compute its logits, row by row and so without padding.
+        """Copy the weights of a model and compute its logits, row by row, thus without padding.
 
         Args:
             model: is left in evaluation mode.
