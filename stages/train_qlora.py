@@ -53,7 +53,7 @@ def main() -> None:
     parameters, snapshot = count_parameters(classifier), AdapterSnapshot.take(classifier, inputs.validation_rows)
     with files.atomic_folder("outs/adapter") as adapter:
         save_adapter(classifier, inputs.tokenizer, inputs.manifest, make_classifier_settings(p, inputs), adapter)
-        del base, classifier, trainer  # the memory need not suffice for two bases
+        del base, classifier, trainer  # the memory may not suffice for two bases
         gc.collect()
         verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device)
     write_results(steps, epochs, saved_epoch, parameters)

@@ -36,10 +36,10 @@ class CapturedStep:
 
     Args:
         model: a PEFT LoRA classifier in training mode, on a CUDA device.
-        rows: rows of a full batch, or of a rank's part. Smaller ones are filled up with rows that the loss ignores.
+        rows: rows of a full batch, or of a rank's part. A smaller batch is filled up with rows that the loss ignores.
         longest: tokens of the longest row.
         seed: of the dropout masks.
-        pad_id: token of these filling rows.
+        pad_id: the token in the added rows.
         dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use. "auto" keeps
             the copy if it fits the memory (`fusion.dequantized_weights_fit`) and no layer is checkpointed, which would
             mean that memory is short.

@@ -31,8 +31,8 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 class ClassifierTrainer(Trainer):
     """Trainer with the same batches on any number of ranks, and with the captured step.
 
-    A batch is that of all ranks together. Each rank computes its part and weights it by its share of the rows, so the
-    sum of the ranks' gradients is the gradient of the batch.
+    A batch has the rows of all ranks together. Each rank computes its part and weights it by its share of the rows, so
+    the sum of the ranks' gradients is the gradient of the batch.
 
     What it overrides, and why:
 
@@ -45,22 +45,22 @@ class ClassifierTrainer(Trainer):
       GPU.
     - _clip_grad_norm: clips the same few tensors.
     - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
-    - get_eval_dataloader: assigns the batches that one rank would have to all ranks, without repeating rows.
+    - get_eval_dataloader: divides the batches of a single rank among all ranks, without repeating rows.
     - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
     - _save_checkpoint: first compares the ranks' weights; leaves no partial checkpoint if the disk is full.
-    - _save_rng_state: only rank 0 writes, because several ranks seed each step.
+    - _save_rng_state: only rank 0 writes it. Several ranks do not need it, because they seed each step.
 
     Args:
         train_rows, validation_rows: of {"input_ids", "labels"}.
         batches: the section `batches` of params.yaml.
-        cuda_graphs, dequantize_once: of the section `train`.
+        cuda_graphs, dequantize_once: as in the section `train`.
         pad_id: token that fills batches.
-        trainer_arguments: of `Trainer`.
+        trainer_arguments: further arguments of `Trainer`.
 
     Attributes:
         step_losses: losses of this epoch's steps, on the device.
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
-        rows_per_rank: rows of the largest part of a batch that a rank computes.
+        rows_per_rank: the largest number of a batch's rows that a rank computes.
     """
 
     def __init__(
