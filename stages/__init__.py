@@ -1,6 +1,6 @@
 """The pipeline: one file for each stage of dvc.yaml, and the packages that the stages call.
 
-Python runs this file before a stage imports its libraries. What has to happen before those imports is called here.
+Python runs this file before a stage imports its libraries. It calls everything that must happen before those imports.
 """
 
 import os
@@ -16,6 +16,6 @@ if "DVC_STAGE" in os.environ or distributed.is_launched():  # a stage that DVC o
     watchdog.start()  # the imports take seconds, in which `dvc` may be killed
     startup.pause_garbage_collector()
 
-    from stages.runtime import gpu_selection  # now, with the collector off: pydantic makes many objects
+    from stages.runtime import gpu_selection  # after the pause: pydantic makes many objects
 
     gpu_selection.select_gpu_for_stage()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch  # the functions that need PyTorch import it themselves: this module is loaded before it
 
-CAUSE_SECONDS = 3.0  # a rank that fails without a clear reason waits so long for the rank that has caused its failure
-RANK_SECONDS = 0.5  # and so much longer for each rank before it: torchrun looks for failed ranks ten times a second
+CAUSE_SECONDS = 3.0  # a rank that does not print at once waits this long for the rank that caused its failure
+RANK_SECONDS = 0.5  # and this much longer for each rank before it: torchrun checks the ranks ten times a second
 
 
 def is_launched() -> bool:
@@ -107,8 +107,8 @@ def shut_down() -> None:
 def fail(message: str, immediately: bool) -> NoReturn:
     """Print why this rank fails and end it. The launcher then ends the other ranks.
 
-    A reason is printed once, by the rank that caused it. The other ranks wait here first: those that fail for the same
-    reason, and those that only lost their connection. The launcher has ended them before they print.
+    A reason is printed once, by the rank that caused it. The other ranks, which fail for the same reason or because
+    they lost their connection, wait first. The launcher ends them before they print.
 
     Args:
         immediately: True for rank 0 if it knows the reason.

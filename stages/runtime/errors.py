@@ -1,4 +1,4 @@
-"""Errors that a user can put right, the errors of a full disk, and `run`, which reports both in one line."""
+"""Errors that a user can correct, the errors of a full disk, and `run`, which reports both in one line."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from stages.runtime import distributed, startup
 
 
 class UserError(Exception):
-    """An error that the user can put right.
+    """An error that the user can correct.
 
     Its message is one line: what is wrong (file, key or column, value), what is allowed, and what to do.
     """

@@ -123,12 +123,12 @@ def read_json(path: str | Path) -> dict:
 
 
 def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read a parquet file as a data frame. None: all of its columns."""
+    """Read some columns of a parquet file, or all, as a data frame."""
     return _read_parquet(path, functools.partial(pd.read_parquet, columns=columns))
 
 
 def read_columns(path: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a parquet file as an Arrow table, which has no Python object for each row. None: all of its columns."""
+    """Read some columns of a parquet file, or all, as an Arrow table, which has no Python object for each row."""
     return _read_parquet(path, functools.partial(pq.read_table, columns=columns))
 
 

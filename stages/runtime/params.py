@@ -23,7 +23,7 @@ from stages.runtime.errors import UserError
 
 
 def _check_regular_expression(value: object) -> object:
-    """PEFT reads text as a regular expression, except `all-linear`."""
+    """Reject text that is no regular expression: PEFT reads it as one, unless it is `all-linear`."""
     if isinstance(value, str):
         try:
             re.compile(value)
@@ -33,7 +33,7 @@ def _check_regular_expression(value: object) -> object:
 
 
 def _read_class_name(value: object) -> object:
-    """Turn an integer into text. Reject true and false, as which YAML reads yes and no without quotes."""
+    """Turn an integer into text. Reject true and false: YAML reads yes and no without quotes as these."""
     if isinstance(value, bool):
         raise ValueError("must be text: quote a name such as 'yes' or 'no', which YAML reads as true and false")
     return str(value) if isinstance(value, int) else value

@@ -49,7 +49,7 @@ def remove_accelerate_settings() -> None:
 
 
 def check_imported_code() -> None:
-    """Exit if Python has imported another folder's `stages`, as with PYTHONSAFEPATH, and not those of this folder."""
+    """Exit if Python has imported `stages` from another folder than this one, as with PYTHONSAFEPATH."""
     imported, expected = Path(__file__).parents[1], Path("stages")
     if (expected / "__init__.py").is_file() and not expected.samefile(imported):
         sys.exit(f"error: Python imports {imported}, not the code of this folder; unset PYTHONSAFEPATH")

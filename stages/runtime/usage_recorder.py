@@ -1,4 +1,4 @@
-"""Sample what a stage uses while it runs: memory, utilization and power of its GPU, on a CPU those of its process.
+"""Sample a stage while it runs: memory, utilization and power of its GPU, or on a CPU what its process uses.
 
 Each rank samples its own GPU. Rank 0 writes the samples of all ranks.
 """
@@ -37,7 +37,7 @@ class Recorder:
     Attributes:
         samples: dicts with `FIELDS`, of this rank. A value that can't be read is None.
         marks: {moment: sample}, of this rank.
-        phase: the moment that was marked last.
+        phase: name of the phase of the next samples: the last marked moment, or one that the caller has set.
     """
 
     def __init__(self, device: torch.device, interval: float = 1.0) -> None:
@@ -74,7 +74,7 @@ class Recorder:
         return time.perf_counter() - self._start
 
     def save(self, folder: str | Path, figures: dict) -> None:
-        """Write usage.csv, the samples, and run.json, the figures of this run. Both differ when the stage runs again.
+        """Write usage.csv, the samples, and run.json, the figures of this run. Both differ between runs.
 
         All ranks call this after the block. Rank 0 writes.
 

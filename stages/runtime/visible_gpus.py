@@ -1,8 +1,8 @@
-"""Print the UUIDs of the GPUs that CUDA shows, in CUDA's order, one a line. Without CUDA, print nothing.
+"""Print the UUIDs of the GPUs that CUDA shows, in CUDA's order, one per line. Without CUDA, print nothing.
 
-This is a script because CUDA reads CUDA_VISIBLE_DEVICES once in a process. A process that is still to set the variable
-runs this one in another. It asks CUDA's driver, since NVML and nvidia-smi number GPUs by PCI bus, and CUDA puts the
-fastest first.
+This is a script because a process reads CUDA_VISIBLE_DEVICES only once, when it first uses CUDA. A process that has yet
+to set the variable runs this script as a child. It asks CUDA's driver, since NVML and nvidia-smi number GPUs by PCI
+bus, and CUDA puts the fastest first.
 """
 
 import contextlib

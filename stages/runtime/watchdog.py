@@ -43,8 +43,8 @@ def start() -> None:
 def _find_parent(pid: int) -> psutil.Process | None:
     """Return the process `pid`, or None if it is not the one that started this stage.
 
-    DVC keeps a stage in its own session, and so its launcher. If the process is in another session, `dvc` was killed
-    before the shell read its number, and that process has adopted the shell.
+    DVC starts a stage, or its launcher, in the session of `dvc`. If the process is in another session, `dvc` was killed
+    before the shell read its number, and the process is the one that has adopted the shell.
     """
     session = os.getsid(os.getppid() if distributed.is_launched() else 0)  # torchrun gives a rank its own session
     try:
