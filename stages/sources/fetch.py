@@ -9,7 +9,7 @@ from stages.sources import hub
 from stages.sources.manifest import PATTERNS, build_manifest, check, find_changed_size, is_local, local_path
 
 OUTPUT_FOLDERS = ("outs", "metrics")  # the folders with all outs of dvc.yaml
-COMMIT = re.compile("[0-9a-f]{40}")  # the revision of a source on the hub; a folder's is a digest of 64 digits, or none
+COMMIT = re.compile("[0-9a-f]{40}")  # revision on the hub; a local folder's is a digest of 64 digits, or none
 PINNED_ON_HUB = "pinned_on_hub.txt"  # value of `watch` for a source on the hub: a file that never changes
 
 
@@ -79,7 +79,7 @@ def _check_outside_outputs(folder: Path, name: str, section: str) -> None:
 
 
 def use_folder(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a manifest whose model `find_model_folder` finds in `folder`, the tools' option `--base`."""
+    """Return a copy of a manifest with which `find_model_folder` uses `folder`, the tools' option `--base`."""
     if not folder.is_dir():
         raise UserError(
             f"--base: no folder {folder}; allowed: the folder of the base model "

@@ -11,7 +11,8 @@ from stages.runtime.errors import DiskFull
 from stages.runtime.files import atomic_file, sha256
 
 LARGE_BYTES = 64 * 1024**2  # hashing a smaller file takes no longer than looking it up
-SETTLED_NS = 2 * 10**9  # a file that was changed so shortly before it is hashed may change again within a clock tick
+# A hash is cached only if the file changed longer ago: a second change within a clock tick would have the same times.
+SETTLED_NS = 2 * 10**9
 CACHE_NAME = "qlora-file-hashes.json"  # in the folder of Hugging Face's cache: {path: [stamp, hash]}
 
 
@@ -32,7 +33,7 @@ def cached_sha256(path: Path) -> str:
 
 
 def _read_stamp(path: Path) -> list[int]:
-    """The stamp has the change time too: no program can set it back, as `cp -p` sets back the modification time."""
+    """The stamp includes the change time, which no program can set. `cp -p` sets back only the modification time."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 

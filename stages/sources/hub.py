@@ -114,7 +114,7 @@ def check_announced(folder: Path, manifest: dict[str, Any], section: str) -> Non
 
 
 def _find_commit(name: str, revision: str, section: str) -> tuple[str | None, str | None]:
-    """(commit of a revision, None), or (None, why the hub can't be reached). Asks once, and not again as downloads do.
+    """(commit of a revision, None), or (None, why the hub can't be reached). Asks once, unlike a download.
 
     (None, None) if the hub answers with an error: `download` then meets the same error.
     """
