@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
 
-# The activations of transformers that `activation` computes: SiLU, and three classes of the same GELU.
+# {class of transformers that `activation` computes: whether it is GELU's tanh form, which has three classes}
 IS_GELU = {SiLUActivation: False, GELUTanh: True, NewGELUActivation: True, FastGELUActivation: True}
 
 

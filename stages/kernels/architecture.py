@@ -1,4 +1,4 @@
-"""What the fused layers need to know about the decoder layer of a model family."""
+"""What the fused layers need to know about a model family's decoder layer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -22,9 +22,9 @@ class RowLayout:
     """Where each row of a batch begins, and the rotary embedding of its tokens.
 
     Attributes:
-        cu_seqlens: int64 [rows + 1], as in flash-attention: row i has the tokens from cu_seqlens[i] to before
-            cu_seqlens[i + 1]. Tokens after the last row belong to no row, and their attention is 0.
-        max_seqlen: no row has more tokens.
+        cu_seqlens: int64 [rows + 1], as in flash-attention: row i has the tokens cu_seqlens[i] to
+            cu_seqlens[i + 1] - 1. Tokens after the last row belong to no row, and their attention is 0.
+        max_seqlen: the largest number of tokens that a row may have.
         cos, sin: [tokens, rotary] by token, or [max_seqlen, rotary] by position in the row.
     """
 
@@ -96,7 +96,7 @@ class Attention(torch.autograd.Function):
 
 
 def fits_shared_memory(head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether the tiles of such heads fit every GPU's shared memory. A T4 has too little for large heads in fp32."""
+    """Whether tiles of this width fit every GPU's shared memory. A T4 has too little for large heads in fp32."""
     return head_dim <= 128 or dtype.itemsize == 2
 
 
@@ -190,7 +190,7 @@ def _launch_options(
 
 
 def _window(config: AttentionConfig, layout: RowLayout) -> int:
-    """The window, or 0 where no row is longer than it."""
+    """The window, or 0 if no row is longer than it."""
     return config.window if config.window is not None and config.window < layout.max_seqlen else 0
 
 

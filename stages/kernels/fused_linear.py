@@ -22,7 +22,7 @@ Saved = tuple[torch.Tensor | None, DropoutArgs]  # what `FusedLinear.backward` n
 
 
 def get_frozen_layer(module: torch.nn.Module) -> torch.nn.Module:
-    """The layer below LoRA, or the module itself."""
+    """The frozen layer inside a LoRA module, or the module itself."""
     return module.base_layer if isinstance(module, LoraLayer) else module
 
 

@@ -1,4 +1,4 @@
-"""Builds fused layers into a model: which linear modules are computed together, and which dropout has which masks."""
+"""Replace a model's layers by fused ones: linear modules computed together, and dropouts with `DropoutMasks`."""
 
 import functools
 from collections.abc import Callable
@@ -78,10 +78,11 @@ def dequantized_weights_fit(model: torch.nn.Module, tokens: int = 0) -> bool:
 
 
 def estimate_memory(model: torch.nn.Module, tokens: int) -> float:
-    """Bytes of dequantized weights, and twice those of each linear module's input and output for all tokens.
+    """Bytes of dequantized weights, twice those of each linear module's input and output for all tokens, and a reserve.
 
-    For phi-2 these are 5.0e9, and 4.9e6 a token: 22.5e9 for 4,600 tokens. Batch 128 in benchmarks/results/h100.json has
-    4,600 tokens. At its measured peak, inputs and outputs took at most 12.5e9, and weights 6.7e9.
+    For phi-2 the weights take 5.0e9, and each token 4.9e6: 22.5e9 for the 4,600 tokens of batch 128 in
+    benchmarks/results/h100.json. At the peak measured there, inputs and outputs took at most 12.5e9, and all weights
+    6.7e9.
     """
     base = unwrap_peft(model)
     linears = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear)]

@@ -71,7 +71,7 @@ class GradientBuffer:
             grads.is_written = False
 
     def finish_backward(self) -> None:
-        """Call after the backward: copy B's gradients, and zeros for a layer that the forward did not use."""
+        """Call after the backward: copy B's gradients, with zeros for a layer that the forward did not use."""
         for grads in self._all_lora_grads():
             if not grads.is_written:
                 for grad in (grads.b, *grads.a):

@@ -1,6 +1,6 @@
 """LoRA's kernels: the down-projection, A's gradient and the input's gradient, each with dropout inside.
 
-No dropped copy of an input is ever written. In all kernels:
+The kernels never write a copy of an input after dropout. In all kernels:
 
 - x is [tokens, in], a is [n, R, in]: the A matrices of n modules that share the input x, in x's precision.
 - u is [tokens, n * R], the down-projections of all modules. R is LoRA's rank r, padded by `padded_rank`; rows of A

@@ -9,7 +9,7 @@ TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.f
 
 
 class MultiTensorCopy:
-    """Copies many matrices, each times a factor, in one kernel: LoRA's weights have hundreds of small ones.
+    """Copies many matrices, each times a factor, in one kernel. LoRA has hundreds of small ones.
 
     Args:
         copies: (source, target, factor); source and target are [rows, columns] with adjacent columns. All sources have

@@ -18,7 +18,7 @@ from stages.kernels.index_limits import check_index_range
 OFFSETS = dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), 0.0) | dict.fromkeys(
     ("GemmaRMSNorm", "Gemma3RMSNorm"), 1.0
 )
-MIN_TILE = 1024  # a program computes at least so many elements, in whole rows
+MIN_TILE = 1024  # a program computes at least this many elements, in whole rows
 
 
 class RMSNorm(NamedTuple):
@@ -142,7 +142,7 @@ def _launch_norm_heads(
 
 
 def _check_frozen(ctx: Any, *weight_inputs: int) -> None:
-    """Raise if a weight needs a gradient, which the kernels do not compute: it would silently stay 0."""
+    """Raise if a weight needs a gradient, which the kernels do not compute: it would silently get none."""
     if any(ctx.needs_input_grad[i] for i in weight_inputs):
         raise RuntimeError("a norm's weight is not frozen; the fused norms compute no gradient of their weights")
 

@@ -11,7 +11,7 @@ def compute_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], longe
     Args:
         model: a model for which `fusion.takes_packed_rows` is true.
         batch: from `data.batching.pack_rows`, on the model's device.
-        longest: no row has more tokens.
+        longest: the largest number of tokens that a row may have.
     """
     classifier, ids = unwrap_peft(model), batch["input_ids"][None]
     states = classifier.base_model(
