@@ -44,9 +44,9 @@ def bag_of_words(train_texts: pd.DataFrame, train_gold: np.ndarray, texts: pd.Da
         guess_column(column): predict_labels([bags[column]] if column in bags else [], train_gold, len(texts))
         for column in train_texts
     }
-    several = len(by_column) > 1
-    whole = predict_labels(list(bags.values()), train_gold, len(texts)) if several else next(iter(by_column.values()))
-    return {ALL_COLUMNS: whole, **by_column}
+    if len(by_column) == 1:
+        return {ALL_COLUMNS: next(iter(by_column.values())), **by_column}
+    return {ALL_COLUMNS: predict_labels(list(bags.values()), train_gold, len(texts)), **by_column}
 
 
 def weigh_terms(train: pd.Series, test: pd.Series, max_terms: int) -> tuple[csr_matrix, csr_matrix]:

@@ -38,8 +38,8 @@ def f1_values(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarr
         scores: tuple[tuple[Average, np.ndarray], ...] = ((WEIGHTED, f1_weighted(counts)), (MACRO, f1_macro(counts)))
         for average, score in scores:
             per_row = weights(counts, average) * rows / np.maximum(counts[1] + counts[2], 1)
-            adds = 2 * (answers == gold) * per_row[gold] - (f1 * per_row)[gold] - (f1 * per_row)[answers]
-            row_values[average, seed] = score + adds + (f1[gold] - score if average == WEIGHTED else 0)
+            contribution = 2 * (answers == gold) * per_row[gold] - (f1 * per_row)[gold] - (f1 * per_row)[answers]
+            row_values[average, seed] = score + contribution + (f1[gold] - score if average == WEIGHTED else 0)
     return row_values
 
 
@@ -55,12 +55,12 @@ def f1_bias(counts: np.ndarray, average: Average) -> float:
     F1 of a class is 2J / (1 + J), with the unbiased J = tp / (tp + fp + fn). This function is concave, so the bias is
     -F1 (1 - F1) / (g + p). In weighted F1 it also varies with the class's weight.
     """
-    right, gold, answered = counts
-    f1, sides = np.nan_to_num(f1_per_class(counts)), np.maximum(gold + answered, np.finfo(float).tiny)
+    right, gold, predicted = counts
+    f1, denominator = np.nan_to_num(f1_per_class(counts)), np.maximum(gold + predicted, np.finfo(float).tiny)
     bias = -weights(counts, average) * f1 * (1 - f1)
     if average == WEIGHTED:
-        bias = bias + f1 * (answered - right) / gold.sum()
-    return float((bias / sides).sum())
+        bias = bias + f1 * (predicted - right) / gold.sum()
+    return float((bias / denominator).sum())
 
 
 def f1_interval(
@@ -73,8 +73,8 @@ def f1_interval(
 
     - z^2/2 right and z^2/2 wrong rows are added first. A share near 0 or 1 then has a good interval (Agresti and Coull
       1998, The American Statistician 52). Each class gets the share of them that it would have of the variance if all
-      classes were equally good. So a class of four rows that are all right stays uncertain. A class's added wrong rows
-      have it as gold class. Their predicted classes are the others, by frequency.
+      classes were equally good. A class of four rows that are all right thus stays uncertain. A class's added wrong
+      rows have it as gold class. Their predicted classes are the others, by frequency.
     - The bias of F1 (`f1_bias`) is subtracted.
     - The variance of J that m rows estimate is (m - 1) / m of the true one.
 
@@ -86,34 +86,34 @@ def f1_interval(
         confidence: such as 0.95.
     """
     z, counts = norm.ppf((1 + confidence) / 2), class_counts(confusion) / divisor
-    right, gold, answered = counts
-    present = gold + answered > 0
-    frequency = (gold + answered) / (gold + answered).sum()
-    touched = np.where(present, gold + answered - right, 1)  # rows with this gold or predicted class
-    share = weights(counts, average) ** 2 / touched
+    right, gold, predicted = counts
+    present = gold + predicted > 0
+    frequency = (gold + predicted) / (gold + predicted).sum()
+    rows_with_class = np.where(present, gold + predicted - right, 1)  # rows with this gold or predicted class
+    share = weights(counts, average) ** 2 / rows_with_class
     added = z**2 / 2 * share / share.sum()
     others = 1 - frequency
     wrong_of = np.divide(added, others, out=np.zeros_like(added), where=others > 0)
-    added_answers = frequency * (wrong_of.sum() - wrong_of)
-    total = np.stack([right + added, gold + 2 * added, answered + added + added_answers])
+    added_predicted = frequency * (wrong_of.sum() - wrong_of)
+    total = np.stack([right + added, gold + 2 * added, predicted + added + added_predicted])
 
     f1, weight = np.nan_to_num(f1_per_class(total)), weights(total, average)
-    sides = np.where(present, total[1] + total[2], 1)
-    seen = touched * divisor / effect + 2 * added + added_answers
-    inflated = np.sqrt(np.maximum(1, seen / np.maximum(seen - 1, 0.5)))
+    denominator = np.where(present, total[1] + total[2], 1)
+    sample_size = rows_with_class * divisor / effect + 2 * added + added_predicted
+    inflation = np.sqrt(np.maximum(1, sample_size / np.maximum(sample_size - 1, 0.5)))
     # Contribution of one row: if it is right; to the gold class of a wrong row; to its predicted class.
-    adds_answer = -weight * f1 / sides * inflated
-    adds_right, adds_gold = weight * 2 / sides * inflated + 2 * adds_answer, adds_answer
+    predicted_term = -weight * f1 / denominator * inflation
+    right_term, gold_term = weight * 2 / denominator * inflation + 2 * predicted_term, predicted_term
     if average == WEIGHTED:
-        weighs = (f1 - weight @ f1) / total[1].sum()
-        adds_right, adds_gold = adds_right + weighs, adds_gold + weighs
+        weight_term = (f1 - weight @ f1) / total[1].sum()
+        right_term, gold_term = right_term + weight_term, gold_term + weight_term
     wrong = confusion / divisor - np.diag(right)
     variance = (
-        total[0] @ adds_right**2
-        + (gold - right + added) @ adds_gold**2
-        + (answered - right + added_answers) @ adds_answer**2
-        + 2 * adds_gold @ wrong @ adds_answer
-        + 2 * (wrong_of * adds_gold) @ (frequency @ adds_answer - frequency * adds_answer)
+        total[0] @ right_term**2
+        + (gold - right + added) @ gold_term**2
+        + (predicted - right + added_predicted) @ predicted_term**2
+        + 2 * gold_term @ wrong @ predicted_term
+        + 2 * (wrong_of * gold_term) @ (frequency @ predicted_term - frequency * predicted_term)
     )
     middle = score + weight @ f1 - weights(counts, average) @ np.nan_to_num(f1_per_class(counts))
     middle -= f1_bias(total, average) * effect / divisor

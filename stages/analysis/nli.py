@@ -129,7 +129,7 @@ class AnswerClaim(ShareClaim):
 
 @dataclass(frozen=True)
 class HypothesisClaim(ShareClaim):
-    """Of the rows that only the tuned model or only the hypothesis baseline gets right, `share` are the former."""
+    """Where exactly one of tuned model and hypothesis-only baseline is right, it is the tuned model in `share`."""
 
     tuned_accuracy: float
     baseline_accuracy: float

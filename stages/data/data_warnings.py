@@ -42,9 +42,9 @@ def _missing_classes(summary: DataSummary) -> Iterator[str]:
         missing = [name for name, rows in summary.splits[split].classes.items() if not rows]
         if missing:
             more = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
-            which, pronoun = ("the class", "it") if len(missing) == 1 else ("one of the classes", "them")
+            noun, pronoun = ("the class", "it") if len(missing) == 1 else ("one of the classes", "them")
             yield (
-                f"No {ADJECTIVES[split]} row has {which} {', '.join(missing[:MOST_NAMED])}{more}: {meaning} {pronoun}."
+                f"No {ADJECTIVES[split]} row has {noun} {', '.join(missing[:MOST_NAMED])}{more}: {meaning} {pronoun}."
             )
 
 
@@ -53,8 +53,8 @@ def _overlaps(summary: DataSummary, group: str | None) -> Iterator[str]:
         rows, overlap = summary.splits[split].kept, summary.splits[split].overlaps[earlier]
         duplicates, sharing = overlap.rows, overlap.groups
         if duplicates:
-            are = "is a duplicate of a {} row" if duplicates == 1 else "are duplicates of {} rows"
-            yield f"{duplicates:,} of {rows:,} {ADJECTIVES[split]} rows {are.format(ADJECTIVES[earlier])}: {meaning}."
+            verb = "is a duplicate of a {} row" if duplicates == 1 else "are duplicates of {} rows"
+            yield f"{duplicates:,} of {rows:,} {ADJECTIVES[split]} rows {verb.format(ADJECTIVES[earlier])}: {meaning}."
         if group is not None and sharing:
             others = f"the other {rows - duplicates:,}" if duplicates else f"{rows:,}"
             share = "shares its" if sharing == 1 else "share their"

@@ -161,10 +161,10 @@ class TemplateEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer, self.template = tokenizer, template
-        known = special_tokens(tokenizer)
-        names = sorted(known, key=len, reverse=True)
+        special = special_tokens(tokenizer)
+        names = sorted(special, key=len, reverse=True)
         pattern = re.compile("|".join([PLACEHOLDER, *map(re.escape, names)]))
-        self.special_tokens = [match[0] for match in pattern.finditer(template) if match[0] in known]
+        self.special_tokens = [match[0] for match in pattern.finditer(template) if match[0] in special]
 
         sample = tokenizer("a", return_special_tokens_mask=True)
         is_special, tokens = sample["special_tokens_mask"], tokenizer.convert_ids_to_tokens(sample["input_ids"])
@@ -183,7 +183,7 @@ class TemplateEncoder:
             self.template = pattern.sub(lambda match: renamed.get(match[0], match[0]), template)
             self.tokenizer = copy.deepcopy(tokenizer)
             for name, new_name in renamed.items():
-                flags = {key: getattr(known[name], key) for key in ("single_word", "lstrip", "rstrip", "normalized")}
+                flags = {key: getattr(special[name], key) for key in ("single_word", "lstrip", "rstrip", "normalized")}
                 self.tokenizer.add_tokens([AddedToken(new_name, special=False, **flags)])
                 new_id = self.tokenizer.added_tokens_encoder[new_name]
                 self.original_ids[new_id] = tokenizer.added_tokens_encoder[name]

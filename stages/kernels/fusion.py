@@ -117,9 +117,9 @@ def _fuse(model: torch.nn.Module, masks: DropoutMasks, dequantize_once: bool) ->
     shared = [modules for layer, architecture in layers for modules in architecture.linears_by_input(layer)]
     in_layers = {module for modules in shared for module in modules}
     lora_modules = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    single = [(module,) for module in lora_modules if module not in in_layers]
-    fused_linears = {modules: FusedLinear(modules, dtype, masks, dequantize_once) for modules in [*shared, *single]}
-    for modules in single:
+    unshared = [(module,) for module in lora_modules if module not in in_layers]
+    fused_linears = {modules: FusedLinear(modules, dtype, masks, dequantize_once) for modules in [*shared, *unshared]}
+    for modules in unshared:
         modules[0].forward = fused_linears[modules]
     in_lora = {inner for module in lora_modules for inner in module.modules()}
     for module in model.modules():

@@ -128,8 +128,8 @@ def select_rows(cases: pd.DataFrame, count: int) -> np.ndarray:
         return np.arange(len(cases))
     wrong = np.flatnonzero(cases["tuned"] != cases["gold"])
     errors = wrong[np.argsort(-cases["tuned_probability"].to_numpy()[wrong], kind="stable")[: count // 2]]
-    others, rest = np.setdiff1d(np.arange(len(cases)), errors), count - len(errors)
-    return np.sort(np.concatenate([errors, others[np.arange(rest) * len(others) // rest]]))
+    others, other_count = np.setdiff1d(np.arange(len(cases)), errors), count - len(errors)
+    return np.sort(np.concatenate([errors, others[np.arange(other_count) * len(others) // other_count]]))
 
 
 def count_page_rows(cases: pd.DataFrame, task: Task) -> int:
@@ -151,8 +151,8 @@ def most_probable(probabilities: np.ndarray) -> list[list[int]]:
 
 def legend(classes: int) -> str:
     """How to read the predictions in the table; classes: their number."""
-    which = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
-    return f"✓ right, ✗ wrong. Below each prediction: {which}, with the model's probability of each in percent."
+    class_names = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
+    return f"✓ right, ✗ wrong. Below each prediction: {class_names}, with the model's probability of each in percent."
 
 
 def script_json(value: Any) -> Markup:

@@ -49,10 +49,10 @@ def _font_sort_key(path: str, characters: set[str]) -> tuple[int, bool, int] | N
 
 def _register_font(path: str) -> str:
     """Register a font file for each of both weights that Matplotlib lacks in its family; return the family."""
-    entry, known = font_manager.ttfFontProperty(FT2Font(path)), font_manager.fontManager.ttflist
+    entry, fonts = font_manager.ttfFontProperty(FT2Font(path)), font_manager.fontManager.ttflist
     for weight in (400, 700):  # if one is missing, Matplotlib logs that it uses the other
-        if not any((other.name, other.weight, other.style) == (entry.name, weight, "normal") for other in known):
-            known.append(dataclasses.replace(entry, weight=weight, style="normal"))
+        if not any((other.name, other.weight, other.style) == (entry.name, weight, "normal") for other in fonts):
+            fonts.append(dataclasses.replace(entry, weight=weight, style="normal"))
     font_manager.fontManager._findfont_cached.cache_clear()  # type: ignore[attr-defined]  # private
     return entry.name
 

@@ -49,10 +49,11 @@ def build_export_card(about: dict[str, Any]) -> str:
     """Build the card of an adapter that was merged into its base.
 
     Args:
-        about: `task`; the manifests `model` and `data`; `settings`, the adapter's classifier.json; `example`, a filled
-            template; `adapter`, its agreement with itself; `merges`, {name: agreement}; `chosen`, the name of the
-            merge in the folder; `rows`, the number of test rows; `truncated`, how many of them were cut; `left_out`,
-            how many more were not used; `special`, whether the template has special tokens; `dtype`, its name.
+        about: what the template shows: `task`; `model` and `data`, the manifests; `settings`, the adapter's
+            classifier.json; `example`, a filled template; `adapter`, the adapter's `Agreement` with itself, for its
+            accuracy; `merges`, {name of a merge: its `Agreement` with the adapter}; `chosen`, the name of the merge in
+            the folder; `rows`, the number of test rows; `truncated`, how many of them were truncated; `left_out`, how
+            many more were not used; `special`, whether the template has special tokens; `dtype`, the weights' dtype.
     """
     model, data = (Source.from_manifest(about[key]) for key in ("model", "data"))
     scores = {"accuracy": about["merges"][about["chosen"]].accuracy}

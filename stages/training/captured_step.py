@@ -140,12 +140,12 @@ class CapturedStep:
 
     def _capture(self, batch: dict[str, torch.Tensor]) -> Capture | None:
         """Capture the step for batches of this shape. None: it cannot be captured, and runs eagerly."""
-        start, before = time.perf_counter(), torch.cuda.current_stream()
+        start, current_stream = time.perf_counter(), torch.cuda.current_stream()
         inputs = {name: value.clone() for name, value in batch.items()}
-        self.stream.wait_stream(before)
+        self.stream.wait_stream(current_stream)
         with torch.cuda.stream(self.stream):
             self.run(inputs)  # compiles and loads kernels, which is not allowed in a capture
-        before.wait_stream(self.stream)
+        current_stream.wait_stream(self.stream)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph allocates memory from its own pool
         graph = torch.cuda.CUDAGraph()
@@ -158,7 +158,7 @@ class CapturedStep:
             print("to leave it more memory, set train.dequantize_once: false or a smaller train.batch_size")
             return None
         except RuntimeError as error:  # an operation that waits for the GPU
-            leave_broken_capture(before)
+            leave_broken_capture(current_stream)
             self.capturable = False
             print(f"no CUDA graphs, steps run eagerly: {str(error.__context__ or error).splitlines()[0]}")
             return None

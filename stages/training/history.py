@@ -62,10 +62,10 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        steps, done = state.max_steps, state.global_step
         self.bar = tqdm(
-            total=steps, initial=done, desc="train", unit="step", disable=distributed.progress_bar_disabled()
-        )
+            total=state.max_steps, initial=state.global_step, desc="train", unit="step",
+            disable=distributed.progress_bar_disabled(),
+        )  # fmt: skip
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)

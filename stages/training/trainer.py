@@ -138,8 +138,8 @@ class ClassifierTrainer(Trainer):
         """Put the ranks' batches together in the order of the rows: the result is the same on any number of ranks."""
         self.classifier.eval()
         outputs = [self.prediction_step(self.classifier, inputs, prediction_loss_only=False) for inputs in dataloader]
-        of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
-        rounds = itertools.zip_longest(*distributed.all_gather(of_rank))
+        batches_of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
+        rounds = itertools.zip_longest(*distributed.all_gather(batches_of_rank))
         losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
         loss_of_row = torch.cat([loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)])
         all_logits, all_labels = torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
@@ -213,7 +213,7 @@ class ClassifierTrainer(Trainer):
         if distributed.world_size() > 1:
             weights = [weight.detach() for weight in self.classifier.parameters() if weight.requires_grad]
             checksums = distributed.all_gather([checksum(weight) for weight in weights])
-            if any(of_rank != checksums[0] for of_rank in checksums):
+            if any(rank_checksums != checksums[0] for rank_checksums in checksums):
                 raise RuntimeError("the ranks have different weights")
 
     def _save_rng_state(self, output_dir: str) -> None:

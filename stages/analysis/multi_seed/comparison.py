@@ -25,8 +25,8 @@ class Difference:
     Attributes:
         design: "paired seeds": trainings with equal seeds are compared with each other. "independent seeds": two
             samples of trainings are compared. "rows only": one recipe has only one seed, so only these trainings are
-            compared. The other recipe then has its training of that seed, or the mean of all its trainings if none has
-            that seed. The result says nothing about other seeds.
+            compared. The other recipe then has its training of that seed, or the mean of all its trainings if it has
+            no such training. The result says nothing about other seeds.
         value, low, high: the difference and its interval, not adjusted for several comparisons.
         p: two-sided p-value of no difference.
         p_holm: the same, adjusted for all comparisons with the first recipe.

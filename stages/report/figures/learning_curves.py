@@ -41,11 +41,11 @@ def draw_by_epoch(
     Args:
         lines: {column of `epochs`: (label, name of a colour, Matplotlib's format)}.
     """
-    at = epochs["epoch"] == kept_epoch
+    is_kept = epochs["epoch"] == kept_epoch
     axes.axvline(kept_epoch, color=colours["ink"], linewidth=1, linestyle="--")
     for column, (name, colour, mark) in lines.items():
         axes.plot(epochs["epoch"], epochs[column], mark, color=colours[colour], label=name, markersize=4.5)
-        axes.plot(epochs["epoch"][at], epochs[column][at], "o", markersize=11, markerfacecolor="none",
+        axes.plot(epochs["epoch"][is_kept], epochs[column][is_kept], "o", markersize=11, markerfacecolor="none",
                   markeredgecolor=colours["ink"], clip_on=False)  # fmt: skip
     axes.plot(
         [], [], "o--", color=colours["ink"], markersize=8, markerfacecolor="none", label=f"kept, epoch {kept_epoch}"

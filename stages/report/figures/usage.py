@@ -36,7 +36,7 @@ def draw_usage(table: pd.DataFrame, on_gpu: bool, colours: dict[str, str]) -> Fi
         for axes in total:
             axes.plot(times, rows["memory_sum_gb"], color=colours["ink"], lw=1.4)
             axes.set(ylim=(0, 1.08 * table["memory_sum_gb"].max()), ylabel="of all, GB")
-        is_late = rows["seconds"].min() > 0.7 * table["seconds"].max()  # no room for its name on the right
+        is_late = rows["seconds"].min() > 0.7 * table["seconds"].max()  # its name would not fit on the right
         memory.annotate(f" {number + 1} {stage} ", (times.min(), 1.03 + 0.1 * (number % 2)), fontsize=8,
                         xycoords=("data", "axes fraction"), ha="right" if is_late else "left",
                         color=colours["muted"])  # fmt: skip
