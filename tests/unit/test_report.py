@@ -487,7 +487,7 @@ def test_published_figures_compare_only_with_phi_2_on_snli(metrics, gpu_metrics)
 def test_figures_that_do_not_compare_say_what_differs(analyzed, settings, said):
     page = (analyzed(rows=3, **settings) / "report.html").read_text()
     words = html.unescape(
-        re.search(r"These figures can.t be compared:</strong>(.*?)They only show", page, re.DOTALL).group(1)
+        re.search(r"These figures can.t be compared:</strong>(.*?)The tables only show", page, re.DOTALL).group(1)
     )
     assert " ".join(words.split()) == said
 
