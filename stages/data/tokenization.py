@@ -99,7 +99,7 @@ def tokenize_rows(
 ) -> pd.DataFrame:
     """Add the columns `input_ids` (list of int, at most `max_length`) and `truncated` (bool) to a table.
 
-    The tokens are stored in Arrow, 4 bytes each. As Python's integers, those of all of SNLI would take 0.7 GB.
+    The tokens are stored in Arrow, 4 bytes each. As Python integers, the tokens of all of SNLI would take 0.7 GB.
 
     Args:
         report_progress: called with the number of rows that were tokenized since the last call.

@@ -29,7 +29,7 @@ from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN, tallness
 from stages.report.run_description import RunDescription
 
-Context = dict[str, Any]  # names of the templates
+Context = dict[str, Any]  # {name in a template: value}
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BASE_CONFUSIONS = 5
 CAPTION_HEIGHT = 0.25  # of a picture's title, caption and frame, in widths of a column

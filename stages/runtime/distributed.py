@@ -1,6 +1,6 @@
 """The processes of one run, called ranks: torchrun and `accelerate launch` start one for each GPU.
 
-Without a launcher there is one process, rank 0 of 1, and the functions here communicate with nobody. A function that
+Without a launcher there is one process, rank 0 of 1, and the functions here do not communicate. A function that
 communicates must be called by all ranks, in the same order.
 """
 

@@ -238,7 +238,7 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path}: not readable ({error})") from error
     try:
         raw = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of 5000 digits, 1000 brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as 5000 digits or 1000 nested brackets
         raise UserError(f"{path}: not valid YAML ({error})") from error
     return validate(raw, Params, path)
 

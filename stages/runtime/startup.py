@@ -1,6 +1,6 @@
 """What happens before a stage's heavy imports, and four tricks that save processor seconds at its start and end.
 
-Seconds that one trick saves in the demo's `eval_base`, which takes 3.2 with all four:
+Seconds that each trick saves in the demo's `eval_base`, which takes 3.2 s with all four:
 
     trick                                    without it
     import_bitsandbytes                        + 0.5

@@ -91,8 +91,8 @@ def use_folder(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
 def find_model_folder(manifest: dict[str, Any]) -> Path:
     """Return the folder with the model of a manifest. It is fetched again if the hub's cache lacks a file.
 
-    The files of a local folder are compared by their hashes. In the hub's cache only their sizes are: nobody edits
-    files there, `download` has hashed them, and hashing would read 5.6 GB twice at each load.
+    Files of a local folder are compared by their hashes, files in the hub's cache only by their sizes: nobody edits
+    them there, `download` has hashed them, and hashing would read 5.6 GB twice at each load.
 
     Args:
         manifest: as `download` wrote it, or as `use_folder` returns it.

@@ -123,6 +123,6 @@ def is_finite(epoch: dict) -> bool:
 
 
 def best_epoch(epochs: list[dict]) -> int | None:
-    """Number of the epoch with the lowest validation loss, the first of equals. None: no epoch is finite."""
+    """Number of the epoch with the lowest validation loss, the first of equal ones. None: no epoch is finite."""
     finite = [epoch for epoch in epochs if is_finite(epoch)]
     return min(finite, key=lambda epoch: epoch["validation_loss"])["epoch"] if finite else None
