@@ -3,10 +3,10 @@
 import gc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.data.batching import TokenizedRows
@@ -22,6 +22,9 @@ from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history
 from stages.training.loss import compute_balanced_weights, weigh_classes
 from stages.training.trainer import ClassifierTrainer, make_trainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # at run time `stages.model` imports bitsandbytes first, without its compiler
 
 ROW_FILES = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "validation")}
 
@@ -91,7 +94,7 @@ def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
     )  # fmt: skip
 
 
-def build_classifier(base: PreTrainedModel, p: params.Params, inputs: Inputs) -> PeftModel:
+def build_classifier(base: PreTrainedModel, p: params.Params, inputs: Inputs) -> "PeftModel":
     """Add LoRA to the base, and set the class weights and the head as params.yaml says."""
     classifier = add_lora(base, p.lora, p.seed)
     if p.train.class_weights == "balanced":

@@ -193,7 +193,7 @@ def test_the_option_base_names_the_folder_of_the_base(merged, tmp_path, monkeypa
 def test_rows_of_another_task_are_rejected(merged, tmp_path, monkeypatch, task, message):
     monkeypatch.chdir(tmp_path)
     task.write("outs/task.json")
-    files.write_json("outs/data_source.json", {"name": "data", "revision": "none"})
+    files.write_json("outs/data_source.json", {"name": "data", "revision": "none", "digest": "d" * 64})
     with pytest.raises(UserError, match=rf"outs/task\.json: {message}"):
         export.export(tmp_path / "out", merged[0].folder, None)
 
@@ -208,7 +208,7 @@ def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     Path("outs/tokenized").mkdir(parents=True)
     Task(CLASSES, ("premise", "hypothesis"), None).write("outs/task.json")
-    files.write_json("outs/data_source.json", {"name": "data", "revision": "none"})
+    files.write_json("outs/data_source.json", {"name": "data", "revision": "none", "digest": "d" * 64})
     rows.to_parquet("outs/tokenized/test.parquet")
     export.export(tmp_path / "out", tmp_path / "adapter", "original")
     assert (

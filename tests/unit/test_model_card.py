@@ -124,7 +124,7 @@ def test_the_documented_command_makes_a_folder_to_publish(analyze_run, tmp_path)
     folder = tmp_path / "publish"
     assert ModelCard.load(folder / "README.md").data.to_dict()["model-index"]
     assert (folder / "adapter_config.json").is_file() and not (folder / "adapter_config.json").is_symlink()
-    assert PUBLISH in (ROOT / "README.md").read_text()
+    assert PUBLISH in (ROOT / "docs/sharing.md").read_text()
 
 
 @pytest.mark.parametrize("below", ["", "demo/"])

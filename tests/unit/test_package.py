@@ -78,9 +78,10 @@ def test_each_folder_of_code_is_a_package():
 
 
 def test_pre_commit_runs_the_pinned_linter():
-    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    repo, local = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repo["repo"].endswith("/ruff-pre-commit")
     assert f"ruff=={repo['rev'].removeprefix('v')} " in REQUIREMENTS
+    assert [hook["entry"] for hook in local["hooks"]] == [".venv/bin/mypy"], "the pinned one of `make setup`"
 
 
 def test_a_copy_of_the_repository_runs_its_own_code(tmp_path):

@@ -31,7 +31,7 @@ from stages.model.base import load_base
 from stages.runtime import errors, params
 from tools import predict
 
-README = (ROOT / "README.md").read_text()
+DOCUMENT = (ROOT / "docs/using-the-model.md").read_text()
 COLUMNS = ("premise", "hypothesis")
 
 PAIRS = [
@@ -463,15 +463,15 @@ def run_plain(block, folder, adapter):
     (folder / "plain.py").write_text(f"{start}{block}")
     done = run_module("plain", [], folder, stage_env())
     assert done.returncode == 0, done.stderr
-    assert re.search(r"score.weight +\| MISSING", done.stderr), "the README says so"
+    assert re.search(r"score.weight +\| MISSING", done.stderr), "the document says so"
     label, _, probabilities = done.stdout.strip().partition(" ")
     return label, json.loads(probabilities)
 
 
 SPECIAL = "<|endoftext|>Premise: {premise}<|endoftext|>Hypothesis: {hypothesis}\nLabel:"
 PLAIN = {
-    "README": ({}, lambda folder, **settings: README),
-    "README, special tokens in the template": ({"template": SPECIAL}, lambda folder, **settings: README),
+    "document": ({}, lambda folder, **settings: DOCUMENT),
+    "document, special tokens in the template": ({"template": SPECIAL}, lambda folder, **settings: DOCUMENT),
     "card": ({}, write_card),
     "card, not quantised": ({"quantization": "none"}, write_card),
 }
@@ -493,7 +493,7 @@ def test_plain_transformers_and_peft_predict_the_same(tmp_path, monkeypatch, set
 
 def test_plain_transformers_and_peft_read_any_text_as_text(adapter, capsys, monkeypatch):
     """Braces and the name of a special token are text, as in `predict`."""
-    block = find_python_block(README)
+    block = find_python_block(DOCUMENT)
     pair = {"premise": "{hypothesis} <|endoftext|>", "hypothesis": "{premise} {0}"}
     block, times = re.subn(r"^texts = .*$", lambda line: f"texts = {pair}", block, flags=re.MULTILINE)
     assert times == 1
@@ -510,7 +510,7 @@ CHAT = "<|im_start|>user\nPremise: {premise} {hypothesis}<|im_end|>\n<|im_start|
 LLAMA = "<s>[INST] {premise}\n{hypothesis}[INST]"
 
 
-@pytest.mark.parametrize("block", [find_python_block(README), find_python_block(CARD)], ids=["README", "card"])
+@pytest.mark.parametrize("block", [find_python_block(DOCUMENT), find_python_block(CARD)], ids=["document", "card"])
 @pytest.mark.parametrize(
     ("base", "template"), [(tokenizers.chatml, CHAT), (tokenizers.metaspace, LLAMA)], ids=["ChatML", "Llama's"]
 )

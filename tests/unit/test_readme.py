@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import statistics
@@ -305,6 +306,6 @@ def test_a_link_leads_somewhere(document):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
-        name = Path(document).parent / path if path else document
+        name = os.path.normpath(Path(document).parent / path) if path else document
         assert (ROOT / name).exists() or (COMMITTED / name).exists(), target  # metrics/ may hold the user's results
         assert not anchor or anchor in anchors((ROOT / name).read_text()), target

@@ -766,14 +766,14 @@ def test_an_axis_uses_its_room(values, least, ends):
 def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_is(metrics, tmp_path):
     for title in ("Loss", "Validation"):
         assert "kept, epoch 2" in words_of(picture_of(metrics, title))
-    assert page_of(metrics).count("kept: the one of the lowest validation loss") == 2
+    assert page_of(metrics).count("whose adapter is used: the one with the lowest validation loss") == 2
     folder = finished_run.make(tmp_path, rows=5)
     path = folder / "params.yaml"
     path.write_text(path.read_text().replace("keep: best", "keep: last"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         analyze.main()
-    assert page_of(folder / "metrics").count("kept: the last") == 2
+    assert page_of(folder / "metrics").count("whose adapter is used: the last") == 2
 
 
 def test_calibration_has_the_interval_of_each_bin():
