@@ -57,7 +57,7 @@ def score_table(predictions: pd.DataFrame, rows: Rows, results: dict) -> Iterato
 
 def change_table(differences: list[Difference], results: dict) -> Iterator[str]:
     """The table of differences from our recipe."""
-    yield "| instead of ours | points of accuracy | p | Holm's p | could show | loss | training, s | testing, s | GB |"
+    yield "| instead of ours | points of accuracy | p | Holm's p | detectable | loss | training, s | testing, s | GB |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     yield line(change_cells("ours", None, results))
     for difference in differences:
