@@ -5,7 +5,7 @@
     python benchmarks/all_of_snli.py measure FOLDER --source CHECKOUT    # another checkout
 
 SNLI is a folder with train.parquet, validation.parquet and test.parquet in SNLI's columns. It may hold only some of the
-rows. FOLDER becomes a workspace: demo/params.yaml, the nano phi as a model, all rows.
+rows. FOLDER becomes a workspace with the values of demo/params.yaml, the nano phi and all rows.
 
 If SNLI has fewer rows than needed, the rows are repeated. In each repetition, the end of each text comes from another
 row of the split. Most texts are then new, but words, lengths and rows with the same premise stay.
@@ -75,7 +75,7 @@ def make(snli: Path, folder: Path) -> None:
 
 
 def repeat_rows(table: pd.DataFrame, rows: int) -> pd.DataFrame:
-    """Repeat a split to `rows` rows; the repetitions get other ends."""
+    """Repeat a split up to `rows` rows. In the repetitions, the ends of the texts are exchanged."""
     copies = range(-(-rows // len(table)))
     texts = ("premise", "hypothesis")
     copied = [table.assign(**{name: exchange_ends(table[name], copy) for name in texts}) for copy in copies]
@@ -84,8 +84,8 @@ def repeat_rows(table: pd.DataFrame, rows: int) -> pd.DataFrame:
 
 def exchange_ends(texts: pd.Series, copy: int) -> np.ndarray:
     """Take the second half of each text's words from another text. Equal texts stay equal, and copy 0 is unchanged."""
-    codes, texts_once = pd.factorize(texts)
-    words = [text.split(" ") for text in texts_once]
+    codes, distinct_texts = pd.factorize(texts)
+    words = [text.split(" ") for text in distinct_texts]
     ends = [line[len(line) // 2 :] for line in words]
     shift = 101 * copy % len(words)
     ends = ends[shift:] + ends[:shift]
@@ -122,10 +122,10 @@ def write_predictions(folder: Path) -> None:
     test = read_table(folder / "outs/tokenized/test.parquet")
     originals = {path: read_json(path) for path in (folder / "outs/base_model.json", folder / "outs/data_source.json")}
     for name, right in RIGHT.items():
-        drawn = finished_run.predictions(test, task, rng, right)
+        predictions = finished_run.predictions(test, task, rng, right)
         (folder / "outs/results" / name).mkdir(parents=True, exist_ok=True)
         rows = test[["row", *task.text_columns, "group", "label"]]
-        table = prediction_table(rows, drawn[task.probability_columns].to_numpy(), task)
+        table = prediction_table(rows, predictions[task.probability_columns].to_numpy(), task)
         table.to_parquet(folder / f"outs/results/{name}/predictions.parquet", index=False)
     for name in ("outs/results/train", *(f"outs/measurements/{name}" for name in ("base", "train", "tuned"))):
         (folder / name).mkdir(parents=True, exist_ok=True)

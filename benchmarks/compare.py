@@ -52,10 +52,10 @@ def plan(only: list[str] | None, batch_sizes: list[int] | None, torch_compile: b
     """The recipes to train, in order.
 
     Args:
-        only: names of recipes. None: all recipes that are not on request; the first is measured again at the end, to
-            show a drift of the machine.
+        only: names of recipes. None: all recipes except those with `on_request`; the first is measured again at the
+            end, to show a drift of the machine.
         batch_sizes: None: those of each recipe.
-        torch_compile: add the recipes on request.
+        torch_compile: add the recipes with `on_request`.
     """
     if only is None:
         chosen = [recipe for recipe in recipes.RECIPES if torch_compile or not recipe.on_request]
@@ -202,8 +202,8 @@ def main() -> None:
             write()
     if not arguments.only:
         epoch = math.ceil(len(inputs.rows["ours"]) / 16)
-        turns = gpu_timing.Timing(recipes.CAPTURE_PASSES * epoch, epoch, 12)
-        results["recorder"] = gpu_timing.time_recorder(functools.partial(recipes.train_ours, inputs, 16), turns)
+        timing = gpu_timing.Timing(recipes.CAPTURE_PASSES * epoch, epoch, 12)
+        results["recorder"] = gpu_timing.time_recorder(functools.partial(recipes.train_ours, inputs, 16), timing)
         write()
         ours = next(r for r in results["training"] if r["variant"] == "ours")
         gpu_timing.clean()

@@ -2,9 +2,10 @@
 
     python benchmarks/intervals.py --samples 1000     # all tables, four minutes
 
-Of F1: classes and rows as in public data sets, mistakes spread over the wrong classes, all answered with one class, or
-made in a third of the classes. Of accuracy and gain: rows of a few groups. An interval of 95% should cover the truth in
-95 of 100 samples. benchmarks/multi_seed.py has the intervals of several trainings.
+The table of F1 has classes and rows as in public data sets. Mistakes are spread over the wrong classes, all answered
+with one class, or made mostly in a third of the classes. The table of accuracy and gain has rows in a few groups. An
+interval of 95% should cover the truth in 95 of 100 samples. benchmarks/multi_seed.py has the intervals of several
+trainings.
 
 How many of 100 intervals of macro F1 cover the truth at accuracies of 60 to 99%, the smallest and the largest value of
 each kind of cells (1,000 samples, accurate to 1.5 points):
@@ -19,13 +20,13 @@ each kind of cells (1,000 samples, accurate to 1.5 points):
     3 even, 100 rows             95.7-98.5    94.5-97.8    94.4-98.6
     3 even, 1,000 rows           95.4-97.0    95.0-97.0    94.3-96.9
 
-Values above 98 are those of classes with few rows, or of samples with one or two mistakes. Intervals of weighted F1
-cover 93.9 to 99.2. With three rows a group, both cover 93.7 to 98.1.
+Values above 98 come from classes with few rows, or from samples with one or two mistakes. Intervals of weighted F1
+cover 93.9 to 99.2. With three rows a group, intervals of both F1 scores cover 93.7 to 98.1.
 
 If two rows of a group correlate by 0.1 or less, intervals of accuracy cover 96.1 to 100 of 100 with 3 groups, 93.9 to
 97.2 with 5, and 93.2 to 96.2 with 8 to 30. With groups of uneven size they cover 92 or more. At a correlation of 0.3
-and an accuracy of 90%, most groups have no mistake, and they cover 87 to 93. With five groups or fewer no gain is
-significant at 5%, since the exact test by groups has no p-value below 6%.
+and an accuracy of 90%, most groups have no mistake, and the intervals cover 87 to 93. With five groups or fewer, no
+gain is significant at 5%, because the exact test by groups has no p-value below 6%.
 """
 
 import itertools
@@ -39,7 +40,7 @@ from stages.analysis import comparison, design_effects, f1, intervals, metrics, 
 from stages.data.confusion import class_counts
 
 CONFIDENCE = 0.95
-ALIKE = 0.9  # of the rows of a group have the same gold class and answer
+ALIKE = 0.9  # share of a group's rows that have the same gold class and answer
 EMOTIONS = (
     4130, 2939, 2470, 1567, 1087, 1368, 2191, 641, 1269, 2022, 793, 303, 853, 596, 2662, 77, 1452, 2086, 164, 1581, 111,
     1110, 153, 545, 1326, 1060, 14219, 2328,
@@ -64,11 +65,11 @@ class F1Cell:
 
     Attributes:
         classes: a key of `SHARES`.
-        rows: of the test.
-        accuracy: of the model.
+        rows: number of test rows.
+        accuracy: of the model, 0 to 1.
         mistakes: "spread" over the wrong classes; all answered with "one answer", the first class; or spread, but most
             of them made in "a third" of the classes.
-        a_group: rows that share a group, of which `ALIKE` have the same gold class and answer.
+        a_group: rows of a group; a share of `ALIKE` has the same gold class and answer.
     """
 
     classes: str
@@ -92,25 +93,26 @@ class F1Cell:
 
 
 def f1_coverage(cell: F1Cell, samples: int, seed: int) -> dict[str, float]:
-    """Shares of samples in which the intervals of weighted and macro F1 hold the truth, and their mean widths."""
-    chances, matrix = np.random.default_rng(seed), cell.matrix()
+    """Shares of samples in which the intervals of weighted and macro F1 cover the truth, and their mean widths."""
+    rng, matrix = np.random.default_rng(seed), cell.matrix()
     counts, classes = class_counts(matrix), len(matrix)
     truth = f1.f1_weighted(counts), f1.f1_macro(counts)
     groups = np.arange(cell.rows) // cell.a_group
-    held, width, cumulated = np.zeros(2), np.zeros(2), matrix.cumsum()
+    covered, width, cumulated = np.zeros(2), np.zeros(2), matrix.cumsum()
     for _ in range(samples):
-        drawn = chances.random(cell.rows)
+        numbers = rng.random(cell.rows)
         if cell.a_group > 1:
-            drawn = np.where(chances.random(cell.rows) < ALIKE, chances.random(groups[-1] + 1)[groups], drawn)
-        kind = np.minimum(np.searchsorted(cumulated, drawn), matrix.size - 1)
-        gold, answers = np.divmod(kind, classes)
-        made = metrics.Predictions(gold, answers, np.empty(0), groups, tuple(map(str, range(classes))), CONFIDENCE)
+            numbers = np.where(rng.random(cell.rows) < ALIKE, rng.random(groups[-1] + 1)[groups], numbers)
+        matrix_cells = np.minimum(np.searchsorted(cumulated, numbers), matrix.size - 1)
+        gold, answers = np.divmod(matrix_cells, classes)
+        names = tuple(map(str, range(classes)))
+        predictions = metrics.Predictions(gold, answers, np.empty(0), groups, names, CONFIDENCE)
         for average in (f1.WEIGHTED, f1.MACRO):
-            low, high = made.f1_interval(average)
-            held[average] += low - 1e-12 <= truth[average] <= high + 1e-12
+            low, high = predictions.f1_interval(average)
+            covered[average] += low - 1e-12 <= truth[average] <= high + 1e-12
             width[average] += high - low
-    held, width = held / samples, width / samples
-    return {"weighted": held[0], "macro": held[1], "weighted width": width[0], "macro width": width[1]}
+    covered, width = covered / samples, width / samples
+    return {"weighted": covered[0], "macro": covered[1], "weighted width": width[0], "macro width": width[1]}
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class GroupCell:
     """One line of the table of groups.
 
     Attributes:
-        groups: how many.
-        accuracy: of all groups, 0 to 1.
-        alike: correlation of two rows of a group; a group's own accuracy has a beta distribution.
-        a_group: rows of a group, on the mean.
-        even: whether all groups have as many; else their shares are those of a Dirichlet distribution.
+        groups: number of groups.
+        accuracy: mean of all groups, 0 to 1.
+        alike: correlation of two rows of a group; the groups' accuracies have a beta distribution.
+        a_group: mean number of rows of a group.
+        even: whether all groups have equally many rows; else their shares have a Dirichlet distribution.
     """
 
     groups: int
@@ -133,24 +135,24 @@ class GroupCell:
 
 
 def group_coverage(cell: GroupCell, samples: int, seed: int) -> dict[str, float]:
-    """Shares of samples in which the intervals of accuracy and of a gain hold the truth; the true gain is 0."""
-    chances = np.random.default_rng(seed)
+    """Shares of samples in which the intervals of accuracy and of a gain cover the truth; the true gain is 0."""
+    rng = np.random.default_rng(seed)
     common = (1 - cell.alike) / cell.alike
-    held = np.zeros(2)
+    covered = np.zeros(2)
     for _ in range(samples):
         sizes = np.full(cell.groups, cell.a_group)
         if not cell.even:
-            sizes = np.maximum(1, chances.dirichlet(np.ones(cell.groups)) * sizes.sum()).astype(int)
-        own = chances.beta(common * cell.accuracy, common * (1 - cell.accuracy), (2, cell.groups))
+            sizes = np.maximum(1, rng.dirichlet(np.ones(cell.groups)) * sizes.sum()).astype(int)
+        group_accuracies = rng.beta(common * cell.accuracy, common * (1 - cell.accuracy), (2, cell.groups))
         groups = np.repeat(np.arange(cell.groups), sizes)
-        right, other = chances.random((2, len(groups))) < np.repeat(own, sizes, axis=1)
+        right, other = rng.random((2, len(groups))) < np.repeat(group_accuracies, sizes, axis=1)
         low, high = intervals.wilson(*design_effects.effective_counts(right, groups, CONFIDENCE), CONFIDENCE)
-        held[0] += low <= cell.accuracy <= high
+        covered[0] += low <= cell.accuracy <= high
         changed = comparison.changes(True, right, other)
         p = significance_tests.mcnemar(changed, groups)
         low, high = intervals.gain_interval(changed, groups, p, CONFIDENCE)
-        held[1] += low <= 0 <= high
-    accuracy, gain = held / samples
+        covered[1] += low <= 0 <= high
+    accuracy, gain = covered / samples
     return {"accuracy": accuracy, "gain": gain}
 
 

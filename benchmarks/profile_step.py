@@ -2,8 +2,8 @@
 
     python benchmarks/profile_step.py MODEL DATA --batch-size 16
 
-MODEL and DATA are as in benchmarks/compare.py. The same batch is trained on repeatedly. After the step is captured,
-five steps are profiled, with the Trainer's work between them.
+MODEL and DATA are as in benchmarks/compare.py. The script trains on one batch repeatedly. After the step is captured,
+it profiles five steps, with the Trainer's work between them.
 """
 
 import argparse

@@ -242,8 +242,8 @@ def train_liger(inputs: Inputs, batch_size: int, steps: int) -> Trainer:
 
 def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes: object) -> Trainer:
     """The Trainer of `train_qlora`; `changes` are keys of `train` in params.yaml."""
-    group = inputs.params.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
-    p = inputs.params.model_copy(update={"train": group})
+    train = inputs.params.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
+    p = inputs.params.model_copy(update={"train": train})
     rows, recorder = inputs.rows["ours"], SimpleNamespace()  # the Trainer only sets its phase
     trainer = make_trainer(
         our_model(inputs, our_base(inputs)), rows, rows[:100], p, inputs.tokenizer.pad_token_id, OUT, recorder

@@ -119,22 +119,22 @@ def time_command(folder: Path, command: Sequence[str]) -> dict:
     """Run `dvc` in a folder -> the result of `split_stages`, and the CPU time. If `dvc` fails, print its output."""
     with tempfile.NamedTemporaryFile("r", prefix="startup-stamps-") as stamps:
         env = os.environ | {"STARTUP_STAMPS": stamps.name}
-        first = {"PYTHONPATH": STAMPS, "PATH": Path(sys.executable).parent}  # dvc.yaml runs `python`
-        env |= {name: f"{path}{os.pathsep}{env.get(name, '')}".rstrip(os.pathsep) for name, path in first.items()}
+        prefixes = {"PYTHONPATH": STAMPS, "PATH": Path(sys.executable).parent}  # dvc.yaml runs `python`
+        env |= {name: f"{path}{os.pathsep}{env.get(name, '')}".rstrip(os.pathsep) for name, path in prefixes.items()}
         begin, before = time.monotonic(), processor_seconds()
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "dvc", *command], cwd=folder, env=env, capture_output=True, text=True
         )
-        wall, used = time.monotonic() - begin, processor_seconds() - before
-        if done.returncode:
-            sys.exit(f"{done.stdout}{done.stderr}error: dvc {' '.join(command)}: exit code {done.returncode}")
-        return split_stages(parse(stamps), wall) | {"processor": round(used, 2)}
+        wall, processor = time.monotonic() - begin, processor_seconds() - before
+        if process.returncode:
+            sys.exit(f"{process.stdout}{process.stderr}error: dvc {' '.join(command)}: exit code {process.returncode}")
+        return split_stages(parse(stamps), wall) | {"processor": round(processor, 2)}
 
 
 def processor_seconds() -> float:
     """CPU time of all child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def parse(lines: Iterable[str]) -> list[tuple[str, str, float]]:
@@ -185,8 +185,8 @@ def gpu() -> str | None:
     if not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True)
-    return next(iter(done.stdout.splitlines()), None) if done.returncode == 0 else None
+    process = subprocess.run(query, capture_output=True, text=True)
+    return next(iter(process.stdout.splitlines()), None) if process.returncode == 0 else None
 
 
 def table(result: dict) -> str:
@@ -198,11 +198,11 @@ def table(result: dict) -> str:
     lines = [f"{hardware}; PyTorch's bytecode {presence}, bytecode writing {writing}"]
     for command, repeats in result["commands"].items():
         walls = [repeat["wall"] for repeat in repeats]
-        used = statistics.median(repeat["processor"] for repeat in repeats)
+        processor = statistics.median(repeat["processor"] for repeat in repeats)
         lines += [
             "",
             f"`{command}`: {statistics.median(walls):.1f} s ({min(walls):.1f} to {max(walls):.1f}, {len(walls)} runs), "
-            f"{used:.1f} s of CPU time",
+            f"{processor:.1f} s of CPU time",
             "",
             f"| seconds | {' | '.join(PARTS)} | all |",
             "| --- " * (len(PARTS) + 2) + "|",

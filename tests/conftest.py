@@ -45,8 +45,10 @@ def file_of(item_or_id: pytest.Item | str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort fast tests to the front, so that a mistake shows in seconds. With several processes, sort the longest files
-    to the front: a long file that starts last would leave the other processes idle."""
+    """Sort fast tests to the front, so that a mistake shows in seconds.
+
+    With several processes, sort the longest files to the front: one that starts last leaves the other processes idle.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         order = {name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: order.get(file_of(item), len(order)))
@@ -138,10 +140,10 @@ def repro(tmp_path_factory):
         run) and `reads` ({stage: parameters read, `STAGE.files`: files opened})
     """
     clone = Clone(tmp_path_factory.mktemp("pipeline"))
-    done = clone.dvc_in_new_processes("repro")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run = clone.dvc_in_new_processes("repro")
+    assert run.returncode == 0, run.stdout + run.stderr
     status = clone.git("status", "--porcelain")
     clone.git("add", "--all")
     clone.git("commit", "--quiet", "--allow-empty", "--message", "demo results")
     reads = {path.name: set(path.read_text().splitlines()) for path in clone.reads.iterdir()}
-    return SimpleNamespace(clone=clone, run=done, metrics=clone.metrics(), status=status, reads=reads)
+    return SimpleNamespace(clone=clone, run=run, metrics=clone.metrics(), status=status, reads=reads)

@@ -1,6 +1,6 @@
 """Compare runs with statistics: is a difference in accuracy more than chance? `dvc metrics diff` with a verdict.
 
-    python -m tools.compare HEAD grand-cedi        compares all that follow with the first
+    python -m tools.compare HEAD grand-cedi        compares each later run with the first
     python -m tools.compare --all                  compares all finished experiments of HEAD with HEAD
     python -m tools.compare --all --html page.html --png picture.png
 
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--confidence",
         type=float,
         metavar="LEVEL",
-        help="of intervals and verdicts, such as 0.95; default: analysis.confidence of the first run",
+        help="level of intervals and verdicts, such as 0.95; default: analysis.confidence of the first run",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the tables and the picture as a web page")
     parser.add_argument("--png", type=Path, metavar="FILE", help="write the picture")

@@ -4,8 +4,8 @@
 
 The tool tries two merges on the workspace's test rows: into the base's original weights, and into the dequantised 4-bit
 weights that training used. It writes the one whose predictions are closer to those of the adapter on its 4-bit base.
-OUT is a folder with weights in 16 bits, tokenizer and model card. Before it gets its name, the tool loads it by
-`pipeline("text-classification", OUT)` and checks that the predictions are those of the merged model in memory.
+OUT is a folder with weights in 16 bits, tokenizer and model card. Before the tool gives the folder its name, it loads
+the folder by `pipeline("text-classification", OUT)` and checks that the predictions are those of the model in memory.
 """
 
 import argparse
@@ -246,10 +246,8 @@ def export(out: Path, folder: Path, merge_name: str | None, base: Path | None = 
             adapter.merge_into(chosen).save_pretrained(temporary)
             save_tokenizer(adapter.tokenizer, temporary)
             files.write_text(temporary / "README.md", model_card.build_export_card(about))
-            for path in temporary.iterdir():
-                shutil.copymode(
-                    temporary / "config.json", path
-                )  # safetensors makes its file readable to the owner only
+            for path in temporary.iterdir():  # safetensors makes its file readable by the owner only
+                shutil.copymode(temporary / "config.json", path)
             check_written(temporary, adapter, rows, probabilities[chosen])
             size = sum(path.stat().st_size for path in temporary.iterdir())
             check_vacant(out)

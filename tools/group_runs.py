@@ -24,7 +24,7 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
     Args:
         runs: one or more.
         confidence: of intervals and verdicts; None: `analysis.confidence` of the first run.
-        notes: what the reader has to know before those that this function adds.
+        notes: printed before the notes that this function adds.
     """
     first = runs[0]
     for run in runs[1:]:

@@ -30,7 +30,7 @@ from stages.model.devices import pick_device
 from stages.runtime import errors
 
 BATCH_SIZE = 64  # rows
-MOST_SHOWN = 5  # classes in an answer for people
+MOST_SHOWN = 5  # classes in an answer for a terminal
 READ_SIZE = 1 << 20  # bytes; of a large file, all batches are full except the last one of each read
 
 
@@ -109,7 +109,7 @@ def predict_rows(classifier: Classifier, settings: ClassifierSettings, rows: lis
 
 
 def format_answer(answer: Answer) -> str:
-    """An answer for people: the label and the probabilities, of many classes only the most likely."""
+    """An answer as text for a terminal: the label and the probabilities, at most MOST_SHOWN of them."""
     probabilities = answer["probabilities"]
     if (more := len(probabilities) - MOST_SHOWN) > 0:
         probabilities = dict(sorted(probabilities.items(), key=lambda item: -item[1])[:MOST_SHOWN])
@@ -228,7 +228,7 @@ def read_batches(stream: io.BufferedIOBase, columns: tuple[str, ...]) -> Iterato
 
 def read_whole_lines(stream: io.BufferedIOBase) -> Iterator[list[bytes]]:
     """Yield the complete lines of each read, as bytes. The last line needs no line break."""
-    parts = []  # of an incomplete line; they are joined once, since a long line arrives in many
+    parts = []  # of an incomplete line; they are joined once, because a long line arrives in many parts
     while chunk := stream.read1(READ_SIZE):
         parts.append(chunk)
         if b"\n" in chunk:

@@ -35,7 +35,7 @@ class Run:
         name: as given on the command line.
         commit: short hash; empty for the workspace.
         params: {dotted key: value}.
-        code, inputs: {path: hash} of what made the predictions, from dvc.lock.
+        code, inputs: {path: hash} of the files that made the predictions, from dvc.lock.
         rows: columns text_…, gold and predicted (class names), all strings; and group, if it is known.
         classes: all class names in order, if they are known.
     """
@@ -187,7 +187,7 @@ def check_finished(name: str, parameters: dict[str, Any], stages: dict[str, dict
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested parameters. PyYAML reads a number such as 2e-05 as a string; this is a number."""
+    """{dotted key: value} of nested parameters. PyYAML reads 2e-05 as a string; here it is a number."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:

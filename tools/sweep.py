@@ -90,25 +90,25 @@ def workspace_copy() -> Iterator[Path]:
     top, head = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
     changed = git("stash", "create") or head  # a commit of the workspace's changes, which stay in the workspace too
     copies = temporary / "exps/sweep"
-    for folder in copies.glob("[0-9]*"):
-        if int(folder.name) == os.getpid() or not psutil.pid_exists(int(folder.name)):  # a killed sweep left it
-            shutil.rmtree(folder)
+    for other in copies.glob("[0-9]*"):
+        if int(other.name) == os.getpid() or not psutil.pid_exists(int(other.name)):  # a killed sweep left it
+            shutil.rmtree(other)
     own_folder = copies / str(os.getpid())
     copy = own_folder / top.relative_to(top.anchor)
     try:
         git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(copy))
         references = f"{namespace(head)}/*"
-        git("fetch", "--quiet", "origin", f"{references}:{references}", at=copy)  # no name is given a second time
+        git("fetch", "--quiet", "origin", f"{references}:{references}", at=copy)  # DVC then reuses no name
         for key in ("user.name", "user.email"):
             if value := git("config", "--default", "", key):
                 git("config", key, value, at=copy)
         restore(changed, copy)
-        here = copy / Path.cwd().relative_to(top)
+        folder = copy / Path.cwd().relative_to(top)
         if config.exists():
-            shutil.copy(config, here / ".dvc")
-        with Repo(here) as repo, repo.config.edit("local") as settings:
+            shutil.copy(config, folder / ".dvc")
+        with Repo(folder) as repo, repo.config.edit("local") as settings:
             settings["cache"]["dir"] = cache
-        yield here
+        yield folder
     finally:
         os.chdir(top)
         shutil.rmtree(own_folder, ignore_errors=True)
@@ -116,10 +116,10 @@ def workspace_copy() -> Iterator[Path]:
 
 def git(*arguments: str, at: str | Path = ".") -> str:
     """Run `git` in a folder -> its output without the final line break. Raises DvcException if it fails."""
-    done = run_git(*arguments, at=at)
-    if done.returncode:
-        raise DvcException(f"git {' '.join(arguments)}: {stderr_line(done)}")
-    return os.fsdecode(done.stdout).rstrip("\n")
+    process = run_git(*arguments, at=at)
+    if process.returncode:
+        raise DvcException(f"git {' '.join(arguments)}: {stderr_line(process)}")
+    return os.fsdecode(process.stdout).rstrip("\n")
 
 
 def restore(source: str, copy: Path) -> None:
@@ -217,10 +217,10 @@ def check(variant: Variant) -> set[str]:
 
 
 def link(name: str, workspace: Path) -> None:
-    """Link a folder that Git does not track into this copy, so that its relative path is valid here too.
+    """Link a folder that Git does not track into this copy, so that its relative path is valid in the copy too.
 
     Args:
-        name: of model or data: a folder, or a name on the hub, which needs no link.
+        name: a folder of model or data, or a name on the hub, which needs no link.
     """
     folder = workspace / name
     in_copy = Path(os.path.normpath(Path.cwd() / name))
@@ -250,7 +250,7 @@ class InProcess:
         command = COMMAND.fullmatch(stage.cmd)
         if not command:
             return self.run_command(stage, dry=dry, run_env=run_env)
-        # As in a new process: the previous stage's memory, threads and peak are reset. A stage sets its seeds itself.
+        # Reset the previous stage's memory, threads and peak, as a new process would. A stage sets its seeds itself.
         gc.collect()
         torch.set_num_threads(self.threads)
         if torch.cuda.is_initialized():

@@ -4,8 +4,8 @@
     python -m tools.verify                          the pipeline in the current folder
 
 dvc.lock records the hash of every file that a run read or wrote. On the same kind of machine, with the same versions,
-equal code, parameters and inputs give equal results, byte for byte. What a run measures of itself, seconds and memory,
-differs each time and is not compared. The exit code is 0 if every result is equal.
+equal code, parameters and inputs give equal results, byte for byte. Measurements, such as
+seconds and memory, differ each time and are not compared. The exit code is 0 if every result is equal.
 
 The new dvc.lock and metrics stay in the workspace; `git restore .` brings the committed ones back.
 """
@@ -46,11 +46,11 @@ def main() -> None:
 
 
 def read_committed(path: str) -> str:
-    """A file of this folder as of the last commit."""
-    done = run_git("show", f"HEAD:./{path}")
-    if done.returncode:
+    """A file of this folder, as it is in the last commit."""
+    process = run_git("show", f"HEAD:./{path}")
+    if process.returncode:
         raise errors.UserError(f"{path}: not in the last commit; run the pipeline and commit what it wrote")
-    return done.stdout.decode()
+    return process.stdout.decode()
 
 
 def compare_stage(committed: dict[str, Any], current: dict[str, Any]) -> dict[str, list[str]]:
@@ -80,7 +80,7 @@ def compare_stage(committed: dict[str, Any], current: dict[str, Any]) -> dict[st
 
 
 def is_measured(path: str) -> bool:
-    """Whether a file holds what a run measured of itself."""
+    """Whether a file holds measurements, such as seconds and memory."""
     return f"{path}/".startswith(tuple(f"{name}/" for name in MEASURED))
 
 

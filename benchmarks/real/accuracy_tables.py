@@ -38,7 +38,7 @@ def main() -> None:
         print("\n".join(table), end="\n\n")
 
 
-Rows = tuple[np.ndarray, np.ndarray, int, float]  # gold labels, groups, classes, confidence for `compare_recipes`
+Rows = tuple[np.ndarray, np.ndarray, int, float]  # for `compare_recipes`: gold labels, groups, classes, confidence
 
 
 def compare_variants(predictions: pd.DataFrame, rows: Rows) -> list[Difference]:
@@ -57,7 +57,7 @@ def score_table(predictions: pd.DataFrame, rows: Rows, results: dict) -> Iterato
 
 def change_table(differences: list[Difference], results: dict) -> Iterator[str]:
     """The table of differences from our recipe."""
-    yield "| instead of ours | points of accuracy | p | Holm's p | could show | loss | training, s | testing, s | GB |"
+    yield "| instead of ours | points of accuracy | p | Holm's p | detectable | loss | training, s | testing, s | GB |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     yield line(change_cells("ours", None, results))
     for difference in differences:
@@ -66,7 +66,7 @@ def change_table(differences: list[Difference], results: dict) -> Iterator[str]:
 
 def fix_table(differences: list[Difference]) -> Iterator[str]:
     """The table of fixes for docs/notebook.md: how much better our value is."""
-    yield "| parameter | worth, points of accuracy |"
+    yield "| parameter | effect of the fix, points of accuracy |"
     yield "| --- | ---: |"
     for difference in differences:
         if difference.name in FIXES:

@@ -19,16 +19,16 @@ from variants import VARIANTS  # noqa: E402 - needs the line above
 
 
 def main() -> None:
-    out, into = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else HERE
+    out, target = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else HERE
     runs = [json.loads(path.read_text()) for path in (out / "runs").glob("*.json")]
     runs.sort(key=lambda r: (list(VARIANTS).index(r["setting"]), r["seed"]))
     times = {
         name: read(out / "times" / f"{name}.json") for name in VARIANTS if (out / "times" / f"{name}.json").exists()
     }
     predictions = join_answers(out, runs)
-    lines = ",\n".join(json.dumps(run) for run in runs)  # a line each
-    (into / "results.json").write_text(f'{{"runs": [\n{lines}\n],\n"times": {json.dumps(times)}}}\n')
-    predictions.to_parquet(into / "predictions.parquet", index=False, compression="zstd")
+    lines = ",\n".join(json.dumps(run) for run in runs)  # one line for each run
+    (target / "results.json").write_text(f'{{"runs": [\n{lines}\n],\n"times": {json.dumps(times)}}}\n')
+    predictions.to_parquet(target / "predictions.parquet", index=False, compression="zstd")
 
 
 def read(path: Path) -> dict:

@@ -5,8 +5,8 @@
     python benchmarks/real/accuracy_tables.py                  prints the tables
 
 MODEL and DATA are folders. Each run uses the pipeline's stages with the root's params.yaml and the changes of its
-variant, and predicts all labelled test rows. Finished runs are not repeated, so the same command
-continues after a kill.
+variant, and predicts all labelled test rows. Finished runs are not repeated, so the same command continues after a
+kill.
 
 The first seed of each variant has its GPU to itself, and gives the seconds and the memory of the tables. The other
 seeds run several at a time on each GPU, so their seconds are not recorded.

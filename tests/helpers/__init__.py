@@ -1,4 +1,4 @@
-"""Code that several test files use. It is imported first, since it sets variables that libraries read on import."""
+"""Code that several test files use. Import it first, because it sets variables that libraries read on import."""
 
 import os
 import sys

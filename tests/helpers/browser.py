@@ -93,7 +93,7 @@ def browser(width: int, height: int = 900) -> Iterator[Browser]:
         (pytest.fail if os.environ.get("GITHUB_ACTIONS") else pytest.skip)(f"not installed: {', '.join(MISSING)}")
     driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        port = next(found for line in driver.stdout if (found := re.search(r"successfully on port (\d+)", line)))
+        port = next(match for line in driver.stdout if (match := re.search(r"successfully on port (\d+)", line)))
         session = Browser(f"http://127.0.0.1:{port[1]}", width, height)
         try:
             yield session

@@ -53,9 +53,9 @@ class Clone:
 
     def git(self, *arguments: str) -> str:
         """Run `git` -> its output."""
-        done = subprocess.run(["git", *arguments], cwd=self.folder, env=self.env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        process = subprocess.run(["git", *arguments], cwd=self.folder, env=self.env, capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     def commit(self, message: str) -> None:
         """Commit all files."""
@@ -63,7 +63,7 @@ class Clone:
         self.git("commit", "--quiet", "--message", message)
 
     def dvc(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
-        """Run `dvc` and its stages in forks -> its outcome, with the names of the stages that ran in `ran`."""
+        """Run `dvc` and its stages in forks -> its outcome, with the attribute of `with_stages`."""
         return with_stages(run_module("dvc", arguments, self.folder / below, {**self.env, **env}))
 
     def dvc_in_new_processes(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
@@ -77,7 +77,7 @@ class Clone:
         return {path.stem: json.loads(path.read_text()) for path in (self.folder / "demo/metrics").rglob("*.json")}
 
 
-def with_stages(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
-    """Add the names of the stages that a finished `dvc` ran, as `ran`."""
-    done.ran = re.findall(r"Running stage '(?:.*:)?(\w+)'", done.stdout)
-    return done
+def with_stages(process: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """Add the attribute `ran` to the outcome of `dvc`: the names of the stages that ran."""
+    process.ran = re.findall(r"Running stage '(?:.*:)?(\w+)'", process.stdout)
+    return process

@@ -15,9 +15,9 @@ from stages.runtime import usage_samples
 
 NLI = ("entailment", "neutral", "contradiction")
 PAIR = ("premise", "hypothesis")
-WHO = ["man", "woman", "child", "dog", "girl", "boy"]
-DOES = ["sleeping", "running", "reading", "eating", "singing", "waiting"]
-WHERE = ["street", "park", "kitchen", "station", "beach"]
+SUBJECTS = ["man", "woman", "child", "dog", "girl", "boy"]
+VERBS = ["sleeping", "running", "reading", "eating", "singing", "waiting"]
+PLACES = ["street", "park", "kitchen", "station", "beach"]
 OTHER_WORDS = 2000  # distinct words of a task that is not NLI: as many as a small data set has
 
 
@@ -25,8 +25,8 @@ def make_pairs(rng, labels):
     """Premises and hypotheses that resemble SNLI's."""
 
     def sentence(words):
-        return f"A {rng.choice(WHO)} is {'not ' if rng.random() < 0.2 else ''}{rng.choice(DOES)}" + (
-            f" in the {rng.choice(WHERE)}." if words else "."
+        return f"A {rng.choice(SUBJECTS)} is {'not ' if rng.random() < 0.2 else ''}{rng.choice(VERBS)}" + (
+            f" in the {rng.choice(PLACES)}." if words else "."
         )
 
     premises = [f"{sentence(True)[:-1]} at number {row}." for row in range(len(labels))]  # all different
@@ -36,23 +36,23 @@ def make_pairs(rng, labels):
 def make_texts(rng, labels, words):
     """Texts of `words` words. Some words reveal the class; the others have frequencies as in natural language."""
     frequent = 1 / np.arange(1, OTHER_WORDS + 1)
-    drawn = rng.choice(OTHER_WORDS, (len(labels), words), p=frequent / frequent.sum())
-    hint = rng.random(drawn.shape) < 0.1
+    numbers = rng.choice(OTHER_WORDS, (len(labels), words), p=frequent / frequent.sum())
+    hint = rng.random(numbers.shape) < 0.1
     return [
         " ".join(f"hint{label}" if reveals else f"word{word}" for word, reveals in zip(line, hints, strict=True))
-        for label, line, hints in zip(labels, drawn, hint, strict=True)
+        for label, line, hints in zip(labels, numbers, hint, strict=True)
     ]
 
 
 def rows_of(rng, task, rows, shares, words):
-    """Rows of a split: texts, `label`, `group`, tokens as many as words."""
+    """Rows of a split: texts, `label`, `group`, and as many tokens as words."""
     labels = rng.choice(len(task.classes), rows, p=shares)
     nli = task.classes == NLI and len(task.columns) == 2
     texts = make_pairs(rng, labels) if nli else [make_texts(rng, labels, words) for _ in task.columns]
     table = pd.DataFrame(dict(zip(task.text_columns, texts, strict=True))).assign(label=labels)
-    place = task.columns.index(task.group) if task.group in task.columns else None
+    column = task.columns.index(task.group) if task.group in task.columns else None
     table["group"] = (
-        table[task.text_columns].agg("\x1f".join, axis=1) if place is None else table[task.text_columns[place]]
+        table[task.text_columns].agg("\x1f".join, axis=1) if column is None else table[task.text_columns[column]]
     )
     lengths = table[task.text_columns].agg(" ".join, axis=1).str.split().str.len()
     return table.assign(input_ids=[list(range(length)) for length in lengths], truncated=False)
@@ -80,14 +80,14 @@ def make(
     Args:
         base, tuned: share of the rows that each model gets right.
         copies: how often each row is repeated, with the same texts and predictions.
-        in_train: how many test rows are duplicates of training rows, and how many others share a group with one.
+        in_train: numbers of test rows that duplicate a training row, and of others that share a group with one.
         gpu: name of a GPU, or None for a run on a CPU.
-        gpus: how many of them; on a CPU, processes.
-        text: of the first row, in each column.
-        classes, columns, group: the task; of NLI the group is the premise.
-        shares, train_shares: of each class in test and training rows; None: all alike.
-        words: of each text, where the task is not NLI.
-        cut: how many test rows were longer than max_length.
+        gpus: number of GPUs; on a CPU, of processes.
+        text: text of the first test row, the same in each column.
+        classes, columns, group: the task. The default group of NLI is the premise.
+        shares, train_shares: share of each class in test and training rows; None: equal shares.
+        words: number of words of each text, if the task is not NLI.
+        cut: number of test rows that were longer than max_length.
     """
     rng = np.random.default_rng(seed)
     group = "premise" if columns == PAIR and group is None else group
@@ -99,7 +99,9 @@ def make(
     }
     if text is not None:
         splits["test"].loc[0, task.text_columns] = text
-    made = {name: predictions(splits["test"], task, rng, right) for name, right in (("base", base), ("tuned", tuned))}
+    answers = {
+        name: predictions(splits["test"], task, rng, right) for name, right in (("base", base), ("tuned", tuned))
+    }
     splits["test"] = splits["test"].loc[splits["test"].index.repeat(copies)].reset_index(drop=True)
     splits["test"].loc[: cut - 1, "truncated"] = True
     for name in ("outs/tokenized", *(f"outs/{top}/{name}" for top in ("results", "measurements")
@@ -107,14 +109,14 @@ def make(
         (folder / name).mkdir(parents=True)
     for split, table in splits.items():
         dataset.number_rows(table).to_parquet(folder / f"outs/tokenized/{split}.parquet")
-    for name, table in made.items():
+    for name, table in answers.items():
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
         dataset.number_rows(table).to_parquet(folder / f"outs/results/{name}/predictions.parquet")
-    none = Overlap(0, 0 if group else None)
+    no_overlap = Overlap(0, 0 if group else None)
     overlaps = {
         "train": {},
-        "validation": {"train": none},
-        "test": {"train": Overlap(in_train[0], in_train[1] if group else None), "validation": none},
+        "validation": {"train": no_overlap},
+        "test": {"train": Overlap(in_train[0], in_train[1] if group else None), "validation": no_overlap},
     }
     counts = {
         split: replace(summarize_split(table, table, table, task, {}), overlaps=overlaps[split])
@@ -142,14 +144,14 @@ def write_run(folder, model, data, gpu, gpus):
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}
     memory |= {"count": gpus, "peak_sum": 4.0 * gpus} if gpus > 1 else {}
     for name in ("base", "train", "tuned"):
-        found = {"parameters": {"stored": 5, "total": 8, "trainable": 1}}
-        write(folder / f"outs/results/{name}/summary.json", found | ({"best_epoch": 2} if name == "train" else {}))
+        summary = {"parameters": {"stored": 5, "total": 8, "trainable": 1}}
+        write(folder / f"outs/results/{name}/summary.json", summary | ({"best_epoch": 2} if name == "train" else {}))
         run = {"seconds": 12.5, "gpu": memory, "versions": {"python": "3.11"}}
         write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
-        one = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
+        sample = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
                "power_w": None, "allocated_gb": 1.5 if gpu else None, "reserved_gb": None}  # fmt: skip
         usage = usage_samples.merge_samples(
-            range(gpus), gpus * [[one | {"seconds": second} for second in np.arange(30.0)]]
+            range(gpus), gpus * [[sample | {"seconds": second} for second in np.arange(30.0)]]
         )
         usage.to_csv(folder / f"outs/measurements/{name}/usage.csv", index=False)
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})

@@ -1,6 +1,6 @@
-"""`python -m helpers.forked_ranks COUNT TASK…` runs the tasks of helpers/processes.py on ranks that are forks of it.
+"""`python -m helpers.forked_ranks COUNT TASK…` runs the tasks of helpers/processes.py on ranks that are forks.
 
-This is torchrun's agent and rendezvous; only, torchrun itself starts a new Python for each rank.
+Agent and rendezvous are those of torchrun. torchrun itself starts a new Python for each rank.
 """
 
 import sys

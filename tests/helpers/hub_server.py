@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BRANCH = "main"
-LARGE = (".safetensors", ".parquet")  # announced by SHA-256 like large files of the hub; others by the Git hash
+LARGE = (".safetensors", ".parquet")  # listed with their SHA-256, like large files of the hub; others with Git's hash
 
 
 class Hub:
@@ -93,10 +93,10 @@ class Hub:
 
 def entry(path: str, content: bytes) -> dict:
     """A file in the hub's listing."""
-    listed = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+    item = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
     if path.endswith(LARGE):
-        listed["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
-    return listed
+        item["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
+    return item
 
 
 def sha256(content: bytes) -> str:

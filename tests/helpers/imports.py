@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-# Take 0.2 s or more by `python -X importtime` on a CPU of 2024, or import many others.
+# An import takes 0.2 s or more by `python -X importtime` on a CPU of 2024, or it imports many of the others.
 SLOW = frozenset([
     "IPython", "accelerate", "bitsandbytes", "datasets", "dvc", "matplotlib", "networkx", "pandas", "peft", "scipy",
     "scipy.stats", "sklearn", "sympy", "tensorboard", "torch", "torch._dynamo", "torch._functorch.aot_autograd",

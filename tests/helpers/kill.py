@@ -35,7 +35,7 @@ SMALL = {
     "data": {"revision": "none", "train_rows": 160, "validation_rows": 60, "test_rows": 60},
     "train": {"epochs": EPOCHS},
 }
-STEPS = 10  # per epoch, of 160 rows less those without a label
+STEPS = 10  # per epoch: 160 rows, without those that have no label
 WRITTEN = ("outs", "metrics")  # folders that the stages write
 MAX_SURVIVAL = 10  # seconds that a stage may outlive its dvc
 DVC_ERRORS = {  # {a file that DVC writes in place: DVC's error when a kill has cut the file}
@@ -83,7 +83,7 @@ def small_clone(top: Path) -> Clone:
 
 
 def contents(clone: Clone) -> dict[str, str]:
-    """{file of an out: digest}. Of measurements, which differ each time, the digest is that of the last bytes."""
+    """{file of an out: digest}. Measurements differ each time, so their digest covers only the last bytes."""
     folder = clone.folder / "demo"
     digests = {}
     for path in sorted(path for top in WRITTEN for path in (folder / top).rglob("*")):
@@ -152,7 +152,10 @@ def has_finished(stage: str, output: str) -> bool:
 
 
 def has_passed(hit: SimpleNamespace, saved: int) -> bool:
-    """Whether a kill's moment is the save of a checkpoint that exists: a stage outlives its dvc by half a second."""
+    """Whether a kill's moment is the save of a checkpoint that exists already.
+
+    A stage outlives its dvc by up to half a second, and may save a later checkpoint in that time.
+    """
     checkpoint = hit.moment and re.search(r"checkpoint-(\d+)/", hit.moment[2])
     return bool(checkpoint) and int(checkpoint[1]) // STEPS <= saved
 
@@ -223,7 +226,7 @@ def killed_run(
         started = None
         while dvc.poll() is None:
             if hit and not hit.moment and has_finished(hit.stage, log.read_text()):
-                remaining.pop(0)  # the stage was faster than when its seconds were drawn
+                remaining.pop(0)  # the stage ended before the random second
                 hit, started = remaining[0] if remaining else None, None
             if hit:
                 if started is None and f"Running stage '{hit.stage}'" in log.read_text():
@@ -238,7 +241,7 @@ def killed_run(
         if resume_at:
             trained = len(re.findall(r"^epoch \d+ of \d+: ", output, re.MULTILINE))
             resumed = re.search(r"resuming from \S+/checkpoint-(\d+)\n", output)
-            if resumed or trained or stage != "train_qlora":  # it was killed again before its training began
+            if resumed or trained or stage != "train_qlora":  # else it was killed again before its training began
                 assert resumed and int(resumed[1]) == resume_at * STEPS, f"not resumed where it was:\n{output}"
             last = saved + 1 if stage == "train_qlora" and saved else EPOCHS  # no checkpoint: training had finished
             assert trained <= last - resume_at, f"{trained} epochs trained from {resume_at} to {last}"

@@ -28,13 +28,13 @@ class Interrupted(Exception):
 
 
 def run_tasks(tasks: Iterable[str]) -> None:
-    """Run stages, each a `STAGE:FOLDER`, one after another."""
+    """Run tasks of the form `STAGE:FOLDER`, one after another."""
     from stages.training.checkpoints import WholeCheckpoints
 
     on_save = WholeCheckpoints.on_save
 
-    def save_and_interrupt(*arguments, **named):
-        on_save(*arguments, **named)
+    def save_and_interrupt(*arguments, **options):
+        on_save(*arguments, **options)
         raise Interrupted
 
     for task in tasks:
@@ -48,22 +48,22 @@ def run_tasks(tasks: Iterable[str]) -> None:
 
 
 def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
-    """Run stages on `count` ranks of this machine, a single one without a launcher -> their output."""
+    """Run stages on `count` ranks of this machine -> their output. A single rank runs without a launcher."""
     launcher = [*TORCHRUN, f"--nproc-per-node={count}"] if count > 1 else [sys.executable]
     env = stage_env(**env)
     env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
-    done = subprocess.run([*launcher, "-m", "helpers.processes", *tasks], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    process = subprocess.run([*launcher, "-m", "helpers.processes", *tasks], env=env, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 def run_on_forked_ranks(count: int, tasks: Iterable[str]) -> str:
-    """As `run_on_ranks`, but the ranks are forks, which need no time to import; not for a GPU."""
+    """As `run_on_ranks`, but the ranks are forks, which need no time for imports. It is not for a GPU."""
     env = stage_env()
     env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
-    done = run_module("helpers.forked_ranks", [count, *tasks], ROOT, env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    process = run_module("helpers.forked_ranks", [count, *tasks], ROOT, env)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Paths of the project, and its parameters and results as Git has them."""
+"""Paths of the project, and the parameters and results in Git's index."""
 
 import shutil
 import subprocess
@@ -14,8 +14,8 @@ NANO = DEMO / "assets" / "nano-phi"
 SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
 
-# `dvc exp run -S` changes the parameters, and any run the results. The tests use Git's version of them, staged or
-# committed, so an experiment in the workspace makes no test fail.
+# `dvc exp run -S` changes the parameters, and every run changes the results. The tests use Git's version of these
+# files, staged or committed, so an experiment in the workspace makes no test fail.
 USERS_FILES = ("params.yaml", "dvc.lock", "metrics", *(f"demo/{n}" for n in ("params.yaml", "dvc.lock", "metrics")))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Mount a tmpfs of `size` bytes at `folder` for the block. Skip the test if that is not allowed."""
+    """Mount a tmpfs of `size` bytes at `folder` for the block. Skip the test if the user may not mount it."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:

@@ -1,7 +1,7 @@
 """A process that has imported the large libraries and runs stages, tools and `dvc` in forks of itself.
 
-A new process imports for 1 to 5 seconds, a fork for 0.1. Standard input brings requests, a line of JSON each, and
-standard output answers each with an exit code. There are two kinds of request:
+In a new process the imports take 1 to 5 seconds, in a fork 0.1. The process reads requests from standard input, one
+line of JSON each, and answers each with an exit code on standard output. There are two kinds of request:
 
 - `modules`: import modules once in a fork. Then run their `main` in each of many folders, a fork for each folder.
 - `module`: do what `python -m` does in one folder. If the module runs DVC, the stages that DVC starts are forks too.
@@ -80,7 +80,7 @@ def set_environment(request: dict[str, Any]) -> None:
 
 
 def run_in_each(request: dict[str, Any]) -> None:
-    """Run the `main` of modules in each of a request's folders. FOLDER.result says how that ended."""
+    """Run the `main` of modules in each of a request's folders, and write each outcome to FOLDER.result."""
     redirect(request["log"], 1, 2)
     set_environment(request)
     modules = [importlib.import_module(name) for name in request["modules"]]
@@ -111,34 +111,34 @@ def run_module(request: dict[str, Any]) -> None:
 
 
 def run_alone(request: dict[str, Any]) -> None:
-    """`run_module` with its output in two files, and the stages that DVC starts in forks of this process.
+    """`run_module` with its output in two files. The stages that DVC starts run in forks of this process.
 
-    DVC is a fork itself and asks for its stages by a socket: a stage does not inherit DVC's state.
+    DVC is a fork itself, and requests its stages by a socket. So a stage does not inherit DVC's state.
     """
     sys.stdin = open(request["stdin"])  # noqa: SIM115
     redirect(request["stdout"], 1)
     redirect(request["stderr"], 2)
-    ours, theirs = socket.socketpair()
-    child = start_fork(run_with_stages, request, theirs, ours)
-    theirs.close()
-    with ours.makefile("rw") as dvc:
+    server_end, dvc_end = socket.socketpair()
+    child = start_fork(run_with_stages, request, dvc_end, server_end)
+    dvc_end.close()
+    with server_end.makefile("rw") as dvc:
         for line in dvc:
             print(fork(run_module, json.loads(line)), file=dvc, flush=True)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def run_with_stages(request: dict[str, Any], server: socket.socket, other_end: socket.socket) -> None:
-    """`run_module`; if the module runs stages by DVC, the server at the socket's other end starts them."""
+    """`run_module`. If the module runs DVC, the server at the socket's other end starts DVC's stages."""
     import dvc.stage.run
     from dvc.stage.exceptions import StageCmdFailedError
 
     other_end.close()
-    in_a_shell = dvc.stage.run._run
+    run_in_shell = dvc.stage.run._run
 
     def run_command(executable: str | None, command: str, **options: Any) -> None:
         stage = STAGE.fullmatch(command)
         if not stage:
-            in_a_shell(executable, command, **options)
+            run_in_shell(executable, command, **options)
         elif code := ask(server.makefile("rw"), stage[1], **options):
             raise StageCmdFailedError(command, code)
 

@@ -34,7 +34,7 @@ def _forks(hash_seed: str, libraries: str) -> subprocess.Popen:
     """A process of stage_forks.py, which ends with this process.
 
     Args:
-        libraries: "all" that the stages import, or "plain", those that do not read HF_* variables.
+        libraries: those that it imports first: "all", or "plain", which read no HF_* variables.
     """
     forks = Path(__file__).with_name("stage_forks.py")
     command = [sys.executable, "-P", str(forks), libraries]  # -P: tests/helpers has a stages.py too
@@ -45,8 +45,8 @@ def _forks(hash_seed: str, libraries: str) -> subprocess.Popen:
 def _ask(request: dict) -> int:
     """Send a request to a process of stage_forks.py -> the exit code of the fork that served it."""
     env = request["env"]
-    same = all(env.get(name) == NO_HUB.get(name) for name in {*env, *NO_HUB} if name.startswith("HF_"))
-    key = env.get("PYTHONHASHSEED", "random"), "all" if same else "plain"
+    no_hub = all(env.get(name) == NO_HUB.get(name) for name in {*env, *NO_HUB} if name.startswith("HF_"))
+    key = env.get("PYTHONHASHSEED", "random"), "all" if no_hub else "plain"
     forks = _forks(*key)
     try:
         print(json.dumps(request), file=forks.stdin, flush=True)
@@ -87,7 +87,7 @@ def run_in_each(
 def run_module(
     module: str, arguments: Iterable[object], folder: Path, env: dict[str, str], stdin: str = ""
 ) -> subprocess.CompletedProcess:
-    """Do what `python -m MODULE ARGUMENTS` does in a folder, but in a fork; so run the stages that DVC starts."""
+    """Do what `python -m MODULE ARGUMENTS` does in a folder, but in a fork. Stages that DVC starts are forks too."""
     request = {"module": module, "arguments": list(map(str, arguments)), "folder": str(folder), "env": env}
     with tempfile.TemporaryDirectory() as name:
         streams = {stream: Path(name, stream) for stream in ("stdin", "stdout", "stderr")}
@@ -97,24 +97,24 @@ def run_module(
     return subprocess.CompletedProcess([module, *request["arguments"]], code, stdout, stderr)
 
 
-def error_line(done: subprocess.CompletedProcess | SimpleNamespace) -> str:
-    """The one line that a failed stage owes its user."""
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
+def error_line(outcome: subprocess.CompletedProcess | SimpleNamespace) -> str:
+    """The error line of a stage that failed with exactly one, and with no traceback."""
+    assert outcome.returncode == 1, outcome.stdout + outcome.stderr
+    assert "Traceback" not in outcome.stderr, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, outcome.stderr
     return lines[0]
 
 
-def assert_refused(done: SimpleNamespace, said: Iterable[str]) -> None:
-    """A stage failed with one line that holds all words of `said`, and wrote nothing."""
-    line = error_line(done)
-    assert all(words in line for words in said), line
-    assert done.written == []
+def assert_refused(outcome: SimpleNamespace, phrases: Iterable[str]) -> None:
+    """A stage failed with one line that contains all phrases, and wrote nothing."""
+    line = error_line(outcome)
+    assert all(phrase in line for phrase in phrases), line
+    assert outcome.written == []
 
 
 def written(folder: Path) -> list[str]:
-    """Files that a stage left in its folder, params.yaml aside."""
+    """Files in a stage's folder, without params.yaml."""
     return sorted(
         str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file() and p.name != "params.yaml"
     )

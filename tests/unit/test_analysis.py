@@ -42,8 +42,10 @@ from intervals import F1Cell, GroupCell
 def scores(gold, predicted):
     """The scores of independent rows whose predictions have probability 1."""
     gold, predicted = np.array(gold), np.array(predicted)
-    made = metrics.Predictions(gold, predicted, np.eye(3)[predicted], np.arange(len(gold)), CLASSES, confidence=0.95)
-    return metrics.score_model(made)
+    rows = np.arange(len(gold))
+    return metrics.score_model(
+        metrics.Predictions(gold, predicted, np.eye(3)[predicted], rows, CLASSES, confidence=0.95)
+    )
 
 
 def gain_interval(changed, groups, confidence):
@@ -62,21 +64,21 @@ CASES = {
 
 @pytest.mark.parametrize("gold, predicted", CASES.values(), ids=CASES)
 def test_scores_agree_with_scikit_learn(gold, predicted):
-    found = scores(gold, predicted)
+    result = scores(gold, predicted)
 
     def f1(average, labels=None):
         return sklearn_metrics.f1_score(gold, predicted, labels=labels, average=average, zero_division=np.nan)
 
-    assert found.accuracy.value == pytest.approx(sklearn_metrics.accuracy_score(gold, predicted))
-    assert found.f1_weighted.value == pytest.approx(f1("weighted"))
-    assert found.f1_macro.value == pytest.approx(f1("macro"))
-    assert list(found.class_scores["f1"].values()) == pytest.approx(f1(None, labels=[0, 1, 2]), nan_ok=True)
-    assert found.rows == len(gold)
+    assert result.accuracy.value == pytest.approx(sklearn_metrics.accuracy_score(gold, predicted))
+    assert result.f1_weighted.value == pytest.approx(f1("weighted"))
+    assert result.f1_macro.value == pytest.approx(f1("macro"))
+    assert list(result.class_scores["f1"].values()) == pytest.approx(f1(None, labels=[0, 1, 2]), nan_ok=True)
+    assert result.rows == len(gold)
 
 
 @pytest.mark.parametrize("right, rows", [(0, 10), (10, 10), (3, 10), (1, 1), (0, 1), (91, 100), (8765, 9824)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_wilson_by_its_formula(right, rows, confidence):
+def test_wilsons_interval_equals_its_formula(right, rows, confidence):
     z, share = stats.norm.ppf((1 + confidence) / 2), right / rows
     middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
     half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
@@ -91,11 +93,11 @@ def test_wilson_agrees_with_scipy(right, rows):
         assert intervals.wilson(right, rows, 0.95)[right > 0] == right / rows  # exactly
 
 
-def test_wilson_of_no_rows_is_unknown():
+def test_wilsons_interval_of_no_rows_is_unknown():
     assert np.isnan(intervals.wilson(0, 0, 0.95)).all()
 
 
-def test_newcombe_is_the_published_one():
+def test_newcombes_interval_is_the_published_one():
     """Newcombe 1998, table II, case (a): 56/70 against 48/80, score intervals: 0.0524 to 0.3339."""
     first, second, none = (
         intervals.Share(hits, rows, intervals.wilson(hits, rows, 0.95)) for hits, rows in ((56, 70), (48, 80), (0, 0))
@@ -109,23 +111,23 @@ def test_newcombe_is_the_published_one():
 
 
 @pytest.mark.parametrize("fixed, broken", [(0, 0), (1, 0), (0, 5), (7, 7), (10, 2), (400, 320)])
-def test_mcnemar_by_counting(fixed, broken):
+def test_mcnemars_p_is_that_of_counting(fixed, broken):
     n = fixed + broken
     tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1)) / 2**n
     assert mcnemar(*one_a_premise(fixed, broken, n)) == pytest.approx(min(1, 2 * tail))
 
 
 def one_a_premise(fixed, broken, rows):
-    """Changes of rows and their premises, none of which two rows share."""
+    """Changes of rows, and a different premise for each row."""
     return np.repeat([1, -1, 0], [fixed, broken, rows - fixed - broken]), np.arange(rows)
 
 
-def test_fates_and_gain():
+def test_rows_are_counted_as_fixed_broken_both_right_or_both_wrong():
     gold, base, tuned = np.array([0, 1, 2, 0]), np.array([0, 0, 2, 1]), np.array([0, 1, 1, 2])
     assert list(case_table.fates(gold, base, tuned)) == ["both_right", "fixed", "broken", "both_wrong"]
-    found = compare(gold, base, tuned)
-    assert (found.both_right, found.fixed, found.broken, found.both_wrong, found.rows) == (1, 1, 1, 1, 4)
-    assert found.accuracy_gain.value == 0
+    result = compare(gold, base, tuned)
+    assert (result.both_right, result.fixed, result.broken, result.both_wrong, result.rows) == (1, 1, 1, 1, 4)
+    assert result.accuracy_gain.value == 0
     assert list(comparison.changes(gold, base, tuned)) == [0, 1, -1, 0]
     assert compare(gold, base, gold).accuracy_gain.value == 0.5
 
@@ -138,14 +140,14 @@ def compare(gold, base, tuned):
 
 
 def predictions(task, texts, gold, probabilities):
-    """A table of a model's predictions, each row a group of its own."""
+    """A table of a model's predictions. Each row has a different group."""
     table = pd.DataFrame(dict(zip(task.text_columns, texts, strict=True)) | {"label": gold})
     table = table.assign(row=table.index + 5, group=table.index, prediction=np.argmax(probabilities, axis=1))
     return table.join(pd.DataFrame(probabilities, columns=task.probability_columns))
 
 
 @pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
-def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut_by(classes):
+def test_the_case_table_has_answers_probabilities_and_the_traits_of_nli(classes):
     task = Task(classes, ("premise", "hypothesis"), None)
     texts, gold = [["a cat", "a dog"], ["a cat", "no dog"]], [0, 1]
     base = predictions(task, texts, gold, [[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]])
@@ -163,17 +165,17 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
         assert cases["overlap"].tolist() == [1, 0.5] and cases["negated"].tolist() == [False, True]
     else:
         assert "overlap" not in cases
-    found = comparison.compare_models(cases, np.array([0, 0, 1]), task, 0.95)
-    assert (found.accuracy_gain.value, found.mcnemar_p) == (0.5, 1)
-    assert found.majority_class.accuracy.value == 0.5
-    assert found.bag_of_words.accuracy.value == found.bag_of_words_by_column["hypothesis"].accuracy.value == 1
-    assert found.bag_of_words.accuracy.interval == intervals.wilson(2, 2, 0.95)
+    result = comparison.compare_models(cases, np.array([0, 0, 1]), task, 0.95)
+    assert (result.accuracy_gain.value, result.mcnemar_p) == (0.5, 1)
+    assert result.majority_class.accuracy.value == 0.5
+    assert result.bag_of_words.accuracy.value == result.bag_of_words_by_column["hypothesis"].accuracy.value == 1
+    assert result.bag_of_words.accuracy.interval == intervals.wilson(2, 2, 0.95)
 
-    drawn = plot_tables.build_plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
-    assert ("negation" in set(drawn["slices_tuned"]["cut"])) == (classes == CLASSES)
-    assert drawn["slices_base"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
-    assert (drawn["reliability_base"]["accuracy"].item(), drawn["reliability_tuned"]["accuracy"].item()) == (0.5, 1)
-    assert drawn["confusion_base"].to_dict("list") == {
+    plots = plot_tables.build_plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
+    assert ("negation" in set(plots["slices_tuned"]["cut"])) == (classes == CLASSES)
+    assert plots["slices_base"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
+    assert (plots["reliability_base"]["accuracy"].item(), plots["reliability_tuned"]["accuracy"].item()) == (0.5, 1)
+    assert plots["confusion_base"].to_dict("list") == {
         "actual": [classes[0], classes[1]],
         "predicted": [classes[2], classes[1]],
     }
@@ -183,13 +185,13 @@ def test_the_case_table_has_both_answers_their_probabilities_and_what_nli_is_cut
     (1, 7, 21, 0.95, -0.517, -0.026),  # Fagerland, Lydersen and Laake 2014, Statistics in Medicine 33
     (28, 25, 618, 0.9, -0.0148, 0.0247),  # R: PropCIs::scoreci.mp(25, 28, 618, 0.9)
 ])  # fmt: skip
-def test_tango_is_the_published_one(fixed, broken, rows, level, low, high):
+def test_tangos_interval_is_the_published_one(fixed, broken, rows, level, low, high):
     digits = 5e-4 if rows == 21 else 5e-5
     assert intervals.tango(fixed, broken, rows, level) == pytest.approx((low, high), abs=digits)
     assert intervals.tango(broken, fixed, rows, level) == pytest.approx((-high, -low), abs=digits)
 
 
-def test_tango_does_not_collapse():
+def test_tangos_interval_does_not_collapse():
     z2 = stats.norm.ppf(0.975) ** 2
     assert intervals.tango(0, 0, 100, 0.95) == pytest.approx((-z2 / (100 + z2), z2 / (100 + z2)))
     low, high = intervals.tango(100, 0, 100, 0.95)
@@ -199,7 +201,7 @@ def test_tango_does_not_collapse():
 
 
 def trinomial_coverage(fixed_share, broken_share, rows, intervals):
-    """The chance that an interval holds the true gain: the sum over all tables. intervals: {(fixed, broken): ...}."""
+    """The probability that an interval covers the true gain, over all tables. intervals: {(fixed, broken): ...}."""
     tables = np.array([(f, b, rows - f - b) for f, b in intervals])
     low, high = np.array(list(intervals.values())).T
     chance = stats.multinomial.pmf(tables, rows, [fixed_share, broken_share, 1 - fixed_share - broken_share])
@@ -209,14 +211,14 @@ def trinomial_coverage(fixed_share, broken_share, rows, intervals):
 
 @pytest.fixture(scope="module")
 def tables_of_100():
-    """{(fixed, broken): (interval of the gain, p)} of every table of 100 rows, each with a premise of its own."""
-    found = {}
+    """{(fixed, broken): (interval of the gain, p)} of every table of 100 rows with different premises."""
+    tables = {}
     for fixed, broken in itertools.product(range(101), repeat=2):
         if fixed >= broken and fixed + broken <= 100:
             rows = one_a_premise(fixed, broken, 100)
             (low, high), p = gain_interval(*rows, 0.95), mcnemar(*rows)
-            found[fixed, broken], found[broken, fixed] = ((low, high), p), ((-high, -low), p)
-    return found
+            tables[fixed, broken], tables[broken, fixed] = ((low, high), p), ((-high, -low), p)
+    return tables
 
 
 def test_the_interval_of_the_gain_covers_the_true_gain(tables_of_100):
@@ -238,7 +240,7 @@ def test_the_interval_of_the_gain_agrees_with_its_p(tables_of_100):
 
 
 def test_p_by_premise_is_that_of_all_signs():
-    """Premises whose rows net +3, -1, +2, +2, 0: every choice of signs, counted."""
+    """The premises' net changes are +3, -1, +2, +2 and 0. The test counts every choice of signs."""
     changed = np.repeat([1, -1, 1, 1, 1, 0], [3, 1, 2, 1, 1, 4])
     premises = np.repeat(["a", "b", "c", "d", "e"], [3, 1, 2, 2, 4])
     nets = [3, -1, 2, 2, 0]
@@ -249,7 +251,7 @@ def test_p_by_premise_is_that_of_all_signs():
 
 
 def test_the_score_tests_p_is_students_where_it_is_the_largest():
-    """Seven premises of two rows: the groups are few, and their variance an estimate."""
+    """With seven premises of two rows, the variance is an estimate from few groups."""
     changed, premises = np.repeat([1, 1, 1, 1, 1, -1, 0], 2), np.repeat(range(7), 2)
     score = 8 / np.sqrt(12 * design_effects.design_effect(changed, premises))
     student = 2 * stats.t.sf(score, 6)
@@ -260,7 +262,7 @@ def test_the_score_tests_p_is_students_where_it_is_the_largest():
     assert low == pytest.approx(0, abs=1e-6), "the interval at that level just reaches 0"
 
 
-def test_the_score_tests_p_counts_where_six_of_seven_premises_gain_and_none_loses():
+def test_the_score_tests_p_is_used_if_six_of_seven_premises_gain_and_none_loses():
     changed, premises = np.repeat([1, 1, 1, 1, 1, 1, 0], 2), np.repeat(range(7), 2)
     student = 2 * stats.t.sf(12 / np.sqrt(12 * design_effects.design_effect(changed, premises)), 6)
     assert student > 2 / 2**6 == significance_tests.sign_flips(np.full(6, 2))
@@ -268,20 +270,20 @@ def test_the_score_tests_p_counts_where_six_of_seven_premises_gain_and_none_lose
 
 
 def test_p_is_never_below_that_of_rows():
-    """Premises that mix fixed and broken rows can't make the changed rows say more than they do by themselves."""
+    """Premises with fixed and broken rows do not make the changed rows more significant than independent ones."""
     changed, premises = np.array([1] * 5 + [-1] * 2), np.array([0, 1, 2, 3, 4, 0, 1])
     assert mcnemar(changed, premises) == mcnemar(changed, np.arange(7)) == pytest.approx(58 / 128)
 
 
 def clustered(rng, premises, each, shares, alike=0.9):
-    """Rows with one of the outcomes 0, 1, …: (outcomes, premises). Rows of a premise share their draw this often."""
-    own, common = rng.random((premises, each)), rng.random((premises, 1))
-    drawn = np.where(rng.random((premises, each)) < alike, common, own)
-    return np.searchsorted(np.cumsum(shares), drawn.ravel()), np.repeat(np.arange(premises), each)
+    """Random outcomes 0, 1, … of rows, and their premises. A share `alike` of a premise's rows has one outcome."""
+    independent, common = rng.random((premises, each)), rng.random((premises, 1))
+    numbers = np.where(rng.random((premises, each)) < alike, common, independent)
+    return np.searchsorted(np.cumsum(shares), numbers.ravel()), np.repeat(np.arange(premises), each)
 
 
 def test_interval_and_p_agree_where_rows_share_a_premise():
-    """Premises of very different size too, where exact tests and the score test lie furthest apart."""
+    """Also for premises of very different sizes, where the exact tests and the score test differ most."""
     rng = np.random.default_rng(6)
     signs = set()
     for _ in range(800):
@@ -315,7 +317,7 @@ def test_design_effect_is_1(values, premises):
     assert design_effects.design_effect(np.array(values), np.array(premises)) == 1
 
 
-def test_design_effect_that_cannot_be_known_is_the_largest():
+def test_an_unknown_design_effect_is_the_largest():
     assert design_effects.design_effect(np.ones(6), np.array([0, 0, 0, 1, 1, 2])) == pytest.approx((9 + 4 + 1) / 6)
     assert design_effects.design_effect(np.array([1, 0, 1]), np.zeros(3)) == 3
     assert design_effects.effective_counts(np.array([1, 0, 1]), np.zeros(3), 0.95) == pytest.approx((2 / 3, 1))
@@ -325,7 +327,7 @@ def test_design_effect_that_cannot_be_known_is_the_largest():
 
 
 def test_groups_of_uneven_size_count_as_fewer():
-    """Kish's effective number: 30 rows of four groups, of which one has 24, tell as much as 1.5 equal ones."""
+    """Kish's effective number: four groups with 30 rows, of which one group has 24, count as 1.5 equal groups."""
     groups = np.repeat([0, 1, 2, 3], [24, 2, 2, 2])
     assert design_effects.effective_groups(groups) == pytest.approx(30**2 / (24**2 + 3 * 2**2))
     assert design_effects.degrees_of_freedom(np.arange(30), groups) == 1, "never less than two groups have"
@@ -334,17 +336,17 @@ def test_groups_of_uneven_size_count_as_fewer():
 
 
 def least(samples, share=0.95):
-    """The least coverage that chance leaves of a nominal 95%, or another, but in one of a thousand tests."""
+    """The lowest coverage that intervals of 95% (or `share`) have by chance in 999 of 1,000 tests."""
     return share - 3.1 * math.sqrt(share * (1 - share) / samples)
 
 
 @pytest.mark.parametrize("groups", [3, 5, 8, 15])
 @pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
 def test_intervals_cover_the_true_accuracy_and_gain_with_few_groups(groups, even):
-    """Without t, 95% hold 78 to 84 of 100 with three groups, 85 to 87 with five, 89 to 92 with eight."""
+    """Without Student's t they cover 78 to 84 of 100 with three groups, 85 to 87 with five, 89 to 92 with eight."""
     for accuracy, alike in ((0.8, 0.05), (0.6, 0.1)):
-        found = simulation.group_coverage(GroupCell(groups, accuracy, alike, even=even), 500, seed=1)
-        assert min(found.values()) > least(500, 0.95 if even else 0.94), (accuracy, alike, found)
+        result = simulation.group_coverage(GroupCell(groups, accuracy, alike, even=even), 500, seed=1)
+        assert min(result.values()) > least(500, 0.95 if even else 0.94), (accuracy, alike, result)
 
 
 def test_one_group_gives_no_information():
@@ -359,35 +361,35 @@ def test_one_group_gives_no_information():
 
 @pytest.mark.parametrize("accuracy", [0.985, 0.97, 0.9, 0.7])
 def test_wilson_covers_the_true_accuracy_if_rows_share_a_premise(accuracy):
-    """Of 4,000 tries 72%, 74%, 79% and 76% without the design effect, 95%, 93%, 94% and 95% with it."""
+    """In 4,000 samples they covered 72%, 74%, 79% and 76% without the design effect; 95%, 93%, 94%, 95% with it."""
     rng = np.random.default_rng(7)
-    held = np.zeros(2)
+    covered = np.zeros(2)
     for _ in range(600):
         outcome, premises = clustered(rng, 100, 3, [accuracy, 1 - accuracy])
         right = outcome == 0
         for i, counts in enumerate(((right.sum(), 300), design_effects.effective_counts(right, premises, 0.95))):
             low, high = intervals.wilson(*counts, 0.95)
-            held[i] += low <= accuracy <= high
-    without, with_effect = held / 600
+            covered[i] += low <= accuracy <= high
+    without, with_effect = covered / 600
     assert without < 0.83 and 0.9 < with_effect < 0.98
 
 
 def test_the_interval_of_the_gain_covers_the_true_gain_if_rows_share_a_premise():
     rng = np.random.default_rng(8)
     for fixed, broken in ((0.02, 0.005), (0.1, 0.02), (0.5, 0.05)):
-        held = np.zeros(2)
+        covered = np.zeros(2)
         for _ in range(400):
             outcome, premises = clustered(rng, 100, 3, [fixed, broken, 1 - fixed - broken])
             changed = np.array([1, -1, 0])[outcome]
             for i, groups in enumerate((np.arange(300), premises)):
                 low, high = gain_interval(changed, groups, 0.95)
-                held[i] += low <= fixed - broken <= high
-        without, with_effect = held / 400
+                covered[i] += low <= fixed - broken <= high
+        without, with_effect = covered / 400
         assert without < 0.87 and with_effect > 0.93, (fixed, broken, without, with_effect)
 
 
 def f1_intervals(confusion, effect=1.0):
-    """The intervals of both F1, of rows that are independent but for a design effect."""
+    """The intervals of weighted and macro F1, for rows with a design effect."""
     confusion = np.array(confusion)
     counts = metrics.class_counts(confusion)
     scores = {f1.WEIGHTED: f1.f1_weighted(counts), f1.MACRO: f1.f1_macro(counts)}
@@ -408,27 +410,30 @@ F1_CELLS = [
 
 @pytest.mark.parametrize("cell", F1_CELLS, ids=str)
 def test_f1_intervals_cover_the_truth(cell):
-    """The wide table is `python benchmarks/intervals.py`. Percentiles of a posterior held 62 of 100 in the worst cell,
-    the influence function by itself 70. Where classes have two to four rows, the intervals hold too many."""
-    found = simulation.f1_coverage(cell, 400, seed=2)
+    """`python benchmarks/intervals.py` prints the whole table.
+
+    In the worst cell, percentiles of a posterior covered 62 of 100, the influence function by itself 70. If classes
+    have two to four rows, the intervals cover too many.
+    """
+    result = simulation.f1_coverage(cell, 400, seed=2)
     for name in ("macro", "weighted"):
-        assert found[name] > least(400), (name, found)
+        assert result[name] > least(400), (name, result)
     few_rows = cell.classes in ("28 uneven", "90, 8, 2%") or cell.accuracy > 0.95 or cell.rows == 500
-    assert found["weighted"] <= 0.995 and (few_rows or found["macro"] < 0.99), found
+    assert result["weighted"] <= 0.995 and (few_rows or result["macro"] < 0.99), result
 
 
 @pytest.mark.parametrize("mistakes", ["spread", "one answer"])
-def test_the_bias_of_f1_is_that_of_drawn_rows(mistakes):
-    """Twelve classes of ten rows: F1 is some 0.6 to 1 point too low, but for weighted F1 of mistakes that spread."""
+def test_the_bias_of_f1_is_that_of_random_rows(mistakes):
+    """With twelve classes of ten rows, F1 is 0.6 to 1 point too low, except weighted F1 if mistakes are spread."""
     shares = F1Cell("12 even", 120, 0.7, mistakes).matrix()
-    drawn = np.random.default_rng(3).multinomial(120, shares.ravel(), size=20_000).reshape(-1, *shares.shape)
+    matrices = np.random.default_rng(3).multinomial(120, shares.ravel(), size=20_000).reshape(-1, *shares.shape)
     for average, score in ((f1.WEIGHTED, f1.f1_weighted), (f1.MACRO, f1.f1_macro)):
-        values = score(metrics.class_counts(drawn))
+        values = score(metrics.class_counts(matrices))
         bias = values.mean() - score(metrics.class_counts(shares))
         error = values.std() / math.sqrt(len(values))
-        found = f1.f1_bias(metrics.class_counts(120 * shares), average)
-        assert found == pytest.approx(bias, rel=0.15, abs=3 * error), average
-        assert abs(found) > 10 * error or (average == f1.WEIGHTED and mistakes == "spread")
+        result = f1.f1_bias(metrics.class_counts(120 * shares), average)
+        assert result == pytest.approx(bias, rel=0.15, abs=3 * error), average
+        assert abs(result) > 10 * error or (average == f1.WEIGHTED and mistakes == "spread")
 
 
 def test_f1_intervals_do_not_collapse():
@@ -444,7 +449,7 @@ def test_f1_intervals_do_not_collapse():
 
 
 def test_f1_of_two_even_classes_has_the_interval_of_a_share():
-    """It is the accuracy there, whose interval is Agresti and Coull's: z^2/2 right and z^2/2 wrong rows more."""
+    """F1 is then the accuracy. Its interval is Agresti and Coull's: z^2/2 more right and z^2/2 more wrong rows."""
     z2 = stats.norm.ppf(0.975) ** 2
     share, rows = (900 + z2 / 2) / (1000 + z2), 1000 + z2
     half = math.sqrt(z2 * share * (1 - share) / rows)
@@ -457,9 +462,9 @@ def test_f1_intervals_of_many_rows_are_those_of_resampled_rows():
     gold = rng.integers(0, 3, 1000)
     predicted = np.where(rng.random(1000) < 0.7, gold, rng.integers(0, 3, 1000))
     confusion = metrics.confusion_counts(gold, predicted, 3)
-    drawn = np.random.default_rng(2).multinomial(1000, confusion.ravel() / 1000, size=4000).reshape(-1, 3, 3)
-    drawn = metrics.class_counts(drawn)
-    values = metrics.f1_weighted(drawn), metrics.f1_per_class(drawn).mean(axis=1)
+    matrices = np.random.default_rng(2).multinomial(1000, confusion.ravel() / 1000, size=4000).reshape(-1, 3, 3)
+    matrices = metrics.class_counts(matrices)
+    values = metrics.f1_weighted(matrices), metrics.f1_per_class(matrices).mean(axis=1)
     for interval, resampled in zip(f1_intervals(confusion), values, strict=True):
         assert interval == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.004)
 
@@ -471,7 +476,7 @@ def test_f1_intervals_widen_with_the_design_effect():
         assert wide / narrow == pytest.approx(3**0.5, rel=0.1)
 
 
-def test_f1_intervals_of_very_many_rows_are_as_wide_as_what_rows_add_varies():
+def test_f1_intervals_of_very_many_rows_have_the_variance_of_the_rows_influence():
     """Classes of uneven size and uneven F1, so that every part of the variance counts."""
     confusion = np.array([[800, 150, 50], [100, 100, 20], [10, 30, 40]])
     gold, predicted = (np.repeat(side, confusion.ravel()) for side in np.indices((3, 3)).reshape(2, 9))
@@ -482,35 +487,35 @@ def test_f1_intervals_of_very_many_rows_are_as_wide_as_what_rows_add_varies():
         assert (low + high) / 2 == pytest.approx(of_rows.mean(), abs=error / 100)
 
 
-def test_the_bias_of_macro_f1_that_is_taken_off_grows_with_the_design_effect():
-    """Of a class it is F1 (1 - F1) over its gold and predicted rows, 20,000 here; the same for each."""
+def test_the_bias_of_macro_f1_that_is_removed_grows_with_the_design_effect():
+    """A class has the bias F1 (1 - F1) divided by its gold and predicted rows, here 20,000 for each class."""
     confusion = 500 * np.ones((3, 3)) + 8500 * np.eye(3)
     one, four = (sum(f1.f1_interval(0.9, confusion, f1.MACRO, 4, effect, 0.95)) / 2 for effect in (1, 4))
     assert four - one == pytest.approx((4 - 1) * 0.9 * 0.1 / 20_000, rel=0.02)
 
 
-def test_f1_intervals_of_many_rows_and_classes_take_no_time():
+def test_f1_intervals_of_many_rows_and_classes_take_little_time():
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 1000, 100_000)
     predicted = np.where(rng.random(100_000) < 0.5, gold, rng.integers(0, 1000, 100_000))
-    made = metrics.Predictions(
+    predicted = metrics.Predictions(
         gold, predicted, np.empty(0), np.arange(100_000) // 3, tuple(map(str, range(1000))), 0.95
     )
     start = time.process_time()
-    intervals = [made.f1_interval(average) for average in (f1.WEIGHTED, f1.MACRO)]
+    intervals = [predicted.f1_interval(average) for average in (f1.WEIGHTED, f1.MACRO)]
     assert time.process_time() - start < 2
     assert all(high - low < 0.01 for low, high in intervals)
 
 
 def test_macro_f1_leaves_out_a_class_that_is_neither_gold_nor_predicted():
-    found = scores([0, 1, 0], [0, 1, 0])
-    assert found.f1_macro.value == found.f1_weighted.value == 1
-    assert math.isnan(found.class_scores["f1"]["contradiction"])
+    result = scores([0, 1, 0], [0, 1, 0])
+    assert result.f1_macro.value == result.f1_weighted.value == 1
+    assert math.isnan(result.class_scores["f1"]["contradiction"])
 
 
 def test_reliability_by_hand():
     right = np.array([True, False, True, True])
-    bins = metrics.reliability(right, np.array([0.4, 0.35, 0.95, 1.0]))  # 0.4 closes its bin
+    bins = metrics.reliability(right, np.array([0.4, 0.35, 0.95, 1.0]))  # 0.4 is the upper end of its bin
     assert list(bins["rows"]) == [0, 0, 0, 2, 0, 0, 0, 0, 0, 2]
     assert bins["accuracy"][[3, 9]] == pytest.approx([0.5, 1])
     assert bins["probability"][[3, 9]] == pytest.approx([0.375, 0.975])
@@ -551,7 +556,7 @@ def test_majority_class_takes_the_first_of_equals():
 
 
 def bag_of_words(train, gold, texts):
-    """Of one column, or of several given as lists of rows."""
+    """Predictions by a bag of words for one column, or for several columns, which are lists of rows."""
     tables = [pd.DataFrame([row if isinstance(row, tuple) else (row,) for row in rows]) for rows in (train, texts)]
     for table in tables:
         table.columns = [f"column {name}" for name in table.columns]
@@ -560,7 +565,7 @@ def bag_of_words(train, gold, texts):
 
 @pytest.mark.parametrize("many", [100, 1000])
 def test_a_bag_of_words_finds_an_artefact_and_nothing_else(monkeypatch, many):
-    """Of few rows and, by another algorithm, of many."""
+    """For few rows, and for many rows, which use another algorithm."""
     monkeypatch.setattr(baselines, "SAGA_CELLS", many)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
@@ -589,9 +594,9 @@ def test_a_bag_of_words_of_all_columns_reads_all_of_them():
     labels = np.arange(60) % 3
     rows = [(("cat", "dog", "dog")[label], ("red", "red", "blue")[label]) for label in labels]
     table = pd.DataFrame(rows, columns=["a", "b"])
-    found = baselines.bag_of_words(table, labels, table)
-    assert (found[baselines.ALL_COLUMNS] == labels).all()
-    assert (found["guess_a"] == labels).mean() == (found["guess_b"] == labels).mean() == pytest.approx(2 / 3)
+    result = baselines.bag_of_words(table, labels, table)
+    assert (result[baselines.ALL_COLUMNS] == labels).all()
+    assert (result["guess_a"] == labels).mean() == (result["guess_b"] == labels).mean() == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -613,7 +618,7 @@ UNSPACED_WORDS = {
 
 @pytest.mark.parametrize("letters, telling", UNSPACED_WORDS.values(), ids=UNSPACED_WORDS)
 def test_a_bag_of_words_finds_words_in_a_script_without_spaces(letters, telling):
-    """A word that tells the class is in the midst of a clause, of which no two are the same."""
+    """The word that reveals the class is inside a clause, and no two clauses are equal."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
 
@@ -627,7 +632,7 @@ def test_a_bag_of_words_finds_words_in_a_script_without_spaces(letters, telling)
 
 
 def test_words_and_characters_of_one_column_are_in_one_bag():
-    """Rows of two languages: each tells its class in its own way."""
+    """The rows have two languages. Each language reveals the class in another way."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 1000)
 
@@ -657,7 +662,7 @@ def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_thr
 
 
 def test_a_bag_of_words_of_many_classes_and_rows_beats_chance():
-    """L-BFGS ended after one pass here: the gradient of a mean over rows is small for each of many classes."""
+    """L-BFGS once ended after one pass, because the gradient of a mean over rows is small for each of many classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 77, 21_000)
     hints = [f"hint{label}x{which}" for label, which in zip(labels, rng.integers(0, 20, len(labels)), strict=True)]
@@ -679,19 +684,21 @@ def test_long_texts_of_many_classes_take_little_memory():
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_with_too_many_words_the_most_frequent_are_used(monkeypatch, columns):
-    """Three columns of coefficients, of three classes each: the marks that most rows have tell nothing."""
+    """Each column has coefficients of three classes. The marks that most rows have reveal nothing."""
     texts = ["! a", "! b", "? a", "? c", "! ?"]
     table = pd.DataFrame({f"column {number}": texts for number in range(columns)})
-    made = []
+    weighed = []
     weigh_terms = baselines.weigh_terms
-    monkeypatch.setattr(baselines, "weigh_terms", lambda *given: made.append(weigh_terms(*given)) or made[-1])
+    monkeypatch.setattr(
+        baselines, "weigh_terms", lambda *arguments: weighed.append(weigh_terms(*arguments)) or weighed[-1]
+    )
     monkeypatch.setattr(baselines, "MAX_COEFFICIENTS", 3 * 3 * columns)
     baselines.bag_of_words(table, np.array([0, 1, 0, 2, 1]), table)
-    kept = pd.DataFrame([(train > 0).toarray().sum(axis=0) for train, _ in made])
-    assert kept.to_numpy().tolist() == [[3, 3, 2]] * columns
+    rows_with_term = pd.DataFrame([(train > 0).toarray().sum(axis=0) for train, _ in weighed])
+    assert rows_with_term.to_numpy().tolist() == [[3, 3, 2]] * columns
 
 
-def test_lengths_are_words_or_where_a_script_has_no_spaces_characters():
+def test_lengths_are_words_or_characters_in_a_script_without_spaces():
     texts = pd.DataFrame(
         {
             "en": ["A cat sleeps.", "It's 5 %"],
@@ -699,8 +706,8 @@ def test_lengths_are_words_or_where_a_script_has_no_spaces_characters():
             "both": ["猫在睡", "the cat sleeps on it"],
         }
     )
-    found = words.lengths(texts)
-    assert found.to_dict("list") == {"words_en": [3, 2], "characters_zh": [7, 12], "words_both": [3, 5]}
+    result = words.lengths(texts)
+    assert result.to_dict("list") == {"words_en": [3, 2], "characters_zh": [7, 12], "words_both": [3, 5]}
     assert list(words.lengths(pd.DataFrame({"half": ["a cat 猫在"]}))) == ["words_half"], "half are not most"
 
 
@@ -733,9 +740,9 @@ def test_the_training_has_the_scores_of_the_best_epoch():
     assert [getattr(training, name) for name in names] == [0.5, 0.25, 0, 0]
 
 
-def test_confusions_come_by_their_rows_then_by_their_share_of_the_class():
-    found = tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
-    assert found.to_dict("list") == {
+def test_confusions_are_sorted_by_their_rows_then_by_their_share_of_the_class():
+    result = tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
+    assert result.to_dict("list") == {
         "gold": [1, 0, 1], "predicted": [0, 1, 2], "rows": [3, 3, 2], "share": [3 / 6, 3 / 8, 2 / 6],
     }  # fmt: skip
     assert len(tables.most_frequent_confusions(np.ones((5, 5)))) == 10
@@ -778,8 +785,8 @@ def test_slice_table_counts_every_row_once_in_each_cut():
     gold = rng.integers(0, 2, 100)  # contradiction: no rows
     table = pd.DataFrame({"gold": gold, "words_a": rng.integers(2, 9, 100), "words_b": 4, "truncated": False})
     right, sure = rng.random(100) < 0.6, rng.uniform(0.4, 1, 100)
-    own = {"negation": (("without", "with"), np.zeros(100, dtype=int))}
-    cut = slices.cuts(table, sure, Task(CLASSES, ("a", "b"), None), own)
+    nli_cuts = {"negation": (("without", "with"), np.zeros(100, dtype=int))}
+    cut = slices.cuts(table, sure, Task(CLASSES, ("a", "b"), None), nli_cuts)
     assert list(cut) == ["class", "negation", "words in a", "words in b", "words in all", "probability"]
     table = slices.measure_slices(cut, right, np.arange(100), 0.95)
     assert (table.groupby("cut")["rows"].sum() == 100).all()
@@ -793,7 +800,7 @@ def test_slice_table_counts_every_row_once_in_each_cut():
         assert line["rows"] == 0 and np.isnan([line["accuracy"], line["low"], line["high"]]).all()
 
 
-def test_one_column_has_one_cut_by_length_and_cut_rows_are_a_slice():
+def test_one_column_has_one_cut_by_length_and_truncated_rows_are_a_slice():
     table = pd.DataFrame({"gold": [0, 1, 1], "words_text": [2, 3, 9], "truncated": [False, False, True]})
     cut = slices.cuts(table, np.array([0.6, 0.8, 0.95]), Task(("no", "yes"), ("text",), None), {})
     assert list(cut) == ["class", "words in text", "at max_length", "probability"]
@@ -815,51 +822,51 @@ def test_calibration_bins_hold_enough_rows():
     assert len(metrics.calibration_curve(right, np.ones(1000), np.arange(1000), 0.95)) == 1, "equal ones share a bin"
 
 
-def test_headline_says_what_the_numbers_say():
-    def said(fixed, broken, rows=100, confidence=0.95):
+def test_the_headline_agrees_with_the_numbers():
+    def headline(fixed, broken, rows=100, confidence=0.95):
         nothing = comparison.Baseline(metrics.Estimate(0, Interval(0, 0)), 1)
         gain = metrics.Estimate((fixed - broken) / rows, Interval(-0.1, 0.2))
-        found = comparison.Comparison(
+        result = comparison.Comparison(
             fixed, broken, 0, rows - fixed - broken, rows, gain, 1,
             mcnemar(*one_a_premise(fixed, broken, rows)), nothing, nothing, {},
         )  # fmt: skip
-        return wording.headline(found, confidence)
+        return wording.headline(result, confidence)
 
-    assert "raised accuracy by 50.0 points" in said(55, 5) and "p < 0.001" in said(55, 5)
-    assert "lowered accuracy by 0.01 points" in said(3, 4, rows=10_000)
-    assert "lowered accuracy by 2.0 points" in said(3, 5) and "not statistically significant" in said(3, 5)
-    assert "did not change accuracy." in said(0, 0) and "p = 1.000" in said(0, 0)
-    assert ": statistically" in said(9, 1) and "not statistically" in said(9, 1, confidence=0.99), "p = 0.021"
-    assert "not statistically" in said(9, 3) and ": statistically" in said(9, 3, confidence=0.8), "p = 0.146"
+    assert "raised accuracy by 50.0 points" in headline(55, 5) and "p < 0.001" in headline(55, 5)
+    assert "lowered accuracy by 0.01 points" in headline(3, 4, rows=10_000)
+    assert "lowered accuracy by 2.0 points" in headline(3, 5) and "not statistically significant" in headline(3, 5)
+    assert "did not change accuracy." in headline(0, 0) and "p = 1.000" in headline(0, 0)
+    assert ": statistically" in headline(9, 1) and "not statistically" in headline(9, 1, confidence=0.99), "p = 0.021"
+    assert "not statistically" in headline(9, 3) and ": statistically" in headline(9, 3, confidence=0.8), "p = 0.146"
 
 
-@pytest.mark.parametrize("share, said", [
+@pytest.mark.parametrize("share, expected", [
     (0, "0.0%"), (1, "100.0%"), (0.5, "50.0%"), (0.9994, "99.9%"), (0.9995, "99.95%"), (0.9999, "99.99%"),
     (0.0001, "0.01%"), (0.999999, "99.9999%"), (1e-9, "<0.0001%"), (1 - 1e-9, ">99.9999%"), (math.nan, "–"),
 ])  # fmt: skip
-def test_a_share_is_0_or_100_percent_only_if_it_is_exactly_that(share, said):
-    assert formatting.percent(share) == said
+def test_a_share_is_0_or_100_percent_only_if_it_is_exactly_that(share, expected):
+    assert formatting.percent(share) == expected
     if not math.isnan(share):
-        assert formatting.percent_interval((share, share)) == f"{said[:-1]} to {said}"
+        assert formatting.percent_interval((share, share)) == f"{expected[:-1]} to {expected}"
 
 
-@pytest.mark.parametrize("gap, said", [
+@pytest.mark.parametrize("gap, expected", [
     (0, "+0.0"), (0.25, "+25.0"), (-0.001, "−0.1"), (-0.0004, "−0.04"), (0.00001, "+0.001"), (-1e-10, "−0.0"),
 ])  # fmt: skip
-def test_a_small_difference_is_not_written_as_0(gap, said):
-    assert formatting.signed_points(gap) == said
+def test_a_small_difference_is_not_written_as_0(gap, expected):
+    assert formatting.signed_points(gap) == expected
 
 
 def test_warnings_about_the_intervals():
     assert wording.interval_cautions({"a": 10, "b": 500}, 10, None) == []
-    (said,) = wording.interval_cautions({"a": 10, "b": 500}, 9, "author")
-    assert said.startswith("The test rows have only 9 values of author. ")
-    (said,) = wording.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
-    assert said.startswith("Classes without test rows: not tested. Their F1 is unknown. ")
-    (said,) = wording.interval_cautions({"a": 9, "b": 500}, 509, "premise")
-    assert said.startswith("Classes with fewer than 10 test rows: a (9). ")
-    (said,) = wording.interval_cautions({str(name): 2 for name in range(8)}, 16, None)
-    assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in said
-    (said,) = wording.interval_cautions({"a": 50, "b": 50}, 1, "author")
-    assert said == "All test rows share one author: the accuracy on others can't be estimated."
+    (caution,) = wording.interval_cautions({"a": 10, "b": 500}, 9, "author")
+    assert caution.startswith("The test rows have only 9 values of author. ")
+    (caution,) = wording.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
+    assert caution.startswith("Classes without test rows: not tested. Their F1 is unknown. ")
+    (caution,) = wording.interval_cautions({"a": 9, "b": 500}, 509, "premise")
+    assert caution.startswith("Classes with fewer than 10 test rows: a (9). ")
+    (caution,) = wording.interval_cautions({str(name): 2 for name in range(8)}, 16, None)
+    assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in caution
+    (caution,) = wording.interval_cautions({"a": 50, "b": 50}, 1, "author")
+    assert caution == "All test rows share one author: the accuracy on others can't be estimated."
     assert wording.interval_cautions({"a": 1}, 1, None)[0].startswith("There is one test row: ")

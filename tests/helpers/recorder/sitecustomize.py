@@ -1,8 +1,8 @@
 """Record what a stage reads, and stop it at a chosen moment. Python imports this file if its folder is in PYTHONPATH.
 
-In a stage that DVC runs, it writes to $RECORD_READS/<stage> the dotted name of every parameter that the stage reads,
-and to $RECORD_READS/<stage>.files every file that Python opens to read. It stops the process before the first file
-operation that matches the pattern $STOP_AT.
+In a stage that DVC runs, this code writes the dotted name of every parameter that the stage reads to
+$RECORD_READS/<stage>, and every file that Python opens to read to $RECORD_READS/<stage>.files. It stops the process
+before the first file operation that matches the pattern $STOP_AT.
 """
 
 import os
