@@ -62,6 +62,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else nanobind, which Triton uses, reports all its functions as leaked
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """For `-n 2`. The mark `xdist_group` has no effect: xdist 3.8 does not find the marks of pytest 9.2."""
     return ByFixture(config, log)

@@ -160,9 +160,8 @@ def stabilize_4_bit_layers(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from changing its layers when they are first used, in place."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = (
-                False  # otherwise one evaluation repacks the weights, and training fails
-            )
+            # Otherwise one evaluation repacks the weights, and training fails.
+            module.support_avx512bf16_for_cpu = False
             if module.bias is not None:
                 module.bias.data = module.bias.data.to(module.compute_dtype)  # as bitsandbytes does at the first use
 

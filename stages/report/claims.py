@@ -56,7 +56,7 @@ def describe_claims(claims: Claims) -> list[ClaimText]:
         ),
         (
             premise,
-            "The tuned model uses the premise",
+            "The tuned model beats a classifier that reads only the hypothesis",
             f"A classifier that reads only the hypothesis has an accuracy of {percent(premise.baseline_accuracy)}, the "
             f"tuned model of {percent(premise.tuned_accuracy)}. Where exactly one of them is right, it is the tuned "
             f"model in {share_with_interval(premise.share)}.",

@@ -71,8 +71,8 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes without PyTorch's compiler.
 
     While bitsandbytes is imported, it wraps a few functions in `torch.compile`, which loads all of TorchInductor. The
-    functions are for processors that have no bitsandbytes kernels and for its optimizers. No stage calls one of them,
-    so they stay uncompiled.
+    functions are for devices without bitsandbytes kernels and for its optimizers. On CUDA and on CPUs no stage calls
+    one of them. They stay uncompiled.
     """
     import torch
 
