@@ -94,7 +94,7 @@ def main():
     seconds, expected = undisturbed(clone)
     print(f"undisturbed: {sum(seconds.values()):.0f} s; " + ", ".join(f"{s} {t:.1f}" for s, t in seconds.items()))
     counts, remaining, survived = Counter(), arguments.times, True
-    while remaining and survived:  # a kill that came too late is drawn again
+    while remaining and survived:  # a kill that came too late is replaced by another random one
         kills, survived = campaign(clone, random_hits(rng, seconds, remaining), expected, counts)
         remaining -= kills
     if survived and not arguments.no_moments:

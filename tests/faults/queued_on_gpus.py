@@ -2,9 +2,9 @@
 
     python tests/faults/queued_on_gpus.py --times 3
 
-Queues experiments and starts the queue in a new clone, `--times` times. Prints the experiments' states by DVC, how many
-stages found no free GPU, and DVC's log of each experiment that failed or never ran. Exits with 1 if two stages had one
-GPU at once, or if a recorded experiment has no result.
+The script queues experiments and starts the queue in a new clone, `--times` times. It prints the experiments' states by
+DVC, how many stages found no free GPU, and DVC's log of each experiment that failed or never ran. The exit code is 1 if
+two stages had one GPU at once, or if a recorded experiment has no result.
 """
 # ruff: noqa: E402 -- the path comes first
 

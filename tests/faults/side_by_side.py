@@ -2,8 +2,8 @@
 
     python tests/faults/side_by_side.py --seed 1
 
-Each must leave the workspace unchanged and give the numbers of a separate run. Prints the outcomes; exits with 1 if one
-does not.
+Each must leave the workspace unchanged and give the numbers of a separate run. The script prints the outcomes. The exit
+code is 1 if an experiment fails this.
 """
 # ruff: noqa: E402 -- the path comes first
 

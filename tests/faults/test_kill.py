@@ -53,8 +53,8 @@ def test_after_kills_in_five_ways_no_result_is_lost_and_no_process_survives(kill
         ("demo/.dvc/tmp/rwlock", "", True),
     ],
 )
-def test_a_cut_file_of_dvc_costs_no_training(killed, name, ends_after, rejected):
-    """DVC writes these files in place. It names a cut file in an error, or uses the rest; results are in the cache."""
+def test_a_truncated_file_of_dvc_causes_no_new_training(killed, name, ends_after, rejected):
+    """DVC writes these files in place. It names a cut file in an error, or uses its rest. The cache has the results."""
     clone, expected, _ = killed
     path = clone.folder / name
     whole = path.read_text()

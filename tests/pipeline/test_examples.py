@@ -1,4 +1,4 @@
-"""README's DVC and Git commands on the small pipeline: no stage runs again without need, and no command warns.
+"""README's DVC and Git commands on the demo pipeline: no stage runs again without need, and no command warns.
 
 The fixture `story` runs them in order: a run, an experiment, Git's stash and branches, a second machine.
 """

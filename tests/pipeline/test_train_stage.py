@@ -120,7 +120,7 @@ def test_class_weights_change_the_training_only_if_classes_have_unequal_rows(tmp
 
 
 def kill_after_an_epoch(folder):
-    """Start `train_qlora` and kill it when its first checkpoint is complete."""
+    """Start `train_qlora`, and kill it when its first checkpoint is complete."""
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -218,7 +218,7 @@ class Killed(Exception):
 
 
 def test_seconds_are_those_of_all_epochs_before_and_after_a_resume(tmp_path, monkeypatch):
-    """By the test's clock each step lasts a second. The first run ends in the second step of the second epoch."""
+    """On the test's clock each step takes a second. The first run ends in the second step of the second epoch."""
     monkeypatch.chdir(prepare(tmp_path / "run"))
     clock, plain = SimpleNamespace(now=0), ClassifierTrainer.training_step
 
@@ -240,7 +240,7 @@ def test_seconds_are_those_of_all_epochs_before_and_after_a_resume(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("free", "message"),  # bytes: enough for nothing, a part of the adapter, a part of the optimizer
+    ("free", "message"),  # free bytes: too few for any file, for the whole adapter, for the whole optimizer state
     [(4096, "No space left"), (150_000, "No space left"), (600_000, "a write was cut short")],
 )
 def test_a_disk_that_fills_up_at_a_checkpoint_is_an_error_of_one_line_and_the_next_run_resumes(

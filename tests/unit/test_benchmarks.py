@@ -47,7 +47,7 @@ def test_each_recipe_has_a_row_in_the_table():
     assert sorted(recipe.name for recipe in recipes.RECIPES) == sorted(speed_tables.NAMES)
 
 
-def test_the_plan_has_all_recipes_not_on_request_and_the_first_again():
+def test_the_plan_has_all_recipes_except_those_on_request_and_the_first_again():
     planned = names(compare.plan(None, None, torch_compile=False))
     assert planned == [
         *[(r.name, size) for size in (16, 128) for r in recipes.RECIPES if size in r.batch_sizes and not r.on_request],
@@ -68,7 +68,7 @@ def test_a_plan_of_named_recipes_has_only_these():
     assert compare.plan(["evaluation, ours"], None, torch_compile=False) == []
 
 
-def test_rows_are_repeated_to_the_number_asked_for(inputs):
+def test_rows_are_repeated_up_to_the_requested_number(inputs):
     rows = several_gpus.all_rows(inputs, DEMO / "assets/everyday-nli", 2500)
     assert len(rows) == 2500
     period = next(n for n in range(1, 2500) if (rows.labels[n:] == rows.labels[:-n]).all())
@@ -200,7 +200,7 @@ def test_the_frozen_weights_are_those_of_the_quantized_layers(inputs, monkeypatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_without_a_gpu_one_line_says_so(monkeypatch, tmp_path):
+def test_without_a_gpu_the_error_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["compare.py", str(NANO), str(DEMO), "--out", str(tmp_path / "out.json")])
     with pytest.raises(UserError, match="PyTorch sees no CUDA GPU"):
         compare.main()

@@ -1,4 +1,4 @@
-"""How a GPU is chosen: real processes and real locks. The list of GPUs that CUDA shows is made up."""
+"""How a GPU is chosen, with real processes and real locks. The list of CUDA's GPUs is simulated."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""The stage `download` with the real client and a hub on 127.0.0.1, which has faults. Local folders. Cached hashes."""
+"""The stage `download` with the real client and a faulty hub on 127.0.0.1; local folders; cached hashes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def adapter_file():
 
 
 def second_copies():
-    """Further copies of the weights that a repository of a model may have, and that nobody loads."""
+    """Further copies of the weights, in a model's repository, that nobody loads."""
     names = ("consolidated.safetensors", "original/model.safetensors", "original/params.json", "onnx/config.json")
     return dict.fromkeys((*names, "model.gguf", "pytorch_model.bin", "onnx/model.onnx"), b"{}")
 
@@ -475,7 +475,7 @@ def test_a_source_with_missing_shards_is_rejected(tmp_path, capsys, names, revis
 
 @pytest.fixture
 def large(tmp_path, monkeypatch):
-    """A file that counts as large and as unchanged for long -> (its path, list of the paths that were hashed)."""
+    """A file that counts as large, and was not changed recently -> (its path, list of the paths that were hashed)."""
     monkeypatch.setattr(hashes, "LARGE_BYTES", 4)
     monkeypatch.setattr(hashes, "SETTLED_NS", 0)
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))

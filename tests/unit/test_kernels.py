@@ -219,7 +219,7 @@ def test_a_layer_that_bypasses_the_fused_forward_is_an_error(families, make_step
 
 @pytest.mark.parametrize("rows", [3, 4])
 def test_packed_rows_have_the_loss_and_gradients_of_padded_rows(make_step, rows):
-    """In an incomplete batch, and in one whose last tokens belong to no row."""
+    """Also in an incomplete batch, and in a batch with last tokens that belong to no row."""
     ids, labels = batch(rows)
     loss, grads = eager(classifier(freeze=False), ids, labels)
     lora = classifier(freeze=False)
@@ -255,7 +255,7 @@ def test_each_rank_has_different_dropout_masks(make_step, monkeypatch):
 
 
 def test_a_fused_model_uses_weights_that_are_loaded_into_it(make_step, tmp_path):
-    """As when the Trainer loads the best epoch: weights stay at their addresses, which copies and optimizer read."""
+    """The Trainer loads the best epoch so. Weights keep their addresses, which copies and optimizer read."""
     lora = classifier()
     step, ids = make_step(lora), batch()[0]
     addresses = [weight.data_ptr() for weight in step.lora.lora_weights]

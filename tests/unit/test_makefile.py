@@ -24,7 +24,7 @@ exit 1
 
 
 def setup_with(folder, version):
-    """Run `make setup` in a new folder with a Python of this version -> (stderr, arguments that it got, or None)."""
+    """Run `make setup` in a new folder with a Python of this version -> (stderr, the Python's arguments or None)."""
     for name in ("Makefile", "pyproject.toml", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
     python = folder / "other-python"

@@ -40,7 +40,7 @@ def answers(rng, gold, trainings, share):
 
 
 @pytest.fixture
-def drawn():
+def two_recipes():
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 3, ROWS)
     first = Recipe("first", (1, 2, 3), answers(rng, gold, 3, 0.8))
@@ -74,55 +74,55 @@ def drawn():
     ],
     ids=str,
 )
-def test_the_intervals_cover_the_truth_as_often_as_their_confidence_says(cell, most):
-    found = simulation.coverage(cell, {99: 2000, 100: 2000, 999: 600, 1_000: 600, 10_000: 300}[cell.rows], seed=1)
-    assert 0.93 <= found["difference"] <= most
-    assert 0.92 <= found["accuracy"] <= 0.99
+def test_the_intervals_cover_the_truth_as_often_as_their_confidence_promises(cell, most):
+    result = simulation.coverage(cell, {99: 2000, 100: 2000, 999: 600, 1_000: 600, 10_000: 300}[cell.rows], seed=1)
+    assert 0.93 <= result["difference"] <= most
+    assert 0.92 <= result["accuracy"] <= 0.99
 
 
 def test_intervals_that_ignore_the_seeds_cover_the_truth_too_rarely():
-    """The test above can fail: intervals for the rows only, as if there were no other seeds, cover far too little."""
-    chances, held = np.random.default_rng(0), 0
+    """The test above can fail: intervals that allow only for other rows cover the truth far too rarely."""
+    chances, covered = np.random.default_rng(0), 0
     for _ in range(300):
         right, other, groups = simulation.draw(Cell(10_000, 3, 3, 0.01, 0.02), chances)
         _, low, high, _, _ = estimate_difference(right, other, groups, "rows only", 0.95)
-        held += low <= 0.02 <= high
-    assert held / 300 < 0.7
+        covered += low <= 0.02 <= high
+    assert covered / 300 < 0.7
 
 
 def test_the_intervals_of_f1_cover_the_truth():
     """Three classes of uneven size. A seed makes all errors more likely, or all less likely."""
-    rng, held = np.random.default_rng(0), np.zeros(2)
+    rng, covered = np.random.default_rng(0), np.zeros(2)
     sizes, errors = np.array([0.6, 0.3, 0.1]), np.array([[0, 0.07, 0.03], [0.15, 0, 0.05], [0.2, 0.2, 0]])
 
-    def drawn(trainings, rows, deviation):
+    def simulate(trainings, rows, deviation):
         gold = np.searchsorted(sizes.cumsum(), rng.random(rows))
         chances = errors * np.exp(deviation * rng.normal(size=trainings))[:, None, None]
         chances = chances + np.eye(3) * (1 - chances.sum(axis=2, keepdims=True))
         predicted = (rng.random((trainings, rows, 1)) > chances.cumsum(axis=2)[:, gold, :]).sum(axis=2).clip(max=2)
         return gold, predicted
 
-    truth = np.mean([f1_values(*drawn(20, 10_000, 0.2), 3).mean(axis=(1, 2)) for _ in range(40)], axis=0)
+    truth = np.mean([f1_values(*simulate(20, 10_000, 0.2), 3).mean(axis=(1, 2)) for _ in range(40)], axis=0)
     for _ in range(400):
-        found = mean_f1(*drawn(4, 1_000, 0.2), np.arange(1_000), 3, 0.95)
-        held += [score.low <= value <= score.high for score, value in zip(found, truth, strict=True)]
-    assert (held >= 0.93 * 400).all() and (held <= 0.98 * 400).all(), held / 400
+        result = mean_f1(*simulate(4, 1_000, 0.2), np.arange(1_000), 3, 0.95)
+        covered += [score.low <= value <= score.high for score, value in zip(result, truth, strict=True)]
+    assert (covered >= 0.93 * 400).all() and (covered <= 0.98 * 400).all(), covered / 400
 
 
-def test_f1_is_that_of_scikit_learn(drawn):
-    gold, first, _ = drawn
+def test_f1_is_that_of_scikit_learn(two_recipes):
+    gold, first, _ = two_recipes
     for average, values in zip(("weighted", "macro"), f1_values(gold, first.predictions, 3), strict=True):
-        theirs = [f1_score(gold, predicted, average=average) for predicted in first.predictions]
-        assert values.mean(axis=1) == pytest.approx(theirs)
+        scipy_result = [f1_score(gold, predicted, average=average) for predicted in first.predictions]
+        assert values.mean(axis=1) == pytest.approx(scipy_result)
     absent = f1_values(np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]]), 4)  # no row has the last two classes
     assert absent.mean(axis=2)[:, 0] == pytest.approx(
         [f1_score([0, 1, 0, 1], [0, 1, 1, 1], average=average) for average in ("weighted", "macro")]
     )
 
 
-def test_the_influence_of_a_row_on_f1_is_that_of_the_jackknife(drawn):
+def test_the_influence_of_a_row_on_f1_is_that_of_the_jackknife(two_recipes):
     """Without a row, F1 changes by the row's influence, to first order."""
-    gold, first, _ = drawn
+    gold, first, _ = two_recipes
     for average, values in zip(("weighted", "macro"), f1_values(gold, first.predictions[:1], 3), strict=True):
         whole = f1_score(gold, first.predictions[0], average=average)
         without = [
@@ -131,51 +131,51 @@ def test_the_influence_of_a_row_on_f1_is_that_of_the_jackknife(drawn):
         assert (values[0, :40] - whole) / ROWS == pytest.approx(whole - np.array(without), abs=3e-5)
 
 
-def test_one_training_each_is_compared_by_mcnemar_and_tango(drawn):
-    gold, first, other = drawn
+def test_one_training_each_is_compared_by_mcnemar_and_tango(two_recipes):
+    gold, first, other = two_recipes
     groups = np.arange(ROWS) // 2
-    _, (found,) = compare_recipes(
+    _, (result,) = compare_recipes(
         [Recipe("a", (1,), first.predictions[:1]), Recipe("b", (7,), other.predictions[:1])], gold, groups, 3, 0.95
     )
     changed = changes(gold, first.predictions[0], other.predictions[0])
     p = significance_tests.mcnemar(changed, groups)
-    assert found.design == "rows only"
-    assert (found.value, found.p) == pytest.approx((changed.mean(), p))
-    assert (found.low, found.high) == intervals.gain_interval(changed, groups, p, 0.95)
+    assert result.design == "rows only"
+    assert (result.value, result.p) == pytest.approx((changed.mean(), p))
+    assert (result.low, result.high) == intervals.gain_interval(changed, groups, p, 0.95)
 
 
-def test_the_scores_of_one_training_are_those_of_the_report(drawn):
-    gold, first, _ = drawn
+def test_the_scores_of_one_training_are_those_of_the_report(two_recipes):
+    gold, first, _ = two_recipes
     groups = np.arange(ROWS) // 2
-    found = score_recipe(Recipe("a", (1,), first.predictions[:1]), gold, groups, 3, 0.95)
+    result = score_recipe(Recipe("a", (1,), first.predictions[:1]), gold, groups, 3, 0.95)
     report = metrics.score_model(
         metrics.Predictions(gold, first.predictions[0], np.eye(3)[gold], groups, CLASSES, 0.95)
     )
     for name in ("accuracy", "f1_weighted", "f1_macro"):
-        score = getattr(found, name)
+        score = getattr(result, name)
         assert score.value == pytest.approx(report.scores[name].value)
         assert (score.low, score.high) == pytest.approx(report.scores[name].interval), name
-    assert np.isnan(found.seed_deviation)
+    assert np.isnan(result.seed_deviation)
 
 
-def test_seed_deviation_and_row_standard_error_are_those_of_the_means(drawn):
-    gold, first, _ = drawn
-    found = score_recipe(first, gold, np.arange(ROWS), 3, 0.95)
+def test_seed_deviation_and_row_standard_error_are_those_of_the_means(two_recipes):
+    gold, first, _ = two_recipes
+    result = score_recipe(first, gold, np.arange(ROWS), 3, 0.95)
     right = first.predictions == gold
-    assert found.seed_accuracies == pytest.approx(right.mean(axis=1))
-    assert found.seed_deviation == pytest.approx(np.std(right.mean(axis=1), ddof=1))
-    assert found.row_standard_error == pytest.approx(np.std(right.mean(axis=0), ddof=1) / ROWS**0.5)
+    assert result.seed_accuracies == pytest.approx(right.mean(axis=1))
+    assert result.seed_deviation == pytest.approx(np.std(right.mean(axis=1), ddof=1))
+    assert result.row_standard_error == pytest.approx(np.std(right.mean(axis=0), ddof=1) / ROWS**0.5)
 
 
 @pytest.mark.parametrize("trainings", [2, 3])
 def test_the_accuracy_of_several_trainings_has_the_interval_of_their_variance(trainings):
-    """numpy gives both components, each with its t quantile. The interval is Wilson's, of as many rows as have them."""
+    """numpy computes both components. The interval is Wilson's for the number of rows with the same variance."""
     rng = np.random.default_rng(0)
     right = (rng.random((trainings, ROWS)) + rng.random(ROWS) < 1.4).astype(float)  # some rows are hard for all
     between = right.mean(axis=1).var(ddof=1) / trainings
     within = np.cov(right)[np.triu_indices(trainings, 1)].mean() / ROWS
-    found = mean_components(right, np.arange(ROWS))
-    assert [(part.variance, part.degrees_of_freedom) for part in found] == [
+    result = mean_components(right, np.arange(ROWS))
+    assert [(part.variance, part.degrees_of_freedom) for part in result] == [
         (pytest.approx(between), trainings - 1), (pytest.approx(within), pytest.approx(ROWS - 1)),
     ]  # fmt: skip
     quantiles = stats.t.ppf(0.975, [trainings - 1, ROWS - 1])
@@ -192,49 +192,52 @@ def test_if_the_seeds_have_all_of_the_variance_the_test_is_a_paired_t_test():
     right = np.array([rows % 10_000 < count for count in (8000, 8100, 8250, 8050)], dtype=float)
     other = np.array([rows % 10_000 < count for count in (8150, 8300, 8300, 8290)], dtype=float)
     part = seed_component(other - right)
-    theirs = stats.ttest_rel(other.mean(axis=1), right.mean(axis=1))
+    scipy_result = stats.ttest_rel(other.mean(axis=1), right.mean(axis=1))
     assert part.degrees_of_freedom == 3
-    assert p_value((other - right).mean(), [part]) == pytest.approx(theirs.pvalue, rel=1e-3)
-    low, high = theirs.confidence_interval(0.95)
+    assert p_value((other - right).mean(), [part]) == pytest.approx(scipy_result.pvalue, rel=1e-3)
+    low, high = scipy_result.confidence_interval(0.95)
     assert margin_of_error([part], 0.05) == pytest.approx((high - low) / 2, rel=1e-3)
 
 
 def test_seeds_with_equal_means_have_the_variance_of_rounding():
-    """Means are rounded to steps of one row. Evenly spread over a step, they vary by a twelfth of its square."""
+    """Means are rounded to steps of one row. A uniform distribution over a step has a twelfth of its square."""
     part = seed_component(np.tile([1.0, 0], (3, 5)))
     assert part == VarianceComponent(pytest.approx(np.var((np.arange(10**4) + 0.5) / 10**4 / 10) / 3), 2)
 
 
 def test_independent_seeds_are_compared_by_a_welch_test():
     right, other = np.array([0.80, 0.81, 0.825]), np.array([0.815, 0.83, 0.85, 0.81])
-    theirs = stats.ttest_ind(other, right, equal_var=False)
+    scipy_result = stats.ttest_ind(other, right, equal_var=False)
     parts = [VarianceComponent(values.var(ddof=1) / len(values), len(values) - 1) for values in (right, other)]
-    assert pool(parts).degrees_of_freedom == pytest.approx(theirs.df)
-    assert p_value(other.mean() - right.mean(), [pool(parts)]) == pytest.approx(theirs.pvalue)
+    assert pool(parts).degrees_of_freedom == pytest.approx(scipy_result.df)
+    assert p_value(other.mean() - right.mean(), [pool(parts)]) == pytest.approx(scipy_result.pvalue)
 
 
 @pytest.mark.parametrize(("freedom", "least", "most"), [(1, 0.938, 0.979), (2, 0.949, 0.972), (4, 0.949, 0.964)])
 def test_cochrans_quantile_covers(freedom, least, most):
-    """The seeds have none to all of the variance, the rest is known; by quadrature. Satterthwaite's covers less."""
-    drawn = stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom
-    ours, theirs = [], []
+    """Computed by quadrature. The seeds have a share of 0 to 1 of the variance, and the rest of the variance is known.
+
+    Satterthwaite's quantile covers less.
+    """
+    estimates = stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom
+    cochran, satterthwaite = [], []
     for share in (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1):
         width = [
             margin_of_error([VarianceComponent(share * w, freedom), VarianceComponent(1 - share, np.inf)], 0.05)
-            for w in drawn
+            for w in estimates
         ]
-        ours.append((2 * stats.norm.cdf(width) - 1).mean())
-        variance = share * drawn + 1 - share
-        joint = np.minimum(freedom * (variance / (share * drawn)) ** 2, 1e9)
-        theirs.append((2 * stats.norm.cdf(stats.t.ppf(0.975, joint) * np.sqrt(variance)) - 1).mean())
-    assert least < min(ours) and max(ours) < most
-    assert min(theirs) < min(ours)
+        cochran.append((2 * stats.norm.cdf(width) - 1).mean())
+        variance = share * estimates + 1 - share
+        joint = np.minimum(freedom * (variance / (share * estimates)) ** 2, 1e9)
+        satterthwaite.append((2 * stats.norm.cdf(stats.t.ppf(0.975, joint) * np.sqrt(variance)) - 1).mean())
+    assert least < min(cochran) and max(cochran) < most
+    assert min(satterthwaite) < min(cochran)
     if freedom == 1:
-        assert 0.86 < min(theirs) < 0.88
+        assert 0.86 < min(satterthwaite) < 0.88
 
 
-def test_the_variance_of_rows_is_that_of_their_means(drawn):
-    gold, first, _ = drawn
+def test_the_variance_of_rows_is_that_of_their_means(two_recipes):
+    gold, first, _ = two_recipes
     right = (first.predictions == gold).astype(float)
     alone, grouped = row_covariances(right, np.arange(ROWS))
     assert alone == pytest.approx(np.cov(right) / ROWS) and grouped == pytest.approx(alone)
@@ -248,8 +251,8 @@ def test_the_variance_of_rows_is_that_of_their_means(drawn):
 def test_the_row_component_of_two_recipes_is_that_of_their_difference():
     """With independent seeds: covariances within each recipe and across both, from numpy's covariance matrix."""
     rng = np.random.default_rng(3)
-    own, common = rng.random((2, 1, 5_000)), rng.random((7, 5_000))
-    right, other = (common[:3] + own[0] < 1.4).astype(float), (common[3:] + own[1] < 1.4).astype(float)
+    independent, common = rng.random((2, 1, 5_000)), rng.random((7, 5_000))
+    right, other = (common[:3] + independent[0] < 1.4).astype(float), (common[3:] + independent[1] < 1.4).astype(float)
     *_, rows = difference_components(right, other, np.arange(5_000), "independent seeds")
     shared = np.cov(np.concatenate([right, other])) / 5_000
     within = [shared[:3, :3][np.triu_indices(3, 1)].mean(), shared[3:, 3:][np.triu_indices(4, 1)].mean()]
@@ -257,19 +260,19 @@ def test_the_row_component_of_two_recipes_is_that_of_their_difference():
     assert rows.variance > 0.9 * min(within) and rows.degrees_of_freedom == 4_999
 
 
-def test_the_row_component_of_rows_only_is_that_of_the_mean_difference(drawn):
-    gold, first, other = drawn
+def test_the_row_component_of_rows_only_is_that_of_the_mean_difference(two_recipes):
+    gold, first, other = two_recipes
     right, other = (recipe.predictions == gold for recipe in (first, other))
     (rows,) = difference_components(right[:1].astype(float), other.astype(float), np.arange(ROWS), "rows only")
     assert rows.variance == pytest.approx(np.var(other.mean(axis=0) - right[0], ddof=1) / ROWS)
     assert rows.degrees_of_freedom == pytest.approx(ROWS - 1)
 
 
-def test_the_row_standard_error_of_a_difference_is_that_of_the_rows_differences(drawn):
-    gold, first, other = drawn
-    found = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
+def test_the_row_standard_error_of_a_difference_is_that_of_the_rows_differences(two_recipes):
+    gold, first, other = two_recipes
+    result = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
     apart = (other.predictions == gold).mean(axis=0) - (first.predictions == gold).mean(axis=0)
-    assert found.row_standard_error == pytest.approx(apart.std(ddof=1) / ROWS**0.5)
+    assert result.row_standard_error == pytest.approx(apart.std(ddof=1) / ROWS**0.5)
     alike = compare_pair(first, other, gold, np.zeros(ROWS), 0.95)
     assert alike.row_standard_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one row"
 
@@ -302,8 +305,8 @@ def test_a_difference_of_nearly_all_rows_has_an_interval_within_one(sign):
     assert (high if sign > 0 else low) == sign
 
 
-def test_copies_of_rows_in_the_same_group_add_no_information(drawn):
-    gold, first, other = drawn
+def test_copies_of_rows_in_the_same_group_add_no_information(two_recipes):
+    gold, first, other = two_recipes
     once = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
     recipes = [Recipe(s.name, s.seeds, np.repeat(s.predictions, 3, axis=1)) for s in (first, other)]
     thrice = compare_pair(*recipes, np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3), 0.95)
@@ -311,8 +314,8 @@ def test_copies_of_rows_in_the_same_group_add_no_information(drawn):
     assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.01)
 
 
-def test_trainings_are_paired_by_their_seed(drawn):
-    gold, first, other = drawn
+def test_trainings_are_paired_by_their_seed(two_recipes):
+    gold, first, other = two_recipes
     shuffled = Recipe("other", (3, 1, 2), other.predictions[[2, 0, 1]])
     same = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
     assert same.design == "paired seeds"
@@ -323,7 +326,7 @@ def test_trainings_are_paired_by_their_seed(drawn):
     assert compare_pair(first, fewer, gold, np.arange(ROWS), 0.95).design == "rows only"
 
 
-def test_what_a_seed_adds_to_both_recipes_is_no_variance_of_their_difference():
+def test_a_seeds_effect_on_both_recipes_adds_no_variance_to_their_difference():
     rng = np.random.default_rng(0)
     threshold = np.array([0.70, 0.80, 0.90])[:, None]  # by seed
     number, gold = rng.random((2, 3, 5_000)), np.ones(5_000, dtype=int)
@@ -346,21 +349,21 @@ def test_with_seeds_only_the_power_is_that_of_the_t_test(freedom):
 
 
 def test_with_rows_only_the_smallest_detectable_difference_is_that_of_textbooks():
-    """(z of 97.5% + z of 80%) standard errors. At a low confidence it is less: the other tail adds power."""
+    """(z of 97.5% + z of 80%) standard errors. At a low confidence it is smaller, because the other tail adds power."""
     for confidence in (0.5, 0.95, 0.999):
-        found = smallest_detectable_difference([VarianceComponent(0.01**2, np.inf)], confidence)
+        result = smallest_detectable_difference([VarianceComponent(0.01**2, np.inf)], confidence)
         z = stats.norm.ppf((1 + confidence) / 2)
-        assert stats.norm.sf(z - found / 0.01) + stats.norm.cdf(-z - found / 0.01) == pytest.approx(0.8)
-    assert found == pytest.approx(0.01 * (z + stats.norm.ppf(0.8)), rel=1e-4)
+        assert stats.norm.sf(z - result / 0.01) + stats.norm.cdf(-z - result / 0.01) == pytest.approx(0.8)
+    assert result == pytest.approx(0.01 * (z + stats.norm.ppf(0.8)), rel=1e-4)
 
 
 def test_the_smallest_detectable_difference_is_detected_in_four_of_five_experiments():
-    rng, found = np.random.default_rng(0), []
+    rng, samples = np.random.default_rng(0), []
     cell = Cell(1_000, 4, 4, 0.01, 0)
     for _ in range(200):
         right, other, groups = simulation.draw(cell, rng)
-        found.append([part.variance for part in difference_components(right, other, groups, "paired seeds")])
-    variances = np.mean(found, axis=0)
+        samples.append([part.variance for part in difference_components(right, other, groups, "paired seeds")])
+    variances = np.mean(samples, axis=0)
     gap = smallest_detectable_difference(
         [VarianceComponent(variances[0], 3), VarianceComponent(variances[1], 999)], 0.95
     )
@@ -377,14 +380,14 @@ def test_the_p_value_is_the_level_at_which_the_interval_reaches_0():
 
 
 def test_holm_by_hand():
-    """Holm 1979's steps: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not be below the one before it."""
+    """Holm 1979's steps: 4 x 0.005, 3 x 0.01, 2 x 0.03. The last, 0.04, is raised to the one before it."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]) == pytest.approx([1, 1])
     assert holm([]) == []
 
 
-def test_the_verdict_is_adjusted_for_all_comparisons(drawn):
-    gold, first, _ = drawn
+def test_the_verdict_is_adjusted_for_all_comparisons(two_recipes):
+    gold, first, _ = two_recipes
     rng = np.random.default_rng(5)
     better = Recipe("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
     alike = [Recipe(f"alike {n}", (1, 2, 3), answers(rng, gold, 3, 0.8)) for n in range(3)]
@@ -400,24 +403,26 @@ def test_the_verdict_is_adjusted_for_all_comparisons(drawn):
 def test_trainings_without_an_error_still_have_an_interval():
     gold = np.zeros(50, dtype=int)
     recipes = [Recipe("a", (1, 2), np.zeros((2, 50), dtype=int)), Recipe("b", (1, 2), np.zeros((2, 50), dtype=int))]
-    (first, _), (found,) = compare_recipes(recipes, gold, np.arange(50), 2, 0.95)
+    (first, _), (result,) = compare_recipes(recipes, gold, np.arange(50), 2, 0.95)
     assert (first.accuracy.low, first.accuracy.high) == pytest.approx(intervals.wilson(50, 50, 0.95))
-    assert found.low < 0 < found.high and found.verdict == "not significant" and found.p == 1
+    assert result.low < 0 < result.high and result.verdict == "not significant" and result.p == 1
 
 
 @pytest.mark.parametrize("trainings", [2, 5])
-def test_equal_trainings_still_have_an_interval(drawn, trainings):
+def test_equal_trainings_still_have_an_interval(two_recipes, trainings):
     """Two trainings often have the same accuracy on 100 rows."""
-    gold, first, _ = drawn
+    gold, first, _ = two_recipes
     first = np.repeat(first.predictions[:1], 5, axis=0)
     other = first.copy()
     other[:, :60] = gold[:60]
     gained = (other == gold).mean() - (first == gold).mean()
-    found = compare_pair(
+    result = compare_pair(
         Recipe("a", (1, 2), first[:2]), Recipe("b", (1, 2, 3, 4, 5)[:trainings], other[:trainings]), gold,
         np.arange(ROWS), 0.95,
     )  # fmt: skip
-    assert gained > 0 and found.value == pytest.approx(gained) and found.high - found.low > 1 / ROWS and found.p > 1e-9
+    assert (
+        gained > 0 and result.value == pytest.approx(gained) and result.high - result.low > 1 / ROWS and result.p > 1e-9
+    )
     alike = compare_pair(Recipe("a", (7,), first[:1]), Recipe("b", (1, 2), first[:2]), gold, np.arange(ROWS), 0.95)
     assert alike.high == -alike.low == pytest.approx(1 / ROWS * stats.t.ppf(0.975, ROWS - 1))
 
@@ -428,15 +433,15 @@ SEEDS = [((1,), (1,)), ((1, 2), (1, 2)), ((1, 2), (3, 4)), ((1, 2), (3, 4, 5)), 
 @pytest.mark.parametrize("trained", SEEDS, ids=str)
 @pytest.mark.parametrize("rows", [1, 50])
 def test_with_one_group_of_rows_no_difference_is_significant(trained, rows):
-    """Nor with one row. Another group could show the opposite, however large the difference is."""
+    """Nor is one with a single row. Another group could show the opposite, however large the difference is."""
     gold = np.zeros(rows, dtype=int)
     gold[rows // 2 :] = rows > 1
     first, other = (
         Recipe(name, numbers, np.abs(np.tile(gold, (len(numbers), 1)) - wrong))
         for name, numbers, wrong in zip("ab", trained, (1, 0), strict=True)
     )
-    scores, (found,) = compare_recipes([first, other], gold, np.zeros(rows, dtype=int), 2, 0.95)
-    assert found.value == 1 and found.p > 0.3 and found.low < 0 and found.verdict == "not significant"
+    scores, (result,) = compare_recipes([first, other], gold, np.zeros(rows, dtype=int), 2, 0.95)
+    assert result.value == 1 and result.p > 0.3 and result.low < 0 and result.verdict == "not significant"
     for score in (score for recipe in scores for score in (recipe.accuracy, recipe.f1_weighted, recipe.f1_macro)):
         assert 0 <= score.low <= score.value <= score.high <= 1 and score.high - score.low > 0.5, score
 
@@ -452,9 +457,9 @@ def test_one_group_of_rows_has_an_interval_as_wide_as_one_row():
     rng = np.random.default_rng(4)
     gold = rng.integers(0, 3, ROWS)
     recipe = Recipe("a", (1, 2), answers(rng, gold, 2, 0.8))
-    (found,), _ = compare_recipes([recipe], gold, np.zeros(ROWS), 3, 0.95)
-    assert found.accuracy.high - found.accuracy.low > 0.7
-    assert found.f1_macro.high - found.f1_macro.low > 0.6
+    (result,), _ = compare_recipes([recipe], gold, np.zeros(ROWS), 3, 0.95)
+    assert result.accuracy.high - result.accuracy.low > 0.7
+    assert result.f1_macro.high - result.f1_macro.low > 0.6
 
 
 def test_comparing_fifteen_recipes_takes_seconds():
@@ -462,8 +467,8 @@ def test_comparing_fifteen_recipes_takes_seconds():
     gold = rng.integers(0, 3, 10_000)
     recipes = [Recipe(str(n), (1, 2, 3, 4, 5), answers(rng, gold, 5, 0.8)) for n in range(15)]
     start = time.process_time()
-    found = compare_recipes(recipes, gold, np.arange(10_000) // 3, 3, 0.95)
-    assert [len(part) for part in found] == [15, 14]
+    result = compare_recipes(recipes, gold, np.arange(10_000) // 3, 3, 0.95)
+    assert [len(part) for part in result] == [15, 14]
     assert time.process_time() - start < 10
 
 

@@ -1,4 +1,4 @@
-"""Natural language inference: which tasks it is, its slices, and the published report's claims."""
+"""Natural language inference: how the task is recognised, its slices, and the published report's claims."""
 
 import itertools
 
@@ -29,14 +29,14 @@ NLI = nli.NliTask.from_task(Task(CLASSES, ("premise", "hypothesis"), "premise"))
     ],
 )
 def test_the_premise_is_found(columns, group, premise):
-    found = nli.NliTask.from_task(Task(CLASSES, columns, group))
-    assert found.premise == premise
-    assert {found.premise, found.hypothesis} == set(columns)
+    result = nli.NliTask.from_task(Task(CLASSES, columns, group))
+    assert result.premise == premise
+    assert {result.premise, result.hypothesis} == set(columns)
 
 
 def test_classes_are_found_by_name_in_any_order_and_case():
-    found = nli.NliTask.from_task(Task(("Contradiction", "ENTAILMENT", "neutral"), ("a", "b"), None))
-    assert (found.entailment, found.neutral) == (1, 2)
+    result = nli.NliTask.from_task(Task(("Contradiction", "ENTAILMENT", "neutral"), ("a", "b"), None))
+    assert (result.entailment, result.neutral) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_another_task_is_not_nli(classes, columns):
 
 def test_traits_read_the_hypothesis_against_the_premise():
     texts = pd.DataFrame({"hypothesis": ["A dog is not here.", "A man"], "premise": ["A dog runs.", "A man sleeps."]})
-    found = nli.traits(texts, NLI)
-    assert found["overlap"].tolist() == [2 / 5, 1]
-    assert found["negated"].tolist() == [True, False]
+    result = nli.traits(texts, NLI)
+    assert result["overlap"].tolist() == [2 / 5, 1]
+    assert result["negated"].tolist() == [True, False]
 
 
-def test_overlap():
+def test_overlap_is_the_share_of_hypothesis_words_in_the_premise():
     assert nli.overlap("A man sleeps.", "A MAN, a man!") == 1
     assert nli.overlap("A man sleeps.", "The dog runs") == 0
     assert nli.overlap("a b c d", "a b x y") == 0.5
@@ -87,28 +87,28 @@ def verdicts(table):
 
 
 def test_claims_that_hold():
-    """The base always says neutral; tuned is wrong in neutral alone, called entailment where overlap is high."""
+    """The base always answers neutral. Tuned is wrong only about neutral rows: entailment, if overlap is high."""
     gold = np.repeat([0, 1, 2], 100)
     tuned, overlap = gold.copy(), np.tile([0.1, 0.3, 0.6, 0.9], 75)
     tuned[(gold == 1) & (overlap > 0.8)] = 0
     table = cases(gold, [1] * 300, tuned, overlap=overlap)
-    found = verdicts(table)
+    result = verdicts(table)
     pulled = nli.check_claims(table, NLI, 0.95).high_overlap_pulls_to_entailment
     assert (pulled.inside.hits, pulled.inside.rows) == (25, 50), "of the rows that are not entailment"
     assert (pulled.outside.hits, pulled.outside.rows) == (0, 150)
     for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
-        assert found[key] == "holds", key
-    assert found["high_overlap_pulls_to_entailment"] == "holds"
-    assert found["low_overlap_fails"] == "does not hold"
+        assert result[key] == "holds", key
+    assert result["high_overlap_pulls_to_entailment"] == "holds"
+    assert result["low_overlap_fails"] == "does not hold"
 
 
 def test_claims_that_do_not_hold():
     gold = np.repeat([0, 1, 2], 100)
     base = np.tile([0, 1, 2, 1, 2, 0], 50)
     tuned = np.where(gold == 2, 0, base)  # contradiction is never answered
-    found = verdicts(cases(gold, base, tuned, baseline=gold, overlap=np.tile([0, 1], 150)))
+    result = verdicts(cases(gold, base, tuned, baseline=gold, overlap=np.tile([0, 1], 150)))
     for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
-        assert found[key] == "does not hold", key
+        assert result[key] == "does not hold", key
 
 
 @pytest.mark.parametrize("gold", [[0], [1], [0, 1]])
@@ -133,14 +133,14 @@ def test_neutral_is_compared_with_nothing_if_no_other_class_has_rows():
     assert (claim.inside.hits, claim.inside.rows, claim.outside.hits, claim.outside.rows) == (90, 90, 0, 0)
 
 
-def test_every_claim_takes_any_two_rows():
+def test_every_claim_can_be_computed_from_any_two_rows():
     for gold, base, tuned in itertools.product(((0, 0), (0, 1), (1, 1), (2, 1)), repeat=3):
         claims = nli.check_claims(cases(gold, base, tuned, overlap=[0, 1]), NLI, 0.95)
         assert not any("nan" in text.evidence for text in describe_claims(claims))
 
 
 def test_rows_that_share_a_premise_prove_no_claim():
-    """Eight rows tell nothing; forty copies of each, of the same eight premises, no more."""
+    """Eight rows decide nothing, and neither do forty copies of each with the same eight premises."""
     eight = cases([0, 1, 1, 2] * 2, [1, 1, 0, 1] * 2, [0, 1, 0, 2] * 2, [0, 0, 1, 2] * 2, [0.1, 0.4, 0.6, 0.9] * 2)
     assert set(verdicts(eight).values()) == {"can't be told"}
     copies = pd.concat([eight] * 40, ignore_index=True)

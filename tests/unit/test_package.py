@@ -84,8 +84,8 @@ def test_pre_commit_runs_the_pinned_linter():
     assert [hook["entry"] for hook in local["hooks"]] == [".venv/bin/mypy"], "the pinned one of `make setup`"
 
 
-def test_a_copy_of_the_repository_runs_its_own_code(tmp_path):
-    """`make setup` installs this checkout. A copy, as from `dvc exp run --temp`, must run its own code."""
+def test_a_copy_of_the_repository_runs_the_copys_code(tmp_path):
+    """`make setup` installs this checkout. A copy, as from `dvc exp run --temp`, must run the code in the copy."""
     urls = [installed.read_text("direct_url.json") for installed in distributions(name=PROJECT["name"])]
     origins = [json.loads(url) for url in urls if url]  # the metadata in the checkout itself has no such file
     if not origins:

@@ -254,7 +254,7 @@ def test_a_program_that_waits_for_each_answer_receives_it(adapter):
 
 
 @pytest.mark.parametrize("arguments", [PAIRS[0], ()], ids=["arguments", "lines"])
-def test_it_ends_quietly_when_the_output_is_closed(adapter, tmp_path, arguments):
+def test_predict_ends_without_a_message_when_its_output_is_closed(adapter, tmp_path, arguments):
     (tmp_path / "pairs.jsonl").write_text("\n".join(number_lines(200)))
     with (tmp_path / "pairs.jsonl").open() as lines, predict_process(adapter, *arguments, stdin=lines) as process:
         process.stdout.close()
@@ -264,7 +264,7 @@ def test_it_ends_quietly_when_the_output_is_closed(adapter, tmp_path, arguments)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_output_that_can_not_be_written_is_an_error(monkeypatch):
+def test_output_that_cannot_be_written_is_an_error(monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(errors.UserError, match="standard output: No space left on device"):

@@ -70,7 +70,7 @@ def results_of(name):
     return results, {(r["variant"], r["batch_size"]): r for r in reversed(results["training"]) if "error" not in r}
 
 
-def test_the_speeds_of_several_gpus_are_the_results():
+def test_the_speeds_of_several_gpus_are_those_in_the_results():
     results, text = json.loads((RESULTS / "h200-x2.json").read_text()), DOCUMENTS["docs/several-gpus.md"]
     blocks = {}
     for line in (line for run in results["by_turns"] for line in run["training"]):
@@ -93,11 +93,11 @@ def test_the_speeds_of_several_gpus_are_the_results():
 
 
 @pytest.mark.parametrize("line", [line for line in speed_tables.tables(RESULTS / "h100.json") if line])
-def test_a_line_of_the_speed_tables_is_the_results(line):
+def test_a_line_of_the_speed_tables_is_in_the_document(line):
     assert line in SPEED.splitlines()
 
 
-def test_the_speeds_that_the_text_names_are_the_results():
+def test_the_speeds_in_the_text_are_those_in_the_results():
     results, lines = results_of("h100.json")
     peer, ours, checkpointing = (lines[name, 16] for name in ("trainer at its best", "ours", "ours, checkpointing"))
     notebook = speed_tables.notebook_ms(results["training"])[16]
@@ -119,7 +119,7 @@ def test_the_speeds_that_the_text_names_are_the_results():
     assert f"{less:.1f} GB instead of {more:.1f}, {slower:.1f} times the time" in comments
 
 
-def test_the_other_machines_speeds_are_its_results():
+def test_the_speeds_of_the_other_machine_are_those_in_its_results():
     _, lines = results_of("h100-other-host.json")
     notebook, peer, ours, checkpointing = (
         lines[name, 16]["ms_per_step"] for name in ("notebook", "trainer at its best", "ours", "ours, checkpointing")
@@ -129,14 +129,14 @@ def test_the_other_machines_speeds_are_its_results():
     assert f"{peer / ours:.1f}" in figures(SPEED)
 
 
-def test_readmes_speeds_are_the_results():
+def test_the_speeds_in_readme_are_those_in_the_results():
     _, lines = results_of("h100.json")
     ours, peer = (lines[name, 16]["ms_per_step"] for name in ("ours", "trainer at its best"))
     assert f"a training step takes {speed_tables.ms(ours)} ms" in README
     assert f"Trainer takes {speed_tables.ms(peer)} ms" in " ".join(README.split())
 
 
-def test_the_effects_of_the_speed_parameters_are_the_results():
+def test_the_effects_of_the_speed_parameters_are_those_in_the_results():
     _, lines = results_of("h100.json")
     ours = lines["ours", 16]
     rows = dict(re.findall(r"^\| `(train\.\w+: \w+)` \| (.*) \|$", SPEED, re.MULTILINE))
@@ -170,7 +170,7 @@ def test_what_a_gpu_run_needs_is_what_was_measured():
     assert f"The second took {walls[1]:.0f} s" in " ".join(STARTUP.split())
 
 
-def test_the_small_pipelines_scores_are_its_metrics():
+def test_the_scores_of_the_demo_are_those_in_its_metrics():
     report = (COMMITTED / "demo/metrics/report.md").read_text().splitlines()
     line = next(line for line in report if line.startswith("**"))
     assert line in README.splitlines()
@@ -212,7 +212,7 @@ def test_each_fix_has_a_parameter_with_the_notebooks_value():
         assert params.Params.model_validate(changed) != params.Params.model_validate(PARAMS), key
 
 
-def test_the_accuracies_on_real_weights_are_the_results(capsys):
+def test_the_accuracies_on_real_weights_are_those_in_the_results(capsys):
     accuracy_tables.main()
     scored, changed, worth = capsys.readouterr().out.strip().split("\n\n")
     document = DOCUMENTS["benchmarks/real/README.md"]

@@ -47,7 +47,7 @@ NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted"
 
 
 def analyze_in(folder, **settings):
-    """Run `analyze` on a made run -> its metrics folder."""
+    """Run `analyze` on a synthetic run -> its metrics folder."""
     finished_run.make(folder, **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -62,7 +62,7 @@ def analyzed(tmp_path, one_pixel_pngs):
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory):
-    """What `analyze` makes of a run on a CPU; its first row is text that wants to be more than text."""
+    """The metrics of a run on a CPU. The first row's texts contain markup, and a script that must not run."""
     return analyze_in(tmp_path_factory.mktemp("finished"), rows=220, model="assets/<i>nano & co</i>", text=NASTY)
 
 
@@ -87,13 +87,13 @@ MANY = {
 
 @pytest.fixture(scope="module")
 def odd_metrics(tmp_path_factory):
-    """Three columns, texts of over 600 characters, uneven classes of odd names, one not tested, one not trained."""
+    """Three columns, texts of over 600 characters, uneven classes with odd names, one not tested, one not trained."""
     return analyze_in(tmp_path_factory.mktemp("odd"), **ODD)
 
 
 @pytest.fixture(scope="module")
 def two_metrics(tmp_path_factory):
-    """One column, two classes, nine in ten rows of the first; twelve rows cut at max_length."""
+    """One column, two classes. Nine of ten rows have the first class, and twelve rows are truncated."""
     return analyze_in(tmp_path_factory.mktemp("two"), rows=300, cut=12, **TWO)
 
 
@@ -106,7 +106,7 @@ def many_metrics(tmp_path_factory):
 
 
 def seconds_of_analyze(folder):
-    """Run `analyze` in a process of its own on one thread -> its seconds of CPU, which others' load leaves alone."""
+    """Run `analyze` in a new process on one thread -> its CPU seconds, which hardly depend on other programs."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_stage("analyze", folder, OMP_NUM_THREADS="1")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -150,7 +150,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_all_that_dvc_yaml_declares_and_nothing_else(metrics):
+def test_analyze_writes_exactly_the_files_that_dvc_yaml_declares(metrics):
     stage = PIPELINE["stages"]["analyze"]
     declared = {key.removeprefix("metrics/") for out in stage["outs"] for key in out}
     assert {path.name for path in metrics.iterdir()} == declared
@@ -168,19 +168,19 @@ def test_plots_of_dvc_yaml_have_their_columns(metrics):
 
 
 def test_the_template_by_gpu_finds_its_columns(metrics):
-    """DVC checks those that dvc.yaml names alone; Vega draws nothing of a column that is not there."""
+    """DVC checks only the columns that dvc.yaml names. Vega draws nothing for a missing column."""
     template = (ROOT / ".dvc/plots/by_gpu.json").read_text()
-    read = {*re.findall(r'"field": "(\w+)"', template), *re.findall(r"datum\.(\w+)", template)}
-    found = read - set(re.findall(r'"as": "(\w+)"', template)) - {"rev", "label"}
-    assert {"gpu", "memory_sum_gb"} <= found
+    fields = {*re.findall(r'"field": "(\w+)"', template), *re.findall(r"datum\.(\w+)", template)}
+    columns = fields - set(re.findall(r'"as": "(\w+)"', template)) - {"rev", "label"}
+    assert {"gpu", "memory_sum_gb"} <= columns
     plots = [plot for entry in PIPELINE["plots"] for plot in entry.values() if plot.get("template") == "by_gpu"]
-    drawn = [source for plot in plots for source in plot["y"].items()]
-    assert drawn == [("metrics/measurements/usage.csv", name) for name in ("memory_gb", "utilization_percent")]
-    assert found | {"memory_gb"} <= set(pd.read_csv(metrics / "measurements/usage.csv", nrows=0).columns)
+    sources = [source for plot in plots for source in plot["y"].items()]
+    assert sources == [("metrics/measurements/usage.csv", name) for name in ("memory_gb", "utilization_percent")]
+    assert columns | {"memory_gb"} <= set(pd.read_csv(metrics / "measurements/usage.csv", nrows=0).columns)
     assert "== 'memory_gb'" in template, "the plot that has a sum"
 
 
-def test_numbers(metrics):
+def test_scores_and_counts_agree_with_the_cases(metrics):
     cases = pd.read_csv(metrics / "cases.csv")
     for column in ("base", "tuned"):
         values = details(metrics)[column]
@@ -201,16 +201,16 @@ def test_numbers(metrics):
 
 
 def test_the_metrics_of_dvc_are_few_and_finite(metrics):
-    found = details(metrics)
+    results = details(metrics)
     summary = json.loads((metrics / "summary.json").read_text())
     assert list(summary) == sorted(summary), "as DVC will sort it: scores first"
     assert summary == {
-        "accuracy_base": found["base"]["accuracy"],
-        "accuracy_tuned": found["tuned"]["accuracy"],
-        "accuracy_gain": found["comparison"]["accuracy_gain"],
-        "f1_base": found["base"]["f1_weighted"],
-        "f1_macro_tuned": found["tuned"]["f1_macro"],
-        "f1_tuned": found["tuned"]["f1_weighted"],
+        "accuracy_base": results["base"]["accuracy"],
+        "accuracy_tuned": results["tuned"]["accuracy"],
+        "accuracy_gain": results["comparison"]["accuracy_gain"],
+        "f1_base": results["base"]["f1_weighted"],
+        "f1_macro_tuned": results["tuned"]["f1_macro"],
+        "f1_tuned": results["tuned"]["f1_weighted"],
         "loss_train": 0.7,
         "loss_validation": 0.6,
         "parameters_trained": 1,
@@ -221,7 +221,7 @@ def test_the_metrics_of_dvc_are_few_and_finite(metrics):
 
 
 def test_measurements_are_in_other_files_than_results(tmp_path):
-    """The same run, on a machine that is slower and fuller."""
+    """The same run on a machine that is slower and has less free memory."""
     first = contents(analyze_in(tmp_path, gpu="NVIDIA H100"))
     for name in ("base", "train", "tuned"):
         path = tmp_path / f"outs/measurements/{name}/run.json"
@@ -239,8 +239,8 @@ def test_measurements_are_in_other_files_than_results(tmp_path):
 
 
 @pytest.mark.usefixtures("one_pixel_pngs")
-def test_a_metric_is_one_entry(tmp_path, monkeypatch):
-    """Matthews correlation: in every output that shows metrics, with its interval and the hub's name."""
+def test_a_new_metric_needs_only_one_entry(tmp_path, monkeypatch):
+    """The entry of a Matthews correlation puts it in every output with metrics, with interval and the hub's name."""
 
     def matthews(counts):
         right, gold, predicted = np.moveaxis(counts, -2, 0)
@@ -284,13 +284,13 @@ def test_the_report_explains_how_its_claims_are_tested(metrics):
 
 
 def test_a_class_that_is_neither_gold_nor_predicted_has_no_f1(analyzed):
-    """One row: two classes are neither gold nor predicted."""
+    """With one row, two classes are neither gold nor predicted."""
     metrics = analyzed(rows=1, tuned=1)
     scores = details(metrics)["tuned"]
-    (there,) = scores["f1"]
-    assert scores["f1"][there] == scores["f1_macro"] == 1
+    (gold,) = scores["f1"]
+    assert scores["f1"][gold] == scores["f1_macro"] == 1
     page = (metrics / "report.html").read_text()
-    for label in {"entailment", "neutral", "contradiction"} - {there}:
+    for label in {"entailment", "neutral", "contradiction"} - {gold}:
         assert re.search(rf'<td>{label}</td><td class="number">[^<]+</td><td class="number">–</td>', page), label
 
 
@@ -298,7 +298,7 @@ ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc"
 
 
 @pytest.mark.usefixtures("one_pixel_pngs")
-def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeypatch):
+def test_odd_texts_are_read_back_from_the_cases_and_are_no_formulas(tmp_path, monkeypatch):
     finished_run.make(tmp_path, rows=len(ODD_TEXTS))
     for name in ("base", "tuned"):
         path = tmp_path / f"outs/results/{name}/predictions.parquet"
@@ -317,7 +317,7 @@ def test_odd_texts_are_read_back_from_the_cases_and_no_formula(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("classes", [("=1+2", "plain ="), ("-", "+", "@SUM(A1)")])
-def test_a_class_that_looks_like_a_formula_is_none_in_any_csv_that_shows_it(analyzed, classes):
+def test_a_class_that_looks_like_a_formula_is_no_formula_in_any_csv(analyzed, classes):
     metrics = analyzed(classes=classes, columns=("text",), rows=40)
     quoted = {name if name == "plain =" else f"'{name}" for name in classes}
     for name in ("base", "tuned"):
@@ -341,7 +341,7 @@ def test_no_interval_collapses_if_all_predictions_are_right(analyzed):
 
 @pytest.mark.usefixtures("one_pixel_pngs")
 def test_repeated_rows_narrow_no_interval(tmp_path):
-    """Each row once, and four times: four times the rows, none of which says anything new."""
+    """Each row occurs once, or four times. Repeated rows contain no new information."""
     once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
     for name in ("base", "tuned", "comparison"):
         first, second = details(once)[name], details(often)[name]
@@ -382,15 +382,15 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
 def test_classes_with_few_test_rows_are_named_next_to_the_intervals(analyzed, metrics):
     few = analyzed(rows=12)
     for name in ("report.md", "report.html", "model_card.md"):
-        said = "Classes with fewer than 10 test rows: "
+        caution = "Classes with fewer than 10 test rows: "
         text = (few / name).read_text()
-        assert text.index("macro F1") < text.index(said) < text.index("Accuracy of the baselines"), name
-        assert said not in (metrics / name).read_text(), name
+        assert text.index("macro F1") < text.index(caution) < text.index("Accuracy of the baselines"), name
+        assert caution not in (metrics / name).read_text(), name
 
 
 @pytest.mark.usefixtures("one_pixel_pngs")
 def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
-    """Epoch 2 is kept; the first began with infinite steps, the last ended in NaN."""
+    """Epoch 2 is kept. The first epoch began with infinite losses, the last one ended in NaN."""
     folder = finished_run.make(tmp_path)
     epochs, steps = (pd.read_csv(folder / f"outs/results/train/{name}.csv") for name in ("epochs", "steps"))
     epochs["train_loss"] = [float("inf"), 0.7, float("nan")]
@@ -413,14 +413,14 @@ def test_a_loss_that_is_not_finite_is_a_dash(tmp_path, monkeypatch):
         assert {name, "kept, epoch 2", "1", "2", "3"} <= set(words_of(picture_of(metrics, title)))
 
 
-def test_a_gpu_run(gpu_metrics):
+def test_the_report_of_a_gpu_run_shows_the_gpu(gpu_metrics):
     assert measured(gpu_metrics, "train")["gpu"]["after_training"] == 4.0
     page = (gpu_metrics / "report.html").read_text()
     assert "allocated by PyTorch" in page and "NVIDIA H100" in page
     assert "GPU 0" not in page and "A line for each" not in page
 
 
-def test_a_run_on_two_gpus(analyzed):
+def test_the_report_of_a_run_on_two_gpus_shows_both(analyzed):
     metrics = analyzed(gpu="NVIDIA H100", gpus=2)
     for name in ("report.md", "report.html", "model_card.md"):
         assert "2 GPUs (NVIDIA H100)" in (metrics / name).read_text(), name
@@ -436,7 +436,7 @@ def test_a_run_on_two_gpus(analyzed):
     assert usage["seconds"].is_monotonic_increasing
 
 
-def test_a_run_of_two_processes_on_a_cpu(analyzed):
+def test_the_report_of_two_processes_on_a_cpu_shows_their_number_and_memory(analyzed):
     metrics = analyzed(gpus=2)
     assert "CPU, 2 processes" in (metrics / "report.md").read_text()
     assert {"process 0", "process 1"} <= set(words_of(picture_of(metrics, "Memory and load")))
@@ -446,26 +446,27 @@ def test_a_run_of_two_processes_on_a_cpu(analyzed):
 
 @pytest.mark.parametrize("gpus", [2, 9])
 def test_each_gpu_of_several_has_its_line_and_all_have_their_sum(gpus):
-    taken = [
+    samples = [
         [{"seconds": second, "memory_gb": 1.0 + gpu, "utilization_percent": 10.0 * gpu} for second in range(4)]
         for gpu in range(gpus)
     ]
-    table = usage_samples.merge_samples([0.0] * gpus, taken)
-    shown = draw_usage(table.assign(stage="train_qlora"), True, render.ON_WHITE)
+    table = usage_samples.merge_samples([0.0] * gpus, samples)
+    figure = draw_usage(table.assign(stage="train_qlora"), True, render.ON_WHITE)
     lines = [
-        [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 1, 2, 3]] for axes in shown.axes
+        [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 1, 2, 3]]
+        for axes in figure.axes
     ]
     assert lines[0] == [[1.0 + gpu] * 4 for gpu in range(gpus)]
     assert lines[2] == [[10.0 * gpu] * 4 for gpu in range(gpus)]
-    colours = [line.get_color() for line in shown.axes[0].lines[:gpus]]
+    colours = [line.get_color() for line in figure.axes[0].lines[:gpus]]
     assert len({tuple(colour) for colour in colours}) == gpus
-    (summed,) = (line.get_ydata() for line in shown.axes[1].lines if len(line.get_xdata()) > 2)
-    assert summed[-1] == sum(range(1, gpus + 1)) < shown.axes[1].get_ylim()[1]
-    labels = [text.get_text() for text in shown.legends[0].texts]
+    (summed,) = (line.get_ydata() for line in figure.axes[1].lines if len(line.get_xdata()) > 2)
+    assert summed[-1] == sum(range(1, gpus + 1)) < figure.axes[1].get_ylim()[1]
+    labels = [text.get_text() for text in figure.legends[0].texts]
     assert labels == (["GPU 0", "GPU 1"] if gpus == 2 else ["GPU 0", "GPU 8"])
 
 
-def test_published_figures_compare_only_with_phi_2_on_snli(metrics, gpu_metrics):
+def test_published_figures_are_compared_only_with_phi_2_on_snli(metrics, gpu_metrics):
     assert "These figures can't be compared" in (metrics / "report.html").read_text()
     page = (gpu_metrics / "report.html").read_text()
     assert "These figures can't be compared" not in page and "The same base model, microsoft/phi-2" in page
@@ -475,7 +476,7 @@ def test_published_figures_compare_only_with_phi_2_on_snli(metrics, gpu_metrics)
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, expected",
     [
         ({"model": "microsoft/phi-2"}, "The published data is stanfordnlp/snli, this run's is assets/everyday-nli."),
         ({"data": "stanfordnlp/snli"}, "The published base model is microsoft/phi-2, this run's is assets/nano-phi."),
@@ -484,12 +485,12 @@ def test_published_figures_compare_only_with_phi_2_on_snli(metrics, gpu_metrics)
     ],
     ids=("data", "model", "both"),
 )  # fmt: skip
-def test_figures_that_do_not_compare_say_what_differs(analyzed, settings, said):
+def test_for_figures_that_cannot_be_compared_the_report_says_what_differs(analyzed, settings, expected):
     page = (analyzed(rows=3, **settings) / "report.html").read_text()
     words = html.unescape(
         re.search(r"These figures can.t be compared:</strong>(.*?)The tables only show", page, re.DOTALL).group(1)
     )
-    assert " ".join(words.split()) == said
+    assert " ".join(words.split()) == expected
 
 
 DUPLICATES = "5 of 60 test rows are duplicates of training rows: scores may be too high."
@@ -497,7 +498,7 @@ NEW_PREMISES = "with a training row: rows of a new premise may score lower."
 
 
 @pytest.mark.parametrize(
-    "in_train, said",
+    "in_train, sentences",
     [
         ((0, 0), ["No test row is also a training row, and none shares its premise with one."]),
         ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row is also a training row."]),
@@ -507,17 +508,17 @@ NEW_PREMISES = "with a training row: rows of a new premise may score lower."
         ((5, 1), [DUPLICATES, f"1 of the other 55 test rows shares its premise {NEW_PREMISES}"]),
     ],
 )
-def test_test_rows_that_were_trained_on_or_share_a_group_are_named(analyzed, in_train, said):
+def test_test_rows_that_were_trained_on_or_share_a_group_are_counted(analyzed, in_train, sentences):
     metrics = analyzed(in_train=in_train)
     for name in ("report.md", "report.html", "model_card.md"):
         text = (metrics / name).read_text()
         assert text.count("Note:") == sum(count > 0 for count in in_train), name
-        assert all(sentence in text for sentence in said), name
+        assert all(sentence in text for sentence in sentences), name
     assert details(metrics)["data"]["test"]["in_train"] == dict(zip(("rows", "groups"), in_train, strict=True))
 
 
 def test_equal_inputs_make_equal_bytes(tmp_path):
-    """In two processes with other hash seeds."""
+    """The two processes have different hash seeds."""
     finished_run.make(tmp_path)
     first, second = ({}, {})
     for seed, result in (("1", first), ("2", second)):
@@ -542,8 +543,8 @@ def test_the_answer_is_first_then_the_recipe_then_the_most_confident_errors_then
 def test_what_was_run_names_seed_versions_and_digests(metrics):
     for name in ("report.html", "report.md", "model_card.md"):
         text = html.unescape((metrics / name).read_text())
-        for said in ("m" * 64, "d" * 64, "python 3.11", "learning_rate 0.001", "longest input", "order grouped"):
-            assert said in text, (name, said)
+        for words in ("m" * 64, "d" * 64, "python 3.11", "learning_rate 0.001", "longest input", "order grouped"):
+            assert words in text, (name, words)
     facts = re.search(r'<dl class="facts">(.*?)</dl>', page_of(metrics), re.DOTALL)[1]
     assert f"({'d' * 12}…)" in facts and "<dd>42</dd>" in facts
     assert "<details><summary>Everything that was run" in page_of(metrics)
@@ -588,13 +589,13 @@ def test_only_nli_is_compared_with_the_published_report(metrics, odd_metrics, tw
 
 
 def test_with_uneven_classes_the_report_leads_with_macro_f1(metrics, two_metrics):
-    found = details(two_metrics)
-    share, rows = found["tuned"]["f1_macro"], found["data"]["test"]["classes"]
+    results = details(two_metrics)
+    share, rows = results["tuned"]["f1_macro"], results["data"]["test"]["classes"]
     why = (
         f"of the test rows, {rows['ham']} are of class ham and {rows['spam']} of class spam. Accuracy is misleading "
         f"here: always answering the most frequent class of training has an accuracy of {rows['ham'] / 3:.1f}%."
     )
-    assert share != found["tuned"]["accuracy"]
+    assert share != results["tuned"]["accuracy"]
     assert f'<b class="tuned">{share:.1%}</b><small>tuned macro F1' in page_of(two_metrics)
     for name in ("report.html", "report.md", "model_card.md"):
         assert why in (two_metrics / name).read_text(), name
@@ -614,10 +615,11 @@ def test_cells_of_few_classes_have_rows_and_shares(two_metrics):
 
 
 @pytest.mark.parametrize(
-    "share, said", [(0, "0%"), (0.009, "<1%"), (0.01, "1%"), (0.5, "50%"), (0.99, "99%"), (0.991, ">99%"), (1, "100%")]
+    "share, expected",
+    [(0, "0%"), (0.009, "<1%"), (0.01, "1%"), (0.5, "50%"), (0.99, "99%"), (0.991, ">99%"), (1, "100%")],
 )
-def test_a_whole_percent_is_neither_none_nor_all_where_it_is_not(share, said):
-    assert formatting.whole_percent(share) == said
+def test_a_whole_percent_is_0_or_100_only_if_the_share_is(share, expected):
+    assert formatting.whole_percent(share) == expected
 
 
 def test_many_classes_are_a_heat_map_and_a_table_of_confusions(many_metrics):
@@ -625,8 +627,8 @@ def test_many_classes_are_a_heat_map_and_a_table_of_confusions(many_metrics):
     svg = picture_of(many_metrics, "Confusion")
     assert not {"1", "2", "3"} & set(words_of(svg)) and "predicted class, by its number" in words_of(svg)
     filled = [cases.groupby(["gold", model]).ngroups for model in ("base", "tuned")]
-    drawn = sum(path.count("M ") for path in re.findall(r'd="([^"]*)"[^>]*opacity', svg.replace("\n", " ")))
-    assert drawn == sum(filled)
+    squares = sum(path.count("M ") for path in re.findall(r'd="([^"]*)"[^>]*opacity', svg.replace("\n", " ")))
+    assert squares == sum(filled)
     wrong = cases[cases["gold"] != cases["tuned"]]
     rows = wrong.groupby(["gold", "tuned"]).size()
     lines = cells_of(page_of(many_metrics), "<th>tuned, gold class</th>")
@@ -642,10 +644,10 @@ def test_few_classes_need_no_table_of_confusions(two_metrics):
 
 
 @pytest.mark.parametrize("classes", [2, 4, 5, 10, 11, 30, 31])
-def test_names_of_classes_stand_at_the_axes_where_there_is_room(classes):
+def test_the_axes_show_the_names_of_classes_if_there_is_space(classes):
     names = (*(f"{number} of {classes}" for number in range(classes - 1)), "name " * 12)
     counts = np.eye(classes, dtype=int) * 7
-    with warnings.catch_warnings(action="error"):  # matplotlib's, of a layout without room
+    with warnings.catch_warnings(action="error"):  # matplotlib warns of a layout without space
         _, svg = render.render(partial(draw_confusion, counts, counts, names))
     words = words_of(svg)
     assert words.count("7") == (2 * classes if classes <= 10 else 0)
@@ -655,7 +657,7 @@ def test_names_of_classes_stand_at_the_axes_where_there_is_room(classes):
 
 @pytest.fixture
 def system_fonts(monkeypatch):
-    """Function that lets the system have these font files alone."""
+    """Function that sets the only font files of the system."""
     caches = (fonts.find_families, fonts._characters)
 
     def only(*paths):
@@ -673,7 +675,7 @@ def system_fonts(monkeypatch):
 
 
 def font_file(folder, family, characters):
-    """A font that has a square for each of some characters, and no other."""
+    """A font with a square for each of some characters, and no other characters."""
     pen = TTGlyphPen(None)
     for number, point in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
         (pen.lineTo if number else pen.moveTo)(point)
@@ -695,33 +697,34 @@ def font_file(folder, family, characters):
 ANIMALS = {"classes": ("猫", "犬と狐", "bird"), "columns": ("文本",), "rows": 60}
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["a font has them", "no font has them"])
-def test_class_names_that_matplotlibs_font_lacks(tmp_path, system_fonts, there):
-    """A font of the system shows them. If there is no such font, the picture has their numbers."""
+@pytest.mark.parametrize("has_font", [True, False], ids=["a font has them", "no font has them"])
+def test_class_names_that_matplotlibs_font_lacks_are_in_a_system_font_or_become_numbers(
+    tmp_path, system_fonts, has_font
+):
     part = font_file(tmp_path, "A part", "猫文本")
-    system_fonts(part, font_file(tmp_path, "B all", "猫犬と狐文本")) if there else system_fonts(part)
-    with warnings.catch_warnings(action="error"):  # matplotlib's, of a glyph that is missing
+    system_fonts(part, font_file(tmp_path, "B all", "猫犬と狐文本")) if has_font else system_fonts(part)
+    with warnings.catch_warnings(action="error"):  # matplotlib warns of a missing glyph
         metrics = analyze_in(tmp_path / "run", **ANIMALS)
     words = words_of(picture_of(metrics, "Confusion"))
-    shown = ANIMALS["classes"] if there else ("0", "1", "2")
-    assert set(shown) <= set(words) and ("bird" in words) == there
-    assert ("predicted class, by its number" in words) != there
-    assert ("The table of every class has their numbers." in page_of(metrics)) != there
+    labels = ANIMALS["classes"] if has_font else ("0", "1", "2")
+    assert set(labels) <= set(words) and ("bird" in words) == has_font
+    assert ("predicted class, by its number" in words) != has_font
+    assert ("The table of every class has their numbers." in page_of(metrics)) != has_font
     slices = words_of(picture_of(metrics, "Slices"))
-    assert [word.split(" (")[0] for word in slices[slices.index("accuracy") + 2 :][:3]] == list(shown)
+    assert [word.split(" (")[0] for word in slices[slices.index("accuracy") + 2 :][:3]] == list(labels)
     assert "words of 文本 only" not in words and "words in 文本" in slices, "both fonts have the column's name"
     numbers = [cells[:2] for cells in cells_of(page_of(metrics), "All classes")]
     assert numbers == [[str(number), name] for number, name in enumerate(ANIMALS["classes"])]
 
 
-def test_a_column_that_no_font_has_is_boxes_and_warns_of_nothing(tmp_path, system_fonts):
+def test_a_column_name_that_no_font_has_is_shown_as_boxes_without_a_warning(tmp_path, system_fonts):
     system_fonts()
     with warnings.catch_warnings(action="error"):
         metrics = analyze_in(tmp_path, **ANIMALS)
     assert "words in □□" in words_of(picture_of(metrics, "Slices"))
 
 
-def test_names_that_matplotlibs_font_has_ask_no_other_font(monkeypatch):
+def test_for_names_that_matplotlibs_font_has_no_other_font_is_searched(monkeypatch):
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: pytest.fail("asked"))
     counts = np.eye(2, dtype=int)
     names = ("Ärger", "Łódź")
@@ -730,7 +733,7 @@ def test_names_that_matplotlibs_font_has_ask_no_other_font(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, expected",
     [
         ("short", "short"),
         ("1234567890", "1234567890"),
@@ -740,30 +743,30 @@ def test_names_that_matplotlibs_font_has_ask_no_other_font(monkeypatch):
         ("ｗｉｄｅ１２", "ｗｉ…１２"),
     ],
 )
-def test_a_name_is_cut_with_a_sign(name, said):
-    assert render.shorten(name, 10) == said
+def test_a_cut_name_has_an_ellipsis(name, expected):
+    assert render.shorten(name, 10) == expected
 
 
-@pytest.mark.parametrize("name, said", [("五つの文字", "五つの文字"), ("六つの文字だ", "六つ…字だ")])
-def test_a_chinese_or_japanese_character_takes_the_room_of_two(name, said):
-    assert render.shorten(name, 10) == said
+@pytest.mark.parametrize("name, expected", [("五つの文字", "五つの文字"), ("六つの文字だ", "六つ…字だ")])
+def test_a_chinese_or_japanese_character_is_as_wide_as_two(name, expected):
+    assert render.shorten(name, 10) == expected
 
 
 @pytest.mark.parametrize(
     "values, least, ends",
     [
-        ([0.94, 0.96], 0.05, (0.925, 0.975)),  # no wider than need be, but not so narrow that all looks like much
+        ([0.94, 0.96], 0.05, (0.925, 0.975)),  # no wider than necessary, but small differences must not look large
         ([0.5, 0.9], 0.05, (0.46, 0.94)),
         ([1, 1], 0.1, (0.95, 1)),
         ([0.01, 0.02, np.nan], 0.1, (0, 0.065)),
         ([np.nan], 0.1, (0, 1)),
     ],
 )
-def test_an_axis_uses_its_room(values, least, ends):
+def test_an_axis_is_as_narrow_as_its_values_allow(values, least, ends):
     assert share_limits(values, least) == pytest.approx(ends)
 
 
-def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_is(metrics, tmp_path):
+def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, tmp_path):
     for title in ("Loss", "Validation"):
         assert "kept, epoch 2" in words_of(picture_of(metrics, title))
     assert page_of(metrics).count("whose adapter is used: the one with the lowest validation loss") == 2
@@ -779,8 +782,8 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_is(metrics, tmp_pa
 def test_calibration_has_the_interval_of_each_bin():
     bins = pd.DataFrame({"probability": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
                          "rows": [40, 41]})  # fmt: skip
-    drawn = draw_reliability(bins, bins[1:], render.ON_WHITE)
-    for axes, expected in zip(drawn.axes, (bins, bins[1:]), strict=True):
+    figure = draw_reliability(bins, bins[1:], render.ON_WHITE)
+    for axes, expected in zip(figure.axes, (bins, bins[1:]), strict=True):
         (bars,) = axes.containers
         ends = [segment[:, 1].tolist() for segment in bars[2][0].get_segments()]
         assert ends == [pytest.approx(pair) for pair in expected[["low", "high"]].to_numpy().tolist()]
@@ -807,10 +810,10 @@ def test_pngs_are_sharp_on_a_dense_screen_and_small(metrics, many_metrics):
     assert (metrics / "report.md").read_text().count('width="500"') == 7
 
 
-def test_data_by_split(two_metrics):
-    found = details(two_metrics)["data"]
+def test_the_table_of_data_has_the_rows_of_each_split(two_metrics):
+    results = details(two_metrics)["data"]
     lines = {line[0]: line[1:] for line in cells_of(page_of(two_metrics), ">Data<")}
-    splits = [found[split] for split in ("train", "validation", "test")]
+    splits = [results[split] for split in ("train", "validation", "test")]
     assert lines["kept"] == ["200", "50", "300"] and lines["truncated"] == ["0", "0", "12"]
     assert lines["duplicates of training rows"] == ["–", "0", "0"]
     assert lines["duplicates of validation rows"] == ["–", "–", "0"]
@@ -829,10 +832,10 @@ def test_many_classes_are_summed_up_in_the_data_table(many_metrics):
 
 
 def test_every_class_has_its_scores_and_rows(two_metrics, many_metrics):
-    found = details(two_metrics)
+    results = details(two_metrics)
     for number, name in enumerate(TWO["classes"]):
-        line = [str(number), name, *(f"{found[model]['f1'][name]:.1%}" for model in ("base", "tuned"))]
-        line += [str(found["data"][split]["classes"][name]) for split in ("test", "train")]
+        line = [str(number), name, *(f"{results[model]['f1'][name]:.1%}" for model in ("base", "tuned"))]
+        line += [str(results["data"][split]["classes"][name]) for split in ("test", "train")]
         assert cells_of(page_of(two_metrics), "All classes")[number] == line
         assert f"| {' | '.join(line)} |" in (two_metrics / "report.md").read_text()
     assert "<details open><summary>All classes" in page_of(two_metrics)
@@ -844,7 +847,7 @@ def test_odd_names_stay_text(odd_metrics):
     page = (odd_metrics / "report.html").read_text()
     assert "name" not in Elements(page).names and "text" not in Elements(page.split("<svg")[0]).names
     for svg in re.findall("<svg.*?</svg>", page, re.DOTALL):
-        xml.etree.ElementTree.fromstring(svg)  # raises where a name has broken out
+        xml.etree.ElementTree.fromstring(svg)  # raises an error if a name is not escaped
     assert {'a "quoted" <name> & more', "$\\frac$", "Ärger über Größe"} <= set(
         words_of(picture_of(odd_metrics, "Confusion"))
     )
@@ -860,7 +863,7 @@ def test_a_class_without_rows_is_a_caution(odd_metrics):
     assert lines["not tested"][4] == "0" and lines["not trained"][5] == "0"
 
 
-def test_long_texts_are_cut_with_a_sign_on_the_page_alone(odd_metrics):
+def test_long_texts_are_cut_with_an_ellipsis_only_on_the_page(odd_metrics):
     rows = json.loads((odd_metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
     cases = pd.read_csv(odd_metrics / "cases.csv")
     assert [row[1][2] for row in rows] == [f"{text[:600]}…" for text in cases["text_label"]]
@@ -894,7 +897,7 @@ def test_the_page_has_as_many_rows_as_fit(monkeypatch, tmp_path, most, character
 
 
 def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
-    """With texts as long as the page takes so many of; around the rows it has 0.3 MB."""
+    """The texts have the greatest length at which the page takes 10,000 rows. The rest of the page has 0.3 MB."""
     rng = np.random.default_rng(0)
     gold, tuned = rng.integers(0, 3, (2, 100_000))
     task = Task(LABELS, ("premise", "hypothesis"), "premise")
@@ -908,23 +911,23 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     assert len(json.loads(page)) == 10_000 and len(page) < 4_700_000
 
 
-def test_the_likeliest_classes_of_a_row(many_metrics):
+def test_the_page_has_the_three_most_probable_classes_of_a_row(many_metrics):
     row = json.loads((many_metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])[5]
-    for model, found in (("base", row[-2]), ("tuned", row[-1])):
-        made = pd.read_parquet(many_metrics.parent / f"outs/results/{model}/predictions.parquet").loc[5]
-        shares = made[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
+    for model, top in (("base", row[-2]), ("tuned", row[-1])):
+        prediction = pd.read_parquet(many_metrics.parent / f"outs/results/{model}/predictions.parquet").loc[5]
+        shares = prediction[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
         best = np.argsort(-shares, kind="stable")[:3]
-        assert found[::2] == best.tolist() and found[1::2] == np.round(shares[best] * 100).astype(int).tolist()
+        assert top[::2] == best.tolist() and top[1::2] == np.round(shares[best] * 100).astype(int).tolist()
     assert "the 3 most probable classes, with the model" in page_of(many_metrics)
 
 
-def test_cases_of_many_classes_have_no_column_for_each(two_metrics, many_metrics):
+def test_cases_of_many_classes_have_no_column_for_each_class(two_metrics, many_metrics):
     few, many = (pd.read_csv(metrics / "cases.csv", nrows=1).columns for metrics in (two_metrics, many_metrics))
     assert {"base_p_ham", "tuned_p_spam", "tuned_probability"} <= set(few)
     assert {"gold", "tuned", "base_probability", "tuned_probability"} <= set(many) and not any("_p_" in c for c in many)
 
 
-def test_77_classes_in_under_20_seconds_and_2_mb(many_metrics):
+def test_77_classes_take_under_20_seconds_and_2_mb(many_metrics):
     assert float((many_metrics.parent / "seconds").read_text()) < 20
     assert (many_metrics / "report.html").stat().st_size < 2_000_000
 
@@ -939,7 +942,7 @@ def test_pictures_are_in_two_columns_of_similar_height(heights, columns):
 
 
 class Elements(html.parser.HTMLParser):
-    """Elements of a page and what they refer to."""
+    """Names of a page's elements, and the addresses that they refer to."""
 
     def __init__(self, page):
         super().__init__()
@@ -953,9 +956,9 @@ class Elements(html.parser.HTMLParser):
         ]
 
 
-def test_nasty_text_stays_text(metrics):
+def test_markup_in_a_text_is_escaped(metrics):
     names = Elements((metrics / "report.html").read_text()).names
-    assert names.count("script") == 2 and "i" not in names  # the data's own and the page's own
+    assert names.count("script") == 2 and "i" not in names  # the data and the page's code
     assert names.count("b") == 3  # of the headline
 
 
@@ -966,11 +969,11 @@ def test_the_page_needs_no_network(metrics):
     assert "default-src 'none'" in page
 
 
-def test_pictures_of_the_markdown_are_there(metrics):
-    shown = re.findall(r'<img src="(.*?)" width="500" alt="', (metrics / "report.md").read_text())
-    assert len(set(shown)) == 7
-    assert {str(path.relative_to(metrics)) for path in metrics.rglob("*.png")} == set(shown)
-    assert all((metrics / path).read_bytes().startswith(b"\x89PNG") for path in shown)
+def test_the_pictures_of_the_markdown_exist(metrics):
+    paths = re.findall(r'<img src="(.*?)" width="500" alt="', (metrics / "report.md").read_text())
+    assert len(set(paths)) == 7
+    assert {str(path.relative_to(metrics)) for path in metrics.rglob("*.png")} == set(paths)
+    assert all((metrics / path).read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
 def test_svg_is_drawn_in_the_colours_of_the_page(metrics):
@@ -980,11 +983,11 @@ def test_svg_is_drawn_in_the_colours_of_the_page(metrics):
     assert not any(colour in page for colour in render.STAND_INS.values())
 
 
-def test_9824_rows_in_under_20_seconds(tmp_path):
+def test_9824_rows_take_under_20_seconds(tmp_path):
     assert seconds_of_analyze(finished_run.make(tmp_path, rows=9824)) < 20
 
 
-def test_analyze_leaves_the_heavy_libraries_alone():
+def test_analyze_imports_no_heavy_library():
     code = "import sys, stages.analyze; print(sorted({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env=stage_env(), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -1001,11 +1004,11 @@ def test_predictions_of_different_rows_are_rejected(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_the_page_in_a_browser(metrics, width):
+def test_a_browser_filters_searches_and_pages_the_rows(metrics, width):
     cases = pd.read_csv(metrics / "cases.csv")
     fixed = cases[(cases["fate"] == "fixed") & (cases["gold"] == "neutral")]
     word = fixed["text_hypothesis"].iloc[0].split()[1]
-    wanted = fixed[
+    matching = fixed[
         (fixed["text_premise"] + "\n" + fixed["text_hypothesis"]).str.lower().str.contains(word.lower(), regex=False)
     ]
     with browser.browser(width) as page:
@@ -1018,8 +1021,8 @@ def test_the_page_in_a_browser(metrics, width):
         )
         expected = []
         for model in ("base", "tuned"):
-            found = cases.loc[0, [f"{model}_p_{name}" for name in LABELS]].astype(float).set_axis(LABELS)
-            expected += [f"{name}\u00a0{round(found[name] * 100)}" for name in found.sort_values(ascending=False).index]
+            row = cases.loc[0, [f"{model}_p_{name}" for name in LABELS]].astype(float).set_axis(LABELS)
+            expected += [f"{name}\u00a0{round(row[name] * 100)}" for name in row.sort_values(ascending=False).index]
         assert shares == expected
         page.click("#next")
         assert page.text("#page") == "page 2 of 5"
@@ -1027,19 +1030,21 @@ def test_the_page_in_a_browser(metrics, width):
         page.click("#class option[value='1']")
         assert page.text("#count") == f"{len(fixed)} of 220 rows"
         page.write("#text", word.upper())
-        assert page.text("#count") == f"{len(wanted)} of 220 rows"
-        shown = page.run("return [...document.querySelectorAll('#cases tbody tr')].map(tr => tr.cells[1].textContent)")
-        assert shown == list(wanted["text_hypothesis"])[:50]
+        assert page.text("#count") == f"{len(matching)} of 220 rows"
+        hypotheses = page.run(
+            "return [...document.querySelectorAll('#cases tbody tr')].map(tr => tr.cells[1].textContent)"
+        )
+        assert hypotheses == list(matching["text_hypothesis"])[:50]
         page.write("#text", "no such words")
         assert page.text("#count") == "0 of 220 rows" and page.text("#page") == "page 1 of 1"
-        assert page.run("return document.documentElement.scrollWidth") <= width  # nothing sticks out
+        assert page.run("return document.documentElement.scrollWidth") <= width  # nothing is wider than the screen
         assert page.log() == []
 
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("task", ["metrics", "odd_metrics", "two_metrics", "many_metrics"])
 def test_the_page_fits_its_screen_and_has_no_gaps(request, task, width):
-    """Beside each other, cards end together; a table that is wider than the screen scrolls by itself."""
+    """Cards in one row end at the same height. A table that is wider than the screen has its own scroll bar."""
     with browser.browser(width) as page:
         page.open(request.getfixturevalue(task) / "report.html")
         page.run("document.querySelectorAll('details').forEach(part => { part.open = true })")

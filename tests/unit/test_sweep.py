@@ -1,4 +1,4 @@
-"""tools.sweep: what `-S` means, what it rejects, and that trainings in one process equal trainings in their own."""
+"""tools.sweep: the meaning of `-S`, rejected values, and trainings in one process that equal those in new processes."""
 
 import gc
 import itertools
@@ -116,7 +116,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def test_trainings_in_one_process_equal_trainings_in_their_own_and_free_their_memory(tmp_path):
+def test_trainings_in_one_process_equal_those_in_new_processes_and_free_their_memory(tmp_path):
     one_process, own_process = (
         {name: prepare(tmp_path / process / name, train__epochs=1, **changes) for name, changes in VARIANTS.items()}
         for process in ("one", "own")

@@ -1,4 +1,4 @@
-"""What a run measured of itself: figures, device, and the joined samples of its stages."""
+"""The measurements of a run: figures, device, and the joined samples of its stages."""
 
 import pandas as pd
 import pytest
