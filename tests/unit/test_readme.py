@@ -176,10 +176,12 @@ def test_the_scores_of_the_demo_are_those_in_its_metrics():
     assert line in README.splitlines()
     (gain,) = re.findall(r"\*\*(\S+ → \S+)\*\*", README)
     assert f"| {gain}, committed in" in REPRODUCIBILITY
-    results = json.loads((RESULTS / "demo-on-h100.json").read_text())
-    base, tuned = (f"{results[name]['accuracy']:.1%}" for name in ("eval_base", "eval_lora"))
+    results = json.loads((RESULTS / "demo-on-h200.json").read_text())
+    base, tuned = (f"{results[name]['accuracy']:.1%}" for name in ("base", "tuned"))
     assert f"| {base} → {tuned} (" in REPRODUCIBILITY
-    assert f"It scores {tuned} on the GPU" in REPRODUCIBILITY and f"and {gain.split()[-1]} on a CPU" in REPRODUCIBILITY
+    digests = [run["adapter_sha256"] for run in json.loads((RESULTS / "h200-twice.json").read_text())["runs"]]
+    assert len(digests) == 4 and digests[::2] == digests[1::2] and "gave the same adapter" in REPRODUCIBILITY
+    assert f"It scores {tuned} on an H200" in REPRODUCIBILITY and f"and {gain.split()[-1]} on a CPU" in REPRODUCIBILITY
 
 
 def test_the_notebooks_figures_are_the_published_ones():
