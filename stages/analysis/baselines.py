@@ -6,7 +6,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from stages.analysis.words import terms
+from stages.analysis.text_terms import terms
 
 SAGA_CELLS = 150_000  # training rows times classes; from this number on, SAGA is used
 SAGA_COEFFICIENTS = 2_000_000  # terms times classes; from this number on, SAGA is used

@@ -5,7 +5,7 @@ import pandas as pd
 
 from stages.analysis import nli
 from stages.analysis.baselines import bag_of_words
-from stages.analysis.words import lengths
+from stages.analysis.text_terms import lengths
 from stages.data.task import Task
 
 FATES = ("fixed", "broken", "both_right", "both_wrong")

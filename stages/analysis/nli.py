@@ -1,6 +1,6 @@
 """Natural language inference: slices of its rows, and the published report's claims, tested on all test rows.
 
-Only this file decides which column is the premise. stages/report/claims.py describes the claims in words.
+Only this file decides which column is the premise. stages/report/published_claims.py describes the claims in words.
 """
 
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ import pandas as pd
 from stages.analysis.baselines import guess_column
 from stages.analysis.intervals import Interval, Share, measure_share, newcombe
 from stages.analysis.slices import Cut, name_shares, quartiles
-from stages.analysis.words import words
+from stages.analysis.text_terms import words
 from stages.data.task import Task
 
 Verdict = Literal["holds", "does not hold", "can't be told"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis.intervals import measure_share
-from stages.analysis.words import length_column
+from stages.analysis.text_terms import length_column
 from stages.data.task import Task
 
 Cut = tuple[Sequence[str], np.ndarray]  # names of the slices, and the number of each row's slice [rows]

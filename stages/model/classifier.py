@@ -130,13 +130,13 @@ def speed_up(model: PreTrainedModel | PeftModel) -> Callable | None:
     On a GPU its layers use the captured step's kernels. On a CPU LoRA computes in the precision of the activations.
 
     Returns:
-        `packed.compute_logits` if the model accepts packed rows, else None.
+        `packed_rows.compute_logits` if the model accepts packed rows, else None.
     """
     if next(model.parameters()).is_cuda and find_spec("triton"):
-        from stages.kernels import fusion, packed
+        from stages.kernels import fusion, packed_rows
 
         fused = fusion.fuse_for_evaluation(model, fusion.dequantized_weights_fit(model))
-        return packed.compute_logits if fused and fusion.takes_packed_rows(model) else None
+        return packed_rows.compute_logits if fused and fusion.takes_packed_rows(model) else None
     dtype = get_base(model).dtype
     for name, parameter in model.named_parameters():
         if "lora_" in name:

@@ -23,8 +23,8 @@ from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import published, tables, wording
 from stages.report.captions import captions
-from stages.report.claims import describe_claims
 from stages.report.formatting import percent, percent_interval
+from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN, tallness
 from stages.report.run_description import RunDescription

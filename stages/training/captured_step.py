@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 
 from stages.data.batching import IGNORE_INDEX
-from stages.kernels import packed
+from stages.kernels import packed_rows
 from stages.kernels.dropout import DropoutMasks
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.fusion import (
@@ -126,7 +126,7 @@ class CapturedStep:
         if "starts" not in batch:
             return self.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
         base = unwrap_peft(self.model)
-        logits = packed.compute_logits(self.model, batch, self.longest)
+        logits = packed_rows.compute_logits(self.model, batch, self.longest)
         return base.loss_function(logits=logits, labels=batch["labels"], pooled_logits=logits, config=base.config)
 
     def _fill_up(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

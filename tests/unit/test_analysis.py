@@ -26,7 +26,7 @@ from stages.analysis import (
     plot_tables,
     significance_tests,
     slices,
-    words,
+    text_terms,
 )
 from stages.analysis.intervals import Interval
 from stages.analysis.results import ParameterCounts, Training
@@ -651,14 +651,14 @@ def test_words_and_characters_of_one_column_are_in_one_bag():
 )
 def test_terms_of_spaced_scripts_are_words_and_their_pairs(text):
     analyze = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]").build_analyzer()
-    assert words.terms(text) == analyze(text)
+    assert text_terms.terms(text) == analyze(text)
 
 
 def test_terms_of_a_script_without_spaces_are_characters_and_runs_of_two_and_three():
-    assert words.terms("iPhone好不好，OK") == [
+    assert text_terms.terms("iPhone好不好，OK") == [
         "iphone", "，", "ok", "， ok", "好", "不", "好", "好不", "不好", "好不好",
     ]  # fmt: skip
-    assert max(map(len, words.terms("很好不好"))) == 3
+    assert max(map(len, text_terms.terms("很好不好"))) == 3
 
 
 def test_a_bag_of_words_of_many_classes_and_rows_beats_chance():
@@ -706,9 +706,9 @@ def test_lengths_are_words_or_characters_in_a_script_without_spaces():
             "both": ["猫在睡", "the cat sleeps on it"],
         }
     )
-    result = words.lengths(texts)
+    result = text_terms.lengths(texts)
     assert result.to_dict("list") == {"words_en": [3, 2], "characters_zh": [7, 12], "words_both": [3, 5]}
-    assert list(words.lengths(pd.DataFrame({"half": ["a cat 猫在"]}))) == ["words_half"], "half are not most"
+    assert list(text_terms.lengths(pd.DataFrame({"half": ["a cat 猫在"]}))) == ["words_half"], "half are not most"
 
 
 def test_slices_by_length_name_what_is_counted():

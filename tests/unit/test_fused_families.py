@@ -74,7 +74,7 @@ def test_a_sliding_window_that_transformers_ignores_is_ignored(tmp_path):
 
 def test_logits_equal_those_of_transformers(manifest):
     from stages.kernels.fusion import fuse_for_evaluation
-    from stages.kernels.packed import compute_logits
+    from stages.kernels.packed_rows import compute_logits
 
     model, (ids, labels) = classifier(manifest).get_base_model().eval(), batch(length=24)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from helpers.tables import CLASSES
 from stages.analysis import nli
 from stages.analysis.intervals import Interval
 from stages.data.task import Task
-from stages.report.claims import describe_claims
+from stages.report.published_claims import describe_claims
 
 NLI = nli.NliTask.from_task(Task(CLASSES, ("premise", "hypothesis"), "premise"))
 
