@@ -76,9 +76,10 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
 def check_same_rows(first: Run, other: Run) -> None:
     """Reject runs with different test rows, classes or columns: their difference would have no meaning."""
     if first.text_columns != other.text_columns:
+        columns = [", ".join(name.removeprefix("text_") for name in run.text_columns) for run in (other, first)]
         raise errors.UserError(
-            f"{other.name}: its texts are {', '.join(other.text_columns)}, but those of {first.name} are "
-            f"{', '.join(first.text_columns)}; compare runs of the same task"
+            f"{other.name}: its text columns are {columns[0]}, but those of {first.name} are {columns[1]}; compare runs "
+            "of the same task, and commit the first one"
         )
     if first.classes and other.classes and first.classes != other.classes:
         raise errors.UserError(
