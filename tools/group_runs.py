@@ -78,8 +78,8 @@ def check_same_rows(first: Run, other: Run) -> None:
     if first.text_columns != other.text_columns:
         columns = [", ".join(name.removeprefix("text_") for name in run.text_columns) for run in (other, first)]
         raise errors.UserError(
-            f"{other.name}: its text columns are {columns[0]}, but those of {first.name} are {columns[1]}; compare runs "
-            "of the same task, and commit the first one"
+            f"{other.name}: its text columns are {columns[0]}, but those of {first.name} are {columns[1]}; compare "
+            "runs of the same task, and commit the first one"
         )
     if first.classes and other.classes and first.classes != other.classes:
         raise errors.UserError(
