@@ -11,7 +11,7 @@ from stages.analysis.multi_seed.comparison import compare_recipes
 from stages.analysis.multi_seed.scores import Recipe
 from stages.report.comparison_page import RecipeComparison, recipe_letter
 from stages.report.render import shorten
-from stages.report.wording import interval_cautions
+from stages.report.wording import interval_warnings
 from stages.runtime import errors
 from tools.read_runs import CASES, INPUTS, Run
 
@@ -63,7 +63,7 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
             *notes,
             *group_notes,
             *note_other_differences(grouped, names),
-            *interval_cautions(class_rows, groups.nunique(), first.params.get("data.group")),
+            *interval_warnings(class_rows, groups.nunique(), first.params.get("data.group")),
         ],
         confidence,
         len(gold),

@@ -17,7 +17,7 @@ import dvc.api
 import pandas as pd
 import yaml
 
-from stages.report.cases import FORMULA_STARTS
+from stages.report.cases import escape_formula
 from stages.runtime import errors, files
 from tools.git import run_git
 
@@ -228,14 +228,10 @@ def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[
     rows = table[[*text_columns, "group"]].assign(
         gold=table["label"].map(names), predicted=table["prediction"].map(names)
     )
+    # As in cases.csv, so that both files of a run have equal texts.
     for column in (*text_columns, "gold", "predicted"):
-        rows[column] = [quote_formula(text) for text in rows[column]]
-    return rows, tuple(map(quote_formula, classes))
-
-
-def quote_formula(text: str) -> str:
-    """Write a text as in cases.csv, where a quote keeps a spreadsheet from reading it as a formula."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+        rows[column] = [escape_formula(text) for text in rows[column]]
+    return rows, tuple(map(escape_formula, classes))
 
 
 def read_cases(name: str, table: bytes, parameters: dict[str, Any]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 from variants import FIXES, VARIANTS  # noqa: E402 - needs the line above
 
 from stages.analysis.multi_seed.comparison import Difference, compare_recipes  # noqa: E402
-from stages.analysis.multi_seed.scores import Recipe, Score, score_recipe  # noqa: E402
+from stages.analysis.multi_seed.scores import MeanScore, Recipe, score_recipe  # noqa: E402
 
 CONFIDENCE = 0.95
 CLASSES = 3
@@ -128,7 +128,7 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def percent(score: Score) -> str:
+def percent(score: MeanScore) -> str:
     return f"{100 * score.value:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})"
 
 

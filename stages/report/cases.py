@@ -57,9 +57,13 @@ def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Put an apostrophe before each text that a spreadsheet would read as a formula, as OWASP advises."""
-    texts = table.select_dtypes(["object", "str"])
-    return table.assign(**texts.map(lambda text: f"'{text}" if text.startswith(FORMULA_STARTS) else text))
+    """Apply `escape_formula` to each text of a table."""
+    return table.assign(**table.select_dtypes(["object", "str"]).map(escape_formula))
+
+
+def escape_formula(text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would read as a formula, as OWASP advises."""
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def confident_errors(cases: pd.DataFrame, task: Task) -> list[ConfidentError]:

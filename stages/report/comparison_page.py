@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, Difference
 from stages.analysis.multi_seed.power import TARGET_POWER
-from stages.analysis.multi_seed.scores import RecipeScores, Score
+from stages.analysis.multi_seed.scores import MeanScore, RecipeScores
 from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
 from stages.report.formatting import percent, percent_interval, points, points_interval, signed_points
@@ -119,7 +119,7 @@ def list_tables(comparison: RecipeComparison) -> list[list[list[str]]]:
 def list_scores(comparison: RecipeComparison) -> list[list[str]]:
     """Header and lines of the table of scores."""
 
-    def format_score(score: Score) -> str:
+    def format_score(score: MeanScore) -> str:
         return f"{percent(score.value)} ({percent_interval((score.low, score.high))})"
 
     lines = [

@@ -117,7 +117,7 @@ def scores_section(results: Results, run: RunDescription) -> Context:
         "numbers": tables.score_table(results),
         "guessed": wording.list_baselines(results.comparison),
         "intervals": wording.explain_intervals(results, group, run.confidence),
-        "interval_cautions": wording.interval_cautions(classes, results.tuned.groups, group),
+        "interval_warnings": wording.interval_warnings(classes, results.tuned.groups, group),
     }
 
 
@@ -130,7 +130,7 @@ def data_section(data: DataSummary, task: Task) -> Context:
     """The rows of each split, and what is wrong with them; the model card has this section too."""
     return {
         "by_split": tables.split_table(data, task),
-        "cautions": find_warnings(data, task.group),
+        "warnings": find_warnings(data, task.group),
         "overlap": wording.no_overlap(data.splits["test"], task.group),
     }
 
@@ -146,12 +146,13 @@ def errors_section(cases: pd.DataFrame, task: Task) -> Context:
 
 def confusions_section(cases: pd.DataFrame, task: Task) -> Context:
     """With few classes, the confusion matrices show all confusions."""
-    few = len(task.classes) <= tables.FEW_CLASSES
+    if len(task.classes) <= tables.FEW_CLASSES:
+        return {"few_classes": True, "confusions": None}
     confusions = {
         "tuned": tables.confusion_table(cases, task, "tuned"),
         "base": tables.confusion_table(cases, task, "base")[:MAX_BASE_CONFUSIONS],
     }
-    return {"few_classes": few, "confusions": None if few else confusions}
+    return {"few_classes": False, "confusions": confusions}
 
 
 def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: RunDescription) -> Context:

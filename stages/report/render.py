@@ -25,7 +25,7 @@ ON_WHITE = {
     "paper": "#ffffff",
 }
 # Placeholder colours of the SVG: `inline` replaces them by CSS variables.
-STAND_INS = {name: f"#0a0b{number:02x}" for number, name in enumerate(ON_WHITE, start=0xC0)}
+PLACEHOLDER_COLOURS = {name: f"#0a0b{number:02x}" for number, name in enumerate(ON_WHITE, start=0xC0)}
 WIDTH = 4.2  # inches; narrow, so that text stays readable on a phone
 SHOWN = 500  # width of a PNG on the page, in pixels
 DENSITY = 2  # pixels of a PNG for each pixel of the page, for dense screens
@@ -60,9 +60,9 @@ def render(draw: Callable[[dict[str, str]], Figure], names: Iterable[str] = ()) 
     with matplotlib.rc_context(style | themed(ON_WHITE)):  # type: ignore[arg-type]  # its hint lists every key
         png = io.BytesIO()
         draw(ON_WHITE).savefig(png, format="png", dpi=SHOWN * DENSITY / WIDTH, facecolor=ON_WHITE["paper"])
-    with matplotlib.rc_context(style | themed(STAND_INS)):  # type: ignore[arg-type]  # its hint lists every key
+    with matplotlib.rc_context(style | themed(PLACEHOLDER_COLOURS)):  # type: ignore[arg-type]  # its hint lists every key
         svg = io.StringIO()
-        draw(STAND_INS).savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        draw(PLACEHOLDER_COLOURS).savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return with_few_colours(png), inline(svg.getvalue())
 
 
@@ -89,7 +89,7 @@ def inline(svg: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1))
-    for name, colour in STAND_INS.items():
+    for name, colour in PLACEHOLDER_COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg.strip()
 

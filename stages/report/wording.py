@@ -66,7 +66,7 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
     )
 
 
-def interval_cautions(classes: dict[str, int], groups: int, group: str | None) -> list[str]:
+def interval_warnings(classes: dict[str, int], groups: int, group: str | None) -> list[str]:
     """Warnings about what the test rows can't show, however wide the intervals are.
 
     Args:
@@ -74,28 +74,28 @@ def interval_cautions(classes: dict[str, int], groups: int, group: str | None) -
         groups: number of groups of rows that are not independent.
         group: `Task.group`.
     """
-    cautions = []
+    warnings = []
     if groups == 1:
         related = f"share one {group}" if group else "have the same texts"
         rows = "There is one test row" if sum(classes.values()) == 1 else f"All test rows {related}"
-        cautions.append(f"{rows}: the accuracy on others can't be estimated.")
+        warnings.append(f"{rows}: the accuracy on others can't be estimated.")
     elif groups < FEW_GROUPS:
         different = f"values of {group}" if group else "different texts"
-        cautions.append(
+        warnings.append(
             f"The test rows have only {groups} {different}. The intervals are rough estimates. They may be too narrow "
             "if such rows are very similar."
         )
     if few := [f"{name} ({rows})" for name, rows in classes.items() if 0 < rows < FEW_ROWS]:
-        cautions.append(
+        warnings.append(
             f"Classes with fewer than {FEW_ROWS} test rows: {_shorten_list(few)}. Their F1 is a rough estimate. The "
             "interval of macro F1 is one too, since every class has the same weight in it."
         )
     if missing := [name for name, rows in classes.items() if not rows]:
-        cautions.append(
+        warnings.append(
             f"Classes without test rows: {_shorten_list(missing)}. Their F1 is unknown. Macro F1 leaves out those that "
             "the model never predicts, and counts the others as 0."
         )
-    return cautions
+    return warnings
 
 
 def _shorten_list(names: list[str]) -> str:

@@ -209,7 +209,7 @@ class ClassifierTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def _compare_ranks(self) -> None:
-        """Raise RuntimeError if ranks have different weights: rank 0's alone are saved, and no later check finds it."""
+        """Raise RuntimeError if ranks have different weights: only rank 0's are saved, and no later check finds it."""
         if distributed.world_size() > 1:
             weights = [weight.detach() for weight in self.classifier.parameters() if weight.requires_grad]
             checksums = distributed.all_gather([checksum(weight) for weight in weights])

@@ -113,7 +113,7 @@ def run_module(request: dict[str, Any]) -> None:
 def run_alone(request: dict[str, Any]) -> None:
     """`run_module` with its output in two files. The stages that DVC starts run in forks of this process.
 
-    DVC is a fork itself, and requests its stages by a socket. So a stage does not inherit DVC's state.
+    DVC is a fork itself, and requests its stages by a socket, so that a stage does not inherit DVC's state.
     """
     sys.stdin = open(request["stdin"])  # noqa: SIM115
     redirect(request["stdout"], 1)

@@ -805,7 +805,7 @@ def test_one_column_has_one_cut_by_length_and_truncated_rows_are_a_slice():
     cut = slices.cuts(table, np.array([0.6, 0.8, 0.95]), Task(("no", "yes"), ("text",), None), {})
     assert list(cut) == ["class", "words in text", "at max_length", "probability"]
     assert cut["at max_length"][1].tolist() == [0, 0, 1]
-    assert cut["probability"][0] == ["up to 70%", "70% to 90%", "over 90%"], "of two classes none is under a half"
+    assert cut["probability"][0] == ["up to 70%", "70% to 90%", "over 90%"], "two classes: from a half up"
 
 
 def test_calibration_bins_hold_enough_rows():
@@ -858,15 +858,15 @@ def test_a_small_difference_is_not_written_as_0(gap, expected):
 
 
 def test_warnings_about_the_intervals():
-    assert wording.interval_cautions({"a": 10, "b": 500}, 10, None) == []
-    (caution,) = wording.interval_cautions({"a": 10, "b": 500}, 9, "author")
-    assert caution.startswith("The test rows have only 9 values of author. ")
-    (caution,) = wording.interval_cautions({"a": 10, "b": 500, "not tested": 0}, 510, None)
-    assert caution.startswith("Classes without test rows: not tested. Their F1 is unknown. ")
-    (caution,) = wording.interval_cautions({"a": 9, "b": 500}, 509, "premise")
-    assert caution.startswith("Classes with fewer than 10 test rows: a (9). ")
-    (caution,) = wording.interval_cautions({str(name): 2 for name in range(8)}, 16, None)
-    assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in caution
-    (caution,) = wording.interval_cautions({"a": 50, "b": 50}, 1, "author")
-    assert caution == "All test rows share one author: the accuracy on others can't be estimated."
-    assert wording.interval_cautions({"a": 1}, 1, None)[0].startswith("There is one test row: ")
+    assert wording.interval_warnings({"a": 10, "b": 500}, 10, None) == []
+    (warning,) = wording.interval_warnings({"a": 10, "b": 500}, 9, "author")
+    assert warning.startswith("The test rows have only 9 values of author. ")
+    (warning,) = wording.interval_warnings({"a": 10, "b": 500, "not tested": 0}, 510, None)
+    assert warning.startswith("Classes without test rows: not tested. Their F1 is unknown. ")
+    (warning,) = wording.interval_warnings({"a": 9, "b": 500}, 509, "premise")
+    assert warning.startswith("Classes with fewer than 10 test rows: a (9). ")
+    (warning,) = wording.interval_warnings({str(name): 2 for name in range(8)}, 16, None)
+    assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in warning
+    (warning,) = wording.interval_warnings({"a": 50, "b": 50}, 1, "author")
+    assert warning == "All test rows share one author: the accuracy on others can't be estimated."
+    assert wording.interval_warnings({"a": 1}, 1, None)[0].startswith("There is one test row: ")

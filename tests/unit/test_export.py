@@ -199,8 +199,10 @@ def test_rows_of_another_task_are_rejected(merged, tmp_path, monkeypatch, task, 
 
 
 def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsys):
-    """The pipeline reads them as training did. In a text it would read the name of a special token as the token. Such a
-    row is left out, and the code in the card rejects it."""
+    """The pipeline reads them as training did. It would read a special token's name in a text as the token.
+
+    `export` leaves such a row out, and the code in the card rejects it.
+    """
     template = "<|endoftext|>{premise}<|endoftext|>{hypothesis}\nLabel:"
     premises = ["A man is sleeping.", "Two <|endoftext|> dogs.", "A girl is reading. " * 60]
     rows = pd.DataFrame({"text_premise": premises, "text_hypothesis": "A man is awake.", "label": [0, 1, 2]})

@@ -433,7 +433,7 @@ SEEDS = [((1,), (1,)), ((1, 2), (1, 2)), ((1, 2), (3, 4)), ((1, 2), (3, 4, 5)), 
 @pytest.mark.parametrize("trained", SEEDS, ids=str)
 @pytest.mark.parametrize("rows", [1, 50])
 def test_with_one_group_of_rows_no_difference_is_significant(trained, rows):
-    """Nor is one with a single row. Another group could show the opposite, however large the difference is."""
+    """A single row is a single group too. Another group could show the opposite, however large the difference is."""
     gold = np.zeros(rows, dtype=int)
     gold[rows // 2 :] = rows > 1
     first, other = (

@@ -980,7 +980,7 @@ def test_svg_is_drawn_in_the_colours_of_the_page(metrics):
     page = (metrics / "report.html").read_text()
     for name in ("ink", "muted", "line", "base", "tuned"):
         assert f"var(--{name})" in page and f"--{name}:" in page
-    assert not any(colour in page for colour in render.STAND_INS.values())
+    assert not any(colour in page for colour in render.PLACEHOLDER_COLOURS.values())
 
 
 def test_9824_rows_take_under_20_seconds(tmp_path):

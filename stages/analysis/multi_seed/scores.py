@@ -30,7 +30,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Score:
+class MeanScore:
     """The mean score of a recipe's trainings, with its interval."""
 
     value: float
@@ -52,9 +52,9 @@ class RecipeScores:
 
     name: str
     seeds: tuple[int, ...]
-    accuracy: Score
-    f1_weighted: Score
-    f1_macro: Score
+    accuracy: MeanScore
+    f1_weighted: MeanScore
+    f1_macro: MeanScore
     seed_accuracies: tuple[float, ...]
     seed_deviation: float
     row_standard_error: float
@@ -77,7 +77,7 @@ def score_recipe(recipe: Recipe, gold: np.ndarray, groups: np.ndarray, classes: 
     )
 
 
-def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) -> Score:
+def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) -> MeanScore:
     """Accuracy over trainings, with a Wilson interval. Its number of rows is the number that, if independent, would
     give the same variance.
 
@@ -86,12 +86,12 @@ def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) ->
         groups: rows of the same group are not independent, [rows].
     """
     value, rows = float(correct.mean()), correct.shape[1] / effect_over_seeds(correct, groups, confidence)
-    return Score(value, *wilson(value * rows, rows, confidence))
+    return MeanScore(value, *wilson(value * rows, rows, confidence))
 
 
 def mean_f1(
     gold: np.ndarray, predictions: np.ndarray, groups: np.ndarray, classes: int, confidence: float
-) -> list[Score]:
+) -> list[MeanScore]:
     """Weighted and macro F1 over trainings. The intervals use their mean confusion matrix and their variance.
 
     Args:
@@ -105,7 +105,7 @@ def mean_f1(
         adjusted = effect_over_seeds(values, groups, confidence)
         effect = design_effect(values.mean(axis=0), groups)
         value = float(values.mean())
-        scores.append(Score(value, *f1_interval(value, confusion, average, adjusted, effect, confidence)))
+        scores.append(MeanScore(value, *f1_interval(value, confusion, average, adjusted, effect, confidence)))
     return scores
 
 
