@@ -164,6 +164,7 @@ class Train(Section):
     freeze_head: bool
     class_weights: Literal["balanced"] | None
     keep: Literal["best", "last"]
+    calibrate: bool
     gradient_checkpointing: bool
     cuda_graphs: bool
     dequantize_once: Literal["auto"] | bool
@@ -173,8 +174,19 @@ class Eval(Section):
     batch_size: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=65536)]
 
 
+Reference = Literal["majority_class", "bag_of_words", "zero_shot", "probe", "untrained_head"]
+
+
+def _check_references(names: list[Reference]) -> list[Reference]:
+    if len(set(names)) < len(names):
+        raise ValueError("must name each reference once")
+    return names
+
+
 class Analysis(Section):
     confidence: Annotated[float, BeforeValidator(_reject_bool), Field(gt=0.5, lt=1, allow_inf_nan=False)]
+    references: Annotated[list[Reference], AfterValidator(_check_references)]
+    texts: Literal["all", "errors", "none"]
 
 
 class Params(Section):
