@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from stages.analysis.case_table import FATES
+from stages.analysis.case_table import OUTCOMES
 from stages.analysis.comparison import Comparison
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
@@ -22,18 +22,20 @@ from stages.data.data_warnings import find_warnings
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import published, tables, wording
+from stages.report.alarms import find_alarms
 from stages.report.captions import captions
 from stages.report.formatting import percent, percent_interval
 from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN, tallness
 from stages.report.run_description import RunDescription
+from stages.report.wording import REFERENCE_NAMES
 
 Context = dict[str, Any]  # {name in a template: value}
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_BASE_CONFUSIONS = 5
+MAX_REFERENCE_CONFUSIONS = 5
 CAPTION_HEIGHT = 0.25  # of a picture's title, caption and frame, in widths of a column
-FATE_NAMES = {
+OUTCOME_NAMES = {
     "fixed": "corrected by tuning",
     "broken": "broken by tuning",
     "both_right": "right both times",
@@ -87,25 +89,26 @@ def build_context(
         pictures: {name: (PNG bytes, SVG text)}.
     """
     return {
-        **headline_section(results, run),
+        **headline_section(results, cases, run),
         **scores_section(results, run),
         **classes_section(results, plot_tables),
         **data_section(results.data, run.task),
         **recipe_section(results.data, run),
-        **errors_section(cases, run.task),
-        **confusions_section(cases, run.task),
+        **errors_section(cases, results.comparison.best, run.task),
+        **confusions_section(cases, results.comparison.best, run.task),
         **pictures_section(pictures, usage, run),
         **published_section(results, usage, plot_tables["epochs"], run),
         **rows_section(cases, results.comparison, run.task),
     }
 
 
-def headline_section(results: Results, run: RunDescription) -> Context:
+def headline_section(results: Results, cases: pd.DataFrame, run: RunDescription) -> Context:
     return {
         "model": run.model.short_name,
         "data": run.data.short_name,
         "level": wording.confidence_level(run.confidence),
         "headline": wording.headline(results.comparison, run.confidence),
+        "alarms": find_alarms(cases, results.comparison, REFERENCE_NAMES[results.comparison.best], run.task),
     }
 
 
@@ -115,14 +118,14 @@ def scores_section(results: Results, run: RunDescription) -> Context:
     return {
         "lead": wording.choose_lead(results),
         "numbers": tables.score_table(results),
-        "guessed": wording.list_baselines(results.comparison),
+        "guessed": wording.list_references(results.comparison),
         "intervals": wording.explain_intervals(results, group, run.confidence),
         "interval_warnings": wording.interval_warnings(classes, results.tuned.groups, group),
     }
 
 
 def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame]) -> Context:
-    slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("base", "tuned"))
+    slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("reference", "tuned"))
     return {"by_class": tables.class_table(results), "slices": list(zip(*slices, strict=True))}
 
 
@@ -140,17 +143,17 @@ def recipe_section(data: DataSummary, run: RunDescription) -> Context:
     return {"facts": key_facts(data, run), "recipe": recipe(data, run)}
 
 
-def errors_section(cases: pd.DataFrame, task: Task) -> Context:
-    return {"errors": page_rows.confident_errors(cases, task), "columns": task.columns}
+def errors_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
+    return {"errors": page_rows.confident_errors(cases, reference, task), "columns": task.columns}
 
 
-def confusions_section(cases: pd.DataFrame, task: Task) -> Context:
+def confusions_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
     """With few classes, the confusion matrices show all confusions."""
     if len(task.classes) <= tables.FEW_CLASSES:
         return {"few_classes": True, "confusions": None}
     confusions = {
         "tuned": tables.confusion_table(cases, task, "tuned"),
-        "base": tables.confusion_table(cases, task, "base")[:MAX_BASE_CONFUSIONS],
+        "reference": tables.confusion_table(cases, task, reference)[:MAX_REFERENCE_CONFUSIONS],
     }
     return {"few_classes": False, "confusions": confusions}
 
@@ -196,12 +199,12 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Con
     """The table of test rows with its filters."""
     filters = page_rows.filters(cases, NliTask.from_task(task))
     return {
-        "fates": {fate: (FATE_NAMES[fate], getattr(comparison, fate)) for fate in FATES},
+        "outcomes": {key: (OUTCOME_NAMES[key], getattr(comparison.outcomes, key)) for key in OUTCOMES},
         "filters": {name: int(rows.sum()) for name, rows in filters.items()},
         "classes": task.classes,
         "columns_json": page_rows.names_as_json(task.columns),
         "classes_json": page_rows.names_as_json(task.classes),
-        "rows_json": page_rows.rows_as_json(cases, filters, task),
+        "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task),
         "all_rows": len(cases),
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
         "legend": page_rows.legend(len(task.classes)),

@@ -13,12 +13,12 @@ from stages.report.run_description import RunDescription
 
 LOSSES = ("train_loss", "validation_loss")
 Format = str | Callable[[float], str]
-# (name, format, key): published.json has the keys of details.json, and `usage` has those of measurements/stages.json.
+# (name, format, key): of details.json, `usage` of measurements/stages.json. published.json has the same keys.
 FIGURES: tuple[tuple[str, Format, str], ...] = (
     ("test rows", "{:,}", "tuned.rows"),
-    ("accuracy, base", percent, "base.accuracy"),
+    ("accuracy, base", percent, "comparison.references.untrained_head.accuracy"),
     ("accuracy, tuned", percent, "tuned.accuracy"),
-    ("weighted F1, base", percent, "base.f1_weighted"),
+    ("weighted F1, base", percent, "comparison.references.untrained_head.f1_weighted"),
     ("weighted F1, tuned", percent, "tuned.f1_weighted"),
     ("stored parameters, base", "{:,}", "base.parameters.stored"),
     ("stored parameters, with LoRA", "{:,}", "train.parameters.stored"),
@@ -30,6 +30,16 @@ FIGURES: tuple[tuple[str, Format, str], ...] = (
     ("best epoch", "{}", "train.best_epoch"),
     ("validation loss of that epoch", "{:.3f}", "train.validation_loss"),
 )
+
+
+def is_published_task(run: RunDescription) -> bool:
+    """Whether a run has the model and the data of the published report, from the hub or from a copy."""
+
+    def last(name: str) -> str:
+        return name.rstrip("/").rpartition("/")[2].casefold()
+
+    published = run.published
+    return last(run.model.name) == last(published["model"]) and last(run.data.name) == last(published["data"])
 
 
 def explain_published(published: dict[str, Any], rows: int) -> str:
