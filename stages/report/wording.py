@@ -70,7 +70,8 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
         f"function, with the bias subtracted. Rows that {related} are not independent. Therefore counts are "
         f"divided by the design effect (accuracy {tuned:.2f}, difference from the best reference {gain:.2f}). If there "
         "are few groups of such rows, Student's t widens the intervals further. The p of a difference in accuracy is "
-        "the largest of three McNemar tests: exact by rows, exact by groups of such rows, and the score test that matches Tango's interval."
+        "the largest of three McNemar tests: exact by rows, exact by groups of such rows, and the score test that "
+        "matches Tango's interval."
     )
 
 
