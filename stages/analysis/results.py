@@ -96,7 +96,7 @@ def _scores_json(model: ModelScores, parameters: ParameterCounts) -> dict[str, A
     counts = {"rows": model.rows, "groups": model.groups, "design_effect": model.design_effect}
     return (
         counts
-        | _items_json((metric.key, scores[metric.key]) for metric in metrics.METRICS)
+        | _items_json((metric.key, scores[metric.key]) for metric in metrics.METRICS if metric.key in scores)
         | {"parameters": _json(parameters)}
     )
 

@@ -1,6 +1,6 @@
 """Title and caption of each picture."""
 
-from stages.analysis.metrics import BINS, MIN_BIN_ROWS
+from stages.analysis.calibration import BINS, MIN_BIN_ROWS
 from stages.analysis.usage import RunUsage
 from stages.data.task import Task
 from stages.report.figures.accuracy import LOWEST_CLASSES

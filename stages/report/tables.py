@@ -23,11 +23,11 @@ def score_table(results: Results) -> list[tuple[str, list[tuple[str, str | None]
     """(title, [(value, interval or None) of the tuned model]) of each metric."""
     table = []
     for metric in metrics.METRICS:
-        if isinstance(metric, Metric):
+        if isinstance(metric, Metric) and metric.key in results.tuned.scores:
             write, write_interval = FORMS[metric.form]
-            scores = [results.tuned.scores[metric.key]] if metric.key in results.tuned.scores else []
-            cells = [(write(s.value), write_interval(s.interval) if s.interval else None) for s in scores]
-            table.append((metric.title, cells))
+            score = results.tuned.scores[metric.key]
+            cell = (write(score.value), write_interval(score.interval) if score.interval else None)
+            table.append((metric.title, [cell]))
     return table
 
 

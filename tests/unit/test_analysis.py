@@ -580,43 +580,6 @@ def test_macro_f1_leaves_out_a_class_that_is_neither_gold_nor_predicted():
     assert math.isnan(result.class_scores["f1"]["contradiction"])
 
 
-def test_reliability_by_hand():
-    right = np.array([True, False, True, True])
-    bins = metrics.reliability(right, np.array([0.4, 0.35, 0.95, 1.0]))  # 0.4 is the upper end of its bin
-    assert list(bins["rows"]) == [0, 0, 0, 2, 0, 0, 0, 0, 0, 2]
-    assert bins["accuracy"][[3, 9]] == pytest.approx([0.5, 1])
-    assert bins["probability"][[3, 9]] == pytest.approx([0.375, 0.975])
-    assert np.isnan(bins["accuracy"][0])
-    assert metrics.calibration_error(bins) == pytest.approx(0.5 * 0.125 + 0.5 * 0.025)
-
-
-def test_the_outer_bins_hold_0_and_values_rounded_above_1():
-    bins = metrics.reliability(np.array([True, False, True]), np.array([0.0, 0.05, 1 + 1e-7]))
-    assert list(bins["rows"]) == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
-    assert bins["accuracy"][[0, 9]].tolist() == [0.5, 1]
-
-
-def test_calibration_error_against_a_loop():
-    rng = np.random.default_rng(3)
-    confidence = rng.uniform(1 / 3, 1, 500)
-    right = rng.random(500) < confidence**2
-    expected = 0
-    for low in np.arange(10) / 10:
-        inside = (confidence > low) & (confidence <= low + 0.1)
-        if inside.any():
-            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    assert metrics.calibration_error(metrics.reliability(right, confidence)) == pytest.approx(expected)
-
-
-def test_brier():
-    rng = np.random.default_rng(4)
-    gold, shares = rng.integers(0, 3, 50), rng.dirichlet([1, 1, 1], 50)
-    reference = sklearn_metrics.brier_score_loss(gold, shares, labels=[0, 1, 2], scale_by_half=False)
-    assert metrics.brier(gold, shares) == pytest.approx(reference)
-    assert metrics.brier(np.array([2]), np.array([[0, 0, 1.0]])) == 0
-    assert metrics.brier(np.array([2]), np.array([[1.0, 0, 0]])) == 2
-
-
 def test_majority_class_takes_the_first_of_equals():
     assert references.find_majority_class(np.array([1, 2, 2, 1])) == 1
     assert references.find_majority_class(np.array([2])) == 2
@@ -879,20 +842,6 @@ def test_one_column_has_one_cut_by_length_and_truncated_rows_are_a_slice():
     assert list(cut) == ["class", "words in text", "at max_length", "probability"]
     assert cut["at max_length"][1].tolist() == [0, 0, 1]
     assert cut["probability"][0] == ["up to 70%", "70% to 90%", "over 90%"], "two classes: from a half up"
-
-
-def test_calibration_bins_hold_enough_rows():
-    rng = np.random.default_rng(3)
-    sure = np.concatenate([rng.uniform(0.5, 0.9, 60), rng.uniform(0.99, 1, 940)])
-    right = rng.random(1000) < sure
-    bins = metrics.calibration_curve(right, sure, np.arange(1000), 0.95)
-    assert len(bins) == metrics.BINS and bins["rows"].sum() == 1000
-    assert bins["rows"].between(95, 105).all()
-    assert ((bins["low"] <= bins["accuracy"]) & (bins["accuracy"] <= bins["high"])).all()
-    first = np.sort(sure)[: bins["rows"][0]]
-    assert bins["probability"][0] == pytest.approx(first.mean())
-    assert len(metrics.calibration_curve(right[:59], sure[:59], np.arange(59), 0.95)) == 1
-    assert len(metrics.calibration_curve(right, np.ones(1000), np.arange(1000), 0.95)) == 1, "equal ones share a bin"
 
 
 @pytest.mark.parametrize("share, expected", [

@@ -42,7 +42,7 @@ def render_results(
         "validation": partial(draw_validation, tables["epochs"], kept_epoch),
         "confusion": partial(draw_confusion, base, tuned, task.classes),
         "slices": partial(draw_slices, *select_slices(tables["slices_reference"], tables["slices_tuned"])),
-        "reliability": partial(draw_reliability, tables["reliability_tuned"]),
+        "reliability": partial(draw_reliability, tables["reliability_tuned"], tables.get("reliability_uncalibrated")),
     }
     names = (*task.classes, *task.columns)
     return {name: render(draw, names) for name, draw in drawings.items()}
