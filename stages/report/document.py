@@ -3,14 +3,13 @@
 Each section is a function that returns what the templates show of it.
 """
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stages.analysis.case_table import FATES
 from stages.analysis.comparison import Comparison
@@ -26,13 +25,13 @@ from stages.report.captions import captions
 from stages.report.formatting import percent, percent_interval
 from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
-from stages.report.render import SHOWN, tallness
+from stages.report.render import SHOWN
 from stages.report.run_description import RunDescription
 
 Context = dict[str, Any]  # {name in a template: value}
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BASE_CONFUSIONS = 5
-CAPTION_HEIGHT = 0.25  # of a picture's title, caption and frame, in widths of a column
+MAX_UNBROKEN = 24  # characters of a name in a Markdown table without a place to break
 FATE_NAMES = {
     "fixed": "corrected by tuning",
     "broken": "broken by tuning",
@@ -61,7 +60,9 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(percent=percent, interval=percent_interval, text=escape_markdown)
+    templates.filters.update(
+        percent=percent, interval=percent_interval, text=escape_markdown, cell=escape_cell, breakable=breakable
+    )
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return templates
 
@@ -69,6 +70,17 @@ def environment() -> jinja2.Environment:
 def escape_markdown(value: str) -> str:
     """Text of the data inside Markdown: markup is escaped, and line breaks become spaces."""
     return re.sub(r"[\\`*<|\[\]~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(value.split()))
+
+
+def escape_cell(name: str) -> str:
+    """`escape_markdown` for a name in a table. A long name may break after each underscore, or it widens the table."""
+    long = any(len(word) > MAX_UNBROKEN for word in name.split())
+    return escape_markdown(name).replace("_", "_<wbr>") if long else escape_markdown(name)
+
+
+def breakable(name: str) -> Markup:
+    """A name or a sentence in HTML. Names such as `card_not_working` may break after each underscore or slash."""
+    return Markup(re.sub("[_/]", r"\g<0><wbr>", str(escape(name))))
 
 
 def build_context(
@@ -130,6 +142,7 @@ def data_section(data: DataSummary, task: Task) -> Context:
     """The rows of each split, and what is wrong with them; the model card has this section too."""
     return {
         "by_split": tables.split_table(data, task),
+        "alarms": [],
         "warnings": find_warnings(data, task.group),
         "overlap": wording.no_overlap(data.splits["test"], task.group),
     }
@@ -147,19 +160,16 @@ def errors_section(cases: pd.DataFrame, task: Task) -> Context:
 def confusions_section(cases: pd.DataFrame, task: Task) -> Context:
     """With few classes, the confusion matrices show all confusions."""
     if len(task.classes) <= tables.FEW_CLASSES:
-        return {"few_classes": True, "confusions": None}
+        return {"confusions": None}
     confusions = {
         "tuned": tables.confusion_table(cases, task, "tuned"),
         "base": tables.confusion_table(cases, task, "base")[:MAX_BASE_CONFUSIONS],
     }
-    return {"few_classes": False, "confusions": confusions}
+    return {"confusions": confusions}
 
 
 def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: RunDescription) -> Context:
-    """With many classes, the confusion matrices are in a section of their own."""
-    few = len(run.task.classes) <= tables.FEW_CLASSES
     titles = captions(run.task, run.params, usage.train)
-    heights = {name: tallness(pictures[name][1]) for name in titles if few or name != "confusion"}
     return {
         "pictures": {
             name: {
@@ -171,25 +181,23 @@ def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: 
             for name, (title, caption) in titles.items()
         },
         "picture_width": SHOWN,
-        "picture_columns": in_two_columns(heights),
     }
 
 
 def published_section(results: Results, usage: Usage, epochs: pd.DataFrame, run: RunDescription) -> Context:
-    """The published report's claims and figures, for NLI only."""
-    if results.claims is None:
-        return {"nli": None}
+    """The published report's claims and figures, if the run has its base model and its data."""
+    if results.claims is None or not published.has_same_sources(run):
+        return {"published": None}
     claims, level = describe_claims(results.claims), wording.confidence_level(run.confidence)
     section = {
-        "published": run.published,
         "explained": published.explain_published(run.published, results.tuned.rows),
         "claims": claims,
         "claims_note": f"Each of these {len(claims)} claims is tested at {level} by itself, not all of them at once.",
-        "differences": published.find_differences(run),
+        "figures_note": published.explain_figures(run.published),
         "figures": published.compare_figures(run.published, results, usage),
         "epochs": published.compare_epochs(run.published, epochs),
     }
-    return {"nli": section}
+    return {"published": section}
 
 
 def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Context:
@@ -206,23 +214,6 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Con
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
         "legend": page_rows.legend(len(task.classes)),
     }
-
-
-def in_two_columns(heights: dict[str, float]) -> list[list[str]]:
-    """Distribute pictures over two columns as evenly as possible. The first picture is in the first column.
-
-    Args:
-        heights: of the pictures in the order of the page, in widths of a column.
-    """
-    first, *others = heights
-    total = sum(heights.values()) + CAPTION_HEIGHT * len(heights)
-
-    def unevenness(names: tuple[str, ...]) -> float:
-        return abs(total - 2 * sum(heights[name] + CAPTION_HEIGHT for name in (first, *names)))
-
-    subsets = itertools.chain.from_iterable(itertools.combinations(others, n) for n in range(len(others) + 1))
-    left = {first, *min(subsets, key=unevenness)}
-    return [[name for name in heights if name in left], [name for name in heights if name not in left]]
 
 
 def label_svg(svg: str, title: str) -> Markup:
