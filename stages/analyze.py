@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import nli
-from stages.analysis.case_table import build_case_table
+from stages.analysis.case_table import build_case_table, find_outcomes
 from stages.analysis.comparison import compare_models
 from stages.analysis.metrics import Predictions, score_model
 from stages.analysis.plot_tables import build_plot_tables
@@ -18,7 +18,7 @@ from stages.analysis.usage import RunUsage, Usage, join_samples
 from stages.data.data_summary import DataSummary
 from stages.data.task import Task
 from stages.report import cases as page_rows
-from stages.report import document, figures, model_card
+from stages.report import document, figures, model_card, published
 from stages.report.run_description import RunDescription, Source
 from stages.runtime import errors, files, params
 from stages.runtime.stage_table import GPU_STAGES
@@ -31,7 +31,8 @@ class Inputs:
     """What the earlier stages wrote.
 
     Attributes:
-        base, tuned: predictions of the same rows in the same order.
+        base: the predictions of the references that need the language model.
+        tuned: the tuned model's predictions of the same rows in the same order.
         tokenized: {"train", "test"}: some columns of the rows.
         epochs, steps: the training's history.
         summaries: summary.json of "base", "train" and "tuned".
@@ -52,9 +53,11 @@ def main() -> None:
     samples = join_samples({stage: load_samples(name) for stage, name in GPU_STAGES.items()})
     run = describe_run(p, task, usage)
 
-    cases = build_case_table(inputs.base, inputs.tuned, inputs.tokenized, task)
-    results = compute_results(inputs, cases, task, p.analysis.confidence)
-    plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, task, p.analysis.confidence)
+    cases = build_case_table(inputs.base, inputs.tuned, inputs.tokenized, task, p.analysis.references)
+    results = compute_results(inputs, cases, run)
+    best = results.comparison.best
+    cases["outcome"] = find_outcomes(cases["gold"], cases[best], cases["tuned"])
+    plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, best, task, p.analysis.confidence)
     pictures = figures.render_results(results, plot_tables, cases, task)
     usage_picture = figures.render_usage(samples, usage.train.on_gpu)
     context = document.build_context(results, usage, cases, plot_tables, pictures | {"usage": usage_picture}, run)
@@ -65,7 +68,7 @@ def main() -> None:
     write_plots(plot_tables)
     write_figures(pictures)
     files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", model_card.build_adapter_card(results, run))
+    files.write_text("metrics/model_card.md", model_card.build_adapter_card(results, cases, run))
 
     # Measurements of this run, and files that include measurements.
     files.write_json("metrics/summary.json", results.summarize() | usage.summarize())
@@ -118,16 +121,16 @@ def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
     )
 
 
-def compute_results(inputs: Inputs, cases: pd.DataFrame, task: Task, confidence: float) -> Results:
-    nli_task, summaries = nli.NliTask.from_task(task), inputs.summaries
+def compute_results(inputs: Inputs, cases: pd.DataFrame, run: RunDescription) -> Results:
+    task, confidence, summaries = run.task, run.confidence, inputs.summaries
+    nli_task = nli.NliTask.from_task(task) if published.is_published_task(run) else None
     return Results(
         data=inputs.data,
-        base=score_model(Predictions.from_table(inputs.base, task, confidence)),
         base_parameters=ParameterCounts(**summaries["base"]["parameters"]),
         training=Training.from_history(summaries["train"], inputs.epochs),
         tuned=score_model(Predictions.from_table(inputs.tuned, task, confidence)),
         tuned_parameters=ParameterCounts(**summaries["tuned"]["parameters"]),
-        comparison=compare_models(cases, inputs.tokenized["train"]["label"].to_numpy(), task, confidence),
+        comparison=compare_models(cases, task, confidence),
         claims=nli.check_claims(cases, nli_task, confidence) if nli_task else None,
     )
 

@@ -1,35 +1,48 @@
-"""The case table: every test row with the predictions of both models and of the baselines."""
+"""The case table: every test row with the predictions of the tuned model and of the references."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from stages.analysis import nli
-from stages.analysis.baselines import bag_of_words
+from stages.analysis.bag_of_words import BAG_OF_WORDS, predict_by_words
+from stages.analysis.references import OF_LANGUAGE_MODEL, find_majority_class
 from stages.analysis.text_terms import lengths
+from stages.data.data_summary import find_duplicates
 from stages.data.task import Task
 
-FATES = ("fixed", "broken", "both_right", "both_wrong")
+OUTCOMES = ("fixed", "broken", "both_right", "both_wrong")
 
 
 def build_case_table(
-    base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.DataFrame], task: Task
+    base: pd.DataFrame, tuned: pd.DataFrame, tokenized: dict[str, pd.DataFrame], task: Task, references: Sequence[str]
 ) -> pd.DataFrame:
-    """Join predictions, probabilities, the baselines' predictions, text lengths and the fate of each test row.
+    """Join predictions, probabilities, the references' predictions and text lengths of each test row.
 
     Args:
         base, tuned: predictions of the same rows in the same order.
-        tokenized: {"train", "test"}: the rows. The baselines learn from the training rows.
+        tokenized: {"train", "test"}: the rows. The references without a language model learn from the training rows.
+        references: `analysis.references`.
+
+    Returns:
+        one line for each test row: `row`, texts, `group`, `gold`, `truncated`, `in_train` (a duplicate of a training
+        row), a prediction for each reference that was computed, `tuned`, its probabilities, lengths, traits of NLI.
     """
-    texts, train_texts = restore_column_names(base, task), restore_column_names(tokenized["train"], task)
-    cases = base[["row", *task.text_columns, "group"]].assign(gold=base["label"])
+    texts, train_texts = restore_column_names(tuned, task), restore_column_names(tokenized["train"], task)
+    train_gold = tokenized["train"]["label"].to_numpy()
+    cases = tuned[["row", *task.text_columns, "group"]].assign(gold=tuned["label"])
     cases["truncated"] = tokenized["test"]["truncated"].to_numpy()
-    for model, table in (("base", base), ("tuned", tuned)):
-        probabilities = table[task.probability_columns]
-        cases[model] = table["prediction"]
-        cases = cases.join(probabilities.set_axis(probability_columns(model, task), axis="columns"))
-        cases[f"{model}_probability"] = probabilities.max(axis=1)
-    cases = cases.assign(**bag_of_words(train_texts, tokenized["train"]["label"].to_numpy(), texts))
-    cases["fate"] = fates(cases["gold"], cases["base"], cases["tuned"])
+    cases["in_train"] = find_duplicates(tuned, tokenized["train"], task)
+    if "majority_class" in references:
+        cases["majority_class"] = find_majority_class(train_gold)
+    if BAG_OF_WORDS in references:
+        cases = cases.assign(**predict_by_words(train_texts, train_gold, texts))
+    cases = cases.join(base[[name for name in OF_LANGUAGE_MODEL if name in base]])
+    probabilities = tuned[task.probability_columns]
+    cases["tuned"] = tuned["prediction"]
+    cases = cases.join(probabilities.set_axis(probability_columns(task), axis="columns"))
+    cases["tuned_probability"] = probabilities.max(axis=1)
     cases = cases.join(lengths(texts))
     nli_task = nli.NliTask.from_task(task)
     return cases.join(nli.traits(texts, nli_task)) if nli_task else cases
@@ -40,14 +53,16 @@ def restore_column_names(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     return table[task.text_columns].set_axis(list(task.columns), axis="columns")
 
 
-def probability_columns(model: str, task: Task) -> list[str]:
-    """The columns with a model's probabilities; model: "base" or "tuned"."""
-    return [f"{model}_{name}" for name in task.probability_columns]
+def probability_columns(task: Task) -> list[str]:
+    """The columns with the tuned model's probabilities."""
+    return [f"tuned_{name}" for name in task.probability_columns]
 
 
-def fates(gold: np.ndarray, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
-    """What tuning did to each row: one of `FATES`, [rows]."""
-    base_right, tuned_right = np.asarray(base) == gold, np.asarray(tuned) == gold
+def find_outcomes(gold: np.ndarray, reference: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    """What tuning did to each row, compared with a reference: one of `OUTCOMES`, [rows]."""
+    reference_right, tuned_right = np.asarray(reference) == gold, np.asarray(tuned) == gold
     return np.select(
-        [~base_right & tuned_right, base_right & ~tuned_right, base_right & tuned_right], FATES[:3], default=FATES[3]
+        [~reference_right & tuned_right, reference_right & ~tuned_right, reference_right & tuned_right],
+        OUTCOMES[:3],
+        default=OUTCOMES[3],
     )

@@ -54,6 +54,30 @@ class Predictions:
             confidence=confidence,
         )
 
+    @classmethod
+    def from_cases(cls, cases: pd.DataFrame, name: str, task: Task, confidence: float) -> Self:
+        """Predictions from a column of the case table. They have no probabilities."""
+        return cls(
+            gold=cases["gold"].to_numpy(),
+            predicted=cases[name].to_numpy(),
+            probabilities=np.empty((len(cases), 0)),
+            groups=cases["group"].to_numpy(),
+            classes=task.classes,
+            confidence=confidence,
+        )
+
+    @property
+    def accuracy(self) -> "Estimate":
+        return Estimate(float(self.right.mean()), self.accuracy_interval())
+
+    @property
+    def f1_weighted(self) -> "Estimate":
+        return Estimate(float(f1_weighted(self.counts)), self.f1_interval(WEIGHTED))
+
+    @property
+    def f1_macro(self) -> "Estimate":
+        return Estimate(float(f1_macro(self.counts)), self.f1_interval(MACRO))
+
     @cached_property
     def right(self) -> np.ndarray:
         """Whether each prediction is right, bool [rows]."""

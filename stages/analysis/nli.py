@@ -9,7 +9,7 @@ from typing import Literal, Self
 import numpy as np
 import pandas as pd
 
-from stages.analysis.baselines import guess_column
+from stages.analysis.bag_of_words import column_of_bag
 from stages.analysis.intervals import Interval, Share, measure_share, newcombe
 from stages.analysis.slices import Cut, name_shares, quartiles
 from stages.analysis.text_terms import words
@@ -129,10 +129,10 @@ class AnswerClaim(ShareClaim):
 
 @dataclass(frozen=True)
 class HypothesisClaim(ShareClaim):
-    """Where exactly one of tuned model and hypothesis-only baseline is right, it is the tuned model in `share`."""
+    """Where exactly one of the model and the hypothesis-only classifier is right, it is the model in `share`."""
 
-    tuned_accuracy: float
-    baseline_accuracy: float
+    model_accuracy: float
+    hypothesis_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -157,21 +157,35 @@ class NeutralClaim(GapClaim):
 
 
 @dataclass(frozen=True)
+class UnawareClaim(HypothesisClaim):
+    """The claim that the base does not know how the two sentences relate.
+
+    Where exactly one of probe and hypothesis-only classifier is right, it is the second one in `share`. The probe reads
+    the frozen base's state after both sentences. An untrained head says nothing about the base.
+    """
+
+    zero_shot_accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Claims:
     """The published report's claims. Each holds if its whole interval is above the bar, and fails if it is below.
 
-    If the bar is inside the interval, these rows can't tell.
+    If the bar is inside the interval, these rows can't tell. A claim is None if `analysis.references` lacks what it
+    needs.
     """
 
-    base_answers_one_class: AnswerClaim
-    tuning_fixes_most: ShareClaim
+    base_answers_one_class: AnswerClaim | None
+    base_is_unaware: UnawareClaim | None
+    tuning_fixes_most: ShareClaim | None
     neutral_is_hardest: NeutralClaim
     high_overlap_pulls_to_entailment: GapClaim
     low_overlap_fails: GapClaim
-    premise_is_read: HypothesisClaim
+    premise_is_read: HypothesisClaim | None
 
     def verdicts(self) -> dict[str, Verdict]:
-        return {field.name: getattr(self, field.name).verdict for field in fields(self)}
+        claims = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: claim.verdict for name, claim in claims.items() if claim}
 
 
 def check_claims(cases: pd.DataFrame, nli: NliTask, confidence: float) -> Claims:
@@ -181,10 +195,13 @@ def check_claims(cases: pd.DataFrame, nli: NliTask, confidence: float) -> Claims
         cases: from `build_case_table`.
         confidence: of the intervals, such as 0.95.
     """
-    base, tuned, gold = cases["base"], cases["tuned"], cases["gold"]
+    tuned, gold = cases["tuned"], cases["gold"]
     low, high = overlap_ends(cases)
-    tuned_right, baseline_right = tuned == gold, cases[guess_column(nli.hypothesis)] == gold
+    tuned_right = tuned == gold
     not_entailment, pulled = gold != nli.entailment, tuned == nli.entailment
+    untrained, probe, zero_shot, hypothesis_only = (
+        cases.get(name) for name in ("untrained_head", "probe", "zero_shot", column_of_bag(nli.hypothesis))
+    )
 
     def measure(hits: pd.Series) -> Share:
         return measure_share(hits.to_numpy(), cases["group"][hits.index], confidence)
@@ -193,18 +210,35 @@ def check_claims(cases: pd.DataFrame, nli: NliTask, confidence: float) -> Claims
         shares = measure(inside), measure(outside)
         return *shares, *newcombe(*shares)
 
-    answer = np.bincount(base, minlength=len(nli.classes)).argmax()
+    def compare_with_hypothesis_only(predicted: pd.Series | None) -> HypothesisClaim | None:
+        if predicted is None or hypothesis_only is None:
+            return None
+        right, other_right = predicted == gold, hypothesis_only == gold
+        return HypothesisClaim(measure(right[right != other_right]), MOST, right.mean(), other_right.mean())
+
+    def check_one_class(predicted: pd.Series) -> AnswerClaim:
+        answer = np.bincount(predicted, minlength=len(nli.classes)).argmax()
+        return AnswerClaim(measure(predicted == answer), ALMOST_ALL, nli.classes[answer])
+
+    def check_unaware() -> UnawareClaim | None:
+        if probe is None or hypothesis_only is None:
+            return None
+        right, other_right = probe == gold, hypothesis_only == gold
+        return UnawareClaim(
+            measure(other_right[right != other_right]), MOST, right.mean(), other_right.mean(),
+            None if zero_shot is None else (zero_shot == gold).mean(),
+        )  # fmt: skip
+
     errors = {name: ~tuned_right[gold == number] for number, name in enumerate(nli.classes)}
     neutral_errors = errors.pop(nli.classes[nli.neutral])
     rival = max((name for name in errors if len(errors[name])), key=lambda name: errors[name].mean(), default=None)
     rival_errors = errors[rival] if rival else neutral_errors[:0]
     return Claims(
-        AnswerClaim(measure(base == answer), ALMOST_ALL, nli.classes[answer]),
-        ShareClaim(measure(tuned_right[base != gold]), MOST),
+        None if untrained is None else check_one_class(untrained),
+        check_unaware(),
+        None if untrained is None else ShareClaim(measure(tuned_right[untrained != gold]), MOST),
         NeutralClaim(*measure_gap(neutral_errors, rival_errors), rival),
         GapClaim(*measure_gap(pulled[not_entailment & high], pulled[not_entailment & ~high])),
         GapClaim(*measure_gap(~tuned_right[low], ~tuned_right[~low])),
-        HypothesisClaim(
-            measure(tuned_right[tuned_right != baseline_right]), MOST, tuned_right.mean(), baseline_right.mean()
-        ),
+        compare_with_hypothesis_only(tuned),
     )

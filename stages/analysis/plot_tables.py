@@ -11,25 +11,27 @@ MAX_STEPS = 1000  # points of the curve by step
 
 
 def build_plot_tables(
-    cases: pd.DataFrame, epochs: pd.DataFrame, steps: pd.DataFrame, task: Task, confidence: float
+    cases: pd.DataFrame, epochs: pd.DataFrame, steps: pd.DataFrame, reference: str, task: Task, confidence: float
 ) -> dict[str, pd.DataFrame]:
     """All tables by name.
 
     Args:
         cases: from `build_case_table`.
         epochs, steps: the training's history.
+        reference: the best one, whose answers are shown next to the tuned model's.
         confidence: of the intervals, such as 0.95.
     """
     names, nli_cuts = dict(enumerate(task.classes)), nli.cuts(cases) if nli.NliTask.from_task(task) else {}
+    probability, groups = cases["tuned_probability"], cases["group"]
+    cuts = slices.cuts(cases, probability, task, nli_cuts)
     tables = {"epochs": epochs, "steps": thin_curve(steps, MAX_STEPS)}
-    for model in ("base", "tuned"):
-        right, probability = cases[model] == cases["gold"], cases[f"{model}_probability"]
+    for model, column in (("reference", reference), ("tuned", "tuned")):
+        right = cases[column] == cases["gold"]
         tables[f"confusion_{model}"] = pd.DataFrame(
-            {"actual": cases["gold"].map(names), "predicted": cases[model].map(names)}
+            {"actual": cases["gold"].map(names), "predicted": cases[column].map(names)}
         )
-        tables[f"reliability_{model}"] = calibration_curve(right, probability, cases["group"], confidence)
-        cuts = slices.cuts(cases, probability, task, nli_cuts)
-        tables[f"slices_{model}"] = slices.measure_slices(cuts, right, cases["group"], confidence)
+        tables[f"slices_{model}"] = slices.measure_slices(cuts, right, groups, confidence)
+    tables["reliability_tuned"] = calibration_curve(cases["tuned"] == cases["gold"], probability, groups, confidence)
     return tables
 
 

@@ -49,11 +49,10 @@ class Results:
     """All results of a run. Equal inputs give equal results.
 
     Attributes:
-        claims: the published report's claims, tested on this run; None if the task is not NLI.
+        claims: the published report's claims, tested on this run; None if it has another task than the report.
     """
 
     data: DataSummary
-    base: ModelScores
     base_parameters: ParameterCounts
     training: Training
     tuned: ModelScores
@@ -66,7 +65,7 @@ class Results:
         claims = {"claims": self.claims.verdicts()} if self.claims else {}
         return {
             "data": self.data.to_json(),
-            "base": _scores_json(self.base, self.base_parameters),
+            "base": {"parameters": _json(self.base_parameters)},
             "train": _json(self.training),
             "tuned": _scores_json(self.tuned, self.tuned_parameters),
             "comparison": _json(self.comparison) | claims,
@@ -78,13 +77,14 @@ class Results:
         DVC sorts them by name. So names start with the kind of score, and come before the names of memory and seconds
         (`usage.Usage.summarize`).
         """
+        metric, best = self.comparison.metric, self.comparison.best_reference
         return {
-            "accuracy_base": self.base.accuracy.value,
-            "accuracy_gain": self.comparison.accuracy_gain.value,
-            "accuracy_tuned": self.tuned.accuracy.value,
-            "f1_base": self.base.f1_weighted.value,
-            "f1_macro_tuned": self.tuned.f1_macro.value,  # the report leads with it if classes are uneven
-            "f1_tuned": self.tuned.f1_weighted.value,
+            "accuracy": self.tuned.accuracy.value,
+            "calibration_error": self.tuned.scores["calibration_error"].value,
+            "f1_macro": self.tuned.f1_macro.value,
+            "f1_weighted": self.tuned.f1_weighted.value,
+            f"gain_{metric}": best.difference.value,
+            f"best_reference_{metric}": best.lead(metric).value,
             "loss_train": self.training.train_loss,
             "loss_validation": self.training.validation_loss,
             "parameters_trained": self.training.parameters.trainable,

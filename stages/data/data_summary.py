@@ -153,6 +153,14 @@ def summarize_split(
 
 def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> Overlap:
     """Count the rows that have a duplicate in another split, and of the rest those that share a group with it."""
+    duplicate = find_duplicates(rows, others, task)
+    if task.group is None:
+        return Overlap(int(duplicate.sum()))
+    return Overlap(int(duplicate.sum()), int((_is_in(rows["group"], others["group"]) & ~duplicate).sum()))
+
+
+def find_duplicates(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> np.ndarray:
+    """Whether each row has the same texts as a row of another split, bool [rows]."""
     numbered = rows.assign(place=np.arange(len(rows)))
     candidates, other_candidates = numbered, others
     # Rows without an equal in one column are removed first: an index of all of SNLI's texts takes 0.4 GB.
@@ -166,9 +174,7 @@ def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> Overl
     )
     duplicate = np.zeros(len(rows), dtype=bool)
     duplicate[candidates["place"][texts.isin(other_texts)]] = True
-    if task.group is None:
-        return Overlap(int(duplicate.sum()))
-    return Overlap(int(duplicate.sum()), int((_is_in(rows["group"], others["group"]) & ~duplicate).sum()))
+    return duplicate
 
 
 def _is_in(values: pd.Series, others: pd.Series) -> np.ndarray:

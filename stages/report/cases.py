@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from stages.analysis.baselines import ALL_COLUMNS, guess_column
+from stages.analysis.bag_of_words import column_of_bag
 from stages.analysis.case_table import probability_columns
 from stages.analysis.nli import NliTask, overlap_ends
+from stages.analysis.references import REFERENCES
 from stages.data.task import Task
 from stages.report.tables import FEW_CLASSES
 
@@ -30,14 +31,14 @@ class ConfidentError:
 
     Attributes:
         texts: (column, text) pairs.
-        gold, base, tuned: names of classes.
+        gold, reference, tuned: names of classes; the reference is the best one.
         probability: the tuned model's probability of its class.
     """
 
     row: int
     texts: list[tuple[str, str]]
     gold: str
-    base: str
+    reference: str
     tuned: str
     probability: float
 
@@ -49,10 +50,10 @@ def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
     probabilities.
     """
     names = dict(enumerate(task.classes))
-    class_columns = ["gold", "base", "tuned", ALL_COLUMNS, *map(guess_column, task.columns)]
-    labels = {column: cases[column].map(names) for column in class_columns}
+    class_columns = ["gold", "tuned", *REFERENCES, *map(column_of_bag, task.columns)]
+    labels = {column: cases[column].map(names) for column in class_columns if column in cases}
     many = len(task.classes) > FEW_CLASSES
-    excluded = [*probability_columns("base", task), *probability_columns("tuned", task)] if many else []
+    excluded = probability_columns(task) if many else []
     return escape_formulas(cases.assign(**labels).drop(columns=["group", *excluded]))
 
 
@@ -66,7 +67,7 @@ def escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def confident_errors(cases: pd.DataFrame, task: Task) -> list[ConfidentError]:
+def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[ConfidentError]:
     """The tuned model's errors with the highest probability, the highest first."""
     wrong = cases[cases["tuned"] != cases["gold"]]
     max_text = MAX_ERROR_TEXT // len(task.columns)
@@ -79,7 +80,7 @@ def confident_errors(cases: pd.DataFrame, task: Task) -> list[ConfidentError]:
                 for column, text in zip(task.columns, task.text_columns, strict=True)
             ],
             gold=task.classes[case["gold"]],
-            base=task.classes[case["base"]],
+            reference=task.classes[case[reference]],
             tuned=task.classes[case["tuned"]],
             probability=float(case["tuned_probability"]),
         )
@@ -106,9 +107,9 @@ def filters(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
     return {name: np.asarray(rows) for name, rows in passes.items()}
 
 
-def rows_as_json(cases: pd.DataFrame, filters: dict[str, np.ndarray], task: Task) -> Markup:
-    """The rows of the page as JSON, a list for each: row, texts, gold, base, tuned, fate, filters (one bit per filter),
-    and the most probable classes of base and of tuned as [class, percent, class, percent, …].
+def rows_as_json(cases: pd.DataFrame, filters: dict[str, np.ndarray], reference: str, task: Task) -> Markup:
+    """The rows of the page as JSON, a list for each: row, texts, gold, reference, tuned, outcome, filters (one bit per
+    filter), and the tuned model's most probable classes as [class, percent, class, percent, …].
 
     Args:
         filters: from `filters`.
@@ -116,9 +117,9 @@ def rows_as_json(cases: pd.DataFrame, filters: dict[str, np.ndarray], task: Task
     bits = sum((rows.astype(int) * 2**place for place, rows in enumerate(filters.values())), np.zeros(len(cases), int))
     table = cases.assign(filters=bits).iloc[select_rows(cases, count_page_rows(cases, task))]
     texts = [[cut_text(text, MAX_TEXT) for text in row] for row in table[task.text_columns].to_numpy().tolist()]
-    columns = [table[name].tolist() for name in ("gold", "base", "tuned", "fate", "filters")]
-    classes = [most_probable(table[probability_columns(model, task)].to_numpy()) for model in ("base", "tuned")]
-    return script_json(list(zip(table["row"].tolist(), texts, *columns, *classes, strict=True)))
+    columns = [table[name].tolist() for name in ("gold", reference, "tuned", "outcome", "filters")]
+    classes = most_probable(table[probability_columns(task)].to_numpy())
+    return script_json(list(zip(table["row"].tolist(), texts, *columns, classes, strict=True)))
 
 
 def select_rows(cases: pd.DataFrame, count: int) -> np.ndarray:
@@ -155,7 +156,7 @@ def most_probable(probabilities: np.ndarray) -> list[list[int]]:
 def legend(classes: int) -> str:
     """How to read the predictions in the table; classes: their number."""
     class_names = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
-    return f"✓ right, ✗ wrong. Below each prediction: {class_names}, with the model's probability of each in percent."
+    return f"✓ right, ✗ wrong. Below the tuned model's: {class_names}, with its probability of each in percent."
 
 
 def script_json(value: Any) -> Markup:

@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from stages.analysis.case_table import FATES
+from stages.analysis.case_table import OUTCOMES
 from stages.analysis.comparison import Comparison
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
@@ -21,18 +21,20 @@ from stages.data.data_warnings import find_warnings
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import published, tables, wording
+from stages.report.alarms import find_alarms
 from stages.report.captions import captions
 from stages.report.formatting import percent, percent_interval
 from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN
 from stages.report.run_description import RunDescription
+from stages.report.wording import REFERENCE_NAMES
 
 Context = dict[str, Any]  # {name in a template: value}
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_BASE_CONFUSIONS = 5
+MAX_REFERENCE_CONFUSIONS = 5
 MAX_UNBROKEN = 24  # characters of a name in a Markdown table without a place to break
-FATE_NAMES = {
+OUTCOME_NAMES = {
     "fixed": "corrected by tuning",
     "broken": "broken by tuning",
     "both_right": "right both times",
@@ -100,12 +102,13 @@ def build_context(
     """
     return {
         **headline_section(results, run),
+        **alarms_section(results, cases, run.task),
         **scores_section(results, run),
         **classes_section(results, plot_tables),
         **data_section(results.data, run.task),
         **recipe_section(results.data, run),
-        **errors_section(cases, run.task),
-        **confusions_section(cases, run.task),
+        **errors_section(cases, results.comparison.best, run.task),
+        **confusions_section(cases, results.comparison.best, run.task),
         **pictures_section(pictures, usage, run),
         **published_section(results, usage, plot_tables["epochs"], run),
         **rows_section(cases, results.comparison, run.task),
@@ -121,20 +124,25 @@ def headline_section(results: Results, run: RunDescription) -> Context:
     }
 
 
+def alarms_section(results: Results, cases: pd.DataFrame, task: Task) -> Context:
+    """What makes the scores mean less than they seem to; the model card has this section too."""
+    return {"alarms": find_alarms(cases, results.comparison, REFERENCE_NAMES[results.comparison.best], task)}
+
+
 def scores_section(results: Results, run: RunDescription) -> Context:
     """The scores of both models with notes on their intervals; the model card has this section too."""
     group, classes = run.task.group, results.data.splits["test"].classes
     return {
         "lead": wording.choose_lead(results),
         "numbers": tables.score_table(results),
-        "guessed": wording.list_baselines(results.comparison),
+        "guessed": wording.list_references(results.comparison),
         "intervals": wording.explain_intervals(results, group, run.confidence),
         "interval_warnings": wording.interval_warnings(classes, results.tuned.groups, group),
     }
 
 
 def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame]) -> Context:
-    slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("base", "tuned"))
+    slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("reference", "tuned"))
     return {"by_class": tables.class_table(results), "slices": list(zip(*slices, strict=True))}
 
 
@@ -142,7 +150,6 @@ def data_section(data: DataSummary, task: Task) -> Context:
     """The rows of each split, and what is wrong with them; the model card has this section too."""
     return {
         "by_split": tables.split_table(data, task),
-        "alarms": [],
         "warnings": find_warnings(data, task.group),
         "overlap": wording.no_overlap(data.splits["test"], task.group),
     }
@@ -153,17 +160,17 @@ def recipe_section(data: DataSummary, run: RunDescription) -> Context:
     return {"facts": key_facts(data, run), "recipe": recipe(data, run)}
 
 
-def errors_section(cases: pd.DataFrame, task: Task) -> Context:
-    return {"errors": page_rows.confident_errors(cases, task), "columns": task.columns}
+def errors_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
+    return {"errors": page_rows.confident_errors(cases, reference, task), "columns": task.columns}
 
 
-def confusions_section(cases: pd.DataFrame, task: Task) -> Context:
+def confusions_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
     """With few classes, the confusion matrices show all confusions."""
     if len(task.classes) <= tables.FEW_CLASSES:
         return {"confusions": None}
     confusions = {
         "tuned": tables.confusion_table(cases, task, "tuned"),
-        "base": tables.confusion_table(cases, task, "base")[:MAX_BASE_CONFUSIONS],
+        "reference": tables.confusion_table(cases, task, reference)[:MAX_REFERENCE_CONFUSIONS],
     }
     return {"confusions": confusions}
 
@@ -186,7 +193,7 @@ def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: 
 
 def published_section(results: Results, usage: Usage, epochs: pd.DataFrame, run: RunDescription) -> Context:
     """The published report's claims and figures, if the run has its base model and its data."""
-    if results.claims is None or not published.has_same_sources(run):
+    if results.claims is None:
         return {"published": None}
     claims, level = describe_claims(results.claims), wording.confidence_level(run.confidence)
     section = {
@@ -204,12 +211,12 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Con
     """The table of test rows with its filters."""
     filters = page_rows.filters(cases, NliTask.from_task(task))
     return {
-        "fates": {fate: (FATE_NAMES[fate], getattr(comparison, fate)) for fate in FATES},
+        "outcomes": {key: (OUTCOME_NAMES[key], getattr(comparison.outcomes, key)) for key in OUTCOMES},
         "filters": {name: int(rows.sum()) for name, rows in filters.items()},
         "classes": task.classes,
         "columns_json": page_rows.names_as_json(task.columns),
         "classes_json": page_rows.names_as_json(task.classes),
-        "rows_json": page_rows.rows_as_json(cases, filters, task),
+        "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task),
         "all_rows": len(cases),
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
         "legend": page_rows.legend(len(task.classes)),

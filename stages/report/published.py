@@ -14,12 +14,12 @@ from stages.report.run_description import RunDescription
 
 LOSSES = ("train_loss", "validation_loss")
 Format = str | Callable[[float], str]
-# (name, format, key): published.json has the keys of details.json, and `usage` has those of measurements/stages.json.
+# (name, format, key): of details.json, `usage` of measurements/stages.json. published.json has the same keys.
 FIGURES: tuple[tuple[str, Format, str], ...] = (
     ("test rows", "{:,}", "tuned.rows"),
-    ("accuracy, base", percent, "base.accuracy"),
+    ("accuracy, untrained head", percent, "comparison.references.untrained_head.accuracy"),
     ("accuracy, tuned", percent, "tuned.accuracy"),
-    ("weighted F1, base", percent, "base.f1_weighted"),
+    ("weighted F1, untrained head", percent, "comparison.references.untrained_head.f1_weighted"),
     ("weighted F1, tuned", percent, "tuned.f1_weighted"),
     ("stored parameters, base", "{:,}", "base.parameters.stored"),
     ("stored parameters, with LoRA", "{:,}", "train.parameters.stored"),
@@ -33,10 +33,10 @@ FIGURES: tuple[tuple[str, Format, str], ...] = (
 )
 
 
-def has_same_sources(run: RunDescription) -> bool:
-    """Whether a run has the published report's base model and data. A local copy may be in any folder."""
-    names = (run.model.short_name, run.data.short_name)
-    return names == tuple(Path(run.published[key]).name for key in ("model", "data"))
+def is_published_task(run: RunDescription) -> bool:
+    """Whether a run has the base model and the data of the published report, from the hub or from a local copy."""
+    pairs = ((run.model, run.published["model"]), (run.data, run.published["data"]))
+    return all(source.short_name.casefold() == Path(name).name.casefold() for source, name in pairs)
 
 
 def explain_published(published: dict[str, Any], rows: int) -> str:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from stages.analysis.intervals import Share
-from stages.analysis.nli import Claims, GapClaim, Verdict
+from stages.analysis.nli import Claims, GapClaim, UnawareClaim, Verdict
 from stages.report.formatting import gap_with_interval, percent, share_with_interval
 
 
@@ -14,18 +14,25 @@ class ClaimText(NamedTuple):
 
 
 def describe_claims(claims: Claims) -> list[ClaimText]:
-    answers, neutral, premise = claims.base_answers_one_class, claims.neutral_is_hardest, claims.premise_is_read
+    answers, unaware, fixes = claims.base_answers_one_class, claims.base_is_unaware, claims.tuning_fixes_most
+    neutral, premise = claims.neutral_is_hardest, claims.premise_is_read
     texts = (
         (
             answers,
-            "The base model answers almost one class",
-            f"{share_with_interval(answers.share)} of the base's answers are {answers.answer}. "
+            "The base model with an untrained head answers almost one class",
+            answers
+            and f"{share_with_interval(answers.share)} of its answers are {answers.answer}. "
             f"Almost one class means {answers.bar:.0%} or more.",
         ),
         (
-            claims.tuning_fixes_most,
-            "Tuning fixes most of the base's mistakes",
-            f"Tuning corrects {share_with_interval(claims.tuning_fixes_most.share)} of the base's errors.",
+            unaware,
+            "The base model is unaware of the relation between the sentences",
+            unaware and _describe_unaware(unaware),
+        ),
+        (
+            fixes,
+            "Tuning fixes most of the mistakes of the base with an untrained head",
+            fixes and f"Tuning corrects {share_with_interval(fixes.share)} of its errors.",
         ),
         (
             neutral,
@@ -57,12 +64,22 @@ def describe_claims(claims: Claims) -> list[ClaimText]:
         (
             premise,
             "The tuned model beats a classifier that reads only the hypothesis",
-            f"A classifier that reads only the hypothesis has an accuracy of {percent(premise.baseline_accuracy)}, the "
-            f"tuned model of {percent(premise.tuned_accuracy)}. Where exactly one of them is right, it is the tuned "
-            f"model in {share_with_interval(premise.share)}.",
+            premise
+            and f"A classifier that reads only the hypothesis has an accuracy of "
+            f"{percent(premise.hypothesis_accuracy)}, the tuned model of {percent(premise.model_accuracy)}. Where "
+            f"exactly one of them is right, it is the tuned model in {share_with_interval(premise.share)}.",
         ),
     )
-    return [ClaimText(title, claim.verdict, evidence) for claim, title, evidence in texts]
+    return [ClaimText(title, claim.verdict, evidence) for claim, title, evidence in texts if claim and evidence]
+
+
+def _describe_unaware(claim: UnawareClaim) -> str:
+    zero_shot = "" if claim.zero_shot_accuracy is None else f" Zero-shot reaches {percent(claim.zero_shot_accuracy)}."
+    return (
+        f"A linear probe on the frozen base has an accuracy of {percent(claim.model_accuracy)}, a classifier that "
+        f"reads only the hypothesis of {percent(claim.hypothesis_accuracy)}. Where exactly one of them is right, it is "
+        f"the second one in {share_with_interval(claim.share)}.{zero_shot}"
+    )
 
 
 def _compare(

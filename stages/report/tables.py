@@ -20,12 +20,12 @@ FORMS = {"percent": (percent, percent_interval), "number": (number, number_inter
 
 
 def score_table(results: Results) -> list[tuple[str, list[tuple[str, str | None]]]]:
-    """(title, [(value, interval or None) of base, of tuned]) of each metric."""
+    """(title, [(value, interval or None) of the tuned model]) of each metric."""
     table = []
     for metric in metrics.METRICS:
         if isinstance(metric, Metric):
             write, write_interval = FORMS[metric.form]
-            scores = [model.scores[metric.key] for model in (results.base, results.tuned)]
+            scores = [results.tuned.scores[metric.key]] if metric.key in results.tuned.scores else []
             cells = [(write(s.value), write_interval(s.interval) if s.interval else None) for s in scores]
             table.append((metric.title, cells))
     return table
@@ -34,10 +34,9 @@ def score_table(results: Results) -> list[tuple[str, list[tuple[str, str | None]
 def class_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """The scores and rows of each class: (headings, a list of cells for each class)."""
     columns = [
-        (f"{metric.title}, {name}", model.class_scores[metric.key])
+        (metric.title, results.tuned.class_scores[metric.key])
         for metric in metrics.METRICS
         if isinstance(metric, ClassMetric)
-        for name, model in (("base", results.base), ("tuned", results.tuned))
     ]
     rows = [results.data.splits[split].classes for split in ("test", "train")]
     lines = []
@@ -91,7 +90,7 @@ def confusion_table(cases: pd.DataFrame, task: Task, model: str) -> list[tuple[s
 
     Args:
         cases: from `build_case_table`.
-        model: "base" or "tuned".
+        model: "tuned" or a reference.
     """
     confusions = most_frequent_confusions(confusion_counts(cases["gold"], cases[model], len(task.classes)))
     return [

@@ -2,16 +2,25 @@
 
 from dataclasses import dataclass
 
-from stages.analysis.comparison import Baseline, Comparison
+from stages.analysis.comparison import Comparison, ReferenceScores
 from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
+from stages.analysis.leading_metric import TITLES
 from stages.analysis.metrics import Score
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
 from stages.report.formatting import percent, percent_interval, points, points_interval
 
 MAX_CLASSES = 5  # by name; further ones are counted
-UNEVEN_RATIO = 3  # classes are uneven if the most frequent has more than this many times the rows of the rarest
+
+
+REFERENCE_NAMES = {
+    "majority_class": "most frequent class",
+    "bag_of_words": "bag of words",
+    "zero_shot": "zero-shot",
+    "probe": "linear probe",
+    "untrained_head": "untrained head",
+}
 
 
 @dataclass(frozen=True)
@@ -23,28 +32,27 @@ class Lead:
     """
 
     title: str
-    base: Score
+    reference_name: str
+    reference: Score
     tuned: Score
     reason: str | None
 
 
 def headline(comparison: Comparison, confidence: float) -> str:
-    """The gain from tuning in two or three sentences."""
-    gain, interval = comparison.accuracy_gain.value, points_interval(comparison.accuracy_gain.interval)
-    if gain:
-        change = f"{'raised' if gain > 0 else 'lowered'} accuracy by {points(gain)} points (interval {interval})."
-    else:
-        change = f"did not change accuracy. Interval of the gain: {interval}."
+    """The verdict in two or three sentences."""
+    difference, outcomes = comparison.best_reference.difference, comparison.outcomes
     return (
-        f"Tuning {change} Of {comparison.rows:,} rows it corrected {comparison.fixed:,} and broke "
-        f"{comparison.broken:,}: {significance(comparison.mcnemar_p, confidence)}."
+        f"{comparison.verdict.capitalize()}: {points(difference.value)} points of {TITLES[comparison.metric]} above "
+        f"the best reference, {REFERENCE_NAMES[comparison.best]} (interval {points_interval(difference.interval)}). "
+        f"Of {comparison.rows:,} rows it corrected {outcomes.fixed:,} and broke {outcomes.broken:,}: "
+        f"{significance(difference.p, confidence)}."
     )
 
 
 def significance(p: float, confidence: float) -> str:
     """Whether a McNemar p is significant at the level of the intervals."""
     value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"{'' if p < 1 - confidence else 'not '}statistically significant ({value}, McNemar test)"
+    return f"{'' if p < 1 - confidence else 'not '}statistically significant ({value})"
 
 
 def confidence_level(confidence: float) -> str:
@@ -54,14 +62,14 @@ def confidence_level(confidence: float) -> str:
 
 def explain_intervals(results: Results, group: str | None, confidence: float) -> str:
     """Which intervals the report shows, and the design effects that widen them; group: `Task.group`."""
-    base, tuned, gain = (part.design_effect for part in (results.base, results.tuned, results.comparison))
+    tuned, gain = results.tuned.design_effect, results.comparison.best_reference.difference.design_effect
     related = f"share the same {group}" if group else "have the same texts"
     return (
         f"All intervals are {confidence_level(confidence)} confidence intervals. Accuracies and shares have Wilson's, "
         "differences between groups of rows Newcombe's, the gain Tango's. F1 has Agresti and Coull's by its influence "
-        f"function, with the bias subtracted. Rows that {related} are not independent. Therefore counts are divided by "
-        f"the design effect (accuracy: base {base:.2f}, tuned {tuned:.2f}; gain {gain:.2f}). If there are few groups "
-        "of such rows, Student's t widens the intervals further. The p of the gain is the largest of three McNemar "
+        f"function, with the bias subtracted. Rows that {related} are not independent. Therefore counts are "
+        f"divided by the design effect (accuracy {tuned:.2f}, difference from the best reference {gain:.2f}). If there "
+        "are few groups of such rows, Student's t widens the intervals further. The p of the gain is the largest of three McNemar "
         "tests: exact by rows, exact by groups of such rows, and the score test that matches Tango's interval."
     )
 
@@ -120,34 +128,31 @@ def no_overlap(test: SplitSummary, group: str | None) -> str | None:
 
 def choose_lead(results: Results) -> Lead:
     """The score that the report starts with."""
+    comparison = results.comparison
+    name, reference = REFERENCE_NAMES[comparison.best], comparison.best_reference.lead(comparison.metric)
+    if comparison.metric == "accuracy":
+        return Lead("accuracy", name, reference, results.tuned.accuracy, None)
     rows = {name: count for name, count in results.data.splits["test"].classes.items() if count}
     most, fewest = max(rows, key=lambda name: rows[name]), min(rows, key=lambda name: rows[name])
-    if rows[most] <= UNEVEN_RATIO * rows[fewest]:
-        return Lead("accuracy", results.base.accuracy, results.tuned.accuracy, None)
-    majority = percent(results.comparison.majority_class.accuracy.value)
     reason = (
         f"The classes are uneven: of the test rows, {rows[most]:,} are of class {most} and {rows[fewest]:,} of "
-        f"class {fewest}. Accuracy is misleading here: always answering the most frequent class of training has an "
-        f"accuracy of {majority}. In macro F1 every class has the same weight."
+        f"class {fewest}. Accuracy is misleading here. In macro F1 every class has the same weight."
     )
-    return Lead("macro F1", results.base.f1_macro, results.tuned.f1_macro, reason)
+    return Lead("macro F1", name, reference, results.tuned.f1_macro, reason)
 
 
-def baselines(comparison: Comparison) -> list[tuple[str, Baseline]]:
-    """The baselines by name, the simplest first."""
-    by_column = comparison.bag_of_words_by_column
-    single = [(f"words of {column} only", baseline) for column, baseline in by_column.items()]
-    return [
-        ("majority class", comparison.majority_class),
-        *(single if len(single) > 1 else []),
-        ("bag of words", comparison.bag_of_words),
+def references(comparison: Comparison) -> list[tuple[str, ReferenceScores]]:
+    """The references by name, the cheapest first."""
+    by_column = comparison.bag_of_words_by_column.items()
+    lines = [(REFERENCE_NAMES[key], scores) for key, scores in comparison.references.items()]
+    return [*lines, *((f"words of {column} only", scores) for column, scores in by_column)]
+
+
+def list_references(comparison: Comparison) -> str:
+    """The scores of the references in one sentence."""
+    metric = comparison.metric
+    scores = [
+        f"{name} {percent(scores.lead(metric).value)} ({percent_interval(scores.lead(metric).interval)})"
+        for name, scores in references(comparison)
     ]
-
-
-def list_baselines(comparison: Comparison) -> str:
-    """The accuracies of the baselines in one sentence."""
-    accuracies = [
-        f"{name} {percent(baseline.accuracy.value)} ({percent_interval(baseline.accuracy.interval)})"
-        for name, baseline in baselines(comparison)
-    ]
-    return f"Accuracy of the baselines: {', '.join(accuracies)}."
+    return f"{TITLES[metric].capitalize()} of the references: {', '.join(scores)}."

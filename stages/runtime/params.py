@@ -178,8 +178,8 @@ Reference = Literal["majority_class", "bag_of_words", "zero_shot", "probe", "unt
 
 
 def _check_references(names: list[Reference]) -> list[Reference]:
-    if len(set(names)) < len(names):
-        raise ValueError("must name each reference once")
+    if not names or len(set(names)) < len(names):
+        raise ValueError("must name at least one reference, and each of them once")
     return names
 
 

@@ -70,15 +70,22 @@ def predictions(table, task, rng, right):
     return pd.concat([table.drop(columns=["input_ids", "truncated"]), columns.assign(prediction=answers)], axis=1)
 
 
+def answer(gold, classes, rng, right):
+    """Class numbers of a model that is right in a share of the rows."""
+    wrong = (gold + rng.integers(1, classes, len(gold))) % classes
+    return np.where(rng.random(len(gold)) < right, gold, wrong)
+
+
 def make(
-    folder, rows=60, seed=0, base=0.35, tuned=0.85, model="assets/nano-phi", data="assets/everyday-nli", gpu=None,
+    folder, rows=60, seed=0, untrained=0.35, probe=0.55, zero_shot=0.4, tuned=0.85,
+    model="assets/nano-phi", data="assets/everyday-nli", gpu=None,
     text=None, copies=1, in_train=(0, 0), classes=NLI, columns=PAIR, group=None, shares=None, train_rows=200,
     train_shares=None, words=12, cut=0, gpus=1,
 ):  # fmt: skip
     """Write a finished run into a folder.
 
     Args:
-        base, tuned: share of the rows that each model gets right.
+        untrained, probe, zero_shot, tuned: share of the rows that each model gets right; None: left out.
         copies: how often each row is repeated, with the same texts and predictions.
         in_train: numbers of test rows that duplicate a training row, and of others that share a group with one.
         gpu: name of a GPU, or None for a run on a CPU.
@@ -100,8 +107,14 @@ def make(
     if text is not None:
         splits["test"].loc[0, task.text_columns] = text
     answers = {
-        name: predictions(splits["test"], task, rng, right) for name, right in (("base", base), ("tuned", tuned))
+        "tuned": predictions(splits["test"], task, rng, tuned),
+        "train": predictions(splits["validation"], task, rng, tuned),
     }
+    gold = splits["test"]["label"].to_numpy()
+    references = {"untrained_head": untrained, "zero_shot": zero_shot, "probe": probe}
+    answers["base"] = splits["test"][["label", "group"]].assign(
+        **{name: answer(gold, len(classes), rng, right) for name, right in references.items() if right is not None}
+    )
     splits["test"] = splits["test"].loc[splits["test"].index.repeat(copies)].reset_index(drop=True)
     splits["test"].loc[: cut - 1, "truncated"] = True
     for name in ("outs/tokenized", *(f"outs/{top}/{name}" for top in ("results", "measurements")
@@ -109,6 +122,8 @@ def make(
         (folder / name).mkdir(parents=True)
     for split, table in splits.items():
         dataset.number_rows(table).to_parquet(folder / f"outs/tokenized/{split}.parquet")
+    validation = dataset.number_rows(answers.pop("train")).drop(columns=task.text_columns)
+    validation.to_parquet(folder / "outs/results/train/validation.parquet")
     for name, table in answers.items():
         table = table.loc[table.index.repeat(copies)].reset_index(drop=True)
         dataset.number_rows(table).to_parquet(folder / f"outs/results/{name}/predictions.parquet")
@@ -145,7 +160,10 @@ def write_run(folder, model, data, gpu, gpus):
     memory |= {"count": gpus, "peak_sum": 4.0 * gpus} if gpus > 1 else {}
     for name in ("base", "train", "tuned"):
         summary = {"parameters": {"stored": 5, "total": 8, "trainable": 1}}
-        write(folder / f"outs/results/{name}/summary.json", summary | ({"best_epoch": 2} if name == "train" else {}))
+        train = {"best_epoch": 2, "temperature": {"value": 2.0, "low": 1.6, "high": 2.5, "rows": 50}}
+        base = {"references": {"probe": {"rows": 200, "C": 0.1}, "zero_shot": {"tokens": {}}}}
+        more = {"train": train, "base": base, "tuned": {}}[name]
+        write(folder / f"outs/results/{name}/summary.json", summary | more)
         run = {"seconds": 12.5, "gpu": memory, "versions": {"python": "3.11"}}
         write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
         sample = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,

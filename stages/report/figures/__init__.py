@@ -14,7 +14,7 @@ from stages.report.figures.learning_curves import draw_loss, draw_validation
 from stages.report.figures.reliability import draw_reliability
 from stages.report.figures.usage import draw_usage
 from stages.report.render import render
-from stages.report.wording import baselines
+from stages.report.wording import references
 
 
 def render_results(
@@ -27,19 +27,22 @@ def render_results(
         cases: from `build_case_table`.
     """
     kept_epoch = results.training.best_epoch
+    metric = results.comparison.metric
     scores: list[tuple[str, Score, str]] = [
-        (name, baseline.accuracy, "muted") for name, baseline in baselines(results.comparison)
+        (name, reference.lead(metric), "muted") for name, reference in references(results.comparison)
     ]
-    scores += [("base", results.base.accuracy, "base"), ("tuned", results.tuned.accuracy, "tuned")]
+    scores += [("tuned", results.tuned.scores[metric], "tuned")]
     points = [(name, accuracy.value, accuracy.interval, colour) for name, accuracy, colour in scores]
-    base, tuned = (confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in ("base", "tuned"))
+    base, tuned = (
+        confusion_counts(cases["gold"], cases[name], len(task.classes)) for name in (results.comparison.best, "tuned")
+    )
     drawings = {
         "accuracy": partial(draw_accuracy, points),
         "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
         "validation": partial(draw_validation, tables["epochs"], kept_epoch),
         "confusion": partial(draw_confusion, base, tuned, task.classes),
-        "slices": partial(draw_slices, *select_slices(tables["slices_base"], tables["slices_tuned"])),
-        "reliability": partial(draw_reliability, tables["reliability_base"], tables["reliability_tuned"]),
+        "slices": partial(draw_slices, *select_slices(tables["slices_reference"], tables["slices_tuned"])),
+        "reliability": partial(draw_reliability, tables["reliability_tuned"]),
     }
     names = (*task.classes, *task.columns)
     return {name: render(draw, names) for name, draw in drawings.items()}

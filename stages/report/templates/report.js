@@ -39,10 +39,10 @@ function answer(name, label, gold, probable) {
 
 function draw() {
   const pages = Math.max(1, Math.ceil(shown.length / SIZE));
-  const lines = shown.slice(page * SIZE, (page + 1) * SIZE).map(([, texts, gold, base, tuned, , , baseShares, tunedShares]) => {
+  const lines = shown.slice(page * SIZE, (page + 1) * SIZE).map(([, texts, gold, reference, tuned, , , shares]) => {
     const tr = document.createElement("tr");
     tr.append(...texts.map((text, i) => cell(COLUMNS[i], text, "text")), classCell("gold", gold),
-      answer("base", base, gold, baseShares), answer("tuned", tuned, gold, tunedShares));
+      answer("reference", reference, gold, []), answer("tuned", tuned, gold, shares));
     return tr;
   });
   $("cases").tBodies[0].replaceChildren(...lines);
@@ -54,9 +54,9 @@ function draw() {
 }
 
 function filter() {
-  const fate = $("fate").value, gold = $("class").value, chosen = $("filter").value, text = $("text").value.trim().toLowerCase();
+  const outcome = $("outcome").value, gold = $("class").value, chosen = $("filter").value, text = $("text").value.trim().toLowerCase();
   shown = ROWS.filter((row) =>
-    (!fate || row[5] === fate) && (!gold || row[2] === Number(gold)) && (!chosen || row[6] >> Number(chosen) & 1) &&
+    (!outcome || row[5] === outcome) && (!gold || row[2] === Number(gold)) && (!chosen || row[6] >> Number(chosen) & 1) &&
     (!text || row[1].some((part) => part.toLowerCase().includes(text))));
   page = 0;
   draw();
@@ -68,7 +68,7 @@ function turn(by) {
   $("count").scrollIntoView({ block: "nearest" });
 }
 
-for (const id of ["fate", "class", "filter"]) $(id).addEventListener("change", filter);
+for (const id of ["outcome", "class", "filter"]) $(id).addEventListener("change", filter);
 $("text").addEventListener("input", filter);
 $("previous").addEventListener("click", () => turn(-1));
 $("next").addEventListener("click", () => turn(1));

@@ -1,4 +1,4 @@
-"""Baselines, whose accuracy a tuned model must exceed: the majority class, and bags of words."""
+"""The reference `bag_of_words`: logistic regression on the words of a text. Without a language model."""
 
 import numpy as np
 import pandas as pd
@@ -6,47 +6,43 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from stages.analysis.references import find_majority_class
 from stages.analysis.text_terms import terms
 
 SAGA_CELLS = 150_000  # training rows times classes; from this number on, SAGA is used
 SAGA_COEFFICIENTS = 2_000_000  # terms times classes; from this number on, SAGA is used
 MAX_COEFFICIENTS = 10_000_000  # of all columns together
 
-ALL_COLUMNS = "guess"  # the case table's column for the baseline that reads all text columns
+BAG_OF_WORDS = "bag_of_words"  # the case table's column for the predictions from all text columns
 
 
-def guess_column(column: str) -> str:
-    """The case table's column for the baseline that reads one text column."""
-    return f"guess_{column}"
+def column_of_bag(column: str) -> str:
+    """The case table's column for the predictions from one text column."""
+    return f"{BAG_OF_WORDS}_{column}"
 
 
-def majority_class(train_gold: np.ndarray) -> int:
-    """The most frequent label of the training rows; of equally frequent ones, the first."""
-    return int(np.bincount(train_gold).argmax())
-
-
-def bag_of_words(train_texts: pd.DataFrame, train_gold: np.ndarray, texts: pd.DataFrame) -> dict[str, np.ndarray]:
+def predict_by_words(train_texts: pd.DataFrame, train_gold: np.ndarray, texts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Predict labels by logistic regression on TF-IDF of `terms` (words and pairs of words).
 
-    If one column's baseline exceeds the majority class, that column predicts the label by itself. For the hypotheses
-    of NLI this is an artefact of how they were written (Gururangan et al. 2018).
+    If one column exceeds the majority class, that column predicts the label by itself. For the hypotheses of NLI this
+    is an artefact of how they were written (Gururangan et al. 2018).
 
     Args:
         train_texts, texts: the same text columns. Each column has its own terms.
 
     Returns:
-        {`ALL_COLUMNS`: predictions from all columns, `guess_column(column)`: from one column}, int [rows] each.
+        {`BAG_OF_WORDS`: predictions from all columns, `column_of_bag(column)`: from one column}, int [rows] each.
     """
     readable = [column for column in train_texts if any(map(terms, train_texts[column]))]
     max_terms = MAX_COEFFICIENTS // (len(np.unique(train_gold)) * max(1, len(readable)))
     bags = {column: weigh_terms(train_texts[column], texts[column], max_terms) for column in readable}
     by_column = {
-        guess_column(column): predict_labels([bags[column]] if column in bags else [], train_gold, len(texts))
+        column_of_bag(column): predict_labels([bags[column]] if column in bags else [], train_gold, len(texts))
         for column in train_texts
     }
     if len(by_column) == 1:
-        return {ALL_COLUMNS: next(iter(by_column.values())), **by_column}
-    return {ALL_COLUMNS: predict_labels(list(bags.values()), train_gold, len(texts)), **by_column}
+        return {BAG_OF_WORDS: next(iter(by_column.values())), **by_column}
+    return {BAG_OF_WORDS: predict_labels(list(bags.values()), train_gold, len(texts)), **by_column}
 
 
 def weigh_terms(train: pd.Series, test: pd.Series, max_terms: int) -> tuple[csr_matrix, csr_matrix]:
@@ -73,7 +69,7 @@ def predict_labels(bags: list[tuple[csr_matrix, csr_matrix]], train_gold: np.nda
         rows: number of test rows.
     """
     if not bags or (classes := len(np.unique(train_gold))) < 2:
-        return np.full(rows, majority_class(train_gold))
+        return np.full(rows, find_majority_class(train_gold))
     train, test = (hstack(side, format="csr") for side in zip(*bags, strict=True))
     if len(train_gold) * classes < SAGA_CELLS and train.shape[1] * classes < SAGA_COEFFICIENTS:
         classifier = LogisticRegression(max_iter=1000, tol=1e-3)
