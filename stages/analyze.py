@@ -68,7 +68,7 @@ def main() -> None:
     write_plots(plot_tables)
     write_figures(pictures)
     files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", model_card.build_adapter_card(results, run))
+    files.write_text("metrics/model_card.md", model_card.build_adapter_card(results, cases, run))
 
     # Measurements of this run, and files that include measurements.
     files.write_json("metrics/summary.json", results.summarize() | usage.summarize())

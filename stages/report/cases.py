@@ -94,13 +94,12 @@ def cut_text(text: str, length: int) -> str:
 
 
 def filters(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
-    """The filters of the page: {name: whether each row passes}. NLI adds those of the published report's claims."""
+    """The filters of the page: {name: whether each row passes}. NLI adds filters by word overlap."""
     passes = {"truncated": cases["truncated"].to_numpy()} if cases["truncated"].any() else {}
     if nli:
         low, high = overlap_ends(cases)
         wrong = cases["tuned"] != cases["gold"]
         passes |= {
-            "the first ten rows": cases.index < 10,
             "neutral, tuned model wrong": wrong & (cases["gold"] == nli.neutral),
             "high overlap, wrongly entailment": wrong & high & (cases["tuned"] == nli.entailment),
             "low overlap, tuned model wrong": wrong & low,

@@ -3,14 +3,13 @@
 Each section is a function that returns what the templates show of it.
 """
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stages.analysis.case_table import OUTCOMES
 from stages.analysis.comparison import Comparison
@@ -27,14 +26,14 @@ from stages.report.captions import captions
 from stages.report.formatting import percent, percent_interval
 from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
-from stages.report.render import SHOWN, tallness
+from stages.report.render import SHOWN
 from stages.report.run_description import RunDescription
 from stages.report.wording import REFERENCE_NAMES
 
 Context = dict[str, Any]  # {name in a template: value}
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_REFERENCE_CONFUSIONS = 5
-CAPTION_HEIGHT = 0.25  # of a picture's title, caption and frame, in widths of a column
+MAX_UNBROKEN = 24  # characters of a name in a Markdown table without a place to break
 OUTCOME_NAMES = {
     "fixed": "corrected by tuning",
     "broken": "broken by tuning",
@@ -63,7 +62,9 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(percent=percent, interval=percent_interval, text=escape_markdown)
+    templates.filters.update(
+        percent=percent, interval=percent_interval, text=escape_markdown, cell=escape_cell, breakable=breakable
+    )
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return templates
 
@@ -71,6 +72,17 @@ def environment() -> jinja2.Environment:
 def escape_markdown(value: str) -> str:
     """Text of the data inside Markdown: markup is escaped, and line breaks become spaces."""
     return re.sub(r"[\\`*<|\[\]~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(value.split()))
+
+
+def escape_cell(name: str) -> str:
+    """`escape_markdown` for a name in a table. A long name may break after each underscore, or it widens the table."""
+    long = any(len(word) > MAX_UNBROKEN for word in name.split())
+    return escape_markdown(name).replace("_", "_<wbr>") if long else escape_markdown(name)
+
+
+def breakable(name: str) -> Markup:
+    """A name or a sentence in HTML. Names such as `card_not_working` may break after each underscore or slash."""
+    return Markup(re.sub("[_/]", r"\g<0><wbr>", str(escape(name))))
 
 
 def build_context(
@@ -89,7 +101,8 @@ def build_context(
         pictures: {name: (PNG bytes, SVG text)}.
     """
     return {
-        **headline_section(results, cases, run),
+        **headline_section(results, run),
+        **alarms_section(results, cases, run.task),
         **scores_section(results, run),
         **classes_section(results, plot_tables),
         **data_section(results.data, run.task),
@@ -102,14 +115,18 @@ def build_context(
     }
 
 
-def headline_section(results: Results, cases: pd.DataFrame, run: RunDescription) -> Context:
+def headline_section(results: Results, run: RunDescription) -> Context:
     return {
         "model": run.model.short_name,
         "data": run.data.short_name,
         "level": wording.confidence_level(run.confidence),
         "headline": wording.headline(results.comparison, run.confidence),
-        "alarms": find_alarms(cases, results.comparison, REFERENCE_NAMES[results.comparison.best], run.task),
     }
+
+
+def alarms_section(results: Results, cases: pd.DataFrame, task: Task) -> Context:
+    """What makes the scores mean less than they seem to; the model card has this section too."""
+    return {"alarms": find_alarms(cases, results.comparison, REFERENCE_NAMES[results.comparison.best], task)}
 
 
 def scores_section(results: Results, run: RunDescription) -> Context:
@@ -150,19 +167,16 @@ def errors_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
 def confusions_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
     """With few classes, the confusion matrices show all confusions."""
     if len(task.classes) <= tables.FEW_CLASSES:
-        return {"few_classes": True, "confusions": None}
+        return {"confusions": None}
     confusions = {
         "tuned": tables.confusion_table(cases, task, "tuned"),
         "reference": tables.confusion_table(cases, task, reference)[:MAX_REFERENCE_CONFUSIONS],
     }
-    return {"few_classes": False, "confusions": confusions}
+    return {"confusions": confusions}
 
 
 def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: RunDescription) -> Context:
-    """With many classes, the confusion matrices are in a section of their own."""
-    few = len(run.task.classes) <= tables.FEW_CLASSES
     titles = captions(run.task, run.params, usage.train)
-    heights = {name: tallness(pictures[name][1]) for name in titles if few or name != "confusion"}
     return {
         "pictures": {
             name: {
@@ -174,25 +188,23 @@ def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: 
             for name, (title, caption) in titles.items()
         },
         "picture_width": SHOWN,
-        "picture_columns": in_two_columns(heights),
     }
 
 
 def published_section(results: Results, usage: Usage, epochs: pd.DataFrame, run: RunDescription) -> Context:
-    """The published report's claims and figures, for NLI only."""
+    """The published report's claims and figures, if the run has its base model and its data."""
     if results.claims is None:
-        return {"nli": None}
+        return {"published": None}
     claims, level = describe_claims(results.claims), wording.confidence_level(run.confidence)
     section = {
-        "published": run.published,
         "explained": published.explain_published(run.published, results.tuned.rows),
         "claims": claims,
         "claims_note": f"Each of these {len(claims)} claims is tested at {level} by itself, not all of them at once.",
-        "differences": published.find_differences(run),
+        "figures_note": published.explain_figures(run.published),
         "figures": published.compare_figures(run.published, results, usage),
         "epochs": published.compare_epochs(run.published, epochs),
     }
-    return {"nli": section}
+    return {"published": section}
 
 
 def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Context:
@@ -209,23 +221,6 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Con
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
         "legend": page_rows.legend(len(task.classes)),
     }
-
-
-def in_two_columns(heights: dict[str, float]) -> list[list[str]]:
-    """Distribute pictures over two columns as evenly as possible. The first picture is in the first column.
-
-    Args:
-        heights: of the pictures in the order of the page, in widths of a column.
-    """
-    first, *others = heights
-    total = sum(heights.values()) + CAPTION_HEIGHT * len(heights)
-
-    def unevenness(names: tuple[str, ...]) -> float:
-        return abs(total - 2 * sum(heights[name] + CAPTION_HEIGHT for name in (first, *names)))
-
-    subsets = itertools.chain.from_iterable(itertools.combinations(others, n) for n in range(len(others) + 1))
-    left = {first, *min(subsets, key=unevenness)}
-    return [[name for name in heights if name in left], [name for name in heights if name not in left]]
 
 
 def label_svg(svg: str, title: str) -> Markup:

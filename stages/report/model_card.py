@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.analysis import metrics
@@ -12,13 +13,13 @@ from stages.analysis.metrics import Metric
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
 from stages.data.task import Task
-from stages.report.document import data_section, environment, recipe_section, scores_section
+from stages.report.document import alarms_section, data_section, environment, recipe_section, scores_section
 from stages.report.run_description import RunDescription, Source
 from stages.sources.manifest import is_local, local_path
 
 
-def build_adapter_card(results: Results, run: RunDescription) -> str:
-    """Build the card of the adapter."""
+def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescription) -> str:
+    """Build the card of the adapter; cases: from `build_case_table`."""
     metadata = build_metadata(
         run.task,
         run.model,
@@ -39,6 +40,7 @@ def build_adapter_card(results: Results, run: RunDescription) -> str:
         nf4=run.params.model.quantization == "nf4",
         **loading_dtypes(run.params.model.precision),
         on_hub=not is_local(run.model.name),
+        **alarms_section(results, cases, run.task),
         **scores_section(results, public_run),
         **data_section(results.data, run.task),
         **recipe_section(results.data, public_run),

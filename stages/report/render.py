@@ -94,12 +94,6 @@ def inline(svg: str) -> str:
     return svg.strip()
 
 
-def tallness(svg: str) -> float:
-    """A picture's height divided by its width."""
-    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
-    return float(height) / float(width)
-
-
 def shorten(name: str, length: int) -> str:
     """A name in one line. A long name loses its middle, since long names often differ at the start or the end."""
     name = " ".join(name.split())

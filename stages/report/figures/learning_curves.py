@@ -15,6 +15,7 @@ def draw_loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept_epoch: int, colour
     axes.plot(steps["step"] / per_epoch, steps["loss"], color=colours["muted"], alpha=0.35, linewidth=0.8)
     lines = {"train_loss": ("training", "base", "s-"), "validation_loss": ("validation", "tuned", "o-")}
     draw_by_epoch(axes, epochs, lines, kept_epoch, colours)
+    axes.set_xlim(0, 1.04 * epochs["epoch"].max())
     axes.set_ylim(bottom=0)
     axes.set_ylabel("cross-entropy")
     return figure
@@ -29,6 +30,7 @@ def draw_validation(epochs: pd.DataFrame, kept_epoch: int, colours: dict[str, st
     }
     draw_by_epoch(axes, epochs, lines, kept_epoch, colours)
     set_share_axis(axes.yaxis, axes.set_ylim, epochs[list(lines)].to_numpy(), least=0.05)
+    axes.set_xlim(epochs["epoch"].min() - 0.5, epochs["epoch"].max() + 0.5)
     axes.set_ylabel("on the validation rows")
     return figure
 
@@ -50,9 +52,7 @@ def draw_by_epoch(
     axes.plot(
         [], [], "o--", color=colours["ink"], markersize=8, markerfacecolor="none", label=f"kept, epoch {kept_epoch}"
     )
-    axes.update_datalim([(epoch, 0) for epoch in epochs["epoch"]], updatey=False)  # also epochs without a finite value
-    axes.autoscale_view(scaley=False)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.grid(True, axis="y", linewidth=0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, columnspacing=1.2)
