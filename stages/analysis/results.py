@@ -7,6 +7,7 @@ from typing import Any, Self
 import pandas as pd
 
 from stages.analysis import metrics
+from stages.analysis.calibration import Calibration
 from stages.analysis.comparison import Comparison
 from stages.analysis.metrics import ModelScores, Score
 from stages.analysis.nli import Claims
@@ -49,6 +50,7 @@ class Results:
     """All results of a run. Equal inputs give equal results.
 
     Attributes:
+        calibration: what the temperature changed; None if `train.calibrate` is false.
         claims: the published report's claims, tested on this run; None if it has another task than the report.
     """
 
@@ -58,6 +60,7 @@ class Results:
     tuned: ModelScores
     tuned_parameters: ParameterCounts
     comparison: Comparison
+    calibration: Calibration | None
     claims: Claims | None
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +72,7 @@ class Results:
             "train": _json(self.training),
             "tuned": _scores_json(self.tuned, self.tuned_parameters),
             "comparison": _json(self.comparison) | claims,
+            "calibration": _json(self.calibration),
         }
 
     def summarize(self) -> dict[str, float]:
@@ -85,6 +89,7 @@ class Results:
             "f1_weighted": self.tuned.f1_weighted.value,
             f"gain_{metric}": best.difference.value,
             f"best_reference_{metric}": best.lead(metric).value,
+            "loss_test": self.tuned.scores["loss"].value,
             "loss_train": self.training.train_loss,
             "loss_validation": self.training.validation_loss,
             "parameters_trained": self.training.parameters.trainable,
