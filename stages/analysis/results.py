@@ -9,6 +9,7 @@ import pandas as pd
 from stages.analysis import metrics
 from stages.analysis.calibration import Calibration
 from stages.analysis.comparison import Comparison
+from stages.analysis.intervals import Interval
 from stages.analysis.metrics import ModelScores, Score
 from stages.analysis.nli import Claims
 from stages.data.data_summary import DataSummary
@@ -107,6 +108,8 @@ def _scores_json(model: ModelScores, parameters: ParameterCounts) -> dict[str, A
 
 
 def _json(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return value._asdict()
     if is_dataclass(value):
         return _items_json((field.name, getattr(value, field.name)) for field in fields(value))
     return _items_json(value.items()) if isinstance(value, dict) else value
