@@ -32,8 +32,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from helpers import finished_run  # noqa: E402
 
+from stages.data.predictions import prediction_table  # noqa: E402
 from stages.data.task import Task  # noqa: E402
-from stages.evaluation import prediction_table  # noqa: E402
 from stages.runtime.files import read_json, read_table, write_json  # noqa: E402
 
 ROWS = {"train": 550_152, "validation": 10_000, "test": 100_000}

@@ -36,7 +36,7 @@ from typing import Literal
 import numpy as np
 from markdown_table import parse_samples, print_header, print_line
 
-from stages.analysis import comparison, design_effects, f1, intervals, metrics, significance_tests
+from stages.analysis import design_effects, f1, intervals, metrics, paired_difference, significance_tests
 from stages.data.confusion import class_counts
 
 CONFIDENCE = 0.95
@@ -148,7 +148,7 @@ def group_coverage(cell: GroupCell, samples: int, seed: int) -> dict[str, float]
         right, other = rng.random((2, len(groups))) < np.repeat(group_accuracies, sizes, axis=1)
         low, high = intervals.wilson(*design_effects.effective_counts(right, groups, CONFIDENCE), CONFIDENCE)
         covered[0] += low <= cell.accuracy <= high
-        changed = comparison.changes(True, right, other)
+        changed = paired_difference.find_changes(True, other, right)
         p = significance_tests.mcnemar(changed, groups)
         low, high = intervals.gain_interval(changed, groups, p, CONFIDENCE)
         covered[1] += low <= 0 <= high

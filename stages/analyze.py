@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import nli
+from stages.analysis.calibration import measure_calibration
 from stages.analysis.case_table import build_case_table, find_outcomes
 from stages.analysis.comparison import compare_models
 from stages.analysis.metrics import Predictions, score_model
@@ -126,14 +127,17 @@ def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
 
 def compute_results(inputs: Inputs, cases: pd.DataFrame, run: RunDescription) -> Results:
     task, confidence, summaries = run.task, run.confidence, inputs.summaries
+    tuned = Predictions.from_table(inputs.tuned, task, confidence)
+    temperature = summaries["train"].get("temperature")
     nli_task = nli.NliTask.from_task(task) if published.is_published_task(run) else None
     return Results(
         data=inputs.data,
         base_parameters=ParameterCounts(**summaries["base"]["parameters"]),
         training=Training.from_history(summaries["train"], inputs.epochs),
-        tuned=score_model(Predictions.from_table(inputs.tuned, task, confidence)),
+        tuned=score_model(tuned),
         tuned_parameters=ParameterCounts(**summaries["tuned"]["parameters"]),
         comparison=compare_models(cases, task, confidence),
+        calibration=measure_calibration(tuned.gold, tuned.predicted, tuned.probabilities, temperature),
         claims=nli.check_claims(cases, nli_task, confidence) if nli_task else None,
     )
 

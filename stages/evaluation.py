@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from stages.data.batching import TokenizedRows
+from stages.data.predictions import prediction_table
 from stages.data.task import Task
 from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier
@@ -56,9 +56,3 @@ def write_results(path: str, probabilities: np.ndarray, task: Task, parameters: 
         rows = files.read_table(TEST, ["row", *task.text_columns, "group", "label"])
         prediction_table(rows, probabilities, task).to_parquet(folder / "predictions.parquet", index=False)
         files.write_json(folder / "summary.json", {"parameters": parameters})
-
-
-def prediction_table(rows: pd.DataFrame, probabilities: np.ndarray, task: Task) -> pd.DataFrame:
-    """One line for each test row: texts, group, gold label, prediction, class probabilities rounded to 1e-6."""
-    columns = pd.DataFrame(probabilities.round(6), columns=task.probability_columns)
-    return pd.concat([rows, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)

@@ -1,25 +1,30 @@
 """Stage `train_qlora`: train LoRA and the head on the quantised base, save the adapter of the best or last epoch."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.data.batching import TokenizedRows
+from stages.data.predictions import FEW_ROWS, prediction_table
 from stages.data.task import Task
 from stages.data.tokenization import load_configured_tokenizer
 from stages.model.adapter import add_lora, count_parameters, save_adapter
 from stages.model.base import load_base
 from stages.model.devices import pick_device, report_out_of_memory
-from stages.model.head import freeze_head
+from stages.model.head import freeze_head, scale_head
+from stages.model.validation_summary import ValidationSummary
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import distributed, errors, files, params
 from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history
+from stages.training.calibration import Temperature, fit_temperature
 from stages.training.loss import compute_balanced_weights, weigh_classes
 from stages.training.trainer import ClassifierTrainer, make_trainer
 
@@ -47,19 +52,26 @@ def main() -> None:
         checkpoint = find_checkpoint(folder)
         recorder.mark("before_training")
         seconds = train(trainer, checkpoint, p, recorder)
+        logits = trainer.compute_validation_logits()  # of the epoch to save: a resumed run computes the same
         recorder.mark("after_training")
     if not distributed.is_main():
         return
 
     steps, epochs = history.read_curves(trainer.state)
     saved_epoch = choose_epoch(epochs, p, folder)
+    rows = files.read_table(ROW_FILES["validation"], ["row", "label", "group"])
+    temperature = calibrate(classifier, logits, rows) if p.train.calibrate else None
+    probabilities = softmax(logits.astype(np.float64) / (temperature.value if temperature else 1), axis=1)
     parameters, snapshot = count_parameters(classifier), AdapterSnapshot.take(classifier, inputs.validation_rows)
     with files.atomic_folder("outs/adapter") as adapter:
         save_adapter(classifier, inputs.tokenizer, inputs.manifest, make_classifier_settings(p, inputs), adapter)
+        ValidationSummary.measure(rows["label"].to_numpy(), probabilities).write(adapter)
         del base, classifier, trainer  # the memory may not suffice for two bases
         gc.collect()
         verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device)
-    write_results(steps, epochs, saved_epoch, parameters)
+    summary = {"best_epoch": saved_epoch, "parameters": parameters}
+    summary["temperature"] = asdict(temperature) if temperature else None
+    write_results(steps, epochs, prediction_table(rows, probabilities, inputs.task), summary)
     recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": checkpoint is not None})
     checkpoints.remove_checkpoints(folder)
 
@@ -144,6 +156,24 @@ def choose_epoch(epochs: list[dict], p: params.Params, folder: Path) -> int:
     return best
 
 
+def calibrate(classifier: "PeftModel", logits: np.ndarray, rows: pd.DataFrame) -> Temperature:
+    """Fit a temperature to the validation rows, and divide the head by it, so that every loader is calibrated.
+
+    Args:
+        logits: [rows, classes].
+        rows: with `label` and `group`.
+    """
+    temperature = fit_temperature(logits, rows["label"].to_numpy(), rows["group"].to_numpy())
+    scale_head(classifier, temperature.value)
+    print(
+        f"temperature {temperature.value:.3g}, 95% interval {temperature.low:.3g} to {temperature.high:.3g}, "
+        f"fitted to {temperature.rows:,} validation rows; the saved head is divided by it"
+    )
+    if temperature.rows < FEW_ROWS:
+        print(f"fewer than {FEW_ROWS} validation rows: the temperature, and so the probabilities, are a rough guess")
+    return temperature
+
+
 def make_classifier_settings(p: params.Params, inputs: Inputs) -> dict:
     """The content of the adapter's classifier.json."""
     model = p.model.model_dump(exclude={"name", "revision"})
@@ -154,11 +184,12 @@ def make_classifier_settings(p: params.Params, inputs: Inputs) -> dict:
     }  # fmt: skip
 
 
-def write_results(steps: list[dict], epochs: list[dict], saved_epoch: int, parameters: dict[str, int]) -> None:
+def write_results(steps: list[dict], epochs: list[dict], validation: pd.DataFrame, summary: dict) -> None:
     with files.atomic_folder("outs/results/train") as folder:
         files.write_csv(folder / "steps.csv", pd.DataFrame(steps))
         files.write_csv(folder / "epochs.csv", pd.DataFrame(epochs))
-        files.write_json(folder / "summary.json", {"best_epoch": saved_epoch, "parameters": parameters})
+        validation.to_parquet(folder / "validation.parquet", index=False)
+        files.write_json(folder / "summary.json", summary)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ from stages.analysis.multi_seed.scores import MeanScore, Recipe, score_recipe  #
 
 CONFIDENCE = 0.95
 CLASSES = 3
+REFERENCES = {
+    "untrained_head": "the base with an untrained head",
+    "zero_shot": "zero-shot: the base's own head on the class names",
+    "probe": "a linear probe on the frozen base, 1,000 training rows",
+}
 
 
 def main() -> None:
@@ -32,6 +37,7 @@ def main() -> None:
     tables = (
         score_table(predictions, rows, results),
         change_table(differences, results),
+        calibration_table(results),
         fix_table(differences),
     )
     for table in tables:
@@ -51,7 +57,7 @@ def score_table(predictions: pd.DataFrame, rows: Rows, results: dict) -> Iterato
     """The table of scores of each recipe."""
     yield "| | training rows | seeds | accuracy, % | weighted F1, % | accuracies of the seeds, % |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
-    for name in ("base", *(name for name in VARIANTS if name not in FIXES)):
+    for name in (*REFERENCES, *(name for name in VARIANTS if name not in FIXES)):
         yield line(score_cells(setting(predictions, name), *rows, results))
 
 
@@ -62,6 +68,24 @@ def change_table(differences: list[Difference], results: dict) -> Iterator[str]:
     yield line(change_cells("ours", None, results))
     for difference in differences:
         yield line(change_cells(difference.name, difference, results))
+
+
+def calibration_table(results: dict) -> Iterator[str]:
+    """The table of temperatures: test loss and calibration error without and with them, means over the seeds."""
+    yield "| | temperatures | loss without | with | calibration error without, % | with, % |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for name in (name for name in VARIANTS if name not in FIXES and name != "notebook"):
+        runs = runs_of(name, results)
+        temperatures = [run["temperature"]["value"] for run in runs]
+        sides = [run["without_temperature"] for run in runs], runs
+        yield line(
+            iter([
+                VARIANTS[name].title,
+                f"{min(temperatures):.1f} to {max(temperatures):.1f}",
+                *(f"{np.mean([scores['loss'] for scores in side]):.2f}" for side in sides),
+                *(f"{100 * np.mean([scores['calibration_error'] for scores in side]):.1f}" for side in sides),
+            ])
+        )  # fmt: skip
 
 
 def fix_table(differences: list[Difference]) -> Iterator[str]:
@@ -79,7 +103,7 @@ def line(cells: Iterator[str]) -> str:
 
 
 def setting(predictions: pd.DataFrame, name: str) -> Recipe:
-    """The runs of a variant as input of `compare_recipes`. name: a key of VARIANTS, or "base"."""
+    """The runs of a variant as input of `compare_recipes`. name: a key of VARIANTS or REFERENCES."""
     columns = [column for column in predictions if column.rpartition(" ")[0] == name]
     seeds = tuple(int(column.rpartition(" ")[2]) for column in columns)
     return Recipe(name, seeds, predictions[columns].to_numpy().T)
@@ -90,8 +114,8 @@ def score_cells(
 ) -> Iterator[str]:
     """The cells of a recipe's scores."""
     score = score_recipe(recipe, gold, groups, classes, confidence)
-    yield "the base with an untrained head" if recipe.name == "base" else VARIANTS[recipe.name].title
-    yield "" if recipe.name == "base" else f"{runs_of(recipe.name, results)[0]['rows']['train']:,}"
+    yield REFERENCES.get(recipe.name) or VARIANTS[recipe.name].title
+    yield "" if recipe.name in REFERENCES else f"{runs_of(recipe.name, results)[0]['rows']['train']:,}"
     yield str(len(recipe.seeds))
     yield percent(score.accuracy)
     yield percent(score.f1_weighted)

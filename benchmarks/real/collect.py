@@ -38,16 +38,17 @@ def read(path: Path) -> dict:
 def join_answers(out: Path, runs: list[dict]) -> pd.DataFrame:
     """The answers of all runs to rows with a gold label: columns row, gold, group, and one for each run."""
 
-    def answers(run: dict, model: str) -> pd.DataFrame:
-        path = out / "runs" / "{setting} {seed}".format(**run)
-        return pd.read_parquet(f"{path} {model}.parquet").set_index("row")
+    def answers(run: dict) -> pd.DataFrame:
+        return pd.read_parquet(out / "runs" / "{setting} {seed}.parquet".format(**run)).set_index("row")
 
     ours = [run for run in runs if run["setting"] == "ours"]
-    rows = answers(ours[0], "tuned")
-    columns = {f"base {run['seed']}": answers(run, "base") for run in ours}
-    columns |= {"{setting} {seed}".format(**run): answers(run, "tuned") for run in runs}
+    rows = answers(ours[0])
+    columns = {f"untrained_head {run['seed']}": answers(run)["untrained_head"] for run in ours}
+    # These two don't depend on the seed.
+    columns |= {f"{name} {ours[0]['seed']}": rows[name] for name in ("zero_shot", "probe")}
+    columns |= {"{setting} {seed}".format(**run): answers(run)["prediction"] for run in runs}
     # A variant that labels rows without a gold label "neutral" has more rows. These have no right answer.
-    table = pd.DataFrame({name: answer["prediction"].loc[rows.index] for name, answer in columns.items()})
+    table = pd.DataFrame({name: answer.loc[rows.index] for name, answer in columns.items()})
     table = table.astype("int8")
     table.insert(0, "group", rows["group"].astype("int16"))
     table.insert(0, "gold", rows["label"].astype("int8"))

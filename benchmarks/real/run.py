@@ -22,6 +22,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,14 +124,12 @@ def start(places: multiprocessing.Queue, workers: int, out: Path, everywhere: di
 def train_and_test(out: Path, everywhere: dict, name: str, seed: int, timed: bool) -> str:
     """Train and test once, and write the result to OUT/runs -> a line with the accuracy."""
     folder = out / "work" / f"{name} {seed}"
-    base = name == "ours"
     with contextlib.redirect_stdout(None):
-        run_stages(folder, everywhere | VARIANTS[name].changes | {"seed": seed}, base)
+        run_stages(folder, everywhere | VARIANTS[name].changes | {"seed": seed}, base=name == "ours")
     result = {"setting": name, "seed": seed, "changes": VARIANTS[name].changes, **scores(folder)}
     path = record(out, name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for model in ("base", "tuned") if base else ("tuned",):
-        answers(folder, model).to_parquet(path.with_name(f"{name} {seed} {model}.parquet"))
+    answers(folder, name == "ours").to_parquet(path.with_suffix(".parquet"))
     if timed:
         (out / "times").mkdir(exist_ok=True)
         (out / "times" / f"{name}.json").write_text(json.dumps(times(folder), indent=1) + "\n")
@@ -168,27 +167,38 @@ def run_stages(folder: Path, changes: dict, base: bool) -> None:
         stage.main()
 
 
-def answers(folder: Path, model: str) -> "pd.DataFrame":
-    """A model's answers to the test rows, without texts: columns row, label, group, prediction."""
-    import pandas as pd
-
-    table = pd.read_parquet(folder / f"outs/results/{model}/predictions.parquet")
-    return table[["row", "label", "group", "prediction"]].astype("int32")
-
-
-def scores(folder: Path) -> dict:
-    """The results of a run."""
-    import numpy as np
+def answers(folder: Path, base: bool) -> "pd.DataFrame":
+    """The answers to the test rows, without texts: row, label, group, prediction; and the references', if `base`."""
     import pandas as pd
 
     table = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet")
+    table = table[["row", "label", "group", "prediction"]]
+    if base:
+        references = pd.read_parquet(folder / "outs/results/base/predictions.parquet")
+        table = table.merge(references.drop(columns=["label", "group"]), on="row")
+    return table.astype("int32")
+
+
+def scores(folder: Path) -> dict:
+    """The results of a run. Loss and calibration error are those of the test rows, also without the temperature."""
+    import pandas as pd
+
+    from stages.analysis.calibration import calibration_error, losses, measure_calibration, reliability
+
+    table = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet")
     probabilities = table[[column for column in table if column.startswith("p_")]].to_numpy()
-    gold = np.take_along_axis(probabilities, table["label"].to_numpy()[:, None], axis=1)
+    gold, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
+    summary = read(folder, "outs/results/train/summary.json")
+    temperature = summary["temperature"]
+    calibration = measure_calibration(gold, predicted, probabilities, temperature)
     return {
-        "accuracy": float((table["prediction"] == table["label"]).mean()),
-        "loss": float(-np.log(gold.clip(1e-6)).mean()),  # probabilities are rounded to 1e-6
+        "accuracy": float((predicted == gold).mean()),
+        "loss": float(losses(gold, probabilities).mean()),
+        "calibration_error": calibration_error(reliability(predicted == gold, probabilities.max(axis=1))),
+        "temperature": temperature,
+        "without_temperature": asdict(calibration.without) if calibration else None,
         "rows": {"train": read(folder, "outs/data_summary.json")["train"]["kept"], "test": len(table)},
-        "best_epoch": read(folder, "outs/results/train/summary.json")["best_epoch"],
+        "best_epoch": summary["best_epoch"],
         "epochs": pd.read_csv(folder / "outs/results/train/epochs.csv").round(4).to_dict("records"),
         "versions": read(folder, "outs/measurements/train/run.json")["versions"],
     }

@@ -35,6 +35,7 @@ FIXES = {
     ),
     "gelu_new": Variant("`gelu_new`", {"model.hidden_act": "gelu_new"}),
     "eager": Variant("eager steps", {"train.cuda_graphs": False}),
+    "not calibrated": Variant("no temperature", {"train.calibrate": False}),
 }
 # Evaluated in batches, because one row at a time takes minutes and changes answers only by rounding.
 NOTEBOOK = {key: value for fix in FIXES.values() for key, value in fix.changes.items()} | {"eval.batch_size": 256}

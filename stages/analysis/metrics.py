@@ -7,20 +7,21 @@ details.json, the tables of the reports and the model card then have it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
 
+from stages.analysis import two_classes
+from stages.analysis.calibration import calibration_error, losses, reliability, squared_distances
 from stages.analysis.design_effects import adjusted_design_effect, design_effect
 from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_macro, f1_values
-from stages.analysis.intervals import Interval, measure_share
+from stages.analysis.intervals import Interval, mean_interval, measure_share
 from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
 from stages.data.task import Task
 
-BINS = 10  # of the predicted class's probability
-MIN_BIN_ROWS = 30  # in a bin of the calibration curve: the interval of its accuracy is 36 points wide at most
+TOP = (3, 5)  # accuracies of the 3 and 5 most probable classes, if there are more than 5
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,13 @@ class Predictions:
         """`class_counts` of the confusion matrix, int [3, classes]."""
         return class_counts(self.confusion)
 
+    def in_top(self, k: int) -> np.ndarray:
+        """Whether the gold class is among the `k` most probable ones, bool [rows]; of equal ones, the first count."""
+        gold = self.probabilities[np.arange(len(self.gold)), self.gold][:, None]
+        earlier = np.arange(len(self.classes)) < self.gold[:, None]
+        before = (self.probabilities > gold) | ((self.probabilities == gold) & earlier)
+        return before.sum(axis=1) < k
+
     def accuracy_interval(self) -> Interval:
         return measure_share(self.right, self.groups, self.confidence).interval
 
@@ -111,17 +119,19 @@ class Metric:
         key: its name in details.json; its interval is `{key}_interval` there.
         title: its name for readers.
         value: the function that computes it.
-        interval: the function that computes its interval, if it has one.
+        interval: the function that computes its interval, if it has one; None if these rows allow none.
         form: how the report writes it, as a percentage or as a number.
         hub: its type and arguments on the Hugging Face hub, if the model card's metadata should have it.
+        applies: whether the task has this metric; if not, its results are without it.
     """
 
     key: str
     title: str
     value: Callable[[Predictions], float]
-    interval: Callable[[Predictions], Interval] | None = None
+    interval: Callable[[Predictions], Interval | None] | None = None
     form: Literal["percent", "number"] = "percent"
     hub: tuple[str, dict[str, str] | None] | None = None
+    applies: Callable[[Predictions], bool] = lambda predictions: True
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,7 @@ class ModelScores:
     Attributes:
         groups: number of groups of rows that are not independent.
         design_effect: of the accuracy.
-        scores: {key of a `Metric`: score}.
+        scores: {key of a `Metric` that applies: score}.
         class_scores: {key of a `ClassMetric`: {class: value}}.
     """
 
@@ -185,13 +195,13 @@ class ModelScores:
 
 
 def score_model(predictions: Predictions) -> ModelScores:
-    """Compute every metric with its interval."""
+    """Compute every metric that applies, with its interval."""
     scores, class_scores = {}, {}
     for metric in METRICS:
         if isinstance(metric, ClassMetric):
             values = map(float, metric.values(predictions))
             class_scores[metric.key] = dict(zip(predictions.classes, values, strict=True))
-        else:
+        elif metric.applies(predictions):
             interval = metric.interval(predictions) if metric.interval else None
             scores[metric.key] = Score(float(metric.value(predictions)), interval)
     return ModelScores(
@@ -203,63 +213,9 @@ def score_model(predictions: Predictions) -> ModelScores:
     )
 
 
-def reliability(right: np.ndarray, probability: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy and mean probability in `BINS` bins of equal width; a bin excludes its lower edge (Guo et al. 2017).
-
-    Args:
-        right: whether each prediction is right, [rows].
-        probability: of the predicted class, [rows].
-
-    Returns:
-        {"rows", "probability", "accuracy"}, [BINS] each. The means are NaN for a bin without rows.
-    """
-    bins = np.clip(np.ceil(np.asarray(probability) * BINS).astype(int) - 1, 0, BINS - 1)
-    rows = np.bincount(bins, minlength=BINS)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        sums = np.bincount(bins, weights=values, minlength=BINS)
-        return np.divide(sums, rows, out=np.full(BINS, np.nan), where=rows > 0)
-
-    return {"rows": rows, "probability": mean(probability), "accuracy": mean(right)}
-
-
-def calibration_error(bins: dict[str, np.ndarray]) -> float:
-    """Expected calibration error: mean gap between accuracy and probability, weighted by rows (Guo et al. 2017)."""
-    gaps = np.abs(bins["accuracy"] - bins["probability"])
-    return float(np.nansum(gaps * bins["rows"]) / bins["rows"].sum())
-
-
-def calibration_curve(
-    right: np.ndarray, probability: np.ndarray, groups: np.ndarray, confidence: float
-) -> pd.DataFrame:
-    """The points of the calibration plot: bins of about equally many rows, at least `MIN_BIN_ROWS` each.
-
-    If most probabilities are near 1, most bins of equal width would hold only a few rows.
-
-    Args:
-        right: whether each prediction is right, [rows].
-        probability: of the predicted class, [rows]; equal values share a bin.
-        groups: rows of the same group are not independent, [rows].
-        confidence: of the intervals, such as 0.95.
-
-    Returns:
-        data frame with a line for each bin: `probability`, `accuracy` (means), `low`, `high` (of the accuracy), `rows`.
-    """
-    right, probability, groups = np.asarray(right), np.asarray(probability), np.asarray(groups)
-    count = min(BINS, max(1, len(probability) // MIN_BIN_ROWS))
-    edges = np.unique(np.quantile(probability, np.arange(1, count) / count, method="inverted_cdf"))
-    bins = np.searchsorted(edges, probability)
-    table = []
-    for number in np.unique(bins):
-        inside = bins == number
-        accuracy = measure_share(right[inside], groups[inside], confidence)
-        table.append((probability[inside].mean(), accuracy.value, *accuracy.interval, accuracy.rows))
-    return pd.DataFrame(table, columns=["probability", "accuracy", "low", "high", "rows"])
-
-
-def brier(gold: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean squared distance of the probabilities from the gold class, summed over classes: 0 to 2 (Brier 1950)."""
-    return float(((probabilities - np.eye(probabilities.shape[1])[gold]) ** 2).sum(axis=1).mean())
+def divide_counts(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Shares of `rows`, int [classes]; NaN for a class without rows."""
+    return np.divide(part, rows, out=np.full(len(rows), np.nan), where=rows > 0)
 
 
 METRICS: tuple[Metric | ClassMetric, ...] = (
@@ -278,11 +234,51 @@ METRICS: tuple[Metric | ClassMetric, ...] = (
         lambda p: p.f1_interval(MACRO),
         hub=("f1", {"average": "macro"}),
     ),
+    ClassMetric("precision", "precision", lambda p: divide_counts(p.counts[0], p.counts[2])),
+    ClassMetric("recall", "recall", lambda p: divide_counts(p.counts[0], p.counts[1])),
     ClassMetric("f1", "F1", lambda p: f1_per_class(p.counts)),
+    *(
+        Metric(
+            f"top_{k}_accuracy",
+            f"top-{k} accuracy",
+            partial(lambda k, p: float(p.in_top(k).mean()), k),
+            partial(lambda k, p: measure_share(p.in_top(k), p.groups, p.confidence).interval, k),
+            applies=lambda p: len(p.classes) > max(TOP),
+        )
+        for k in TOP
+    ),
+    Metric(
+        "roc_auc",
+        "ROC AUC",
+        lambda p: two_classes.roc_auc(p.gold, p.probabilities[:, 1]),
+        lambda p: two_classes.roc_auc_interval(p.gold, p.probabilities[:, 1], p.groups, p.confidence),
+        form="number",
+        applies=lambda p: len(p.classes) == 2,
+    ),
+    Metric(
+        "average_precision",
+        "average precision of the second class",
+        lambda p: two_classes.average_precision(p.gold, p.probabilities[:, 1]),
+        form="number",
+        applies=lambda p: len(p.classes) == 2,
+    ),
+    Metric(
+        "loss",
+        "loss (cross-entropy)",
+        lambda p: losses(p.gold, p.probabilities).mean(),
+        lambda p: mean_interval(losses(p.gold, p.probabilities), p.groups, p.confidence),
+        form="number",
+    ),
     Metric(
         "calibration_error",
         "expected calibration error",
         lambda p: calibration_error(reliability(p.right, p.probabilities.max(axis=1))),
     ),
-    Metric("brier", "Brier score (0 best, 2 worst)", lambda p: brier(p.gold, p.probabilities), form="number"),
+    Metric(
+        "brier",
+        "Brier score (0 best, 2 worst)",
+        lambda p: squared_distances(p.gold, p.probabilities).mean(),
+        lambda p: mean_interval(squared_distances(p.gold, p.probabilities), p.groups, p.confidence),
+        form="number",
+    ),
 )

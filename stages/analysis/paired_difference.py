@@ -23,6 +23,11 @@ class Difference:
     design_effect: float
 
 
+def find_changes(gold: np.ndarray, predicted: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """1 where only `predicted` is right, -1 where only `other` is, else 0, [rows]. The mean is the gain in accuracy."""
+    return (np.asarray(predicted) == gold).astype(int) - (np.asarray(other) == gold).astype(int)
+
+
 def measure_difference(
     metric: LeadingMetric,
     gold: np.ndarray,
@@ -34,7 +39,7 @@ def measure_difference(
 ) -> Difference:
     """How much higher the metric of `predicted` is than that of `other`, class numbers of the same rows, int [rows]."""
     if metric == "accuracy":
-        changes = (predicted == gold).astype(int) - (other == gold).astype(int)
+        changes = find_changes(gold, predicted, other)
         p = mcnemar(changes, groups)
         interval = gain_interval(changes, groups, p, confidence)
         return Difference(float(changes.mean()), interval, p, design_effect(changes, groups))

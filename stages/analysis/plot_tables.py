@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import nli, slices
-from stages.analysis.metrics import calibration_curve
+from stages.analysis.calibration import calibration_curve
 from stages.data.task import Task
 
 MAX_STEPS = 1000  # points of the curve by step

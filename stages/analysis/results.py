@@ -7,7 +7,9 @@ from typing import Any, Self
 import pandas as pd
 
 from stages.analysis import metrics
+from stages.analysis.calibration import Calibration
 from stages.analysis.comparison import Comparison
+from stages.analysis.intervals import Interval
 from stages.analysis.metrics import ModelScores, Score
 from stages.analysis.nli import Claims
 from stages.data.data_summary import DataSummary
@@ -49,6 +51,7 @@ class Results:
     """All results of a run. Equal inputs give equal results.
 
     Attributes:
+        calibration: what the temperature changed; None if `train.calibrate` is false.
         claims: the published report's claims, tested on this run; None if it has another task than the report.
     """
 
@@ -58,6 +61,7 @@ class Results:
     tuned: ModelScores
     tuned_parameters: ParameterCounts
     comparison: Comparison
+    calibration: Calibration | None
     claims: Claims | None
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +73,7 @@ class Results:
             "train": _json(self.training),
             "tuned": _scores_json(self.tuned, self.tuned_parameters),
             "comparison": _json(self.comparison) | claims,
+            "calibration": _json(self.calibration),
         }
 
     def summarize(self) -> dict[str, float]:
@@ -85,6 +90,7 @@ class Results:
             "f1_weighted": self.tuned.f1_weighted.value,
             f"gain_{metric}": best.difference.value,
             f"best_reference_{metric}": best.lead(metric).value,
+            "loss_test": self.tuned.scores["loss"].value,
             "loss_train": self.training.train_loss,
             "loss_validation": self.training.validation_loss,
             "parameters_trained": self.training.parameters.trainable,
@@ -96,12 +102,14 @@ def _scores_json(model: ModelScores, parameters: ParameterCounts) -> dict[str, A
     counts = {"rows": model.rows, "groups": model.groups, "design_effect": model.design_effect}
     return (
         counts
-        | _items_json((metric.key, scores[metric.key]) for metric in metrics.METRICS)
+        | _items_json((metric.key, scores[metric.key]) for metric in metrics.METRICS if metric.key in scores)
         | {"parameters": _json(parameters)}
     )
 
 
 def _json(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return value._asdict()
     if is_dataclass(value):
         return _items_json((field.name, getattr(value, field.name)) for field in fields(value))
     return _items_json(value.items()) if isinstance(value, dict) else value

@@ -1,7 +1,9 @@
-"""The classification head on the last token: check it, draw it, freeze it."""
+"""The classification head on the last token: check it, draw it, freeze it, scale it."""
 
 import bitsandbytes as bnb
 import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from stages.runtime.errors import UserError
@@ -56,3 +58,16 @@ def freeze_head(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "lora" not in name:
             parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def scale_head(model: PeftModel, temperature: float) -> None:
+    """Divide the logits by a temperature, in place: by dividing the head's weights, frozen or trained.
+
+    Args:
+        model: with a LoRA adapter. PEFT saves its copy of the head with the adapter.
+    """
+    head = model.get_base_model().get_submodule("score")
+    assert isinstance(head, ModulesToSaveWrapper)
+    for parameter in head.modules_to_save[model.active_adapter].parameters():
+        parameter.div_(temperature)

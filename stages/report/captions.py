@@ -1,8 +1,8 @@
 """Title and caption of each picture."""
 
+from stages.analysis.calibration import BINS, MIN_BIN_ROWS
 from stages.analysis.comparison import Comparison
 from stages.analysis.leading_metric import TITLES
-from stages.analysis.metrics import BINS, MIN_BIN_ROWS
 from stages.analysis.usage import RunUsage
 from stages.data.task import Task
 from stages.report.figures.axes import can_name_classes

@@ -65,7 +65,8 @@ def explain_gains(comparison: Comparison) -> str | None:
         return None
     majority = comparison.references["majority_class"].lead(comparison.metric).value
     return (
-        f"Always answering the most frequent class has {_with_article(comparison)} of {percent(majority)}. A head trained on the frozen base (the linear probe) "
+        f"Always answering the most frequent class has {_with_article(comparison)} of {percent(majority)}. A head "
+        "trained on the frozen base (the linear probe) "
         f"{_add(head.value)} points, and LoRA {_add(lora.value)} points."
     )
 

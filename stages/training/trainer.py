@@ -135,19 +135,30 @@ class ClassifierTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Put the ranks' batches together in the order of the rows: the result is the same on any number of ranks."""
+        losses, all_logits, all_labels = self._predict_on_all_ranks(dataloader)
+        metrics = compute_validation_metrics(all_labels, all_logits) | {"loss": losses.mean().item()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(
+            predictions=all_logits, label_ids=all_labels, metrics=metrics, num_samples=len(all_labels)
+        )
+
+    def compute_validation_logits(self) -> np.ndarray:
+        """Logits of the validation rows by the current weights, float32 [rows, classes]. All ranks must call it."""
+        return self._predict_on_all_ranks(self.get_eval_dataloader())[1]
+
+    def _predict_on_all_ranks(self, dataloader: DataLoader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Put the ranks' batches together in the order of the rows: the result is the same on any number of ranks.
+
+        Returns:
+            each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold classes [rows]
+        """
         self.classifier.eval()
         outputs = [self.prediction_step(self.classifier, inputs, prediction_loss_only=False) for inputs in dataloader]
         batches_of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
         rounds = itertools.zip_longest(*distributed.all_gather(batches_of_rank))
         losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
         loss_of_row = torch.cat([loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)])
-        all_logits, all_labels = torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
-        metrics = compute_validation_metrics(all_labels, all_logits) | {"loss": loss_of_row.numpy().mean().item()}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(
-            predictions=all_logits, label_ids=all_labels, metrics=metrics, num_samples=len(all_labels)
-        )
+        return loss_of_row.numpy(), torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.captured_step is None or self.optimizer is not None:

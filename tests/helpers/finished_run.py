@@ -61,7 +61,7 @@ def rows_of(rng, task, rows, shares, words):
 def predictions(table, task, rng, right):
     """Predictions of a model that is right in a share of the rows. The probabilities sum to 1 and agree with them."""
     gold, classes = table["label"].to_numpy(), len(task.classes)
-    answers = np.where(rng.random(len(gold)) < right, gold, (gold + rng.integers(1, classes, len(gold))) % classes)
+    answers = answer(gold, classes, rng, right)
     shares = rng.dirichlet([1] * classes, len(gold))
     best = shares.argmax(axis=1)
     rows = np.arange(len(gold))
@@ -71,7 +71,9 @@ def predictions(table, task, rng, right):
 
 
 def answer(gold, classes, rng, right):
-    """Class numbers of a model that is right in a share of the rows."""
+    """Class numbers of a model that is right in a share of the rows, or has these shares of answers [gold, answer]."""
+    if np.ndim(right) == 2:
+        return np.array([rng.choice(classes, p=right[label]) for label in gold])
     wrong = (gold + rng.integers(1, classes, len(gold))) % classes
     return np.where(rng.random(len(gold)) < right, gold, wrong)
 
@@ -85,7 +87,8 @@ def make(
     """Write a finished run into a folder.
 
     Args:
-        untrained, probe, zero_shot, tuned: share of the rows that each model gets right; None: left out.
+        untrained, probe, zero_shot, tuned: share of the rows that each model gets right, or
+            its shares of answers [gold, answer]; None: left out.
         copies: how often each row is repeated, with the same texts and predictions.
         in_train: numbers of test rows that duplicate a training row, and of others that share a group with one.
         gpu: name of a GPU, or None for a run on a CPU.

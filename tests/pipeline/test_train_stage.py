@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,13 +20,18 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from helpers.project import ROOT
+from helpers.project import CPU, ROOT
 from helpers.small_disk import fill, small_disk
 from helpers.stages import error_line, run_stage_in_each, stage_env, written
+from helpers.tables import CLASSES
 from helpers.training_folder import adapter_bytes, prepare
+from scipy.special import softmax
 from transformers import PreTrainedModel
 
 from stages import train_qlora
+from stages.data.batching import TokenizedRows
+from stages.model.classifier import Classifier
+from stages.runtime import files, params
 from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.training import checkpoints, history
@@ -44,6 +50,7 @@ def folders(tmp_path_factory):
     """{case: folder of a finished training}."""
     top = tmp_path_factory.mktemp("training")
     cases = {"one": {}, "last": {"train__keep": "last"}, "frozen": {"train__freeze_head": True, "train__epochs": 1}}
+    cases |= {f"{name}, raw": {**changes, "train__calibrate": False} for name, changes in cases.items()}
     made = {name: prepare(top / name, **changes) for name, changes in cases.items()}
     for name, done in run_stage_in_each("train_qlora", made.values()).items():
         assert done.returncode == 0, f"{name}: {done.stderr}"
@@ -53,7 +60,10 @@ def folders(tmp_path_factory):
 def test_training_writes_adapter_curves_and_measurements_and_leaves_no_checkpoint(folders):
     assert not (folders["one"] / "outs/checkpoints").exists()
     folder = folders["one"]
-    for name, expected in (("results", "steps.csv epochs.csv summary.json"), ("measurements", "usage.csv run.json")):
+    for name, expected in (
+        ("results", "steps.csv epochs.csv validation.parquet summary.json"),
+        ("measurements", "usage.csv run.json"),
+    ):
         assert {path.name for path in (folder / "outs" / name / "train").iterdir()} == set(expected.split())
     run = json.loads((folder / "outs/measurements/train/run.json").read_text())
     assert run["seconds"] > 0
@@ -99,6 +109,57 @@ def test_train_keep_selects_the_best_or_the_last_epoch(folders):
     assert adapter_bytes(folders["one"]) != adapter_bytes(folders["last"])
 
 
+def head_and_rest(folder):
+    weights = safetensors.torch.load_file(folder / "outs/adapter/adapter_model.safetensors")
+    name = next(name for name in weights if "score" in name)
+    return weights.pop(name), weights
+
+
+def validation_rows(folder):
+    """(predictions, probabilities) of the validation rows."""
+    table = pd.read_parquet(folder / "outs/results/train/validation.parquet")
+    assert list(table["row"]) == list(range(12)) and list(table["label"]) == [0, 1, 2] * 4
+    assert list(table["group"]) == list(table["row"])
+    return table["prediction"].to_numpy(), table[[f"p_{name}" for name in CLASSES]].to_numpy()
+
+
+@pytest.mark.parametrize("case", ["one", "last", "frozen"])
+def test_calibration_divides_the_head_by_the_temperature_and_changes_no_answer(folders, case):
+    calibrated, raw = folders[case], folders[f"{case}, raw"]
+    summaries = [json.loads((f / "outs/results/train/summary.json").read_text()) for f in (calibrated, raw)]
+    temperature = summaries[0].pop("temperature")
+    assert summaries[1].pop("temperature") is None and summaries[0] == summaries[1]
+    assert temperature["rows"] == 12 and 0 < temperature["low"] < temperature["value"] < temperature["high"]
+    (head, lora), (raw_head, raw_lora) = head_and_rest(calibrated), head_and_rest(raw)
+    assert torch.equal(head, raw_head / temperature["value"])
+    assert lora.keys() == raw_lora.keys() and all(torch.equal(lora[name], raw_lora[name]) for name in lora)
+    (answers, probabilities), (raw_answers, raw_probabilities) = map(validation_rows, (calibrated, raw))
+    assert (answers == raw_answers).all() and (probabilities.argmax(axis=1) == answers).all()
+    expected = softmax(np.log(raw_probabilities) / temperature["value"], axis=1)
+    assert probabilities == pytest.approx(expected, abs=1e-4) and probabilities != pytest.approx(raw_probabilities)
+
+
+@pytest.mark.parametrize("case", ["one", "last"])
+def test_the_validation_rows_are_predicted_by_the_epoch_that_is_kept(folders, case):
+    folder = folders[f"{case}, raw"]
+    answers, probabilities = validation_rows(folder)
+    epoch = json.loads((folder / "outs/results/train/summary.json").read_text())["best_epoch"]
+    history = curves(folder)["epochs"].set_index("epoch").loc[epoch]
+    gold = np.arange(12) % 3
+    loss = -np.log(probabilities[np.arange(12), gold]).mean()
+    assert loss == pytest.approx(history["validation_loss"], rel=1e-3)
+    assert (answers == gold).mean() == pytest.approx(history["validation_accuracy"])
+
+
+@pytest.mark.parametrize("case", ["one", "frozen, raw"])
+def test_the_saved_adapter_predicts_the_validation_rows_as_the_table_has_them(folders, case, monkeypatch):
+    monkeypatch.chdir(folders[case])
+    p, manifest = params.load(), json.loads(Path("outs/base_model.json").read_text())
+    rows = TokenizedRows(files.read_columns("outs/tokenized/validation.parquet", ["input_ids", "label"]))
+    classifier = Classifier.load(manifest, p, CLASSES, CPU, Path("outs/adapter"))
+    assert classifier.predict(rows, 4) == pytest.approx(validation_rows(Path())[1], abs=1e-3)
+
+
 def test_class_weights_change_the_training_only_if_classes_have_unequal_rows(tmp_path, folders):
     """With equally many rows of each class every weight is 1."""
     even, uneven, weighted = (tmp_path / name for name in ("even", "uneven", "weighted"))
@@ -117,6 +178,10 @@ def test_class_weights_change_the_training_only_if_classes_have_unequal_rows(tmp
     losses = {folder.name: curves(folder)["steps"]["loss"] for folder in (even, plain, uneven, weighted)}
     assert losses["even"].to_numpy() == pytest.approx(losses["plain"].to_numpy(), rel=1e-3)
     assert abs(losses["weighted"] - losses["uneven"]).max() > 0.05
+
+
+class Killed(Exception):
+    pass
 
 
 def kill_after_an_epoch(folder):
@@ -167,6 +232,23 @@ def test_a_killed_training_resumes_and_ends_like_an_uninterrupted_one(killed, fo
     assert not (folder / "outs/checkpoints").exists()
 
 
+@pytest.mark.parametrize("case", ["one", "last"])
+def test_a_training_killed_after_its_last_epoch_resumes_and_ends_like_an_uninterrupted_one(
+    tmp_path, monkeypatch, folders, case
+):
+    folder = prepare(tmp_path / "run", train__keep={"one": "best", "last": "last"}[case])
+    monkeypatch.chdir(folder)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train_qlora, "scale_head", lambda *_: (_ for _ in ()).throw(Killed))
+        train_qlora.main()
+    train_qlora.main()
+    assert json.loads((folder / "outs/measurements/train/run.json").read_text())["resumed"] is True
+    assert adapter_bytes(folder) == adapter_bytes(folders[case])
+    for name in ("validation.parquet", "summary.json"):
+        resumed, uninterrupted = (top / "outs/results/train" / name for top in (folder, folders[case]))
+        assert resumed.read_bytes() == uninterrupted.read_bytes(), name
+
+
 def test_a_checkpoint_of_other_parameters_is_not_resumed_and_not_removed(killed, folders):
     folder = killed.top / "seed"
     assert "resuming" not in killed.stdout["seed"]
@@ -211,10 +293,6 @@ def test_a_checkpoint_of_other_code_is_not_resumed(killed, folders, tmp_path):
     assert "resuming" not in done["edited"].stdout
     assert adapter_bytes(edited) == adapter_bytes(uninterrupted)
     assert adapter_bytes(edited) != adapter_bytes(folders["one"]), "the edit changes the training"
-
-
-class Killed(Exception):
-    pass
 
 
 def test_seconds_are_those_of_all_epochs_before_and_after_a_resume(tmp_path, monkeypatch):
@@ -300,7 +378,7 @@ def set_loss(monkeypatch, epoch, loss, training_loss=None):
 def test_training_ends_after_an_epoch_with_a_loss_that_is_not_finite_and_an_earlier_one_is_kept(
     tmp_path, monkeypatch, capsys, loss, training_loss
 ):
-    folder = prepare(tmp_path / "run", train__keep="best")
+    folder = prepare(tmp_path / "run", train__keep="best", train__calibrate=False)  # calibration changes the head
     monkeypatch.chdir(folder)
     adapters = set_loss(monkeypatch, 2, loss, training_loss)
     train_qlora.main()

@@ -16,7 +16,9 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.feature_extraction.text import CountVectorizer
 
 from stages.analysis import (
-    baselines,
+    bag_of_words as words_reference,
+)
+from stages.analysis import (
     case_table,
     comparison,
     design_effects,
@@ -24,11 +26,11 @@ from stages.analysis import (
     intervals,
     metrics,
     plot_tables,
+    references,
     significance_tests,
     slices,
     text_terms,
 )
-from stages.analysis.intervals import Interval
 from stages.analysis.results import ParameterCounts, Training
 from stages.analysis.significance_tests import mcnemar
 from stages.data.task import Task
@@ -123,20 +125,72 @@ def one_a_premise(fixed, broken, rows):
 
 
 def test_rows_are_counted_as_fixed_broken_both_right_or_both_wrong():
-    gold, base, tuned = np.array([0, 1, 2, 0]), np.array([0, 0, 2, 1]), np.array([0, 1, 1, 2])
-    assert list(case_table.fates(gold, base, tuned)) == ["both_right", "fixed", "broken", "both_wrong"]
-    result = compare(gold, base, tuned)
-    assert (result.both_right, result.fixed, result.broken, result.both_wrong, result.rows) == (1, 1, 1, 1, 4)
-    assert result.accuracy_gain.value == 0
-    assert list(comparison.changes(gold, base, tuned)) == [0, 1, -1, 0]
-    assert compare(gold, base, gold).accuracy_gain.value == 0.5
+    gold, reference, tuned = np.array([0, 1, 2, 0]), np.array([0, 0, 2, 1]), np.array([0, 1, 1, 2])
+    assert list(case_table.find_outcomes(gold, reference, tuned)) == ["both_right", "fixed", "broken", "both_wrong"]
+    result = compare(gold, tuned, probe=reference)
+    assert result.outcomes == comparison.Outcomes(fixed=1, broken=1, both_right=1, both_wrong=1)
+    assert (result.rows, result.references["probe"].difference.value) == (4, 0)
+    assert compare(gold, gold, probe=reference).references["probe"].difference.value == 0.5
 
 
-def compare(gold, base, tuned):
-    """Base and tuned model compared on rows that are independent."""
-    fates = case_table.fates(gold, base, tuned)
-    cases = pd.DataFrame({"gold": gold, "base": base, "tuned": tuned, "fate": fates, "group": range(len(gold))})
-    return comparison.compare_models(cases.assign(guess=0, guess_text=0), gold, Task(CLASSES, ("text",), None), 0.95)
+def compare(gold, tuned, **references):
+    """The tuned model compared with references on rows that are independent."""
+    columns = {"gold": gold, "tuned": tuned, "group": range(len(gold)), "in_train": False}
+    return comparison.compare_models(pd.DataFrame(columns | references), Task(CLASSES, ("text",), None), 0.95)
+
+
+def test_the_best_reference_has_the_highest_leading_metric_and_of_equals_is_the_cheapest():
+    gold = np.repeat([0, 1, 2], 20)
+    half, equal = np.where(np.arange(60) % 2, gold, (gold + 1) % 3), np.where(np.arange(60) % 2, (gold + 1) % 3, gold)
+    result = compare(gold, gold, majority_class=0, bag_of_words=half, probe=equal, untrained_head=(gold + 1) % 3)
+    assert (result.metric, result.best) == ("accuracy", "bag_of_words")
+
+
+@pytest.mark.parametrize("changed, verdict", [(range(0), "not worth it"), (range(8), "too close to tell"),
+                                              (range(60), "worth it"), (range(60, 160), "not worth it")])  # fmt: skip
+def test_the_whole_interval_decides_the_verdict(changed, verdict):
+    """The probe is right in rows 60 to 299. The tuned model answers the same, but right in the changed rows below 60,
+    and wrong in those above."""
+    gold = np.arange(300) % 3
+    probe = np.where(np.arange(300) < 60, (gold + 1) % 3, gold)
+    tuned = probe.copy()
+    tuned[list(changed)] = [gold[row] if row < 60 else (gold[row] + 1) % 3 for row in changed]
+    if verdict == "too close to tell":
+        tuned[60:66] = (gold[60:66] + 1) % 3
+    result = compare(gold, tuned, probe=probe, untrained_head=0)
+    low, high = result.best_reference.difference.interval
+    assert result.verdict == verdict
+    assert (low > 0, high < 0) == (verdict == "worth it", len(changed) == 100)
+
+
+def test_uneven_classes_are_judged_by_macro_f1():
+    """A model that adds one class of three to the constant answer gains little accuracy and much macro F1."""
+    gold = np.repeat([0, 1, 2], [900, 60, 40])
+    result = compare(gold, np.where(gold == 1, 1, 0), majority_class=0)
+    assert result.metric == "f1_macro"
+    best = result.best_reference
+    tuned = sklearn_metrics.f1_score(gold, np.where(gold == 1, 1, 0), labels=[0, 1, 2], average="macro")
+    assert best.difference.value == pytest.approx(tuned - best.f1_macro.value)
+
+
+def test_the_head_gets_the_probes_gain_and_lora_the_rest():
+    gold = np.arange(300) % 3
+    probe = np.where(np.arange(300) < 100, (gold + 1) % 3, gold)
+    result = compare(gold, gold, majority_class=0, probe=probe)
+    total = result.references["majority_class"].difference.value
+    assert result.head_gain.value + result.lora_gain.value == pytest.approx(total)
+    assert result.lora_gain.value == pytest.approx(1 / 3)
+    assert compare(gold, gold, probe=probe).lora_gain is None
+
+
+def test_the_score_without_duplicates_leaves_them_out():
+    gold, tuned = np.arange(90) % 3, np.arange(90) % 3
+    tuned[45:] = (gold[45:] + 1) % 3
+    cases = pd.DataFrame({"gold": gold, "tuned": tuned, "majority_class": 0, "group": range(90), "in_train": gold < 0})
+    task = Task(CLASSES, ("text",), None)
+    assert comparison.compare_models(cases, task, 0.95).without_duplicates is None
+    cases["in_train"] = np.arange(90) < 30
+    assert comparison.compare_models(cases, task, 0.95).without_duplicates.value == pytest.approx(15 / 60)
 
 
 def predictions(task, texts, gold, probabilities):
@@ -150,35 +204,48 @@ def predictions(task, texts, gold, probabilities):
 def test_the_case_table_has_answers_probabilities_and_the_traits_of_nli(classes):
     task = Task(classes, ("premise", "hypothesis"), None)
     texts, gold = [["a cat", "a dog"], ["a cat", "no dog"]], [0, 1]
-    base = predictions(task, texts, gold, [[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]])
     tuned = predictions(task, texts, gold, [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
-    train = base[task.text_columns].assign(label=gold)
+    base = tuned[["row", "label", "group"]].assign(untrained_head=[2, 1])
+    train = tuned[task.text_columns].assign(label=gold)
     tokenized = {"train": train, "test": train.assign(truncated=[False, True])}
-    cases = case_table.build_case_table(base, tuned, tokenized, task)
+    names = ["majority_class", "bag_of_words", "untrained_head"]
+    cases = case_table.build_case_table(base, tuned, tokenized, task, names)
     assert cases["row"].tolist() == [5, 6] and cases["truncated"].tolist() == [False, True]
-    assert (cases["base"].tolist(), cases["tuned"].tolist(), cases["gold"].tolist()) == ([2, 1], [0, 1], gold)
-    assert cases["fate"].tolist() == ["fixed", "both_right"]
-    assert cases["base_probability"].tolist() == [0.5, 0.6] and cases["tuned_probability"].tolist() == [0.7, 0.8]
-    assert cases[f"base_p_{classes[1]}"].tolist() == [0.3, 0.6]
-    assert cases["guess_premise"].tolist() == gold
+    assert (cases["untrained_head"].tolist(), cases["tuned"].tolist(), cases["gold"].tolist()) == ([2, 1], [0, 1], gold)
+    assert cases["in_train"].tolist() == [True, True]
+    assert cases["tuned_probability"].tolist() == [0.7, 0.8]
+    assert cases[f"tuned_p_{classes[1]}"].tolist() == [0.2, 0.8]
+    assert cases["bag_of_words_premise"].tolist() == gold
     if classes == CLASSES:
         assert cases["overlap"].tolist() == [1, 0.5] and cases["negated"].tolist() == [False, True]
     else:
         assert "overlap" not in cases
-    result = comparison.compare_models(cases, np.array([0, 0, 1]), task, 0.95)
-    assert (result.accuracy_gain.value, result.mcnemar_p) == (0.5, 1)
-    assert result.majority_class.accuracy.value == 0.5
-    assert result.bag_of_words.accuracy.value == result.bag_of_words_by_column["hypothesis"].accuracy.value == 1
-    assert result.bag_of_words.accuracy.interval == intervals.wilson(2, 2, 0.95)
+    result = comparison.compare_models(cases, task, 0.95)
+    assert (result.best, result.verdict) == ("bag_of_words", "not worth it")
+    assert result.references["majority_class"].accuracy.value == 0.5
+    bags = result.references["bag_of_words"], result.bag_of_words_by_column["hypothesis"]
+    assert [bag.accuracy.value for bag in bags] == [1, 1]
+    assert bags[0].accuracy.interval == intervals.wilson(2, 2, 0.95)
 
-    plots = plot_tables.build_plot_tables(cases, None, pd.DataFrame({"step": [1], "loss": [2.0]}), task, 0.95)
+    steps = pd.DataFrame({"step": [1], "loss": [2.0]})
+    plots = plot_tables.build_plot_tables(cases, None, steps, "untrained_head", task, 0.95)
     assert ("negation" in set(plots["slices_tuned"]["cut"])) == (classes == CLASSES)
-    assert plots["slices_base"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
-    assert (plots["reliability_base"]["accuracy"].item(), plots["reliability_tuned"]["accuracy"].item()) == (0.5, 1)
-    assert plots["confusion_base"].to_dict("list") == {
+    assert plots["slices_reference"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
+    assert plots["reliability_tuned"]["accuracy"].item() == 1
+    assert plots["confusion_reference"].to_dict("list") == {
         "actual": [classes[0], classes[1]],
         "predicted": [classes[2], classes[1]],
     }
+
+
+def test_a_reference_that_is_not_asked_for_is_not_computed(monkeypatch):
+    monkeypatch.setattr(case_table, "predict_by_words", lambda *_: pytest.fail("computed"))
+    task = Task(CLASSES, ("text",), None)
+    tuned = predictions(task, [["a", "b"]], [0, 1], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
+    train = tuned[task.text_columns].assign(label=[0, 1])
+    tokenized = {"train": train, "test": train.assign(truncated=False)}
+    cases = case_table.build_case_table(tuned[["row"]], tuned, tokenized, task, ["majority_class"])
+    assert set(cases) & set(references.REFERENCES) == {"majority_class"}
 
 
 @pytest.mark.parametrize("fixed, broken, rows, level, low, high", [
@@ -513,46 +580,9 @@ def test_macro_f1_leaves_out_a_class_that_is_neither_gold_nor_predicted():
     assert math.isnan(result.class_scores["f1"]["contradiction"])
 
 
-def test_reliability_by_hand():
-    right = np.array([True, False, True, True])
-    bins = metrics.reliability(right, np.array([0.4, 0.35, 0.95, 1.0]))  # 0.4 is the upper end of its bin
-    assert list(bins["rows"]) == [0, 0, 0, 2, 0, 0, 0, 0, 0, 2]
-    assert bins["accuracy"][[3, 9]] == pytest.approx([0.5, 1])
-    assert bins["probability"][[3, 9]] == pytest.approx([0.375, 0.975])
-    assert np.isnan(bins["accuracy"][0])
-    assert metrics.calibration_error(bins) == pytest.approx(0.5 * 0.125 + 0.5 * 0.025)
-
-
-def test_the_outer_bins_hold_0_and_values_rounded_above_1():
-    bins = metrics.reliability(np.array([True, False, True]), np.array([0.0, 0.05, 1 + 1e-7]))
-    assert list(bins["rows"]) == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
-    assert bins["accuracy"][[0, 9]].tolist() == [0.5, 1]
-
-
-def test_calibration_error_against_a_loop():
-    rng = np.random.default_rng(3)
-    confidence = rng.uniform(1 / 3, 1, 500)
-    right = rng.random(500) < confidence**2
-    expected = 0
-    for low in np.arange(10) / 10:
-        inside = (confidence > low) & (confidence <= low + 0.1)
-        if inside.any():
-            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    assert metrics.calibration_error(metrics.reliability(right, confidence)) == pytest.approx(expected)
-
-
-def test_brier():
-    rng = np.random.default_rng(4)
-    gold, shares = rng.integers(0, 3, 50), rng.dirichlet([1, 1, 1], 50)
-    reference = sklearn_metrics.brier_score_loss(gold, shares, labels=[0, 1, 2], scale_by_half=False)
-    assert metrics.brier(gold, shares) == pytest.approx(reference)
-    assert metrics.brier(np.array([2]), np.array([[0, 0, 1.0]])) == 0
-    assert metrics.brier(np.array([2]), np.array([[1.0, 0, 0]])) == 2
-
-
 def test_majority_class_takes_the_first_of_equals():
-    assert baselines.majority_class(np.array([1, 2, 2, 1])) == 1
-    assert baselines.majority_class(np.array([2])) == 2
+    assert references.find_majority_class(np.array([1, 2, 2, 1])) == 1
+    assert references.find_majority_class(np.array([2])) == 2
 
 
 def bag_of_words(train, gold, texts):
@@ -560,13 +590,13 @@ def bag_of_words(train, gold, texts):
     tables = [pd.DataFrame([row if isinstance(row, tuple) else (row,) for row in rows]) for rows in (train, texts)]
     for table in tables:
         table.columns = [f"column {name}" for name in table.columns]
-    return baselines.bag_of_words(tables[0], np.array(gold), tables[1])[baselines.ALL_COLUMNS]
+    return words_reference.predict_by_words(tables[0], np.array(gold), tables[1])[words_reference.BAG_OF_WORDS]
 
 
 @pytest.mark.parametrize("many", [100, 1000])
 def test_a_bag_of_words_finds_an_artefact_and_nothing_else(monkeypatch, many):
     """For few rows, and for many rows, which use another algorithm."""
-    monkeypatch.setattr(baselines, "SAGA_CELLS", many)
+    monkeypatch.setattr(words_reference, "SAGA_CELLS", many)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
     telling = [f"the {('cat', 'perhaps', 'nobody')[label]} sat" for label in labels]
@@ -579,7 +609,9 @@ def test_a_bag_of_words_takes_columns_of_any_name():
     """scikit-learn forbids some names of steps."""
     for name in ("a__b", "remainder", "verbose"):
         table = pd.DataFrame({name: ["cat", "dog"]})
-        assert baselines.bag_of_words(table, np.array([0, 1]), table)[baselines.ALL_COLUMNS].tolist() == [0, 1]
+        assert words_reference.predict_by_words(table, np.array([0, 1]), table)[
+            words_reference.BAG_OF_WORDS
+        ].tolist() == [0, 1]
 
 
 def test_a_bag_of_words_knows_the_column_of_a_word():
@@ -594,9 +626,13 @@ def test_a_bag_of_words_of_all_columns_reads_all_of_them():
     labels = np.arange(60) % 3
     rows = [(("cat", "dog", "dog")[label], ("red", "red", "blue")[label]) for label in labels]
     table = pd.DataFrame(rows, columns=["a", "b"])
-    result = baselines.bag_of_words(table, labels, table)
-    assert (result[baselines.ALL_COLUMNS] == labels).all()
-    assert (result["guess_a"] == labels).mean() == (result["guess_b"] == labels).mean() == pytest.approx(2 / 3)
+    result = words_reference.predict_by_words(table, labels, table)
+    assert (result[words_reference.BAG_OF_WORDS] == labels).all()
+    assert (
+        (result["bag_of_words_a"] == labels).mean()
+        == (result["bag_of_words_b"] == labels).mean()
+        == pytest.approx(2 / 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -675,10 +711,10 @@ def test_long_texts_of_many_classes_take_little_memory():
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 20
     texts = [" ".join(f"w{word}" for word in rng.integers(0, 10**6, 150)) for _ in labels]
-    bag = baselines.weigh_terms(pd.Series(texts), pd.Series(texts), baselines.MAX_COEFFICIENTS)
+    bag = words_reference.weigh_terms(pd.Series(texts), pd.Series(texts), words_reference.MAX_COEFFICIENTS)
     coefficients = bag[0].shape[1] * 20
     assert coefficients > 2_000_000
-    peak = traced_peak(lambda: baselines.predict_labels([bag], labels, 400))
+    peak = traced_peak(lambda: words_reference.predict_labels([bag], labels, 400))
     assert peak / coefficients < 30
 
 
@@ -688,12 +724,12 @@ def test_with_too_many_words_the_most_frequent_are_used(monkeypatch, columns):
     texts = ["! a", "! b", "? a", "? c", "! ?"]
     table = pd.DataFrame({f"column {number}": texts for number in range(columns)})
     weighed = []
-    weigh_terms = baselines.weigh_terms
+    weigh_terms = words_reference.weigh_terms
     monkeypatch.setattr(
-        baselines, "weigh_terms", lambda *arguments: weighed.append(weigh_terms(*arguments)) or weighed[-1]
+        words_reference, "weigh_terms", lambda *arguments: weighed.append(weigh_terms(*arguments)) or weighed[-1]
     )
-    monkeypatch.setattr(baselines, "MAX_COEFFICIENTS", 3 * 3 * columns)
-    baselines.bag_of_words(table, np.array([0, 1, 0, 2, 1]), table)
+    monkeypatch.setattr(words_reference, "MAX_COEFFICIENTS", 3 * 3 * columns)
+    words_reference.predict_by_words(table, np.array([0, 1, 0, 2, 1]), table)
     rows_with_term = pd.DataFrame([(train > 0).toarray().sum(axis=0) for train, _ in weighed])
     assert rows_with_term.to_numpy().tolist() == [[3, 3, 2]] * columns
 
@@ -806,38 +842,6 @@ def test_one_column_has_one_cut_by_length_and_truncated_rows_are_a_slice():
     assert list(cut) == ["class", "words in text", "at max_length", "probability"]
     assert cut["at max_length"][1].tolist() == [0, 0, 1]
     assert cut["probability"][0] == ["up to 70%", "70% to 90%", "over 90%"], "two classes: from a half up"
-
-
-def test_calibration_bins_hold_enough_rows():
-    rng = np.random.default_rng(3)
-    sure = np.concatenate([rng.uniform(0.5, 0.9, 60), rng.uniform(0.99, 1, 940)])
-    right = rng.random(1000) < sure
-    bins = metrics.calibration_curve(right, sure, np.arange(1000), 0.95)
-    assert len(bins) == metrics.BINS and bins["rows"].sum() == 1000
-    assert bins["rows"].between(95, 105).all()
-    assert ((bins["low"] <= bins["accuracy"]) & (bins["accuracy"] <= bins["high"])).all()
-    first = np.sort(sure)[: bins["rows"][0]]
-    assert bins["probability"][0] == pytest.approx(first.mean())
-    assert len(metrics.calibration_curve(right[:59], sure[:59], np.arange(59), 0.95)) == 1
-    assert len(metrics.calibration_curve(right, np.ones(1000), np.arange(1000), 0.95)) == 1, "equal ones share a bin"
-
-
-def test_the_headline_agrees_with_the_numbers():
-    def headline(fixed, broken, rows=100, confidence=0.95):
-        nothing = comparison.Baseline(metrics.Estimate(0, Interval(0, 0)), 1)
-        gain = metrics.Estimate((fixed - broken) / rows, Interval(-0.1, 0.2))
-        result = comparison.Comparison(
-            fixed, broken, 0, rows - fixed - broken, rows, gain, 1,
-            mcnemar(*one_a_premise(fixed, broken, rows)), nothing, nothing, {},
-        )  # fmt: skip
-        return wording.headline(result, confidence)
-
-    assert "raised accuracy by 50.0 points" in headline(55, 5) and "p < 0.001" in headline(55, 5)
-    assert "lowered accuracy by 0.01 points" in headline(3, 4, rows=10_000)
-    assert "lowered accuracy by 2.0 points" in headline(3, 5) and "not statistically significant" in headline(3, 5)
-    assert "did not change accuracy." in headline(0, 0) and "p = 1.000" in headline(0, 0)
-    assert ": statistically" in headline(9, 1) and "not statistically" in headline(9, 1, confidence=0.99), "p = 0.021"
-    assert "not statistically" in headline(9, 3) and ": statistically" in headline(9, 3, confidence=0.8), "p = 0.146"
 
 
 @pytest.mark.parametrize("share, expected", [

@@ -294,7 +294,7 @@ def test_variants_are_trained_and_tested_for_each_seed(tmp_path):
     subprocess.run([sys.executable, real / "collect.py", tmp_path, tmp_path / "into"], check=True)
     table = pd.read_parquet(tmp_path / "into/predictions.parquet")
     assert list(table) == [
-        "row", "gold", "group", "base 42", "ours 42", "template 42"
+        "row", "gold", "group", "untrained_head 42", "zero_shot 42", "probe 42", "ours 42", "template 42"
     ]  # fmt: skip
     results = json.loads((tmp_path / "into/results.json").read_text())
     for run in results["runs"]:

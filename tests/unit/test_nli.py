@@ -75,10 +75,10 @@ def test_negation(text, negated):
     assert nli.is_negated(text) is negated
 
 
-def cases(gold, base, tuned, baseline=None, overlap=None):
+def cases(gold, untrained, tuned, hypothesis_only=None, overlap=None):
     rows = len(gold)
-    return pd.DataFrame({"gold": gold, "base": base, "tuned": tuned, "group": range(rows),
-                         "guess_hypothesis": [0] * rows if baseline is None else baseline,
+    return pd.DataFrame({"gold": gold, "untrained_head": untrained, "tuned": tuned, "group": range(rows),
+                         "bag_of_words_hypothesis": [0] * rows if hypothesis_only is None else hypothesis_only,
                          "overlap": [0.5] * rows if overlap is None else overlap})  # fmt: skip
 
 
@@ -106,9 +106,26 @@ def test_claims_that_do_not_hold():
     gold = np.repeat([0, 1, 2], 100)
     base = np.tile([0, 1, 2, 1, 2, 0], 50)
     tuned = np.where(gold == 2, 0, base)  # contradiction is never answered
-    result = verdicts(cases(gold, base, tuned, baseline=gold, overlap=np.tile([0, 1], 150)))
+    result = verdicts(cases(gold, base, tuned, hypothesis_only=gold, overlap=np.tile([0, 1], 150)))
     for key in ("base_answers_one_class", "tuning_fixes_most", "neutral_is_hardest", "premise_is_read"):
         assert result[key] == "does not hold", key
+
+
+@pytest.mark.parametrize("probe_is_right, verdict", [(True, "does not hold"), (False, "holds"), (None, None)])
+def test_the_probe_decides_whether_the_base_is_unaware_of_the_relation(probe_is_right, verdict):
+    """Where exactly one of probe and hypothesis-only classifier is right, it is always the same one."""
+    gold = np.repeat([0, 1, 2], 100)
+    table = cases(gold, gold, gold, hypothesis_only=np.zeros(300, int) if probe_is_right else gold)
+    if probe_is_right is not None:
+        table["probe"] = gold if probe_is_right else 0
+    assert verdicts(table).get("base_is_unaware") == verdict
+
+
+def test_a_claim_without_its_reference_is_left_out():
+    table = cases([0, 1, 2], [0, 1, 2], [0, 1, 2]).drop(columns=["untrained_head", "bag_of_words_hypothesis"])
+    claims = nli.check_claims(table, NLI, 0.95)
+    assert set(claims.verdicts()) == {"neutral_is_hardest", "high_overlap_pulls_to_entailment", "low_overlap_fails"}
+    assert len(describe_claims(claims)) == 3
 
 
 @pytest.mark.parametrize("gold", [[0], [1], [0, 1]])

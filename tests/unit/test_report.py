@@ -39,7 +39,6 @@ from stages.report.figures.accuracy import select_slices
 from stages.report.figures.axes import share_limits
 from stages.report.figures.confusion import draw_confusion
 from stages.report.figures.learning_curves import draw_loss, draw_validation
-from stages.report.figures.reliability import draw_reliability
 from stages.report.figures.usage import draw_usage
 from stages.runtime import errors, usage_samples
 
@@ -766,16 +765,6 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, 
         patch.chdir(folder)
         analyze.main()
     assert page_of(folder / "metrics").count("whose adapter is used: the last") == 2
-
-
-def test_calibration_has_the_interval_of_each_bin():
-    bins = pd.DataFrame({"probability": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
-                         "rows": [40, 41]})  # fmt: skip
-    figure = draw_reliability(bins, bins[1:], render.ON_WHITE)
-    for axes, expected in zip(figure.axes, (bins, bins[1:]), strict=True):
-        (bars,) = axes.containers
-        ends = [segment[:, 1].tolist() for segment in bars[2][0].get_segments()]
-        assert ends == [pytest.approx(pair) for pair in expected[["low", "high"]].to_numpy().tolist()]
 
 
 def test_slices_without_rows_and_most_of_many_classes_are_not_drawn(many_metrics):

@@ -10,13 +10,17 @@ import pytest
 import torch
 import yaml
 from helpers.project import CPU, ROOT
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from stages.model.adapter import add_lora
+from stages.model.head import freeze_head, scale_head
 from stages.runtime.errors import UserError
 from stages.runtime.usage_recorder import read_versions
 from stages.training import checkpoints, history
+from stages.training.calibration import BOUNDS, fit_temperature
 from stages.training.epoch_batches import EpochBatches
 from stages.training.loss import compute_balanced_weights, weigh_classes
 from stages.training.trainer import checksum
@@ -208,3 +212,102 @@ def test_rows_that_only_fill_a_batch_do_not_change_the_loss(load_nano):
     ids = torch.randint(1, 900, (4, 9), generator=torch.Generator().manual_seed(1))
     part = base(input_ids=ids[:2], labels=torch.tensor([0, 2])).loss.item()
     assert base(input_ids=ids, labels=torch.tensor([0, 2, -100, -100])).loss.item() == pytest.approx(part, rel=1e-5)
+
+
+# --- the temperature ---
+
+
+def draw_rows(rows, temperature=4.0, size=4.0, groups=None, seed=0):
+    """(logits, gold, groups) of a model whose logits are too large by the factor `temperature`."""
+    rng = np.random.default_rng(seed)
+    logits = size * rng.normal(size=(rows, 3))
+    luck = rng.random(rows) if groups is None else rng.random(groups)[np.arange(rows) % groups]
+    gold = (softmax(logits, axis=1).cumsum(axis=1) < luck[:, None]).sum(axis=1)
+    return temperature * logits, gold, np.arange(rows) % (groups or rows)
+
+
+def mean_loss(logits, gold):
+    return -log_softmax(logits, axis=1)[np.arange(len(gold)), gold].mean()
+
+
+def test_the_temperature_is_the_one_that_makes_the_logits_right():
+    fitted = fit_temperature(*draw_rows(20_000))
+    assert fitted.value == pytest.approx(4, rel=0.03)
+    assert fitted.low < 4 < fitted.high and fitted.high / fitted.low < 1.15
+    assert fitted.rows == 20_000
+
+
+def test_with_many_rows_the_temperature_has_the_lowest_cross_entropy():
+    logits, gold, groups = draw_rows(2_000, temperature=0.3)
+    value = fit_temperature(logits, gold, groups).value
+    losses = [mean_loss(logits / other, gold) for other in (value / 1.05, value, value * 1.05)]
+    assert losses[1] == min(losses)
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_rows_that_are_all_right_do_not_make_the_model_certain(rows):
+    """About half an error is expected among them."""
+    logits, _, groups = draw_rows(rows)
+    gold = logits.argmax(axis=1)
+    fitted = fit_temperature(logits, gold, groups)
+    errors = 1 - softmax(logits / fitted.value, axis=1).max(axis=1)
+    assert 0.2 < errors.sum() < 0.8
+    assert BOUNDS[0] <= fitted.low < fitted.value < fitted.high <= BOUNDS[1]
+
+
+def test_answers_that_do_not_depend_on_the_text_get_nearly_equal_probabilities():
+    logits, gold, groups = draw_rows(300)
+    fitted = fit_temperature(logits, np.random.default_rng(1).permutation(gold), groups)
+    assert 20 < fitted.value <= fitted.high <= BOUNDS[1]
+
+
+@pytest.mark.parametrize("logits", [np.zeros((30, 3)), np.full((30, 3), 1e4) * [1, 0, 0]])
+def test_the_temperature_of_extreme_logits_is_within_its_bounds(logits):
+    fitted = fit_temperature(logits, np.arange(30) % 3, np.arange(30))
+    assert BOUNDS[0] <= fitted.low <= fitted.value <= fitted.high <= BOUNDS[1]
+
+
+def test_an_added_constant_does_not_change_the_temperature():
+    logits, gold, groups = draw_rows(100)
+    assert fit_temperature(logits + np.arange(100)[:, None], gold, groups) == fit_temperature(logits, gold, groups)
+
+
+@pytest.mark.parametrize("groups", [None, 30])
+def test_the_interval_covers_the_temperature(groups):
+    """The share of 200 samples is 0.95 ± 0.03 by chance alone."""
+    fits = [fit_temperature(*draw_rows(120, groups=groups, seed=seed)) for seed in range(200)]
+    assert 0.9 <= np.mean([fit.low <= 4 <= fit.high for fit in fits]) <= 0.99
+
+
+def test_rows_that_are_alike_in_groups_have_a_wider_interval():
+    logits, gold, _ = draw_rows(100)
+    logits, gold = np.repeat(logits, 10, axis=0), np.repeat(gold, 10)
+    alike = fit_temperature(logits, gold, np.repeat(np.arange(100), 10))
+    independent = fit_temperature(logits, gold, np.arange(1000))
+    assert alike.value == independent.value
+    assert np.log(alike.high / alike.low) == pytest.approx(
+        np.sqrt(10) * np.log(independent.high / independent.low), rel=0.2
+    )
+
+
+def test_a_temperature_of_100_rows_is_nearly_as_good_as_the_true_one():
+    test, test_gold, _ = draw_rows(20_000, seed=1000)
+    losses = [mean_loss(test / fit_temperature(*draw_rows(100, seed=seed)).value, test_gold) for seed in range(20)]
+    best, raw = mean_loss(test / 4, test_gold), mean_loss(test, test_gold)
+    assert raw - best > 0.3
+    assert np.mean(losses) - best < 0.03
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_scaled_head_divides_the_logits_and_nothing_else(load_nano, make_params, frozen):
+    model = add_lora(load_nano(quantization="none")[0], make_params().lora, 42).eval()
+    if frozen:
+        freeze_head(model)
+    ids = torch.randint(1, 900, (4, 9), generator=torch.Generator().manual_seed(1))
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        scale_head(model, 4.0)
+        after = model(input_ids=ids).logits
+    assert torch.equal(after * 4, before)
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == trainable

@@ -35,7 +35,7 @@ def render_results(
         "validation": partial(draw_validation, tables["epochs"], kept_epoch),
         "confusion": partial(draw_confusion, confusion, classes),
         "slices": partial(draw_slices, *slices, REFERENCE_NAMES[comparison.best]),
-        "reliability": partial(draw_reliability, tables["reliability_tuned"]),
+        "reliability": partial(draw_reliability, tables["reliability_tuned"], tables.get("reliability_uncalibrated")),
     }
     names = (*classes, *run.task.columns)
     return {name: render(draw, names) for name, draw in drawings.items()}

@@ -1,27 +1,32 @@
-"""Reliability diagrams of base and tuned: accuracy by the probability of the predicted class."""
+"""The reliability diagram of the tuned model: accuracy by the probability of the predicted class."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stages.report.figures.axes import set_share_axis
-from stages.report.render import WIDTH
+from stages.report.figures.axes import set_share_axis, single_axes
 
 
-def draw_reliability(tuned: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Draw accuracy with its interval against the probability of the predicted class. Each model has its own axes.
+def draw_reliability(tuned: pd.DataFrame, without: pd.DataFrame | None, colours: dict[str, str]) -> Figure:
+    """Draw accuracy with its interval against the probability of the predicted class.
 
     Args:
-        base, tuned: from `metrics.calibration_curve`.
+        tuned, without: from `calibration_curve`, with and without calibration; None if the model has no temperature.
     """
-    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    for axes, bins, name in zip([figure.subplots()], [tuned], ["tuned"], strict=True):
-        axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=0.8, linestyle=":")
+    figure, axes = single_axes(2.9)
+    series = [(tuned, "tuned", "o", "with calibration")]
+    if without is not None:
+        series.insert(0, (without, "muted", "s", "without"))
+    for bins, colour, mark, label in series:
         ends = np.abs(bins[["low", "high"]].to_numpy().T - bins["accuracy"].to_numpy())
-        axes.errorbar(bins["probability"], bins["accuracy"], yerr=ends, fmt="o", markersize=4, color=colours[name],
-                      elinewidth=1.2, clip_on=False)  # fmt: skip
-        set_share_axis(axes.xaxis, axes.set_xlim, bins["probability"], least=0.1, ticks=3)
-        set_share_axis(axes.yaxis, axes.set_ylim, bins[["low", "high", "probability"]], least=0.1)
-        axes.set(title=name.capitalize(), xlabel="probability")
-    figure.axes[0].set_ylabel("accuracy")
+        axes.errorbar(bins["probability"], bins["accuracy"], yerr=ends, fmt=mark, markersize=4, color=colours[colour],
+                      elinewidth=1.2, clip_on=False, label=label)  # fmt: skip
+    drawn = pd.concat([bins for bins, *_ in series])
+    set_share_axis(axes.xaxis, axes.set_xlim, drawn["probability"], least=0.1)
+    set_share_axis(axes.yaxis, axes.set_ylim, drawn[["low", "high", "probability"]], least=0.1)
+    axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=0.8, linestyle=":")
+    axes.set(xlabel="probability of the predicted class", ylabel="accuracy")
+    if without is not None:
+        axes.legend(*(part[::-1] for part in axes.get_legend_handles_labels()), loc="lower center",
+                    bbox_to_anchor=(0.5, 1), ncols=2)  # fmt: skip
     return figure

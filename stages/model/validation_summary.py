@@ -1,0 +1,68 @@
+"""validation.json of a saved adapter: what `tools.predict` needs of the validation rows' probabilities."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import Field
+
+from stages.data.confusion import class_counts, confusion_counts, f1_per_class
+from stages.data.thresholds import best_threshold
+from stages.runtime import files, params
+from stages.runtime.errors import UserError
+
+FILE = "validation.json"
+QUANTILES = 101  # 0%, 1%, … 100%
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class BestThreshold(params.Section):
+    """The threshold of the second of two classes, from `best_threshold`, and its macro F1 on the validation rows."""
+
+    value: Probability
+    f1_macro: Probability
+
+
+class ValidationSummary(params.Section):
+    """What validation.json holds.
+
+    Attributes:
+        rows: number of validation rows.
+        probability_quantiles: of the probability of the answer, ascending, [QUANTILES].
+        best_threshold: None unless there are exactly two classes.
+    """
+
+    rows: params.Count
+    probability_quantiles: Annotated[list[Probability], Field(min_length=QUANTILES, max_length=QUANTILES)]
+    best_threshold: BestThreshold | None
+
+    @classmethod
+    def measure(cls, gold: np.ndarray, probabilities: np.ndarray) -> Self:
+        """Summarize the validation rows: class numbers, int [rows], and probabilities, [rows, classes]."""
+        probabilities = probabilities.round(6)  # as `tools.predict` prints them
+        quantiles = np.quantile(probabilities.max(axis=1), np.linspace(0, 1, QUANTILES)).round(6)
+        threshold = None
+        if probabilities.shape[1] == 2:
+            value = best_threshold(gold, probabilities[:, 1])
+            counts = class_counts(confusion_counts(gold, (probabilities[:, 1] > value).astype(int), 2))
+            threshold = BestThreshold(value=value, f1_macro=np.nanmean(f1_per_class(counts)))
+        return cls(rows=len(gold), probability_quantiles=quantiles.tolist(), best_threshold=threshold)
+
+    @classmethod
+    def read(cls, adapter: Path) -> Self:
+        """Read it from an adapter's folder.
+
+        Raises:
+            UserError: the folder lacks the file, or a key is missing, unknown or of another type.
+        """
+        path = adapter / FILE
+        if not path.exists():
+            raise UserError(f"{path}: missing; adapters of earlier versions lack it, and `dvc repro` writes it")
+        return params.validate(files.read_json(path), cls, path)
+
+    def write(self, adapter: Path) -> None:
+        files.write_json(adapter / FILE, self.model_dump())
+
+    def find_probability(self, coverage: float) -> float:
+        """The probability that this share of the validation rows reaches; interpolated between quantiles."""
+        return float(np.interp(1 - coverage, np.linspace(0, 1, QUANTILES), self.probability_quantiles))

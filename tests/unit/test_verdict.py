@@ -1,0 +1,60 @@
+"""What the report says of runs that were not worth their training, as they happen with public data sets."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import finished_run
+
+from stages import analyze
+
+
+def analyze_run(folder, monkeypatch, **run):
+    """Make a finished run and analyze it -> (comparison of details.json, report.md)."""
+    finished_run.make(folder, **run)
+    monkeypatch.chdir(folder)
+    analyze.main()
+    return json.loads((folder / "metrics/details.json").read_text())["comparison"], (
+        folder / "metrics/report.md"
+    ).read_text()
+
+
+def answers(*lines):
+    return np.array(lines, dtype=float)
+
+
+HAM_ONLY = answers([1, 0], [1, 0])
+PAIRS = answers([0.82, 0.18], [0.55, 0.45])  # right in 70% of rows, two thirds of which have the first class
+NO_HATE = answers([0, 0.2, 0.8], [0, 0.92, 0.08], [0, 0.3, 0.7])
+
+
+@pytest.mark.parametrize(
+    "run, metric, best, verdict, alarm",
+    [
+        (
+            {"classes": ("ham", "spam"), "shares": (0.87, 0.13), "tuned": HAM_ONLY, "words": 12},
+            "f1_macro", "bag_of_words", "not worth it", "answers ham to all 557 test rows",
+        ),
+        (
+            {"classes": ("other", "same"), "shares": (0.675, 0.325), "tuned": PAIRS, "words": 1, "rows": 900},
+            "accuracy", "bag_of_words", "too close to tell", None,
+        ),
+        (
+            {"classes": ("hate", "offensive", "neither"), "shares": (0.06, 0.77, 0.17), "tuned": NO_HATE, "words": 14},
+            "f1_macro", "bag_of_words", "not worth it", "never answers hate",
+        ),
+        (
+            {"classes": tuple(f"intent_{i}" for i in range(77)), "tuned": 0.5, "words": 30, "train_rows": 2000,
+             "rows": 3080},
+            "accuracy", "bag_of_words", "not worth it", "not better than the best reference, bag of words",
+        ),
+    ],
+    ids=["spam", "similarity", "hate speech", "intents"],
+)  # fmt: skip
+def test_a_run_that_a_reference_equals_is_not_called_worth_it(run, metric, best, verdict, alarm, tmp_path, monkeypatch):
+    shares = run.get("shares")
+    settings = {"columns": ("text",), "rows": 557, "train_rows": 600, "train_shares": shares, "seed": 3} | run
+    comparison, report = analyze_run(tmp_path, monkeypatch, probe=None, zero_shot=None, untrained=None, **settings)
+    assert (comparison["metric"], comparison["best"], comparison["verdict"]) == (metric, best, verdict)
+    assert verdict in report.lower()
+    assert alarm is None or alarm in report
