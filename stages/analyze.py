@@ -59,13 +59,15 @@ def main() -> None:
     best = results.comparison.best
     cases["outcome"] = find_outcomes(cases["gold"], cases[best], cases["tuned"])
     plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, best, task, p.analysis.confidence)
-    pictures = figures.render_results(results, plot_tables, cases, task)
+    pictures = figures.render_results(results, plot_tables, cases, run)
     usage_picture = figures.render_usage(samples, usage.train.on_gpu)
-    context = document.build_context(results, usage, cases, plot_tables, pictures | {"usage": usage_picture}, run)
+    shown_cases = page_rows.hide_texts(cases, p.analysis.texts, task)
+    context = document.build_context(results, usage, shown_cases, plot_tables, pictures | {"usage": usage_picture}, run)
 
     # Results: equal inputs give equal bytes.
     files.write_json("metrics/details.json", results.to_json())
-    files.write_csv("metrics/cases.csv", page_rows.to_spreadsheet(cases, task), quoting=csv.QUOTE_NONNUMERIC)
+    spreadsheet = page_rows.to_spreadsheet(shown_cases, p.analysis.texts, task)
+    files.write_csv("metrics/cases.csv", spreadsheet, quoting=csv.QUOTE_NONNUMERIC)
     write_plots(plot_tables)
     write_figures(pictures)
     files.write_text("metrics/report.md", document.markdown(context))
@@ -118,6 +120,7 @@ def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
         params=p,
         device=usage.train.device,
         versions=usage.train.versions,
+        references=files.read_json("outs/results/base/summary.json")["references"],
         published=files.read_json(PUBLISHED),
     )
 

@@ -1,26 +1,30 @@
 """Title and caption of each picture."""
 
 from stages.analysis.calibration import BINS, MIN_BIN_ROWS
+from stages.analysis.comparison import Comparison
+from stages.analysis.leading_metric import TITLES
 from stages.analysis.usage import RunUsage
 from stages.data.task import Task
-from stages.report.figures.accuracy import LOWEST_CLASSES
 from stages.report.figures.axes import can_name_classes
+from stages.report.figures.scores import LOWEST_CLASSES
 from stages.report.tables import FEW_CLASSES
+from stages.report.verdict import REFERENCE_NAMES
 from stages.runtime.params import Params
 
 
-def captions(task: Task, p: Params, usage: RunUsage) -> dict[str, tuple[str, str]]:
+def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> dict[str, tuple[str, str]]:
     """The (title, caption) of each picture, by its name.
 
     Args:
         p: all of params.yaml.
         usage: the training's usage.
     """
+    metric = TITLES[comparison.metric]
     kept_epoch = "the one with the lowest validation loss" if p.train.keep == "best" else "the last"
     return {
-        "accuracy": (
-            "Accuracy",
-            "On the test rows, with intervals: base and tuned model, and simple baselines without a language model.",
+        "references": (
+            metric[0].upper() + metric[1:],
+            "Of the tuned model and the references on the test rows, with intervals. The line is the tuned model's.",
         ),
         "confusion": ("Confusion", _confusion(task.classes)),
         "loss": (
@@ -33,12 +37,12 @@ def captions(task: Task, p: Params, usage: RunUsage) -> dict[str, tuple[str, str
             "Accuracy and weighted F1 of the validation rows after each epoch. The axis does not start at 0. The ring "
             f"marks the epoch whose adapter is used: {kept_epoch}.",
         ),
-        "slices": ("Slices", _slices(len(task.classes))),
+        "slices": ("Slices", _slices(len(task.classes), REFERENCE_NAMES[comparison.best])),
         "reliability": (
             "Calibration",
             "Accuracy by the probability of the predicted class. Below the dotted line, a model is overconfident. Each "
             f"dot is a bin of rows, with its interval. Up to {BINS} bins have about equally many rows, at least "
-            f"{MIN_BIN_ROWS} each. The axes differ and do not start at 0.",
+            f"{MIN_BIN_ROWS} each. The axes do not start at 0.",
         ),
         "usage": ("Memory and load", _usage(usage)),
     }
@@ -52,14 +56,14 @@ def _confusion(classes: tuple[str, ...]) -> str:
     return f"Test rows by gold and predicted class. {shades} Cells without rows have no colour.{numbers}"
 
 
-def _slices(classes: int) -> str:
+def _slices(classes: int, reference: str) -> str:
     selection = (
         f" Of {classes} classes it shows the {LOWEST_CLASSES} with the lowest accuracy of the tuned model."
         if classes > LOWEST_CLASSES
         else ""
     )
     return (
-        "Accuracy with intervals. In brackets: the rows of a slice (base / tuned if they differ)."
+        f"Accuracy of the tuned model and of the best reference ({reference}), with intervals. In brackets: rows."
         f"{selection} The table of every slice has all of them."
     )
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from stages.analysis.references import REFERENCES
 from stages.data.task import Task
 from stages.report.tables import FEW_CLASSES
 
+Texts = Literal["all", "errors", "none"]  # `analysis.texts`
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 MAX_ERRORS = 10
 SHOWN_CLASSES = 3  # classes below each prediction, with their probabilities
@@ -43,17 +44,36 @@ class ConfidentError:
     probability: float
 
 
-def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
+def hide_texts(cases: pd.DataFrame, texts: Texts, task: Task) -> pd.DataFrame:
+    """The case table with only those texts that metrics/ may have; the others are empty.
+
+    Args:
+        texts: `analysis.texts`: the texts of all rows, of the tuned model's errors, or of none.
+    """
+    shown = {"all": True, "errors": cases["tuned"] != cases["gold"], "none": False}[texts]
+    return cases.assign(**{column: np.where(shown, cases[column], "") for column in task.text_columns})
+
+
+def shown_columns(texts: Texts, task: Task) -> tuple[str, ...]:
+    """The columns whose texts the page shows; texts: `analysis.texts`."""
+    return () if texts == "none" else task.columns
+
+
+def to_spreadsheet(cases: pd.DataFrame, texts: Texts, task: Task) -> pd.DataFrame:
     """The case table with class names instead of numbers, and with formulas escaped.
 
     With many classes, it has only the predicted class's probability, since Git stores this table. outs/results/ has all
     probabilities.
+
+    Args:
+        cases: after `hide_texts`.
+        texts: `analysis.texts`; with none, the table has no columns for them.
     """
     names = dict(enumerate(task.classes))
     class_columns = ["gold", "tuned", *REFERENCES, *map(column_of_bag, task.columns)]
     labels = {column: cases[column].map(names) for column in class_columns if column in cases}
     many = len(task.classes) > FEW_CLASSES
-    excluded = probability_columns(task) if many else []
+    excluded = [*(probability_columns(task) if many else []), *(task.text_columns if texts == "none" else [])]
     return escape_formulas(cases.assign(**labels).drop(columns=["group", *excluded]))
 
 
@@ -67,8 +87,8 @@ def escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[ConfidentError]:
-    """The tuned model's errors with the highest probability, the highest first."""
+def confident_errors(cases: pd.DataFrame, reference: str, texts: Texts, task: Task) -> list[ConfidentError]:
+    """The tuned model's errors with the highest probability, the highest first; texts: `analysis.texts`."""
     wrong = cases[cases["tuned"] != cases["gold"]]
     max_text = MAX_ERROR_TEXT // len(task.columns)
     first = wrong.sort_values("tuned_probability", ascending=False, kind="stable")[:MAX_ERRORS]
@@ -78,6 +98,7 @@ def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[Co
             texts=[
                 (column, cut_text(case[text], max_text))
                 for column, text in zip(task.columns, task.text_columns, strict=True)
+                if texts != "none"
             ],
             gold=task.classes[case["gold"]],
             reference=task.classes[case[reference]],
@@ -153,10 +174,14 @@ def most_probable(probabilities: np.ndarray) -> list[list[int]]:
     return np.stack([order, percent], axis=2).reshape(len(order), -1).tolist()
 
 
-def legend(classes: int) -> str:
-    """How to read the predictions in the table; classes: their number."""
+def legend(classes: int, texts: Texts) -> str:
+    """How to read the table; classes: their number."""
     class_names = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
-    return f"✓ right, ✗ wrong. Below the tuned model's: {class_names}, with its probability of each in percent."
+    hidden = {"all": "", "errors": " Only errors have their texts.", "none": " The texts are left out."}[texts]
+    return (
+        f"✓ right, ✗ wrong. Below the tuned model's prediction: {class_names}, with its probability of each in percent."
+        f"{hidden}"
+    )
 
 
 def script_json(value: Any) -> Markup:

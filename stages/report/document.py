@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from stages.analysis.case_table import OUTCOMES
 from stages.analysis.comparison import Comparison
+from stages.analysis.leading_metric import TITLES
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
 from stages.analysis.usage import Usage
@@ -20,7 +21,7 @@ from stages.data.data_summary import DataSummary
 from stages.data.data_warnings import find_warnings
 from stages.data.task import Task
 from stages.report import cases as page_rows
-from stages.report import published, tables, wording
+from stages.report import published, tables, verdict, wording
 from stages.report.alarms import find_alarms
 from stages.report.captions import captions
 from stages.report.formatting import percent, percent_interval
@@ -28,17 +29,16 @@ from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN
 from stages.report.run_description import RunDescription
-from stages.report.wording import REFERENCE_NAMES
 
 Context = dict[str, Any]  # {name in a template: value}
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_REFERENCE_CONFUSIONS = 5
+VERDICT_COLOURS = {"worth it": "good", "too close to tell": "open", "not worth it": "bad"}
 MAX_UNBROKEN = 24  # characters of a name in a Markdown table without a place to break
 OUTCOME_NAMES = {
-    "fixed": "corrected by tuning",
-    "broken": "broken by tuning",
-    "both_right": "right both times",
-    "both_wrong": "wrong both times",
+    "fixed": "only tuned is right",
+    "broken": "only the reference is right",
+    "both_right": "both are right",
+    "both_wrong": "both are wrong",
 }
 
 
@@ -101,48 +101,66 @@ def build_context(
         pictures: {name: (PNG bytes, SVG text)}.
     """
     return {
-        **headline_section(results, run),
+        "model": run.model.short_name,
+        "data": run.data.short_name,
+        **verdict_section(results, run),
         **alarms_section(results, cases, run.task),
         **scores_section(results, run),
         **classes_section(results, plot_tables),
         **data_section(results.data, run.task),
         **recipe_section(results.data, run),
-        **errors_section(cases, results.comparison.best, run.task),
-        **confusions_section(cases, results.comparison.best, run.task),
-        **pictures_section(pictures, usage, run),
+        **errors_section(cases, results.comparison.best, run),
+        **confusions_section(cases, run.task),
+        **pictures_section(pictures, results.comparison, usage, run),
         **published_section(results, usage, plot_tables["epochs"], run),
-        **rows_section(cases, results.comparison, run.task),
+        **rows_section(cases, results.comparison, run),
     }
 
 
-def headline_section(results: Results, run: RunDescription) -> Context:
+def verdict_section(results: Results, run: RunDescription) -> Context:
+    """What tuning was worth; the model card has this section too."""
+    comparison, level = results.comparison, wording.confidence_level(run.confidence)
     return {
-        "model": run.model.short_name,
-        "data": run.data.short_name,
-        "level": wording.confidence_level(run.confidence),
-        "headline": wording.headline(results.comparison, run.confidence),
+        "level": level,
+        "metric": TITLES[comparison.metric],
+        "tuned_score": results.tuned.scores[comparison.metric],
+        "best_score": comparison.best_reference.lead(comparison.metric),
+        "reference_name": verdict.REFERENCE_NAMES[comparison.best],
+        "verdict": comparison.verdict,
+        "verdict_colour": VERDICT_COLOURS[comparison.verdict],
+        "verdict_reason": verdict.explain_verdict(comparison, level),
+        "details": [
+            sentence
+            for sentence in (
+                verdict.explain_gains(comparison),
+                verdict.explain_outcomes(comparison),
+                verdict.explain_metric(results),
+                verdict.explain_duplicates(comparison, level),
+            )
+            if sentence
+        ],
     }
 
 
 def alarms_section(results: Results, cases: pd.DataFrame, task: Task) -> Context:
     """What makes the scores mean less than they seem to; the model card has this section too."""
-    return {"alarms": find_alarms(cases, results.comparison, REFERENCE_NAMES[results.comparison.best], task)}
+    return {"alarms": find_alarms(cases, results.comparison, task)}
 
 
 def scores_section(results: Results, run: RunDescription) -> Context:
-    """The scores of both models with notes on their intervals; the model card has this section too."""
+    """The references and all scores, with notes on their intervals; the model card has this section too."""
     group, classes = run.task.group, results.data.splits["test"].classes
     return {
-        "lead": wording.choose_lead(results),
+        "references": tables.reference_table(verdict.list_scores(results, run)),
+        "left_out": verdict.list_left_out(run.references),
         "numbers": tables.score_table(results),
-        "guessed": wording.list_references(results.comparison),
         "intervals": wording.explain_intervals(results, group, run.confidence),
         "interval_warnings": wording.interval_warnings(classes, results.tuned.groups, group),
     }
 
 
 def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame]) -> Context:
-    slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("reference", "tuned"))
+    slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("tuned", "reference"))
     return {"by_class": tables.class_table(results), "slices": list(zip(*slices, strict=True))}
 
 
@@ -160,23 +178,23 @@ def recipe_section(data: DataSummary, run: RunDescription) -> Context:
     return {"facts": key_facts(data, run), "recipe": recipe(data, run)}
 
 
-def errors_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
-    return {"errors": page_rows.confident_errors(cases, reference, task), "columns": task.columns}
-
-
-def confusions_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
-    """With few classes, the confusion matrices show all confusions."""
-    if len(task.classes) <= tables.FEW_CLASSES:
-        return {"confusions": None}
-    confusions = {
-        "tuned": tables.confusion_table(cases, task, "tuned"),
-        "reference": tables.confusion_table(cases, task, reference)[:MAX_REFERENCE_CONFUSIONS],
+def errors_section(cases: pd.DataFrame, reference: str, run: RunDescription) -> Context:
+    return {
+        "errors": page_rows.confident_errors(cases, reference, run.params.analysis.texts, run.task),
+        "columns": page_rows.shown_columns(run.params.analysis.texts, run.task),
     }
-    return {"confusions": confusions}
 
 
-def pictures_section(pictures: dict[str, tuple[bytes, str]], usage: Usage, run: RunDescription) -> Context:
-    titles = captions(run.task, run.params, usage.train)
+def confusions_section(cases: pd.DataFrame, task: Task) -> Context:
+    """With few classes, the confusion matrix shows all confusions."""
+    few = len(task.classes) <= tables.FEW_CLASSES
+    return {"few_classes": few, "confusions": [] if few else tables.confusion_table(cases, task)}
+
+
+def pictures_section(
+    pictures: dict[str, tuple[bytes, str]], comparison: Comparison, usage: Usage, run: RunDescription
+) -> Context:
+    titles = captions(comparison, run.task, run.params, usage.train)
     return {
         "pictures": {
             name: {
@@ -207,19 +225,20 @@ def published_section(results: Results, usage: Usage, epochs: pd.DataFrame, run:
     return {"published": section}
 
 
-def rows_section(cases: pd.DataFrame, comparison: Comparison, task: Task) -> Context:
+def rows_section(cases: pd.DataFrame, comparison: Comparison, run: RunDescription) -> Context:
     """The table of test rows with its filters."""
+    task, texts = run.task, run.params.analysis.texts
     filters = page_rows.filters(cases, NliTask.from_task(task))
     return {
         "outcomes": {key: (OUTCOME_NAMES[key], getattr(comparison.outcomes, key)) for key in OUTCOMES},
         "filters": {name: int(rows.sum()) for name, rows in filters.items()},
         "classes": task.classes,
-        "columns_json": page_rows.names_as_json(task.columns),
+        "columns_json": page_rows.names_as_json(page_rows.shown_columns(texts, task)),
         "classes_json": page_rows.names_as_json(task.classes),
         "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task),
         "all_rows": len(cases),
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
-        "legend": page_rows.legend(len(task.classes)),
+        "legend": page_rows.legend(len(task.classes), texts),
     }
 
 

@@ -1,10 +1,12 @@
 """Numbers as text."""
 
 import math
+from collections.abc import Sequence
 
 from stages.analysis.intervals import Share
 
 MAX_DECIMALS = 4
+MAX_NAMES = 5  # in a sentence; further ones are counted
 
 
 def percent(share: float) -> str:
@@ -61,6 +63,17 @@ def points_interval(interval: tuple[float, float]) -> str:
     """The interval of a difference of shares, in percentage points."""
     low, high = interval
     return f"{signed_points(low)} to {signed_points(high)}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as a statement, such as p = 0.021."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names in a sentence. Of many, the first ones and the number of the others."""
+    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def share_with_interval(share: Share) -> str:

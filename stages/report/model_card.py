@@ -13,7 +13,14 @@ from stages.analysis.metrics import Metric
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
 from stages.data.task import Task
-from stages.report.document import alarms_section, data_section, environment, recipe_section, scores_section
+from stages.report.document import (
+    alarms_section,
+    data_section,
+    environment,
+    recipe_section,
+    scores_section,
+    verdict_section,
+)
 from stages.report.run_description import RunDescription, Source
 from stages.sources.manifest import is_local, local_path
 
@@ -40,6 +47,7 @@ def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescriptio
         nf4=run.params.model.quantization == "nf4",
         **loading_dtypes(run.params.model.precision),
         on_hub=not is_local(run.model.name),
+        **verdict_section(results, run),
         **alarms_section(results, cases, run.task),
         **scores_section(results, public_run),
         **data_section(results.data, run.task),

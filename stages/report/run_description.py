@@ -33,6 +33,7 @@ class RunDescription:
         params: all of params.yaml.
         device: name of the GPU, or CPU.
         versions: {library: version}.
+        references: what the base's summary.json says about the references that need the language model.
         published: published.json, the figures of the notebook's report.
     """
 
@@ -42,6 +43,7 @@ class RunDescription:
     params: Params
     device: str
     versions: dict[str, str]
+    references: dict[str, Any]
     published: dict[str, Any]
 
     @property

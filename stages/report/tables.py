@@ -1,6 +1,7 @@
 """The tables of the report, as text: scores, scores by class, rows by split, confusions."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,43 @@ from stages.analysis.results import Results
 from stages.data.confusion import confusion_counts
 from stages.data.data_summary import DataSummary, SplitSummary
 from stages.data.task import SPLITS, Task
-from stages.report.formatting import number, number_interval, percent, percent_interval
+from stages.report.formatting import (
+    number,
+    number_interval,
+    p_value,
+    percent,
+    percent_interval,
+    points_interval,
+    signed_points,
+)
+from stages.report.verdict import ScoreLine
 
 FEW_CLASSES = 10  # with more classes, tables are collapsed or summarised, and a confusion matrix has no numbers
 MAX_CONFUSIONS = 10
 FORMS = {"percent": (percent, percent_interval), "number": (number, number_interval)}  # `Metric.form`
 
 
-def score_table(results: Results) -> list[tuple[str, list[tuple[str, str | None]]]]:
-    """(title, [(value, interval or None) of the tuned model]) of each metric."""
+def score_table(results: Results) -> list[tuple[str, str, str | None]]:
+    """(title, value, interval or None) of each metric of the tuned model."""
     table = []
     for metric in metrics.METRICS:
         if isinstance(metric, Metric) and metric.key in results.tuned.scores:
             write, write_interval = FORMS[metric.form]
             score = results.tuned.scores[metric.key]
-            cell = (write(score.value), write_interval(score.interval) if score.interval else None)
-            table.append((metric.title, [cell]))
+            table.append((metric.title, write(score.value), write_interval(score.interval) if score.interval else None))
+    return table
+
+
+def reference_table(lines: Sequence[ScoreLine]) -> list[tuple[ScoreLine, str, str, str, str]]:
+    """(line, score, its interval, difference with its interval, p) of the tuned model and of each reference."""
+    table = []
+    for line in lines:
+        ends = percent_interval(line.score.interval) if line.score.interval else ""
+        if line.difference is None:
+            table.append((line, percent(line.score.value), ends, "", ""))
+        else:
+            gap = f"{signed_points(line.difference.value)} ({points_interval(line.difference.interval)})"
+            table.append((line, percent(line.score.value), ends, gap, p_value(line.difference.p)))
     return table
 
 
@@ -85,14 +107,13 @@ def _class_lines(splits: list[SplitSummary]) -> list[tuple[str, list[Any]]]:
     ]
 
 
-def confusion_table(cases: pd.DataFrame, task: Task, model: str) -> list[tuple[str, str, str, str]]:
+def confusion_table(cases: pd.DataFrame, task: Task) -> list[tuple[str, str, str, str]]:
     """(gold class, predicted class, rows, share of the gold class's rows) of the most frequent confusions.
 
     Args:
         cases: from `build_case_table`.
-        model: "tuned" or a reference.
     """
-    confusions = most_frequent_confusions(confusion_counts(cases["gold"], cases[model], len(task.classes)))
+    confusions = most_frequent_confusions(confusion_counts(cases["gold"], cases["tuned"], len(task.classes)))
     return [
         (task.classes[line.gold], task.classes[line.predicted], f"{line.rows:,}", percent(line.share))
         for line in confusions.itertuples()

@@ -1,4 +1,4 @@
-"""Helpers of all pictures: axes in percent, labels that fit, and the legend of base and tuned."""
+"""Helpers of all pictures: axes in percent, and labels that fit."""
 
 from collections.abc import Callable
 
@@ -68,9 +68,3 @@ def share_limits(values: np.ndarray | pd.DataFrame | pd.Series, least: float) ->
     low, high = shares.min(), shares.max()
     margin = max(0.1 * (high - low), (least - (high - low)) / 2)
     return max(0.0, low - margin), min(1.0, high + margin)
-
-
-def add_model_legend(axes: Axes, colours: dict[str, str]) -> None:
-    for name in ("base", "tuned"):
-        axes.plot([], [], "o", color=colours[name], label=name)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

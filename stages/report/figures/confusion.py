@@ -1,4 +1,4 @@
-"""The confusion matrices of base and tuned: counts in the cells, or a heat map of many classes."""
+"""The tuned model's confusion matrix: counts in the cells, or a heat map of many classes."""
 
 import matplotlib
 import numpy as np
@@ -10,34 +10,28 @@ from stages.report.formatting import whole_percent
 from stages.report.render import WIDTH, width
 from stages.report.tables import FEW_CLASSES
 
-MAX_SIDE_BY_SIDE = 4  # with more classes, one matrix is below the other
 
-
-def draw_confusion(base: np.ndarray, tuned: np.ndarray, classes: tuple[str, ...], colours: dict[str, str]) -> Figure:
-    """Draw the two confusion matrices: counts and shares of the gold class, or a heat map if there are many classes.
+def draw_confusion(counts: np.ndarray, classes: tuple[str, ...], colours: dict[str, str]) -> Figure:
+    """Draw a confusion matrix: counts and shares of the gold class, or a heat map if there are many classes.
 
     Args:
-        base, tuned: from `confusion_counts`.
+        counts: from `confusion_counts`.
     """
-    count, side_by_side = len(classes), len(classes) <= MAX_SIDE_BY_SIDE
+    count = len(classes)
     labels = classes if can_name_classes(classes) else map(str, range(count))
     names = [fit_label(label, LABEL_WIDTH) for label in labels] if count <= MAX_NAMED_CLASSES else None
     longest = 0.075 * max(map(width, names)) if names else 0.1  # inches
-    side = min(3.4, 0.45 * count) if side_by_side else min(2.9, 0.42 * count)
-    height = longest + (0.65 + side if side_by_side else 0.9 + 2 * side)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    matrices = (("Base", "base", base), ("Tuned", "tuned", tuned))
-    pairs = figure.subplots(*((1, 2) if side_by_side else (2, 1)), sharex=not side_by_side, sharey=side_by_side)
-    for axes, (title, colour, counts) in zip(pairs, matrices, strict=True):
-        (draw_cells if count <= FEW_CLASSES else draw_heat_map)(axes, counts, colours[colour])
-        axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), title=title)
-        if names:
-            size = min(8, 60 * side / count)
-            fits = longest < (1.4 if side_by_side else 2.6) / count
-            axes.set_xticks(range(count), names, fontsize=size, rotation=0 if fits else 90)
-            axes.set_yticks(range(count), names, fontsize=size)
-        axes.tick_params(length=0 if names else 3)
-        axes.spines[:].set_visible(count > FEW_CLASSES)
+    side = min(2.9, 0.42 * count)
+    figure = Figure(figsize=(WIDTH, longest + 0.7 + side), layout="constrained")
+    axes = figure.subplots()
+    (draw_cells if count <= FEW_CLASSES else draw_heat_map)(axes, counts, colours["tuned"])
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
+    if names:
+        size = min(8, 60 * side / count)
+        axes.set_xticks(range(count), names, fontsize=size, rotation=0 if longest < 2.6 / count else 90)
+        axes.set_yticks(range(count), names, fontsize=size)
+    axes.tick_params(length=0 if names else 3)
+    axes.spines[:].set_visible(count > FEW_CLASSES)
     by_number = "" if can_name_classes(classes) else ", by its number"
     figure.supxlabel(f"predicted class{by_number}", fontsize=9, color=colours["muted"])
     figure.supylabel(f"gold class{by_number}", fontsize=9, color=colours["muted"])

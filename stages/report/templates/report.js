@@ -1,5 +1,5 @@
 "use strict";
-// The page defines CLASSES, COLUMNS and ALL, the number of test rows. A row: see `rows_as_json`.
+// The page defines CLASSES, COLUMNS, ALL (the number of test rows) and REFERENCE (the best one's name). A row: see `rows_as_json`.
 const $ = (id) => document.getElementById(id);
 const ROWS = JSON.parse($("data").textContent);
 const SIZE = 50;
@@ -39,10 +39,10 @@ function answer(name, label, gold, probable) {
 
 function draw() {
   const pages = Math.max(1, Math.ceil(shown.length / SIZE));
-  const lines = shown.slice(page * SIZE, (page + 1) * SIZE).map(([, texts, gold, reference, tuned, , , shares]) => {
+  const lines = shown.slice(page * SIZE, (page + 1) * SIZE).map(([row, texts, gold, reference, tuned, , , shares]) => {
     const tr = document.createElement("tr");
-    tr.append(...texts.map((text, i) => cell(COLUMNS[i], text, "text")), classCell("gold", gold),
-      answer("reference", reference, gold, []), answer("tuned", tuned, gold, shares));
+    tr.append(cell("row", row, "number"), ...texts.map((text, i) => cell(COLUMNS[i], text, "text")), classCell("gold", gold),
+      answer(REFERENCE, reference, gold, []), answer("tuned", tuned, gold, shares));
     return tr;
   });
   $("cases").tBodies[0].replaceChildren(...lines);

@@ -1,0 +1,170 @@
+"""The verdict on tuning in words, and the references with which the tuned model is compared."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from stages.analysis.comparison import Comparison, ReferenceScores
+from stages.analysis.leading_metric import TITLES
+from stages.analysis.metrics import Score
+from stages.analysis.paired_difference import Difference
+from stages.analysis.results import Results
+from stages.report.formatting import p_value, percent, points, points_interval
+from stages.report.run_description import RunDescription
+
+REFERENCE_NAMES = {
+    "majority_class": "most frequent class",
+    "bag_of_words": "bag of words",
+    "zero_shot": "zero-shot",
+    "probe": "linear probe",
+    "untrained_head": "untrained head",
+}
+IN_A_SENTENCE = {
+    "majority_class": "the most frequent class",
+    "bag_of_words": "a bag of words",
+    "zero_shot": "the base model zero-shot",
+    "probe": "a linear probe on the frozen base",
+    "untrained_head": "the base model with an untrained head",
+}
+MAX_TOKENS = 4  # of the zero-shot reference, by name
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """A line of the table of references, and of its picture.
+
+    Attributes:
+        description: what a reader should know who never heard of it.
+        score: in the leading metric.
+        difference: the tuned model minus this reference; None for the tuned model.
+        kind: "tuned", "best" (the best reference) or "other".
+    """
+
+    name: str
+    description: str
+    score: Score
+    difference: Difference | None
+    kind: str
+
+
+def explain_verdict(comparison: Comparison, level: str) -> str:
+    """The verdict's reason: the difference from the best reference; level: of the intervals."""
+    best, metric = comparison.best_reference, comparison.metric
+    value, interval, p = best.difference.value, best.difference.interval, best.difference.p
+    reference = f"the best reference, {IN_A_SENTENCE[comparison.best]} ({percent(best.lead(metric).value)})"
+    if value:
+        gap = f"{points(value)} points of {TITLES[metric]} {'above' if value > 0 else 'below'} {reference}"
+    else:
+        gap = f"the same {TITLES[metric]} as {reference}"
+    return f"{gap}. The {level} interval of the difference is {points_interval(interval)} ({p_value(p)})."
+
+
+def explain_gains(comparison: Comparison) -> str | None:
+    """How much of the tuned model's score is the work of a trained head, and how much that of LoRA."""
+    head, lora = comparison.head_gain, comparison.lora_gain
+    if head is None or lora is None:
+        return None
+    majority = comparison.references["majority_class"].lead(comparison.metric).value
+    return (
+        f"Always answering the most frequent class has {_with_article(comparison)} of {percent(majority)}. A head "
+        "trained on the frozen base (the linear probe) "
+        f"{_add(head.value)} points, and LoRA {_add(lora.value)} points."
+    )
+
+
+def _with_article(comparison: Comparison) -> str:
+    return f"{'an' if comparison.metric == 'accuracy' else 'a'} {TITLES[comparison.metric]}"
+
+
+def _add(gain: float) -> str:
+    return f"{'adds' if gain >= 0 else 'loses'} {points(gain)}"
+
+
+def explain_outcomes(comparison: Comparison) -> str:
+    """How many rows changed, compared with the best reference."""
+    outcomes, name = comparison.outcomes, REFERENCE_NAMES[comparison.best]
+    return (
+        f"Of {comparison.rows:,} test rows, only the tuned model is right in {outcomes.fixed:,}, and only the best "
+        f"reference ({name}) in {outcomes.broken:,}."
+    )
+
+
+def explain_metric(results: Results) -> str | None:
+    """Why the report leads with macro F1; None if it leads with accuracy."""
+    if results.comparison.metric == "accuracy":
+        return None
+    rows = {name: count for name, count in results.data.splits["test"].classes.items() if count}
+    most, fewest = max(rows, key=lambda name: rows[name]), min(rows, key=lambda name: rows[name])
+    return (
+        "The report leads with macro F1, in which every class has the same weight, because the classes are uneven: "
+        f"{rows[most]:,} test rows are {most}, {rows[fewest]:,} are {fewest}."
+    )
+
+
+def explain_duplicates(comparison: Comparison, level: str) -> str | None:
+    """The score without duplicates of training rows; None if there are none."""
+    score = comparison.without_duplicates
+    if score is None:
+        return None
+    low, high = (percent(end) for end in score.interval)
+    return (
+        f"Without the test rows that are duplicates of training rows, the tuned model's {TITLES[comparison.metric]} is "
+        f"{percent(score.value)} ({level} interval {low} to {high})."
+    )
+
+
+def list_scores(results: Results, run: RunDescription) -> list[ScoreLine]:
+    """The tuned model and all references in the leading metric, the best first."""
+    comparison = results.comparison
+    metric = comparison.metric
+    lines = [
+        _reference_line(REFERENCE_NAMES[key], describe_reference(key, results, run), scores, comparison)
+        for key, scores in comparison.references.items()
+    ]
+    lines += [
+        _reference_line(f"words of {column} only", "the bag of words of one column", scores, comparison)
+        for column, scores in comparison.bag_of_words_by_column.items()
+    ]
+    tuned = ScoreLine("tuned", "this run's adapter and head", results.tuned.scores[metric], None, "tuned")
+    return [tuned, *sorted(lines, key=lambda line: -line.score.value)]
+
+
+def _reference_line(name: str, description: str, scores: ReferenceScores, comparison: Comparison) -> ScoreLine:
+    kind = "best" if scores is comparison.best_reference else "other"
+    return ScoreLine(name, description, scores.lead(comparison.metric), scores.difference, kind)
+
+
+def describe_reference(key: str, results: Results, run: RunDescription) -> str:
+    """What a reference does, in half a sentence."""
+    settings = run.references.get(key, {})
+    if key == "majority_class":
+        train = results.data.splits["train"].classes
+        return f"always answers {max(train, key=lambda name: train[name])}"
+    if key == "zero_shot":
+        return f"the base's own next token after the template{_list_tokens(settings.get('tokens', {}))}"
+    if key == "probe":
+        rows = f", learned from {settings['rows']:,} training rows" if "rows" in settings else ""
+        return f"logistic regression on the frozen base's last state{rows}"
+    descriptions = {
+        "bag_of_words": "logistic regression on words and pairs of words; reads no language model",
+        "untrained_head": "random weights on the frozen base: what the published notebook compared with",
+    }
+    return descriptions[key]
+
+
+def _list_tokens(tokens: dict[str, str]) -> str:
+    if not 0 < len(tokens) <= MAX_TOKENS:
+        return ""
+    return ": " + ", ".join(f"“{token.strip()}” for {name}" for name, token in tokens.items())
+
+
+def list_left_out(references: dict[str, Any]) -> list[str]:
+    """A sentence for each reference that could not be computed.
+
+    Args:
+        references: of the base's summary.json.
+    """
+    return [
+        f"{REFERENCE_NAMES[key].capitalize()} is left out: {settings['left_out']}"
+        for key, settings in references.items()
+        if "left_out" in settings
+    ]
