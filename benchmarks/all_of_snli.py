@@ -37,7 +37,7 @@ from stages.data.task import Task  # noqa: E402
 from stages.runtime.files import read_json, read_table, write_json  # noqa: E402
 
 ROWS = {"train": 550_152, "validation": 10_000, "test": 100_000}
-RIGHT = {"base": 0.35, "tuned": 0.85}
+REFERENCES, TUNED = {"untrained_head": 0.35, "zero_shot": 0.4, "probe": 0.55}, 0.85  # accuracies
 STAGES = ("download", "tokenize", "analyze")
 
 
@@ -121,11 +121,16 @@ def write_predictions(folder: Path) -> None:
     task, rng = Task.read(folder / "outs/task.json"), np.random.default_rng(0)
     test = read_table(folder / "outs/tokenized/test.parquet")
     originals = {path: read_json(path) for path in (folder / "outs/base_model.json", folder / "outs/data_source.json")}
-    for name, right in RIGHT.items():
-        predictions = finished_run.predictions(test, task, rng, right)
+    gold, classes = test["label"].to_numpy(), len(task.classes)
+    probabilities = finished_run.predictions(test, task, rng, TUNED)[task.probability_columns].to_numpy()
+    tables = {
+        "tuned": prediction_table(test[["row", *task.text_columns, "group", "label"]], probabilities, task),
+        "base": test[["row", "label", "group"]].assign(
+            **{name: finished_run.answer(gold, classes, rng, right) for name, right in REFERENCES.items()}
+        ),
+    }
+    for name, table in tables.items():
         (folder / "outs/results" / name).mkdir(parents=True, exist_ok=True)
-        rows = test[["row", *task.text_columns, "group", "label"]]
-        table = prediction_table(rows, predictions[task.probability_columns].to_numpy(), task)
         table.to_parquet(folder / f"outs/results/{name}/predictions.parquet", index=False)
     for name in ("outs/results/train", *(f"outs/measurements/{name}" for name in ("base", "train", "tuned"))):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -30,13 +30,13 @@ gain is significant at 5%, because the exact test by groups has no p-value below
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from markdown_table import parse_samples, print_header, print_line
 
-from stages.analysis import design_effects, f1, intervals, metrics, paired_difference, significance_tests
+from stages.analysis import design_effects, f1, intervals, metrics, paired_difference, paired_f1, significance_tests
 from stages.data.confusion import class_counts
 
 CONFIDENCE = 0.95
@@ -116,6 +116,68 @@ def f1_coverage(cell: F1Cell, samples: int, seed: int) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class PairedCell:
+    """One line of the table of the difference of macro F1.
+
+    Attributes:
+        model: the rows and the first model; its `a_group` is the number of rows of a group.
+        other: accuracy of the other model, 0 to 1, with the same kind of mistakes; None if it always answers the most
+            frequent class.
+        common: share of the rows whose outcomes come from one number for both models, else from two.
+        alike: share of a group's rows that have the same gold class and answers.
+    """
+
+    model: F1Cell
+    other: float | None
+    common: float = 0.0
+    alike: float = ALIKE
+
+    def matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of rows of each gold class and answer, of both models."""
+        matrix = self.model.matrix()
+        if self.other is not None:
+            return matrix, replace(self.model, accuracy=self.other).matrix()
+        gold = matrix.sum(axis=1)
+        return matrix, gold[:, None] * np.eye(len(gold))[gold.argmax()]
+
+    def true_difference(self) -> float:
+        first, other = (float(f1.f1_macro(class_counts(matrix))) for matrix in self.matrices())
+        return first - other
+
+
+def draw_pair(cell: PairedCell, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gold classes, the answers of both models, and groups, int [rows] each."""
+    groups = np.arange(cell.model.rows) // cell.model.a_group
+    numbers = rng.random((4, len(groups)))
+    if cell.model.a_group > 1:
+        numbers = np.where(rng.random(len(groups)) < cell.alike, rng.random((4, groups[-1] + 1))[:, groups], numbers)
+    numbers[2] = np.where(numbers[3] < cell.common, numbers[1], numbers[2])
+    matrices = cell.matrices()
+    classes = np.arange(len(matrices[0]))
+    gold = np.minimum(np.searchsorted(matrices[0].sum(axis=1).cumsum(), numbers[0]), classes[-1])
+    order = np.stack([np.roll(classes, -first) for first in classes])  # the right class first
+    answers = []
+    for matrix, number in zip(matrices, numbers[1:], strict=False):
+        cumulated = np.take_along_axis(matrix / matrix.sum(axis=1, keepdims=True), order, axis=1).cumsum(axis=1)
+        position = np.minimum((cumulated[gold] <= number[:, None]).sum(axis=1), classes[-1])
+        answers.append(order[gold, position])
+    return gold, answers[0], answers[1], groups
+
+
+def paired_coverage(cell: PairedCell, samples: int, seed: int) -> dict[str, float]:
+    """Shares of samples in which the interval covers the truth and in which it excludes 0, and its mean width."""
+    rng, truth = np.random.default_rng(seed), cell.true_difference()
+    covered, significant, width = 0, 0, 0.0
+    for _ in range(samples):
+        _, interval = paired_f1.difference_intervals(*draw_pair(cell, rng), len(SHARES[cell.model.classes]))
+        low, high = interval(CONFIDENCE)
+        covered += low - 1e-12 <= truth <= high + 1e-12
+        significant += low > 0 or high < 0
+        width += high - low
+    return {"covered": covered / samples, "significant": significant / samples, "width": width / samples}
+
+
+@dataclass(frozen=True)
 class GroupCell:
     """One line of the table of groups.
 
@@ -181,6 +243,23 @@ def group_cells() -> list[GroupCell]:
     ]
 
 
+def paired_cells() -> list[PairedCell]:
+    """All cells of the difference of macro F1: independent rows, groups of three rows, few groups of 100 rows."""
+    kinds = [("77 even", 500), ("77 even", 3080), ("31 even", 400), ("28 uneven", 1000), ("90, 8, 2%", 200)]
+    mistakes: tuple[Mistakes, ...] = ("spread", "one answer", "a third")
+    cells = []
+    for (name, rows), how in itertools.product(kinds, mistakes):
+        for accuracy, other in ((0.8, 0.8), (0.97, 0.97), (0.6, 0.7), (0.84, 0.86), (0.9, 0.97)):
+            cells += [PairedCell(F1Cell(name, rows, accuracy, how), other, common) for common in (0, 0.5, 0.9)]
+        cells += [PairedCell(F1Cell(name, rows, accuracy, how), None) for accuracy in (0.6, 0.8, 0.97)]
+        threes = F1Cell(name, 3 * rows, 0.8, how, a_group=3)
+        cells += [PairedCell(threes, 0.8, 0.5), PairedCell(threes, 0.7, 0.5), PairedCell(threes, None)]
+    for (name, _), groups in itertools.product(kinds[1:], (5, 10)):
+        few = F1Cell(name, 100 * groups, 0.8, a_group=100)
+        cells += [PairedCell(few, other, 0.5, alike=0.2) for other in (0.8, 0.7)] + [PairedCell(few, None, alike=0.2)]
+    return cells
+
+
 def main() -> None:
     samples = parse_samples(__doc__)
     print_header("classes", "rows", "a group", "accuracy", "mistakes", "macro F1", "weighted F1", "widths")
@@ -207,6 +286,33 @@ def main() -> None:
             str(cell.alike),
             f"{shares['accuracy']:.1%}",
             f"{shares['gain']:.1%}",
+        )
+    print()
+    print_header(
+        "classes",
+        "rows",
+        "a group",
+        "accuracies",
+        "mistakes",
+        "common",
+        "difference",
+        "covered",
+        "significant",
+        "width",
+    )
+    for number, cell in enumerate(paired_cells()):
+        shares = paired_coverage(cell, samples, number)
+        print_line(
+            cell.model.classes,
+            f"{cell.model.rows:,}",
+            str(cell.model.a_group),
+            f"{cell.model.accuracy:.0%}, " + ("constant" if cell.other is None else f"{cell.other:.0%}"),
+            cell.model.mistakes,
+            f"{cell.common:.0%}",
+            f"{100 * cell.true_difference():.1f}",
+            f"{shares['covered']:.1%}",
+            f"{shares['significant']:.1%}",
+            f"{100 * shares['width']:.1f}",
         )
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pandas as pd
 import torch
@@ -28,15 +28,11 @@ from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
 from stages.runtime import errors
+from tools.answer_rules import Answer, Rule, add_arguments, choose_rule
 
 BATCH_SIZE = 64  # rows
 MOST_SHOWN = 5  # classes in an answer for a terminal
 READ_SIZE = 1 << 20  # bytes; of a large file, all batches are full except the last one of each read
-
-
-class Answer(TypedDict):
-    label: str
-    probabilities: dict[str, float]  # of all classes
 
 
 Predictor = Callable[[list[list[str]]], list[Answer]]  # takes rows, a text for each column
@@ -57,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--untuned", action="store_true", help="use the untuned model, with the head before the first training step"
     )
+    add_arguments(parser)
     arguments = parser.parse_args()
     settings, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
     columns = parse_columns(settings.tokenize.template)
@@ -64,8 +61,10 @@ def main() -> None:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
         check_texts(dict(zip(columns, arguments.text, strict=True)))
-
+    rule = choose_rule(arguments, settings)
     predict = load_predictor(arguments.adapter, arguments.untuned, arguments.base)
+    if rule:
+        predict = partial(map_answers, predict, rule)
     if arguments.text:
         print_now(format_answer(predict([arguments.text])[0]))
     elif sys.stdin.isatty():
@@ -93,6 +92,11 @@ def load_predictor(adapter: Path, base_only: bool, base: Path | None = None) -> 
     return partial(predict_rows, classifier, settings)
 
 
+def map_answers(predict: Predictor, rule: Rule, rows: list[list[str]]) -> list[Answer]:
+    """Predict the rows, and change their answers by a rule."""
+    return [rule(answer) for answer in predict(rows)]
+
+
 def predict_rows(classifier: Classifier, settings: ClassifierSettings, rows: list[list[str]]) -> list[Answer]:
     """Predict the label and the classes' probabilities of each row."""
     template = settings.tokenize.template
@@ -109,11 +113,11 @@ def predict_rows(classifier: Classifier, settings: ClassifierSettings, rows: lis
 
 
 def format_answer(answer: Answer) -> str:
-    """An answer as text for a terminal: the label and the probabilities, at most MOST_SHOWN of them."""
+    """An answer as text for a terminal: the label, or why there is none, and at most MOST_SHOWN probabilities."""
     probabilities = answer["probabilities"]
     if (more := len(probabilities) - MOST_SHOWN) > 0:
         probabilities = dict(sorted(probabilities.items(), key=lambda item: -item[1])[:MOST_SHOWN])
-    lines = [answer["label"], *(f"  {p:6.1%} {name}" for name, p in probabilities.items())]
+    lines = [answer["label"] or answer["reason"], *(f"  {p:6.1%} {name}" for name, p in probabilities.items())]
     return "\n".join(lines + ([f"         {more} less likely"] if more > 0 else []))
 
 

@@ -48,7 +48,6 @@ from tools.git import repository_problem, run_git, stderr_line
 # `stages` is imported later, from the copy: nobody edits the code there during the sweep.
 
 COMMAND = re.compile(r"exec env DVC_PID=\$PPID python -m (stages\.\w+)")
-SCORE = "accuracy_tuned"  # of metrics/summary.json
 
 Variant = tuple[str, ...]  # of `key=value` or `file:key=value`, one value each
 
@@ -156,20 +155,27 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
                 # DVC calls this function by its name to run a stage's command: the only part of DVC that is replaced.
                 with mock.patch.object(dvc.stage.run, "cmd_run", run), contextlib.redirect_stdout(io.StringIO()):
                     name = record(variant)
-                score = f"{json.loads(Path('metrics/summary.json').read_text())[SCORE]:.4f}"
-                outcome = f"{SCORE} {score}, {name}"
+                metric, score = read_score()
+                outcome = f"{metric} {score}, {name}"
             except Exception as error:  # of any class: the other variants still run
                 failures += 1
                 outcome = f"FAILED: {cause(error)}"
             stages = f"ran {', '.join(run.stages)}" if run.stages else "no stage had to run"
             seconds = time.perf_counter() - start
             print(f"[{number}/{len(variants)}] {' '.join(variant)}: {outcome} ({seconds:.1f} s, {stages})", flush=True)
-            table.append({"experiment": name, **dict(part.split("=", 1) for part in variant), SCORE: score})
+            table.append({"experiment": name, **dict(part.split("=", 1) for part in variant), metric: score})
     print(f"\n{pd.DataFrame(table).to_string(index=False)}\n")
     if failures < len(table):
         print("`dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.")
     if failures:
         raise UserError(f"{failures} of {len(table)} variants failed")
+
+
+def read_score() -> tuple[str, str]:
+    """The name and the value of the leading metric in metrics/summary.json."""
+    summary = json.loads(Path("metrics/summary.json").read_text())
+    (metric,) = (key.removeprefix("gain_") for key in summary if key.startswith("gain_"))
+    return metric, f"{summary[metric]:.4f}"
 
 
 def variants_of(overrides: Sequence[str]) -> list[Variant]:

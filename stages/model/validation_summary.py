@@ -57,7 +57,7 @@ class ValidationSummary(params.Section):
         """
         path = adapter / FILE
         if not path.exists():
-            raise UserError(f"{path}: missing; adapters of earlier versions lack it, and `dvc repro` writes it")
+            raise UserError(f"{path}: missing; an earlier version made this adapter: train it again with `dvc repro`")
         return params.validate(files.read_json(path), cls, path)
 
     def write(self, adapter: Path) -> None:
@@ -65,4 +65,5 @@ class ValidationSummary(params.Section):
 
     def find_probability(self, coverage: float) -> float:
         """The probability that this share of the validation rows reaches; interpolated between quantiles."""
-        return float(np.interp(1 - coverage, np.linspace(0, 1, QUANTILES), self.probability_quantiles))
+        probability = np.interp(1 - coverage, np.linspace(0, 1, QUANTILES), self.probability_quantiles)
+        return round(float(probability), 6)

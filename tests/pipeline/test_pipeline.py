@@ -67,22 +67,29 @@ def test_the_first_run_runs_every_stage_and_writes_every_out(repro):
     ):  # fmt: skip
         assert (repro.clone.folder / "demo" / path).is_file(), path
     assert {"summary", "details", "stages"} <= set(repro.metrics)
-    assert {"data", "base", "train", "tuned", "comparison"} == set(repro.metrics["details"])
+    assert {"data", "base", "train", "tuned", "comparison", "calibration"} <= set(repro.metrics["details"])
 
 
-def test_tuning_turns_a_base_at_chance_level_into_a_classifier(repro):
-    assert repro.metrics["summary"]["accuracy_base"] <= 0.45
-    assert repro.metrics["summary"]["accuracy_tuned"] >= 0.85
+def test_tuning_was_worth_it(repro):
+    """The base knows a part of the task: a linear probe on it is the best reference, far below the tuned model."""
+    comparison = repro.metrics["details"]["comparison"]
+    assert (comparison["verdict"], comparison["best"]) == ("worth it", "probe")
+    assert comparison["references"]["untrained_head"]["accuracy"] <= 0.45
+    assert comparison["references"]["probe"]["accuracy"] <= 0.75
+    assert repro.metrics["summary"]["accuracy"] >= 0.85
 
 
 def test_the_metrics_agree_with_each_other(repro):
     details = repro.metrics["details"]
-    base, tuned, comparison = (details[name] for name in ("base", "tuned", "comparison"))
-    rows = base["rows"]
-    assert rows == tuned["rows"] == details["data"]["test"]["kept"]
-    assert sum(comparison[count] for count in ("both_right", "fixed", "broken", "both_wrong")) == rows
-    assert comparison["accuracy_gain"] == pytest.approx(tuned["accuracy"] - base["accuracy"])
-    assert (comparison["both_right"] + comparison["fixed"]) / rows == pytest.approx(tuned["accuracy"])
+    tuned, comparison, summary = details["tuned"], details["comparison"], repro.metrics["summary"]
+    outcomes, best = comparison["outcomes"], comparison["references"][comparison["best"]]
+    rows = tuned["rows"]
+    assert rows == comparison["rows"] == details["data"]["test"]["kept"] == sum(outcomes.values())
+    assert best["difference"]["value"] == pytest.approx(tuned["accuracy"] - best["accuracy"])
+    assert (outcomes["both_right"] + outcomes["fixed"]) / rows == pytest.approx(tuned["accuracy"])
+    assert summary["gain_accuracy"] == best["difference"]["value"]
+    assert summary["best_reference_accuracy"] == best["accuracy"]
+    assert len(summary) <= 16
     assert {"stored", "total", "trainable"} <= set(details["train"]["parameters"])
 
 
@@ -109,7 +116,7 @@ def test_metrics_diff_shows_the_change(repro, experiment):
     trainable = changed["metrics/summary.json"]["parameters_trained"]
     assert trainable["old"] == repro.metrics["details"]["train"]["parameters"]["trainable"]
     assert trainable["new"] == experiment.metrics["details"]["train"]["parameters"]["trainable"] < trainable["old"]
-    assert "accuracy_base" not in changed["metrics/summary.json"], "the base is the same"
+    assert "best_reference_accuracy" not in changed["metrics/summary.json"], "the base is the same"
 
 
 def test_params_diff_shows_the_change(experiment):
@@ -123,7 +130,7 @@ def test_plots_are_written_without_a_warning(repro, experiment, command, out):
     assert done.returncode == 0
     assert "warning" not in (done.stdout + done.stderr).lower()
     page = (repro.clone.folder / "demo" / out / "index.html").read_text()
-    for title in ("Loss by epoch", "Validation accuracy", "Base", "Tuned"):
+    for title in ("Loss by epoch", "Validation accuracy", "Best reference", "Tuned"):
         assert title in page
 
 

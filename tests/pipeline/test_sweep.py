@@ -136,11 +136,11 @@ def test_variants_share_the_stages_that_are_equal_for_them(story):
 
 def test_the_table_lists_experiments_parameters_and_scores(story):
     table = story.lines[5:10]
-    assert table[0].split() == ["experiment", "lora.r", "train.learning_rate", "accuracy_tuned"]
+    assert table[0].split() == ["experiment", "lora.r", "train.learning_rate", "accuracy"]
     assert table[2].split() == ["-", "4", "1e+30", "-"]
     assert table[3].split()[:3] == [name_in(story.lines[2]), "8", "0.001"]
     shown = csv.DictReader(story.clone.dvc("exp", "show", "--csv").stdout.splitlines())
-    (score,) = (row["accuracy_tuned"] for row in shown if row["Experiment"] == name_in(story.lines[2]))
+    (score,) = (row["accuracy"] for row in shown if row["Experiment"] == name_in(story.lines[2]))
     assert table[3].split()[3] == f"{float(score):.4f}"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bitsandbytes
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,14 +23,16 @@ from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO, ROOT
 from helpers.stages import error_line, run_in_each, run_module, stage_env
 from helpers.tables import CLASSES
+from sklearn.metrics import f1_score
 from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
+from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors, params
-from tools import predict
+from tools import answer_rules, predict
 
 DOCUMENT = (ROOT / "docs/using-the-model.md").read_text()
 COLUMNS = ("premise", "hypothesis")
@@ -434,6 +437,142 @@ def test_a_copied_adapter_works_without_params_yaml(adapter, tmp_path):
     done = run_in_each(["tools.predict"], [tmp_path], [*PAIRS[0], "--adapter", copy])[tmp_path.name]
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == predict.load_predictor(adapter, base_only=False)(PAIRS[:1])[0]["label"]
+
+
+# --- answers left out, and the threshold of two classes ---
+
+
+def validation_rows(classes=3, rows=200, seed=0):
+    """(gold, probabilities) of random rows; every probability is a whole number of 1e-6."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.full(classes, 0.5), rows).round(6)
+    return rng.integers(0, classes, rows), probabilities
+
+
+def copy_with_summary(adapter, folder, **changes):
+    """Copy an adapter, and add validation.json."""
+    shutil.copytree(adapter, folder)
+    summary = ValidationSummary.measure(*validation_rows())
+    summary.model_copy(update=changes).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """An adapter with two classes."""
+    return make_adapter(tmp_path_factory.mktemp("pair") / "adapter", ("no", "yes"))
+
+
+def spread(first, last):
+    return np.linspace(first, last, 101).tolist()
+
+
+def test_an_answer_below_the_given_probability_is_left_out_and_keeps_its_probabilities(adapter, capsys, monkeypatch):
+    lines = "".join(json.dumps(dict(zip(COLUMNS, pair, strict=True))) + "\n" for pair in PAIRS)
+    everything = [json.loads(line) for line in run(capsys, monkeypatch, ["--adapter", adapter], lines).splitlines()]
+    tops = [max(answer["probabilities"].values()) for answer in everything]
+    at_least = sorted(tops)[1]
+    assert len(set(tops)) == len(PAIRS)
+    printed = run(capsys, monkeypatch, ["--adapter", adapter, "--at-least", at_least], lines)
+    expected = [a if top >= at_least else a | {"prediction": None} for a, top in zip(everything, tops, strict=True)]
+    assert [json.loads(line) for line in printed.splitlines()] == expected
+
+
+def test_a_terminal_shows_why_there_is_no_answer(adapter, capsys, monkeypatch):
+    plain = run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter]).splitlines()
+    lines = run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter, "--at-least", "1"]).splitlines()
+    assert re.fullmatch(r"no answer: \d\d\.\d% is below 100\.0%", lines[0])
+    assert lines[1:] == plain[1:]
+
+
+def test_the_reason_never_says_that_a_number_is_below_itself():
+    answer = {"label": "a", "probabilities": {"a": 0.89996, "b": 0.10004}}
+    assert answer_rules.leave_out(answer, 0.9)["reason"] == "no answer: 89.9960% is below 90.0000%"
+    assert answer_rules.leave_out(answer, 0.89996) == answer
+
+
+@pytest.mark.parametrize("coverage", [0.1, 0.5, 0.755, 0.9, 1])
+def test_coverage_is_the_share_of_the_validation_rows_that_are_answered(coverage):
+    gold, probabilities = validation_rows()
+    at_least = ValidationSummary.measure(gold, probabilities).find_probability(coverage)
+    assert (probabilities.max(axis=1) >= at_least).mean() == pytest.approx(coverage, abs=0.006)
+
+
+def test_coverage_chooses_the_probability_and_prints_it(adapter, tmp_path, capsys, monkeypatch):
+    (top,) = (max(a["probabilities"].values()) for a in predict.load_predictor(adapter, base_only=False)(PAIRS[:1]))
+    for name, quantiles, answered in (("above", spread(top, 1), False), ("below", spread(0, top), True)):
+        folder = copy_with_summary(adapter, tmp_path / name, probability_quantiles=quantiles)
+        monkeypatch.setattr(sys, "argv", ["predict", *PAIRS[0], "--adapter", str(folder), "--coverage", "0.5"])
+        predict.main()
+        output = capsys.readouterr()
+        assert output.out.startswith("no answer: ") != answered
+        assert f"--coverage 0.5: no answer below {quantiles[50]:.4%}, which this share of the 200" in output.err
+
+
+def test_the_best_threshold_moves_answers_of_two_classes_only_if_asked(pair, tmp_path, capsys, monkeypatch):
+    (answer,) = predict.load_predictor(pair, base_only=False)(PAIRS[:1])
+    yes = answer["probabilities"]["yes"]
+    assert answer["label"] == ("yes" if yes > 0.5 else "no")
+    for name, value, label in (("lower", yes - 1e-6, "yes"), ("equal", yes, "no")):
+        threshold = BestThreshold(value=value, f1_macro=0.7)
+        folder = copy_with_summary(pair, tmp_path / name, best_threshold=threshold)
+        arguments = [*PAIRS[0], "--adapter", str(folder)]
+        assert run(capsys, monkeypatch, arguments).splitlines()[0] == answer["label"]
+        monkeypatch.setattr(sys, "argv", ["predict", *arguments, "--best-threshold"])
+        predict.main()
+        output = capsys.readouterr()
+        assert output.out.splitlines()[0] == label
+        assert f"--best-threshold: yes if its probability is above {value:.4%}" in output.err
+
+
+def test_the_summary_has_the_best_threshold_of_two_classes_and_its_score(tmp_path):
+    gold, probabilities = validation_rows(classes=2)
+    gold = np.where(np.arange(200) % 9, 0, (probabilities[:, 1] > 0.2).astype(int))
+    ValidationSummary.measure(gold, probabilities).write(tmp_path)
+    summary = ValidationSummary.read(tmp_path)
+    answers = probabilities[:, 1] > summary.best_threshold.value
+    assert summary.best_threshold.f1_macro == pytest.approx(f1_score(gold, answers, average="macro"))
+    others = [f1_score(gold, probabilities[:, 1] > other, average="macro") for other in np.linspace(0, 1, 50)]
+    assert summary.best_threshold.f1_macro >= max(others) > others[0]
+    assert ValidationSummary.measure(*validation_rows(classes=3)).best_threshold is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--coverage", "0.9"], r"validation\.json: missing; an earlier version made this adapter"),
+        (["--best-threshold"], "^--best-threshold: needs an adapter with 2 classes; this one has 3$"),
+        (["--coverage", "0.9", "--untuned"], "^--coverage: uses the tuned model's validation rows; remove --untuned"),
+        (["--best-threshold", "--untuned"], "^--best-threshold: uses the tuned model's validation rows"),
+    ],
+)
+def test_an_option_that_the_adapter_cannot_serve_is_an_error_of_one_line(
+    adapter, capsys, monkeypatch, options, message
+):
+    with pytest.raises(errors.UserError, match=message):
+        run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at-least", "90"], "argument --at-least: must be a number from 0 to 1, not '90'"),
+        (["--coverage", "nan"], "argument --coverage: must be a number from 0 to 1, not 'nan'"),
+        (["--at-least", "0.9", "--coverage", "0.5"], "not allowed with argument --at-least"),
+        (["--at-least", "0.9", "--best-threshold"], "not allowed with argument --at-least"),
+    ],
+)
+def test_options_that_are_no_shares_or_contradict_are_an_error(adapter, capsys, monkeypatch, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter, *options])
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_summary_is_named_with_its_key(adapter, tmp_path, capsys, monkeypatch):
+    folder = copy_with_summary(adapter, tmp_path / "adapter")
+    edit_json(folder, "validation.json", probability_quantiles=[0.5])
+    with pytest.raises(errors.UserError, match=r"validation\.json: probability_quantiles: "):
+        run(capsys, monkeypatch, [*PAIRS[0], "--adapter", folder, "--coverage", "0.5"])
 
 
 def find_python_block(text):
