@@ -30,17 +30,18 @@ from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
+from stages.analysis.calibration import Calibration, ProbabilityScores
 from stages.analysis.case_table import probability_columns
 from stages.analysis.intervals import Interval
 from stages.data.task import Task
 from stages.report import cases as page_rows
-from stages.report import fonts, formatting, render
+from stages.report import fonts, formatting, render, wording
 from stages.report.figures.axes import share_limits
 from stages.report.figures.confusion import draw_confusion
 from stages.report.figures.learning_curves import draw_loss, draw_validation
 from stages.report.figures.scores import select_slices
 from stages.report.figures.usage import draw_usage
-from stages.report.verdict import REFERENCE_NAMES
+from stages.report.verdict import IN_A_SENTENCE, REFERENCE_NAMES
 from stages.runtime import errors, usage_samples
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -581,6 +582,123 @@ def test_another_task_has_nothing_of_nli(metrics, odd_metrics, two_metrics, many
     assert "high overlap, wrongly entailment" in page_of(metrics)
 
 
+@pytest.mark.parametrize("settings, words, colour", [
+    ({"probe": 0.3, "zero_shot": 0.3}, "Worth it", "good"),
+    ({"probe": 0.85}, "Too close to tell", "open"),
+    ({"probe": 1, "tuned": 0.5}, "Not worth it", "bad"),
+])  # fmt: skip
+def test_the_verdict_is_in_words_and_in_its_colour(analyzed, settings, words, colour):
+    metrics = analyzed(rows=200, **settings)
+    comparison = details(metrics)["comparison"]
+    score = comparison["references"][comparison["best"]]
+    value, (low, high) = score["difference"]["value"], (score["difference"]["interval"][end] for end in ("low", "high"))
+    reason = (
+        f"{abs(value) * 100:.1f} points of accuracy {'above' if value > 0 else 'below'} the best reference, "
+        f"{IN_A_SENTENCE[comparison['best']]} ({score['accuracy']:.1%}). The 95% interval of the difference is "
+        f"{low * 100:+.1f} to {high * 100:+.1f} (p "
+    ).replace("-", "−")
+    assert comparison["verdict"] == words.lower()
+    assert f'<strong class="{colour}">{words}:</strong> {reason}' in page_of(metrics)
+    assert f'<b class="{colour}">{details(metrics)["tuned"]["accuracy"]:.1%}</b>' in page_of(metrics)
+    for name in ("report.md", "model_card.md"):
+        assert f"**{words}:** {reason}" in (metrics / name).read_text(), name
+
+
+def test_the_gain_is_split_between_a_trained_head_and_lora(metrics):
+    comparison = details(metrics)["comparison"]
+    head, lora = (comparison[key]["value"] for key in ("head_gain", "lora_gain"))
+    majority = comparison["references"]["majority_class"]["accuracy"]
+    assert majority + head + lora == pytest.approx(details(metrics)["tuned"]["accuracy"])
+    sentence = (
+        f"Always answering the most frequent class has an accuracy of {majority:.1%}. A head trained on the frozen "
+        f"base (the linear probe) adds {head * 100:.1f} points, and LoRA adds {lora * 100:.1f} points."
+    )
+    for name in ("report.html", "report.md", "model_card.md"):
+        assert sentence in (metrics / name).read_text(), name
+
+
+def test_each_reference_has_its_score_and_its_paired_difference(metrics):
+    lines = cells_of(page_of(metrics), '<th class="number">tuned minus this')
+    words = words_of(picture_of(metrics, "Accuracy"))
+    for key, scores in details(metrics)["comparison"]["references"].items():
+        (line,) = (line for line in lines if line[0].startswith(REFERENCE_NAMES[key]))
+        ends, difference = scores["accuracy_interval"], scores["difference"]
+        assert line[1].startswith(f"{scores['accuracy']:.1%} ({ends['low'] * 100:.1f} to"), key
+        assert line[2].startswith(f"{difference['value'] * 100:+.1f} ({difference['interval']['low'] * 100:+.1f} to"), (
+            key
+        )
+        assert ("best reference" in line[0]) == (key == "probe")
+        assert words[words.index("accuracy on the test rows") :].count(f"{scores['accuracy']:.1%}") >= 1
+    assert {line[0].split(" only")[0] for line in lines if " only" in line[0]} == {
+        "words of premise", "words of hypothesis"
+    }  # fmt: skip
+
+
+def test_a_reference_that_was_left_out_has_a_sentence(tmp_path):
+    folder = finished_run.make(tmp_path, rows=20, zero_shot=None)
+    path = folder / "outs/results/base/summary.json"
+    summary = json.loads(path.read_text())
+    summary["references"]["zero_shot"] = {"left_out": "two classes begin with the same token."}
+    path.write_text(json.dumps(summary))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    for name in ("report.html", "report.md"):
+        text = (folder / "metrics" / name).read_text()
+        assert "Zero-shot is left out: two classes begin with the same token." in text, name
+
+
+@pytest.mark.parametrize("answers, sentence", [
+    ({0: 0, 1: 0, 2: 0}, "The tuned model answers entailment to all 60 test rows: it learnt nothing."),
+    ({0: 0, 1: 1, 2: 1}, "The tuned model never answers contradiction, but test rows have this class."),
+])  # fmt: skip
+def test_alarms_about_the_answers_come_right_after_the_verdict(tmp_path, answers, sentence):
+    folder = finished_run.make(tmp_path, rows=60)
+    path = folder / "outs/results/tuned/predictions.parquet"
+    table = pd.read_parquet(path)
+    table.assign(prediction=table["prediction"].map(answers)).to_parquet(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    page = page_of(folder / "metrics")
+    assert f'</p>\n  <p class="notice alarm"><strong>Alarm:</strong> {sentence}</p>' in page.split('class="verdict"')[1]
+    for name in ("report.md", "model_card.md"):
+        assert f"\n\n**Alarm:** {sentence}\n" in (folder / "metrics" / name).read_text(), name
+
+
+def rows_with_texts(metrics):
+    """Numbers of the rows whose texts are in cases.csv, on the page, and in the table of report.md."""
+    cases = pd.read_csv(metrics / "cases.csv", keep_default_na=False)
+    rows = json.loads((metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
+    lines = re.findall(r"^\| (\d+) \| [^|]* number \d+\. \|", (metrics / "report.md").read_text(), re.MULTILINE)
+    in_cases = cases["row"][cases["text_premise"] != ""] if "text_premise" in cases else []
+    return set(in_cases), {row[0] for row in rows if any(row[1])}, set(map(int, lines))
+
+
+@pytest.mark.parametrize("texts", ["all", "errors", "none"])
+def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
+    """Each premise ends with its row's number, so that a text in any file shows its row."""
+    folder = finished_run.make(tmp_path, rows=200)
+    path = folder / "params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    raw["analysis"]["texts"] = texts
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    metrics = folder / "metrics"
+    cases = pd.read_csv(metrics / "cases.csv", keep_default_na=False)
+    errors = set(cases["row"][cases["tuned"] != cases["gold"]])
+    allowed = {"all": set(range(200)), "errors": errors, "none": set()}[texts]
+    files = [path for path in metrics.rglob("*") if path.is_file() and path.suffix != ".png"]
+    written = {int(row) for path in files for row in re.findall(r"at number (\d+)\.", path.read_text())}
+    assert written == allowed and 10 < len(errors) < 60
+    in_cases, on_page, in_report = rows_with_texts(metrics)
+    assert in_cases == on_page == allowed and in_report <= allowed and bool(in_report) == bool(allowed)
+    assert ("text_premise" in cases) == (texts != "none")
+    assert len(cells_of(page_of(metrics), "most confident errors")) == 10
+
+
 def test_with_uneven_classes_the_report_leads_with_macro_f1(metrics, two_metrics):
     results = details(two_metrics)
     share, rows = results["tuned"]["f1_macro"], results["data"]["test"]["classes"]
@@ -779,6 +897,58 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, 
         patch.chdir(folder)
         analyze.main()
     assert page_of(folder / "metrics").count("whose adapter is used: the last") == 2
+
+
+@pytest.mark.parametrize("low, high, words", [
+    (1.6, 2.5, "Without it the model is overconfident: it is right less often"),
+    (0.5, 0.9, "Without it the model is underconfident: it is right more often"),
+    (0.9, 1.2, "The interval contains 1, so these rows don't show whether it is needed."),
+])  # fmt: skip
+def test_the_temperature_and_its_interval_are_explained(low, high, words):
+    scores = ProbabilityScores(0.1, 0.5, 0.4)
+    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.693)
+    assert f"a temperature of 1.05 (95% interval {low} to {high})" in text and words in text
+    assert "fitted to 100 validation rows" in text and "a loss of 0.693" in scale
+
+
+def test_few_validation_rows_are_a_warning_about_the_temperature():
+    scores = ProbabilityScores(0.1, 0.5, 0.4)
+    few, enough = (wording.calibration_warnings(Calibration(1, 1, 1, rows, scores)) for rows in (49, 50))
+    assert "only 49 validation rows" in few[0] and not enough
+
+
+def test_scores_with_and_without_the_temperature_are_next_to_each_other(metrics):
+    tuned, without = details(metrics)["tuned"], details(metrics)["calibration"]["without"]
+    lines = {line[0]: line[1:] for line in cells_of(page_of(metrics), "with the temperature")}
+    assert lines["loss (cross-entropy)"] == [f"{scores['loss']:.3f}" for scores in (tuned, without)]
+    assert lines["expected calibration error"] == [f"{scores['calibration_error']:.1%}" for scores in (tuned, without)]
+    assert len(set(lines["loss (cross-entropy)"])) == 2
+
+
+def test_without_calibration_the_page_says_so(tmp_path):
+    folder = finished_run.make(tmp_path, rows=20)
+    path = folder / "outs/results/train/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": None}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    page = page_of(folder / "metrics")
+    assert "as training left them, since train.calibrate is false" in page and "without it" not in page
+
+
+def test_the_score_without_duplicates_of_training_rows_is_a_sentence(tmp_path):
+    """Ten test rows are also training rows, and the tuned model is right in most rows."""
+    folder = finished_run.make(tmp_path, rows=100, tuned=0.8)
+    path = folder / "outs/tokenized/train.parquet"
+    train, test = pd.read_parquet(path), pd.read_parquet(folder / "outs/tokenized/test.parquet")
+    pd.concat([train, test[:10]], ignore_index=True).to_parquet(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    cases = pd.read_csv(folder / "metrics/cases.csv")
+    rest = cases[10:]
+    sentence = f"the tuned model&#39;s accuracy is {(rest['tuned'] == rest['gold']).mean():.1%} (95% interval "
+    assert f"Without the test rows that are duplicates of training rows, {sentence}" in page_of(folder / "metrics")
 
 
 def test_slices_without_rows_and_most_of_many_classes_are_not_drawn(many_metrics):
