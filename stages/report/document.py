@@ -3,6 +3,7 @@
 Each section is a function that returns what the templates show of it.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def build_context(
         **alarms_section(results, cases, run.task),
         **scores_section(results, run),
         **classes_section(results, plot_tables),
+        **calibration_section(results, run.task),
         **data_section(results.data, run.task),
         **recipe_section(results.data, run),
         **errors_section(cases, results.comparison.best, run),
@@ -162,6 +164,16 @@ def scores_section(results: Results, run: RunDescription) -> Context:
 def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame]) -> Context:
     slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("tuned", "reference"))
     return {"by_class": tables.class_table(results), "slices": list(zip(*slices, strict=True))}
+
+
+def calibration_section(results: Results, task: Task) -> Context:
+    calibration = results.calibration
+    return {
+        "calibrated": calibration is not None,
+        "calibration": tables.calibration_table(results.tuned, calibration.without if calibration else None),
+        "calibration_explained": wording.explain_calibration(calibration, math.log(len(task.classes))),
+        "calibration_warnings": wording.calibration_warnings(calibration),
+    }
 
 
 def data_section(data: DataSummary, task: Task) -> Context:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import metrics
-from stages.analysis.metrics import ClassMetric, Metric
+from stages.analysis.calibration import ProbabilityScores
+from stages.analysis.metrics import ClassMetric, Metric, ModelScores
 from stages.analysis.results import Results
 from stages.data.confusion import confusion_counts
 from stages.data.data_summary import DataSummary, SplitSummary
@@ -37,6 +38,17 @@ def score_table(results: Results) -> list[tuple[str, str, str | None]]:
             write, write_interval = FORMS[metric.form]
             score = results.tuned.scores[metric.key]
             table.append((metric.title, write(score.value), write_interval(score.interval) if score.interval else None))
+    return table
+
+
+def calibration_table(tuned: ModelScores, without: ProbabilityScores | None) -> list[tuple[str, str, str]]:
+    """(title, value with the temperature, value without it) of each score of the probabilities."""
+    table = []
+    for metric in metrics.METRICS:
+        if metric.key in ProbabilityScores.__annotations__:
+            write, _ = FORMS[metric.form]
+            values = (tuned.scores[metric.key].value, getattr(without, metric.key) if without else math.nan)
+            table.append((metric.title, *map(write, values)))
     return table
 
 

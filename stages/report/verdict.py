@@ -144,11 +144,9 @@ def describe_reference(key: str, results: Results, run: RunDescription) -> str:
     if key == "probe":
         rows = f", learned from {settings['rows']:,} training rows" if "rows" in settings else ""
         return f"logistic regression on the frozen base's last state{rows}"
-    descriptions = {
-        "bag_of_words": "logistic regression on words and pairs of words; reads no language model",
-        "untrained_head": "random weights on the frozen base: what the published notebook compared with",
-    }
-    return descriptions[key]
+    if key == "untrained_head":
+        return f"random weights on the frozen base{': the published reference' if results.claims else ''}"
+    return "logistic regression on words and pairs of words, without a language model"
 
 
 def _list_tokens(tokens: dict[str, str]) -> str:

@@ -1,10 +1,13 @@
 """The sentences of the report that depend on its numbers; `verdict` has those on what tuning was worth."""
 
+from stages.analysis.calibration import Calibration
 from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
 from stages.report.formatting import list_names
+
+FEW_VALIDATION_ROWS = 50  # for a temperature
 
 
 def confidence_level(confidence: float) -> str:
@@ -57,6 +60,35 @@ def interval_warnings(classes: dict[str, int], groups: int, group: str | None) -
             "the model never predicts, and counts the others as 0."
         )
     return warnings
+
+
+def explain_calibration(calibration: Calibration | None, guessing: float) -> list[str]:
+    """What the temperature is and what it changed; guessing: the loss of equal probabilities."""
+    scale = f"Lower scores are better. Equal probabilities for all classes have a loss of {guessing:.3f}."
+    if calibration is None:
+        return [f"The probabilities are as training left them, since train.calibrate is false. {scale}"]
+    value, low, high = (f"{number:.3g}" for number in (calibration.temperature, calibration.low, calibration.high))
+    if calibration.low > 1:
+        meaning = "Without it the model is overconfident: it is right less often than its probabilities say."
+    elif calibration.high < 1:
+        meaning = "Without it the model is underconfident: it is right more often than its probabilities say."
+    else:
+        meaning = "The interval contains 1, so these rows don't show whether it is needed."
+    return [
+        f"The logits are divided by a temperature of {value} (95% interval {low} to {high}). It was fitted to "
+        f"{calibration.rows:,} validation rows, and is part of the saved head. It changes no prediction. {meaning}",
+        scale,
+    ]
+
+
+def calibration_warnings(calibration: Calibration | None) -> list[str]:
+    """A warning if the temperature was fitted to few rows."""
+    if calibration is None or calibration.rows >= FEW_VALIDATION_ROWS:
+        return []
+    return [
+        f"The temperature was fitted to only {calibration.rows} validation rows. With fewer than "
+        f"{FEW_VALIDATION_ROWS}, it may be far off: see its interval."
+    ]
 
 
 def no_overlap(test: SplitSummary, group: str | None) -> str | None:

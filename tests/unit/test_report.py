@@ -30,16 +30,18 @@ from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
+from stages.analysis.calibration import Calibration, ProbabilityScores
 from stages.analysis.case_table import probability_columns
 from stages.analysis.intervals import Interval
 from stages.data.task import Task
 from stages.report import cases as page_rows
-from stages.report import fonts, formatting, render
-from stages.report.figures.accuracy import select_slices
+from stages.report import fonts, formatting, render, wording
 from stages.report.figures.axes import share_limits
 from stages.report.figures.confusion import draw_confusion
 from stages.report.figures.learning_curves import draw_loss, draw_validation
+from stages.report.figures.scores import select_slices
 from stages.report.figures.usage import draw_usage
+from stages.report.verdict import IN_A_SENTENCE, REFERENCE_NAMES
 from stages.runtime import errors, usage_samples
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -75,14 +77,14 @@ def gpu_metrics(tmp_path_factory):
 
 NAMES = ('a "quoted" <name> & more', "$\\frac$", "Ärger über Größe", "x" * 60, "not tested", "not trained")
 ODD = {
-    "classes": NAMES, "columns": ("title", "<body> of it", "label"), "words": 120, "base": 0.2, "tuned": 0.7,
+    "classes": NAMES, "columns": ("title", "<body> of it", "label"), "words": 120, "untrained": 0.2, "tuned": 0.7,
     "rows": 150, "shares": (0.4, 0.2, 0.2, 0.1, 0, 0.1), "train_shares": (0.4, 0.2, 0.2, 0.1, 0.1, 0),
 }  # fmt: skip
 TWO = {"classes": ("ham", "spam"), "columns": ("text",), "shares": (0.9, 0.1), "train_shares": (0.8, 0.2)}
 LONG = ("intent {}, which has a long name", "card_payment_number_{}_with_a_long_name")
 MANY = {
     "classes": [LONG[number % 2].format(number) for number in range(77)], "columns": ("text",),
-    "rows": 3000, "train_rows": 3000, "base": 0.02, "tuned": 0.85,
+    "rows": 3000, "train_rows": 3000, "untrained": 0.02, "zero_shot": 0.1, "probe": 0.3, "tuned": 0.85,
 }  # fmt: skip
 
 
@@ -186,18 +188,19 @@ def test_the_template_by_gpu_finds_its_columns(metrics):
 
 def test_scores_and_counts_agree_with_the_cases(metrics):
     cases = pd.read_csv(metrics / "cases.csv")
-    for column in ("base", "tuned"):
-        values = details(metrics)[column]
+    comparison = details(metrics)["comparison"]
+    scores = {"tuned": details(metrics)["tuned"], **comparison["references"]}
+    assert len(scores) == 6 and scores["tuned"]["rows"] == 220
+    for column, values in scores.items():
         assert values["accuracy"] == pytest.approx((cases[column] == cases["gold"]).mean())
-        assert values["rows"] == 220
         for key in ("accuracy", "f1_weighted"):
             assert values[f"{key}_interval"]["low"] < values[key] < values[f"{key}_interval"]["high"]
-        assert 0 <= values["calibration_error"] <= 1 and 0 <= values["brier"] <= 2
-    gained = details(metrics)["comparison"]
-    assert {fate: gained[fate] for fate in set(cases["fate"])} == cases["fate"].value_counts().to_dict()
-    assert gained["accuracy_gain"] == pytest.approx((gained["fixed"] - gained["broken"]) / 220)
-    assert gained["accuracy_gain_interval"]["low"] < gained["accuracy_gain"] < gained["accuracy_gain_interval"]["high"]
-    assert gained["mcnemar_p"] < 0.001
+    assert comparison["best"] == max(comparison["references"], key=lambda name: scores[name]["accuracy"]) == "probe"
+    assert comparison["outcomes"] == cases["outcome"].value_counts().to_dict()
+    difference = scores["probe"]["difference"]
+    assert difference["value"] == pytest.approx(scores["tuned"]["accuracy"] - scores["probe"]["accuracy"])
+    assert difference["interval"]["low"] < difference["value"] < difference["interval"]["high"]
+    assert difference["p"] < 0.001
     train = details(metrics)["train"]
     assert (train["best_epoch"], train["validation_loss"], train["parameters"]["trainable"]) == (2, 0.6, 1)
     run = measured(metrics, "train")
@@ -207,14 +210,13 @@ def test_scores_and_counts_agree_with_the_cases(metrics):
 def test_the_metrics_of_dvc_are_few_and_finite(metrics):
     results = details(metrics)
     summary = json.loads((metrics / "summary.json").read_text())
-    assert list(summary) == sorted(summary), "as DVC will sort it: scores first"
+    names = sorted(summary)  # as DVC shows them
+    assert names[0] == "accuracy" and [name.split("_")[0] for name in names[-4:]] == ["peak", *["seconds"] * 3]
     assert summary == {
-        "accuracy_base": results["base"]["accuracy"],
-        "accuracy_tuned": results["tuned"]["accuracy"],
-        "accuracy_gain": results["comparison"]["accuracy_gain"],
-        "f1_base": results["base"]["f1_weighted"],
-        "f1_macro_tuned": results["tuned"]["f1_macro"],
-        "f1_tuned": results["tuned"]["f1_weighted"],
+        **{key: results["tuned"][key] for key in ("accuracy", "calibration_error", "f1_macro", "f1_weighted")},
+        "best_reference_accuracy": results["comparison"]["references"]["probe"]["accuracy"],
+        "gain_accuracy": results["comparison"]["references"]["probe"]["difference"]["value"],
+        "loss_test": results["tuned"]["loss"],
         "loss_train": 0.7,
         "loss_validation": 0.6,
         "parameters_trained": 1,
@@ -263,18 +265,15 @@ def test_a_new_metric_needs_only_one_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(model_metrics, "METRICS", (*model_metrics.METRICS, entry))
     metrics = analyze_in(tmp_path, rows=100)
     cases = pd.read_csv(metrics / "cases.csv")
-    texts = []
-    for name in ("base", "tuned"):
-        scores = details(metrics)[name]
-        value, ends = scores["matthews"], scores["matthews_interval"]
-        assert value == pytest.approx(matthews_corrcoef(cases["gold"], cases[name]))
-        assert ends["low"] < value < ends["high"]
-        texts.append((f"{value:.3f}", f"({ends['low']:.3f} to {ends['high']:.3f})"))
-    line = "| Matthews correlation | {} {} | {} {} |".format(*texts[0], *texts[1])
+    scores = details(metrics)["tuned"]
+    value, ends = scores["matthews"], scores["matthews_interval"]
+    assert value == pytest.approx(matthews_corrcoef(cases["gold"], cases["tuned"]))
+    assert ends["low"] < value < ends["high"]
+    texts = [f"{value:.3f}", f"{ends['low']:.3f} to {ends['high']:.3f}"]
     for name in ("report.md", "model_card.md"):
-        assert line in (metrics / name).read_text().splitlines(), name
+        assert "| Matthews correlation | {} ({}) |".format(*texts) in (metrics / name).read_text().splitlines(), name
     row = re.search(r"<tr><th>Matthews correlation</th>.*?</tr>", (metrics / "report.html").read_text())[0]
-    assert re.findall(r">([^<>]+)</span>", row) == [*texts[0], *texts[1]]
+    assert re.findall(r">([^<>]+)</span>", row) == texts
     data = ModelCard.load(metrics / "model_card.md").data
     assert data.metrics == ["accuracy", "f1", "matthews_correlation"]
     (result,) = (r for r in data.eval_results if r.metric_type == "matthews_correlation")
@@ -284,7 +283,7 @@ def test_a_new_metric_needs_only_one_entry(tmp_path, monkeypatch):
 
 def test_the_report_explains_how_its_claims_are_tested(gpu_metrics):
     for name in ("report.md", "report.html"):
-        assert "Each of these 6 claims is tested at 95% by itself" in (gpu_metrics / name).read_text(), name
+        assert "Each of these 7 claims is tested at 95% by itself" in (gpu_metrics / name).read_text(), name
 
 
 def test_a_class_that_is_neither_gold_nor_predicted_has_no_f1(analyzed):
@@ -294,10 +293,9 @@ def test_a_class_that_is_neither_gold_nor_predicted_has_no_f1(analyzed):
     (gold,) = scores["f1"]
     assert scores["f1"][gold] == scores["f1_macro"] == 1
     page = (metrics / "report.html").read_text()
-    for label in {"entailment", "neutral", "contradiction"} - {gold}:
-        assert re.search(
-            rf'<td class="name">{label}</td><td class="number">[^<]+</td><td class="number">–</td>', page
-        ), label
+    scores = {line[1]: line[2:5] for line in cells_of(page, CLASS_TABLE)}
+    for label in LABELS:
+        assert scores[label] == (["100.0%"] * 3 if label == gold else ["–"] * 3), label
 
 
 ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc", 'a "b", c', "'quoted'", "", "plain ="]
@@ -306,9 +304,8 @@ ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc"
 @pytest.mark.usefixtures("one_pixel_pngs")
 def test_odd_texts_are_read_back_from_the_cases_and_are_no_formulas(tmp_path, monkeypatch):
     finished_run.make(tmp_path, rows=len(ODD_TEXTS))
-    for name in ("base", "tuned"):
-        path = tmp_path / f"outs/results/{name}/predictions.parquet"
-        pd.read_parquet(path).assign(text_premise=ODD_TEXTS, text_hypothesis=ODD_TEXTS[::-1]).to_parquet(path)
+    path = tmp_path / "outs/results/tuned/predictions.parquet"
+    pd.read_parquet(path).assign(text_premise=ODD_TEXTS, text_hypothesis=ODD_TEXTS[::-1]).to_parquet(path)
     monkeypatch.chdir(tmp_path)
     analyze.main()
     expected = [f"'{text}" for text in ODD_TEXTS[:6]] + ODD_TEXTS[6:]
@@ -318,15 +315,15 @@ def test_odd_texts_are_read_back_from_the_cases_and_are_no_formulas(tmp_path, mo
     for rows in (by_pandas.to_dict("records"), by_csv):
         assert [row["text_premise"] for row in rows] == expected
         assert [row["text_hypothesis"] for row in rows] == expected[::-1]
-        assert [row["gold"] in LABELS and float(row["base_p_neutral"]) <= 1 for row in rows] == [True] * len(rows)
-    assert by_pandas["base_p_neutral"].dtype == float and by_pandas["negated"].dtype == bool
+        assert [row["gold"] in LABELS and float(row["tuned_p_neutral"]) <= 1 for row in rows] == [True] * len(rows)
+    assert by_pandas["tuned_p_neutral"].dtype == float and by_pandas["negated"].dtype == bool
 
 
 @pytest.mark.parametrize("classes", [("=1+2", "plain ="), ("-", "+", "@SUM(A1)")])
 def test_a_class_that_looks_like_a_formula_is_no_formula_in_any_csv(analyzed, classes):
     metrics = analyzed(classes=classes, columns=("text",), rows=40)
     quoted = {name if name == "plain =" else f"'{name}" for name in classes}
-    for name in ("base", "tuned"):
+    for name in ("reference", "tuned"):
         table = pd.read_csv(metrics / f"plots/confusion_{name}.csv")
         assert set(table["actual"]) == quoted, "DVC's plot pairs the two columns by these names"
         assert set(table["predicted"]) <= quoted and table["predicted"].nunique() > 1
@@ -336,10 +333,12 @@ def test_a_class_that_looks_like_a_formula_is_no_formula_in_any_csv(analyzed, cl
 
 
 def test_no_interval_collapses_if_all_predictions_are_right(analyzed):
-    metrics = analyzed(rows=100, base=1, tuned=1)
-    gain = details(metrics)["comparison"]["accuracy_gain_interval"]
-    assert gain["low"] == pytest.approx(-gain["high"]) and 0.03 < gain["high"] < 0.05
-    assert "Interval of the gain: −3.7 to +3.7." in (metrics / "report.md").read_text()
+    metrics = analyzed(rows=100, probe=1, tuned=1)
+    interval = details(metrics)["comparison"]["references"]["probe"]["difference"]["interval"]
+    assert interval["low"] == pytest.approx(-interval["high"]) and 0.03 < interval["high"] < 0.05
+    report = (metrics / "report.md").read_text()
+    assert "**Not worth it:** the same accuracy as the best reference, a linear probe on the frozen base" in report
+    assert "interval of the difference is −3.7 to +3.7 (p = 1.000)" in report
     scores = details(metrics)["tuned"]
     for name in ("accuracy", "f1_weighted", "f1_macro"):
         assert 0.94 < scores[f"{name}_interval"]["low"] < 0.99 and scores[f"{name}_interval"]["high"] == 1, name
@@ -349,19 +348,18 @@ def test_no_interval_collapses_if_all_predictions_are_right(analyzed):
 def test_repeated_rows_narrow_no_interval(tmp_path):
     """Each row occurs once, or four times. Repeated rows contain no new information."""
     once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
-    for name in ("base", "tuned", "comparison"):
-        first, second = details(once)[name], details(often)[name]
-        assert second["rows"] == 4 * first["rows"] and first["design_effect"] == 1 and second["design_effect"] >= 4
-        compared = [(first, second), *((first[key], second[key]) for key in first if isinstance(first[key], dict))]
-        keys = [(a[key], b[key]) for a, b in compared for key in a if key.endswith("_interval")]
-        assert len(keys) == 3
-        for a, b in keys:
-            assert b["high"] - b["low"] > 0.99 * (a["high"] - a["low"]), (name, a, b)  # draws differ
-    first, second = details(once)["comparison"], details(often)["comparison"]
-    assert second["mcnemar_p"] >= first["mcnemar_p"] and second["claims"] == first["claims"]
-    for report, effects in ((once, "base 1.00, tuned 1.00; gain 1.00"), (often, "base 4.04, tuned 4.04; gain 4.04")):
+    widths = []
+    for metrics in (once, often):
+        tuned, references = details(metrics)["tuned"], details(metrics)["comparison"]["references"]
+        intervals = [scores[key] for scores in (tuned, *references.values()) for key in scores if "_interval" in key]
+        intervals += [scores["difference"]["interval"] for scores in references.values()]
+        widths.append(np.array([ends["high"] - ends["low"] for ends in intervals]))
+    assert len(widths[0]) == 25 and (widths[1] > 0.99 * widths[0]).all()
+    first, second = (details(metrics)["comparison"]["references"]["probe"]["difference"] for metrics in (once, often))
+    assert second["p"] >= first["p"] and first["design_effect"] == 1 and second["design_effect"] >= 4
+    for report, effects in ((once, "accuracy 1.00"), (often, "accuracy 4.04")):
         for name in ("report.md", "report.html", "model_card.md"):
-            assert f"(accuracy: {effects})" in (report / name).read_text(), name
+            assert f"design effect ({effects}, difference from the best reference " in (report / name).read_text(), name
     first, second = (pd.read_csv(metrics / "plots/slices_tuned.csv") for metrics in (once, often))
     narrower = (second["high"] - second["low"]) < (first["high"] - first["low"]) - 1e-12
     assert len(first) > 10 and not narrower.any()
@@ -374,7 +372,14 @@ def folder(path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"rows": 1}, {"rows": 2, "base": 0, "tuned": 1}, {"base": 1, "tuned": 1}, {"base": 0, "tuned": 0}, {"tuned": 0.1}],
+    [
+        {"rows": 1},
+        {"rows": 2, "probe": 0, "tuned": 1},
+        {"probe": 1, "tuned": 1},
+        {"probe": 0, "tuned": 0},
+        {"tuned": 0.1},
+        {"probe": None, "zero_shot": None, "untrained": None},
+    ],
     ids=str,
 )
 def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
@@ -390,7 +395,7 @@ def test_classes_with_few_test_rows_are_named_next_to_the_intervals(analyzed, me
     for name in ("report.md", "report.html", "model_card.md"):
         caution = "Classes with fewer than 10 test rows: "
         text = (few / name).read_text()
-        assert text.index("macro F1") < text.index(caution) < text.index("Accuracy of the baselines"), name
+        assert text.index("macro F1") < text.index(caution), name
         assert caution not in (metrics / name).read_text(), name
 
 
@@ -535,7 +540,7 @@ def test_page_and_markdown_have_the_same_sections_in_the_same_order(gpu_metrics)
     report = (gpu_metrics / "report.md").read_text()
     assert re.findall("^## (.*)$", report, re.MULTILINE) == [name for name in headings if name != "All test rows"]
     for text in (page_of(gpu_metrics), report):
-        in_order(text, ["raised accuracy by", "seed", "and its references", "most confident errors"])
+        in_order(text, ["above the best reference", "seed", "and its references", "most confident errors"])
 
 
 def test_each_section_of_the_page_is_in_its_contents(gpu_metrics, metrics):
@@ -558,12 +563,14 @@ def test_the_most_confident_errors_have_the_highest_probabilities(odd_metrics):
     cases = pd.read_csv(odd_metrics / "cases.csv", keep_default_na=False)
     wrong = cases[cases["tuned"] != cases["gold"]].sort_values("tuned_probability", ascending=False)[:10]
     lines = cells_of(page_of(odd_metrics), "most confident errors")
-    assert [line[3:] for line in lines] == [
-        [case.gold, case.tuned, f"{case.tuned_probability * 100:.1f}%", case.base] for case in wrong.itertuples()
+    best = details(odd_metrics)["comparison"]["best"]
+    assert [line[4:] for line in lines] == [
+        [case["gold"], case["tuned"], f"{case['tuned_probability'] * 100:.1f}%", case[best]]
+        for _, case in wrong.iterrows()
     ]
-    for line, text in zip(lines, wrong["text_title"], strict=True):
-        assert line[0] == f"{text[:100]}…"  # 300 characters for three columns
-    assert all(f"| {line[0]} |" in (odd_metrics / "report.md").read_text() for line in lines)
+    for line, row, text in zip(lines, wrong["row"], wrong["text_title"], strict=True):
+        assert line[:2] == [str(row), f"{text[:100]}…"]  # 300 characters for three columns
+    assert all(f"| {line[0]} | {line[1]} |" in (odd_metrics / "report.md").read_text() for line in lines)
 
 
 def test_another_task_has_nothing_of_nli(metrics, odd_metrics, two_metrics, many_metrics):
@@ -575,30 +582,154 @@ def test_another_task_has_nothing_of_nli(metrics, odd_metrics, two_metrics, many
     assert "high overlap, wrongly entailment" in page_of(metrics)
 
 
+@pytest.mark.parametrize("settings, words, colour", [
+    ({"probe": 0.3, "zero_shot": 0.3}, "Worth it", "good"),
+    ({"probe": 0.85}, "Too close to tell", "open"),
+    ({"probe": 1, "tuned": 0.5}, "Not worth it", "bad"),
+])  # fmt: skip
+def test_the_verdict_is_in_words_and_in_its_colour(analyzed, settings, words, colour):
+    metrics = analyzed(rows=200, **settings)
+    comparison = details(metrics)["comparison"]
+    score = comparison["references"][comparison["best"]]
+    value, (low, high) = score["difference"]["value"], (score["difference"]["interval"][end] for end in ("low", "high"))
+    reason = (
+        f"{abs(value) * 100:.1f} points of accuracy {'above' if value > 0 else 'below'} the best reference, "
+        f"{IN_A_SENTENCE[comparison['best']]} ({score['accuracy']:.1%}). The 95% interval of the difference is "
+        f"{low * 100:+.1f} to {high * 100:+.1f} (p "
+    ).replace("-", "−")
+    assert comparison["verdict"] == words.lower()
+    assert f'<strong class="{colour}">{words}:</strong> {reason}' in page_of(metrics)
+    assert f'<b class="{colour}">{details(metrics)["tuned"]["accuracy"]:.1%}</b>' in page_of(metrics)
+    for name in ("report.md", "model_card.md"):
+        assert f"**{words}:** {reason}" in (metrics / name).read_text(), name
+
+
+def test_the_gain_is_split_between_a_trained_head_and_lora(metrics):
+    comparison = details(metrics)["comparison"]
+    head, lora = (comparison[key]["value"] for key in ("head_gain", "lora_gain"))
+    majority = comparison["references"]["majority_class"]["accuracy"]
+    assert majority + head + lora == pytest.approx(details(metrics)["tuned"]["accuracy"])
+    sentence = (
+        f"Always answering the most frequent class has an accuracy of {majority:.1%}. A head trained on the frozen "
+        f"base (the linear probe) adds {head * 100:.1f} points, and LoRA adds {lora * 100:.1f} points."
+    )
+    for name in ("report.html", "report.md", "model_card.md"):
+        assert sentence in (metrics / name).read_text(), name
+
+
+def test_each_reference_has_its_score_and_its_paired_difference(metrics):
+    lines = cells_of(page_of(metrics), '<th class="number">tuned minus this')
+    words = words_of(picture_of(metrics, "Accuracy"))
+    for key, scores in details(metrics)["comparison"]["references"].items():
+        (line,) = (line for line in lines if line[0].startswith(REFERENCE_NAMES[key]))
+        ends, difference = scores["accuracy_interval"], scores["difference"]
+        assert line[1].startswith(f"{scores['accuracy']:.1%} ({ends['low'] * 100:.1f} to"), key
+        assert line[2].startswith(f"{difference['value'] * 100:+.1f} ({difference['interval']['low'] * 100:+.1f} to"), (
+            key
+        )
+        assert ("best reference" in line[0]) == (key == "probe")
+        assert words[words.index("accuracy on the test rows") :].count(f"{scores['accuracy']:.1%}") >= 1
+    assert {line[0].split(" only")[0] for line in lines if " only" in line[0]} == {
+        "words of premise", "words of hypothesis"
+    }  # fmt: skip
+
+
+def test_a_reference_that_was_left_out_has_a_sentence(tmp_path):
+    folder = finished_run.make(tmp_path, rows=20, zero_shot=None)
+    path = folder / "outs/results/base/summary.json"
+    summary = json.loads(path.read_text())
+    summary["references"]["zero_shot"] = {"left_out": "two classes begin with the same token."}
+    path.write_text(json.dumps(summary))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    for name in ("report.html", "report.md"):
+        text = (folder / "metrics" / name).read_text()
+        assert "Zero-shot is left out: two classes begin with the same token." in text, name
+
+
+@pytest.mark.parametrize("answers, sentence", [
+    ({0: 0, 1: 0, 2: 0}, "The tuned model answers entailment to all 60 test rows: it learnt nothing."),
+    ({0: 0, 1: 1, 2: 1}, "The tuned model never answers contradiction, but test rows have this class."),
+])  # fmt: skip
+def test_alarms_about_the_answers_come_right_after_the_verdict(tmp_path, answers, sentence):
+    folder = finished_run.make(tmp_path, rows=60)
+    path = folder / "outs/results/tuned/predictions.parquet"
+    table = pd.read_parquet(path)
+    table.assign(prediction=table["prediction"].map(answers)).to_parquet(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    page = page_of(folder / "metrics")
+    assert f'</p>\n  <p class="notice alarm"><strong>Alarm:</strong> {sentence}</p>' in page.split('class="verdict"')[1]
+    for name in ("report.md", "model_card.md"):
+        assert f"\n\n**Alarm:** {sentence}\n" in (folder / "metrics" / name).read_text(), name
+
+
+def rows_with_texts(metrics):
+    """Numbers of the rows whose texts are in cases.csv, on the page, and in the table of report.md."""
+    cases = pd.read_csv(metrics / "cases.csv", keep_default_na=False)
+    rows = json.loads((metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
+    lines = re.findall(r"^\| (\d+) \| [^|]* number \d+\. \|", (metrics / "report.md").read_text(), re.MULTILINE)
+    in_cases = cases["row"][cases["text_premise"] != ""] if "text_premise" in cases else []
+    return set(in_cases), {row[0] for row in rows if any(row[1])}, set(map(int, lines))
+
+
+@pytest.mark.parametrize("texts", ["all", "errors", "none"])
+def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
+    """Each premise ends with its row's number, so that a text in any file shows its row."""
+    folder = finished_run.make(tmp_path, rows=200)
+    path = folder / "params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    raw["analysis"]["texts"] = texts
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    metrics = folder / "metrics"
+    cases = pd.read_csv(metrics / "cases.csv", keep_default_na=False)
+    errors = set(cases["row"][cases["tuned"] != cases["gold"]])
+    allowed = {"all": set(range(200)), "errors": errors, "none": set()}[texts]
+    files = [path for path in metrics.rglob("*") if path.is_file() and path.suffix != ".png"]
+    written = {int(row) for path in files for row in re.findall(r"at number (\d+)\.", path.read_text())}
+    assert written == allowed and 10 < len(errors) < 60
+    in_cases, on_page, in_report = rows_with_texts(metrics)
+    assert in_cases == on_page == allowed and in_report <= allowed and bool(in_report) == bool(allowed)
+    assert ("text_premise" in cases) == (texts != "none")
+    assert len(cells_of(page_of(metrics), "most confident errors")) == 10
+
+
 def test_with_uneven_classes_the_report_leads_with_macro_f1(metrics, two_metrics):
     results = details(two_metrics)
     share, rows = results["tuned"]["f1_macro"], results["data"]["test"]["classes"]
     why = (
-        f"of the test rows, {rows['ham']} are of class ham and {rows['spam']} of class spam. Accuracy is misleading "
-        f"here: always answering the most frequent class of training has an accuracy of {rows['ham'] / 3:.1f}%."
+        "leads with macro F1, in which every class has the same weight, because the classes are uneven: "
+        f"{rows['ham']} test rows are ham, {rows['spam']} are spam."
     )
     assert share != results["tuned"]["accuracy"]
-    assert f'<b class="tuned">{share:.1%}</b><small>tuned macro F1' in page_of(two_metrics)
+    assert f"{share:.1%}</b><small>macro F1 of the tuned model" in page_of(two_metrics)
+    comparison = results["comparison"]
+    difference = comparison["references"][comparison["best"]]["difference"]["value"]
+    assert f"{abs(difference) * 100:.1f} points of macro F1 " in page_of(two_metrics)
+    lines = cells_of(page_of(two_metrics), '<th class="number">macro F1</th>')
+    for key, name in REFERENCE_NAMES.items():
+        (cell,) = (line[1] for line in lines if line[0].startswith(name))
+        assert cell.startswith(f"{comparison['references'][key]['f1_macro']:.1%}"), name
+    assert "macro F1 on the test rows" in words_of(picture_of(two_metrics, "Macro F1"))
     for name in ("report.html", "report.md", "model_card.md"):
         assert why in (two_metrics / name).read_text(), name
-    assert "<small>tuned accuracy, " in page_of(metrics) and "uneven" not in page_of(metrics)
+    assert "<small>accuracy of the tuned model, " in page_of(metrics) and "uneven" not in page_of(metrics)
 
 
 def test_cells_of_few_classes_have_rows_and_shares(two_metrics):
     cases = pd.read_csv(two_metrics / "cases.csv")
     words = words_of(picture_of(two_metrics, "Confusion"))
-    for model in ("base", "tuned"):
-        for gold, predicted in itertools.product(("ham", "spam"), repeat=2):
-            of_gold = cases[cases["gold"] == gold]
-            count = (of_gold[model] == predicted).sum()
-            place = words.index(str(count))
-            assert words[place + 1] == formatting.whole_percent(count / len(of_gold)), (model, gold, predicted)
-    assert [words.count(name) for name in ("ham", "spam")] == [3, 3]
+    for gold, predicted in itertools.product(("ham", "spam"), repeat=2):
+        of_gold = cases[cases["gold"] == gold]
+        count = (of_gold["tuned"] == predicted).sum()
+        place = words.index(str(count))
+        assert words[place + 1] == formatting.whole_percent(count / len(of_gold)), (gold, predicted)
+    assert [words.count(name) for name in ("ham", "spam")] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -613,12 +744,12 @@ def test_many_classes_are_a_heat_map_and_a_table_of_confusions(many_metrics):
     cases = pd.read_csv(many_metrics / "cases.csv")
     svg = picture_of(many_metrics, "Confusion")
     assert not {"1", "2", "3"} & set(words_of(svg)) and "predicted class, by its number" in words_of(svg)
-    filled = [cases.groupby(["gold", model]).ngroups for model in ("base", "tuned")]
+    filled = cases.groupby(["gold", "tuned"]).ngroups
     squares = sum(path.count("M ") for path in re.findall(r'd="([^"]*)"[^>]*opacity', svg.replace("\n", " ")))
-    assert squares == sum(filled)
+    assert squares == filled
     wrong = cases[cases["gold"] != cases["tuned"]]
     rows = wrong.groupby(["gold", "tuned"]).size()
-    lines = cells_of(page_of(many_metrics), "<th>tuned, gold class</th>")
+    lines = cells_of(page_of(many_metrics), "<th>gold class</th>")
     assert len(lines) == 10 and [int(line[2]) for line in lines] == sorted(rows, reverse=True)[:10]
     for gold, tuned, count, share in lines:
         assert rows[gold, tuned] == int(count)
@@ -628,7 +759,8 @@ def test_many_classes_are_a_heat_map_and_a_table_of_confusions(many_metrics):
 
 
 def test_few_classes_need_no_table_of_confusions(two_metrics):
-    assert "tuned, gold class" not in page_of(two_metrics) + (two_metrics / "report.md").read_text()
+    assert "share of" not in page_of(two_metrics).split("<h3>By class")[1].split("caption>")[2]
+    assert "| gold class |" not in (two_metrics / "report.md").read_text()
 
 
 @pytest.mark.parametrize("classes", [2, 4, 5, 10, 11, 30, 31])
@@ -636,10 +768,10 @@ def test_the_axes_show_the_names_of_classes_if_there_is_space(classes):
     names = (*(f"{number} of {classes}" for number in range(classes - 1)), "name " * 12)
     counts = np.eye(classes, dtype=int) * 7
     with warnings.catch_warnings(action="error"):  # matplotlib warns of a layout without space
-        _, svg = render.render(partial(draw_confusion, counts, counts, names))
+        _, svg = render.render(partial(draw_confusion, counts, names))
     words = words_of(svg)
-    assert words.count("7") == (2 * classes if classes <= 10 else 0)
-    assert words.count(f"0 of {classes}") == (0 if classes > 30 else 3)  # the matrices share one of their axes
+    assert words.count("7") == (classes if classes <= 10 else 0)
+    assert words.count(f"0 of {classes}") == (0 if classes > 30 else 2)
     assert ("name name n…me name name" in words) == (classes <= 30)
 
 
@@ -717,7 +849,7 @@ def test_for_names_that_matplotlibs_font_has_no_other_font_is_searched(monkeypat
     counts = np.eye(2, dtype=int)
     names = ("Ärger", "Łódź")
     fonts.find_families.cache_clear()
-    assert "WenQuan" not in render.render(partial(draw_confusion, counts, counts, names), names)[1]
+    assert "WenQuan" not in render.render(partial(draw_confusion, counts, names), names)[1]
 
 
 @pytest.mark.parametrize(
@@ -767,9 +899,61 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, 
     assert page_of(folder / "metrics").count("whose adapter is used: the last") == 2
 
 
+@pytest.mark.parametrize("low, high, words", [
+    (1.6, 2.5, "Without it the model is overconfident: it is right less often"),
+    (0.5, 0.9, "Without it the model is underconfident: it is right more often"),
+    (0.9, 1.2, "The interval contains 1, so these rows don't show whether it is needed."),
+])  # fmt: skip
+def test_the_temperature_and_its_interval_are_explained(low, high, words):
+    scores = ProbabilityScores(0.1, 0.5, 0.4)
+    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.693)
+    assert f"a temperature of 1.05 (95% interval {low} to {high})" in text and words in text
+    assert "fitted to 100 validation rows" in text and "a loss of 0.693" in scale
+
+
+def test_few_validation_rows_are_a_warning_about_the_temperature():
+    scores = ProbabilityScores(0.1, 0.5, 0.4)
+    few, enough = (wording.calibration_warnings(Calibration(1, 1, 1, rows, scores)) for rows in (49, 50))
+    assert "only 49 validation rows" in few[0] and not enough
+
+
+def test_scores_with_and_without_the_temperature_are_next_to_each_other(metrics):
+    tuned, without = details(metrics)["tuned"], details(metrics)["calibration"]["without"]
+    lines = {line[0]: line[1:] for line in cells_of(page_of(metrics), "with the temperature")}
+    assert lines["loss (cross-entropy)"] == [f"{scores['loss']:.3f}" for scores in (tuned, without)]
+    assert lines["expected calibration error"] == [f"{scores['calibration_error']:.1%}" for scores in (tuned, without)]
+    assert len(set(lines["loss (cross-entropy)"])) == 2
+
+
+def test_without_calibration_the_page_says_so(tmp_path):
+    folder = finished_run.make(tmp_path, rows=20)
+    path = folder / "outs/results/train/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": None}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    page = page_of(folder / "metrics")
+    assert "as training left them, since train.calibrate is false" in page and "without it" not in page
+
+
+def test_the_score_without_duplicates_of_training_rows_is_a_sentence(tmp_path):
+    """Ten test rows are also training rows, and the tuned model is right in most rows."""
+    folder = finished_run.make(tmp_path, rows=100, tuned=0.8)
+    path = folder / "outs/tokenized/train.parquet"
+    train, test = pd.read_parquet(path), pd.read_parquet(folder / "outs/tokenized/test.parquet")
+    pd.concat([train, test[:10]], ignore_index=True).to_parquet(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    cases = pd.read_csv(folder / "metrics/cases.csv")
+    rest = cases[10:]
+    sentence = f"the tuned model&#39;s accuracy is {(rest['tuned'] == rest['gold']).mean():.1%} (95% interval "
+    assert f"Without the test rows that are duplicates of training rows, {sentence}" in page_of(folder / "metrics")
+
+
 def test_slices_without_rows_and_most_of_many_classes_are_not_drawn(many_metrics):
-    base, tuned = (pd.read_csv(many_metrics / f"plots/slices_{name}.csv") for name in ("base", "tuned"))
-    shown = select_slices(base, tuned)[1]
+    reference, tuned = (pd.read_csv(many_metrics / f"plots/slices_{name}.csv") for name in ("reference", "tuned"))
+    shown = select_slices(reference, tuned)[1]
     lowest = tuned[tuned["cut"] == "class"]["accuracy"].sort_values()[:10]
     assert shown["accuracy"].iloc[:10].tolist() == lowest.tolist()
     assert shown["cut"].iloc[10:].tolist() == tuned[(tuned["cut"] != "class") & (tuned["rows"] > 0)]["cut"].tolist()
@@ -812,7 +996,7 @@ def test_many_classes_are_summed_up_in_the_data_table(many_metrics):
 def test_every_class_has_its_scores_and_rows(two_metrics, many_metrics):
     results = details(two_metrics)
     for number, name in enumerate(TWO["classes"]):
-        line = [str(number), name, *(f"{results[model]['f1'][name]:.1%}" for model in ("base", "tuned"))]
+        line = [str(number), name, *(f"{results['tuned'][key][name]:.1%}" for key in ("precision", "recall", "f1"))]
         line += [str(results["data"][split]["classes"][name]) for split in ("test", "train")]
         assert cells_of(page_of(two_metrics), CLASS_TABLE)[number] == line
         assert f"| {' | '.join(line)} |" in (two_metrics / "report.md").read_text()
@@ -838,7 +1022,7 @@ def test_a_class_without_rows_is_a_caution(odd_metrics):
         text = (odd_metrics / name).read_text()
         assert "No training row has the class not trained:" in text and "No test row has the class not tested:" in text
     lines = {line[1]: line for line in cells_of(page_of(odd_metrics), CLASS_TABLE)}
-    assert lines["not tested"][4] == "0" and lines["not trained"][5] == "0"
+    assert lines["not tested"][5] == "0" and lines["not trained"][6] == "0"
 
 
 def test_long_texts_are_cut_with_an_ellipsis_only_on_the_page(odd_metrics):
@@ -852,10 +1036,9 @@ def test_the_page_has_as_many_rows_as_fit(monkeypatch, tmp_path, most, character
     """Texts of 30 characters in each of two columns, 90 rows."""
     monkeypatch.setattr(page_rows, "MAX_ROWS", most)
     monkeypatch.setattr(page_rows, "MAX_CHARACTERS", characters)
-    finished_run.make(tmp_path, rows=90)
-    for name in ("base", "tuned"):
-        path = tmp_path / f"outs/results/{name}/predictions.parquet"
-        pd.read_parquet(path).assign(text_premise="p" * 30, text_hypothesis="h" * 30).to_parquet(path)
+    finished_run.make(tmp_path, rows=90, tuned=0.8)
+    path = tmp_path / "outs/results/tuned/predictions.parquet"
+    pd.read_parquet(path).assign(text_premise="p" * 30, text_hypothesis="h" * 30).to_parquet(path)
     monkeypatch.chdir(tmp_path)
     analyze.main()
     page = (tmp_path / "metrics/report.html").read_text()
@@ -879,30 +1062,28 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     rng = np.random.default_rng(0)
     gold, tuned = rng.integers(0, 3, (2, 100_000))
     task = Task(LABELS, ("premise", "hypothesis"), "premise")
-    cases = pd.DataFrame({"row": range(100_000), "gold": gold, "base": gold, "tuned": tuned, "fate": "both_right"})
+    cases = pd.DataFrame({"row": range(100_000), "gold": gold, "probe": gold, "tuned": tuned, "outcome": "both_right"})
     cases[task.text_columns] = ["p" * 230, "h" * 120]
     shares = rng.dirichlet([1, 1, 1], 100_000)
     cases["tuned_probability"] = shares.max(axis=1)
-    for model in ("base", "tuned"):
-        cases[probability_columns(model, task)] = shares
-    page = page_rows.rows_as_json(cases, {}, task)
+    cases[probability_columns(task)] = shares
+    page = page_rows.rows_as_json(cases, {}, "probe", task)
     assert len(json.loads(page)) == 10_000 and len(page) < 4_700_000
 
 
 def test_the_page_has_the_three_most_probable_classes_of_a_row(many_metrics):
     row = json.loads((many_metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])[5]
-    for model, top in (("base", row[-2]), ("tuned", row[-1])):
-        prediction = pd.read_parquet(many_metrics.parent / f"outs/results/{model}/predictions.parquet").loc[5]
-        shares = prediction[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
-        best = np.argsort(-shares, kind="stable")[:3]
-        assert top[::2] == best.tolist() and top[1::2] == np.round(shares[best] * 100).astype(int).tolist()
-    assert "the 3 most probable classes, with the model" in page_of(many_metrics)
+    prediction = pd.read_parquet(many_metrics.parent / "outs/results/tuned/predictions.parquet").loc[5]
+    shares = prediction[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
+    best, top = np.argsort(-shares, kind="stable")[:3], row[-1]
+    assert top[::2] == best.tolist() and top[1::2] == np.round(shares[best] * 100).astype(int).tolist()
+    assert "the 3 most probable classes, with its" in page_of(many_metrics)
 
 
 def test_cases_of_many_classes_have_no_column_for_each_class(two_metrics, many_metrics):
     few, many = (pd.read_csv(metrics / "cases.csv", nrows=1).columns for metrics in (two_metrics, many_metrics))
-    assert {"base_p_ham", "tuned_p_spam", "tuned_probability"} <= set(few)
-    assert {"gold", "tuned", "base_probability", "tuned_probability"} <= set(many) and not any("_p_" in c for c in many)
+    assert {"tuned_p_ham", "tuned_p_spam", "tuned_probability"} <= set(few)
+    assert {"gold", "tuned", "tuned_probability"} <= set(many) and not any("_p_" in column for column in many)
 
 
 def test_77_classes_take_under_20_seconds_and_2_mb(many_metrics):
@@ -928,7 +1109,7 @@ class Elements(html.parser.HTMLParser):
 def test_markup_in_a_text_is_escaped(metrics):
     names = Elements((metrics / "report.html").read_text()).names
     assert names.count("script") == 2 and "i" not in names  # the data and the page's code
-    assert names.count("b") == 3  # of the headline
+    assert names.count("b") == 2  # of the headline
 
 
 def test_the_page_needs_no_network(metrics):
@@ -975,7 +1156,7 @@ def test_predictions_of_different_rows_are_rejected(tmp_path, monkeypatch):
 @pytest.mark.parametrize("width", [375, 1280])
 def test_a_browser_filters_searches_and_pages_the_rows(metrics, width):
     cases = pd.read_csv(metrics / "cases.csv")
-    fixed = cases[(cases["fate"] == "fixed") & (cases["gold"] == "neutral")]
+    fixed = cases[(cases["outcome"] == "fixed") & (cases["gold"] == "neutral")]
     word = fixed["text_hypothesis"].iloc[0].split()[1]
     matching = fixed[
         (fixed["text_premise"] + "\n" + fixed["text_hypothesis"]).str.lower().str.contains(word.lower(), regex=False)
@@ -983,25 +1164,24 @@ def test_a_browser_filters_searches_and_pages_the_rows(metrics, width):
     with browser.browser(width) as page:
         page.open(metrics / "report.html")
         assert page.text("#count") == "220 of 220 rows"
-        assert page.run("return document.querySelector('#cases td').textContent") == NASTY
+        assert page.run("return document.querySelector('#cases td.text').textContent") == NASTY
         assert page.run("return document.title") != "pwned"
         shares = page.run(
             "return [...document.querySelectorAll('#cases tr:first-child small span')].map(s => s.innerText)"
         )
-        expected = []
-        for model in ("base", "tuned"):
-            row = cases.loc[0, [f"{model}_p_{name}" for name in LABELS]].astype(float).set_axis(LABELS)
-            expected += [f"{name}\u00a0{round(row[name] * 100)}" for name in row.sort_values(ascending=False).index]
+        row = cases.loc[0, [f"tuned_p_{name}" for name in LABELS]].astype(float).set_axis(LABELS)
+        ordered = row.sort_values(ascending=False).index
+        expected = [f"{name}\u00a0{round(row[name] * 100)}" for name in ordered]
         assert shares == expected
         page.click("#next")
         assert page.text("#page") == "page 2 of 5"
-        page.click("#fate option[value=fixed]")
+        page.click("#outcome option[value=fixed]")
         page.click("#class option[value='1']")
         assert page.text("#count") == f"{len(fixed)} of 220 rows"
         page.write("#text", word.upper())
         assert page.text("#count") == f"{len(matching)} of 220 rows"
         hypotheses = page.run(
-            "return [...document.querySelectorAll('#cases tbody tr')].map(tr => tr.cells[1].textContent)"
+            "return [...document.querySelectorAll('#cases tbody tr')].map(tr => tr.cells[2].textContent)"
         )
         assert hypotheses == list(matching["text_hypothesis"])[:50]
         page.write("#text", "no such words")
