@@ -10,11 +10,13 @@ from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import threadpool_limits
 
 from stages.model.linear_reference import LinearReference
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of scikit-learn's C; a small one is a strong penalty
 FOLDS = 3
+BLAS_THREADS = 4  # 4,000 rows of 2,560 states on 16 cores: 0.9 s with 4 threads, 4.2 s with 16
 MAX_STEPS = 300  # of one fit
 
 
@@ -34,8 +36,9 @@ def fit_probe(states: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tup
     mean, scale = states.mean(axis=0), states.std(axis=0)
     scale[scale == 0] = 1
     standardised = ((states - mean) / scale).astype(np.float32)  # half the time of float64
-    strength = choose_strength(standardised, targets, groups)
-    *_, (weight, bias) = fit_path(standardised, targets, STRENGTHS[: STRENGTHS.index(strength) + 1])
+    with threadpool_limits(BLAS_THREADS):
+        strength = choose_strength(standardised, targets, groups)
+        *_, (weight, bias) = fit_path(standardised, targets, STRENGTHS[: STRENGTHS.index(strength) + 1])
     weight = weight / scale
     return LinearReference(weight, bias - weight @ mean, Answers(classes)), strength
 
