@@ -81,6 +81,9 @@ def test_a_sorted_file_of_many_classes_differs_and_a_small_shift_does_not():
     assert differ_in_classes(sorted_rows, rest)
     assert not differ_in_classes(np.array([500_000, 500_000]), np.array([45_000, 55_000])), "significant, but 5 points"
     assert not differ_in_classes(np.array([5, 5]), np.array([2, 8])), "30 points, but not significant"
+    rng, shift = np.random.default_rng(0), np.tile([0.8, 1.2], 150)  # 10 points; chance alone makes 18
+    few_rows = rng.multinomial(3000, np.full(300, 1 / 300)), rng.multinomial(3000, shift / 300)
+    assert np.abs(few_rows[0] - few_rows[1]).sum() / 2 / 3000 > 0.18 and not differ_in_classes(*few_rows)
 
 
 def test_classes_are_pooled_until_enough_rows_are_expected_in_each_split():
@@ -88,6 +91,7 @@ def test_classes_are_pooled_until_enough_rows_are_expected_in_each_split():
     pools = pool_rare_classes(counts)
     assert pools.sum(axis=1).tolist() == counts.sum(axis=1).tolist() and pools.tolist() == [[73, 100], [7, 10]]
     assert pool_rare_classes(np.array([[9, 9], [1, 1]])).shape == (2, 1)
+    assert pool_rare_classes(np.array([[4, 4, 4], [3, 3, 3]])).tolist() == [[12], [9]], "no pool is too small"
 
 
 @pytest.mark.parametrize(
