@@ -55,7 +55,8 @@ from typing import Literal
 import numpy as np
 from markdown_table import parse_samples, print_header, print_line
 
-from stages.analysis import comparison, design_effects, f1, intervals, metrics, paired_f1, significance_tests
+from stages.analysis import design_effects, f1, intervals, metrics, paired_f1
+from stages.analysis.paired_difference import measure_difference
 from stages.data.confusion import class_counts
 
 CONFIDENCE = 0.95
@@ -229,12 +230,11 @@ def group_coverage(cell: GroupCell, samples: int, seed: int) -> dict[str, float]
         right, other = rng.random((2, len(groups))) < np.repeat(group_accuracies, sizes, axis=1)
         low, high = intervals.wilson(*design_effects.effective_counts(right, groups, CONFIDENCE), CONFIDENCE)
         covered[0] += low <= cell.accuracy <= high
-        changed = comparison.changes(True, right, other)
-        p = significance_tests.mcnemar(changed, groups)
-        low, high = intervals.gain_interval(changed, groups, p, CONFIDENCE)
+        gold = np.ones(len(groups), int)
+        gain = measure_difference("accuracy", gold, other.astype(int), right.astype(int), groups, 2, CONFIDENCE)
+        low, high = gain.interval
         covered[1] += low <= 0 <= high
-    accuracy, gain = covered / samples
-    return {"accuracy": accuracy, "gain": gain}
+    return {"accuracy": covered[0] / samples, "gain": covered[1] / samples}
 
 
 def f1_cells() -> list[F1Cell]:
