@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.analysis.leading_metric import choose_leading_metric
 from stages.analysis.multi_seed.comparison import compare_recipes
+from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
 from stages.report.comparison_page import RecipeComparison, recipe_letter
 from stages.report.render import shorten
@@ -49,7 +51,9 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
         for name, members in zip(names, grouped, strict=True)
     ]
     confidence = confidence or float(first.params["analysis.confidence"])
-    scores, differences = compare_recipes(recipes, gold, groups.to_numpy(), len(classes), confidence)
+    metric = choose_leading_metric(gold, len(classes))
+    rows = GoldRows(gold, groups.to_numpy(), len(classes), metric)
+    scores, differences = compare_recipes(recipes, rows, confidence)
     known_classes = next((run.classes for run in runs if run.classes), classes)
     class_rows = first.rows["gold"].value_counts().reindex(known_classes, fill_value=0).to_dict()
     return RecipeComparison(
@@ -65,8 +69,9 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
             *note_other_differences(grouped, names),
             *interval_warnings(class_rows, groups.nunique(), first.params.get("data.group")),
         ],
+        metric,
         confidence,
-        len(gold),
+        class_rows,
         groups.nunique(),
         first.params.get("data.group"),
         hash_rows(first),

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.analysis.leading_metric import choose_leading_metric
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, compare_recipes
+from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
-from stages.report import comparison_page
+from stages.report import comparison_page, render
 from stages.report.comparison_page import RecipeComparison
 from stages.report.figures import forest_plot
 from tools.group_runs import compare_runs
@@ -17,16 +19,19 @@ from tools.read_runs import INPUTS, Run
 LONG_NAME = "data.train_rows=12345, lora.r=128, train.learning_rate=0.00012345, train.schedule=cosine"
 
 
-def compare(seeds, names=("HEAD", LONG_NAME), rows=500, accuracies=(0.8, 0.84), notes=()):
-    """Compare recipes with these seeds and these accuracies on random rows of three classes."""
+def compare(seeds, names=("HEAD", LONG_NAME), rows=500, accuracies=(0.8, 0.84), notes=(), shares=None):
+    """Compare recipes with these seeds and these accuracies on random rows of three classes with these shares."""
     rng = np.random.default_rng(0)
-    gold = rng.integers(0, 3, rows)
+    gold = rng.integers(0, 3, rows) if shares is None else rng.choice(3, rows, p=shares)
+    metric, class_rows = choose_leading_metric(gold, 3), dict(zip("abc", np.bincount(gold).tolist(), strict=True))
     recipes = [
         Recipe(name, tuple(numbers), np.where(rng.random((len(numbers), rows)) < accuracy, gold, (gold + 1) % 3))
         for name, numbers, accuracy in zip(names, seeds, accuracies, strict=True)
     ]
-    scores, differences = compare_recipes(recipes, gold, np.arange(rows), 3, 0.95)
-    return RecipeComparison(scores, differences, list(names), list(notes), 0.95, rows, rows, "premise", "d" * 16)
+    scores, differences = compare_recipes(recipes, GoldRows(gold, np.arange(rows), 3, metric), 0.95)
+    return RecipeComparison(
+        scores, differences, list(names), list(notes), metric, 0.95, class_rows, rows, "premise", "d" * 16
+    )
 
 
 def markdown_in_one_line(comparison):
@@ -45,8 +50,10 @@ def test_one_group_of_rows_can_detect_no_difference():
         Recipe(name, (1,), np.array([(gold + np.arange(40) % 5 // number) % 3]))
         for name, number in (("a", 4), ("b", 3))
     ]
-    scores, differences = compare_recipes(recipes, gold, np.zeros(40), 3, 0.95)
-    comparison = RecipeComparison(scores, differences, ["a", "b"], [], 0.95, 40, 1, "author", "d" * 16)
+    scores, differences = compare_recipes(recipes, GoldRows(gold, np.zeros(40), 3, "accuracy"), 0.95)
+    comparison = RecipeComparison(
+        scores, differences, ["a", "b"], [], "accuracy", 0.95, {"a": 40}, 1, "author", "d" * 16
+    )
     assert re.search(r"not significant \(these seeds\) +\| none +\|", comparison_page.render_markdown(comparison))
 
 
@@ -94,7 +101,7 @@ def test_with_one_seed_each_the_verdict_is_about_these_seeds():
 def test_the_deviation_of_several_seeds_is_reported():
     comparison = compare(([1, 2, 3], [1, 2, 3]))
     printed = markdown_in_one_line(comparison)
-    deviation = np.sqrt(np.mean([np.var(score.seed_accuracies, ddof=1) for score in comparison.scores])) * 100
+    deviation = np.sqrt(np.mean([np.var(score.seed_scores, ddof=1) for score in comparison.scores])) * 100
     assert f"varies by {deviation:.1f} points on these rows (standard deviation, 6 trainings)" in printed
     assert "these seeds" not in printed.lower() and "trainings with equal seeds are compared" in printed
 
@@ -134,7 +141,7 @@ def test_the_colour_of_a_difference_shows_its_verdict():
     comparison = compare(([1, 2, 3], [1, 2, 3], [1, 2, 3]), ("HEAD", "same", "better"), accuracies=(0.7, 0.7, 0.95))
     assert [difference.verdict for difference in comparison.differences] == ["not significant", "better"]
     colours = {"ink": "#000001", "muted": "#000002", "line": "#3", "base": "#000004", "tuned": "#000005", "paper": "#6"}
-    figure = forest_plot.draw_forest(comparison.scores, comparison.differences, ["A", "B", "C"], colours)
+    figure = forest_plot.draw_forest(comparison.scores, comparison.differences, "accuracy", ["A", "B", "C"], colours)
     _, below = figure.axes
     assert [line.get_color() for line in below.lines if line.get_marker() == "o"] == ["#000002", "#000005"]
 
@@ -145,3 +152,31 @@ def test_one_recipe_alone_has_scores_and_no_differences():
     assert png.startswith(b"\x89PNG") and "points of accuracy" not in svg
     assert "verdict" not in comparison_page.render_markdown(comparison)
     assert "HEAD" in comparison_page.render_html(comparison, svg)
+
+
+UNEVEN = (0.9, 0.07, 0.03)
+
+
+def test_if_the_classes_are_uneven_every_difference_is_in_macro_f1():
+    comparison = compare(([1, 2, 3], [1, 2, 3]), shares=UNEVEN, accuracies=(0.7, 0.9))
+    printed = markdown_in_one_line(comparison)
+    most, _, fewest = comparison.class_rows.values()
+    assert f"has {most:,} test rows, and the rarest has {fewest:,}. Differences" in printed and "in macro F1" in printed
+    assert "| points of macro F1 above A |" in printed and "metric:macro F1|" in printed
+    assert "the macro F1 of trainings that differ only in seed varies by" in printed
+    assert "points of accuracy" not in printed and "McNemar" not in printed
+    first, other = comparison.scores
+    (difference,) = comparison.differences
+    assert difference.value == pytest.approx(other.f1_macro.value - first.f1_macro.value)
+    _, svg = comparison_page.render_picture(comparison)
+    assert "points of macro F1 above A" in svg and "accuracy" not in svg
+    figure = forest_plot.draw_forest(
+        comparison.scores, comparison.differences, "f1_macro", ["A", "B"], dict.fromkeys(render.ON_WHITE, "#000001")
+    )
+    dots = [line.get_xdata()[0] for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx([first.f1_macro.value, other.f1_macro.value, difference.value])
+
+
+def test_if_the_classes_are_even_the_reason_for_macro_f1_is_not_printed():
+    printed = markdown_in_one_line(compare(([1, 2, 3], [1, 2, 3])))
+    assert "| points of accuracy above A |" in printed and "uneven" not in printed
