@@ -14,7 +14,7 @@ from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.analysis.multi_seed.scores import MeanScore, RecipeScores
 from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
-from stages.report.formatting import percent, percent_interval, points, points_interval, signed_points
+from stages.report.formatting import p_value, percent, percent_interval, points, points_interval, signed_points
 from stages.report.render import render, shorten
 from stages.report.wording import confidence_level
 
@@ -155,8 +155,8 @@ def list_differences(comparison: RecipeComparison) -> list[list[str]]:
         [
             name,
             f"{signed_points(d.value)} ({points_interval((d.low, d.high))})",
-            format_p(d.p),
-            format_p(d.p_holm),
+            p_value(d.p, comparison.confidence),
+            p_value(d.p_holm, comparison.confidence),
             d.verdict + (" (these seeds)" if d.design == "rows only" else ""),
             points(d.smallest_detectable) if d.smallest_detectable < 1 else "none",
         ]
@@ -166,10 +166,6 @@ def list_differences(comparison: RecipeComparison) -> list[list[str]]:
         ["recipe", f"points of {TITLES[comparison.metric]} above A", "p", "Holm's p", "verdict", "detectable"],
         *lines,
     ]
-
-
-def format_p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def explain(comparison: RecipeComparison) -> list[str]:

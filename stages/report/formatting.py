@@ -5,6 +5,7 @@ import math
 from stages.analysis.intervals import Share
 
 MAX_DECIMALS = 4
+MAX_P_DECIMALS = 6
 
 
 def percent(share: float) -> str:
@@ -61,6 +62,15 @@ def points_interval(interval: tuple[float, float]) -> str:
     """The interval of a difference of shares, in percentage points."""
     low, high = interval
     return f"{signed_points(low)} to {signed_points(high)}"
+
+
+def p_value(p: float, confidence: float) -> str:
+    """A p-value with three decimals, or more if it would otherwise seem to be on the other side of 1 - confidence."""
+    level = round(1 - confidence, 12)  # 1 - 0.95 is not quite 0.05
+    if p < min(0.001, level):
+        return "<0.001"
+    shown = (f"{p:.{decimals}f}" for decimals in range(3, MAX_P_DECIMALS + 1))
+    return next((text for text in shown if (float(text) < level) == (p < 1 - confidence)), f"<{level:g}")
 
 
 def share_with_interval(share: Share) -> str:

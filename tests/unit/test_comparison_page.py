@@ -1,6 +1,7 @@
 """How a comparison of recipes is shown: tables, explanations, picture and page."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from stages.analysis.multi_seed.scores import Recipe
 from stages.report import comparison_page, render
 from stages.report.comparison_page import RecipeComparison
 from stages.report.figures import forest_plot
+from stages.report.formatting import p_value
+from stages.runtime.errors import UserError
 from tools.group_runs import compare_runs
 from tools.read_runs import INPUTS, Run
 
@@ -61,7 +64,13 @@ def finished_run(name, seed, lora_rank, rows, wrong_rows):
     """A run with two classes, whose test rows all have the same author."""
     gold = np.array(["no", "yes"])[np.arange(rows) % 2]
     predicted = np.where(np.arange(rows) < wrong_rows, "yes", gold)
-    table = {"text_text": [f"row {row}" for row in range(rows)], "gold": gold, "predicted": predicted, "group": "me"}
+    table = {
+        "row": range(rows),
+        "text_text": [f"row {row}" for row in range(rows)],
+        "gold": gold,
+        "predicted": predicted,
+        "group": "me",
+    }
     parameters = {"seed": seed, "lora.r": lora_rank, "analysis.confidence": 0.95, "data.group": "author"}
     return Run(name, "", parameters, {}, dict.fromkeys(INPUTS, "a"), pd.DataFrame(table), ("no", "yes"))
 
@@ -180,3 +189,59 @@ def test_if_the_classes_are_uneven_every_difference_is_in_macro_f1():
 def test_if_the_classes_are_even_the_reason_for_macro_f1_is_not_printed():
     printed = markdown_in_one_line(compare(([1, 2, 3], [1, 2, 3])))
     assert "| points of accuracy above A |" in printed and "uneven" not in printed
+
+
+def without_texts(run, **changes):
+    """The run as it is read from a cases.csv of `analysis.texts: none`."""
+    return replace(run, rows=run.rows.drop(columns="group").assign(text_text=""), has_texts=False, **changes)
+
+
+def test_runs_without_texts_are_compared_if_another_run_has_them():
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 1, 16, 40, 9)
+    whole, blank = (compare_runs(runs, None, []) for runs in ([first, other], [without_texts(first), other]))
+    assert blank == whole, "groups and signature too"
+
+
+def test_if_no_run_has_texts_the_groups_are_unknown_and_nothing_is_compared():
+    runs = [without_texts(finished_run(name, 1, rank, 40, 0)) for name, rank in (("a", 8), ("b", 16))]
+    with pytest.raises(UserError, match=r"does not have all texts .* same author are unknown; fetch .* `dvc pull`"):
+        compare_runs(runs, None, [])
+
+
+def test_rows_without_texts_are_matched_by_number_gold_label_and_data():
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 1, 16, 40, 9)
+    numbers = without_texts(replace(other, rows=other.rows.assign(row=other.rows["row"] + 1)))
+    with pytest.raises(UserError, match=r"its test rows are not those of a .* in row 0: '1 / no', not '0 / no'"):
+        compare_runs([first, numbers], None, [])
+    with pytest.raises(UserError, match=r"b: outs/splits differs from a, and metrics/cases.csv of b does not have"):
+        compare_runs([first, without_texts(other, inputs=dict.fromkeys(INPUTS, "b"))], None, [])
+    chosen = without_texts(other, params=other.params | {"data.unlabelled": "no"})
+    with pytest.raises(UserError, match=r"b: data.unlabelled differs from a"):
+        compare_runs([first, chosen], None, [])
+
+
+def test_a_parameter_that_one_run_does_not_have_is_named():
+    old, new = finished_run("old", 1, 8, 40, 0), finished_run("new", 1, 8, 40, 9)
+    new = replace(new, params=new.params | {"train.calibrate": True, "model.subset": None})
+    names = [[score.name for score in compare_runs(runs, None, []).scores] for runs in ([old, new], [new, old])]
+    assert names == [["old", "train.calibrate=True, model.subset=None"],
+                     ["new", "without train.calibrate, without model.subset"]]  # fmt: skip
+
+
+def test_the_references_of_a_run_are_not_part_of_its_recipe():
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 2, 8, 40, 9)
+    other = replace(other, params=other.params | {"analysis.references": ["probe"], "analysis.texts": "none"})
+    (score,) = compare_runs([first, other], None, []).scores
+    assert score.seeds == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("p", "confidence", "text"),
+    [
+        (0.0496, 0.95, "0.0496"), (0.0504, 0.95, "0.050"), (0.04996, 0.95, "0.04996"), (0.049, 0.95, "0.049"),
+        (0.04999999, 0.95, "<0.05"), (0.0996, 0.9, "0.0996"), (0.0996, 0.95, "0.100"), (0.0004, 0.95, "<0.001"),
+        (0.0007, 0.9995, "0.001"), (1.0, 0.95, "1.000"), (1e-15, 0.9999, "<0.001"),
+    ],
+)  # fmt: skip
+def test_a_p_value_is_never_printed_on_the_wrong_side_of_the_level(p, confidence, text):
+    assert p_value(p, confidence) == text

@@ -517,7 +517,7 @@ def test_the_intervals_of_a_difference_in_macro_f1_cover_the_truth(cell):
 
 
 def test_the_true_macro_f1_of_a_simulation_is_that_of_a_large_sample():
-    cell = Cell(200_000, 5, 5, 0.01, 0.06, classes="90, 8, 2%", mistakes="one answer")
+    cell = Cell(100_000, 60, 60, 0.01, 0.06, classes="90, 8, 2%", mistakes="one answer")
     rows, first, other = simulation.draw(cell, np.random.default_rng(0))
     measured = [f1_values(rows.gold, predicted, 3)[1].mean() for predicted in (first, other)]
     assert cell.true_scores() == pytest.approx(measured, abs=0.01)
