@@ -16,6 +16,7 @@ from stages.report.comparison_page import RecipeComparison
 from stages.report.figures import forest_plot
 from stages.report.formatting import p_value
 from stages.runtime.errors import UserError
+from tools import read_runs
 from tools.group_runs import compare_runs
 from tools.read_runs import INPUTS, Run
 
@@ -245,3 +246,29 @@ def test_the_references_of_a_run_are_not_part_of_its_recipe():
 )  # fmt: skip
 def test_a_p_value_is_never_printed_on_the_wrong_side_of_the_level(p, confidence, text):
     assert p_value(p, confidence) == text
+
+
+CASES_OF_THREE = b"""row,text_premise,text_text,gold,tuned
+0,p,a,yes,no
+4,p,b,no,no
+8,q,c,no,no
+"""
+GROUPED = {"data": {"group": "premise"}}
+
+
+def test_a_cases_table_without_all_texts_has_numbered_rows_and_no_groups():
+    whole, blank = (read_runs.read_cases("run", CASES_OF_THREE, GROUPED, has_texts) for has_texts in (True, False))
+    assert whole["group"].tolist() == [0, 0, 1] and whole["row"].tolist() == [0, 4, 8]
+    assert "group" not in blank, "rows that share a premise must not be treated as independent"
+    assert set(blank["text_premise"]) == {""} and blank["row"].tolist() == [0, 4, 8]
+
+
+def test_a_changed_list_of_references_does_not_make_a_run_unfinished():
+    outs = dict.fromkeys((read_runs.RESULTS, *INPUTS), "a" * 32)
+    lock = {
+        "eval_base": {"params": {"params.yaml": {"seed": 1, "analysis": {"references": ["probe"]}}}},
+        "eval_lora": {"params": {"params.yaml": {"seed": 1}}},
+    }
+    read_runs.check_finished("run", {"seed": 1, "analysis.references": []}, lock, outs)
+    with pytest.raises(UserError, match=r"seed is 2 in params.yaml, but the results are those of 1"):
+        read_runs.check_finished("run", {"seed": 2, "analysis.references": []}, lock, outs)
