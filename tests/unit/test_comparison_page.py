@@ -272,3 +272,11 @@ def test_a_changed_list_of_references_does_not_make_a_run_unfinished():
     read_runs.check_finished("run", {"seed": 1, "analysis.references": []}, lock, outs)
     with pytest.raises(UserError, match=r"seed is 2 in params.yaml, but the results are those of 1"):
         read_runs.check_finished("run", {"seed": 2, "analysis.references": []}, lock, outs)
+
+
+@pytest.mark.parametrize(("rare_rows", "metric"), [(10, "accuracy"), (9, "f1_macro")])
+def test_runs_are_compared_in_the_leading_metric_of_their_test_rows(rare_rows, metric):
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 1, 16, 40, 9)
+    gold = np.where(np.arange(40) < rare_rows, "yes", "no")
+    runs = [replace(run, rows=run.rows.assign(gold=gold)) for run in (first, other)]
+    assert compare_runs(runs, None, []).metric == metric
