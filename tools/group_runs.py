@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.analysis.leading_metric import choose_leading_metric
 from stages.analysis.multi_seed.comparison import compare_recipes
+from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
 from stages.report.comparison_page import RecipeComparison, recipe_letter
 from stages.report.render import shorten
@@ -15,7 +17,13 @@ from stages.report.wording import interval_warnings
 from stages.runtime import errors
 from tools.read_runs import CASES, INPUTS, Run
 
+SPLITS = INPUTS[0]
 MAX_SHOWN = 40  # characters of a text in an error
+FETCH = "fetch the predictions by `dvc pull` or `dvc exp pull`"
+# Parameters that choose the test rows. With the same input files, rows of the same number then have the same texts.
+ROW_PARAMETERS = (
+    "data.subset", "data.splits.test", "data.label", "data.classes", "data.group", "data.test_rows", "data.unlabelled",
+)  # fmt: skip
 
 
 def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[str]) -> RecipeComparison:
@@ -31,10 +39,8 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
         check_same_rows(first, run)
     groups = next((run.rows["group"] for run in runs if "group" in run.rows), None)
     if groups is None:
-        raise errors.UserError(
-            f"{first.name}: rows are grouped by {first.params['data.group']!r}, which is neither in {CASES} nor in "
-            "DVC's cache; fetch the predictions by `dvc pull` or `dvc exp pull`"
-        )
+        raise errors.UserError(f"{first.name}: {unknown_groups(first)}; {FETCH}")
+    with_texts = next(run for run in runs if run.has_texts)
     grouped, group_notes = group_by_recipe(runs)
     names = [name_recipe(number, members, grouped[0][0]) for number, members in enumerate(grouped)]
     classes = sorted({*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])})
@@ -49,7 +55,9 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
         for name, members in zip(names, grouped, strict=True)
     ]
     confidence = confidence or float(first.params["analysis.confidence"])
-    scores, differences = compare_recipes(recipes, gold, groups.to_numpy(), len(classes), confidence)
+    metric = choose_leading_metric(gold, len(classes))
+    rows = GoldRows(gold, groups.to_numpy(), len(classes), metric)
+    scores, differences = compare_recipes(recipes, rows, confidence)
     known_classes = next((run.classes for run in runs if run.classes), classes)
     class_rows = first.rows["gold"].value_counts().reindex(known_classes, fill_value=0).to_dict()
     return RecipeComparison(
@@ -65,12 +73,21 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
             *note_other_differences(grouped, names),
             *interval_warnings(class_rows, groups.nunique(), first.params.get("data.group")),
         ],
+        metric,
         confidence,
-        len(gold),
+        class_rows,
         groups.nunique(),
         first.params.get("data.group"),
-        hash_rows(first),
+        hash_rows(with_texts),
     )
+
+
+def unknown_groups(run: Run) -> str:
+    """Why it is unknown which rows of a run share a group. To treat them as independent would be wrong."""
+    group = run.params.get("data.group")
+    if not run.has_texts:
+        return f"{CASES} does not have all texts (analysis.texts), so rows with the same {group or 'texts'} are unknown"
+    return f"rows are grouped by {group!r}, which is neither in {CASES} nor in DVC's cache"
 
 
 def check_same_rows(first: Run, other: Run) -> None:
@@ -87,7 +104,10 @@ def check_same_rows(first: Run, other: Run) -> None:
             f"{', '.join(first.classes)}; compare runs of the same task"
         )
     columns = [*first.text_columns, "gold"]
-    rows, other_rows = first.rows[columns], other.rows[columns]
+    if not (first.has_texts and other.has_texts):
+        check_same_data(first, other)
+        columns = ["row", "gold"]
+    rows, other_rows = first.rows[columns].astype(str), other.rows[columns].astype(str)
     count = min(len(rows), len(other_rows))
     differing = np.flatnonzero((rows[:count].to_numpy() != other_rows[:count].to_numpy()).any(axis=1))
     same_length = len(rows) == len(other_rows)
@@ -105,6 +125,19 @@ def check_same_rows(first: Run, other: Run) -> None:
         + f"; the first difference is in row {row}: {texts[0]!r}, not {texts[1]!r}. "
         "Only runs with the same test rows in the same order can be compared"
     )
+
+
+def check_same_data(first: Run, other: Run) -> None:
+    """Reject runs whose rows of the same number may have different texts. It is for runs without texts."""
+    changed = [key for key in differing_keys(other.params, first.params) if key in ROW_PARAMETERS]
+    if other.inputs[SPLITS] != first.inputs[SPLITS]:
+        changed.append(SPLITS)
+    if changed:
+        blank = other if first.has_texts else first
+        raise errors.UserError(
+            f"{other.name}: {', '.join(changed)} differ{'s' if len(changed) == 1 else ''} from {first.name}, and "
+            f"{CASES} of {blank.name} does not have all texts (analysis.texts). The test rows may differ; {FETCH}"
+        )
 
 
 def group_by_recipe(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
@@ -145,12 +178,13 @@ def name_recipe(number: int, members: Sequence[Run], first: Run) -> str:
     changed = differing_keys(run.recipe, first.recipe)
     if number == 0 or not changed:
         return run.name
-    return ", ".join(f"{key}={run.recipe.get(key, 'none')}" for key in changed)
+    return ", ".join(f"{key}={run.recipe[key]}" if key in run.recipe else f"without {key}" for key in changed)
 
 
 def differing_keys(values: dict[str, Any], others: dict[str, Any]) -> list[str]:
     """Keys at which two dicts differ, in their order."""
-    return [key for key in dict.fromkeys([*others, *values]) if values.get(key) != others.get(key)]
+    missing = object()  # a key with the value null is not a missing key
+    return [key for key in dict.fromkeys([*others, *values]) if values.get(key, missing) != others.get(key, missing)]
 
 
 def note_other_differences(grouped: Sequence[Sequence[Run]], names: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ WORKSPACE = "workspace"
 RESULTS, CASES = "outs/results/tuned", "metrics/cases.csv"
 INPUTS = ("outs/splits", "outs/base_model.json")  # written by `download`
 NOT_IN_RECIPE = ("seed", "analysis.", "watch.")  # starts of the parameters in which two runs of one recipe may differ
+OTHER_STAGES = ("eval_base", "analyze")  # the tuned model's predictions don't depend on them
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Run:
         commit: short hash; empty for the workspace.
         params: {dotted key: value}.
         code, inputs: {path: hash} of the files that made the predictions, from dvc.lock.
-        rows: columns text_…, gold and predicted (class names), all strings; and group, if it is known.
+        rows: columns row (its number in the split), text_…, gold and predicted (class names); group, if it is known.
         classes: all class names in order, if they are known.
+        has_texts: whether `rows` has the texts. Without them, all text_… are empty.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Run:
     inputs: dict[str, str]
     rows: pd.DataFrame
     classes: tuple[str, ...] | None
+    has_texts: bool = True
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def read_run(name: str, cache: Path) -> Run:
     outs = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
     check_finished(name, flatten(parameters), stages, outs)
     rows, classes = read_cached_rows(cache, outs[RESULTS])
+    has_texts = rows is not None or lock_parameters(stages.get("analyze", {})).get("analysis.texts", "all") == "all"
     if rows is None:
         table = read_file(CASES)
         if table is None or hashlib.md5(table).hexdigest() != outs.get(CASES):
@@ -102,8 +106,8 @@ def read_run(name: str, cache: Path) -> Run:
                 f"{name}: {RESULTS} is not in DVC's cache, and {CASES} is not the file that its dvc.lock names; "
                 + ("run `dvc repro`" if name == WORKSPACE else "fetch the results by `dvc pull` or `dvc exp pull`")
             )
-        rows = read_cases(name, table, parameters)
-    deps = [dep for stage, entry in stages.items() if stage != "analyze" for dep in entry.get("deps", [])]
+        rows = read_cases(name, table, parameters, has_texts)
+    deps = [dep for stage, entry in stages.items() if stage not in OTHER_STAGES for dep in entry.get("deps", [])]
     return Run(
         name,
         commit[:7],
@@ -112,6 +116,7 @@ def read_run(name: str, cache: Path) -> Run:
         {path: outs[path] for path in INPUTS},
         rows,
         classes,
+        has_texts,
     )
 
 
@@ -175,15 +180,20 @@ def check_finished(name: str, parameters: dict[str, Any], stages: dict[str, dict
     if missing:
         raise errors.UserError(f"{name}: no results: its dvc.lock lacks {', '.join(missing)}; {suggest_fix(name)}")
     for stage, entry in stages.items():
-        if stage == "analyze":  # its parameters change no prediction
+        if stage in OTHER_STAGES:
             continue
-        for key, value in flatten(entry.get("params", {}).get("params.yaml", {})).items():
+        for key, value in lock_parameters(entry).items():
             if key not in parameters or parameters[key] != value:
                 current = parameters.get(key, "missing")
                 raise errors.UserError(
                     f"{name}: {key} is {current} in params.yaml, but the results are those of {value}; "
                     + suggest_fix(name)
                 )
+
+
+def lock_parameters(entry: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a stage's last run; entry: of the stage in dvc.lock."""
+    return flatten(entry.get("params", {}).get("params.yaml", {}))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -225,7 +235,7 @@ def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[
     classes = tuple(column.removeprefix("p_") for column in table if column.startswith("p_"))
     text_columns = [column for column in table if column.startswith("text_")]
     names = dict(enumerate(classes))
-    rows = table[[*text_columns, "group"]].assign(
+    rows = table[["row", *text_columns, "group"]].assign(
         gold=table["label"].map(names), predicted=table["prediction"].map(names)
     )
     # As in cases.csv, so that both files of a run have equal texts.
@@ -234,21 +244,26 @@ def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[
     return rows, tuple(map(escape_formula, classes))
 
 
-def read_cases(name: str, table: bytes, parameters: dict[str, Any]) -> pd.DataFrame:
+def read_cases(name: str, table: bytes, parameters: dict[str, Any], has_texts: bool) -> pd.DataFrame:
     """Rows of a run from its cases.csv. The file has no groups: rows of a group are found by the text that they share.
+
+    With `analysis.texts: errors` or `none`, it has no groups at all, and all texts are left out.
 
     Args:
         name: of the run, for the error.
         table: content of the file.
         parameters: of the run, nested.
+        has_texts: whether the file has the texts of all rows.
     """
     with io.StringIO(table.decode("utf-8"), newline="") as file:
         header, *lines = csv.reader(file)
     cases = pd.DataFrame(lines, columns=header)
     text_columns = [column for column in cases if column.startswith("text_")]
-    if not text_columns or not {"gold", "tuned"} <= set(cases):
+    if not text_columns or not {"row", "gold", "tuned"} <= set(cases):
         raise errors.UserError(f"{name}: {CASES} was written by another version of this project; {suggest_fix(name)}")
-    rows = cases[[*text_columns, "gold", "tuned"]].rename(columns={"tuned": "predicted"})
+    rows = cases[["row", *text_columns, "gold", "tuned"]].rename(columns={"tuned": "predicted"}).astype({"row": int})
+    if not has_texts:
+        return rows.assign(**dict.fromkeys(text_columns, ""))
     group = parameters.get("data", {}).get("group")
     shared = [f"text_{group}"] if group else text_columns
     return rows.assign(group=cases.groupby(shared).ngroup()) if set(shared) <= set(text_columns) else rows

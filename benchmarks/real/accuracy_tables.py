@@ -18,6 +18,7 @@ sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 from variants import FIXES, VARIANTS  # noqa: E402 - needs the line above
 
 from stages.analysis.multi_seed.comparison import Difference, compare_recipes  # noqa: E402
+from stages.analysis.multi_seed.row_values import GoldRows  # noqa: E402
 from stages.analysis.multi_seed.scores import MeanScore, Recipe, score_recipe  # noqa: E402
 
 CONFIDENCE = 0.95
@@ -32,7 +33,7 @@ REFERENCES = {
 def main() -> None:
     results = json.loads((HERE / "results.json").read_text())
     predictions = pd.read_parquet(HERE / "predictions.parquet")
-    rows = predictions["gold"].to_numpy(), predictions["group"].to_numpy(), CLASSES, CONFIDENCE
+    rows = GoldRows(predictions["gold"].to_numpy(), predictions["group"].to_numpy(), CLASSES, "accuracy")
     differences = compare_variants(predictions, rows)
     tables = (
         score_table(predictions, rows, results),
@@ -44,21 +45,18 @@ def main() -> None:
         print("\n".join(table), end="\n\n")
 
 
-Rows = tuple[np.ndarray, np.ndarray, int, float]  # for `compare_recipes`: gold labels, groups, classes, confidence
-
-
-def compare_variants(predictions: pd.DataFrame, rows: Rows) -> list[Difference]:
+def compare_variants(predictions: pd.DataFrame, rows: GoldRows) -> list[Difference]:
     """The difference of each variant with the same training rows from ours."""
     recipes = [setting(predictions, name) for name in VARIANTS if name != "all rows"]
-    return compare_recipes(recipes, *rows)[1]
+    return compare_recipes(recipes, rows, CONFIDENCE)[1]
 
 
-def score_table(predictions: pd.DataFrame, rows: Rows, results: dict) -> Iterator[str]:
+def score_table(predictions: pd.DataFrame, rows: GoldRows, results: dict) -> Iterator[str]:
     """The table of scores of each recipe."""
     yield "| | training rows | seeds | accuracy, % | weighted F1, % | accuracies of the seeds, % |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for name in (*REFERENCES, *(name for name in VARIANTS if name not in FIXES)):
-        yield line(score_cells(setting(predictions, name), *rows, results))
+        yield line(score_cells(setting(predictions, name), rows, results))
 
 
 def change_table(differences: list[Difference], results: dict) -> Iterator[str]:
@@ -109,17 +107,15 @@ def setting(predictions: pd.DataFrame, name: str) -> Recipe:
     return Recipe(name, seeds, predictions[columns].to_numpy().T)
 
 
-def score_cells(
-    recipe: Recipe, gold: np.ndarray, groups: np.ndarray, classes: int, confidence: float, results: dict
-) -> Iterator[str]:
+def score_cells(recipe: Recipe, rows: GoldRows, results: dict) -> Iterator[str]:
     """The cells of a recipe's scores."""
-    score = score_recipe(recipe, gold, groups, classes, confidence)
+    score = score_recipe(recipe, rows, CONFIDENCE)
     yield REFERENCES.get(recipe.name) or VARIANTS[recipe.name].title
     yield "" if recipe.name in REFERENCES else f"{runs_of(recipe.name, results)[0]['rows']['train']:,}"
     yield str(len(recipe.seeds))
     yield percent(score.accuracy)
     yield percent(score.f1_weighted)
-    yield f"{100 * min(score.seed_accuracies):.1f} to {100 * max(score.seed_accuracies):.1f}"
+    yield f"{100 * min(score.seed_scores):.1f} to {100 * max(score.seed_scores):.1f}"
 
 
 def change_cells(name: str, difference: Difference | None, results: dict) -> Iterator[str]:

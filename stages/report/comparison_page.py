@@ -8,19 +8,24 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from stages.analysis.leading_metric import TITLES, LeadingMetric
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, Difference
 from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.analysis.multi_seed.scores import MeanScore, RecipeScores
 from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
-from stages.report.formatting import percent, percent_interval, points, points_interval, signed_points
+from stages.report.formatting import p_value, percent, percent_interval, points, points_interval, signed_points
 from stages.report.render import render, shorten
 from stages.report.wording import confidence_level
 
 TERMINAL_WIDTH = 120  # columns
-NAME_WIDTH = 22  # characters of a recipe's name in a table; the list below the tables has the whole name
+NAME_WIDTH = 20  # characters of a recipe's name in a table; the list below the tables has the whole name
 SEEDS_WIDTH = 13  # characters of the seeds in a table; a longer list is replaced by the number of seeds
 TICK_WIDTH = 26  # characters of a recipe's name in the picture
+METHODS: dict[LeadingMetric, str] = {
+    "accuracy": "Obuchowski-Rockette, Cochran t; McNemar and Tango if both have one seed; Holm",
+    "f1_macro": "Obuchowski-Rockette on F1's influence function, Cochran t; Holm",
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,9 @@ class RecipeComparison:
         differences: the difference of each other recipe from the first.
         runs: for each recipe, a sentence for readers that lists its runs.
         notes: what a reader has to know to read the results.
+        metric: of the differences and of the picture.
         confidence: level of the intervals.
-        row_count: number of test rows.
+        class_rows: number of test rows of each class.
         group_count: number of groups of rows that are not independent.
         group_column: the column that rows of a group share, such as "premise"; None: all text columns.
         rows_hash: hash of the test rows.
@@ -43,11 +49,17 @@ class RecipeComparison:
     differences: Sequence[Difference]
     runs: Sequence[str]
     notes: Sequence[str]
+    metric: LeadingMetric
     confidence: float
-    row_count: int
+    class_rows: dict[str, int]
     group_count: int
     group_column: str | None
     rows_hash: str
+
+    @property
+    def row_count(self) -> int:
+        """The number of test rows."""
+        return sum(self.class_rows.values())
 
 
 def render_markdown(comparison: RecipeComparison) -> str:
@@ -63,7 +75,8 @@ def render_picture(comparison: RecipeComparison) -> tuple[bytes, str]:
     """Render the forest plot: (PNG bytes, SVG text)."""
 
     def draw(colours: dict[str, str]) -> Figure:
-        return draw_forest(comparison.scores, comparison.differences, short_names(comparison, TICK_WIDTH), colours)
+        names = short_names(comparison, TICK_WIDTH)
+        return draw_forest(comparison.scores, comparison.differences, comparison.metric, names, colours)
 
     return render(draw, [recipe.name for recipe in comparison.scores])
 
@@ -74,6 +87,7 @@ def render_html(comparison: RecipeComparison, svg: str) -> str:
     Args:
         svg: from `render_picture`.
     """
+    title = TITLES[comparison.metric]
     verdicts = [f"{difference.name}: {difference.verdict}" for difference in comparison.differences]
     return (
         environment()
@@ -85,7 +99,7 @@ def render_html(comparison: RecipeComparison, svg: str) -> str:
             notes=comparison.notes,
             explanations=explain(comparison),
             signature=sign(comparison),
-            picture=Markup(svg.replace("<svg", '<svg role="img" aria-label="accuracies and differences"', 1)),
+            picture=Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title} of recipes, and differences"', 1)),
             title="; ".join(verdicts) or comparison.scores[0].name,
         )
     )
@@ -136,28 +150,28 @@ def list_seeds(seeds: Sequence[int]) -> str:
 
 
 def list_differences(comparison: RecipeComparison) -> list[list[str]]:
-    """Header and lines of the table of differences from the first recipe, in points of accuracy."""
+    """Header and lines of the table of differences from the first recipe, in points of the leading metric."""
     lines = [
         [
             name,
             f"{signed_points(d.value)} ({points_interval((d.low, d.high))})",
-            format_p(d.p),
-            format_p(d.p_holm),
+            p_value(d.p, comparison.confidence),
+            p_value(d.p_holm, comparison.confidence),
             d.verdict + (" (these seeds)" if d.design == "rows only" else ""),
             points(d.smallest_detectable) if d.smallest_detectable < 1 else "none",
         ]
         for name, d in zip(short_names(comparison, NAME_WIDTH)[1:], comparison.differences, strict=True)
     ]
-    return [["recipe", "points above A", "p", "Holm's p", "verdict", "detectable"], *lines]
-
-
-def format_p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return [
+        ["recipe", f"points of {TITLES[comparison.metric]} above A", "p", "Holm's p", "verdict", "detectable"],
+        *lines,
+    ]
 
 
 def explain(comparison: RecipeComparison) -> list[str]:
     """How to read the tables: the variance, the differences, and what the experiment can detect."""
-    paragraphs = [explain_variance(comparison)]
+    paragraphs = [explain_metric(comparison)] if comparison.metric == "f1_macro" else []
+    paragraphs.append(explain_variance(comparison))
     if not comparison.differences:
         return paragraphs
     designs = [difference.design for difference in comparison.differences]
@@ -183,8 +197,19 @@ def explain(comparison: RecipeComparison) -> list[str]:
     return paragraphs
 
 
+def explain_metric(comparison: RecipeComparison) -> str:
+    """Why the differences are in macro F1."""
+    most, fewest = max(comparison.class_rows.values()), min(filter(None, comparison.class_rows.values()))
+    return (
+        f"Macro F1: the classes are uneven. The most frequent one has {most:,} test rows, and the rarest has "
+        f"{fewest:,}. Differences, p, verdicts and the picture are therefore in macro F1, in which every class has the "
+        "same weight."
+    )
+
+
 def explain_variance(comparison: RecipeComparison) -> str:
-    """How much other seeds and other rows would change the accuracy."""
+    """How much other seeds and other rows would change the leading metric."""
+    title = TITLES[comparison.metric]
     several_seeds = [recipe for recipe in comparison.scores if len(recipe.seeds) > 1]
     sentences = []
     if several_seeds:
@@ -192,7 +217,7 @@ def explain_variance(comparison: RecipeComparison) -> str:
         variances = [recipe.seed_deviation**2 for recipe in several_seeds]
         pooled = np.average(variances, weights=degrees_of_freedom) ** 0.5
         sentences.append(
-            f"Seeds: the accuracy of trainings that differ only in seed varies by {points(pooled)} points on these "
+            f"Seeds: the {title} of trainings that differ only in seed varies by {points(pooled)} points on these "
             f"rows (standard deviation, {sum(len(recipe.seeds) for recipe in several_seeds)} trainings)."
         )
     errors = format_range([recipe.row_standard_error for recipe in comparison.scores])
@@ -202,7 +227,7 @@ def explain_variance(comparison: RecipeComparison) -> str:
         else ""
     )
     sentences.append(
-        f"Rows: on other test rows, the accuracy of these trainings would vary by {errors} points{of_differences} "
+        f"Rows: on other test rows, the {title} of these trainings would vary by {errors} points{of_differences} "
         "(standard errors)."
     )
     return " ".join(sentences)
@@ -223,7 +248,8 @@ def sign(comparison: RecipeComparison) -> str:
         "groups": f"{comparison.group_count} by {comparison.group_column or 'all texts'}",
         "seeds": seeds,
         "confidence": f"{comparison.confidence:g}",
-        "method": "Obuchowski-Rockette, Cochran t; McNemar and Tango if both have one seed; Holm",
+        "metric": TITLES[comparison.metric],
+        "method": METHODS[comparison.metric],
         "resampling": "none",
         "version": METHOD_VERSION,
     }

@@ -7,6 +7,7 @@ from stages.analysis.intervals import Share
 
 MAX_DECIMALS = 4
 MAX_NAMES = 5  # in a sentence; further ones are counted
+MAX_P_DECIMALS = 6
 
 
 def percent(share: float) -> str:
@@ -65,9 +66,19 @@ def points_interval(interval: tuple[float, float]) -> str:
     return f"{signed_points(low)} to {signed_points(high)}"
 
 
-def p_value(p: float) -> str:
-    """A p-value as a statement, such as p = 0.021."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+def p_value(p: float, confidence: float) -> str:
+    """A p-value with three decimals, or more if it would otherwise seem to be on the other side of 1 - confidence."""
+    level = round(1 - confidence, 12)  # 1 - 0.95 is not quite 0.05
+    if p < min(0.001, level):
+        return "<0.001"
+    shown = (f"{p:.{decimals}f}" for decimals in range(3, MAX_P_DECIMALS + 1))
+    return next((text for text in shown if (float(text) < level) == (p < 1 - confidence)), f"<{level:g}")
+
+
+def p_statement(p: float, confidence: float) -> str:
+    """A p-value as a statement, such as p = 0.021 or p < 0.001."""
+    value = p_value(p, confidence)
+    return f"p {value[0]} {value[1:]}" if value.startswith("<") else f"p = {value}"
 
 
 def list_names(names: Sequence[str]) -> str:

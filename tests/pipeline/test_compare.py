@@ -116,7 +116,9 @@ def test_all_experiments_are_compared_with_head(runs):
     assert recipes["HEAD"]["seeds"] == recipes["lora.r=8"]["seeds"] == "1, 2, 3"
     assert recipes["lora.r=8"]["verdict"] == "better"
     assert "(these seeds)" not in printed and "trainings with equal seeds" in printed
-    gap, low, high = (float(end) for end in re.findall(r"[+−][\d.]+", recipes["lora.r=8"]["points above A"]))
+    gap, low, high = (
+        float(end) for end in re.findall(r"[+−][\d.]+", recipes["lora.r=8"]["points of accuracy above A"])
+    )
     assert 0 < low < gap < high
     assert all(len(line) <= 120 for line in printed.splitlines() if not line.startswith("Signature: "))
     assert "seeds:A=1,2,3;B=1,2,3" in printed and "rows:400" in printed and "confidence:0.95" in printed
@@ -128,7 +130,7 @@ def test_two_runs_are_compared_like_base_and_tuned(runs):
     first, other = answers(gold, RIGHT["HEAD", 1], 1), answers(gold, RIGHT["lora.r=8", 3], 3)
     changed = comparison.changes(gold, first, other)
     fixed, broken = (changed == 1).sum(), (changed == -1).sum()
-    assert recipes["lora.r=8"]["points above A"].startswith(f"{changed.mean() * 100:+.1f} (")
+    assert recipes["lora.r=8"]["points of accuracy above A"].startswith(f"{changed.mean() * 100:+.1f} (")
     p = stats.binomtest(int(min(fixed, broken)), int(fixed + broken)).pvalue
     assert p < 0.001 and recipes["lora.r=8"]["p"] == "<0.001"
     assert recipes["lora.r=8"]["verdict"] == "better (these seeds)"

@@ -1,32 +1,41 @@
 """How a comparison of recipes is shown: tables, explanations, picture and page."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from stages.analysis.leading_metric import choose_leading_metric
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, compare_recipes
+from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
-from stages.report import comparison_page
+from stages.report import comparison_page, render
 from stages.report.comparison_page import RecipeComparison
 from stages.report.figures import forest_plot
+from stages.report.formatting import p_value
+from stages.runtime.errors import UserError
+from tools import read_runs
 from tools.group_runs import compare_runs
 from tools.read_runs import INPUTS, Run
 
 LONG_NAME = "data.train_rows=12345, lora.r=128, train.learning_rate=0.00012345, train.schedule=cosine"
 
 
-def compare(seeds, names=("HEAD", LONG_NAME), rows=500, accuracies=(0.8, 0.84), notes=()):
-    """Compare recipes with these seeds and these accuracies on random rows of three classes."""
+def compare(seeds, names=("HEAD", LONG_NAME), rows=500, accuracies=(0.8, 0.84), notes=(), shares=None):
+    """Compare recipes with these seeds and these accuracies on random rows of three classes with these shares."""
     rng = np.random.default_rng(0)
-    gold = rng.integers(0, 3, rows)
+    gold = rng.integers(0, 3, rows) if shares is None else rng.choice(3, rows, p=shares)
+    metric, class_rows = choose_leading_metric(gold, 3), dict(zip("abc", np.bincount(gold).tolist(), strict=True))
     recipes = [
         Recipe(name, tuple(numbers), np.where(rng.random((len(numbers), rows)) < accuracy, gold, (gold + 1) % 3))
         for name, numbers, accuracy in zip(names, seeds, accuracies, strict=True)
     ]
-    scores, differences = compare_recipes(recipes, gold, np.arange(rows), 3, 0.95)
-    return RecipeComparison(scores, differences, list(names), list(notes), 0.95, rows, rows, "premise", "d" * 16)
+    scores, differences = compare_recipes(recipes, GoldRows(gold, np.arange(rows), 3, metric), 0.95)
+    return RecipeComparison(
+        scores, differences, list(names), list(notes), metric, 0.95, class_rows, rows, "premise", "d" * 16
+    )
 
 
 def markdown_in_one_line(comparison):
@@ -45,8 +54,10 @@ def test_one_group_of_rows_can_detect_no_difference():
         Recipe(name, (1,), np.array([(gold + np.arange(40) % 5 // number) % 3]))
         for name, number in (("a", 4), ("b", 3))
     ]
-    scores, differences = compare_recipes(recipes, gold, np.zeros(40), 3, 0.95)
-    comparison = RecipeComparison(scores, differences, ["a", "b"], [], 0.95, 40, 1, "author", "d" * 16)
+    scores, differences = compare_recipes(recipes, GoldRows(gold, np.zeros(40), 3, "accuracy"), 0.95)
+    comparison = RecipeComparison(
+        scores, differences, ["a", "b"], [], "accuracy", 0.95, {"a": 40}, 1, "author", "d" * 16
+    )
     assert re.search(r"not significant \(these seeds\) +\| none +\|", comparison_page.render_markdown(comparison))
 
 
@@ -54,7 +65,13 @@ def finished_run(name, seed, lora_rank, rows, wrong_rows):
     """A run with two classes, whose test rows all have the same author."""
     gold = np.array(["no", "yes"])[np.arange(rows) % 2]
     predicted = np.where(np.arange(rows) < wrong_rows, "yes", gold)
-    table = {"text_text": [f"row {row}" for row in range(rows)], "gold": gold, "predicted": predicted, "group": "me"}
+    table = {
+        "row": range(rows),
+        "text_text": [f"row {row}" for row in range(rows)],
+        "gold": gold,
+        "predicted": predicted,
+        "group": "me",
+    }
     parameters = {"seed": seed, "lora.r": lora_rank, "analysis.confidence": 0.95, "data.group": "author"}
     return Run(name, "", parameters, {}, dict.fromkeys(INPUTS, "a"), pd.DataFrame(table), ("no", "yes"))
 
@@ -94,7 +111,7 @@ def test_with_one_seed_each_the_verdict_is_about_these_seeds():
 def test_the_deviation_of_several_seeds_is_reported():
     comparison = compare(([1, 2, 3], [1, 2, 3]))
     printed = markdown_in_one_line(comparison)
-    deviation = np.sqrt(np.mean([np.var(score.seed_accuracies, ddof=1) for score in comparison.scores])) * 100
+    deviation = np.sqrt(np.mean([np.var(score.seed_scores, ddof=1) for score in comparison.scores])) * 100
     assert f"varies by {deviation:.1f} points on these rows (standard deviation, 6 trainings)" in printed
     assert "these seeds" not in printed.lower() and "trainings with equal seeds are compared" in printed
 
@@ -134,7 +151,7 @@ def test_the_colour_of_a_difference_shows_its_verdict():
     comparison = compare(([1, 2, 3], [1, 2, 3], [1, 2, 3]), ("HEAD", "same", "better"), accuracies=(0.7, 0.7, 0.95))
     assert [difference.verdict for difference in comparison.differences] == ["not significant", "better"]
     colours = {"ink": "#000001", "muted": "#000002", "line": "#3", "base": "#000004", "tuned": "#000005", "paper": "#6"}
-    figure = forest_plot.draw_forest(comparison.scores, comparison.differences, ["A", "B", "C"], colours)
+    figure = forest_plot.draw_forest(comparison.scores, comparison.differences, "accuracy", ["A", "B", "C"], colours)
     _, below = figure.axes
     assert [line.get_color() for line in below.lines if line.get_marker() == "o"] == ["#000002", "#000005"]
 
@@ -145,3 +162,121 @@ def test_one_recipe_alone_has_scores_and_no_differences():
     assert png.startswith(b"\x89PNG") and "points of accuracy" not in svg
     assert "verdict" not in comparison_page.render_markdown(comparison)
     assert "HEAD" in comparison_page.render_html(comparison, svg)
+
+
+UNEVEN = (0.9, 0.07, 0.03)
+
+
+def test_if_the_classes_are_uneven_every_difference_is_in_macro_f1():
+    comparison = compare(([1, 2, 3], [1, 2, 3]), shares=UNEVEN, accuracies=(0.7, 0.9))
+    printed = markdown_in_one_line(comparison)
+    most, _, fewest = comparison.class_rows.values()
+    assert f"has {most:,} test rows, and the rarest has {fewest:,}. Differences" in printed and "in macro F1" in printed
+    assert "| points of macro F1 above A |" in printed and "metric:macro F1|" in printed
+    assert "the macro F1 of trainings that differ only in seed varies by" in printed
+    assert "points of accuracy" not in printed and "McNemar" not in printed
+    first, other = comparison.scores
+    (difference,) = comparison.differences
+    assert difference.value == pytest.approx(other.f1_macro.value - first.f1_macro.value)
+    _, svg = comparison_page.render_picture(comparison)
+    assert "points of macro F1 above A" in svg and "accuracy" not in svg
+    figure = forest_plot.draw_forest(
+        comparison.scores, comparison.differences, "f1_macro", ["A", "B"], dict.fromkeys(render.ON_WHITE, "#000001")
+    )
+    dots = [line.get_xdata()[0] for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx([first.f1_macro.value, other.f1_macro.value, difference.value])
+
+
+def test_if_the_classes_are_even_the_reason_for_macro_f1_is_not_printed():
+    printed = markdown_in_one_line(compare(([1, 2, 3], [1, 2, 3])))
+    assert "| points of accuracy above A |" in printed and "uneven" not in printed
+
+
+def without_texts(run, **changes):
+    """The run as it is read from a cases.csv of `analysis.texts: none`."""
+    return replace(run, rows=run.rows.drop(columns="group").assign(text_text=""), has_texts=False, **changes)
+
+
+def test_runs_without_texts_are_compared_if_another_run_has_them():
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 1, 16, 40, 9)
+    whole, blank = (compare_runs(runs, None, []) for runs in ([first, other], [without_texts(first), other]))
+    assert blank == whole, "groups and signature too"
+
+
+def test_if_no_run_has_texts_the_groups_are_unknown_and_nothing_is_compared():
+    runs = [without_texts(finished_run(name, 1, rank, 40, 0)) for name, rank in (("a", 8), ("b", 16))]
+    with pytest.raises(UserError, match=r"does not have all texts .* same author are unknown; fetch .* `dvc pull`"):
+        compare_runs(runs, None, [])
+
+
+def test_rows_without_texts_are_matched_by_number_gold_label_and_data():
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 1, 16, 40, 9)
+    numbers = without_texts(replace(other, rows=other.rows.assign(row=other.rows["row"] + 1)))
+    with pytest.raises(UserError, match=r"its test rows are not those of a .* in row 0: '1 / no', not '0 / no'"):
+        compare_runs([first, numbers], None, [])
+    with pytest.raises(UserError, match=r"b: outs/splits differs from a, and metrics/cases.csv of b does not have"):
+        compare_runs([first, without_texts(other, inputs=dict.fromkeys(INPUTS, "b"))], None, [])
+    chosen = without_texts(other, params=other.params | {"data.unlabelled": "no"})
+    with pytest.raises(UserError, match=r"b: data.unlabelled differs from a"):
+        compare_runs([first, chosen], None, [])
+
+
+def test_a_parameter_that_one_run_does_not_have_is_named():
+    old, new = finished_run("old", 1, 8, 40, 0), finished_run("new", 1, 8, 40, 9)
+    new = replace(new, params=new.params | {"train.calibrate": True, "model.subset": None})
+    names = [[score.name for score in compare_runs(runs, None, []).scores] for runs in ([old, new], [new, old])]
+    assert names == [["old", "train.calibrate=True, model.subset=None"],
+                     ["new", "without train.calibrate, without model.subset"]]  # fmt: skip
+
+
+def test_the_references_of_a_run_are_not_part_of_its_recipe():
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 2, 8, 40, 9)
+    other = replace(other, params=other.params | {"analysis.references": ["probe"], "analysis.texts": "none"})
+    (score,) = compare_runs([first, other], None, []).scores
+    assert score.seeds == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("p", "confidence", "text"),
+    [
+        (0.0496, 0.95, "0.0496"), (0.0504, 0.95, "0.050"), (0.04996, 0.95, "0.04996"), (0.049, 0.95, "0.049"),
+        (0.04999999, 0.95, "<0.05"), (0.0996, 0.9, "0.0996"), (0.0996, 0.95, "0.100"), (0.0004, 0.95, "<0.001"),
+        (0.0007, 0.9995, "0.001"), (1.0, 0.95, "1.000"), (1e-15, 0.9999, "<0.001"),
+    ],
+)  # fmt: skip
+def test_a_p_value_is_never_printed_on_the_wrong_side_of_the_level(p, confidence, text):
+    assert p_value(p, confidence) == text
+
+
+CASES_OF_THREE = b"""row,text_premise,text_text,gold,tuned
+0,p,a,yes,no
+4,p,b,no,no
+8,q,c,no,no
+"""
+GROUPED = {"data": {"group": "premise"}}
+
+
+def test_a_cases_table_without_all_texts_has_numbered_rows_and_no_groups():
+    whole, blank = (read_runs.read_cases("run", CASES_OF_THREE, GROUPED, has_texts) for has_texts in (True, False))
+    assert whole["group"].tolist() == [0, 0, 1] and whole["row"].tolist() == [0, 4, 8]
+    assert "group" not in blank, "rows that share a premise must not be treated as independent"
+    assert set(blank["text_premise"]) == {""} and blank["row"].tolist() == [0, 4, 8]
+
+
+def test_a_changed_list_of_references_does_not_make_a_run_unfinished():
+    outs = dict.fromkeys((read_runs.RESULTS, *INPUTS), "a" * 32)
+    lock = {
+        "eval_base": {"params": {"params.yaml": {"seed": 1, "analysis": {"references": ["probe"]}}}},
+        "eval_lora": {"params": {"params.yaml": {"seed": 1}}},
+    }
+    read_runs.check_finished("run", {"seed": 1, "analysis.references": []}, lock, outs)
+    with pytest.raises(UserError, match=r"seed is 2 in params.yaml, but the results are those of 1"):
+        read_runs.check_finished("run", {"seed": 2, "analysis.references": []}, lock, outs)
+
+
+@pytest.mark.parametrize(("rare_rows", "metric"), [(10, "accuracy"), (9, "f1_macro")])
+def test_runs_are_compared_in_the_leading_metric_of_their_test_rows(rare_rows, metric):
+    first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 1, 16, 40, 9)
+    gold = np.where(np.arange(40) < rare_rows, "yes", "no")
+    runs = [replace(run, rows=run.rows.assign(gold=gold)) for run in (first, other)]
+    assert compare_runs(runs, None, []).metric == metric

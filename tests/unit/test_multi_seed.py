@@ -15,6 +15,7 @@ from stages.analysis.comparison import changes
 from stages.analysis.f1 import f1_values
 from stages.analysis.multi_seed.comparison import compare_pair, compare_recipes, decide_verdict, estimate_difference
 from stages.analysis.multi_seed.power import power, smallest_detectable_difference
+from stages.analysis.multi_seed.row_values import GoldRows, macro_f1_changes, one_row_variance
 from stages.analysis.multi_seed.scores import Recipe, mean_accuracy, mean_f1, score_recipe
 from stages.analysis.multi_seed.significance import SMALLEST_P, holm, margin_of_error, p_value
 from stages.analysis.multi_seed.variance import (
@@ -31,12 +32,18 @@ import multi_seed as simulation
 from multi_seed import Cell
 
 ROWS = 300
+ONE_ROW = 1 / ROWS**2  # `one_row_variance` of accuracy
 
 
 def answers(rng, gold, trainings, share):
     """Predictions that are right in a share of the rows, int [trainings, rows]."""
     wrong = (gold + rng.integers(1, 3, (trainings, len(gold)))) % 3
     return np.where(rng.random((trainings, len(gold))) < share, gold, wrong)
+
+
+def rows_of(gold, groups=None, classes=3, metric="accuracy"):
+    """Test rows; without groups, all rows are independent."""
+    return GoldRows(gold, np.arange(len(gold)) if groups is None else groups, classes, metric)
 
 
 @pytest.fixture
@@ -77,15 +84,15 @@ def two_recipes():
 def test_the_intervals_cover_the_truth_as_often_as_their_confidence_promises(cell, most):
     result = simulation.coverage(cell, {99: 2000, 100: 2000, 999: 600, 1_000: 600, 10_000: 300}[cell.rows], seed=1)
     assert 0.93 <= result["difference"] <= most
-    assert 0.92 <= result["accuracy"] <= 0.99
+    assert 0.92 <= result["score"] <= 0.99
 
 
 def test_intervals_that_ignore_the_seeds_cover_the_truth_too_rarely():
     """The test above can fail: intervals that allow only for other rows cover the truth far too rarely."""
     chances, covered = np.random.default_rng(0), 0
     for _ in range(300):
-        right, other, groups = simulation.draw(Cell(10_000, 3, 3, 0.01, 0.02), chances)
-        _, low, high, _, _ = estimate_difference(right, other, groups, "rows only", 0.95)
+        rows, first, other = simulation.draw(Cell(10_000, 3, 3, 0.01, 0.02), chances)
+        _, low, high, _, _ = estimate_difference(first, other, rows, "rows only", 0.95)
         covered += low <= 0.02 <= high
     assert covered / 300 < 0.7
 
@@ -135,7 +142,9 @@ def test_one_training_each_is_compared_by_mcnemar_and_tango(two_recipes):
     gold, first, other = two_recipes
     groups = np.arange(ROWS) // 2
     _, (result,) = compare_recipes(
-        [Recipe("a", (1,), first.predictions[:1]), Recipe("b", (7,), other.predictions[:1])], gold, groups, 3, 0.95
+        [Recipe("a", (1,), first.predictions[:1]), Recipe("b", (7,), other.predictions[:1])],
+        rows_of(gold, groups),
+        0.95,
     )
     changed = changes(gold, first.predictions[0], other.predictions[0])
     p = significance_tests.mcnemar(changed, groups)
@@ -147,7 +156,7 @@ def test_one_training_each_is_compared_by_mcnemar_and_tango(two_recipes):
 def test_the_scores_of_one_training_are_those_of_the_report(two_recipes):
     gold, first, _ = two_recipes
     groups = np.arange(ROWS) // 2
-    result = score_recipe(Recipe("a", (1,), first.predictions[:1]), gold, groups, 3, 0.95)
+    result = score_recipe(Recipe("a", (1,), first.predictions[:1]), rows_of(gold, groups), 0.95)
     report = metrics.score_model(
         metrics.Predictions(gold, first.predictions[0], np.eye(3)[gold], groups, CLASSES, 0.95)
     )
@@ -160,9 +169,9 @@ def test_the_scores_of_one_training_are_those_of_the_report(two_recipes):
 
 def test_seed_deviation_and_row_standard_error_are_those_of_the_means(two_recipes):
     gold, first, _ = two_recipes
-    result = score_recipe(first, gold, np.arange(ROWS), 3, 0.95)
+    result = score_recipe(first, rows_of(gold), 0.95)
     right = first.predictions == gold
-    assert result.seed_accuracies == pytest.approx(right.mean(axis=1))
+    assert result.seed_scores == pytest.approx(right.mean(axis=1))
     assert result.seed_deviation == pytest.approx(np.std(right.mean(axis=1), ddof=1))
     assert result.row_standard_error == pytest.approx(np.std(right.mean(axis=0), ddof=1) / ROWS**0.5)
 
@@ -174,7 +183,7 @@ def test_the_accuracy_of_several_trainings_has_the_interval_of_their_variance(tr
     right = (rng.random((trainings, ROWS)) + rng.random(ROWS) < 1.4).astype(float)  # some rows are hard for all
     between = right.mean(axis=1).var(ddof=1) / trainings
     within = np.cov(right)[np.triu_indices(trainings, 1)].mean() / ROWS
-    result = mean_components(right, np.arange(ROWS))
+    result = mean_components(right, np.arange(ROWS), ONE_ROW)
     assert [(part.variance, part.degrees_of_freedom) for part in result] == [
         (pytest.approx(between), trainings - 1), (pytest.approx(within), pytest.approx(ROWS - 1)),
     ]  # fmt: skip
@@ -191,7 +200,7 @@ def test_if_the_seeds_have_all_of_the_variance_the_test_is_a_paired_t_test():
     rows = np.arange(10_000)
     right = np.array([rows % 10_000 < count for count in (8000, 8100, 8250, 8050)], dtype=float)
     other = np.array([rows % 10_000 < count for count in (8150, 8300, 8300, 8290)], dtype=float)
-    part = seed_component(other - right)
+    part = seed_component(other - right, 1e-8)
     scipy_result = stats.ttest_rel(other.mean(axis=1), right.mean(axis=1))
     assert part.degrees_of_freedom == 3
     assert p_value((other - right).mean(), [part]) == pytest.approx(scipy_result.pvalue, rel=1e-3)
@@ -201,7 +210,7 @@ def test_if_the_seeds_have_all_of_the_variance_the_test_is_a_paired_t_test():
 
 def test_seeds_with_equal_means_have_the_variance_of_rounding():
     """Means are rounded to steps of one row. A uniform distribution over a step has a twelfth of its square."""
-    part = seed_component(np.tile([1.0, 0], (3, 5)))
+    part = seed_component(np.tile([1.0, 0], (3, 5)), 1 / 10**2)
     assert part == VarianceComponent(pytest.approx(np.var((np.arange(10**4) + 0.5) / 10**4 / 10) / 3), 2)
 
 
@@ -253,7 +262,7 @@ def test_the_row_component_of_two_recipes_is_that_of_their_difference():
     rng = np.random.default_rng(3)
     independent, common = rng.random((2, 1, 5_000)), rng.random((7, 5_000))
     right, other = (common[:3] + independent[0] < 1.4).astype(float), (common[3:] + independent[1] < 1.4).astype(float)
-    *_, rows = difference_components(right, other, np.arange(5_000), "independent seeds")
+    *_, rows = difference_components(right, other, np.arange(5_000), "independent seeds", 1 / 5_000**2)
     shared = np.cov(np.concatenate([right, other])) / 5_000
     within = [shared[:3, :3][np.triu_indices(3, 1)].mean(), shared[3:, 3:][np.triu_indices(4, 1)].mean()]
     assert rows.variance == pytest.approx(sum(within) - 2 * shared[:3, 3:].mean())
@@ -263,17 +272,17 @@ def test_the_row_component_of_two_recipes_is_that_of_their_difference():
 def test_the_row_component_of_rows_only_is_that_of_the_mean_difference(two_recipes):
     gold, first, other = two_recipes
     right, other = (recipe.predictions == gold for recipe in (first, other))
-    (rows,) = difference_components(right[:1].astype(float), other.astype(float), np.arange(ROWS), "rows only")
+    (rows,) = difference_components(right[:1].astype(float), other.astype(float), np.arange(ROWS), "rows only", ONE_ROW)
     assert rows.variance == pytest.approx(np.var(other.mean(axis=0) - right[0], ddof=1) / ROWS)
     assert rows.degrees_of_freedom == pytest.approx(ROWS - 1)
 
 
 def test_the_row_standard_error_of_a_difference_is_that_of_the_rows_differences(two_recipes):
     gold, first, other = two_recipes
-    result = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
+    result = compare_pair(first, other, rows_of(gold), 0.95)
     apart = (other.predictions == gold).mean(axis=0) - (first.predictions == gold).mean(axis=0)
     assert result.row_standard_error == pytest.approx(apart.std(ddof=1) / ROWS**0.5)
-    alike = compare_pair(first, other, gold, np.zeros(ROWS), 0.95)
+    alike = compare_pair(first, other, rows_of(gold, np.zeros(ROWS)), 0.95)
     assert alike.row_standard_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one row"
 
 
@@ -281,7 +290,7 @@ def test_groups_that_differ_less_than_rows_do_not_narrow_the_interval():
     """With independent seeds: all premises have equally many right rows, so that their sums do not vary."""
     right, other = np.tile([[1.0, 0, 1, 0], [0, 1, 1, 0]], 50), np.tile([[1.0, 1, 0, 0], [1, 1, 0, 0]], 50)
     alone, grouped = (
-        difference_components(right, other, groups, "independent seeds")[-1]
+        difference_components(right, other, groups, "independent seeds", 1 / 200**2)[-1]
         for groups in (np.arange(200), np.arange(200) // 4)
     )
     assert grouped.variance >= alone.variance > 0
@@ -291,25 +300,26 @@ def test_two_seeds_against_more_are_not_pooled():
     rng = np.random.default_rng(0)
     for first, other, freedom in ((2, 5, [1, 4]), (5, 2, [4, 1]), (2, 2, None), (3, 5, None)):
         right, others = (rng.integers(0, 2, (count, 90)).astype(float) for count in (first, other))
-        *parts, _ = difference_components(right, others, np.arange(90), "independent seeds")
-        apart = [seed_component(right), seed_component(others)]
+        *parts, _ = difference_components(right, others, np.arange(90), "independent seeds", 1 / 90**2)
+        apart = [seed_component(right, 1 / 90**2), seed_component(others, 1 / 90**2)]
         assert parts == (apart if freedom else [pool(apart)])
         assert freedom is None or [part.degrees_of_freedom for part in parts] == freedom
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_difference_of_nearly_all_rows_has_an_interval_within_one(sign):
-    right = np.zeros((2, 20))
-    right[0, :2] = 1
-    _, low, high, _, _ = estimate_difference(*(right, 1 - right)[::sign], np.arange(20), "paired seeds", 0.95)
+    wrong = np.ones((2, 20), dtype=int)
+    wrong[0, :2] = 0
+    rows = rows_of(np.zeros(20, dtype=int), classes=2)
+    _, low, high, _, _ = estimate_difference(*(wrong, 1 - wrong)[::sign], rows, "paired seeds", 0.95)
     assert (high if sign > 0 else low) == sign
 
 
 def test_copies_of_rows_in_the_same_group_add_no_information(two_recipes):
     gold, first, other = two_recipes
-    once = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
+    once = compare_pair(first, other, rows_of(gold), 0.95)
     recipes = [Recipe(s.name, s.seeds, np.repeat(s.predictions, 3, axis=1)) for s in (first, other)]
-    thrice = compare_pair(*recipes, np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3), 0.95)
+    thrice = compare_pair(*recipes, rows_of(np.repeat(gold, 3), np.repeat(np.arange(ROWS), 3)), 0.95)
     assert thrice.row_standard_error == pytest.approx(once.row_standard_error)
     assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.01)
 
@@ -317,13 +327,13 @@ def test_copies_of_rows_in_the_same_group_add_no_information(two_recipes):
 def test_trainings_are_paired_by_their_seed(two_recipes):
     gold, first, other = two_recipes
     shuffled = Recipe("other", (3, 1, 2), other.predictions[[2, 0, 1]])
-    same = compare_pair(first, other, gold, np.arange(ROWS), 0.95)
+    same = compare_pair(first, other, rows_of(gold), 0.95)
     assert same.design == "paired seeds"
-    assert compare_pair(first, shuffled, gold, np.arange(ROWS), 0.95) == same
+    assert compare_pair(first, shuffled, rows_of(gold), 0.95) == same
     elsewhere = Recipe("other", (3, 1, 4), other.predictions)
-    assert compare_pair(first, elsewhere, gold, np.arange(ROWS), 0.95).design == "independent seeds"
+    assert compare_pair(first, elsewhere, rows_of(gold), 0.95).design == "independent seeds"
     fewer = Recipe("other", (1,), other.predictions[:1])
-    assert compare_pair(first, fewer, gold, np.arange(ROWS), 0.95).design == "rows only"
+    assert compare_pair(first, fewer, rows_of(gold), 0.95).design == "rows only"
 
 
 def test_a_seeds_effect_on_both_recipes_adds_no_variance_to_their_difference():
@@ -333,9 +343,9 @@ def test_a_seeds_effect_on_both_recipes_adds_no_variance_to_their_difference():
     first = Recipe("a", (1, 2, 3), (number[0] < threshold).astype(int))
     other = Recipe("b", (1, 2, 3), (number[1] < threshold + 0.05).astype(int))
     unpaired = Recipe("b", (4, 5, 6), other.predictions)
-    paired = compare_pair(first, other, gold, np.arange(5_000), 0.95)
+    paired = compare_pair(first, other, rows_of(gold), 0.95)
     assert paired.verdict == "better"
-    apart = compare_pair(first, unpaired, gold, np.arange(5_000), 0.95)
+    apart = compare_pair(first, unpaired, rows_of(gold), 0.95)
     assert apart.value == paired.value and paired.high - paired.low < (apart.high - apart.low) / 3
 
 
@@ -361,8 +371,9 @@ def test_the_smallest_detectable_difference_is_detected_in_four_of_five_experime
     rng, samples = np.random.default_rng(0), []
     cell = Cell(1_000, 4, 4, 0.01, 0)
     for _ in range(200):
-        right, other, groups = simulation.draw(cell, rng)
-        samples.append([part.variance for part in difference_components(right, other, groups, "paired seeds")])
+        rows, first, other = simulation.draw(cell, rng)
+        *_, parts = estimate_difference(first, other, rows, "paired seeds", 0.95)
+        samples.append([part.variance for part in parts])
     variances = np.mean(samples, axis=0)
     gap = smallest_detectable_difference(
         [VarianceComponent(variances[0], 3), VarianceComponent(variances[1], 999)], 0.95
@@ -391,8 +402,8 @@ def test_the_verdict_is_adjusted_for_all_comparisons(two_recipes):
     rng = np.random.default_rng(5)
     better = Recipe("other", (1, 2, 3), answers(rng, gold, 3, 0.9))
     alike = [Recipe(f"alike {n}", (1, 2, 3), answers(rng, gold, 3, 0.8)) for n in range(3)]
-    _, alone = compare_recipes([first, better], gold, np.arange(ROWS), 3, 0.95)
-    _, among = compare_recipes([first, better, *alike], gold, np.arange(ROWS), 3, 0.95)
+    _, alone = compare_recipes([first, better], rows_of(gold), 0.95)
+    _, among = compare_recipes([first, better, *alike], rows_of(gold), 0.95)
     assert alone[0].p_holm == alone[0].p == among[0].p < among[0].p_holm
     assert decide_verdict(0.1, 0.049, 0.95) == "better" and decide_verdict(-0.1, 0.049, 0.95) == "worse"
     assert decide_verdict(0.1, 1 - 0.95, 0.95) == "not significant", "the interval just reaches 0"
@@ -403,7 +414,7 @@ def test_the_verdict_is_adjusted_for_all_comparisons(two_recipes):
 def test_trainings_without_an_error_still_have_an_interval():
     gold = np.zeros(50, dtype=int)
     recipes = [Recipe("a", (1, 2), np.zeros((2, 50), dtype=int)), Recipe("b", (1, 2), np.zeros((2, 50), dtype=int))]
-    (first, _), (result,) = compare_recipes(recipes, gold, np.arange(50), 2, 0.95)
+    (first, _), (result,) = compare_recipes(recipes, rows_of(gold, classes=2), 0.95)
     assert (first.accuracy.low, first.accuracy.high) == pytest.approx(intervals.wilson(50, 50, 0.95))
     assert result.low < 0 < result.high and result.verdict == "not significant" and result.p == 1
 
@@ -417,13 +428,15 @@ def test_equal_trainings_still_have_an_interval(two_recipes, trainings):
     other[:, :60] = gold[:60]
     gained = (other == gold).mean() - (first == gold).mean()
     result = compare_pair(
-        Recipe("a", (1, 2), first[:2]), Recipe("b", (1, 2, 3, 4, 5)[:trainings], other[:trainings]), gold,
-        np.arange(ROWS), 0.95,
-    )  # fmt: skip
+        Recipe("a", (1, 2), first[:2]),
+        Recipe("b", (1, 2, 3, 4, 5)[:trainings], other[:trainings]),
+        rows_of(gold),
+        0.95,
+    )
     assert (
         gained > 0 and result.value == pytest.approx(gained) and result.high - result.low > 1 / ROWS and result.p > 1e-9
     )
-    alike = compare_pair(Recipe("a", (7,), first[:1]), Recipe("b", (1, 2), first[:2]), gold, np.arange(ROWS), 0.95)
+    alike = compare_pair(Recipe("a", (7,), first[:1]), Recipe("b", (1, 2), first[:2]), rows_of(gold), 0.95)
     assert alike.high == -alike.low == pytest.approx(1 / ROWS * stats.t.ppf(0.975, ROWS - 1))
 
 
@@ -440,7 +453,7 @@ def test_with_one_group_of_rows_no_difference_is_significant(trained, rows):
         Recipe(name, numbers, np.abs(np.tile(gold, (len(numbers), 1)) - wrong))
         for name, numbers, wrong in zip("ab", trained, (1, 0), strict=True)
     )
-    scores, (result,) = compare_recipes([first, other], gold, np.zeros(rows, dtype=int), 2, 0.95)
+    scores, (result,) = compare_recipes([first, other], rows_of(gold, np.zeros(rows, dtype=int), 2), 0.95)
     assert result.value == 1 and result.p > 0.3 and result.low < 0 and result.verdict == "not significant"
     for score in (score for recipe in scores for score in (recipe.accuracy, recipe.f1_weighted, recipe.f1_macro)):
         assert 0 <= score.low <= score.value <= score.high <= 1 and score.high - score.low > 0.5, score
@@ -449,7 +462,7 @@ def test_with_one_group_of_rows_no_difference_is_significant(trained, rows):
 def test_with_one_group_the_row_component_is_the_largest_variance_of_a_difference():
     for how, trainings in (("rows only", 1), ("paired seeds", 2), ("independent seeds", 3)):
         right = np.ones((trainings, 9))
-        *of_seeds, rows = difference_components(right, 1 - right, np.zeros(9), how)
+        *of_seeds, rows = difference_components(right, 1 - right, np.zeros(9), how, 1 / 9**2)
         assert rows == VarianceComponent(1.0, np.inf) and len(of_seeds) == (how != "rows only")
 
 
@@ -457,7 +470,7 @@ def test_one_group_of_rows_has_an_interval_as_wide_as_one_row():
     rng = np.random.default_rng(4)
     gold = rng.integers(0, 3, ROWS)
     recipe = Recipe("a", (1, 2), answers(rng, gold, 2, 0.8))
-    (result,), _ = compare_recipes([recipe], gold, np.zeros(ROWS), 3, 0.95)
+    (result,), _ = compare_recipes([recipe], rows_of(gold, np.zeros(ROWS)), 0.95)
     assert result.accuracy.high - result.accuracy.low > 0.7
     assert result.f1_macro.high - result.f1_macro.low > 0.6
 
@@ -467,7 +480,7 @@ def test_comparing_fifteen_recipes_takes_seconds():
     gold = rng.integers(0, 3, 10_000)
     recipes = [Recipe(str(n), (1, 2, 3, 4, 5), answers(rng, gold, 5, 0.8)) for n in range(15)]
     start = time.process_time()
-    result = compare_recipes(recipes, gold, np.arange(10_000) // 3, 3, 0.95)
+    result = compare_recipes(recipes, rows_of(gold, np.arange(10_000) // 3), 0.95)
     assert [len(part) for part in result] == [15, 14]
     assert time.process_time() - start < 10
 
@@ -478,7 +491,82 @@ def test_a_recipe_with_one_seed_is_compared_with_the_training_of_that_seed():
     lucky, unlucky = (np.arange(ROWS) < ROWS // share for share in (10, 3))
     several = Recipe("several", (1, 2, 3), np.stack([lucky, unlucky, lucky]).astype(int))
     one = Recipe("one", (2,), unlucky[None].astype(int))
-    assert compare_pair(several, one, gold, np.arange(ROWS), 0.95).value == 0
-    assert compare_pair(one, several, gold, np.arange(ROWS), 0.95).value == 0
+    assert compare_pair(several, one, rows_of(gold), 0.95).value == 0
+    assert compare_pair(one, several, rows_of(gold), 0.95).value == 0
     other_seed = Recipe("other_seed", (7,), unlucky[None].astype(int))
-    assert compare_pair(several, other_seed, gold, np.arange(ROWS), 0.95).value < 0
+    assert compare_pair(several, other_seed, rows_of(gold), 0.95).value < 0
+
+
+UNEVEN_CELLS = [
+    Cell(200, 3, 3, 0.01, 0.02, classes="90, 8, 2%"),
+    Cell(200, 5, 5, 0.01, 0, same=False, classes="90, 8, 2%", mistakes="one answer"),
+    Cell(200, 1, 1, 0, 0, classes="90, 8, 2%"),
+    Cell(1_000, 3, 3, 0, 0, classes="28 uneven", mistakes="one answer"),
+    Cell(1_000, 5, 5, 0.01, 0.02, same=False, classes="28 uneven"),
+    Cell(1_000, 1, 1, 0, 0, classes="28 uneven", mistakes="one answer"),
+    Cell(1_000, 1, 5, 0, 0.02, classes="28 uneven", mistakes="one answer"),
+]
+
+
+@pytest.mark.parametrize("cell", UNEVEN_CELLS, ids=str)
+def test_the_intervals_of_a_difference_in_macro_f1_cover_the_truth(cell):
+    result = simulation.coverage(cell, 600, seed=1)
+    assert 0.93 <= result["difference"] <= 0.985 and result["score"] >= 0.92
+    if cell.gap == 0:
+        assert result["significant"] == pytest.approx(1 - result["difference"]) and result["significant"] < 0.065
+
+
+def test_the_true_macro_f1_of_a_simulation_is_that_of_a_large_sample():
+    cell = Cell(100_000, 60, 60, 0.01, 0.06, classes="90, 8, 2%", mistakes="one answer")
+    rows, first, other = simulation.draw(cell, np.random.default_rng(0))
+    measured = [f1_values(rows.gold, predicted, 3)[1].mean() for predicted in (first, other)]
+    assert cell.true_scores() == pytest.approx(measured, abs=0.01)
+
+
+def test_row_changes_of_macro_f1_sum_to_the_exact_difference_and_are_0_for_equal_answers():
+    """Class 3 has no test row, and only the other training predicts it: macro F1 then has one more class."""
+    rng = np.random.default_rng(0)
+    gold = np.array([0] * 30 + [1] * 6 + [2] * 2)
+    first, other = (np.where(rng.random(38) < 0.7, gold, rng.integers(0, 3, 38)) for _ in range(2))
+    for predicted in (other, np.where(np.arange(38) == 5, 3, other)):
+        changes = macro_f1_changes(gold, first, predicted, 4)
+        scores = [f1_score(gold, answers, average="macro", zero_division=0) for answers in (first, predicted)]
+        assert changes.mean() == pytest.approx(scores[1] - scores[0])
+        assert changes == pytest.approx(-macro_f1_changes(gold, predicted, first, 4))
+    assert macro_f1_changes(gold, first, other, 3)[first == other] == pytest.approx(0)
+    even = np.arange(300) % 3
+    right, wrong = even.copy(), even.copy()
+    wrong[:3] = (even[:3] + 1) % 3
+    assert macro_f1_changes(even, wrong, right, 3)[:3] == pytest.approx(1, abs=0.01), "like 1 of accuracy"
+
+
+def test_one_rows_variance_of_macro_f1_is_that_of_accuracy_if_the_classes_are_even():
+    even, uneven = np.arange(300) % 3, np.array([0] * 297 + [1] * 3)
+    assert one_row_variance(even, "f1_macro") == pytest.approx(one_row_variance(even, "accuracy")) == 1 / 300**2
+    assert one_row_variance(uneven, "f1_macro") == pytest.approx((1 / 297 + 1 / 3) / 4 / 300)
+    assert one_row_variance(uneven + 4, "f1_macro") == one_row_variance(uneven, "f1_macro"), "only classes with rows"
+
+
+@pytest.mark.parametrize("trained", SEEDS, ids=str)
+def test_with_one_group_of_rows_no_difference_in_macro_f1_is_significant(trained):
+    gold = np.array([0] * 40 + [1] * 10)
+    first, other = (
+        Recipe(name, numbers, np.abs(np.tile(gold, (len(numbers), 1)) - wrong))
+        for name, numbers, wrong in zip("ab", trained, (1, 0), strict=True)
+    )
+    result = compare_pair(first, other, rows_of(gold, np.zeros(50), 2, "f1_macro"), 0.95)
+    assert result.value == 1 and result.p > 0.3 and result.low < 0 and result.verdict == "not significant"
+
+
+def test_rows_of_a_group_widen_the_interval_of_macro_f1():
+    rng = np.random.default_rng(0)
+    gold = np.repeat(rng.choice(3, 100, p=(0.8, 0.15, 0.05)), 3)
+    first, other = (
+        Recipe(name, (seed,), np.repeat(answers(rng, gold[::3], 1, 0.7), 3, axis=1))
+        for name, seed in (("a", 1), ("b", 2))
+    )
+    alone, grouped = (
+        compare_pair(first, other, rows_of(gold, groups, metric="f1_macro"), 0.95)
+        for groups in (None, np.arange(300) // 3)
+    )
+    assert (grouped.high - grouped.low) / (alone.high - alone.low) == pytest.approx(3**0.5, rel=0.03)

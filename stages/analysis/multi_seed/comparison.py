@@ -1,5 +1,6 @@
 """The difference of each recipe from the first one: interval, p-value and verdict. Start at `compare_recipes`."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,19 +9,26 @@ import numpy as np
 
 from stages.analysis.intervals import gain_interval
 from stages.analysis.multi_seed.power import smallest_detectable_difference
+from stages.analysis.multi_seed.row_values import GoldRows, macro_f1_changes, one_row_variance, row_values
 from stages.analysis.multi_seed.scores import Recipe, RecipeScores, score_recipe
 from stages.analysis.multi_seed.significance import holm, margin_of_error, p_value
-from stages.analysis.multi_seed.variance import Design, VarianceComponent, difference_components, row_standard_error
+from stages.analysis.multi_seed.variance import (
+    Design,
+    VarianceComponent,
+    change_component,
+    difference_components,
+    row_standard_error,
+)
 from stages.analysis.significance_tests import mcnemar
 
-METHOD_VERSION = 2  # raise it if the same rows get other intervals
+METHOD_VERSION = 3  # raise it if the same rows get other intervals
 
 Verdict = Literal["better", "worse", "not significant"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher a recipe's accuracy is than that of the first recipe.
+    """How much higher a recipe's score is than that of the first recipe, in the leading metric.
 
     Attributes:
         design: "paired seeds": trainings with equal seeds are compared with each other. "independent seeds": two
@@ -49,39 +57,38 @@ class Difference:
 
 
 def compare_recipes(
-    recipes: Sequence[Recipe], gold: np.ndarray, groups: np.ndarray, classes: int, confidence: float
+    recipes: Sequence[Recipe], rows: GoldRows, confidence: float
 ) -> tuple[list[RecipeScores], list[Difference]]:
     """Score each recipe, and compare each but the first with the first.
 
     Args:
-        recipes: one or more, all with the same rows in the same order.
-        gold: the right classes, int [rows].
-        groups: rows of the same group are not independent, [rows]; `np.arange(rows)` if all rows are.
-        classes: number of classes.
+        recipes: one or more.
         confidence: level of the intervals and of the verdict, such as 0.95.
     """
     first, *others = recipes
-    groups = np.unique(groups, return_inverse=True)[1]  # integers: names are slow to sort
-    differences = [compare_pair(first, other, gold, groups, confidence) for other in others]
+    rows = replace(rows, groups=np.unique(rows.groups, return_inverse=True)[1])  # integers: names are slow to sort
+    differences = [compare_pair(first, other, rows, confidence) for other in others]
     adjusted = holm([difference.p for difference in differences])
-    return [score_recipe(recipe, gold, groups, classes, confidence) for recipe in recipes], [
+    return [score_recipe(recipe, rows, confidence) for recipe in recipes], [
         replace(difference, p_holm=p, verdict=decide_verdict(difference.value, p, confidence))
         for difference, p in zip(differences, adjusted, strict=True)
     ]
 
 
-def compare_pair(first: Recipe, other: Recipe, gold: np.ndarray, groups: np.ndarray, confidence: float) -> Difference:
+def compare_pair(first: Recipe, other: Recipe, rows: GoldRows, confidence: float) -> Difference:
     """Compare a recipe with the first one, as if it were the only comparison."""
     design = choose_design(first.seeds, other.seeds)
     if design == "paired seeds":
         first, other = sort_by_seed(first), sort_by_seed(other)
     if design == "rows only":
         first, other = select_common_seed(first, other), select_common_seed(other, first)
-    correct, other_correct = ((recipe.predictions == gold).astype(float) for recipe in (first, other))
-    value, low, high, p, components = estimate_difference(correct, other_correct, groups, design, confidence)
+    value, low, high, p, components = estimate_difference(
+        first.predictions, other.predictions, rows, design, confidence
+    )
+    means = [row_values(rows, recipe.predictions).mean(axis=0) for recipe in (first, other)]
     return Difference(
         other.name, design, value, low, high, p, p, decide_verdict(value, p, confidence),
-        row_standard_error=row_standard_error(other_correct.mean(axis=0) - correct.mean(axis=0), groups),
+        row_standard_error=row_standard_error(means[1] - means[0], rows.groups),
         smallest_detectable=smallest_detectable_difference(components, confidence),
     )  # fmt: skip
 
@@ -116,18 +123,29 @@ def select_common_seed(recipe: Recipe, other: Recipe) -> Recipe:
 
 
 def estimate_difference(
-    correct: np.ndarray, other_correct: np.ndarray, groups: np.ndarray, design: Design, confidence: float
+    predictions: np.ndarray, other_predictions: np.ndarray, rows: GoldRows, design: Design, confidence: float
 ) -> tuple[float, float, float, float, list[VarianceComponent]]:
-    """Return (difference, low, high, p, its components of variance); arguments: as in `difference_components`.
+    """Return (difference, low, high, p, its components of variance).
 
-    If both recipes have one training, p is McNemar's exact p and the interval is Tango's, as for base and tuned model.
+    If both recipes have one training, p of a difference in accuracy is McNemar's and the interval is Tango's, as for
+    the tuned model and a reference.
+
+    Args:
+        predictions, other_predictions: class numbers, int [seeds, rows]. With paired seeds, both must have the seeds in
+            the same order.
     """
-    value = float(other_correct.mean() - correct.mean())
-    components = difference_components(correct, other_correct, groups, design)
-    if len(correct) == len(other_correct) == 1:
-        changed = (other_correct - correct)[0].astype(int)
-        p = mcnemar(changed, groups)
-        return value, *gain_interval(changed, groups, p, confidence), p, components
+    values, other_values = (row_values(rows, answers) for answers in (predictions, other_predictions))
+    value, one_row = float(other_values.mean() - values.mean()), one_row_variance(rows.gold, rows.metric)
+    if design == "rows only" and rows.metric == "f1_macro":
+        pairs = itertools.product(predictions, other_predictions)
+        changes = np.mean([macro_f1_changes(rows.gold, *pair, rows.classes) for pair in pairs], axis=0)
+        components = [change_component(changes, rows.groups, one_row)]
+    else:
+        components = difference_components(values, other_values, rows.groups, design, one_row)
+    if len(values) == len(other_values) == 1 and rows.metric == "accuracy":
+        changed = (other_values - values)[0].astype(int)
+        p = mcnemar(changed, rows.groups)
+        return value, *gain_interval(changed, rows.groups, p, confidence), p, components
     margin = margin_of_error(components, 1 - confidence)
     return value, max(-1.0, value - margin), min(1.0, value + margin), p_value(value, components), components
 
