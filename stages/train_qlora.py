@@ -69,8 +69,8 @@ def main() -> None:
         del base, classifier, trainer  # the memory may not suffice for two bases
         gc.collect()
         verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device)
-    summary = {"best_epoch": saved_epoch, "parameters": parameters}
-    summary["temperature"] = asdict(temperature) if temperature else None
+    fitted = asdict(temperature) if temperature else None
+    summary = {"best_epoch": saved_epoch, "parameters": parameters, "temperature": fitted}
     write_results(steps, epochs, prediction_table(rows, probabilities, inputs.task), summary)
     recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": checkpoint is not None})
     checkpoints.remove_checkpoints(folder)

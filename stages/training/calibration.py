@@ -29,14 +29,15 @@ def fit_temperature(
 ) -> Temperature:
     """The temperature with the lowest cross-entropy, less half the logarithm of its Fisher information.
 
-    Without that penalty, rows that are all right would have temperature 0 and probability 1. With it, n such rows have
-    about half an error expected among them (Firth 1993, Biometrika 80; Heinze and Schemper 2002, Statistics in Medicine
-    21). Otherwise it changes little. Platt's smoothed targets (1999) raise the temperature of a good model: 100 rows
-    with 93% accuracy gave 6.3 where 4 was right, and this gives 4.3.
+    Rows that are all right would otherwise have temperature 0 and probability 1. The penalty leaves about half an
+    expected error among them (Firth 1993, Biometrika 80; Heinze and Schemper 2002, Statistics in Medicine 21). Other
+    rows' temperature hardly changes. Platt's smoothed targets (1999) would change it: for 100 rows with 93% accuracy
+    they give 6.3 where 4 is right, and this gives 4.3.
 
     The interval has the temperatures whose penalised log-likelihood is at most t^2/2 below the best. If rows of a group
     are alike or no temperature fits well, this is multiplied by the ratio of the scores' variance between groups to the
-    information (Chandler and Bate 2007, Biometrika 94). In simulations it covers the best temperature in 92 to 98%.
+    information (Chandler and Bate 2007, Biometrika 94). A 95% interval of 50 to 1,000 simulated rows covers the best
+    temperature in 91 to 99 of 100 samples.
 
     Args:
         logits: [rows, classes].
