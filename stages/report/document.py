@@ -171,7 +171,9 @@ def calibration_section(results: Results, task: Task) -> Context:
     return {
         "calibrated": calibration is not None,
         "calibration": tables.calibration_table(results.tuned, calibration.without if calibration else None),
-        "calibration_explained": wording.explain_calibration(calibration, math.log(len(task.classes))),
+        "calibration_explained": wording.explain_calibration(
+            calibration, results.tuned.scores["loss"].value, math.log(len(task.classes))
+        ),
         "calibration_warnings": wording.calibration_warnings(calibration),
     }
 

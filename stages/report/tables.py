@@ -45,10 +45,10 @@ def calibration_table(tuned: ModelScores, without: ProbabilityScores | None) -> 
     """(title, value with the temperature, value without it) of each score of the probabilities."""
     table = []
     for metric in metrics.METRICS:
-        if metric.key in ProbabilityScores.__annotations__:
+        if isinstance(metric, Metric) and metric.key in ProbabilityScores.__annotations__:
             write, _ = FORMS[metric.form]
-            values = (tuned.scores[metric.key].value, getattr(without, metric.key) if without else math.nan)
-            table.append((metric.title, *map(write, values)))
+            before = write(getattr(without, metric.key)) if without else "–"
+            table.append((metric.title, write(tuned.scores[metric.key].value), before))
     return table
 
 
@@ -61,7 +61,8 @@ def reference_table(lines: Sequence[ScoreLine]) -> list[tuple[ScoreLine, str, st
             table.append((line, percent(line.score.value), ends, "", ""))
         else:
             gap = f"{signed_points(line.difference.value)} ({points_interval(line.difference.interval)})"
-            table.append((line, percent(line.score.value), ends, gap, p_value(line.difference.p)))
+            p = p_value(line.difference.p).removeprefix("p ").removeprefix("= ")
+            table.append((line, percent(line.score.value), ends, gap, p))
     return table
 
 

@@ -62,22 +62,28 @@ def interval_warnings(classes: dict[str, int], groups: int, group: str | None) -
     return warnings
 
 
-def explain_calibration(calibration: Calibration | None, guessing: float) -> list[str]:
-    """What the temperature is and what it changed; guessing: the loss of equal probabilities."""
+def explain_calibration(calibration: Calibration | None, loss: float, guessing: float) -> list[str]:
+    """What the temperature is and what it changed.
+
+    Args:
+        loss: of the test rows, with the temperature.
+        guessing: the loss of equal probabilities.
+    """
     scale = f"Lower scores are better. Equal probabilities for all classes have a loss of {guessing:.3f}."
     if calibration is None:
         return [f"The probabilities are as training left them, since train.calibrate is false. {scale}"]
     value, low, high = (f"{number:.3g}" for number in (calibration.temperature, calibration.low, calibration.high))
     if calibration.low > 1:
-        meaning = "Without it the model is overconfident: it is right less often than its probabilities say."
+        meaning = "Without it the model was overconfident there: right less often than its probabilities say."
     elif calibration.high < 1:
-        meaning = "Without it the model is underconfident: it is right more often than its probabilities say."
+        meaning = "Without it the model was underconfident there: right more often than its probabilities say."
     else:
         meaning = "The interval contains 1, so these rows don't show whether it is needed."
+    change = "lowers" if loss < calibration.without.loss else "raises"
     return [
-        f"The logits are divided by a temperature of {value} (95% interval {low} to {high}). It was fitted to "
-        f"{calibration.rows:,} validation rows, and is part of the saved head. It changes no prediction. {meaning}",
-        scale,
+        f"The logits are divided by a temperature of {value} (95% interval {low} to {high}), which is part of the "
+        f"saved head. It changes no prediction. It was fitted to {calibration.rows:,} validation rows. {meaning}",
+        f"On the test rows it {change} the loss from {calibration.without.loss:.3f} to {loss:.3f}. {scale}",
     ]
 
 

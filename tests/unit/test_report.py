@@ -900,15 +900,16 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, 
 
 
 @pytest.mark.parametrize("low, high, words", [
-    (1.6, 2.5, "Without it the model is overconfident: it is right less often"),
-    (0.5, 0.9, "Without it the model is underconfident: it is right more often"),
+    (1.6, 2.5, "Without it the model was overconfident there: right less often"),
+    (0.5, 0.9, "Without it the model was underconfident there: right more often"),
     (0.9, 1.2, "The interval contains 1, so these rows don't show whether it is needed."),
 ])  # fmt: skip
 def test_the_temperature_and_its_interval_are_explained(low, high, words):
     scores = ProbabilityScores(0.1, 0.5, 0.4)
-    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.693)
+    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.4, 0.693)
     assert f"a temperature of 1.05 (95% interval {low} to {high})" in text and words in text
-    assert "fitted to 100 validation rows" in text and "a loss of 0.693" in scale
+    assert "fitted to 100 validation rows" in text
+    assert scale.startswith("On the test rows it lowers the loss from 0.500 to 0.400.") and "a loss of 0.693" in scale
 
 
 def test_few_validation_rows_are_a_warning_about_the_temperature():
