@@ -1,11 +1,85 @@
-"""Stage `eval_base`: predict the test rows with the quantised base and an untrained head."""
+"""Stage `eval_base`: predict the test rows by the references that need the language model, without tuning it.
 
-from stages.evaluation import evaluate
-from stages.runtime import errors
+Each is a linear function of the frozen base's last state of the classified token. So the test rows go through the base
+once, with one head that has the outputs of all references.
+"""
+
+import numpy as np
+import pandas as pd
+
+from stages.data.batching import TokenizedRows
+from stages.data.dataset import sample_evenly
+from stages.evaluation import TEST, TRAIN, Inputs, Predictions, evaluate
+from stages.model.adapter import get_base
+from stages.model.classifier import Classifier
+from stages.model.head import check_head, remove_head, replace_head
+from stages.model.linear_probe import fit_probe
+from stages.model.linear_reference import LinearReference, classify_all, stack_heads
+from stages.model.zero_shot import LanguageModelHead, Unavailable
+from stages.runtime import distributed, errors, files
+
+PROBE_ROWS = 4000  # training rows: phi-2 reads them in seconds on a GPU, and all of SNLI in minutes
 
 
 def main() -> None:
-    evaluate("base", adapter=None)
+    evaluate("base", None, predict)
+
+
+def predict(inputs: Inputs, classifier: Classifier) -> Predictions:
+    """Predict the test rows by each reference of `analysis.references` that needs the language model."""
+    references, descriptions, rows_read = prepare_references(inputs, classifier)
+    table = files.read_table(TEST, ["row", "label", "group"])
+    if references:
+        replace_head(get_base(classifier.model), *stack_heads(references.values()))
+        outputs = classifier.compute_logits(inputs.test, inputs.p.eval.batch_size, title="predict, base")
+        table = table.assign(**classify_all(references, outputs))
+        rows_read += len(outputs)
+    return Predictions(table, rows_read, {"references": descriptions})
+
+
+def prepare_references(
+    inputs: Inputs, classifier: Classifier
+) -> tuple[dict[str, LinearReference], dict[str, dict], int]:
+    """Build the references -> ({name: reference}, {name: description for summary.json}, rows that the base has read).
+
+    The base reads training rows only if a reference needs them.
+    """
+    asked, base = inputs.p.analysis.references, get_base(classifier.model)
+    references: dict[str, LinearReference] = {}
+    descriptions: dict[str, dict] = {}
+    language_model_head = None
+    if "zero_shot" in asked:
+        try:
+            language_model_head = LanguageModelHead.read(
+                base, inputs.manifest, classifier.tokenizer, inputs.p.tokenize.template, inputs.task.classes
+            )
+            descriptions["zero_shot"] = {"tokens": language_model_head.tokens}
+        except Unavailable as reason:
+            print(f"analysis.references: zero_shot is left out: {reason}")
+            descriptions["zero_shot"] = {"left_out": str(reason)}
+    if "untrained_head" in asked:
+        references["untrained_head"] = LinearReference.from_head(check_head(base))
+    if not language_model_head and "probe" not in asked:
+        return references, descriptions, 0
+
+    rows, labels, groups = read_training_rows()
+    remove_head(base)
+    states = classifier.compute_logits(rows, inputs.p.eval.batch_size, title="training rows, base")
+    if language_model_head:
+        references["zero_shot"] = language_model_head.calibrate(states)
+    if "probe" in asked:
+        # Rank 0 fits it on all cores of its machine. The others get the same bytes.
+        probe, strength = distributed.broadcast(fit_probe(states, labels, groups) if distributed.is_main() else None)
+        references["probe"], descriptions["probe"] = probe, {"rows": len(rows), "C": strength}
+    return references, descriptions, len(rows)
+
+
+def read_training_rows() -> tuple[TokenizedRows, np.ndarray, np.ndarray]:
+    """At most `PROBE_ROWS` training rows, evenly spaced -> (rows, numbers of their classes, their groups)."""
+    table = files.read_columns(TRAIN, ["input_ids", "label", "group"])
+    numbers = pd.DataFrame(index=range(len(table)))
+    table = table.take(sample_evenly(numbers, min(PROBE_ROWS, len(table))).index.to_numpy())
+    return TokenizedRows(table), table["label"].to_numpy(), table["group"].to_numpy()
 
 
 if __name__ == "__main__":

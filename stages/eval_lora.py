@@ -2,12 +2,20 @@
 
 from pathlib import Path
 
-from stages.evaluation import evaluate
-from stages.runtime import errors
+from stages.data.predictions import prediction_table
+from stages.evaluation import TEST, Inputs, Predictions, evaluate
+from stages.model.classifier import Classifier
+from stages.runtime import errors, files
 
 
 def main() -> None:
-    evaluate("tuned", adapter=Path("outs/adapter"))
+    evaluate("tuned", Path("outs/adapter"), predict)
+
+
+def predict(inputs: Inputs, classifier: Classifier) -> Predictions:
+    probabilities = classifier.predict(inputs.test, inputs.p.eval.batch_size, title="predict, tuned")
+    rows = files.read_table(TEST, ["row", *inputs.task.text_columns, "group", "label"])
+    return Predictions(prediction_table(rows, probabilities, inputs.task), len(rows))
 
 
 if __name__ == "__main__":

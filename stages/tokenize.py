@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.data import batching
 from stages.data.data_summary import DataSummary, PaddingShares, SplitSummary, count_tokens, summarize_split
-from stages.data.data_warnings import find_warnings
+from stages.data.data_warnings import DataWarning, find_warnings
 from stages.data.dataset import prepare_rows, resolve_unlabelled, sample_evenly, write_rows
 from stages.data.max_length import check_max_length
 from stages.data.task import SPLITS, Task
@@ -31,12 +31,12 @@ def main() -> None:
     for split in SPLITS:
         earlier = {other: labelled[other] for other in splits}
         splits[split] = summarize_split(rows[split], chosen[split], tokenized[split], task, earlier)
-    summary = DataSummary(splits, measure_padding(count_tokens(tokenized["train"]), p))
+    summary = DataSummary(splits, measure_padding(count_tokens(tokenized["train"]), p), p.tokenize.max_length)
     summary.write("outs/data_summary.json")
     task.write("outs/task.json")
     special_tokens = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
     lines = [describe_classes(task.classes), *describe_dropped(summary), *special_tokens]
-    print("\n".join(lines + find_warnings(summary, task.group)))
+    print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task.group)]))
 
 
 def read_tables() -> dict[str, pa.Table]:
@@ -73,7 +73,7 @@ def write_tokenized(
     ):
         for split, rows in labelled.items():
             tokenized[split] = tokenize_rows(rows, tokenizer, settings.template, settings.max_length, bar.update)
-            write_rows(tokenized[split], folder / f"{split}.parquet")
+            write_rows(tokenized[split].drop(columns="full_length"), folder / f"{split}.parquet")
     return tokenized
 
 
@@ -102,6 +102,10 @@ def describe_dropped(summary: DataSummary) -> list[str]:
         return []
     counts = (f"{split.dropped:,} of {split.chosen:,} {name} rows" for name, split in summary.splits.items())
     return [f"dropped, since they have no label: {', '.join(counts)}"]
+
+
+def describe_warning(warning: DataWarning) -> str:
+    return f"WARNING: {warning.text}" if warning.level == "alarm" else warning.text
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class FilledRows:
     def read(cls, adapter: Adapter) -> "FilledRows":
         """Read the workspace's test rows."""
         table, settings = files.read_table("outs/tokenized/test.parquet"), adapter.settings.tokenize
-        texts, ids, truncated = encode_rows(table, adapter.tokenizer, settings.template, settings.max_length)
+        texts, ids, full_lengths = encode_rows(table, adapter.tokenizer, settings.template, settings.max_length)
         usable = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, settings.template)]
         if not usable:
             raise errors.UserError(
@@ -170,7 +170,7 @@ class FilledRows:
             [texts[i] for i in usable],
             [ids[i] for i in usable],
             table["label"].to_numpy()[usable],
-            sum(truncated[i] for i in usable),
+            sum(full_lengths[i] > settings.max_length for i in usable),
             len(table) - len(usable),
         )
 

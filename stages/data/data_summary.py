@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.data.task import NO_LABEL, Task
+from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.runtime.files import read_json, write_json
 
 
@@ -41,6 +41,7 @@ class SplitSummary:
         truncated: rows longer than `tokenize.max_length`.
         tokens: in all rows together, after truncation.
         tokens_mean, tokens_max: per row, after truncation.
+        tokens_longest: of the longest row, before truncation.
         classes: {class: rows}.
         overlaps: {earlier split: rows that are related to its rows}.
     """
@@ -55,6 +56,7 @@ class SplitSummary:
     tokens: int
     tokens_mean: float
     tokens_max: int
+    tokens_longest: int
     classes: dict[str, int]
     overlaps: dict[str, Overlap]
 
@@ -93,19 +95,21 @@ class DataSummary:
     Attributes:
         splits: {split: counts}, in the order of `SPLITS`.
         padding: of the training rows.
+        max_length: `tokenize.max_length`.
     """
 
     splits: dict[str, SplitSummary]
     padding: PaddingShares
+    max_length: int
 
     @classmethod
     def from_json(cls, summary: Mapping[str, Any]) -> Self:
-        splits = {key: SplitSummary.from_json(value) for key, value in summary.items() if key != "padding"}
-        return cls(splits, PaddingShares(**summary["padding"]))
+        splits = {split: SplitSummary.from_json(summary[split]) for split in SPLITS}
+        return cls(splits, PaddingShares(**summary["padding"]), summary["max_length"])
 
     def to_json(self) -> dict[str, Any]:
         splits = {name: split.to_json() for name, split in self.splits.items()}
-        return {"train": splits.pop("train"), "padding": asdict(self.padding)} | splits
+        return {"train": splits.pop("train"), "padding": asdict(self.padding), "max_length": self.max_length} | splits
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -128,7 +132,7 @@ def summarize_split(
     Args:
         rows: all rows of the split.
         chosen: the rows that params.yaml asks for.
-        tokenized: the chosen rows that are not dropped, with their tokens.
+        tokenized: the chosen rows that are not dropped, with the columns of `tokenize_rows`.
         earlier: {earlier split: its rows}, to find duplicates and shared groups.
     """
     tokens = count_tokens(tokenized)
@@ -146,6 +150,7 @@ def summarize_split(
         tokens=int(tokens.sum()),
         tokens_mean=round(float(tokens.mean()), 2),
         tokens_max=int(tokens.max()),
+        tokens_longest=int(tokenized["full_length"].max()),
         classes={name: int((tokenized["label"] == i).sum()) for i, name in enumerate(task.classes)},
         overlaps={split: count_overlap(tokenized, others, task) for split, others in earlier.items()},
     )

@@ -1,12 +1,17 @@
-"""Warnings about the rows, as sentences: classes without rows, duplicates across splits, truncated and empty texts.
+"""Warnings about the rows, as sentences that say how much they matter.
 
 The report shows these sentences, and `tokenize` prints them. That is why they are not in stages/report: if `tokenize`
 imported it, every change to the report would run the stage again.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from stages.data.data_summary import DataSummary
+from stages.data.task import SPLITS
 
 MOST_NAMED = 5  # classes in a sentence; further ones are counted
 ADJECTIVES = {"train": "training", "validation": "validation", "test": "test"}
@@ -15,6 +20,21 @@ WITHOUT_CLASS = {
     "validation": "the best epoch is chosen without",
     "test": "nothing is known about",
 }
+# {split whose classes differ from those of training: what it means}
+UNEVENLY_SHARED = {
+    "test": "The scores hold only for data whose classes are distributed as in the test rows.",
+    "validation": "The best epoch and the temperature are chosen on rows unlike those of training.",
+}
+# Total variation distance beyond what chance makes. A classifier that finds 95% of the rows of one class and 70% of
+# another's moves by 2.5 points of accuracy at 0.1. That is as much as seeds move it, so less is not worth an alarm.
+MAX_DISTANCE = 0.1
+# Two splits are compared with training, so at most 1 in 500 random splits raises an alarm.
+MAX_P_VALUE = 0.001
+MIN_EXPECTED = 5  # rows of a class in each split, below which the chi-square test is not accurate (Cochran 1954)
+MOSTLY_DIFFERENT = 0.5  # distance at which a sorted file is the likely cause: half of the rows have no counterpart
+# Truncated rows that raise an alarm. If the model only guessed between two classes in a fifth of the rows, accuracy
+# would lose 10 points: more than most recipes differ by.
+MAX_TRUNCATED = 0.2
 # (split, earlier split): what the overlap means for the scores
 DUPLICATES = {
     ("test", "train"): "scores may be too high",
@@ -28,13 +48,23 @@ SHARED_GROUPS = {
 }
 
 
-def find_warnings(summary: DataSummary, group: str | None) -> list[str]:
-    """A sentence for each fact about the rows that a reader should know before the scores.
+@dataclass(frozen=True)
+class DataWarning:
+    """A sentence about the rows. An alarm says that the scores may mean something else than they seem to."""
+
+    level: Literal["alarm", "warning"]
+    text: str
+
+
+def find_warnings(summary: DataSummary, group: str | None) -> list[DataWarning]:
+    """Each fact about the rows that a reader should know before the scores, alarms first.
 
     Args:
         group: `Task.group`.
     """
-    return [*_missing_classes(summary), *_overlaps(summary, group), *_truncated_and_empty_texts(summary)]
+    alarms = [DataWarning("alarm", text) for text in (*_missing_classes(summary), *_unevenly_shared_classes(summary))]
+    warnings = [DataWarning("warning", text) for text in (*_overlaps(summary, group), *_empty_texts(summary))]
+    return sorted([*alarms, *_truncated_texts(summary), *warnings], key=lambda warning: warning.level != "alarm")
 
 
 def _missing_classes(summary: DataSummary) -> Iterator[str]:
@@ -48,13 +78,98 @@ def _missing_classes(summary: DataSummary) -> Iterator[str]:
             )
 
 
+def _unevenly_shared_classes(summary: DataSummary) -> Iterator[str]:
+    """A sentence about the test rows, or else about the validation rows, if their classes are not those of training."""
+    rows = {split: np.array(list(summary.splits[split].classes.values())) for split in SPLITS}
+    shares = {split: counts / counts.sum() for split, counts in rows.items()}
+    for split, meaning in UNEVENLY_SHARED.items():
+        if not differ_in_classes(rows["train"], rows[split]):
+            continue
+        differences = np.abs(shares[split] - shares["train"])
+        widest = int(differences.argmax())
+        listed = [f"{shares[name][widest]:.1%} of the {ADJECTIVES[name]} rows" for name in SPLITS]
+        sentence = f"{list(summary.splits[split].classes)[widest]} is {listed[0]}, {listed[1]} and {listed[2]}"
+        if differences.sum() / 2 > MOSTLY_DIFFERENT:
+            yield (
+                f"Training and {ADJECTIVES[split]} rows have mostly different classes: {sentence}. A sorted file gives "
+                "such splits if it is sliced in file order; shuffle it first."
+            )
+        else:
+            yield (
+                f"The classes are shared out differently: {sentence}. {meaning} If you do not want this, draw the "
+                "splits from shuffled rows."
+            )
+        return
+
+
+def differ_in_classes(rows: np.ndarray, others: np.ndarray) -> bool:
+    """Whether two splits differ in their shares of classes, by more than chance and by more than `MAX_DISTANCE`.
+
+    Args:
+        rows, others: rows of each class in a split, int [classes].
+    """
+    counts = np.array([rows, others])
+    sizes = counts.sum(axis=1)
+    distance = np.abs(rows / sizes[0] - others / sizes[1]).sum() / 2
+    pooled = counts.sum(axis=0) / sizes.sum()
+    # The mean distance of two random samples: half the mean absolute value of a normal variable for each class.
+    by_chance = np.sqrt(2 / np.pi * pooled * (1 - pooled) * (1 / sizes).sum()).sum() / 2
+    if distance - by_chance <= MAX_DISTANCE:
+        return False
+    from scipy.stats import chi2_contingency  # takes 0.4 s to import, and few runs come here
+
+    table = pool_rare_classes(counts)
+    return table.shape[1] > 1 and bool(chi2_contingency(table).pvalue < MAX_P_VALUE)
+
+
+def pool_rare_classes(counts: np.ndarray) -> np.ndarray:
+    """Add up classes, the rarest first, until `MIN_EXPECTED` rows of each pool are expected in each split.
+
+    Args:
+        counts: int [splits, classes].
+
+    Returns:
+        int [splits, pools], each class in one pool.
+    """
+    least = MIN_EXPECTED * counts.sum() / counts.sum(axis=1).min()  # rows of a pool in all splits together
+    pools = [np.zeros(len(counts), dtype=int)]
+    for column in counts.T[np.argsort(counts.sum(axis=0), kind="stable")]:
+        if pools[-1].sum() >= least:
+            pools.append(np.zeros(len(counts), dtype=int))
+        pools[-1] = pools[-1] + column
+    if len(pools) > 1 and pools[-1].sum() < least:
+        pools[-2:] = [pools[-2] + pools[-1]]
+    return np.stack(pools, axis=1)
+
+
+def _truncated_texts(summary: DataSummary) -> Iterator[DataWarning]:
+    for split, counts in summary.splits.items():
+        if not counts.truncated:
+            continue
+        share = counts.truncated / counts.kept
+        one = counts.truncated == 1
+        text = (
+            f"{counts.truncated:,} of {counts.kept:,} {ADJECTIVES[split]} rows ({share:.1%}) "
+            f"{'was' if one else 'were'} longer than tokenize.max_length: {summary.max_length}, "
+            f"the longest has {counts.tokens_longest:,} tokens; "
+            f"the end of {'its' if one else 'their'} longest text was cut."
+        )
+        if share > MAX_TRUNCATED:
+            yield DataWarning("alarm", f"{text} The model never sees these ends: set a larger tokenize.max_length.")
+        else:
+            yield DataWarning("warning", text)
+
+
 def _overlaps(summary: DataSummary, group: str | None) -> Iterator[str]:
     for (split, earlier), meaning in DUPLICATES.items():
         rows, overlap = summary.splits[split].kept, summary.splits[split].overlaps[earlier]
         duplicates, sharing = overlap.rows, overlap.groups
         if duplicates:
             verb = "is a duplicate of a {} row" if duplicates == 1 else "are duplicates of {} rows"
-            yield f"{duplicates:,} of {rows:,} {ADJECTIVES[split]} rows {verb.format(ADJECTIVES[earlier])}: {meaning}."
+            yield (
+                f"{duplicates:,} of {rows:,} {ADJECTIVES[split]} rows ({duplicates / rows:.1%}) "
+                f"{verb.format(ADJECTIVES[earlier])}: {meaning}."
+            )
         if group is not None and sharing:
             others = f"the other {rows - duplicates:,}" if duplicates else f"{rows:,}"
             share = "shares its" if sharing == 1 else "share their"
@@ -64,15 +179,11 @@ def _overlaps(summary: DataSummary, group: str | None) -> Iterator[str]:
             )
 
 
-def _truncated_and_empty_texts(summary: DataSummary) -> Iterator[str]:
+def _empty_texts(summary: DataSummary) -> Iterator[str]:
     for split, counts in summary.splits.items():
-        of_rows = f"of {counts.kept:,} {ADJECTIVES[split]} rows"
-        if counts.truncated:
-            share, were = counts.truncated / counts.kept, "was" if counts.truncated == 1 else "were"
-            yield (
-                f"{counts.truncated:,} {of_rows} ({share:.1%}) {were} longer than tokenize.max_length and {were} "
-                "truncated."
-            )
         for column, empty in counts.empty.items():
             if empty:
-                yield f"{empty:,} {of_rows} {'has' if empty == 1 else 'have'} an empty {column}."
+                yield (
+                    f"{empty:,} of {counts.kept:,} {ADJECTIVES[split]} rows ({empty / counts.kept:.1%}) "
+                    f"{'has' if empty == 1 else 'have'} an empty {column}."
+                )

@@ -97,26 +97,29 @@ def tokenize_rows(
     max_length: int,
     report_progress: Callable[[int], object] = lambda rows: None,
 ) -> pd.DataFrame:
-    """Add the columns `input_ids` (list of int, at most `max_length`) and `truncated` (bool) to a table.
+    """Add to a table: `input_ids` (list of int, at most `max_length`), `truncated` (bool) and `full_length` (int).
 
+    `full_length` is the number of tokens before truncation.
     The tokens are stored in Arrow, 4 bytes each. As Python integers, the tokens of all of SNLI would take 0.7 GB.
 
     Args:
         report_progress: called with the number of rows that were tokenized since the last call.
     """
-    chunks, truncated = [], []
+    chunks: list[pa.Array] = []
+    full_lengths: list[int] = []
     for start in range(0, len(rows), CHUNK):
-        _, ids, truncated_here = encode_rows(rows[start : start + CHUNK], tokenizer, template, max_length)
+        _, ids, lengths = encode_rows(rows[start : start + CHUNK], tokenizer, template, max_length)
         chunks.append(pa.array(ids, TOKENS))
-        truncated += truncated_here
+        full_lengths += lengths
         report_progress(len(ids))
     input_ids = pd.arrays.ArrowExtensionArray(pa.chunked_array(chunks, TOKENS))
-    return rows.assign(input_ids=input_ids, truncated=np.array(truncated, dtype=bool))
+    full_length = np.array(full_lengths, dtype=int)
+    return rows.assign(input_ids=input_ids, truncated=full_length > max_length, full_length=full_length)
 
 
 def encode_rows(
     rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, template: str, max_length: int
-) -> tuple[list[str], list[list[int]], list[bool]]:
+) -> tuple[list[str], list[list[int]], list[int]]:
     """Fill the template with each row, and tokenize it.
 
     If a row is too long, the end of its longest text is truncated first. The template's end is never truncated: the
@@ -126,23 +129,23 @@ def encode_rows(
         rows: has the template's columns, under the names of `name_text_columns`.
 
     Returns:
-        (filled templates, their tokens, at most `max_length`, whether a text was truncated)
+        (filled templates, their tokens, at most `max_length`, numbers of tokens before truncation)
     """
     names, encoder = parse_columns(template), get_encoder(tokenizer, template)
     columns = [rows[name].tolist() for name in name_text_columns(names)]
     texts = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     encoded: list[list[int]] = []
-    truncated: list[bool] = []
+    full_lengths: list[int] = []
     for start in range(0, len(texts), CHUNK):
         chunk, encodings = encoder.encode_with_offsets(texts[start : start + CHUNK])
         for i, (ids, encoding) in enumerate(zip(chunk, encodings, strict=True), start):
-            truncated.append(len(ids) > max_length)
-            if truncated[-1]:
+            full_lengths.append(len(ids))
+            if len(ids) > max_length:
                 needed = encoder.count_needed_characters(texts[i], encoding.offsets)
                 texts[i], ids = truncate_row(texts[i], needed, encoder, max_length)
             encoded.append(ids)
     encoder.check_ends(encoded)
-    return [fill_template(template, row) for row in texts], encoded, truncated
+    return [fill_template(template, row) for row in texts], encoded, full_lengths
 
 
 class TemplateEncoder:

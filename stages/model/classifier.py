@@ -8,6 +8,7 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 from peft import PeftModel
+from scipy.special import softmax
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,19 +74,23 @@ class Classifier:
         model = load_adapter(base, adapter, manifest) if adapter else base
         return cls(model, tokenizer, settings.batches, settings.tokenize.max_length)
 
-    @torch.inference_mode()
     def predict(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:
-        """Predict class probabilities.
+        """Predict class probabilities: the softmax of `compute_logits`, with the same arguments."""
+        return softmax(self.compute_logits(examples, batch_size, title), axis=1)
 
-        Each rank predicts complete batches. A batch has the same rows on any number of GPUs, so the probabilities
-        are equal byte for byte.
+    @torch.inference_mode()
+    def compute_logits(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:
+        """Compute the outputs of the head.
+
+        Each rank computes complete batches. A batch has the same rows on any number of GPUs, so the logits are equal
+        byte for byte.
 
         Args:
             examples: of {"input_ids", "labels"}.
             title: of a terminal's progress bar, which counts rows sent to the device; None for no bar.
 
         Returns:
-            float64 [rows, classes], in the order of `examples`, on every rank.
+            float64 [rows, outputs], in the order of `examples`, on every rank.
         """
         order, lengths = np.arange(len(examples)), count_tokens(examples)
         if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
@@ -102,15 +107,16 @@ class Classifier:
         ):  # fmt: skip
             for rows in map(batches.__getitem__, numbers):
                 logits = self._compute_logits([examples[i] for i in rows])
-                results.append((rows, torch.softmax(logits.double(), dim=-1)))  # copied later: the GPU need not wait
+                results.append((rows, logits.double()))  # copied later: the GPU need not wait
                 bar.update(len(rows))
         device = next(self.model.parameters()).device
-        classes = len(get_base(self.model).config.id2label or ())
-        probabilities = torch.zeros((len(examples), classes), dtype=torch.float64, device=device)
+        # A rank without batches does not know the number of outputs.
+        outputs = max(distributed.all_gather(results[0][1].shape[1] if results else 0))
+        all_logits = torch.zeros((len(examples), outputs), dtype=torch.float64, device=device)
         for rows, values in results:
-            probabilities[torch.from_numpy(rows).to(device)] = values
-        distributed.all_reduce(probabilities)
-        return probabilities.cpu().numpy()
+            all_logits[torch.from_numpy(rows).to(device)] = values
+        distributed.all_reduce(all_logits)
+        return all_logits.cpu().numpy()
 
     def _compute_logits(self, examples: list[dict]) -> torch.Tensor:
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device

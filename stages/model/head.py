@@ -41,7 +41,31 @@ def draw_head(model: PreTrainedModel, seed: int | None) -> None:
         generator.manual_seed(seed)
     weight = torch.empty(head.weight.shape, dtype=torch.float32)
     weight.normal_(std=getattr(model.config, "initializer_range", 0.02), generator=generator)
-    head.weight = torch.nn.Parameter(weight.to(head.weight.device))
+    _set_weight(head, weight)
+
+
+def replace_head(model: PreTrainedModel, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Replace the head, in place, by another linear one in fp32.
+
+    Args:
+        weight: [outputs, hidden], of any number of outputs.
+        bias: [outputs].
+    """
+    outputs, hidden = weight.shape
+    head = torch.nn.Linear(hidden, outputs, device=model.device)
+    head.bias.data = bias.float().to(model.device)
+    _set_weight(head, weight)
+    model.score = head.requires_grad_(False)
+
+
+def remove_head(model: PreTrainedModel) -> None:
+    """Replace the head, in place, so that the model's logits are the last states of the classified tokens."""
+    model.score = torch.nn.Identity()
+
+
+def _set_weight(head: torch.nn.Linear, weight: torch.Tensor) -> None:
+    """Set a head's weight in fp32. Its input is then cast to fp32."""
+    head.weight = torch.nn.Parameter(weight.float().to(head.weight.device))
     head.register_forward_pre_hook(_cast_input)
 
 

@@ -182,7 +182,7 @@ def data_section(data: DataSummary, task: Task) -> Context:
     """The rows of each split, and what is wrong with them; the model card has this section too."""
     return {
         "by_split": tables.split_table(data, task),
-        "warnings": find_warnings(data, task.group),
+        "warnings": [warning.text for warning in find_warnings(data, task.group)],
         "overlap": wording.no_overlap(data.splits["test"], task.group),
     }
 

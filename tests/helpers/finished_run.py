@@ -55,7 +55,7 @@ def rows_of(rng, task, rows, shares, words):
         table[task.text_columns].agg("\x1f".join, axis=1) if column is None else table[task.text_columns[column]]
     )
     lengths = table[task.text_columns].agg(" ".join, axis=1).str.split().str.len()
-    return table.assign(input_ids=[list(range(length)) for length in lengths], truncated=False)
+    return table.assign(input_ids=[list(range(length)) for length in lengths], truncated=False, full_length=lengths)
 
 
 def predictions(table, task, rng, right):
@@ -67,7 +67,9 @@ def predictions(table, task, rng, right):
     rows = np.arange(len(gold))
     shares[rows, best], shares[rows, answers] = shares[rows, answers], shares[rows, best]
     columns = pd.DataFrame(shares.round(6), columns=task.probability_columns)
-    return pd.concat([table.drop(columns=["input_ids", "truncated"]), columns.assign(prediction=answers)], axis=1)
+    return pd.concat(
+        [table.drop(columns=["input_ids", "truncated", "full_length"]), columns.assign(prediction=answers)], axis=1
+    )
 
 
 def answer(gold, classes, rng, right):
@@ -119,7 +121,7 @@ def make(
         **{name: answer(gold, len(classes), rng, right) for name, right in references.items() if right is not None}
     )
     splits["test"] = splits["test"].loc[splits["test"].index.repeat(copies)].reset_index(drop=True)
-    splits["test"].loc[: cut - 1, "truncated"] = True
+    splits["test"].loc[: cut - 1, ["truncated", "full_length"]] = True, 312
     for name in ("outs/tokenized", *(f"outs/{top}/{name}" for top in ("results", "measurements")
                                      for name in ("base", "train", "tuned"))):  # fmt: skip
         (folder / name).mkdir(parents=True)
@@ -140,7 +142,7 @@ def make(
         split: replace(summarize_split(table, table, table, task, {}), overlaps=overlaps[split])
         for split, table in splits.items()
     }
-    DataSummary(counts, PaddingShares(0.1, 0.2, 0.8)).write(folder / "outs/data_summary.json")
+    DataSummary(counts, PaddingShares(0.1, 0.2, 0.8), 128).write(folder / "outs/data_summary.json")
     task.write(folder / "outs/task.json")
     write_parameters(folder / "params.yaml", task)
     write_run(folder, model, data, gpu, gpus)

@@ -510,7 +510,7 @@ def out_of_memory(*_, **__):
 @pytest.mark.parametrize(
     ("stage", "broken", "key"),
     [("train_qlora", "transformers.Trainer.train", "train.batch_size: 8 rows"),
-     ("eval_base", "stages.model.classifier.Classifier.predict", "eval.batch_size: 256 rows")],
+     ("eval_base", "stages.model.classifier.Classifier.compute_logits", "eval.batch_size: 256 rows")],
 )  # fmt: skip
 def test_a_batch_that_does_not_fit_the_gpu_is_an_error_of_one_line(tmp_path, monkeypatch, stage, broken, key):
     folder = prepare(tmp_path / "run", eval__batch_size=256)

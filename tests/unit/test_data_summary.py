@@ -27,7 +27,7 @@ def frame(*rows):
 
 def test_the_summary_counts_chosen_dropped_empty_and_truncated_rows():
     chosen = frame(("a", "b", 0), ("c", "d", -1), ("e", " ", 2), ("g", "h", -1))
-    tokenized = chosen.iloc[[0, 2]].assign(input_ids=[[1, 2, 3], [1]], truncated=[True, False])
+    tokenized = chosen.iloc[[0, 2]].assign(input_ids=[[1, 2, 3], [1]], truncated=[True, False], full_length=[7, 1])
     train = frame(("a", "b", 0))
     summary = summarize_split(pd.concat([chosen] * 3), chosen, tokenized, TASK, {"train": train})
     assert summary == SplitSummary(
@@ -41,6 +41,7 @@ def test_the_summary_counts_chosen_dropped_empty_and_truncated_rows():
         tokens=4,
         tokens_mean=2.0,
         tokens_max=3,
+        tokens_longest=7,
         classes={"entailment": 1, "neutral": 0, "contradiction": 1},
         overlaps={"train": Overlap(rows=1, groups=0)},
     )
@@ -50,11 +51,13 @@ def test_the_summary_counts_chosen_dropped_empty_and_truncated_rows():
 def test_the_json_file_has_the_same_keys_in_the_same_order_after_reading_and_writing(tmp_path):
     split = {
         "rows": 12, "chosen": 4, "unlabelled": 2, "dropped": 2, "kept": 2, "empty": {"in_train": 1}, "truncated": 1,
-        "tokens": 4, "tokens_mean": 2.0, "tokens_max": 3, "classes": {"no": 1, "yes": 1},
+        "tokens": 4, "tokens_mean": 2.0, "tokens_max": 3, "tokens_longest": 7,
+        "classes": {"no": 1, "yes": 1},
     }  # fmt: skip
     summary = {
         "train": split,
         "padding": {"as_set": 0.1, "random_order": 0.2, "to_max_length": 0.8},
+        "max_length": 128,
         "validation": split | {"in_train": {"rows": 1, "groups": 0}},
         "test": split | {"in_train": {"rows": 0}, "in_validation": {"rows": 2}},
     }

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from stages.data.data_summary import DataSummary, Overlap, PaddingShares, SplitSummary
-from stages.data.data_warnings import find_warnings
+from stages.data.data_warnings import differ_in_classes, find_warnings, pool_rare_classes
 
 TRAIN = SplitSummary(
     rows=20, chosen=20, unlabelled=0, dropped=0, kept=20, empty={"text": 0}, truncated=0, tokens=100, tokens_mean=5.0,
-    tokens_max=9, classes={"no": 10, "yes": 10}, overlaps={},
+    tokens_max=9, tokens_longest=9, classes={"no": 10, "yes": 10}, overlaps={},
 )  # fmt: skip
 CLEAN = {
     "train": TRAIN,
@@ -21,7 +22,8 @@ CLEAN = {
 def warnings_for(group=None, **changes):
     """The warnings about a summary in which nothing is wrong, except for the changed attributes of each split."""
     splits = {name: replace(split, **changes.get(name, {})) for name, split in CLEAN.items()}
-    return find_warnings(DataSummary(splits, PaddingShares(0.1, 0.2, 0.8)), group)
+    found = find_warnings(DataSummary(splits, PaddingShares(0.1, 0.2, 0.8), 128), group)
+    return [(warning.level, warning.text) for warning in found]
 
 
 def test_rows_in_which_nothing_is_wrong_need_no_warning():
@@ -35,36 +37,94 @@ def test_rows_in_which_nothing_is_wrong_need_no_warning():
      (6, "one of the classes c0, c1, c2, c3, c4 and 1 more: the model can't learn them")],
 )  # fmt: skip
 def test_up_to_five_classes_without_rows_are_named(missing, sentence):
-    classes = {f"c{number}": 0 if number < missing else 3 for number in range(8)}
-    assert warnings_for(train={"classes": classes}) == [f"No training row has {sentence}."]
+    lacking = {f"c{number}": 0 if number < missing else 3 for number in range(8)}
+    whole = {"classes": dict.fromkeys(lacking, 1)}
+    warnings = warnings_for(train={"classes": lacking}, validation=whole, test=whole)
+    assert warnings == [("alarm", f"No training row has {sentence}.")]
+
+
+def uneven(train, validation, test):
+    splits = {"train": train, "validation": validation, "test": test}
+    rows = {name: {"classes": dict(zip(("ham", "spam"), counts, strict=True))} for name, counts in splits.items()}
+    return warnings_for(**rows)
+
+
+def test_classes_in_other_shares_than_in_training_are_an_alarm():
+    ((level, text),) = uneven((866, 134), (87, 13), (249, 251))
+    assert level == "alarm"
+    assert text.startswith(
+        "The classes are shared out differently: ham is 86.6% of the training rows, 87.0% of the validation rows and "
+        "49.8% of the test rows. The scores hold only for "
+    )
+    ((level, text),) = uneven((866, 134), (50, 50), (430, 70))
+    assert level == "alarm" and "The best epoch and the temperature are chosen on rows unlike those" in text
+
+
+def test_a_sorted_file_sliced_in_file_order_is_named_as_the_cause():
+    texts = [text for _, text in uneven((500, 300), (0, 100), (0, 100))]
+    assert any(text.startswith("Training and test rows have mostly different classes: ham is 62.5% ") for text in texts)
+    assert any("A sorted file gives such splits" in text for text in texts)
+
+
+@pytest.mark.parametrize("classes, rows, others", [(2, 1000, 100), (3, 1000, 100), (3, 200, 20), (77, 1000, 100),
+                                                   (77, 9000, 3080), (1000, 5000, 500)])  # fmt: skip
+@pytest.mark.parametrize("skewed", [False, True])
+def test_fewer_than_one_in_a_hundred_random_splits_raise_an_alarm(classes, rows, others, skewed):
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, classes + 1) if skewed else np.ones(classes)
+    pairs = [[rng.multinomial(n, shares / shares.sum()) for n in (rows, others)] for _ in range(1000)]
+    assert sum(differ_in_classes(*pair) for pair in pairs) < 5  # two pairs for each run
+
+
+def test_a_sorted_file_of_many_classes_differs_and_a_small_shift_does_not():
+    sorted_rows, rest = np.repeat([13, 0], [70, 7]), np.repeat([0, 14], [70, 7])
+    assert differ_in_classes(sorted_rows, rest)
+    assert not differ_in_classes(np.array([500_000, 500_000]), np.array([45_000, 55_000])), "significant, but 5 points"
+    assert not differ_in_classes(np.array([5, 5]), np.array([2, 8])), "30 points, but not significant"
+
+
+def test_classes_are_pooled_until_enough_rows_are_expected_in_each_split():
+    counts = np.array([[100, 1, 30, 2, 40], [10, 0, 3, 0, 4]])
+    pools = pool_rare_classes(counts)
+    assert pools.sum(axis=1).tolist() == counts.sum(axis=1).tolist() and pools.tolist() == [[73, 100], [7, 10]]
+    assert pool_rare_classes(np.array([[9, 9], [1, 1]])).shape == (2, 1)
 
 
 @pytest.mark.parametrize(
     "rows, sentence",
-    [(1, "1 of 2,000 test rows is a duplicate of a training row"),
-     (3, "3 of 2,000 test rows are duplicates of training rows")],
+    [(1, "1 of 2,000 test rows (0.1%) is a duplicate of a training row"),
+     (3, "3 of 2,000 test rows (0.1%) are duplicates of training rows")],
 )  # fmt: skip
 def test_duplicates_across_splits_are_counted(rows, sentence):
     overlaps = CLEAN["test"].overlaps | {"train": Overlap(rows)}
-    assert warnings_for(test={"kept": 2000, "overlaps": overlaps}) == [f"{sentence}: scores may be too high."]
+    warnings = warnings_for(test={"kept": 2000, "overlaps": overlaps})
+    assert warnings == [("warning", f"{sentence}: scores may be too high.")]
 
 
 @pytest.mark.parametrize("groups, of, share", [(1, "1 of", "shares its"), (4, "4 of", "share their")])
 def test_rows_that_share_a_group_are_counted_among_those_without_a_duplicate(groups, of, share):
     warnings = warnings_for("author", validation={"overlaps": {"train": Overlap(3, groups)}})
-    assert warnings[1:] == [
-        f"{of} the other 17 validation rows {share} author with a training row: validation scores may be too high."
-    ]
-    (warning,) = warnings_for("author", validation={"overlaps": {"train": Overlap(0, groups)}})
+    sentence = f"the other 17 validation rows {share} author with a training row: validation scores may be too high."
+    assert warnings[1:] == [("warning", f"{of} {sentence}")]
+    ((_, warning),) = warnings_for("author", validation={"overlaps": {"train": Overlap(0, groups)}})
     assert warning.startswith(f"{of} 20 validation rows {share} author ")
     assert warnings_for(validation={"overlaps": {"train": Overlap(0)}}) == []
 
 
-def test_truncated_and_empty_texts_are_counted():
-    assert warnings_for(train={"truncated": 5}, test={"empty": {"text": 1, "title": 2, "more": 0}}) == [
-        "5 of 20 training rows (25.0%) were longer than tokenize.max_length and were truncated.",
-        "1 of 20 test rows has an empty text.",
-        "2 of 20 test rows have an empty title.",
+def test_empty_texts_are_counted():
+    assert warnings_for(test={"empty": {"text": 1, "title": 2, "more": 0}}) == [
+        ("warning", "1 of 20 test rows (5.0%) has an empty text."),
+        ("warning", "2 of 20 test rows (10.0%) have an empty title."),
     ]
-    (warning,) = warnings_for(test={"truncated": 1})
-    assert warning == "1 of 20 test rows (5.0%) was longer than tokenize.max_length and was truncated."
+
+
+def test_truncated_rows_are_an_alarm_if_they_are_more_than_a_fifth_and_alarms_come_first():
+    assert warnings_for(test={"truncated": 5, "tokens_longest": 1312}, train={"truncated": 4, "tokens_longest": 150},
+                        validation={"truncated": 1, "tokens_longest": 129}) == [
+        ("alarm", "5 of 20 test rows (25.0%) were longer than tokenize.max_length: 128, the longest has 1,312 tokens; "
+         "the end of their longest text was cut. The model never sees these ends: set a larger tokenize.max_length."),
+        ("warning", "4 of 20 training rows (20.0%) were longer than tokenize.max_length: 128, the longest has 150 "
+         "tokens; the end of their longest text was cut."),
+        ("warning", "1 of 20 validation rows (5.0%) was longer than tokenize.max_length: 128, the longest has 129 "
+         "tokens; the end of its longest text was cut."),
+    ]  # fmt: skip

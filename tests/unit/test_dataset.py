@@ -320,13 +320,13 @@ def test_the_stage_prints_warnings_about_the_rows(tmp_path, raw_params):
     ]
     for line in (
         "3 classes: entailment, neutral, contradiction",
-        "No training row has the class neutral: the model can't learn it.",
-        "No test row has the class neutral: nothing is known about it.",
-        "2 of 2 test rows are duplicates of training rows: scores may be too high.",
-        "2 of 2 test rows are duplicates of validation rows: ",
-        "2 of 2 validation rows are duplicates of training rows: ",
-        "1 of 2 training rows (50.0%) was longer than tokenize.max_length and was truncated.",
-        "1 of 2 test rows has an empty hypothesis.",
+        "WARNING: No training row has the class neutral: the model can't learn it.",
+        "WARNING: No test row has the class neutral: nothing is known about it.",
+        "2 of 2 test rows (100.0%) are duplicates of training rows: scores may be too high.",
+        "2 of 2 test rows (100.0%) are duplicates of validation rows: ",
+        "2 of 2 validation rows (100.0%) are duplicates of training rows: ",
+        "WARNING: 1 of 2 training rows (50.0%) was longer than tokenize.max_length: 24, the longest has ",
+        "1 of 2 test rows (50.0%) has an empty hypothesis.",
     ):
         assert line in done.stdout
 

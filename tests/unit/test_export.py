@@ -217,8 +217,12 @@ def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsy
         "2 test rows\n1 more were left out: their texts have the name of a special token\n" in capsys.readouterr().out
     )
     exported, base = AutoTokenizer.from_pretrained("out"), load_tokenizer(manifest_of(NANO))
-    texts, ids, truncated = encode_rows(rows, base, template, 128)
-    assert exported([texts[0], texts[2]])["input_ids"] == [ids[0], ids[2]] and truncated == [False, False, True]
+    texts, ids, lengths = encode_rows(rows, base, template, 128)
+    assert exported([texts[0], texts[2]])["input_ids"] == [ids[0], ids[2]] and [length > 128 for length in lengths] == [
+        False,
+        False,
+        True,
+    ]
     block = re.search(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)[1]
     block = block.replace("path/to/this/folder", "out")
     exec(block, {})

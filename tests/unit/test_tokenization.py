@@ -121,8 +121,8 @@ def test_a_text_that_is_too_long_is_truncated_and_the_templates_end_is_not(words
 @pytest.mark.parametrize("name", LONG)
 def test_the_filled_template_makes_the_same_tokens(words, name):
     """Other programs can be given the text instead of the tokens."""
-    (text,), (ids,), truncated = tokenization.encode_rows(frame(*LONG[name]), words, TEMPLATE, 48)
-    assert truncated == [True] and text.endswith("\nLabel:") and len(text) < 64 * 48
+    (text,), (ids,), (length,) = tokenization.encode_rows(frame(*LONG[name]), words, TEMPLATE, 48)
+    assert length > 48 and text.endswith("\nLabel:") and len(text) < 64 * 48
     assert words(text, split_special_tokens=True)["input_ids"] == ids
 
 
@@ -233,8 +233,8 @@ def test_a_special_token_in_a_template_is_that_token(kind, template):
     expected = tokenizer(
         fill_rows(template), split_special_tokens=False, add_special_tokens=not template.startswith("<s>")
     )
-    _, ids, truncated = tokenization.encode_rows(ROWS, tokenizer, template, 10_000)
-    assert ids == expected["input_ids"] and not any(truncated)
+    _, ids, lengths = tokenization.encode_rows(ROWS, tokenizer, template, 10_000)
+    assert ids == expected["input_ids"] and lengths == [*map(len, ids)]
 
 
 @pytest.mark.parametrize(("kind", "template"), CASES)
@@ -269,8 +269,8 @@ def test_the_name_of_a_special_token_that_arises_only_by_filling_is_text():
 def test_a_text_between_special_tokens_is_truncated(kind, template):
     tokenizer = load_kind(kind)
     long = frame("A man is sleeping in the park. " * 200, "awake")
-    (text,), (ids,), truncated = tokenization.encode_rows(long, tokenizer, template, 48)
-    assert truncated == [True] and 46 <= len(ids) <= 48
+    (text,), (ids,), (length,) = tokenization.encode_rows(long, tokenizer, template, 48)
+    assert length > 48 and 46 <= len(ids) <= 48
     expected = tokenizer(text, split_special_tokens=False, add_special_tokens=not template.startswith("<s>"))
     assert ids == expected["input_ids"]
 
@@ -360,8 +360,9 @@ def test_a_truncated_row_has_as_many_characters_as_fit(max_length):
     tokenizer = load_kind("phi-2")
     rows = pd.read_parquet(SHARED / "data/snli/test.parquet")[["premise", "hypothesis"]][:9_000:75]
     rows.columns = ["text_premise", "text_hypothesis"]
-    texts, _, truncated = tokenization.encode_rows(rows, tokenizer, TEMPLATE, max_length)
-    assert sum(truncated) > 60
+    texts, _, lengths = tokenization.encode_rows(rows, tokenizer, TEMPLATE, max_length)
+    truncated = np.array(lengths) > max_length
+    assert truncated.sum() > 60
     for i in np.flatnonzero(truncated):
         end = count_fitting_characters(tokenizer, TEMPLATE, rows.iloc[i], max_length)
         assert texts[i] == fill_rows(TEMPLATE, rows.iloc[[i]].map(lambda text, end=end: text[:end]))[0]

@@ -1,0 +1,93 @@
+"""The linear probe: logistic regression on the states of a frozen model. It shows what the model knows untuned."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from stages.model.linear_reference import LinearReference
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of scikit-learn's C; a small one is a strong penalty
+FOLDS = 3
+MAX_STEPS = 300  # of one fit
+
+
+def fit_probe(states: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[LinearReference, float | None]:
+    """Fit a probe on standardised states -> (probe, its value of `STRENGTHS`; None if all rows have one class).
+
+    Cross-validation within these rows chooses the strength, by the log loss. A class that no row has is never the
+    answer.
+
+    Args:
+        states: [rows, hidden].
+        labels: numbers of the rows' classes [rows].
+        groups: rows of one group are in the same fold, unless there are fewer groups than folds [rows].
+    """
+    classes, targets = np.unique(labels, return_inverse=True)
+    if len(classes) == 1:
+        return LinearReference(np.zeros((1, states.shape[1])), np.zeros(1), Answers(classes)), None
+    mean, scale = states.mean(axis=0), states.std(axis=0)
+    scale[scale == 0] = 1
+    standardised = ((states - mean) / scale).astype(np.float32)  # half the time of float64
+    strength = choose_strength(standardised, targets, groups)
+    *_, (weight, bias) = fit_path(standardised, targets, STRENGTHS[: STRENGTHS.index(strength) + 1])
+    weight = weight / scale
+    return LinearReference(weight, bias - weight @ mean, Answers(classes)), strength
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Turns the outputs of a probe into class numbers; unlike a closure, it can be sent to other ranks.
+
+    Attributes:
+        classes: the class number of each output.
+    """
+
+    classes: np.ndarray
+
+    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+        return self.classes[outputs.argmax(axis=1)]
+
+
+def choose_strength(states: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> float:
+    """The value of `STRENGTHS` with the lowest log loss on rows that were left out."""
+    if len(np.unique(groups)) < FOLDS:
+        groups = np.arange(len(targets))
+    losses = np.zeros(len(STRENGTHS))
+    for train, test in GroupKFold(min(FOLDS, len(targets))).split(states, groups=groups):
+        known, known_targets = np.unique(targets[train], return_inverse=True)
+        if len(known) < 2:
+            continue
+        column = np.full(targets.max() + 1, -1)
+        column[known] = np.arange(len(known))
+        rows = test[column[targets[test]] >= 0]  # a class that is not among the fold's other rows has no probability
+        for number, (weight, bias) in enumerate(fit_path(states[train], known_targets, STRENGTHS)):
+            log_p = log_softmax(states[rows] @ weight.T + bias, axis=1)
+            losses[number] -= log_p[np.arange(len(rows)), column[targets[rows]]].sum()
+    return STRENGTHS[int(losses.argmin())]
+
+
+def fit_path(
+    states: np.ndarray, targets: np.ndarray, strengths: tuple[float, ...]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Fit one probe for each strength, weak ones last -> (weight [classes, hidden], bias [classes]).
+
+    Each starts from the one before, which takes a fraction of the steps.
+
+    Args:
+        targets: 0, 1, … for at least two classes, all of which occur.
+    """
+    model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)
+    for strength in strengths:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early, it is a stronger penalty
+            model.set_params(C=strength).fit(states, targets)
+        weight, bias = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
+        if len(weight) == 1:  # two classes: scikit-learn has only the logit of the second one
+            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+        yield weight, bias
