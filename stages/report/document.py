@@ -146,7 +146,8 @@ def verdict_section(results: Results, run: RunDescription) -> Context:
 
 def alarms_section(results: Results, cases: pd.DataFrame, task: Task) -> Context:
     """What makes the scores mean less than they seem to; the model card has this section too."""
-    return {"alarms": find_alarms(cases, results.comparison, task)}
+    of_data = [alarm.text for alarm in find_warnings(results.data, task.group) if alarm.level == "alarm"]
+    return {"alarms": [*find_alarms(cases, results.comparison, task), *of_data]}
 
 
 def scores_section(results: Results, run: RunDescription) -> Context:
@@ -182,7 +183,7 @@ def data_section(data: DataSummary, task: Task) -> Context:
     """The rows of each split, and what is wrong with them; the model card has this section too."""
     return {
         "by_split": tables.split_table(data, task),
-        "warnings": [warning.text for warning in find_warnings(data, task.group)],
+        "warnings": [warning.text for warning in find_warnings(data, task.group) if warning.level == "warning"],
         "overlap": wording.no_overlap(data.splits["test"], task.group),
     }
 

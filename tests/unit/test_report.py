@@ -490,7 +490,7 @@ def test_only_a_run_of_phi_2_on_snli_is_compared_with_the_published_report(analy
         assert (part in report) == shown, part
 
 
-DUPLICATES = "5 of 60 test rows are duplicates of training rows: scores may be too high."
+DUPLICATES = "5 of 60 test rows (8.3%) are duplicates of training rows: scores may be too high."
 NEW_PREMISES = "with a training row: rows of a new premise may score lower."
 
 
@@ -500,7 +500,7 @@ NEW_PREMISES = "with a training row: rows of a new premise may score lower."
         ((0, 0), ["No test row is also a training row, and none shares its premise with one."]),
         ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row is also a training row."]),
         ((0, 7), [f"7 of 60 test rows share their premise {NEW_PREMISES}"]),
-        ((1, 0), ["1 of 60 test rows is a duplicate of a training row: scores may be too high."]),
+        ((1, 0), ["1 of 60 test rows (1.7%) is a duplicate of a training row: scores may be too high."]),
         ((5, 50), [DUPLICATES, f"50 of the other 55 test rows share their premise {NEW_PREMISES}"]),
         ((5, 1), [DUPLICATES, f"1 of the other 55 test rows shares its premise {NEW_PREMISES}"]),
     ],
@@ -638,7 +638,7 @@ def test_a_reference_that_was_left_out_has_a_sentence(tmp_path):
     folder = finished_run.make(tmp_path, rows=20, zero_shot=None)
     path = folder / "outs/results/base/summary.json"
     summary = json.loads(path.read_text())
-    summary["references"]["zero_shot"] = {"left_out": "two classes begin with the same token."}
+    summary["references"]["zero_shot"] = {"left_out": "two classes begin with the same token"}
     path.write_text(json.dumps(summary))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -1228,10 +1228,17 @@ def test_a_long_name_in_a_table_of_the_markdown_may_break(many_metrics, two_metr
     assert "<wbr>" not in (two_metrics / "report.md").read_text()
 
 
-def test_warnings_are_amber_and_alarms_red(odd_metrics):
-    page = page_of(odd_metrics)
-    notice = '<p class="notice warning"><strong>Warning:</strong> No training row has the class not trained:'
-    assert notice in page and "--warning: #b26a00" in page and ".warning strong { color: var(--warning); }" in page
+def test_warnings_are_amber_and_alarms_red(odd_metrics, two_metrics):
+    """A class without training rows is an alarm, a few truncated rows are a warning."""
+    alarm = '<p class="notice alarm"><strong>Alarm:</strong> No training row has the class not trained:'
+    warning = '<p class="notice warning"><strong>Warning:</strong> 12 of 300 test rows'
+    assert alarm in page_of(odd_metrics) and warning in page_of(two_metrics)
+    for name, colour in (("alarm", "var(--bad)"), ("warning", "#b26a00")):
+        assert f"--{name}: {colour};" in page_of(odd_metrics)
+        assert f".{name} strong {{ color: var(--{name}); }}" in page_of(odd_metrics)
+    for folder, level, text in ((odd_metrics, "Alarm", "No training row"), (two_metrics, "Warning", "12 of 300 test")):
+        for file in ("report.md", "model_card.md"):
+            assert f"**{level}:** {text}" in (folder / file).read_text(), file
 
 
 def test_one_epoch_has_one_tick_and_an_axis_of_whole_epochs():
