@@ -1,11 +1,13 @@
 """The sentences of the report that depend on its numbers; `verdict` has those on what tuning was worth."""
 
+from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.calibration import Calibration
+from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
-from stages.report.formatting import list_names
+from stages.report.formatting import list_names, percent, percent_interval, points_interval, signed_points
 
 FEW_VALIDATION_ROWS = 50  # for a temperature
 
@@ -95,6 +97,38 @@ def calibration_warnings(calibration: Calibration | None) -> list[str]:
         f"The temperature was fitted to only {calibration.rows} validation rows. With fewer than "
         f"{FEW_VALIDATION_ROWS}, it may be far off: see its interval."
     ]
+
+
+def explain_coverage(coverage: dict[str, CoverageOfGoal]) -> list[str]:
+    """Which share of the rows the model can answer with each accuracy."""
+    sentences = []
+    for goal, found in coverage.items():
+        best = found.on_test
+        if best is None:
+            sentences.append(f"With an accuracy of {goal} it can answer no rows.")
+        elif best.coverage == 1:
+            sentences.append(f"With an accuracy of {goal} it can answer all rows.")
+        else:
+            sentences.append(
+                f"With an accuracy of {goal} it can answer {percent(best.coverage)} of the rows (interval "
+                f"{percent_interval(best.interval)}): those with a probability of at least {best.threshold:.3f}."
+            )
+    return sentences
+
+
+def explain_threshold(effect: ThresholdEffect | None) -> str | None:
+    """What the best threshold of two classes would change; None unless there are two classes."""
+    if effect is None:
+        return None
+    gain = effect.f1_macro_gain
+    if effect.threshold == 0.5:
+        return "All results use the threshold 0.5. It also has the best macro F1 on the validation rows."
+    return (
+        f"All results use the threshold 0.5. The validation rows have the best macro F1 at {effect.threshold:.3f}. On "
+        f"the test rows, this threshold has a macro F1 of {percent(effect.f1_macro.value)} and an accuracy of "
+        f"{percent(effect.accuracy.value)}. It changes macro F1 by {signed_points(gain.value)} points (interval "
+        f"{points_interval(gain.interval)})."
+    )
 
 
 def no_overlap(test: SplitSummary, group: str | None) -> str | None:

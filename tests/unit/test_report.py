@@ -30,9 +30,12 @@ from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
+from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.calibration import Calibration, ProbabilityScores
 from stages.analysis.case_table import probability_columns
 from stages.analysis.intervals import Interval
+from stages.analysis.metrics import Estimate
+from stages.analysis.paired_difference import Difference
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import fonts, formatting, render, wording
@@ -675,6 +678,16 @@ def rows_with_texts(metrics):
     return set(in_cases), {row[0] for row in rows if any(row[1])}, set(map(int, lines))
 
 
+def be_sure_of_errors(folder):
+    """Change a run so that the tuned model's probability of each wrong prediction is 1."""
+    path = folder / "outs/results/tuned/predictions.parquet"
+    table = pd.read_parquet(path)
+    wrong = (table["prediction"] != table["label"]).to_numpy()
+    columns = [f"p_{name}" for name in LABELS]
+    table.loc[wrong, columns] = np.eye(3)[table["prediction"][wrong]]
+    table.to_parquet(path)
+
+
 @pytest.mark.parametrize("texts", ["all", "errors", "none"])
 def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
     """Each premise ends with its row's number, so that a text in any file shows its row."""
@@ -683,6 +696,7 @@ def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
     raw = yaml.safe_load(path.read_text())
     raw["analysis"]["texts"] = texts
     path.write_text(yaml.safe_dump(raw))
+    be_sure_of_errors(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         analyze.main()
@@ -693,6 +707,8 @@ def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
     files = [path for path in metrics.rglob("*") if path.is_file() and path.suffix != ".png"]
     written = {int(row) for path in files for row in re.findall(r"at number (\d+)\.", path.read_text())}
     assert written == allowed and 10 < len(errors) < 60
+    suspects = pd.read_csv(metrics / "label_errors.csv")
+    assert set(suspects["row"]) == errors and ("text_premise" in suspects) == (texts != "none")
     in_cases, on_page, in_report = rows_with_texts(metrics)
     assert in_cases == on_page == allowed and in_report <= allowed and bool(in_report) == bool(allowed)
     assert ("text_premise" in cases) == (texts != "none")
@@ -926,6 +942,61 @@ def test_scores_with_and_without_the_temperature_are_next_to_each_other(metrics)
     assert len(set(lines["loss (cross-entropy)"])) == 2
 
 
+def test_likely_label_errors_are_a_table_and_a_file(many_metrics, two_metrics):
+    listed = pd.read_csv(many_metrics / "label_errors.csv")
+    page, report = page_of(many_metrics), (many_metrics / "report.md").read_text()
+    lines = cells_of(page, ">Likely label errors<")
+    assert len(listed) > 10 == len(lines)
+    for line, (_, row) in zip(lines, listed.iterrows(), strict=False):
+        assert line[:3] == [str(row["row"]), row["text_text"], row["gold"]] and line[4] == row["predicted"]
+        assert line[5] == f"{row['probability']:.1%}" and 0 < float(line[3][:-1]) < 1
+    assert f"the gold label of {len(listed)} test rows nearly impossible" in page
+    assert f"{len(listed)} likely label errors: " in report
+    assert pd.read_csv(two_metrics / "label_errors.csv").empty and "Likely label errors" not in page_of(two_metrics)
+
+
+def test_the_share_of_rows_that_it_can_answer_is_a_sentence(tmp_path):
+    """A tuned model that is surer of its right predictions."""
+    folder = finished_run.make(tmp_path, rows=300, tuned=0.8)
+    for path in ("outs/results/tuned/predictions.parquet", "outs/results/train/validation.parquet"):
+        table = pd.read_parquet(folder / path)
+        right = (table["prediction"] == table["label"]).to_numpy()
+        sure = np.where(right, 0.5 + 0.5 * np.arange(len(table)) / len(table), 0.4 + 0.3 * (table["row"] % 5 == 0))
+        shares = np.full((len(table), 3), ((1 - sure) / 2)[:, None])
+        shares[np.arange(len(table)), table["prediction"]] = sure
+        table[[f"p_{name}" for name in LABELS]] = shares
+        table.to_parquet(folder / path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    metrics = folder / "metrics"
+    coverage = details(metrics)["coverage"]
+    cases = pd.read_csv(metrics / "cases.csv")
+    for goal in ("90%", "95%", "99%"):
+        found = coverage[goal]["on_test"]
+        answered = cases[cases["tuned_probability"] >= found["threshold"]]
+        assert len(answered) / 300 == pytest.approx(found["coverage"]) and 0.3 < found["coverage"] < 1
+        assert (answered["tuned"] == answered["gold"]).mean() >= found["goal"]
+        sentence = f"With an accuracy of {goal} it can answer {found['coverage']:.1%} of the rows (interval "
+        for name in ("report.html", "report.md"):
+            assert sentence in (metrics / name).read_text(), (goal, name)
+    line = cells_of(page_of(metrics), "accuracy on the validation rows")[0]
+    chosen = coverage[line[0]]["from_validation"]
+    answered = cases[cases["tuned_probability"] >= chosen["threshold"]]
+    assert line[1] == f"{chosen['threshold']:.3f}" and line[2].startswith(f"{len(answered) / 300:.1%} (")
+    assert line[3].startswith(f"{(answered['tuned'] == answered['gold']).mean():.1%} (")
+    assert "accuracy of these rows" in words_of(picture_of(metrics, "Coverage"))
+
+
+def test_the_best_threshold_of_two_classes_is_explained():
+    estimate = Estimate(0.7, Interval(0.6, 0.8))
+    gain = Difference(0.021, Interval(-0.01, 0.05), 0.2, 1.0)
+    text = wording.explain_threshold(ThresholdEffect(0.31, Estimate(0.75, Interval(0.7, 0.8)), estimate, gain))
+    assert "best macro F1 at 0.310" in text and "a macro F1 of 70.0% and an accuracy of 75.0%" in text
+    assert "changes macro F1 by +2.1 points (interval −1.0 to +5.0)" in text
+    assert "It also has the best macro F1" in wording.explain_threshold(ThresholdEffect(0.5, estimate, estimate, gain))
+
+
 def test_without_calibration_the_page_says_so(tmp_path):
     folder = finished_run.make(tmp_path, rows=20)
     path = folder / "outs/results/train/summary.json"
@@ -965,12 +1036,12 @@ def test_slices_without_rows_and_most_of_many_classes_are_not_drawn(many_metrics
 def test_pngs_are_sharp_on_a_dense_screen_and_small(metrics, many_metrics):
     for folder in (metrics, many_metrics):
         pictures = list((folder / "figures").glob("*.png"))
-        assert len(pictures) == 6
+        assert len(pictures) == 7
         for path in pictures:
             width = int.from_bytes(path.read_bytes()[16:20], "big")
             assert width == 1000, path.name  # twice what report.md shows
         assert sum(path.stat().st_size for path in pictures) < 200_000
-    assert (metrics / "report.md").read_text().count('width="500"') == 7
+    assert (metrics / "report.md").read_text().count('width="500"') == 8
 
 
 def test_the_table_of_data_has_the_rows_of_each_split(two_metrics):
@@ -1122,7 +1193,7 @@ def test_the_page_needs_no_network(metrics):
 
 def test_the_pictures_of_the_markdown_exist(metrics):
     paths = re.findall(r'<img src="(.*?)" width="500" alt="', (metrics / "report.md").read_text())
-    assert len(set(paths)) == 7
+    assert len(set(paths)) == 8
     assert {str(path.relative_to(metrics)) for path in metrics.rglob("*.png")} == set(paths)
     assert all((metrics / path).read_bytes().startswith(b"\x89PNG") for path in paths)
 
