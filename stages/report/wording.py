@@ -7,7 +7,7 @@ from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
-from stages.report.formatting import list_names, percent, percent_interval, points_interval, signed_points
+from stages.report.formatting import list_names, number, percent, percent_interval, points_interval, signed_points
 
 FEW_VALIDATION_ROWS = 50  # for a temperature
 
@@ -74,18 +74,20 @@ def explain_calibration(calibration: Calibration | None, loss: float, guessing: 
     scale = f"Lower scores are better. Equal probabilities for all classes have a loss of {guessing:.3f}."
     if calibration is None:
         return [f"The probabilities are as training left them, since train.calibrate is false. {scale}"]
-    value, low, high = (f"{number:.3g}" for number in (calibration.temperature, calibration.low, calibration.high))
+    value, low, high = (f"{value:.3g}" for value in (calibration.temperature, calibration.low, calibration.high))
     if calibration.low > 1:
         meaning = "Without it the model was overconfident there: right less often than its probabilities say."
     elif calibration.high < 1:
         meaning = "Without it the model was underconfident there: right more often than its probabilities say."
     else:
         meaning = "The interval contains 1, so these rows don't show whether it is needed."
-    change = "lowers" if loss < calibration.without.loss else "raises"
+    before, after = number(calibration.without.loss), number(loss)
+    verb = "lowers" if loss < calibration.without.loss else "raises"
+    change = f"leaves the loss at {after}" if before == after else f"{verb} the loss from {before} to {after}"
     return [
         f"The logits are divided by a temperature of {value} (95% interval {low} to {high}), which is part of the "
         f"saved head. It changes no prediction. It was fitted to {calibration.rows:,} validation rows. {meaning}",
-        f"On the test rows it {change} the loss from {calibration.without.loss:.3f} to {loss:.3f}. {scale}",
+        f"On the test rows it {change}. {scale}",
     ]
 
 
@@ -101,19 +103,19 @@ def calibration_warnings(calibration: Calibration | None) -> list[str]:
 
 def explain_coverage(coverage: dict[str, CoverageOfGoal]) -> list[str]:
     """Which share of the rows the model can answer with each accuracy."""
-    sentences = []
-    for goal, found in coverage.items():
-        best = found.on_test
-        if best is None:
-            sentences.append(f"With an accuracy of {goal} it can answer no rows.")
-        elif best.coverage == 1:
-            sentences.append(f"With an accuracy of {goal} it can answer all rows.")
-        else:
-            sentences.append(
-                f"With an accuracy of {goal} it can answer {percent(best.coverage)} of the rows (interval "
-                f"{percent_interval(best.interval)}): those with a probability of at least {best.threshold:.3f}."
-            )
-    return sentences
+    of_goals = {goal: found.on_test for goal, found in coverage.items()}
+    everything = [goal for goal, best in of_goals.items() if best and best.coverage == 1]
+    nothing = [goal for goal, best in of_goals.items() if best is None]
+    return [
+        *([f"With an accuracy of {' or '.join(everything)} it can answer all rows."] if everything else []),
+        *(
+            f"With an accuracy of {goal} it can answer {percent(best.coverage)} of the rows (interval "
+            f"{percent_interval(best.interval)}): those with a probability of at least {best.threshold:.3f}."
+            for goal, best in of_goals.items()
+            if best and best.coverage < 1
+        ),
+        *([f"With an accuracy of {' or '.join(nothing)} it can answer no rows."] if nothing else []),
+    ]
 
 
 def explain_threshold(effect: ThresholdEffect | None) -> str | None:

@@ -33,6 +33,7 @@ from stages.analysis import metrics as model_metrics
 from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.calibration import Calibration, ProbabilityScores
 from stages.analysis.case_table import probability_columns
+from stages.analysis.coverage import Coverage, CoverageOfGoal
 from stages.analysis.intervals import Interval
 from stages.analysis.metrics import Estimate
 from stages.analysis.paired_difference import Difference
@@ -926,6 +927,20 @@ def test_the_temperature_and_its_interval_are_explained(low, high, words):
     assert f"a temperature of 1.05 (95% interval {low} to {high})" in text and words in text
     assert "fitted to 100 validation rows" in text
     assert scale.startswith("On the test rows it lowers the loss from 0.500 to 0.400.") and "a loss of 0.693" in scale
+
+
+def test_a_temperature_that_changes_little_leaves_the_loss_as_it_is():
+    scores = ProbabilityScores(0.1, 0.4001, 0.4)
+    (_, change) = wording.explain_calibration(Calibration(1.05, 0.9, 1.2, 100, scores), 0.4002, 0.693)
+    assert change.startswith("On the test rows it leaves the loss at 0.400.")
+
+
+def test_accuracies_that_all_rows_or_no_rows_have_share_a_sentence():
+    best = Coverage(0.95, 1, Interval(0.9, 1), 0.4)
+    coverage = {goal: CoverageOfGoal(found, None) for goal, found in {"90%": best, "95%": best, "99%": None}.items()}
+    assert wording.explain_coverage(coverage) == [
+        "With an accuracy of 90% or 95% it can answer all rows.", "With an accuracy of 99% it can answer no rows."
+    ]  # fmt: skip
 
 
 def test_few_validation_rows_are_a_warning_about_the_temperature():

@@ -30,7 +30,7 @@ def render_results(
     kept_epoch, comparison, classes = results.training.best_epoch, results.comparison, run.task.classes
     slices = select_slices(tables["slices_reference"], tables["slices_tuned"])
     confusion = confusion_counts(cases["gold"], cases["tuned"], len(classes))
-    reached = [found.on_test for found in results.coverage.values() if found.on_test]
+    reached = [goal.on_test for goal in results.coverage.values() if goal.on_test and goal.on_test.coverage < 1]
     drawings = {
         "references": partial(draw_scores, list_scores(results, run), TITLES[comparison.metric]),
         "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
