@@ -31,7 +31,7 @@ def find_first_tokens(tokenizer: PreTrainedTokenizerBase, template: str, classes
     A space separates the two, unless the template ends with whitespace.
 
     Raises:
-        Unavailable: the tokens of a name cannot be told from those of the template, or two names share a first token.
+        Unavailable: the tokens of a filled template change if a name follows, or two names share a first token.
     """
     encoder = get_encoder(tokenizer, template)
     if encoder.added_at_end:

@@ -38,6 +38,7 @@ from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
+from stages.model.head import remove_head, replace_head
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import params
 from stages.runtime import usage_recorder as recorder_module
@@ -294,6 +295,25 @@ def test_probabilities_of_fused_layers_equal_those_of_transformers(small_phi, pr
     expected = torch.softmax(torch.cat(logits), dim=-1).cpu().numpy()
     assert abs(probabilities - expected).max() < tolerance
     assert abs(probabilities - expected[::-1]).max() > tolerance, "the rows are too similar to test anything"
+
+
+def test_fused_layers_give_the_last_states_and_the_outputs_of_another_head(small_phi):
+    p = params.load(PARAMS)
+    base = load_base(small_phi, p.model, CLASSES, DEVICE, 42, Tokenizer())
+    remove_head(base)
+    examples = [{"input_ids": torch.randint(1, 1000, (5 + i % 40,)).numpy(), "labels": 0} for i in range(50)]
+    with torch.inference_mode():
+        rows = [base(input_ids=torch.tensor(e["input_ids"])[None].to(DEVICE)).logits.double() for e in examples]
+    expected = torch.cat(rows).cpu().numpy()
+    fused = Classifier(base, Tokenizer(), p.batches, 128)
+    states = fused.compute_logits(examples, 16)
+    assert states.shape == (50, base.config.hidden_size)
+    assert abs(states - expected).max() < 0.03 * abs(expected).max()
+    assert abs(states - expected[::-1]).max() > 0.3 * abs(expected).max(), "the rows are too similar to test anything"
+    weight, bias = torch.randn(7, base.config.hidden_size), torch.randn(7)
+    replace_head(base, weight, bias)
+    outputs = fused.compute_logits(examples, 16)
+    assert abs(outputs - (states @ weight.double().numpy().T + bias.numpy())).max() < 1e-3 * abs(outputs).max()
 
 
 def train(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, resume=None, rows=63 * 16):

@@ -10,9 +10,10 @@ from helpers.tables import CLASSES
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MiniCPM3Config, PhiConfig
 
 from stages.data.tokenization import load_tokenizer
+from stages.model import linear_probe
 from stages.model.classifier import Classifier
 from stages.model.head import remove_head
-from stages.model.linear_probe import STRENGTHS, choose_strength, fit_probe
+from stages.model.linear_probe import STRENGTHS, calibrated_loss, choose_strength, fit_probe
 from stages.model.linear_reference import LinearReference, classify_all, stack_heads
 from stages.model.zero_shot import LanguageModelHead, Unavailable, estimate_log_prior, find_first_tokens
 
@@ -161,17 +162,43 @@ def test_the_probe_finds_what_is_linear_in_the_states(classes):
     assert (answers_of(probe, unseen) == gold).mean() > 0.95
 
 
-def test_the_penalty_depends_on_the_noise():
-    clear, noisy = (make_states(300, 3, noise) for noise in (0.1, 8))
-    assert fit_probe(*clear, np.arange(300))[1] > fit_probe(*noisy, np.arange(300))[1]
+def make_hard_states(rows, seed):
+    """More directions than rows, each of which says little about the class -> (states, labels)."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, rows)
+    centers = 0.1 * np.random.default_rng(1).normal(size=(3, 300))
+    return centers[labels] + generator.normal(size=(rows, 300)), labels
+
+
+def test_the_penalty_is_the_best_for_unseen_rows(monkeypatch):
+    """A wrong penalty would flatter the tuned model."""
+    (states, labels), (unseen, gold) = make_hard_states(200, 0), make_hard_states(4000, 5)
+
+    def accuracy():
+        return (answers_of(fit_probe(states, labels, np.arange(200))[0], unseen) == gold).mean()
+
+    chosen, strengths, accuracies = accuracy(), STRENGTHS, []
+    for strength in strengths:
+        monkeypatch.setattr(linear_probe, "STRENGTHS", (strength,))
+        accuracies.append(accuracy())
+    assert chosen > max(accuracies) - 0.01
+    assert chosen > max(accuracies[0], accuracies[-1]) + 0.01, "any penalty would do"
+
+
+def test_overconfidence_does_not_matter_for_the_penalty():
+    """It changes no answer, and the plain log loss chose too strong a penalty."""
+    logits, targets = rng.normal(size=(50, 3)), rng.integers(0, 3, 50)
+    logits[np.arange(50), targets] += 1
+    assert calibrated_loss(10 * logits, targets) == pytest.approx(calibrated_loss(logits, targets), rel=1e-4)
+    assert calibrated_loss(logits, targets) < calibrated_loss(logits - 0.5 * np.eye(3)[targets], targets)
 
 
 def test_rows_of_one_group_are_in_one_fold():
     """Copies of a row in both parts would reward a model that memorises them."""
-    states, labels = make_states(120, 3, noise=8)
-    copies = np.repeat(np.arange(120), 4)
+    states, labels = make_hard_states(200, 0)
+    copies = np.repeat(np.arange(200), 4)
     grouped = choose_strength(states[copies], labels[copies], copies)
-    assert grouped < choose_strength(states[copies], labels[copies], np.arange(480))
+    assert grouped < choose_strength(states[copies], labels[copies], np.arange(800))
 
 
 def test_a_class_without_training_rows_is_never_the_answer():
