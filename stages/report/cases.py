@@ -46,24 +46,22 @@ class ConfidentError:
 
 
 def hide_texts(table: pd.DataFrame, texts: Texts, task: Task) -> pd.DataFrame:
-    """Leave in a table only those texts that metrics/ may have.
+    """Leave in a table only those texts that metrics/ may have. The others become empty.
 
     Args:
         table: `gold`, the prediction (`tuned` or `predicted`), texts, and more.
-        texts: `analysis.texts`. With `errors`, the texts of right predictions become empty; with `none`, the table
-            loses its text columns.
+        texts: `analysis.texts`: the texts of all rows, of the tuned model's errors, or of none.
     """
-    if texts == "none":
-        return table.drop(columns=task.text_columns)
     if texts == "all":
         return table
     is_error = table["gold"] != table["tuned" if "tuned" in table else "predicted"]
-    return table.assign(**{column: table[column].where(is_error, "") for column in task.text_columns})
+    shown = is_error if texts == "errors" else np.zeros(len(table), bool)
+    return table.assign(**{column: table[column].where(shown, "") for column in task.text_columns})
 
 
 def text_columns(table: pd.DataFrame, task: Task) -> list[tuple[str, str]]:
-    """(the data's name, the table's name) of each text column that a table has after `hide_texts`."""
-    return [pair for pair in zip(task.columns, task.text_columns, strict=True) if pair[1] in table]
+    """(the data's name, the table's name) of each text column that has a text after `hide_texts`."""
+    return [(name, column) for name, column in zip(task.columns, task.text_columns, strict=True) if table[column].any()]
 
 
 def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
@@ -108,10 +106,15 @@ def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[Co
     ]
 
 
-def label_error_table(label_errors: pd.DataFrame, task: Task) -> list[tuple[int, list[str], str, str, str, str]]:
-    """(row, texts, gold class, predicted class, probability of it, probability of the gold class) of the first ones."""
-    max_text = MAX_ERROR_TEXT // len(task.columns)
-    columns = [column for _, column in text_columns(label_errors, task)]
+def label_error_table(
+    label_errors: pd.DataFrame, columns: Sequence[str]
+) -> list[tuple[int, list[str], str, str, str, str]]:
+    """(row, texts, gold class, predicted class, probability of it, probability of the gold class) of the first ones.
+
+    Args:
+        columns: the text columns to show.
+    """
+    max_text = MAX_ERROR_TEXT // max(1, len(columns))
     return [
         (
             int(line["row"]),

@@ -115,7 +115,7 @@ def build_context(
         **data_section(results.data, run.task),
         **recipe_section(results.data, run),
         **errors_section(cases, results.comparison.best, run.task),
-        **label_errors_section(label_errors, run.task),
+        **label_errors_section(label_errors, cases, run.task),
         **confusions_section(cases, run.task),
         **pictures_section(pictures, results.comparison, usage, run),
         **published_section(results, usage, plot_tables["epochs"], run),
@@ -212,10 +212,11 @@ def errors_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
     }
 
 
-def label_errors_section(label_errors: pd.DataFrame, task: Task) -> Context:
-    """Rows whose gold label may be wrong; label_errors.csv has all of them."""
+def label_errors_section(label_errors: pd.DataFrame, cases: pd.DataFrame, task: Task) -> Context:
+    """Rows whose gold label may be wrong, with the columns of the other tables; label_errors.csv has all of them."""
+    columns = [column for _, column in page_rows.text_columns(cases, task)]
     return {
-        "label_errors": page_rows.label_error_table(label_errors, task),
+        "label_errors": page_rows.label_error_table(label_errors, columns),
         "label_error_count": len(label_errors),
     }
 
