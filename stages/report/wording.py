@@ -21,14 +21,23 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
     """Which intervals the report shows, and the design effects that widen them; group: `Task.group`."""
     tuned, gain = results.tuned.design_effect, results.comparison.best_reference.difference.design_effect
     related = f"share the same {group}" if group else "have the same texts"
+    if results.comparison.metric == "accuracy":
+        of_difference = (
+            "The difference from a reference has Tango's. Its p is the largest of three McNemar tests: exact by rows, "
+            "exact by groups of rows that are not independent, and the score test that matches the interval."
+        )
+    else:
+        of_difference = (
+            "The difference from a reference in macro F1 has one by its influence function. Its p is 1 minus the "
+            "confidence at which this interval would end at 0."
+        )
     return (
         f"All intervals are {confidence_level(confidence)} confidence intervals. Accuracies and shares have Wilson's, "
-        "differences between groups of rows Newcombe's. The difference from a reference has Tango's if accuracy leads. "
-        "F1 has Agresti and Coull's by its influence function, with the bias subtracted. Rows that "
-        f"{related} are not independent. Therefore counts are divided by the design effect (accuracy {tuned:.2f}, "
-        f"difference from the best reference {gain:.2f}). If there are few groups of such rows, Student's t widens the "
-        "intervals further. The p of a difference in accuracy is the largest of three McNemar tests: exact by rows, "
-        "exact by groups of such rows, and the score test that matches Tango's interval."
+        "differences between groups of rows Newcombe's. F1 has Agresti and Coull's by its influence function, with the "
+        f"bias subtracted. Loss and Brier score have Hall's for skewed values. {of_difference} Rows that {related} are "
+        f"not independent. Therefore counts are divided by the design effect (accuracy {tuned:.2f}, difference from "
+        f"the best reference {gain:.2f}). If there are few groups of such rows, Student's t widens the intervals "
+        "further."
     )
 
 

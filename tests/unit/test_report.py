@@ -394,6 +394,13 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
         assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
 
 
+def test_the_explanation_of_the_intervals_is_about_the_leading_metric(metrics, two_metrics):
+    for folder, words, other in ((metrics, "has Tango", "in macro F1 has"), (two_metrics, "in macro F1 has", "Tango")):
+        for name in ("report.html", "report.md", "model_card.md"):
+            text = (folder / name).read_text()
+            assert words in text and other not in text, name
+
+
 def test_classes_with_few_test_rows_are_named_next_to_the_intervals(analyzed, metrics):
     few = analyzed(rows=12)
     for name in ("report.md", "report.html", "model_card.md"):
@@ -1319,7 +1326,7 @@ def test_warnings_are_amber_and_alarms_red(odd_metrics, two_metrics):
     alarm = '<p class="notice alarm"><strong>Alarm:</strong> No training row has the class not trained:'
     warning = '<p class="notice warning"><strong>Warning:</strong> 12 of 300 test rows'
     assert alarm in page_of(odd_metrics) and warning in page_of(two_metrics)
-    for name, colour in (("alarm", "var(--bad)"), ("warning", "#b26a00")):
+    for name, colour in (("alarm", "var(--bad)"), ("warning", "#965800")):
         assert f"--{name}: {colour};" in page_of(odd_metrics)
         assert f".{name} strong {{ color: var(--{name}); }}" in page_of(odd_metrics)
     for folder, level, text in ((odd_metrics, "Alarm", "No training row"), (two_metrics, "Warning", "12 of 300 test")):
