@@ -55,7 +55,8 @@ def explain_verdict(comparison: Comparison, level: str) -> str:
         gap = f"{points(value)} points of {TITLES[metric]} {'above' if value > 0 else 'below'} {reference}"
     else:
         gap = f"the same {TITLES[metric]} as {reference}"
-    return f"{gap}. The {level} interval of the difference is {points_interval(interval)} ({p_value(p)})."
+    more = " With more test rows it would be narrower." if comparison.verdict == "too close to tell" else ""
+    return f"{gap}. The {level} interval of the difference is {points_interval(interval)} ({p_value(p)}).{more}"
 
 
 def explain_gains(comparison: Comparison) -> str | None:

@@ -609,6 +609,7 @@ def test_the_verdict_is_in_words_and_in_its_colour(analyzed, settings, words, co
         f"{low * 100:+.1f} to {high * 100:+.1f} (p "
     ).replace("-", "−")
     assert comparison["verdict"] == words.lower()
+    assert ("With more test rows it would be narrower." in page_of(metrics)) == (words == "Too close to tell")
     assert f'<strong class="{colour}">{words}:</strong> {reason}' in page_of(metrics)
     assert f'<b class="{colour}">{details(metrics)["tuned"]["accuracy"]:.1%}</b>' in page_of(metrics)
     for name in ("report.md", "model_card.md"):
