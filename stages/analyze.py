@@ -9,9 +9,20 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import nli
+from stages.analysis.best_threshold import measure_best_threshold
 from stages.analysis.calibration import measure_calibration
 from stages.analysis.case_table import build_case_table, find_outcomes
 from stages.analysis.comparison import compare_models
+from stages.analysis.coverage import (
+    GOALS,
+    CoverageOfGoal,
+    Selection,
+    choose_threshold,
+    coverage_at,
+    coverage_curve,
+    measure_threshold,
+)
+from stages.analysis.label_errors import likely_label_errors
 from stages.analysis.metrics import Predictions, score_model
 from stages.analysis.plot_tables import build_plot_tables
 from stages.analysis.results import ParameterCounts, Results, Training
@@ -34,6 +45,7 @@ class Inputs:
     Attributes:
         base: the predictions of the references that need the language model.
         tuned: the tuned model's predictions of the same rows in the same order.
+        validation: its predictions of the validation rows.
         tokenized: {"train", "test"}: some columns of the rows.
         epochs, steps: the training's history.
         summaries: summary.json of "base", "train" and "tuned".
@@ -42,6 +54,7 @@ class Inputs:
     data: DataSummary
     base: pd.DataFrame
     tuned: pd.DataFrame
+    validation: pd.DataFrame
     tokenized: dict[str, pd.DataFrame]
     epochs: pd.DataFrame
     steps: pd.DataFrame
@@ -58,16 +71,21 @@ def main() -> None:
     results = compute_results(inputs, cases, run)
     best = results.comparison.best
     cases["outcome"] = find_outcomes(cases["gold"], cases[best], cases["tuned"])
-    plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, best, task, p.analysis.confidence)
+    temperature = results.calibration.temperature if results.calibration else None
+    plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, best, temperature, task, p.analysis.confidence)
+    label_errors = page_rows.hide_texts(likely_label_errors(inputs.tuned, task), p.analysis.texts, task)
     pictures = figures.render_results(results, plot_tables, cases, run)
     usage_picture = figures.render_usage(samples, usage.train.on_gpu)
     shown_cases = page_rows.hide_texts(cases, p.analysis.texts, task)
-    context = document.build_context(results, usage, shown_cases, plot_tables, pictures | {"usage": usage_picture}, run)
+    context = document.build_context(
+        results, usage, shown_cases, label_errors, plot_tables, pictures | {"usage": usage_picture}, run
+    )
 
     # Results: equal inputs give equal bytes.
     files.write_json("metrics/details.json", results.to_json())
-    spreadsheet = page_rows.to_spreadsheet(shown_cases, p.analysis.texts, task)
-    files.write_csv("metrics/cases.csv", spreadsheet, quoting=csv.QUOTE_NONNUMERIC)
+    files.write_csv("metrics/cases.csv", page_rows.to_spreadsheet(shown_cases, task), quoting=csv.QUOTE_NONNUMERIC)
+    escaped = page_rows.escape_formulas(label_errors)
+    files.write_csv("metrics/label_errors.csv", escaped, quoting=csv.QUOTE_NONNUMERIC)
     write_plots(plot_tables)
     write_figures(pictures)
     files.write_text("metrics/report.md", document.markdown(context))
@@ -91,6 +109,7 @@ def load_inputs(task: Task) -> Inputs:
         data=DataSummary.read("outs/data_summary.json"),
         base=base,
         tuned=tuned,
+        validation=files.read_table("outs/results/train/validation.parquet"),
         tokenized={split: files.read_table(f"outs/tokenized/{split}.parquet", columns[split]) for split in columns},
         epochs=load_history("epochs"),
         steps=load_history("steps"),
@@ -127,7 +146,7 @@ def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
 
 def compute_results(inputs: Inputs, cases: pd.DataFrame, run: RunDescription) -> Results:
     task, confidence, summaries = run.task, run.confidence, inputs.summaries
-    tuned = Predictions.from_table(inputs.tuned, task, confidence)
+    tuned, validation = (Predictions.from_table(table, task, confidence) for table in (inputs.tuned, inputs.validation))
     temperature = summaries["train"].get("temperature")
     nli_task = nli.NliTask.from_task(task) if published.is_published_task(run) else None
     return Results(
@@ -138,8 +157,22 @@ def compute_results(inputs: Inputs, cases: pd.DataFrame, run: RunDescription) ->
         tuned_parameters=ParameterCounts(**summaries["tuned"]["parameters"]),
         comparison=compare_models(cases, task, confidence),
         calibration=measure_calibration(tuned.gold, tuned.predicted, tuned.probabilities, temperature),
+        coverage=measure_coverage(tuned, validation),
+        best_threshold=measure_best_threshold(tuned, validation.gold, validation.probabilities[:, 1]),
         claims=nli.check_claims(cases, nli_task, confidence) if nli_task else None,
     )
+
+
+def measure_coverage(test: Predictions, validation: Predictions) -> dict[str, CoverageOfGoal]:
+    """Which share of the test rows can be answered with each accuracy of `GOALS`."""
+    rows = (test.right, test.probabilities.max(axis=1), test.groups)
+    curve = coverage_curve(*rows, test.confidence)
+
+    def select(goal: float) -> Selection | None:
+        threshold = choose_threshold(validation.right, validation.probabilities.max(axis=1), goal)
+        return None if threshold is None else measure_threshold(*rows, goal, threshold, test.confidence)
+
+    return {f"{goal:.0%}": CoverageOfGoal(coverage_at(curve, goal), select(goal)) for goal in GOALS}
 
 
 def write_plots(plot_tables: dict[str, pd.DataFrame]) -> None:

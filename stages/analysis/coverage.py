@@ -57,6 +57,14 @@ class Selection:
     accuracy: Share
 
 
+@dataclass(frozen=True)
+class CoverageOfGoal:
+    """Both answers for one accuracy. None: it was not reached, on the test rows or on the validation rows."""
+
+    on_test: Coverage | None
+    from_validation: Selection | None
+
+
 def coverage_curve(
     right: np.ndarray, probability: np.ndarray, groups: np.ndarray, confidence: float, points: int = POINTS
 ) -> pd.DataFrame:

@@ -4,14 +4,22 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import nli, slices
-from stages.analysis.calibration import calibration_curve
+from stages.analysis.calibration import calibration_curve, undo_temperature
+from stages.analysis.case_table import probability_columns
+from stages.analysis.coverage import coverage_curve
 from stages.data.task import Task
 
 MAX_STEPS = 1000  # points of the curve by step
 
 
 def build_plot_tables(
-    cases: pd.DataFrame, epochs: pd.DataFrame, steps: pd.DataFrame, reference: str, task: Task, confidence: float
+    cases: pd.DataFrame,
+    epochs: pd.DataFrame,
+    steps: pd.DataFrame,
+    reference: str,
+    temperature: float | None,
+    task: Task,
+    confidence: float,
 ) -> dict[str, pd.DataFrame]:
     """All tables by name.
 
@@ -19,6 +27,7 @@ def build_plot_tables(
         cases: from `build_case_table`.
         epochs, steps: the training's history.
         reference: the best one, whose answers are shown next to the tuned model's.
+        temperature: of the saved head; None if it has none.
         confidence: of the intervals, such as 0.95.
     """
     names, nli_cuts = dict(enumerate(task.classes)), nli.cuts(cases) if nli.NliTask.from_task(task) else {}
@@ -31,7 +40,12 @@ def build_plot_tables(
             {"actual": cases["gold"].map(names), "predicted": cases[column].map(names)}
         )
         tables[f"slices_{model}"] = slices.measure_slices(cuts, right, groups, confidence)
-    tables["reliability_tuned"] = calibration_curve(cases["tuned"] == cases["gold"], probability, groups, confidence)
+    right = cases["tuned"] == cases["gold"]
+    tables["reliability_tuned"] = calibration_curve(right, probability, groups, confidence)
+    if temperature is not None:
+        before = undo_temperature(cases[probability_columns(task)].to_numpy(), temperature).max(axis=1)
+        tables["reliability_uncalibrated"] = calibration_curve(right, before, groups, confidence)
+    tables["coverage"] = coverage_curve(right, probability, groups, confidence)
     return tables
 
 

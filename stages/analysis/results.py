@@ -7,8 +7,10 @@ from typing import Any, Self
 import pandas as pd
 
 from stages.analysis import metrics
+from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.calibration import Calibration
 from stages.analysis.comparison import Comparison
+from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.intervals import Interval
 from stages.analysis.metrics import ModelScores, Score
 from stages.analysis.nli import Claims
@@ -52,6 +54,8 @@ class Results:
 
     Attributes:
         calibration: what the temperature changed; None if `train.calibrate` is false.
+        coverage: which share of the rows can be answered with an accuracy, by that accuracy, such as "95%".
+        best_threshold: None unless there are two classes.
         claims: the published report's claims, tested on this run; None if it has another task than the report.
     """
 
@@ -62,6 +66,8 @@ class Results:
     tuned_parameters: ParameterCounts
     comparison: Comparison
     calibration: Calibration | None
+    coverage: dict[str, CoverageOfGoal]
+    best_threshold: ThresholdEffect | None
     claims: Claims | None
 
     def to_json(self) -> dict[str, Any]:
@@ -74,6 +80,8 @@ class Results:
             "tuned": _scores_json(self.tuned, self.tuned_parameters),
             "comparison": _json(self.comparison) | claims,
             "calibration": _json(self.calibration),
+            "coverage": _json(self.coverage),
+            "best_threshold": _json(self.best_threshold),
         }
 
     def summarize(self) -> dict[str, float]:

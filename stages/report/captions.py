@@ -19,12 +19,14 @@ def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> 
         p: all of params.yaml.
         usage: the training's usage.
     """
-    metric = TITLES[comparison.metric]
+    metric = TITLES[comparison.metric][0].upper() + TITLES[comparison.metric][1:]
+    before = " Grey squares are the same answers without the temperature." if p.train.calibrate else ""
     kept_epoch = "the one with the lowest validation loss" if p.train.keep == "best" else "the last"
     return {
         "references": (
-            metric[0].upper() + metric[1:],
-            "Of the tuned model and the references on the test rows, with intervals. The line is the tuned model's.",
+            metric,
+            f"{metric} of the tuned model and the references on the test rows, with intervals. The dashed line is the "
+            "tuned model's.",
         ),
         "confusion": ("Confusion", _confusion(task.classes)),
         "loss": (
@@ -42,7 +44,13 @@ def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> 
             "Calibration",
             "Accuracy by the probability of the predicted class. Below the dotted line, a model is overconfident. Each "
             f"dot is a bin of rows, with its interval. Up to {BINS} bins have about equally many rows, at least "
-            f"{MIN_BIN_ROWS} each. The axes do not start at 0.",
+            f"{MIN_BIN_ROWS} each. The axes do not start at 0.{before}",
+        ),
+        "coverage": (
+            "Coverage",
+            "Accuracy of the rows that the model is surest of, with its interval: from a few rows on the left to all "
+            "rows on the right. Dots mark the accuracies below, unless all rows have them. The accuracy axis does not "
+            "start at 0.",
         ),
         "usage": ("Memory and load", _usage(usage)),
     }

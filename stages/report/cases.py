@@ -14,6 +14,7 @@ from stages.analysis.case_table import probability_columns
 from stages.analysis.nli import NliTask, overlap_ends
 from stages.analysis.references import REFERENCES
 from stages.data.task import Task
+from stages.report.formatting import percent
 from stages.report.tables import FEW_CLASSES
 
 Texts = Literal["all", "errors", "none"]  # `analysis.texts`
@@ -44,36 +45,36 @@ class ConfidentError:
     probability: float
 
 
-def hide_texts(cases: pd.DataFrame, texts: Texts, task: Task) -> pd.DataFrame:
-    """The case table with only those texts that metrics/ may have; the others are empty.
+def hide_texts(table: pd.DataFrame, texts: Texts, task: Task) -> pd.DataFrame:
+    """Leave in a table only those texts that metrics/ may have. The others become empty.
 
     Args:
+        table: `gold`, the prediction (`tuned` or `predicted`), texts, and more.
         texts: `analysis.texts`: the texts of all rows, of the tuned model's errors, or of none.
     """
-    shown = {"all": True, "errors": cases["tuned"] != cases["gold"], "none": False}[texts]
-    return cases.assign(**{column: np.where(shown, cases[column], "") for column in task.text_columns})
+    if texts == "all":
+        return table
+    is_error = table["gold"] != table["tuned" if "tuned" in table else "predicted"]
+    shown = is_error if texts == "errors" else np.zeros(len(table), bool)
+    return table.assign(**{column: table[column].where(shown, "") for column in task.text_columns})
 
 
-def shown_columns(texts: Texts, task: Task) -> tuple[str, ...]:
-    """The columns whose texts the page shows; texts: `analysis.texts`."""
-    return () if texts == "none" else task.columns
+def text_columns(table: pd.DataFrame, task: Task) -> list[tuple[str, str]]:
+    """(the data's name, the table's name) of each text column that has a text after `hide_texts`."""
+    return [(name, column) for name, column in zip(task.columns, task.text_columns, strict=True) if table[column].any()]
 
 
-def to_spreadsheet(cases: pd.DataFrame, texts: Texts, task: Task) -> pd.DataFrame:
+def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The case table with class names instead of numbers, and with formulas escaped.
 
     With many classes, it has only the predicted class's probability, since Git stores this table. outs/results/ has all
     probabilities.
-
-    Args:
-        cases: after `hide_texts`.
-        texts: `analysis.texts`; with none, the table has no columns for them.
     """
     names = dict(enumerate(task.classes))
     class_columns = ["gold", "tuned", *REFERENCES, *map(column_of_bag, task.columns)]
     labels = {column: cases[column].map(names) for column in class_columns if column in cases}
     many = len(task.classes) > FEW_CLASSES
-    excluded = [*(probability_columns(task) if many else []), *(task.text_columns if texts == "none" else [])]
+    excluded = probability_columns(task) if many else []
     return escape_formulas(cases.assign(**labels).drop(columns=["group", *excluded]))
 
 
@@ -87,25 +88,43 @@ def escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def confident_errors(cases: pd.DataFrame, reference: str, texts: Texts, task: Task) -> list[ConfidentError]:
-    """The tuned model's errors with the highest probability, the highest first; texts: `analysis.texts`."""
+def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[ConfidentError]:
+    """The tuned model's errors with the highest probability, the highest first."""
     wrong = cases[cases["tuned"] != cases["gold"]]
     max_text = MAX_ERROR_TEXT // len(task.columns)
     first = wrong.sort_values("tuned_probability", ascending=False, kind="stable")[:MAX_ERRORS]
     return [
         ConfidentError(
             row=int(case["row"]),
-            texts=[
-                (column, cut_text(case[text], max_text))
-                for column, text in zip(task.columns, task.text_columns, strict=True)
-                if texts != "none"
-            ],
+            texts=[(name, cut_text(case[column], max_text)) for name, column in text_columns(cases, task)],
             gold=task.classes[case["gold"]],
             reference=task.classes[case[reference]],
             tuned=task.classes[case["tuned"]],
             probability=float(case["tuned_probability"]),
         )
         for _, case in first.iterrows()
+    ]
+
+
+def label_error_table(
+    label_errors: pd.DataFrame, columns: Sequence[str]
+) -> list[tuple[int, list[str], str, str, str, str]]:
+    """(row, texts, gold class, predicted class, probability of it, probability of the gold class) of the first ones.
+
+    Args:
+        columns: the text columns to show.
+    """
+    max_text = MAX_ERROR_TEXT // max(1, len(columns))
+    return [
+        (
+            int(line["row"]),
+            [cut_text(line[column], max_text) for column in columns],
+            line["gold"],
+            line["predicted"],
+            percent(line["probability"]),
+            percent(line["probability_of_gold"]),
+        )
+        for _, line in label_errors[:MAX_ERRORS].iterrows()
     ]
 
 
@@ -137,7 +156,8 @@ def rows_as_json(cases: pd.DataFrame, filters: dict[str, np.ndarray], reference:
     """
     bits = sum((rows.astype(int) * 2**place for place, rows in enumerate(filters.values())), np.zeros(len(cases), int))
     table = cases.assign(filters=bits).iloc[select_rows(cases, count_page_rows(cases, task))]
-    texts = [[cut_text(text, MAX_TEXT) for text in row] for row in table[task.text_columns].to_numpy().tolist()]
+    shown = [column for _, column in text_columns(table, task)]
+    texts = [[cut_text(text, MAX_TEXT) for text in row] for row in table[shown].to_numpy().tolist()]
     columns = [table[name].tolist() for name in ("gold", reference, "tuned", "outcome", "filters")]
     classes = most_probable(table[probability_columns(task)].to_numpy())
     return script_json(list(zip(table["row"].tolist(), texts, *columns, classes, strict=True)))
@@ -159,7 +179,8 @@ def select_rows(cases: pd.DataFrame, count: int) -> np.ndarray:
 
 def count_page_rows(cases: pd.DataFrame, task: Task) -> int:
     """How many rows fit on the page."""
-    characters = cases[task.text_columns].map(len).clip(upper=MAX_TEXT).to_numpy().sum()
+    shown = [column for _, column in text_columns(cases, task)]
+    characters = cases[shown].map(len).clip(upper=MAX_TEXT).to_numpy().sum()
     return min(len(cases), MAX_ROWS, max(1, int(len(cases) * MAX_CHARACTERS / max(1, characters))))
 
 

@@ -90,6 +90,7 @@ def build_context(
     results: Results,
     usage: Usage,
     cases: pd.DataFrame,
+    label_errors: pd.DataFrame,
     plot_tables: dict[str, pd.DataFrame],
     pictures: dict[str, tuple[bytes, str]],
     run: RunDescription,
@@ -97,7 +98,8 @@ def build_context(
     """Everything that the templates show, section by section.
 
     Args:
-        cases: from `build_case_table`.
+        cases: from `build_case_table`, after `hide_texts`.
+        label_errors: from `likely_label_errors`, after `hide_texts`.
         plot_tables: from `build_plot_tables`.
         pictures: {name: (PNG bytes, SVG text)}.
     """
@@ -109,9 +111,11 @@ def build_context(
         **scores_section(results, run),
         **classes_section(results, plot_tables),
         **calibration_section(results, run.task),
+        **coverage_section(results),
         **data_section(results.data, run.task),
         **recipe_section(results.data, run),
-        **errors_section(cases, results.comparison.best, run),
+        **errors_section(cases, results.comparison.best, run.task),
+        **label_errors_section(label_errors, cases, run.task),
         **confusions_section(cases, run.task),
         **pictures_section(pictures, results.comparison, usage, run),
         **published_section(results, usage, plot_tables["epochs"], run),
@@ -146,7 +150,8 @@ def verdict_section(results: Results, run: RunDescription) -> Context:
 
 def alarms_section(results: Results, cases: pd.DataFrame, task: Task) -> Context:
     """What makes the scores mean less than they seem to; the model card has this section too."""
-    return {"alarms": find_alarms(cases, results.comparison, task)}
+    of_data = [alarm.text for alarm in find_warnings(results.data, task.group) if alarm.level == "alarm"]
+    return {"alarms": [*find_alarms(cases, results.comparison, task), *of_data]}
 
 
 def scores_section(results: Results, run: RunDescription) -> Context:
@@ -171,8 +176,18 @@ def calibration_section(results: Results, task: Task) -> Context:
     return {
         "calibrated": calibration is not None,
         "calibration": tables.calibration_table(results.tuned, calibration.without if calibration else None),
-        "calibration_explained": wording.explain_calibration(calibration, math.log(len(task.classes))),
+        "calibration_explained": wording.explain_calibration(
+            calibration, results.tuned.scores["loss"].value, math.log(len(task.classes))
+        ),
         "calibration_warnings": wording.calibration_warnings(calibration),
+    }
+
+
+def coverage_section(results: Results) -> Context:
+    return {
+        "coverage": tables.coverage_table(results.coverage),
+        "coverage_sentences": wording.explain_coverage(results.coverage),
+        "threshold_effect": wording.explain_threshold(results.best_threshold),
     }
 
 
@@ -180,7 +195,7 @@ def data_section(data: DataSummary, task: Task) -> Context:
     """The rows of each split, and what is wrong with them; the model card has this section too."""
     return {
         "by_split": tables.split_table(data, task),
-        "warnings": [warning.text for warning in find_warnings(data, task.group)],
+        "warnings": [warning.text for warning in find_warnings(data, task.group) if warning.level == "warning"],
         "overlap": wording.no_overlap(data.splits["test"], task.group),
     }
 
@@ -190,10 +205,19 @@ def recipe_section(data: DataSummary, run: RunDescription) -> Context:
     return {"facts": key_facts(data, run), "recipe": recipe(data, run)}
 
 
-def errors_section(cases: pd.DataFrame, reference: str, run: RunDescription) -> Context:
+def errors_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
     return {
-        "errors": page_rows.confident_errors(cases, reference, run.params.analysis.texts, run.task),
-        "columns": page_rows.shown_columns(run.params.analysis.texts, run.task),
+        "errors": page_rows.confident_errors(cases, reference, task),
+        "columns": [name for name, _ in page_rows.text_columns(cases, task)],
+    }
+
+
+def label_errors_section(label_errors: pd.DataFrame, cases: pd.DataFrame, task: Task) -> Context:
+    """Rows whose gold label may be wrong, with the columns of the other tables; label_errors.csv has all of them."""
+    columns = [column for _, column in page_rows.text_columns(cases, task)]
+    return {
+        "label_errors": page_rows.label_error_table(label_errors, columns),
+        "label_error_count": len(label_errors),
     }
 
 
@@ -245,7 +269,7 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, run: RunDescriptio
         "outcomes": {key: (OUTCOME_NAMES[key], getattr(comparison.outcomes, key)) for key in OUTCOMES},
         "filters": {name: int(rows.sum()) for name, rows in filters.items()},
         "classes": task.classes,
-        "columns_json": page_rows.names_as_json(page_rows.shown_columns(texts, task)),
+        "columns_json": page_rows.names_as_json([name for name, _ in page_rows.text_columns(cases, task)]),
         "classes_json": page_rows.names_as_json(task.classes),
         "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task),
         "all_rows": len(cases),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stages.analysis import metrics
 from stages.analysis.calibration import ProbabilityScores
+from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.metrics import ClassMetric, Metric, ModelScores
 from stages.analysis.results import Results
 from stages.data.confusion import confusion_counts
@@ -45,10 +46,10 @@ def calibration_table(tuned: ModelScores, without: ProbabilityScores | None) -> 
     """(title, value with the temperature, value without it) of each score of the probabilities."""
     table = []
     for metric in metrics.METRICS:
-        if metric.key in ProbabilityScores.__annotations__:
+        if isinstance(metric, Metric) and metric.key in ProbabilityScores.__annotations__:
             write, _ = FORMS[metric.form]
-            values = (tuned.scores[metric.key].value, getattr(without, metric.key) if without else math.nan)
-            table.append((metric.title, *map(write, values)))
+            before = write(getattr(without, metric.key)) if without else "–"
+            table.append((metric.title, write(tuned.scores[metric.key].value), before))
     return table
 
 
@@ -61,8 +62,23 @@ def reference_table(lines: Sequence[ScoreLine]) -> list[tuple[ScoreLine, str, st
             table.append((line, percent(line.score.value), ends, "", ""))
         else:
             gap = f"{signed_points(line.difference.value)} ({points_interval(line.difference.interval)})"
-            table.append((line, percent(line.score.value), ends, gap, p_value(line.difference.p)))
+            p = p_value(line.difference.p).removeprefix("p ").removeprefix("= ")
+            table.append((line, percent(line.score.value), ends, gap, p))
     return table
+
+
+def coverage_table(coverage: dict[str, CoverageOfGoal]) -> list[tuple[str, str, str, str]]:
+    """(goal, threshold from the validation rows, test rows above it, their accuracy) of each goal that has one."""
+    return [
+        (
+            goal,
+            number(selection.threshold),
+            f"{percent(selection.coverage.value)} ({percent_interval(selection.coverage.interval)})",
+            f"{percent(selection.accuracy.value)} ({percent_interval(selection.accuracy.interval)})",
+        )
+        for goal, selection in ((goal, found.from_validation) for goal, found in coverage.items())
+        if selection and selection.accuracy.rows
+    ]
 
 
 def class_table(results: Results) -> tuple[list[str], list[list[str]]]:

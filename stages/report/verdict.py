@@ -55,7 +55,8 @@ def explain_verdict(comparison: Comparison, level: str) -> str:
         gap = f"{points(value)} points of {TITLES[metric]} {'above' if value > 0 else 'below'} {reference}"
     else:
         gap = f"the same {TITLES[metric]} as {reference}"
-    return f"{gap}. The {level} interval of the difference is {points_interval(interval)} ({p_value(p)})."
+    more = " With more test rows it would be narrower." if comparison.verdict == "too close to tell" else ""
+    return f"{gap}. The {level} interval of the difference is {points_interval(interval)} ({p_value(p)}).{more}"
 
 
 def explain_gains(comparison: Comparison) -> str | None:
@@ -140,7 +141,7 @@ def describe_reference(key: str, results: Results, run: RunDescription) -> str:
         train = results.data.splits["train"].classes
         return f"always answers {max(train, key=lambda name: train[name])}"
     if key == "zero_shot":
-        return f"the base's own next token after the template{_list_tokens(settings.get('tokens', {}))}"
+        return f"the language model's own next token after the template{_list_tokens(settings.get('tokens', {}))}"
     if key == "probe":
         rows = f", learned from {settings['rows']:,} training rows" if "rows" in settings else ""
         return f"logistic regression on the frozen base's last state{rows}"
@@ -162,7 +163,7 @@ def list_left_out(references: dict[str, Any]) -> list[str]:
         references: of the base's summary.json.
     """
     return [
-        f"{REFERENCE_NAMES[key].capitalize()} is left out: {settings['left_out']}"
+        f"{REFERENCE_NAMES[key].capitalize()} is left out: {settings['left_out']}."
         for key, settings in references.items()
         if "left_out" in settings
     ]

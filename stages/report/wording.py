@@ -1,11 +1,13 @@
 """The sentences of the report that depend on its numbers; `verdict` has those on what tuning was worth."""
 
+from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.calibration import Calibration
+from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
-from stages.report.formatting import list_names
+from stages.report.formatting import list_names, number, percent, percent_interval, points_interval, signed_points
 
 FEW_VALIDATION_ROWS = 50  # for a temperature
 
@@ -19,14 +21,23 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
     """Which intervals the report shows, and the design effects that widen them; group: `Task.group`."""
     tuned, gain = results.tuned.design_effect, results.comparison.best_reference.difference.design_effect
     related = f"share the same {group}" if group else "have the same texts"
+    if results.comparison.metric == "accuracy":
+        of_difference = (
+            "The difference from a reference has Tango's. Its p is the largest of three McNemar tests: exact by rows, "
+            "exact by groups of rows that are not independent, and the score test that matches the interval."
+        )
+    else:
+        of_difference = (
+            "The difference from a reference in macro F1 has one by its influence function. Its p is 1 minus the "
+            "confidence at which this interval would end at 0."
+        )
     return (
         f"All intervals are {confidence_level(confidence)} confidence intervals. Accuracies and shares have Wilson's, "
-        "differences between groups of rows Newcombe's. The difference from a reference has Tango's if accuracy leads. "
-        "F1 has Agresti and Coull's by its influence function, with the bias subtracted. Rows that "
-        f"{related} are not independent. Therefore counts are divided by the design effect (accuracy {tuned:.2f}, "
-        f"difference from the best reference {gain:.2f}). If there are few groups of such rows, Student's t widens the "
-        "intervals further. The p of a difference in accuracy is the largest of three McNemar tests: exact by rows, "
-        "exact by groups of such rows, and the score test that matches Tango's interval."
+        "differences between groups of rows Newcombe's. F1 has Agresti and Coull's by its influence function, with the "
+        f"bias subtracted. Loss and Brier score have Hall's for skewed values. {of_difference} Rows that {related} are "
+        f"not independent. Therefore counts are divided by the design effect (accuracy {tuned:.2f}, difference from "
+        f"the best reference {gain:.2f}). If there are few groups of such rows, Student's t widens the intervals "
+        "further."
     )
 
 
@@ -62,22 +73,30 @@ def interval_warnings(classes: dict[str, int], groups: int, group: str | None) -
     return warnings
 
 
-def explain_calibration(calibration: Calibration | None, guessing: float) -> list[str]:
-    """What the temperature is and what it changed; guessing: the loss of equal probabilities."""
+def explain_calibration(calibration: Calibration | None, loss: float, guessing: float) -> list[str]:
+    """What the temperature is and what it changed.
+
+    Args:
+        loss: of the test rows, with the temperature.
+        guessing: the loss of equal probabilities.
+    """
     scale = f"Lower scores are better. Equal probabilities for all classes have a loss of {guessing:.3f}."
     if calibration is None:
         return [f"The probabilities are as training left them, since train.calibrate is false. {scale}"]
-    value, low, high = (f"{number:.3g}" for number in (calibration.temperature, calibration.low, calibration.high))
+    value, low, high = (f"{value:.3g}" for value in (calibration.temperature, calibration.low, calibration.high))
     if calibration.low > 1:
-        meaning = "Without it the model is overconfident: it is right less often than its probabilities say."
+        meaning = "Without it the model was overconfident there: right less often than its probabilities say."
     elif calibration.high < 1:
-        meaning = "Without it the model is underconfident: it is right more often than its probabilities say."
+        meaning = "Without it the model was underconfident there: right more often than its probabilities say."
     else:
         meaning = "The interval contains 1, so these rows don't show whether it is needed."
+    before, after = number(calibration.without.loss), number(loss)
+    verb = "lowers" if loss < calibration.without.loss else "raises"
+    change = f"leaves the loss at {after}" if before == after else f"{verb} the loss from {before} to {after}"
     return [
-        f"The logits are divided by a temperature of {value} (95% interval {low} to {high}). It was fitted to "
-        f"{calibration.rows:,} validation rows, and is part of the saved head. It changes no prediction. {meaning}",
-        scale,
+        f"The logits are divided by a temperature of {value} (95% interval {low} to {high}), which is part of the "
+        f"saved head. It changes no prediction. It was fitted to {calibration.rows:,} validation rows. {meaning}",
+        f"On the test rows it {change}. {scale}",
     ]
 
 
@@ -89,6 +108,38 @@ def calibration_warnings(calibration: Calibration | None) -> list[str]:
         f"The temperature was fitted to only {calibration.rows} validation rows. With fewer than "
         f"{FEW_VALIDATION_ROWS}, it may be far off: see its interval."
     ]
+
+
+def explain_coverage(coverage: dict[str, CoverageOfGoal]) -> list[str]:
+    """Which share of the rows the model can answer with each accuracy."""
+    of_goals = {goal: found.on_test for goal, found in coverage.items()}
+    everything = [goal for goal, best in of_goals.items() if best and best.coverage == 1]
+    nothing = [goal for goal, best in of_goals.items() if best is None]
+    return [
+        *([f"With an accuracy of {' or '.join(everything)} it can answer all rows."] if everything else []),
+        *(
+            f"With an accuracy of {goal} it can answer {percent(best.coverage)} of the rows (interval "
+            f"{percent_interval(best.interval)}): those with a probability of at least {best.threshold:.3f}."
+            for goal, best in of_goals.items()
+            if best and best.coverage < 1
+        ),
+        *([f"With an accuracy of {' or '.join(nothing)} it can answer no rows."] if nothing else []),
+    ]
+
+
+def explain_threshold(effect: ThresholdEffect | None) -> str | None:
+    """What the best threshold of two classes would change; None unless there are two classes."""
+    if effect is None:
+        return None
+    gain = effect.f1_macro_gain
+    if effect.threshold == 0.5:
+        return "All results use the threshold 0.5. It also has the best macro F1 on the validation rows."
+    return (
+        f"All results use the threshold 0.5. The validation rows have the best macro F1 at {effect.threshold:.3f}. On "
+        f"the test rows, this threshold has a macro F1 of {percent(effect.f1_macro.value)} and an accuracy of "
+        f"{percent(effect.accuracy.value)}. It changes macro F1 by {signed_points(gain.value)} points (interval "
+        f"{points_interval(gain.interval)})."
+    )
 
 
 def no_overlap(test: SplitSummary, group: str | None) -> str | None:

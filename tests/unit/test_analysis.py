@@ -228,7 +228,11 @@ def test_the_case_table_has_answers_probabilities_and_the_traits_of_nli(classes)
     assert bags[0].accuracy.interval == intervals.wilson(2, 2, 0.95)
 
     steps = pd.DataFrame({"step": [1], "loss": [2.0]})
-    plots = plot_tables.build_plot_tables(cases, None, steps, "untrained_head", task, 0.95)
+    plots = plot_tables.build_plot_tables(cases, None, steps, "untrained_head", 2.0, task, 0.95)
+    before = np.mean([7**2 / (7**2 + 2**2 + 1), 8**2 / (8**2 + 1 + 1)])  # softmax(2 log p) of both rows
+    assert plots["reliability_uncalibrated"]["probability"].item() == pytest.approx(before)
+    without = plot_tables.build_plot_tables(cases, None, steps, "untrained_head", None, task, 0.95)
+    assert set(plots) - set(without) == {"reliability_uncalibrated"} and "coverage" in plots
     assert ("negation" in set(plots["slices_tuned"]["cut"])) == (classes == CLASSES)
     assert plots["slices_reference"].query("cut == 'class'")["right"].tolist() == [0, 1, 0]
     assert plots["reliability_tuned"]["accuracy"].item() == 1

@@ -30,9 +30,13 @@ from sklearn.metrics import matthews_corrcoef
 
 from stages import analyze
 from stages.analysis import metrics as model_metrics
+from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.calibration import Calibration, ProbabilityScores
 from stages.analysis.case_table import probability_columns
+from stages.analysis.coverage import Coverage, CoverageOfGoal
 from stages.analysis.intervals import Interval
+from stages.analysis.metrics import Estimate
+from stages.analysis.paired_difference import Difference
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import fonts, formatting, render, wording
@@ -390,6 +394,13 @@ def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
         assert not re.search(r"\bnan\b", (metrics / name).read_text().split('id="data"')[0]), name
 
 
+def test_the_explanation_of_the_intervals_is_about_the_leading_metric(metrics, two_metrics):
+    for folder, words, other in ((metrics, "has Tango", "in macro F1 has"), (two_metrics, "in macro F1 has", "Tango")):
+        for name in ("report.html", "report.md", "model_card.md"):
+            text = (folder / name).read_text()
+            assert words in text and other not in text, name
+
+
 def test_classes_with_few_test_rows_are_named_next_to_the_intervals(analyzed, metrics):
     few = analyzed(rows=12)
     for name in ("report.md", "report.html", "model_card.md"):
@@ -490,7 +501,7 @@ def test_only_a_run_of_phi_2_on_snli_is_compared_with_the_published_report(analy
         assert (part in report) == shown, part
 
 
-DUPLICATES = "5 of 60 test rows are duplicates of training rows: scores may be too high."
+DUPLICATES = "5 of 60 test rows (8.3%) are duplicates of training rows: scores may be too high."
 NEW_PREMISES = "with a training row: rows of a new premise may score lower."
 
 
@@ -500,7 +511,7 @@ NEW_PREMISES = "with a training row: rows of a new premise may score lower."
         ((0, 0), ["No test row is also a training row, and none shares its premise with one."]),
         ((0, 1), [f"1 of 60 test rows shares its premise {NEW_PREMISES}", "No test row is also a training row."]),
         ((0, 7), [f"7 of 60 test rows share their premise {NEW_PREMISES}"]),
-        ((1, 0), ["1 of 60 test rows is a duplicate of a training row: scores may be too high."]),
+        ((1, 0), ["1 of 60 test rows (1.7%) is a duplicate of a training row: scores may be too high."]),
         ((5, 50), [DUPLICATES, f"50 of the other 55 test rows share their premise {NEW_PREMISES}"]),
         ((5, 1), [DUPLICATES, f"1 of the other 55 test rows shares its premise {NEW_PREMISES}"]),
     ],
@@ -598,6 +609,7 @@ def test_the_verdict_is_in_words_and_in_its_colour(analyzed, settings, words, co
         f"{low * 100:+.1f} to {high * 100:+.1f} (p "
     ).replace("-", "−")
     assert comparison["verdict"] == words.lower()
+    assert ("With more test rows it would be narrower." in page_of(metrics)) == (words == "Too close to tell")
     assert f'<strong class="{colour}">{words}:</strong> {reason}' in page_of(metrics)
     assert f'<b class="{colour}">{details(metrics)["tuned"]["accuracy"]:.1%}</b>' in page_of(metrics)
     for name in ("report.md", "model_card.md"):
@@ -638,7 +650,7 @@ def test_a_reference_that_was_left_out_has_a_sentence(tmp_path):
     folder = finished_run.make(tmp_path, rows=20, zero_shot=None)
     path = folder / "outs/results/base/summary.json"
     summary = json.loads(path.read_text())
-    summary["references"]["zero_shot"] = {"left_out": "two classes begin with the same token."}
+    summary["references"]["zero_shot"] = {"left_out": "two classes begin with the same token"}
     path.write_text(json.dumps(summary))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -671,8 +683,18 @@ def rows_with_texts(metrics):
     cases = pd.read_csv(metrics / "cases.csv", keep_default_na=False)
     rows = json.loads((metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
     lines = re.findall(r"^\| (\d+) \| [^|]* number \d+\. \|", (metrics / "report.md").read_text(), re.MULTILINE)
-    in_cases = cases["row"][cases["text_premise"] != ""] if "text_premise" in cases else []
+    in_cases = cases["row"][cases["text_premise"] != ""]
     return set(in_cases), {row[0] for row in rows if any(row[1])}, set(map(int, lines))
+
+
+def be_sure_of_errors(folder):
+    """Change a run so that the tuned model's probability of each wrong prediction is 1."""
+    path = folder / "outs/results/tuned/predictions.parquet"
+    table = pd.read_parquet(path)
+    wrong = (table["prediction"] != table["label"]).to_numpy()
+    columns = [f"p_{name}" for name in LABELS]
+    table.loc[wrong, columns] = np.eye(3)[table["prediction"][wrong]]
+    table.to_parquet(path)
 
 
 @pytest.mark.parametrize("texts", ["all", "errors", "none"])
@@ -683,6 +705,7 @@ def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
     raw = yaml.safe_load(path.read_text())
     raw["analysis"]["texts"] = texts
     path.write_text(yaml.safe_dump(raw))
+    be_sure_of_errors(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         analyze.main()
@@ -693,9 +716,11 @@ def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
     files = [path for path in metrics.rglob("*") if path.is_file() and path.suffix != ".png"]
     written = {int(row) for path in files for row in re.findall(r"at number (\d+)\.", path.read_text())}
     assert written == allowed and 10 < len(errors) < 60
+    suspects = pd.read_csv(metrics / "label_errors.csv", keep_default_na=False)
+    assert set(suspects["row"]) == errors and (suspects["text_premise"] != "").all() == (texts != "none")
     in_cases, on_page, in_report = rows_with_texts(metrics)
     assert in_cases == on_page == allowed and in_report <= allowed and bool(in_report) == bool(allowed)
-    assert ("text_premise" in cases) == (texts != "none")
+    assert (">premise</th>" in page_of(metrics)) == (texts != "none")
     assert len(cells_of(page_of(metrics), "most confident errors")) == 10
 
 
@@ -900,15 +925,30 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, 
 
 
 @pytest.mark.parametrize("low, high, words", [
-    (1.6, 2.5, "Without it the model is overconfident: it is right less often"),
-    (0.5, 0.9, "Without it the model is underconfident: it is right more often"),
+    (1.6, 2.5, "Without it the model was overconfident there: right less often"),
+    (0.5, 0.9, "Without it the model was underconfident there: right more often"),
     (0.9, 1.2, "The interval contains 1, so these rows don't show whether it is needed."),
 ])  # fmt: skip
 def test_the_temperature_and_its_interval_are_explained(low, high, words):
     scores = ProbabilityScores(0.1, 0.5, 0.4)
-    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.693)
+    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.4, 0.693)
     assert f"a temperature of 1.05 (95% interval {low} to {high})" in text and words in text
-    assert "fitted to 100 validation rows" in text and "a loss of 0.693" in scale
+    assert "fitted to 100 validation rows" in text
+    assert scale.startswith("On the test rows it lowers the loss from 0.500 to 0.400.") and "a loss of 0.693" in scale
+
+
+def test_a_temperature_that_changes_little_leaves_the_loss_as_it_is():
+    scores = ProbabilityScores(0.1, 0.4001, 0.4)
+    (_, change) = wording.explain_calibration(Calibration(1.05, 0.9, 1.2, 100, scores), 0.4002, 0.693)
+    assert change.startswith("On the test rows it leaves the loss at 0.400.")
+
+
+def test_accuracies_that_all_rows_or_no_rows_have_share_a_sentence():
+    best = Coverage(0.95, 1, Interval(0.9, 1), 0.4)
+    coverage = {goal: CoverageOfGoal(found, None) for goal, found in {"90%": best, "95%": best, "99%": None}.items()}
+    assert wording.explain_coverage(coverage) == [
+        "With an accuracy of 90% or 95% it can answer all rows.", "With an accuracy of 99% it can answer no rows."
+    ]  # fmt: skip
 
 
 def test_few_validation_rows_are_a_warning_about_the_temperature():
@@ -923,6 +963,61 @@ def test_scores_with_and_without_the_temperature_are_next_to_each_other(metrics)
     assert lines["loss (cross-entropy)"] == [f"{scores['loss']:.3f}" for scores in (tuned, without)]
     assert lines["expected calibration error"] == [f"{scores['calibration_error']:.1%}" for scores in (tuned, without)]
     assert len(set(lines["loss (cross-entropy)"])) == 2
+
+
+def test_likely_label_errors_are_a_table_and_a_file(many_metrics, two_metrics):
+    listed = pd.read_csv(many_metrics / "label_errors.csv")
+    page, report = page_of(many_metrics), (many_metrics / "report.md").read_text()
+    lines = cells_of(page, ">Likely label errors<")
+    assert len(listed) > 10 == len(lines)
+    for line, (_, row) in zip(lines, listed.iterrows(), strict=False):
+        assert line[:3] == [str(row["row"]), row["text_text"], row["gold"]] and line[4] == row["predicted"]
+        assert line[5] == f"{row['probability']:.1%}" and 0 < float(line[3][:-1]) < 1
+    assert f"the gold label of {len(listed)} test rows nearly impossible" in page
+    assert f"{len(listed)} likely label errors: " in report
+    assert pd.read_csv(two_metrics / "label_errors.csv").empty and "Likely label errors" not in page_of(two_metrics)
+
+
+def test_the_share_of_rows_that_it_can_answer_is_a_sentence(tmp_path):
+    """A tuned model that is surer of its right predictions."""
+    folder = finished_run.make(tmp_path, rows=300, tuned=0.8)
+    for path in ("outs/results/tuned/predictions.parquet", "outs/results/train/validation.parquet"):
+        table = pd.read_parquet(folder / path)
+        right = (table["prediction"] == table["label"]).to_numpy()
+        sure = np.where(right, 0.5 + 0.5 * np.arange(len(table)) / len(table), 0.4 + 0.3 * (table["row"] % 5 == 0))
+        shares = np.full((len(table), 3), ((1 - sure) / 2)[:, None])
+        shares[np.arange(len(table)), table["prediction"]] = sure
+        table[[f"p_{name}" for name in LABELS]] = shares
+        table.to_parquet(folder / path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    metrics = folder / "metrics"
+    coverage = details(metrics)["coverage"]
+    cases = pd.read_csv(metrics / "cases.csv")
+    for goal in ("90%", "95%", "99%"):
+        found = coverage[goal]["on_test"]
+        answered = cases[cases["tuned_probability"] >= found["threshold"]]
+        assert len(answered) / 300 == pytest.approx(found["coverage"]) and 0.3 < found["coverage"] < 1
+        assert (answered["tuned"] == answered["gold"]).mean() >= found["goal"]
+        sentence = f"With an accuracy of {goal} it can answer {found['coverage']:.1%} of the rows (interval "
+        for name in ("report.html", "report.md"):
+            assert sentence in (metrics / name).read_text(), (goal, name)
+    line = cells_of(page_of(metrics), "accuracy on the validation rows")[0]
+    chosen = coverage[line[0]]["from_validation"]
+    answered = cases[cases["tuned_probability"] >= chosen["threshold"]]
+    assert line[1] == f"{chosen['threshold']:.3f}" and line[2].startswith(f"{len(answered) / 300:.1%} (")
+    assert line[3].startswith(f"{(answered['tuned'] == answered['gold']).mean():.1%} (")
+    assert "accuracy of these rows" in words_of(picture_of(metrics, "Coverage"))
+
+
+def test_the_best_threshold_of_two_classes_is_explained():
+    estimate = Estimate(0.7, Interval(0.6, 0.8))
+    gain = Difference(0.021, Interval(-0.01, 0.05), 0.2, 1.0)
+    text = wording.explain_threshold(ThresholdEffect(0.31, Estimate(0.75, Interval(0.7, 0.8)), estimate, gain))
+    assert "best macro F1 at 0.310" in text and "a macro F1 of 70.0% and an accuracy of 75.0%" in text
+    assert "changes macro F1 by +2.1 points (interval −1.0 to +5.0)" in text
+    assert "It also has the best macro F1" in wording.explain_threshold(ThresholdEffect(0.5, estimate, estimate, gain))
 
 
 def test_without_calibration_the_page_says_so(tmp_path):
@@ -964,12 +1059,12 @@ def test_slices_without_rows_and_most_of_many_classes_are_not_drawn(many_metrics
 def test_pngs_are_sharp_on_a_dense_screen_and_small(metrics, many_metrics):
     for folder in (metrics, many_metrics):
         pictures = list((folder / "figures").glob("*.png"))
-        assert len(pictures) == 6
+        assert len(pictures) == 7
         for path in pictures:
             width = int.from_bytes(path.read_bytes()[16:20], "big")
             assert width == 1000, path.name  # twice what report.md shows
         assert sum(path.stat().st_size for path in pictures) < 200_000
-    assert (metrics / "report.md").read_text().count('width="500"') == 7
+    assert (metrics / "report.md").read_text().count('width="500"') == 8
 
 
 def test_the_table_of_data_has_the_rows_of_each_split(two_metrics):
@@ -1121,7 +1216,7 @@ def test_the_page_needs_no_network(metrics):
 
 def test_the_pictures_of_the_markdown_exist(metrics):
     paths = re.findall(r'<img src="(.*?)" width="500" alt="', (metrics / "report.md").read_text())
-    assert len(set(paths)) == 7
+    assert len(set(paths)) == 8
     assert {str(path.relative_to(metrics)) for path in metrics.rglob("*.png")} == set(paths)
     assert all((metrics / path).read_bytes().startswith(b"\x89PNG") for path in paths)
 
@@ -1227,10 +1322,17 @@ def test_a_long_name_in_a_table_of_the_markdown_may_break(many_metrics, two_metr
     assert "<wbr>" not in (two_metrics / "report.md").read_text()
 
 
-def test_warnings_are_amber_and_alarms_red(odd_metrics):
-    page = page_of(odd_metrics)
-    notice = '<p class="notice warning"><strong>Warning:</strong> No training row has the class not trained:'
-    assert notice in page and "--warning: #b26a00" in page and ".warning strong { color: var(--warning); }" in page
+def test_warnings_are_amber_and_alarms_red(odd_metrics, two_metrics):
+    """A class without training rows is an alarm, a few truncated rows are a warning."""
+    alarm = '<p class="notice alarm"><strong>Alarm:</strong> No training row has the class not trained:'
+    warning = '<p class="notice warning"><strong>Warning:</strong> 12 of 300 test rows'
+    assert alarm in page_of(odd_metrics) and warning in page_of(two_metrics)
+    for name, colour in (("alarm", "var(--bad)"), ("warning", "#965800")):
+        assert f"--{name}: {colour};" in page_of(odd_metrics)
+        assert f".{name} strong {{ color: var(--{name}); }}" in page_of(odd_metrics)
+    for folder, level, text in ((odd_metrics, "Alarm", "No training row"), (two_metrics, "Warning", "12 of 300 test")):
+        for file in ("report.md", "model_card.md"):
+            assert f"**{level}:** {text}" in (folder / file).read_text(), file
 
 
 def test_one_epoch_has_one_tick_and_an_axis_of_whole_epochs():
@@ -1244,3 +1346,4 @@ def test_one_epoch_has_one_tick_and_an_axis_of_whole_epochs():
         _, svg = render.render(draw)
         words = words_of(svg)
         assert words[: words.index("epoch")] == expected
+    assert draw_validation(epochs, 1, render.ON_WHITE).axes[0].get_xlim() == (0.5, 1.5)

@@ -8,6 +8,7 @@ from stages.analysis.leading_metric import TITLES
 from stages.analysis.results import Results
 from stages.data.confusion import confusion_counts
 from stages.report.figures.confusion import draw_confusion
+from stages.report.figures.coverage import draw_coverage
 from stages.report.figures.learning_curves import draw_loss, draw_validation
 from stages.report.figures.reliability import draw_reliability
 from stages.report.figures.scores import draw_scores, draw_slices, select_slices
@@ -29,6 +30,7 @@ def render_results(
     kept_epoch, comparison, classes = results.training.best_epoch, results.comparison, run.task.classes
     slices = select_slices(tables["slices_reference"], tables["slices_tuned"])
     confusion = confusion_counts(cases["gold"], cases["tuned"], len(classes))
+    reached = [goal.on_test for goal in results.coverage.values() if goal.on_test and goal.on_test.coverage < 1]
     drawings = {
         "references": partial(draw_scores, list_scores(results, run), TITLES[comparison.metric]),
         "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
@@ -36,6 +38,7 @@ def render_results(
         "confusion": partial(draw_confusion, confusion, classes),
         "slices": partial(draw_slices, *slices, REFERENCE_NAMES[comparison.best]),
         "reliability": partial(draw_reliability, tables["reliability_tuned"], tables.get("reliability_uncalibrated")),
+        "coverage": partial(draw_coverage, tables["coverage"], reached),
     }
     names = (*classes, *run.task.columns)
     return {name: render(draw, names) for name, draw in drawings.items()}

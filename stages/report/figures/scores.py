@@ -77,8 +77,8 @@ def draw_slices(reference: pd.DataFrame, tuned: pd.DataFrame, name: str, colours
                 axes.plot(row["accuracy"], y + offset, "o", color=colours[colour], markersize=4, clip_on=False)
         y += 1
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
-    for number, label in enumerate(axes.get_yticklabels()):
-        label.set_fontweight("bold" if number in headings else "normal")
+    for number, tick_label in enumerate(axes.get_yticklabels()):
+        tick_label.set_fontweight("bold" if number in headings else "normal")
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(y - 0.4, -0.6)
     set_full_share_axis(axes)
