@@ -14,9 +14,16 @@ from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.analysis.multi_seed.scores import MeanScore, RecipeScores
 from stages.report.document import environment, escape_markdown
 from stages.report.figures.forest_plot import draw_forest
-from stages.report.formatting import p_value, percent, percent_interval, points, points_interval, signed_points
+from stages.report.formatting import (
+    confidence_level,
+    p_value,
+    percent,
+    percent_interval,
+    points,
+    points_interval,
+    signed_points,
+)
 from stages.report.render import render, shorten
-from stages.report.wording import confidence_level
 
 TERMINAL_WIDTH = 120  # columns
 NAME_WIDTH = 20  # characters of a recipe's name in a table; the list below the tables has the whole name

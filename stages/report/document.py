@@ -25,7 +25,7 @@ from stages.report import cases as page_rows
 from stages.report import published, tables, verdict, wording
 from stages.report.alarms import find_alarms
 from stages.report.captions import captions
-from stages.report.formatting import percent, percent_interval
+from stages.report.formatting import confidence_level, percent, percent_interval
 from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN
@@ -72,7 +72,7 @@ def environment() -> jinja2.Environment:
 
 def escape_markdown(value: str) -> str:
     """Text of the data inside Markdown: markup is escaped, and line breaks become spaces."""
-    return re.sub(r"[\\`*<|\[\]~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(value.split()))
+    return re.sub(r"[\\`*|\[\]~&$]|<(?=[\w/!?])|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(value.split()))
 
 
 def escape_cell(name: str) -> str:
@@ -125,7 +125,7 @@ def build_context(
 
 def verdict_section(results: Results, run: RunDescription) -> Context:
     """What tuning was worth; the model card has this section too."""
-    comparison, level = results.comparison, wording.confidence_level(run.confidence)
+    comparison, level = results.comparison, confidence_level(run.confidence)
     return {
         "level": level,
         "metric": TITLES[comparison.metric],
@@ -134,7 +134,7 @@ def verdict_section(results: Results, run: RunDescription) -> Context:
         "reference_name": verdict.REFERENCE_NAMES[comparison.best],
         "verdict": comparison.verdict,
         "verdict_colour": VERDICT_COLOURS[comparison.verdict],
-        "verdict_reason": verdict.explain_verdict(comparison, level),
+        "verdict_reason": verdict.explain_verdict(comparison, run.confidence),
         "details": [
             sentence
             for sentence in (
@@ -158,7 +158,7 @@ def scores_section(results: Results, run: RunDescription) -> Context:
     """The references and all scores, with notes on their intervals; the model card has this section too."""
     group, classes = run.task.group, results.data.splits["test"].classes
     return {
-        "references": tables.reference_table(verdict.list_scores(results, run)),
+        "references": tables.reference_table(verdict.list_scores(results, run), run.confidence),
         "left_out": verdict.list_left_out(run.references),
         "numbers": tables.score_table(results),
         "intervals": wording.explain_intervals(results, group, run.confidence),
@@ -249,7 +249,7 @@ def published_section(results: Results, usage: Usage, epochs: pd.DataFrame, run:
     """The published report's claims and figures, if the run has its base model and its data."""
     if results.claims is None:
         return {"published": None}
-    claims, level = describe_claims(results.claims), wording.confidence_level(run.confidence)
+    claims, level = describe_claims(results.claims), confidence_level(run.confidence)
     section = {
         "explained": published.explain_published(run.published, results.tuned.rows),
         "claims": claims,

@@ -87,6 +87,11 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + more
 
 
+def confidence_level(confidence: float) -> str:
+    """The confidence of the intervals, in percent."""
+    return f"{confidence * 100:g}%"
+
+
 def share_with_interval(share: Share) -> str:
     """A share with its counts and its interval."""
     if not share.rows:

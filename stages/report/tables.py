@@ -53,7 +53,7 @@ def calibration_table(tuned: ModelScores, without: ProbabilityScores | None) -> 
     return table
 
 
-def reference_table(lines: Sequence[ScoreLine]) -> list[tuple[ScoreLine, str, str, str, str]]:
+def reference_table(lines: Sequence[ScoreLine], confidence: float) -> list[tuple[ScoreLine, str, str, str, str]]:
     """(line, score, its interval, difference with its interval, p) of the tuned model and of each reference."""
     table = []
     for line in lines:
@@ -62,8 +62,7 @@ def reference_table(lines: Sequence[ScoreLine]) -> list[tuple[ScoreLine, str, st
             table.append((line, percent(line.score.value), ends, "", ""))
         else:
             gap = f"{signed_points(line.difference.value)} ({points_interval(line.difference.interval)})"
-            p = p_value(line.difference.p).removeprefix("p ").removeprefix("= ")
-            table.append((line, percent(line.score.value), ends, gap, p))
+            table.append((line, percent(line.score.value), ends, gap, p_value(line.difference.p, confidence)))
     return table
 
 

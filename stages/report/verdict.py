@@ -8,7 +8,7 @@ from stages.analysis.leading_metric import TITLES
 from stages.analysis.metrics import Score
 from stages.analysis.paired_difference import Difference
 from stages.analysis.results import Results
-from stages.report.formatting import p_value, percent, points, points_interval
+from stages.report.formatting import confidence_level, p_statement, percent, points, points_interval
 from stages.report.run_description import RunDescription
 
 REFERENCE_NAMES = {
@@ -46,8 +46,8 @@ class ScoreLine:
     kind: str
 
 
-def explain_verdict(comparison: Comparison, level: str) -> str:
-    """The verdict's reason: the difference from the best reference; level: of the intervals."""
+def explain_verdict(comparison: Comparison, confidence: float) -> str:
+    """The verdict's reason: the difference from the best reference; confidence: of the intervals."""
     best, metric = comparison.best_reference, comparison.metric
     value, interval, p = best.difference.value, best.difference.interval, best.difference.p
     reference = f"the best reference, {IN_A_SENTENCE[comparison.best]} ({percent(best.lead(metric).value)})"
@@ -56,7 +56,10 @@ def explain_verdict(comparison: Comparison, level: str) -> str:
     else:
         gap = f"the same {TITLES[metric]} as {reference}"
     more = " With more test rows it would be narrower." if comparison.verdict == "too close to tell" else ""
-    return f"{gap}. The {level} interval of the difference is {points_interval(interval)} ({p_value(p)}).{more}"
+    return (
+        f"{gap}. The {confidence_level(confidence)} interval of the difference is {points_interval(interval)} "
+        f"({p_statement(p, confidence)}).{more}"
+    )
 
 
 def explain_gains(comparison: Comparison) -> str | None:

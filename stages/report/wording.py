@@ -7,14 +7,17 @@ from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
-from stages.report.formatting import list_names, number, percent, percent_interval, points_interval, signed_points
+from stages.report.formatting import (
+    confidence_level,
+    list_names,
+    number,
+    percent,
+    percent_interval,
+    points_interval,
+    signed_points,
+)
 
 FEW_VALIDATION_ROWS = 50  # for a temperature
-
-
-def confidence_level(confidence: float) -> str:
-    """The confidence of the intervals, in percent."""
-    return f"{confidence * 100:g}%"
 
 
 def explain_intervals(results: Results, group: str | None, confidence: float) -> str:
