@@ -148,7 +148,7 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
     with cache_base() as base_cache:
         run = InProcess(dvc.stage.run.cmd_run, base_cache.check)
         for number, variant in enumerate(variants, start=1):
-            start, name, score = time.perf_counter(), "-", "-"
+            start, name, scores = time.perf_counter(), "-", {}
             restore(start_tree, copy)
             run.stages.clear()
             try:
@@ -156,15 +156,15 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
                 with mock.patch.object(dvc.stage.run, "cmd_run", run), contextlib.redirect_stdout(io.StringIO()):
                     name = record(variant)
                 metric, score = read_score()
-                outcome = f"{metric} {score}, {name}"
+                outcome, scores = f"{metric} {score}, {name}", {metric: score}
             except Exception as error:  # of any class: the other variants still run
                 failures += 1
                 outcome = f"FAILED: {cause(error)}"
             stages = f"ran {', '.join(run.stages)}" if run.stages else "no stage had to run"
             seconds = time.perf_counter() - start
             print(f"[{number}/{len(variants)}] {' '.join(variant)}: {outcome} ({seconds:.1f} s, {stages})", flush=True)
-            table.append({"experiment": name, **dict(part.split("=", 1) for part in variant), metric: score})
-    print(f"\n{pd.DataFrame(table).to_string(index=False)}\n")
+            table.append({"experiment": name, **dict(part.split("=", 1) for part in variant), **scores})
+    print(f"\n{pd.DataFrame(table).fillna('-').to_string(index=False)}\n")
     if failures < len(table):
         print("`dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.")
     if failures:

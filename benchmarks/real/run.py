@@ -176,7 +176,7 @@ def answers(folder: Path, base: bool) -> "pd.DataFrame":
     if base:
         references = pd.read_parquet(folder / "outs/results/base/predictions.parquet")
         table = table.merge(references.drop(columns=["label", "group"]), on="row")
-    return table.astype("int32")
+    return table.assign(group=pd.factorize(table["group"])[0]).astype("int32")
 
 
 def scores(folder: Path) -> dict:
