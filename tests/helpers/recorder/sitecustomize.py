@@ -45,7 +45,9 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
     plain_read, plain_dump = params.Section.__getattribute__, params.Section.model_dump
 
     def record(group, name):
-        key = groups.get(type(group), "") + name
+        if type(group) not in groups:  # the sections of other files, such as an adapter's
+            return
+        key = groups[type(group)] + name
         if key not in seen and key + "." not in groups.values():
             seen.add(key)
             with open(report, "a") as file:
