@@ -120,7 +120,7 @@ def score_cells(recipe: Recipe, rows: GoldRows, results: dict) -> Iterator[str]:
 
 def change_cells(name: str, difference: Difference | None, results: dict) -> Iterator[str]:
     """The cells of one variant's difference. None: our recipe, with which the others are compared."""
-    train, test = (results["times"][name][part] for part in ("train", "tuned"))
+    times = results["times"].get(name)  # None: not timed
     yield VARIANTS[name].title if difference else "(ours)"
     if difference:
         yield f"{points(difference.value)} ({points(difference.low)} to {points(difference.high)})"
@@ -130,9 +130,9 @@ def change_cells(name: str, difference: Difference | None, results: dict) -> Ite
     else:
         yield from ("", "", "", "")
     yield f"{np.mean([run['loss'] for run in runs_of(name, results)]):.2f}"
-    yield f"{train['seconds']:.0f}"
-    yield f"{test['seconds']:.1f}"
-    yield f"{train['peak_gb']:.1f}"
+    yield f"{times['train']['seconds']:.0f}" if times else ""
+    yield f"{times['tuned']['seconds']:.1f}" if times else ""
+    yield f"{times['train']['peak_gb']:.1f}" if times else ""
 
 
 def runs_of(name: str, results: dict) -> list[dict]:

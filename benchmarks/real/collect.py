@@ -15,13 +15,14 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from variants import VARIANTS  # noqa: E402 - needs the line above
+from run import SEEDS  # noqa: E402 - needs the line above
+from variants import VARIANTS  # noqa: E402
 
 
 def main() -> None:
     out, target = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else HERE
     runs = [json.loads(path.read_text()) for path in (out / "runs").glob("*.json")]
-    runs.sort(key=lambda r: (list(VARIANTS).index(r["setting"]), r["seed"]))
+    runs.sort(key=lambda r: (list(VARIANTS).index(r["setting"]), SEEDS.index(r["seed"])))
     times = {
         name: read(out / "times" / f"{name}.json") for name in VARIANTS if (out / "times" / f"{name}.json").exists()
     }
