@@ -128,7 +128,7 @@ def gain_interval(changes: np.ndarray, groups: np.ndarray, p: float, confidence:
     the interval only needs to be widened to 0, never narrowed.
 
     Args:
-        changes: from `comparison.changes`, [rows].
+        changes: from `paired_difference.find_changes`, [rows].
         groups: rows of the same group are not independent, [rows].
         p: `mcnemar` of the same rows.
     """

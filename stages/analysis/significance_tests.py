@@ -23,7 +23,7 @@ def mcnemar(changes: np.ndarray, groups: np.ndarray) -> float:
     With one row per group the first two are equal, and the third is smaller unless p is below 1e-4.
 
     Args:
-        changes: from `comparison.changes`, [rows].
+        changes: from `paired_difference.find_changes`, [rows].
         groups: rows of the same group are not independent, [rows].
     """
     changes = np.asarray(changes)

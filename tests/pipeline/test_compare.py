@@ -16,7 +16,7 @@ from helpers.stages import run_module
 from PIL import Image
 from scipy import stats
 
-from stages.analysis import comparison, intervals
+from stages.analysis import intervals, paired_difference
 from stages.analysis.case_table import build_case_table
 from stages.data.task import Task
 from stages.report import cases
@@ -128,7 +128,7 @@ def test_two_runs_are_compared_like_base_and_tuned(runs):
     recipes, printed = runs.tables("HEAD", "r8-3")
     gold = runs.predictions["label"].to_numpy()
     first, other = answers(gold, RIGHT["HEAD", 1], 1), answers(gold, RIGHT["lora.r=8", 3], 3)
-    changed = comparison.changes(gold, first, other)
+    changed = paired_difference.find_changes(gold, other, first)
     fixed, broken = (changed == 1).sum(), (changed == -1).sum()
     assert recipes["lora.r=8"]["points of accuracy above A"].startswith(f"{changed.mean() * 100:+.1f} (")
     p = stats.binomtest(int(min(fixed, broken)), int(fixed + broken)).pvalue

@@ -11,7 +11,6 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from stages.analysis import intervals, metrics, significance_tests
-from stages.analysis.comparison import changes
 from stages.analysis.f1 import f1_values
 from stages.analysis.multi_seed.comparison import compare_pair, compare_recipes, decide_verdict, estimate_difference
 from stages.analysis.multi_seed.power import power, smallest_detectable_difference
@@ -26,6 +25,7 @@ from stages.analysis.multi_seed.variance import (
     row_covariances,
     seed_component,
 )
+from stages.analysis.paired_difference import find_changes
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import multi_seed as simulation
@@ -146,7 +146,7 @@ def test_one_training_each_is_compared_by_mcnemar_and_tango(two_recipes):
         rows_of(gold, groups),
         0.95,
     )
-    changed = changes(gold, first.predictions[0], other.predictions[0])
+    changed = find_changes(gold, other.predictions[0], first.predictions[0])
     p = significance_tests.mcnemar(changed, groups)
     assert result.design == "rows only"
     assert (result.value, result.p) == pytest.approx((changed.mean(), p))
