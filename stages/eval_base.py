@@ -68,7 +68,7 @@ def prepare_references(
     if language_model_head:
         references["zero_shot"] = language_model_head.calibrate(states)
     if "probe" in asked:
-        # Rank 0 fits it on all cores of its machine. The others get the same bytes.
+        # Rank 0 fits it. The others get the same bytes.
         probe, strength = distributed.broadcast(fit_probe(states, labels, groups) if distributed.is_main() else None)
         references["probe"], descriptions["probe"] = probe, {"rows": len(rows), "C": strength}
     return references, descriptions, len(rows)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
@@ -16,7 +17,9 @@ from stages.model.linear_reference import LinearReference
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of scikit-learn's C; a small one is a strong penalty
 FOLDS = 3
-BLAS_THREADS = 4  # 4,000 rows of 2,560 states on 16 cores: 0.9 s with 4 threads, 4.2 s with 16
+# At most, and at most as many as PyTorch has (`threads`). 4,000 rows of 2,560 states on 16 cores: 0.9 s with 4 threads,
+# 4.2 s with 16. 1,000 rows of 64 states and 31 classes on two busy cores: 0.2 s with 1 thread, 34 s with 4.
+BLAS_THREADS = 4
 MAX_STEPS = 300  # of one fit
 
 
@@ -36,7 +39,7 @@ def fit_probe(states: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tup
     mean, scale = states.mean(axis=0), states.std(axis=0)
     scale[scale == 0] = 1
     standardised = ((states - mean) / scale).astype(np.float32)  # half the time of float64
-    with threadpool_limits(BLAS_THREADS):
+    with threadpool_limits(min(BLAS_THREADS, torch.get_num_threads())):
         strength = choose_strength(standardised, targets, groups)
         *_, (weight, bias) = fit_path(standardised, targets, STRENGTHS[: STRENGTHS.index(strength) + 1])
     weight = weight / scale

@@ -146,11 +146,21 @@ def test_deps_are_the_files_that_a_stage_opens(repro, stage):
     assert {path for path in opened if not listed & {path, *path.parents}} == set()
 
 
+def test_the_committed_tables_have_the_plotted_columns():
+    """Before the first run, the root's tables have only headings."""
+    assert_plotted_columns_exist(COMMITTED)
+    assert_plotted_columns_exist(COMMITTED / "demo")
+
+
 @pytest.mark.slow
 def test_each_metric_file_and_plotted_column_exists(repro):
     folder = repro.clone.folder / "demo"
     for name in DVC_YAML["metrics"]:
         assert json.loads((folder / name).read_text()), name
+    assert_plotted_columns_exist(folder)
+
+
+def assert_plotted_columns_exist(folder):
     for plot in DVC_YAML["plots"]:
         for body in plot.values():
             for file, columns in body["y"].items():

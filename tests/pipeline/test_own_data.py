@@ -15,8 +15,12 @@ from helpers.stages import run_stage_in_each
 pytestmark = pytest.mark.slow
 
 DOCUMENT = (ROOT / "docs/examples.md").read_text()
-# [(title, changes to demo/params.yaml, printed scores of the untuned and the tuned model, name of the score)]
-HEADLINE = r"\*\*([\d.]+)% → ([\d.]+)%\*\* ([\w ]+?) \("
+NAMES = ("score", "metric", "verdict", "reference", "reference_score")  # the groups of HEADLINE; scores in percent
+HEADLINE = (
+    r"\*\*([\d.]+)%\*\* ([\w ]+?) of the tuned model \([^\n]+\)\.\s+"
+    r"\*\*([\w ]+):\*\* [^\n]+? the best reference, ([^\n]+?) \(([\d.]+)%\)\."
+)
+# [(title, changes to demo/params.yaml, *NAMES)]
 EXAMPLES = re.findall(rf"^## (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
@@ -50,8 +54,10 @@ def test_the_document_has_three_examples():
     assert len(EXAMPLES) == DOCUMENT.count("```yaml") == 3
 
 
-@pytest.mark.parametrize(("title", "block", "base", "tuned", "score"), EXAMPLES, ids=[e[0] for e in EXAMPLES])
-def test_an_example_ends_with_the_scores_in_the_document(clone, title, block, base, tuned, score):
+@pytest.mark.parametrize(("title", "block", *NAMES), EXAMPLES, ids=[e[0] for e in EXAMPLES])
+def test_an_example_ends_with_the_verdict_in_the_document(
+    clone, title, block, score, metric, verdict, reference, reference_score
+):
     done = run(clone, yaml.safe_load(block))
     assert done.ran == STAGES
 
@@ -65,10 +71,12 @@ def test_an_example_ends_with_the_scores_in_the_document(clone, title, block, ba
     comparison = clone.metrics()["details"]["comparison"]
     summary = clone.metrics()["summary"]
     assert summary["accuracy"] > comparison["references"]["majority_class"]["accuracy"] + 0.1
-    headline = re.search(HEADLINE, report)
-    assert headline[3] == score
+    headline = dict(zip(NAMES, re.search(HEADLINE, report).groups(), strict=True))
+    expected = {"metric": metric, "verdict": verdict, "reference": reference}
+    assert {name: headline[name] for name in expected} == expected
     # Another processor may compute other last digits, and so predict another class for a row or two.
-    assert [float(headline[1]), float(headline[2])] == pytest.approx([float(base), float(tuned)], abs=3)
+    assert float(headline["score"]) == pytest.approx(float(score), abs=3)
+    assert float(headline["reference_score"]) == pytest.approx(float(reference_score), abs=3)
 
 
 def test_the_same_rows_in_csv_and_as_classlabel_in_parquet_have_the_same_predictions(tmp_path):

@@ -181,7 +181,13 @@ def test_the_scores_of_the_demo_are_those_in_its_metrics():
     assert f"| {tuned} ([scores]" in REPRODUCIBILITY
     digests = [run["adapter_sha256"] for run in json.loads((RESULTS / "h200-twice.json").read_text())["runs"]]
     assert len(digests) == 4 and digests[::2] == digests[1::2] and "gave the same adapter" in REPRODUCIBILITY
-    assert f"It scores {tuned} on an H200" in REPRODUCIBILITY and f"and {tuned_on_cpu} on a CPU" in REPRODUCIBILITY
+    in_a_line = " ".join(REPRODUCIBILITY.split())
+    assert f"It scores {tuned} on an H200" in in_a_line and f"and {tuned_on_cpu} on a CPU" in in_a_line
+    on_cpu = json.loads((COMMITTED / "demo/metrics/details.json").read_text())["comparison"]
+    assert on_cpu["best"] == results["best_reference"] == "probe" and on_cpu["verdict"] == results["verdict"]
+    probes = [100 * scores["references"]["probe"]["accuracy"] for scores in (results, on_cpu)]
+    assert "the linear probe, with {:.1f} and {:.1f}%".format(*probes) in in_a_line
+    assert f'the verdict is "{results["verdict"]}"' in in_a_line
 
 
 def test_the_notebooks_figures_are_the_published_ones():

@@ -7,6 +7,7 @@ from helpers.families import FAMILIES, GQA_SIZE, SIZE, save, save_family
 from helpers.parameters import manifest_of
 from helpers.project import NANO
 from helpers.tables import CLASSES
+from threadpoolctl import threadpool_info
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MiniCPM3Config, PhiConfig
 
 from stages.data.tokenization import load_tokenizer
@@ -218,6 +219,21 @@ def test_a_probe_is_fitted_to_a_handful_of_rows(groups):
     labels = np.array([0, 1, 2, 0, 1, 0])  # class 2 is in one row
     states = np.eye(3)[labels] + 0.01 * rng.normal(size=(6, 3))
     assert list(answers_of(fit_probe(states, labels, groups)[0], states)) == list(labels)
+
+
+def test_a_probe_uses_no_more_threads_than_pytorch(monkeypatch):
+    threads = []
+
+    def record(*arguments):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return STRENGTHS[0]
+
+    monkeypatch.setattr(linear_probe, "choose_strength", record)
+    for most in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda most=most: most)
+        fit_probe(*make_states(20, 2), np.arange(20))
+        assert threads and max(threads) == most
+        threads.clear()
 
 
 def test_a_state_that_is_constant_does_not_matter():
