@@ -10,7 +10,7 @@ from stages.analysis.case_table import find_outcomes
 from stages.analysis.leading_metric import LeadingMetric, choose_leading_metric
 from stages.analysis.metrics import Estimate, Predictions
 from stages.analysis.paired_difference import Difference, measure_difference
-from stages.analysis.references import REFERENCES
+from stages.analysis.references import OF_LANGUAGE_MODEL
 from stages.data.task import Task
 
 Verdict = Literal["worth it", "too close to tell", "not worth it"]
@@ -46,14 +46,14 @@ class Comparison:
     Attributes:
         metric: the leading metric, in which all differences are measured.
         rows: all test rows.
-        references: the scores of each reference, the cheapest first.
+        references: the scores of each reference, the cheapest first. If there are several text columns, the bag of
+            words of each is a reference too, under `column_of_bag`: the hypotheses of NLI predict more by themselves.
         best: the reference with the highest leading metric; of equal ones, the cheapest. It is chosen on these test
             rows, so it is rather too good than too bad.
         verdict: on the difference from the best reference.
         outcomes: the rows, compared with the best reference.
         head_gain: the probe minus the majority class: what a trained head gets from the frozen base.
         lora_gain: the tuned model minus the probe: what LoRA adds. Both are None if a reference of them is missing.
-        bag_of_words_by_column: learned from each text column by itself, if there are several.
         without_duplicates: the tuned model's leading metric without the test rows that are duplicates of training
             rows; None if there are none, or if all are.
     """
@@ -66,7 +66,6 @@ class Comparison:
     outcomes: Outcomes
     head_gain: Difference | None
     lora_gain: Difference | None
-    bag_of_words_by_column: dict[str, ReferenceScores]
     without_duplicates: Estimate | None
 
     @property
@@ -92,10 +91,11 @@ def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Compar
         scores = Predictions.from_cases(cases, name, task, confidence)
         return ReferenceScores(scores.accuracy, scores.f1_weighted, scores.f1_macro, subtract("tuned", name))
 
-    references = {name: measure(name) for name in REFERENCES if name in cases}
+    bags = [column_of_bag(column) for column in task.columns] if len(task.columns) > 1 else []
+    names = ["majority_class", BAG_OF_WORDS, *bags, *OF_LANGUAGE_MODEL]
+    references = {name: measure(name) for name in names if name in cases}
     best = max(references, key=lambda name: references[name].lead(metric).value)
     outcomes = find_outcomes(gold, cases[best].to_numpy(), cases["tuned"].to_numpy())
-    columns = task.columns if BAG_OF_WORDS in references and len(task.columns) > 1 else ()
     has_probe, has_majority = "probe" in references, "majority_class" in references
     return Comparison(
         metric=metric,
@@ -106,7 +106,6 @@ def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Compar
         outcomes=Outcomes(**{name: int((outcomes == name).sum()) for name in Outcomes.__annotations__}),
         head_gain=subtract("probe", "majority_class") if has_probe and has_majority else None,
         lora_gain=references["probe"].difference if has_probe and has_majority else None,
-        bag_of_words_by_column={column: measure(column_of_bag(column)) for column in columns},
         without_duplicates=score_without_duplicates(cases, metric, task, confidence),
     )
 

@@ -5,7 +5,7 @@ import pandas as pd
 from stages.analysis.comparison import Comparison
 from stages.data.task import Task
 from stages.report.formatting import list_names
-from stages.report.verdict import REFERENCE_NAMES
+from stages.report.verdict import name_reference
 
 
 def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list[str]:
@@ -19,5 +19,5 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list
         them = "this class" if len(never) == 1 else "these classes"
         alarms = [f"The tuned model never answers {list_names(never)}, but test rows have {them}."] if never else []
     if comparison.best_reference.difference.value <= 0:
-        alarms.append(f"The tuned model is not better than the best reference, {REFERENCE_NAMES[comparison.best]}.")
+        alarms.append(f"The tuned model is not better than the best reference, {name_reference(comparison.best)}.")
     return alarms

@@ -8,7 +8,7 @@ from stages.data.task import Task
 from stages.report.figures.axes import can_name_classes
 from stages.report.figures.scores import LOWEST_CLASSES
 from stages.report.tables import FEW_CLASSES
-from stages.report.verdict import REFERENCE_NAMES
+from stages.report.verdict import name_reference
 from stages.runtime.params import Params
 
 
@@ -39,7 +39,7 @@ def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> 
             "Accuracy and weighted F1 of the validation rows after each epoch. The axis does not start at 0. The ring "
             f"marks the epoch whose adapter is used: {kept_epoch}.",
         ),
-        "slices": ("Slices", _slices(len(task.classes), REFERENCE_NAMES[comparison.best])),
+        "slices": ("Slices", _slices(len(task.classes), name_reference(comparison.best))),
         "reliability": (
             "Calibration",
             "Accuracy by the probability of the predicted class. Below the dotted line, a model is overconfident. Each "

@@ -131,7 +131,7 @@ def verdict_section(results: Results, run: RunDescription) -> Context:
         "metric": TITLES[comparison.metric],
         "tuned_score": results.tuned.scores[comparison.metric],
         "best_score": comparison.best_reference.lead(comparison.metric),
-        "reference_name": verdict.REFERENCE_NAMES[comparison.best],
+        "reference_name": verdict.name_reference(comparison.best),
         "verdict": comparison.verdict,
         "verdict_colour": VERDICT_COLOURS[comparison.verdict],
         "verdict_reason": verdict.explain_verdict(comparison, run.confidence),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from stages.analysis.bag_of_words import BAG_OF_WORDS, column_of_bag
 from stages.analysis.comparison import Comparison, ReferenceScores
 from stages.analysis.leading_metric import TITLES
 from stages.analysis.metrics import Score
@@ -28,6 +29,11 @@ IN_A_SENTENCE = {
 MAX_TOKENS = 4  # of the zero-shot reference, by name
 
 
+def name_reference(key: str) -> str:
+    """A reference's name for readers; of a bag of words from one column: words of that column only."""
+    return REFERENCE_NAMES.get(key) or f"words of {key.removeprefix(column_of_bag(''))} only"
+
+
 @dataclass(frozen=True)
 class ScoreLine:
     """A line of the table of references, and of its picture.
@@ -50,7 +56,8 @@ def explain_verdict(comparison: Comparison, confidence: float) -> str:
     """The verdict's reason: the difference from the best reference; confidence: of the intervals."""
     best, metric = comparison.best_reference, comparison.metric
     value, interval, p = best.difference.value, best.difference.interval, best.difference.p
-    reference = f"the best reference, {IN_A_SENTENCE[comparison.best]} ({percent(best.lead(metric).value)})"
+    name = IN_A_SENTENCE.get(comparison.best) or name_reference(comparison.best)
+    reference = f"the best reference, {name} ({percent(best.lead(metric).value)})"
     if value:
         gap = f"{points(value)} points of {TITLES[metric]} {'above' if value > 0 else 'below'} {reference}"
     else:
@@ -85,7 +92,7 @@ def _add(gain: float) -> str:
 
 def explain_outcomes(comparison: Comparison) -> str:
     """How many rows changed, compared with the best reference."""
-    outcomes, name = comparison.outcomes, REFERENCE_NAMES[comparison.best]
+    outcomes, name = comparison.outcomes, name_reference(comparison.best)
     return (
         f"Of {comparison.rows:,} test rows, only the tuned model is right in {outcomes.fixed:,}, and only the best "
         f"reference ({name}) in {outcomes.broken:,}."
@@ -121,12 +128,8 @@ def list_scores(results: Results, run: RunDescription) -> list[ScoreLine]:
     comparison = results.comparison
     metric = comparison.metric
     lines = [
-        _reference_line(REFERENCE_NAMES[key], describe_reference(key, results, run), scores, comparison)
+        _reference_line(name_reference(key), describe_reference(key, results, run), scores, comparison)
         for key, scores in comparison.references.items()
-    ]
-    lines += [
-        _reference_line(f"words of {column} only", "the bag of words of one column", scores, comparison)
-        for column, scores in comparison.bag_of_words_by_column.items()
     ]
     tuned = ScoreLine("tuned", "this run's adapter and head", results.tuned.scores[metric], None, "tuned")
     return [tuned, *sorted(lines, key=lambda line: -line.score.value)]
@@ -150,7 +153,9 @@ def describe_reference(key: str, results: Results, run: RunDescription) -> str:
         return f"logistic regression on the frozen base's last state{rows}"
     if key == "untrained_head":
         return f"random weights on the frozen base{': the published reference' if results.claims else ''}"
-    return "logistic regression on words and pairs of words, without a language model"
+    if key == BAG_OF_WORDS:
+        return "logistic regression on words and pairs of words, without a language model"
+    return "the bag of words of one column"
 
 
 def _list_tokens(tokens: dict[str, str]) -> str:

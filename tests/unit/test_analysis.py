@@ -163,6 +163,14 @@ def test_the_whole_interval_decides_the_verdict(changed, verdict):
     assert (low > 0, high < 0) == (verdict == "worth it", len(changed) == 100)
 
 
+def test_a_bag_of_words_of_one_column_can_be_the_best_reference():
+    gold = np.repeat([0, 1, 2], 20)
+    cases = pd.DataFrame({"gold": gold, "tuned": gold, "group": range(60), "in_train": False, "bag_of_words": 0})
+    cases = cases.assign(bag_of_words_premise=1, bag_of_words_hypothesis=np.minimum(gold, 1))
+    result = comparison.compare_models(cases, Task(CLASSES, ("premise", "hypothesis"), None), 0.95)
+    assert result.best == "bag_of_words_hypothesis" and next(iter(result.references)) == "bag_of_words"
+
+
 def test_uneven_classes_are_judged_by_macro_f1():
     """A model that adds one class of three to the constant answer gains little accuracy and much macro F1."""
     gold = np.repeat([0, 1, 2], [900, 60, 40])
@@ -223,7 +231,7 @@ def test_the_case_table_has_answers_probabilities_and_the_traits_of_nli(classes)
     result = comparison.compare_models(cases, task, 0.95)
     assert (result.best, result.verdict) == ("bag_of_words", "not worth it")
     assert result.references["majority_class"].accuracy.value == 0.5
-    bags = result.references["bag_of_words"], result.bag_of_words_by_column["hypothesis"]
+    bags = result.references["bag_of_words"], result.references["bag_of_words_hypothesis"]
     assert [bag.accuracy.value for bag in bags] == [1, 1]
     assert bags[0].accuracy.interval == intervals.wilson(2, 2, 0.95)
 

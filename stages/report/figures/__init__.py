@@ -15,7 +15,7 @@ from stages.report.figures.scores import draw_scores, draw_slices, select_slices
 from stages.report.figures.usage import draw_usage
 from stages.report.render import render
 from stages.report.run_description import RunDescription
-from stages.report.verdict import REFERENCE_NAMES, list_scores
+from stages.report.verdict import list_scores, name_reference
 
 
 def render_results(
@@ -36,7 +36,7 @@ def render_results(
         "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
         "validation": partial(draw_validation, tables["epochs"], kept_epoch),
         "confusion": partial(draw_confusion, confusion, classes),
-        "slices": partial(draw_slices, *slices, REFERENCE_NAMES[comparison.best]),
+        "slices": partial(draw_slices, *slices, name_reference(comparison.best)),
         "reliability": partial(draw_reliability, tables["reliability_tuned"], tables.get("reliability_uncalibrated")),
         "coverage": partial(draw_coverage, tables["coverage"], reached),
     }
