@@ -28,6 +28,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import is_liger_kernel_available
 
 from stages.data import batching, dataset, split_files, tokenization
+from stages.data.sampling import sample_evenly
 from stages.data.task import Task
 from stages.model.adapter import add_lora
 from stages.model.base import load_base, replace_activation
@@ -64,7 +65,7 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     tokenizer = tokenization.load_tokenizer(manifest)
     splits = split_files.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
     task, rows = dataset.prepare_rows(splits, p.data, tokenization.parse_columns(p.tokenize.template))
-    train = dataset.resolve_unlabelled(dataset.sample_evenly(rows["train"], 1000), "drop", task)
+    train = dataset.resolve_unlabelled(sample_evenly(rows["train"], 1000), "drop", task)
     test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
     def tokenize_rows(rows: pd.DataFrame, template: str) -> batching.TokenizedRows:

@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 
 from stages.data.batching import TokenizedRows
-from stages.data.dataset import sample_evenly
+from stages.data.sampling import sample_evenly
 from stages.evaluation import TEST, TRAIN, Inputs, Predictions, evaluate
 from stages.model.adapter import get_base
 from stages.model.classifier import Classifier
 from stages.model.head import check_head, remove_head, replace_head
-from stages.model.linear_probe import fit_probe
 from stages.model.linear_reference import LinearReference, classify_all, stack_heads
 from stages.model.zero_shot import LanguageModelHead, Unavailable
 from stages.runtime import distributed, errors, files
@@ -68,6 +67,8 @@ def prepare_references(
     if language_model_head:
         references["zero_shot"] = language_model_head.calibrate(states)
     if "probe" in asked:
+        from stages.model.linear_probe import fit_probe  # imports scikit-learn, which takes 0.6 s
+
         # Rank 0 fits it. The others get the same bytes.
         probe, strength = distributed.broadcast(fit_probe(states, labels, groups) if distributed.is_main() else None)
         references["probe"], descriptions["probe"] = probe, {"rows": len(rows), "C": strength}

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from stages.data import batching
 from stages.data.data_summary import DataSummary, PaddingShares, SplitSummary, count_tokens, summarize_split
 from stages.data.data_warnings import DataWarning, find_warnings
-from stages.data.dataset import prepare_rows, resolve_unlabelled, sample_evenly, write_rows
+from stages.data.dataset import prepare_rows, resolve_unlabelled, write_rows
 from stages.data.max_length import check_max_length
+from stages.data.sampling import sample_evenly
 from stages.data.task import SPLITS, Task
 from stages.data.tokenization import describe_special_tokens, load_tokenizer, parse_columns, tokenize_rows
 from stages.runtime import errors, files, params

@@ -1,4 +1,4 @@
-"""Read csv and tsv files as text, and explain what is wrong with a csv, tsv or json file that is not readable."""
+"""Read csv and tsv files as text, decompress .zst, and explain what is wrong with a csv, tsv or json file."""
 
 import bz2
 import csv
@@ -19,13 +19,7 @@ import pyarrow as pa
 
 from stages.runtime.errors import UserError, first_line
 
-# How to open a compressed file. Python reads .zst only with an extra package, so the checks here see an empty file.
-OPENERS: dict[str, Callable] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda path, mode: io.BytesIO(),
-}
+OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # of compressed files
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
 # missing, so a class with such a name would be lost.
@@ -63,6 +57,27 @@ def read_csv(path: Path, name: str, options: dict[str, Any]) -> pa.Table:
     if rows := frame.apply(lambda cells: cells.str.contains("\n", regex=False)).any(axis=1).sum():
         print(f'{name}: {rows:,} rows hold line breaks in a cell; if there should be more rows, look for a stray "')
     return pa.Table.from_pandas(frame)
+
+
+def decompress_zst(path: Path, target: Path, name: str) -> None:
+    """Write the content of a .zst file to `target`: pandas and `datasets` read .zst only with an extra package.
+
+    Args:
+        name: the file's name in errors.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as file:
+        for block in _read_zst(path, name):
+            file.write(block)  # outside `_read_zst`, which would report a full disk as a damaged file
+
+
+def _read_zst(path: Path, name: str) -> Iterator[bytes]:
+    try:
+        with pa.input_stream(path, compression="zstd") as file:
+            while block := file.read(1 << 20):
+                yield block
+    except OSError as error:
+        raise _not_readable(name, error) from error
 
 
 def check_json(path: Path, name: str) -> None:
@@ -120,7 +135,11 @@ def _open(path: Path, name: str) -> Iterator[BinaryIO]:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             yield file
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{name}: not readable ({first_line(error)}); fetch or copy it whole") from error
+        raise _not_readable(name, error) from error
+
+
+def _not_readable(name: str, error: Exception) -> UserError:
+    return UserError(f"{name}: not readable ({first_line(error)}); fetch or copy it whole")
 
 
 @contextmanager

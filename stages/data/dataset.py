@@ -104,26 +104,6 @@ def read_groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) ->
     return groups.fillna(pd.Series({row: f"{SEPARATOR}{split} {row}" for row in missing}))
 
 
-def sample_evenly(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
-    """Choose rows at equal distances over the whole split, without randomness, in their order.
-
-    If (rows // samples) as the distance reaches the end of the split, the rows are those of the published notebook:
-    550 and 100 apart on SNLI. Otherwise the distance is a fraction, so that the end of the split is not left out.
-
-    Args:
-        rows: data frame of a whole split.
-        samples: how many, or None for all.
-    """
-    if samples is None:
-        return rows
-    if samples > len(rows):
-        raise UserError(f"the split has {len(rows)} rows; allowed: 1 to {len(rows)}, or null for all")
-    step = len(rows) // samples
-    if len(rows) - step * samples < step:
-        return rows.iloc[: step * samples : step]
-    return rows.iloc[np.arange(samples) * len(rows) // samples]
-
-
 def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.DataFrame:
     """Drop the rows without a gold label (SNLI's authors: "should not be used"), or assign a class to them.
 

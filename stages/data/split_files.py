@@ -14,7 +14,7 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.table import table_cast
 from huggingface_hub import DatasetCard
 
-from stages.data.csv_and_json import check_encoding, check_json, read_csv
+from stages.data.csv_and_json import check_encoding, check_json, decompress_zst, read_csv
 from stages.data.task import SPLITS
 from stages.runtime.errors import UserError, first_line
 from stages.runtime.files import temporary_folder
@@ -231,11 +231,14 @@ def _read_split(
 ) -> pa.Table:
     tables = {}
     for link, name in files.items():
-        place = f"data.name: {folder}/{name}"
+        place, path = f"data.name: {folder}/{name}", link
+        if link.endswith(".zst"):  # the link keeps its name, which `configs` in README.md may name
+            path = str(scratch / "decompressed" / Path(link).relative_to(scratch / "files").with_suffix(""))
+            decompress_zst(Path(link), Path(path), place)
         if _format(name) in ("csv", "tsv"):
-            table = read_csv(Path(link), place, builder.config.pd_read_csv_kwargs)
+            table = read_csv(Path(path), place, builder.config.pd_read_csv_kwargs)
         else:
-            table = _read_typed(link, place, builder, scratch, subset)
+            table = _read_typed(path, place, builder, scratch, subset)
         tables[name] = _cast_as_declared(table, builder, place, folder)
     table = _concatenate(tables, split)
     declared = (builder.info.splits or {}).get(split)

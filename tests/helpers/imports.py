@@ -16,7 +16,7 @@ MODEL = TOKENIZER | {"accelerate", "bitsandbytes", "peft", "triton", "torch._dyn
 ALLOWED = {
     "download": {"datasets", "pandas", "scipy"},  # `datasets` imports `scipy` for one of its file formats
     "tokenize": TOKENIZER | {"datasets"},
-    "eval_base": MODEL,
+    "eval_base": MODEL | {"sklearn", "scipy.stats"},  # for the probe; `sklearn` imports `scipy.stats`
     "train_qlora": MODEL | {"transformers.trainer", "datasets"},  # `transformers.trainer` imports `datasets`
     "eval_lora": MODEL,
     "analyze": {"pandas", "matplotlib", "scipy", "scipy.stats", "sklearn"},  # a hypothesis-only classifier

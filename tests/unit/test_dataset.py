@@ -15,6 +15,7 @@ from helpers.tables import arrow, data_params, three
 
 from stages.data import dataset
 from stages.data.data_summary import count_overlap
+from stages.data.sampling import sample_evenly
 from stages.data.split_files import read_splits
 from stages.data.task import Task
 from stages.runtime.errors import UserError
@@ -49,14 +50,14 @@ def error_of(*arguments, **of_data):
     [(550_152, 1000, range(0, 550_000, 550)), (10_000, 100, range(0, 10_000, 100)), (7, 7, range(7))],
 )
 def test_rows_are_chosen_as_in_the_published_notebook(rows, samples, expected):
-    chosen = dataset.sample_evenly(pd.DataFrame({"row": range(rows)}), samples)
+    chosen = sample_evenly(pd.DataFrame({"row": range(rows)}), samples)
     assert list(chosen["row"]) == list(expected)
 
 
 @pytest.mark.parametrize(("rows", "samples"), [(1000, 334), (550_152, 300_000), (26_288, 1000), (7, 5), (1000, 999)])
 def test_any_other_number_of_rows_is_spread_over_the_whole_split(rows, samples):
     """A split may be sorted by class, so its end must not be left out."""
-    chosen = dataset.sample_evenly(pd.DataFrame({"row": range(rows)}), samples)["row"].to_numpy()
+    chosen = sample_evenly(pd.DataFrame({"row": range(rows)}), samples)["row"].to_numpy()
     assert len(chosen) == samples
     steps = np.diff([*chosen, rows])  # the last step is from the last chosen row to the end
     assert chosen[0] == 0
@@ -64,12 +65,12 @@ def test_any_other_number_of_rows_is_spread_over_the_whole_split(rows, samples):
 
 
 def test_null_chooses_every_row():
-    assert len(dataset.sample_evenly(pd.DataFrame({"row": range(10)}), None)) == 10
+    assert len(sample_evenly(pd.DataFrame({"row": range(10)}), None)) == 10
 
 
 def test_asking_for_too_many_rows_is_an_error_that_says_how_many_there_are():
     with pytest.raises(UserError, match="10 rows"):
-        dataset.sample_evenly(pd.DataFrame({"row": range(10)}), 11)
+        sample_evenly(pd.DataFrame({"row": range(10)}), 11)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ needs_snli = pytest.mark.skipif(
 @needs_snli
 def test_the_first_ten_test_labels_of_snli_are_those_of_the_notebook(snli):
     task, rows = snli
-    chosen = dataset.resolve_unlabelled(dataset.sample_evenly(rows["test"], 100), "neutral", task)
+    chosen = dataset.resolve_unlabelled(sample_evenly(rows["test"], 100), "neutral", task)
     assert len(chosen) == 100
     assert list(chosen["label"])[:10] == [1, 0, 1, 1, 1, 2, 1, 2, 0, 1]
 

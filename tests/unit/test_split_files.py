@@ -1,8 +1,10 @@
 """Splits are read from pinned files, by the names and slices in params.yaml."""
 
 import gzip
+import itertools
 import lzma
 import os
+from pathlib import Path
 
 import datasets
 import pandas as pd
@@ -15,6 +17,7 @@ from helpers.project import NANO, SHARED
 from helpers.stages import assert_refused, run_stage_in_each, written
 from helpers.tables import arrow, data_params, frame, parquet_folder
 
+from stages.data.csv_and_json import decompress_zst
 from stages.data.split_files import read_splits
 from stages.runtime.errors import UserError
 from stages.sources.manifest import build_manifest
@@ -63,6 +66,13 @@ def test_a_changed_file_with_the_same_path_and_time_is_read_again(nli):
     assert list(read(nli, names)["test"]["label"]) == [2, 2, 2, 2]
 
 
+def zst(content, frames=1):
+    """Compress bytes with Zstandard, as one or more frames of a file."""
+    cuts = [len(content) * number // frames for number in range(frames + 1)]
+    codec = pa.Codec("zstd")
+    return b"".join(codec.compress(content[start:end], asbytes=True) for start, end in itertools.pairwise(cuts))
+
+
 WRITERS = {
     "csv": lambda rows, path: rows.to_csv(path, index=False),
     "tsv": lambda rows, path: rows.to_csv(path, index=False, sep="\t"),
@@ -70,6 +80,10 @@ WRITERS = {
     "json": lambda rows, path: rows.to_json(path, orient="records"),
     "jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True),
     "jsonl.xz": lambda rows, path: rows.to_json(path, orient="records", lines=True),
+    "csv.zst": lambda rows, path: path.write_bytes(zst(rows.to_csv(index=False).encode())),
+    "tsv.zst": lambda rows, path: path.write_bytes(zst(rows.to_csv(index=False, sep="\t").encode())),
+    "json.zst": lambda rows, path: path.write_bytes(zst(rows.to_json(orient="records").encode())),
+    "jsonl.zst": lambda rows, path: path.write_bytes(zst(rows.to_json(orient="records", lines=True).encode(), 3)),
     "json.gz": lambda rows, path: rows.to_json(path, orient="records", lines=True),
     "arrow": lambda rows, path: pa.RecordBatchStreamWriter(path, pa.Table.from_pandas(rows).schema).write_table(
         pa.Table.from_pandas(rows)
@@ -91,6 +105,25 @@ def test_files_of_every_format_that_is_read_are_pinned(nli, ending):
     label = ["0", "1"] if ending.startswith(("csv", "tsv")) else [0, 1]
     assert [list(rows["label"]) for rows in read(nli, first["files"]).values()] == [label] * 3
     assert write(2)["digest"] != first["digest"]
+
+
+def test_zst_files_with_one_name_in_two_folders_are_each_read(nli):
+    """`datasets` would return the rows of the first for a second file with its path."""
+    entries = [{"split": split, "path": f"{split}/part.jsonl.zst"} for split in ("train", "validation", "test")]
+    configs = [{"config_name": "default", "data_files": entries}]
+    (nli / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    for number, entry in enumerate(entries):
+        (nli / entry["split"]).mkdir()
+        WRITERS["jsonl.zst"](frame(("A man runs.", "He moves.", number)), nli / entry["path"])
+    (nli / "train" / "part.jsonl").write_text("not touched")
+    assert [list(rows["label"]) for rows in read(nli).values()] == [[0], [1], [2]]
+    assert (nli / "train" / "part.jsonl").read_text() == "not touched"
+
+
+def test_a_full_disk_is_not_reported_as_a_damaged_zst_file(nli):
+    (nli / "train.csv.zst").write_bytes(zst(b"text,label\n" * 9999))
+    with pytest.raises(OSError, match="No space left"):
+        decompress_zst(nli / "train.csv.zst", Path("/dev/full"), "train.csv.zst")
 
 
 def test_a_format_that_is_not_pinned_is_not_read(nli):
@@ -272,12 +305,18 @@ def error_of_file(folder, name, content):
         ("train.csv", "", "No columns to parse from file"),
         ("train.csv.gz", "text,label\n", "not readable (Not a gzipped file (b'te')); fetch or copy it whole"),
         ("train.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 9)[:-20], "not readable (Compressed file ended before"),
+        ("train.jsonl.zst", zst(b'{"text": "a"}\n' * 9)[:-5], "not readable (Truncated compressed stream); fetch or"),
+        ("train.csv.zst", "text,label\n", "not readable (ZSTD decompress failed: Unknown frame descriptor); fetch"),
+        ("train.csv.zst", zst(b"text;label\nfine;a\n"), "its cells seem to be separated by semicolons (text;label)"),
+        ("train.jsonl.zst", zst(b""), "the file has no rows"),
+        ("train.jsonl.zst", zst(b'{"text": 1}\n{"text": ]\n'), "not readable as a data set ("),
         ("train.parquet", b"PAR1 and no more", "not readable as a data set ("),
     ],
     ids=["Windows-1252", "Windows-1252, packed", "UTF-16",
          "json in Latin-1", "json in UTF-16", "semicolons", "semicolons and a comma",
          "semicolons and commas", "tabs", "commas in tsv", "single quotes", "single quotes in the rows",
-         "a row too long", "a comma at each end", "an open quote", "empty", "no gzip", "cut xz", "parquet"],
+         "a row too long", "a comma at each end", "an open quote", "empty", "no gzip", "cut xz", "cut zst", "no zst",
+         "semicolons in zst", "empty zst", "no json in zst", "parquet"],
 )  # fmt: skip
 def test_the_error_says_which_encoding_or_dialect_a_file_seems_to_have(nli, name, content, message, capfd):
     assert error_of_file(nli, name, content).startswith(message)

@@ -1,0 +1,26 @@
+"""Choose rows of a split. A file of its own: `dataset` imports `datasets`, which takes 0.3 s."""
+
+import numpy as np
+import pandas as pd
+
+from stages.runtime.errors import UserError
+
+
+def sample_evenly(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
+    """Choose rows at equal distances over the whole split, without randomness, in their order.
+
+    If (rows // samples) as the distance reaches the end of the split, the rows are those of the published notebook:
+    550 and 100 apart on SNLI. Otherwise the distance is a fraction, so that the end of the split is not left out.
+
+    Args:
+        rows: data frame of a whole split.
+        samples: how many, or None for all.
+    """
+    if samples is None:
+        return rows
+    if samples > len(rows):
+        raise UserError(f"the split has {len(rows)} rows; allowed: 1 to {len(rows)}, or null for all")
+    step = len(rows) // samples
+    if len(rows) - step * samples < step:
+        return rows.iloc[: step * samples : step]
+    return rows.iloc[np.arange(samples) * len(rows) // samples]
