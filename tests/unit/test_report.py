@@ -854,7 +854,7 @@ def test_class_names_that_matplotlibs_font_lacks_are_in_a_system_font_or_become_
     labels = ANIMALS["classes"] if has_font else ("0", "1", "2")
     assert set(labels) <= set(words) and ("bird" in words) == has_font
     assert ("predicted class, by its number" in words) != has_font
-    assert ("The table of every class has their numbers." in page_of(metrics)) != has_font
+    assert ("The table of all classes has the numbers of the axes." in page_of(metrics)) != has_font
     slices = words_of(picture_of(metrics, "Slices"))
     assert [word.split(" (")[0] for word in slices[slices.index("accuracy") + 2 :][:3]] == list(labels)
     assert "words of 文本 only" not in words and "words in 文本" in slices, "both fonts have the column's name"
