@@ -42,9 +42,9 @@ def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> 
         "slices": ("Slices", _slices(len(task.classes), REFERENCE_NAMES[comparison.best])),
         "reliability": (
             "Calibration",
-            "Accuracy by the probability of the predicted class. Each dot is a bin of rows, with its "
-            "interval. Where dots are below the dotted line, it is overconfident: right less often than it says. "
-            f"Up to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not start at "
+            "Accuracy by the probability of the predicted class. Each dot is a bin of rows, with its interval. Where a "
+            "dot is below the dotted line, the model is overconfident: right less often than its probability says. Up "
+            f"to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not start at "
             f"0.{before}",
         ),
         "coverage": (

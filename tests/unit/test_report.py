@@ -1172,7 +1172,7 @@ def test_the_page_has_the_three_most_probable_classes_of_a_row(many_metrics):
     shares = prediction[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
     best, top = np.argsort(-shares, kind="stable")[:3], row[-1]
     assert top[::2] == best.tolist() and top[1::2] == np.round(shares[best] * 100).astype(int).tolist()
-    assert "the 3 most probable classes, with its" in page_of(many_metrics)
+    assert "the 3 most probable classes, each with its probability" in page_of(many_metrics)
 
 
 def test_cases_of_many_classes_have_no_column_for_each_class(two_metrics, many_metrics):
