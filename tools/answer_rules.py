@@ -66,8 +66,8 @@ def choose_rule(arguments: argparse.Namespace, settings: ClassifierSettings) -> 
     if arguments.coverage is not None:
         at_least = summary.find_probability(arguments.coverage)
         print(
-            f"--coverage {arguments.coverage:g}: no answer below {at_least:.4%}, which this share of the "
-            f"{summary.rows:,} validation rows reaches",
+            f"--coverage {arguments.coverage:g}: no answer below {at_least:.4%}. This share of the "
+            f"{summary.rows:,} validation rows reaches that probability.",
             file=sys.stderr,
         )
         return partial(leave_out, at_least=at_least)

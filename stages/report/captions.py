@@ -42,23 +42,25 @@ def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> 
         "slices": ("Slices", _slices(len(task.classes), name_reference(comparison.best))),
         "reliability": (
             "Calibration",
-            "Accuracy by the probability of the predicted class. Below the dotted line, a model is overconfident. Each "
-            f"dot is a bin of rows, with its interval. Up to {BINS} bins have about equally many rows, at least "
-            f"{MIN_BIN_ROWS} each. The axes do not start at 0.{before}",
+            "Accuracy by the probability of the predicted class. Each dot is a bin of rows, with its interval. Where a "
+            "dot is below the dotted line, the model is overconfident: right less often than its probability says. Up "
+            f"to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not start at "
+            f"0.{before}",
         ),
         "coverage": (
             "Coverage",
-            "Accuracy of the rows that the model is surest of, with its interval: from a few rows on the left to all "
-            "rows on the right. Dots mark the accuracies below, unless all rows have them. The accuracy axis does not "
-            "start at 0.",
+            "Coverage is the share of the rows that the model answers: those with the highest probability. The others "
+            "are left to a person. The line is the accuracy of the answers, with its interval. Dots mark accuracies of "
+            "90%, 95% and 99%, with the interval of the coverage, unless all rows or no rows have them. The accuracy "
+            "axis does not start at 0.",
         ),
         "usage": ("Memory and load", _usage(usage)),
     }
 
 
 def _confusion(classes: tuple[str, ...]) -> str:
-    shades = "Darker cells have larger shares of the gold class."
-    numbers = "" if can_name_classes(classes) else " The table of every class has their numbers."
+    shades = "The stronger a colour, the larger the share of the gold class."
+    numbers = "" if can_name_classes(classes) else " The table of all classes has the numbers of the axes."
     if len(classes) <= FEW_CLASSES:
         return f"Test rows by gold and predicted class, with their share of the gold class. {shades}{numbers}"
     return f"Test rows by gold and predicted class. {shades} Cells without rows have no colour.{numbers}"
@@ -71,8 +73,8 @@ def _slices(classes: int, reference: str) -> str:
         else ""
     )
     return (
-        f"Accuracy of the tuned model and of the best reference ({reference}), with intervals. In brackets: rows."
-        f"{selection} The table of every slice has all of them."
+        f"Accuracy of the tuned model and of the best reference ({reference}), with intervals. In brackets: test rows."
+        f"{selection}"
     )
 
 

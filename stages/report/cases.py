@@ -200,7 +200,7 @@ def legend(classes: int, texts: Texts) -> str:
     class_names = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
     hidden = {"all": "", "errors": " Only errors have their texts.", "none": " The texts are left out."}[texts]
     return (
-        f"✓ right, ✗ wrong. Below the tuned model's prediction: {class_names}, with its probability of each in percent."
+        f"✓ right, ✗ wrong. After the tuned model's prediction: {class_names}, each with its probability in percent."
         f"{hidden}"
     )
 

@@ -184,8 +184,8 @@ def explain(comparison: RecipeComparison) -> list[str]:
     designs = [difference.design for difference in comparison.differences]
     if "rows only" in designs:
         paragraphs.append(
-            "These seeds: one of the two recipes has only one seed, so that nothing is known about other seeds. The "
-            "verdict holds for other test rows, but another seed could reverse it."
+            "These seeds: at least one of the two recipes has only one seed, so nothing is known about other seeds. "
+            "The verdict holds for other test rows, but another seed could reverse it."
         )
     if "paired seeds" in designs:
         paragraphs.append(

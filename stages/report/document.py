@@ -139,6 +139,7 @@ def verdict_section(results: Results, run: RunDescription) -> Context:
             sentence
             for sentence in (
                 verdict.explain_gains(comparison),
+                verdict.explain_missing(run.params.analysis.references),
                 verdict.explain_outcomes(comparison),
                 verdict.explain_metric(results),
                 verdict.explain_duplicates(comparison, level),

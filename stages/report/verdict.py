@@ -1,5 +1,6 @@
 """The verdict on tuning in words, and the references with which the tuned model is compared."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from stages.analysis.leading_metric import TITLES
 from stages.analysis.metrics import Score
 from stages.analysis.paired_difference import Difference
 from stages.analysis.results import Results
-from stages.report.formatting import confidence_level, p_statement, percent, points, points_interval
+from stages.report.formatting import confidence_level, list_names, p_statement, percent, points, points_interval
 from stages.report.run_description import RunDescription
 
 REFERENCE_NAMES = {
@@ -57,7 +58,8 @@ def explain_verdict(comparison: Comparison, confidence: float) -> str:
     best, metric = comparison.best_reference, comparison.metric
     value, interval, p = best.difference.value, best.difference.interval, best.difference.p
     name = IN_A_SENTENCE.get(comparison.best) or name_reference(comparison.best)
-    reference = f"the best reference, {name} ({percent(best.lead(metric).value)})"
+    which = "best" if len(comparison.references) > 1 else "only"
+    reference = f"the {which} reference, {name} ({percent(best.lead(metric).value)})"
     if value:
         gap = f"{points(value)} points of {TITLES[metric]} {'above' if value > 0 else 'below'} {reference}"
     else:
@@ -94,9 +96,20 @@ def explain_outcomes(comparison: Comparison) -> str:
     """How many rows changed, compared with the best reference."""
     outcomes, name = comparison.outcomes, name_reference(comparison.best)
     return (
-        f"Of {comparison.rows:,} test rows, only the tuned model is right in {outcomes.fixed:,}, and only the best "
-        f"reference ({name}) in {outcomes.broken:,}."
+        f"In {outcomes.fixed:,} of {comparison.rows:,} test rows, the tuned model is right and the best reference "
+        f"({name}) is wrong. In {outcomes.broken:,} rows it is the other way round."
     )
+
+
+def explain_missing(references: Sequence[str]) -> str | None:
+    """Which references the run did not compute, or None; references: `analysis.references`.
+
+    A verdict without the strong ones looks the same.
+    """
+    missing = [name for key, name in REFERENCE_NAMES.items() if key not in references]
+    if not missing:
+        return None
+    return f"The verdict is without these references, which analysis.references leaves out: {list_names(missing)}."
 
 
 def explain_metric(results: Results) -> str | None:

@@ -83,7 +83,10 @@ def explain_calibration(calibration: Calibration | None, loss: float, guessing: 
         loss: of the test rows, with the temperature.
         guessing: the loss of equal probabilities.
     """
-    scale = f"Lower scores are better. Equal probabilities for all classes have a loss of {guessing:.3f}."
+    scale = (
+        "Lower scores are better. The expected calibration error is the mean gap between probability and accuracy. "
+        f"Equal probabilities for all classes have a loss of {guessing:.3f}."
+    )
     if calibration is None:
         return [f"The probabilities are as training left them, since train.calibrate is false. {scale}"]
     value, low, high = (f"{value:.3g}" for value in (calibration.temperature, calibration.low, calibration.high))
@@ -97,8 +100,9 @@ def explain_calibration(calibration: Calibration | None, loss: float, guessing: 
     verb = "lowers" if loss < calibration.without.loss else "raises"
     change = f"leaves the loss at {after}" if before == after else f"{verb} the loss from {before} to {after}"
     return [
-        f"The logits are divided by a temperature of {value} (95% interval {low} to {high}), which is part of the "
-        f"saved head. It changes no prediction. It was fitted to {calibration.rows:,} validation rows. {meaning}",
+        "The probabilities are calibrated: they should say how often the model is right. For that, the logits are "
+        f"divided by a temperature of {value} (95% interval {low} to {high}), which is part of the saved head. It "
+        f"changes no prediction. It was fitted to {calibration.rows:,} validation rows. {meaning}",
         f"On the test rows it {change}. {scale}",
     ]
 

@@ -506,7 +506,7 @@ def test_coverage_chooses_the_probability_and_prints_it(adapter, tmp_path, capsy
         predict.main()
         output = capsys.readouterr()
         assert output.out.startswith("no answer: ") != answered
-        assert f"--coverage 0.5: no answer below {quantiles[50]:.4%}, which this share of the 200" in output.err
+        assert f"--coverage 0.5: no answer below {quantiles[50]:.4%}. This share of the 200" in output.err
 
 
 def test_the_best_threshold_moves_answers_of_two_classes_only_if_asked(pair, tmp_path, capsys, monkeypatch):

@@ -854,7 +854,7 @@ def test_class_names_that_matplotlibs_font_lacks_are_in_a_system_font_or_become_
     labels = ANIMALS["classes"] if has_font else ("0", "1", "2")
     assert set(labels) <= set(words) and ("bird" in words) == has_font
     assert ("predicted class, by its number" in words) != has_font
-    assert ("The table of every class has their numbers." in page_of(metrics)) != has_font
+    assert ("The table of all classes has the numbers of the axes." in page_of(metrics)) != has_font
     slices = words_of(picture_of(metrics, "Slices"))
     assert [word.split(" (")[0] for word in slices[slices.index("accuracy") + 2 :][:3]] == list(labels)
     assert "words of 文本 only" not in words and "words in 文本" in slices, "both fonts have the column's name"
@@ -1172,7 +1172,7 @@ def test_the_page_has_the_three_most_probable_classes_of_a_row(many_metrics):
     shares = prediction[[f"p_{name}" for name in MANY["classes"]]].to_numpy(dtype=float)
     best, top = np.argsort(-shares, kind="stable")[:3], row[-1]
     assert top[::2] == best.tolist() and top[1::2] == np.round(shares[best] * 100).astype(int).tolist()
-    assert "the 3 most probable classes, with its" in page_of(many_metrics)
+    assert "the 3 most probable classes, each with its probability" in page_of(many_metrics)
 
 
 def test_cases_of_many_classes_have_no_column_for_each_class(two_metrics, many_metrics):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from helpers import finished_run
 
 from stages import analyze
@@ -58,3 +59,25 @@ def test_a_run_that_a_reference_equals_is_not_called_worth_it(run, metric, best,
     assert (comparison["metric"], comparison["best"], comparison["verdict"]) == (metric, best, verdict)
     assert verdict in report.lower()
     assert alarm is None or alarm in report
+
+
+@pytest.mark.parametrize(
+    "references, which, missing",
+    [
+        (["untrained_head"], "only", "most frequent class, bag of words, zero-shot, linear probe"),
+        (["majority_class", "untrained_head"], "best", "bag of words, zero-shot, linear probe"),
+    ],
+)
+def test_a_report_names_the_references_that_the_parameters_leave_out(references, which, missing, tmp_path, monkeypatch):
+    """Without the strong references, the same run seems worth more."""
+    finished_run.make(tmp_path, zero_shot=None, probe=None)
+    path = tmp_path / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["analysis"]["references"] = references
+    path.write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    analyze.main()
+    for name in ("report.html", "report.md", "model_card.md"):
+        text = (tmp_path / "metrics" / name).read_text()
+        assert f" points of accuracy above the {which} reference, " in text, name
+        assert f"which analysis.references leaves out: {missing}." in text.replace("<wbr>", ""), name
