@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from helpers import finished_run
 
 from stages import analyze
+from stages.runtime import errors
 
 
 def analyze_run(folder, monkeypatch, **run):
@@ -58,3 +60,23 @@ def test_a_run_that_a_reference_equals_is_not_called_worth_it(run, metric, best,
     assert (comparison["metric"], comparison["best"], comparison["verdict"]) == (metric, best, verdict)
     assert verdict in report.lower()
     assert alarm is None or alarm in report
+
+
+def test_no_reference_is_left(tmp_path, monkeypatch):
+    finished_run.make(tmp_path, probe=None, zero_shot=None, untrained=None)
+    base, parameters = tmp_path / "outs/results/base/summary.json", tmp_path / "params.yaml"
+    left_out = {"zero_shot": {"left_out": "the classes 'a' and 'b' begin with the same token"}}
+    base.write_text(json.dumps(json.loads(base.read_text()) | {"references": left_out}))
+    raw = yaml.safe_load(parameters.read_text())
+    raw["analysis"]["references"] = ["zero_shot"]
+    parameters.write_text(yaml.safe_dump(raw))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UserError, match=r"analysis\.references: zero_shot is left out: the classes 'a' and 'b'"):
+        analyze.main()
+
+
+def test_right_answers_to_test_rows_of_one_class_prove_no_learning_and_no_failure(tmp_path, monkeypatch):
+    rows = {"shares": (1, 0, 0), "tuned": 1.0}
+    _, report = analyze_run(tmp_path, monkeypatch, **rows)
+    assert "All test rows have the class entailment, and the tuned model always answers it" in report
+    assert "it learnt nothing" not in report
