@@ -10,12 +10,18 @@ from stages.report.verdict import name_reference
 
 def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list[str]:
     """A sentence for each alarm about the tuned model's answers; cases: from `build_case_table`."""
-    answered = set(cases["tuned"])
-    if len(answered) == 1:
+    answered, gold = set(cases["tuned"]), set(cases["gold"])
+    if answered == gold and len(gold) == 1:
+        (answer,) = answered
+        alarms = [
+            f"All test rows have the class {task.classes[answer]}, and the tuned model always answers it: a model that "
+            "learnt nothing would do so too."
+        ]
+    elif len(answered) == 1:
         (answer,) = answered
         alarms = [f"The tuned model answers {task.classes[answer]} to all {len(cases):,} test rows: it learnt nothing."]
     else:
-        never = [name for number, name in enumerate(task.classes) if number in set(cases["gold"]) - answered]
+        never = [name for number, name in enumerate(task.classes) if number in gold - answered]
         them = "this class" if len(never) == 1 else "these classes"
         alarms = [f"The tuned model never answers {list_names(never)}, but test rows have {them}."] if never else []
     if comparison.best_reference.difference.value <= 0:
