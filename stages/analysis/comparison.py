@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from stages.analysis.bag_of_words import BAG_OF_WORDS, column_of_bag
@@ -95,6 +96,7 @@ def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Compar
     references = {name: measure(name) for name in REFERENCES if name in cases}
     best = max(references, key=lambda name: references[name].lead(metric).value)
     outcomes = find_outcomes(gold, cases[best].to_numpy(), cases["tuned"].to_numpy())
+    answers_one_class = cases["tuned"].nunique() == 1 and len(np.unique(gold)) > 1
     columns = task.columns if BAG_OF_WORDS in references and len(task.columns) > 1 else ()
     has_probe, has_majority = "probe" in references, "majority_class" in references
     return Comparison(
@@ -102,7 +104,7 @@ def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Compar
         rows=len(cases),
         references=references,
         best=best,
-        verdict=judge(references[best].difference, same_answers=(cases[best] == cases["tuned"]).all()),
+        verdict=judge(references[best].difference, answers_one_class or (cases[best] == cases["tuned"]).all()),
         outcomes=Outcomes(**{name: int((outcomes == name).sum()) for name in Outcomes.__annotations__}),
         head_gain=subtract("probe", "majority_class") if has_probe and has_majority else None,
         lora_gain=references["probe"].difference if has_probe and has_majority else None,
@@ -111,14 +113,15 @@ def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Compar
     )
 
 
-def judge(difference: Difference, same_answers: bool) -> Verdict:
+def judge(difference: Difference, needs_no_tuning: bool) -> Verdict:
     """Whether tuning was worth it: the sign of the whole interval decides.
 
     Args:
         difference: the tuned model minus the best reference.
-        same_answers: the two give the same answer to every row, so the reference does what the tuned model does.
+        needs_no_tuning: the reference gives the same answers, or the tuned model gives every row the same answer. The
+            most frequent class of the test rows can exceed all references if it is not that of the training rows.
     """
-    if same_answers or difference.interval.high < 0:
+    if needs_no_tuning or difference.interval.high < 0:
         return "not worth it"
     return "worth it" if difference.interval.low > 0 else "too close to tell"
 

@@ -56,6 +56,8 @@ def explain_verdict(comparison: Comparison, confidence: float) -> str:
     else:
         gap = f"the same {TITLES[metric]} as {reference}"
     more = " With more test rows it would be narrower." if comparison.verdict == "too close to tell" else ""
+    if comparison.verdict == "not worth it" and value > 0:
+        more = " But all answers are one class, which needs no model."
     return (
         f"{gap}. The {confidence_level(confidence)} interval of the difference is {points_interval(interval)} "
         f"({p_statement(p, confidence)}).{more}"
