@@ -64,6 +64,11 @@ def prepare_references(
     rows, labels, groups = read_training_rows()
     remove_head(base)
     states = classifier.compute_logits(rows, inputs.p.eval.batch_size, title="training rows, base")
+    if not np.isfinite(states).all():
+        raise errors.UserError(
+            f"params.yaml: model.precision: {inputs.p.model.precision}: the base's states are not all finite; "
+            "set bf16 or fp32"
+        )
     if language_model_head:
         references["zero_shot"] = language_model_head.calibrate(states)
     if "probe" in asked:

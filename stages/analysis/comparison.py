@@ -1,7 +1,8 @@
 """What tuning was worth: the tuned model compared with the references on the same test rows."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 
@@ -13,7 +14,8 @@ from stages.analysis.paired_difference import Difference, measure_difference
 from stages.analysis.references import OF_LANGUAGE_MODEL
 from stages.data.task import Task
 
-Verdict = Literal["worth it", "too close to tell", "not worth it"]
+Verdict = Literal["not worth it", "too close to tell", "worth it"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # the worst first
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Comparison:
             words of each is a reference too, under `column_of_bag`: the hypotheses of NLI predict more by themselves.
         best: the reference with the highest leading metric; of equal ones, the cheapest. It is chosen on these test
             rows, so it is rather too good than too bad.
-        verdict: on the difference from the best reference.
+        verdict: on the differences from all references, with and without duplicates: the worse of the two.
+        verdict_with_duplicates: of all test rows.
         outcomes: the rows, compared with the best reference.
         head_gain: the probe minus the majority class: what a trained head gets from the frozen base.
         lora_gain: the tuned model minus the probe: what LoRA adds. Both are None if a reference of them is missing.
@@ -63,6 +66,7 @@ class Comparison:
     references: dict[str, ReferenceScores]
     best: str
     verdict: Verdict
+    verdict_with_duplicates: Verdict
     outcomes: Outcomes
     head_gain: Difference | None
     lora_gain: Difference | None
@@ -74,18 +78,17 @@ class Comparison:
 
 
 def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Comparison:
-    """Measure each reference and its difference from the tuned model, and judge the best one.
+    """Measure each reference and its difference from the tuned model, and judge tuning.
 
     Args:
         cases: from `build_case_table`; it has at least one reference.
         confidence: of the intervals, such as 0.95.
     """
-    gold, groups, classes = cases["gold"].to_numpy(), cases["group"].to_numpy(), len(task.classes)
-    metric = choose_leading_metric(gold, classes)
+    metric = choose_leading_metric(cases["gold"].to_numpy(), len(task.classes))
 
-    def subtract(name: str, other: str) -> Difference:
-        predicted, other_predicted = cases[name].to_numpy(), cases[other].to_numpy()
-        return measure_difference(metric, gold, predicted, other_predicted, groups, classes, confidence)
+    def subtract(name: str, other: str, rows: pd.DataFrame = cases) -> Difference:
+        gold, predicted, other_predicted, groups = (rows[key].to_numpy() for key in ("gold", name, other, "group"))
+        return measure_difference(metric, gold, predicted, other_predicted, groups, len(task.classes), confidence)
 
     def measure(name: str) -> ReferenceScores:
         scores = Predictions.from_cases(cases, name, task, confidence)
@@ -95,38 +98,51 @@ def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Compar
     names = ["majority_class", BAG_OF_WORDS, *bags, *OF_LANGUAGE_MODEL]
     references = {name: measure(name) for name in names if name in cases}
     best = max(references, key=lambda name: references[name].lead(metric).value)
-    outcomes = find_outcomes(gold, cases[best].to_numpy(), cases["tuned"].to_numpy())
+    outcomes = find_outcomes(cases["gold"].to_numpy(), cases[best].to_numpy(), cases["tuned"].to_numpy())
+    verdict = judge([scores.difference for scores in references.values()], needs_no_tuning(cases, best))
+    rest = cases[~cases["in_train"]]
+    has_duplicates = 0 < len(rest) < len(cases)
+    if has_duplicates:
+        of_rest = judge([subtract("tuned", name, rest) for name in references], needs_no_tuning(rest, best))
     has_probe, has_majority = "probe" in references, "majority_class" in references
     return Comparison(
         metric=metric,
         rows=len(cases),
         references=references,
         best=best,
-        verdict=judge(references[best].difference, same_answers=(cases[best] == cases["tuned"]).all()),
+        verdict=min(verdict, of_rest, key=VERDICTS.index) if has_duplicates else verdict,
+        verdict_with_duplicates=verdict,
         outcomes=Outcomes(**{name: int((outcomes == name).sum()) for name in Outcomes.__annotations__}),
         head_gain=subtract("probe", "majority_class") if has_probe and has_majority else None,
         lora_gain=references["probe"].difference if has_probe and has_majority else None,
-        without_duplicates=score_without_duplicates(cases, metric, task, confidence),
+        without_duplicates=score_tuned(rest, metric, task, confidence) if has_duplicates else None,
     )
 
 
-def judge(difference: Difference, same_answers: bool) -> Verdict:
-    """Whether tuning was worth it: the sign of the whole interval decides.
+def judge(differences: Collection[Difference], needs_no_tuning: bool) -> Verdict:
+    """Whether tuning was worth it: only if the whole interval of its difference from every reference is above 0.
+
+    A reference below the best one can have the wider interval, if it errs in other rows than the tuned model. Asking
+    for all intervals keeps the level: an intersection-union test (Berger 1982, Technometrics 24).
 
     Args:
-        difference: the tuned model minus the best reference.
-        same_answers: the two give the same answer to every row, so the reference does what the tuned model does.
+        differences: the tuned model minus each reference.
+        needs_no_tuning: from the function of this name.
     """
-    if same_answers or difference.interval.high < 0:
+    if needs_no_tuning or any(difference.interval.high < 0 for difference in differences):
         return "not worth it"
-    return "worth it" if difference.interval.low > 0 else "too close to tell"
+    return "worth it" if all(difference.interval.low > 0 for difference in differences) else "too close to tell"
 
 
-def score_without_duplicates(
-    cases: pd.DataFrame, metric: LeadingMetric, task: Task, confidence: float
-) -> Estimate | None:
-    rest = cases[~cases["in_train"]]
-    if not 0 < len(rest) < len(cases):
-        return None
-    predictions = Predictions.from_cases(rest, "tuned", task, confidence)
+def needs_no_tuning(cases: pd.DataFrame, best: str) -> bool:
+    """Whether the best reference gives the same answers, or the tuned model gives every row the same answer.
+
+    The most frequent class of the test rows can exceed all references, if it is not that of the training rows.
+    """
+    answers_one_class = cases["tuned"].nunique() == 1 and cases["gold"].nunique() > 1
+    return bool(answers_one_class or (cases[best] == cases["tuned"]).all())
+
+
+def score_tuned(cases: pd.DataFrame, metric: LeadingMetric, task: Task, confidence: float) -> Estimate:
+    predictions = Predictions.from_cases(cases, "tuned", task, confidence)
     return predictions.accuracy if metric == "accuracy" else predictions.f1_macro

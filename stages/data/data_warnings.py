@@ -48,11 +48,14 @@ SHARED_GROUPS = {
 }
 
 
+Level = Literal["alarm", "warning"]
+
+
 @dataclass(frozen=True)
 class DataWarning:
     """A sentence about the rows. An alarm says that the scores may mean something else than they seem to."""
 
-    level: Literal["alarm", "warning"]
+    level: Level
     text: str
 
 
@@ -62,20 +65,27 @@ def find_warnings(summary: DataSummary, group: str | None) -> list[DataWarning]:
     Args:
         group: `Task.group`.
     """
-    alarms = [DataWarning("alarm", text) for text in (*_missing_classes(summary), *_unevenly_shared_classes(summary))]
+    alarms = [DataWarning("alarm", text) for text in _unevenly_shared_classes(summary)]
     warnings = [DataWarning("warning", text) for text in (*_overlaps(summary, group), *_empty_texts(summary))]
-    return sorted([*alarms, *_truncated_texts(summary), *warnings], key=lambda warning: warning.level != "alarm")
+    return sorted(
+        [*_missing_classes(summary), *alarms, *_truncated_texts(summary), *warnings],
+        key=lambda warning: warning.level != "alarm",
+    )
 
 
-def _missing_classes(summary: DataSummary) -> Iterator[str]:
+def _missing_classes(summary: DataSummary) -> Iterator[DataWarning]:
+    """An alarm, but a warning if a random sample of so few rows often lacks these classes."""
+    train = summary.splits["train"]
     for split, meaning in WITHOUT_CLASS.items():
-        missing = [name for name, rows in summary.splits[split].classes.items() if not rows]
+        counts = summary.splits[split]
+        missing = [name for name, rows in counts.classes.items() if not rows]
         if missing:
+            expected = max(train.classes[name] for name in missing) / train.kept * counts.kept
+            level: Level = "alarm" if split == "train" or expected >= MIN_EXPECTED else "warning"
             more = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
             noun, pronoun = ("the class", "it") if len(missing) == 1 else ("one of the classes", "them")
-            yield (
-                f"No {ADJECTIVES[split]} row has {noun} {', '.join(missing[:MOST_NAMED])}{more}: {meaning} {pronoun}."
-            )
+            names = f"{noun} {', '.join(missing[:MOST_NAMED])}{more}"
+            yield DataWarning(level, f"No {ADJECTIVES[split]} row has {names}: {meaning} {pronoun}.")
 
 
 def _unevenly_shared_classes(summary: DataSummary) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from stages.analysis.comparison import Comparison
+from stages.analysis.f1 import FEW_ROWS
 from stages.data.task import Task
 from stages.report.formatting import list_names
 from stages.report.verdict import name_reference
@@ -21,9 +22,16 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list
         (answer,) = answered
         alarms = [f"The tuned model answers {task.classes[answer]} to all {len(cases):,} test rows: it learnt nothing."]
     else:
-        never = [name for number, name in enumerate(task.classes) if number in gold - answered]
+        rows = cases["gold"].value_counts()
+        frequent = {number for number in gold - answered if rows[number] >= FEW_ROWS}  # fewer can be chance
+        never = [name for number, name in enumerate(task.classes) if number in frequent]
         them = "this class" if len(never) == 1 else "these classes"
         alarms = [f"The tuned model never answers {list_names(never)}, but test rows have {them}."] if never else []
     if comparison.best_reference.difference.value <= 0:
         alarms.append(f"The tuned model is not better than the best reference, {name_reference(comparison.best)}.")
+    if comparison.verdict != comparison.verdict_with_duplicates:
+        alarms.append(
+            f"With the test rows that are duplicates of training rows, tuning would seem "
+            f"{comparison.verdict_with_duplicates}. The verdict is that of the other rows."
+        )
     return alarms

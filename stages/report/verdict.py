@@ -10,7 +10,15 @@ from stages.analysis.leading_metric import TITLES
 from stages.analysis.metrics import Score
 from stages.analysis.paired_difference import Difference
 from stages.analysis.results import Results
-from stages.report.formatting import confidence_level, list_names, p_statement, percent, points, points_interval
+from stages.report.formatting import (
+    confidence_level,
+    list_names,
+    p_statement,
+    percent,
+    percent_interval,
+    points,
+    points_interval,
+)
 from stages.report.run_description import RunDescription
 
 REFERENCE_NAMES = {
@@ -64,7 +72,15 @@ def explain_verdict(comparison: Comparison, confidence: float) -> str:
         gap = f"{points(value)} points of {TITLES[metric]} {'above' if value > 0 else 'below'} {reference}"
     else:
         gap = f"the same {TITLES[metric]} as {reference}"
-    more = " With more test rows it would be narrower." if comparison.verdict == "too close to tell" else ""
+    more = ""
+    if comparison.verdict == "too close to tell" and interval.low <= 0:
+        more = " With more test rows it would be narrower."
+    elif comparison.verdict == "not worth it" == comparison.verdict_with_duplicates and value > 0:
+        more = " But all answers are one class, which needs no model."
+    elif undecided := [
+        name_reference(key) for key, scores in comparison.references.items() if scores.difference.interval.low <= 0
+    ]:
+        more = f" But the interval of the difference from another reference reaches 0: {list_names(undecided)}."
     return (
         f"{gap}. The {confidence_level(confidence)} interval of the difference is {points_interval(interval)} "
         f"({p_statement(p, confidence)}).{more}"
@@ -78,8 +94,8 @@ def explain_gains(comparison: Comparison) -> str | None:
         return None
     majority = comparison.references["majority_class"].lead(comparison.metric).value
     return (
-        f"Always answering the most frequent class has {_with_article(comparison)} of {percent(majority)}. A head "
-        "trained on the frozen base (the linear probe) "
+        f"Always answering the most frequent class of the training rows has {_with_article(comparison)} of "
+        f"{percent(majority)}. A head trained on the frozen base (the linear probe) "
         f"{_add(head.value)} points, and LoRA {_add(lora.value)} points."
     )
 
@@ -129,10 +145,9 @@ def explain_duplicates(comparison: Comparison, level: str) -> str | None:
     score = comparison.without_duplicates
     if score is None:
         return None
-    low, high = (percent(end) for end in score.interval)
     return (
         f"Without the test rows that are duplicates of training rows, the tuned model's {TITLES[comparison.metric]} is "
-        f"{percent(score.value)} ({level} interval {low} to {high})."
+        f"{percent(score.value)} ({level} interval {percent_interval(score.interval)})."
     )
 
 

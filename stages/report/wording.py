@@ -7,6 +7,7 @@ from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
+from stages.data.predictions import FEW_ROWS as FEW_ROWS_FOR_A_TEMPERATURE
 from stages.report.formatting import (
     confidence_level,
     list_names,
@@ -16,8 +17,6 @@ from stages.report.formatting import (
     points_interval,
     signed_points,
 )
-
-FEW_VALIDATION_ROWS = 50  # for a temperature
 
 
 def explain_intervals(results: Results, group: str | None, confidence: float) -> str:
@@ -109,11 +108,11 @@ def explain_calibration(calibration: Calibration | None, loss: float, guessing: 
 
 def calibration_warnings(calibration: Calibration | None) -> list[str]:
     """A warning if the temperature was fitted to few rows."""
-    if calibration is None or calibration.rows >= FEW_VALIDATION_ROWS:
+    if calibration is None or calibration.rows >= FEW_ROWS_FOR_A_TEMPERATURE:
         return []
     return [
         f"The temperature was fitted to only {calibration.rows} validation rows. With fewer than "
-        f"{FEW_VALIDATION_ROWS}, it may be far off: see its interval."
+        f"{FEW_ROWS_FOR_A_TEMPERATURE}, it may be far off: see its interval."
     ]
 
 

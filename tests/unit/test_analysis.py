@@ -171,6 +171,30 @@ def test_a_bag_of_words_of_one_column_can_be_the_best_reference():
     assert result.best == "bag_of_words_hypothesis" and next(iter(result.references)) == "bag_of_words"
 
 
+def test_every_reference_must_be_exceeded_not_only_the_best():
+    """The probe errs in the tuned model's rows, the bag of words in others: its difference has a wider interval."""
+    gold, rows = np.arange(300) % 3, np.arange(300)
+    wrong = (gold + 1) % 3
+    tuned = np.where(rows < 60, wrong, gold)
+    probe = np.where(rows < 73, wrong, gold)
+    bag = np.where((rows > 150) & (rows <= 225), wrong, gold)
+    assert compare(gold, tuned, probe=probe).verdict == "worth it"
+    result = compare(gold, tuned, probe=probe, bag_of_words=bag)
+    assert (result.best, result.verdict) == ("probe", "too close to tell")
+
+
+def test_duplicates_of_training_rows_cannot_make_tuning_worth_it():
+    """The tuned model is better in the duplicates only, which it may have memorised."""
+    gold, rows = np.arange(300) % 3, np.arange(300)
+    probe, tuned = (
+        np.where(rows % 2, gold, (gold + 1) % 3),
+        np.where((rows % 2 == 1) | (rows < 100), gold, (gold + 1) % 3),
+    )
+    cases = pd.DataFrame({"gold": gold, "tuned": tuned, "probe": probe, "group": rows, "in_train": rows < 100})
+    result = comparison.compare_models(cases, Task(CLASSES, ("text",), None), 0.95)
+    assert (result.verdict_with_duplicates, result.verdict) == ("worth it", "not worth it")
+
+
 def test_uneven_classes_are_judged_by_macro_f1():
     """A model that adds one class of three to the constant answer gains little accuracy and much macro F1."""
     gold = np.repeat([0, 1, 2], [900, 60, 40])

@@ -43,6 +43,14 @@ def test_up_to_five_classes_without_rows_are_named(missing, sentence):
     assert warnings == [("alarm", f"No training row has {sentence}.")]
 
 
+@pytest.mark.parametrize("rows, level", [(100, "warning"), (10, "alarm")])
+def test_a_validation_split_that_lacks_a_class_by_chance_is_a_warning(rows, level):
+    """A class with one in `rows` training rows; 60 validation rows have 0.6 or 6 of it on average."""
+    train = {"classes": {"a": rows - 1, "b": 1}, "kept": rows}
+    warnings = warnings_for(train=train, validation={"classes": {"a": 60, "b": 0}, "kept": 60}, test=train)
+    assert [warning for warning, text in warnings if "No validation row has the class b" in text] == [level]
+
+
 def uneven(train, validation, test):
     splits = {"train": train, "validation": validation, "test": test}
     rows = {name: {"classes": dict(zip(("ham", "spam"), counts, strict=True))} for name, counts in splits.items()}

@@ -45,7 +45,7 @@ from stages.report.figures.confusion import draw_confusion
 from stages.report.figures.learning_curves import draw_loss, draw_validation
 from stages.report.figures.scores import select_slices
 from stages.report.figures.usage import draw_usage
-from stages.report.verdict import IN_A_SENTENCE, REFERENCE_NAMES
+from stages.report.verdict import IN_A_SENTENCE, REFERENCE_NAMES, name_reference
 from stages.runtime import errors, usage_samples
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -194,7 +194,7 @@ def test_scores_and_counts_agree_with_the_cases(metrics):
     cases = pd.read_csv(metrics / "cases.csv")
     comparison = details(metrics)["comparison"]
     scores = {"tuned": details(metrics)["tuned"], **comparison["references"]}
-    assert len(scores) == 6 and scores["tuned"]["rows"] == 220
+    assert len(scores) == 8 and scores["tuned"]["rows"] == 220
     for column, values in scores.items():
         assert values["accuracy"] == pytest.approx((cases[column] == cases["gold"]).mean())
         for key in ("accuracy", "f1_weighted"):
@@ -358,7 +358,7 @@ def test_repeated_rows_narrow_no_interval(tmp_path):
         intervals = [scores[key] for scores in (tuned, *references.values()) for key in scores if "_interval" in key]
         intervals += [scores["difference"]["interval"] for scores in references.values()]
         widths.append(np.array([ends["high"] - ends["low"] for ends in intervals]))
-    assert len(widths[0]) == 25 and (widths[1] > 0.99 * widths[0]).all()
+    assert len(widths[0]) == 33 and (widths[1] > 0.99 * widths[0]).all()
     first, second = (details(metrics)["comparison"]["references"]["probe"]["difference"] for metrics in (once, often))
     assert second["p"] >= first["p"] and first["design_effect"] == 1 and second["design_effect"] >= 4
     for report, effects in ((once, "accuracy 1.00"), (often, "accuracy 4.04")):
@@ -622,7 +622,8 @@ def test_the_gain_is_split_between_a_trained_head_and_lora(metrics):
     majority = comparison["references"]["majority_class"]["accuracy"]
     assert majority + head + lora == pytest.approx(details(metrics)["tuned"]["accuracy"])
     sentence = (
-        f"Always answering the most frequent class has an accuracy of {majority:.1%}. A head trained on the frozen "
+        f"Always answering the most frequent class of the training rows has an accuracy of {majority:.1%}. "
+        "A head trained on the frozen "
         f"base (the linear probe) adds {head * 100:.1f} points, and LoRA adds {lora * 100:.1f} points."
     )
     for name in ("report.html", "report.md", "model_card.md"):
@@ -633,7 +634,7 @@ def test_each_reference_has_its_score_and_its_paired_difference(metrics):
     lines = cells_of(page_of(metrics), '<th class="number">tuned minus this')
     words = words_of(picture_of(metrics, "Accuracy"))
     for key, scores in details(metrics)["comparison"]["references"].items():
-        (line,) = (line for line in lines if line[0].startswith(REFERENCE_NAMES[key]))
+        (line,) = (line for line in lines if line[0].startswith(name_reference(key)))
         ends, difference = scores["accuracy_interval"], scores["difference"]
         assert line[1].startswith(f"{scores['accuracy']:.1%} ({ends['low'] * 100:.1f} to"), key
         assert line[2].startswith(f"{difference['value'] * 100:+.1f} ({difference['interval']['low'] * 100:+.1f} to"), (

@@ -102,3 +102,20 @@ def test_right_answers_to_test_rows_of_one_class_prove_no_learning_and_no_failur
     _, report = analyze_run(tmp_path, monkeypatch, **rows)
     assert "All test rows have the class entailment, and the tuned model always answers it" in report
     assert "it learnt nothing" not in report
+
+
+def test_one_answer_to_all_rows_is_not_worth_it_even_if_it_exceeds_all_references(tmp_path, monkeypatch):
+    always_neutral = answers(*[[0, 1, 0]] * 3)
+    shifted = {"shares": (0.24, 0.54, 0.22), "train_shares": (0.4, 0.3, 0.3), "rows": 300, "probe": 0.36}
+    comparison, report = analyze_run(tmp_path, monkeypatch, tuned=always_neutral, **shifted)
+    assert comparison["references"][comparison["best"]]["difference"]["interval"]["low"] > 0
+    assert comparison["verdict"] == "not worth it"
+    assert "But all answers are one class, which needs no model." in report
+
+
+def test_a_class_of_few_test_rows_that_is_never_answered_is_no_alarm(tmp_path, monkeypatch):
+    """With 77 classes and 150 rows, a good model misses some classes by chance."""
+    names = tuple(f"intent_{i}" for i in range(77))
+    settings = {"columns": ("text",), "rows": 150, "train_rows": 800, "words": 12, "classes": names}
+    _, report = analyze_run(tmp_path, monkeypatch, tuned=0.85, **settings)
+    assert "never answers" not in report
