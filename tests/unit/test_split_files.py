@@ -107,8 +107,7 @@ def test_files_of_every_format_that_is_read_are_pinned(nli, ending):
     assert write(2)["digest"] != first["digest"]
 
 
-def test_zst_files_with_one_name_in_two_folders_are_each_read(nli):
-    """`datasets` would return the rows of the first for a second file with its path."""
+def test_zst_files_that_the_readme_names_are_read_and_no_file_next_to_them_is_written(nli):
     entries = [{"split": split, "path": f"{split}/part.jsonl.zst"} for split in ("train", "validation", "test")]
     configs = [{"config_name": "default", "data_files": entries}]
     (nli / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
