@@ -73,14 +73,15 @@ def explain_verdict(comparison: Comparison, confidence: float) -> str:
     else:
         gap = f"the same {TITLES[metric]} as {reference}"
     more = ""
-    if comparison.verdict == "too close to tell" and interval.low <= 0:
-        more = " With more test rows it would be narrower."
+    if comparison.verdict == "too close to tell":
+        undecided = [key for key, scores in comparison.references.items() if scores.difference.interval.low <= 0]
+        if comparison.best in undecided:
+            more = " With more test rows it would be narrower."
+        elif undecided:
+            names = list_names([name_reference(key) for key in undecided])
+            more = f" But the interval of the difference from another reference reaches 0: {names}."
     elif comparison.verdict == "not worth it" == comparison.verdict_with_duplicates and value > 0:
         more = " But all answers are one class, which needs no model."
-    elif undecided := [
-        name_reference(key) for key, scores in comparison.references.items() if scores.difference.interval.low <= 0
-    ]:
-        more = f" But the interval of the difference from another reference reaches 0: {list_names(undecided)}."
     return (
         f"{gap}. The {confidence_level(confidence)} interval of the difference is {points_interval(interval)} "
         f"({p_statement(p, confidence)}).{more}"

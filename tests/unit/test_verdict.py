@@ -3,11 +3,15 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from helpers import finished_run
 
 from stages import analyze
+from stages.analysis.comparison import compare_models
+from stages.data.task import Task
+from stages.report.verdict import explain_verdict
 from stages.runtime import errors
 
 
@@ -60,6 +64,7 @@ def test_a_run_that_a_reference_equals_is_not_called_worth_it(run, metric, best,
     assert (comparison["metric"], comparison["best"], comparison["verdict"]) == (metric, best, verdict)
     assert verdict in report.lower()
     assert alarm is None or alarm in report
+    assert "But the interval" not in report
 
 
 @pytest.mark.parametrize(
@@ -119,3 +124,14 @@ def test_a_class_of_few_test_rows_that_is_never_answered_is_no_alarm(tmp_path, m
     settings = {"columns": ("text",), "rows": 150, "train_rows": 800, "words": 12, "classes": names}
     _, report = analyze_run(tmp_path, monkeypatch, tuned=0.85, **settings)
     assert "never answers" not in report
+
+
+def test_another_reference_that_decides_the_verdict_is_named():
+    gold, rows = np.arange(300) % 3, np.arange(300)
+    wrong = (gold + 1) % 3
+    columns = {"gold": gold, "tuned": np.where(rows < 60, wrong, gold), "probe": np.where(rows < 73, wrong, gold)}
+    columns["bag_of_words"] = np.where((rows > 150) & (rows <= 225), wrong, gold)
+    cases = pd.DataFrame(columns).assign(group=rows, in_train=False)
+    comparison = compare_models(cases, Task(("a", "b", "c"), ("text",), None), 0.95)
+    text = explain_verdict(comparison, 0.95)
+    assert text.endswith("But the interval of the difference from another reference reaches 0: bag of words.")
