@@ -137,8 +137,8 @@ def test_ranks_with_different_code_do_not_run(tmp_path):
     (folder / "start.py").write_text(f"{start}runpy.run_module('stages.eval_base', run_name='__main__')\n")
     done, _ = run([*TORCHRUN, "--nproc-per-node=2", "start.py", str(tmp_path)], folder)
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: not the same on all ranks: parameters, base, versions, kind of GPU, test rows, adapter or the code; "
-        "give every machine the same files and versions"
+        "error: not the same on all ranks: parameters, base, versions, kind of GPU, training and test rows, "
+        "adapter or the code; give every machine the same files and versions"
     ]
     assert not (folder / "outs/results").exists()
 
