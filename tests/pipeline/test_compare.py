@@ -68,7 +68,7 @@ class Runs:
             pd.read_parquet(self.folder / "outs/results/base/predictions.parquet"),
             Task.read(self.folder / TASK),
         )
-        rows = cases.to_spreadsheet(build_case_table(base, table, splits, task), task)
+        rows = cases.to_spreadsheet(build_case_table(base, table, splits, task, ["majority_class"]), task)
         files.write_csv(self.folder / "metrics/cases.csv", rows, quoting=csv.QUOTE_NONNUMERIC)
         done = self.clone.dvc("commit", "--force")
         assert done.returncode == 0, done.stderr

@@ -322,7 +322,7 @@ def test_the_stage_prints_warnings_about_the_rows(tmp_path, raw_params):
     for line in (
         "3 classes: entailment, neutral, contradiction",
         "WARNING: No training row has the class neutral: the model can't learn it.",
-        "WARNING: No test row has the class neutral: nothing is known about it.",
+        "No test row has the class neutral: nothing is known about it.",
         "2 of 2 test rows (100.0%) are duplicates of training rows: scores may be too high.",
         "2 of 2 test rows (100.0%) are duplicates of validation rows: ",
         "2 of 2 validation rows (100.0%) are duplicates of training rows: ",
