@@ -2,9 +2,8 @@
 
 import numpy as np
 
-# All references, the cheapest first. eval_base predicts those of the language model.
-REFERENCES = ("majority_class", "bag_of_words", "zero_shot", "probe", "untrained_head")
-OF_LANGUAGE_MODEL = ("zero_shot", "probe", "untrained_head")
+REFERENCES = ("majority_class", "bag_of_words", "zero_shot", "probe", "untrained_head")  # the cheapest first
+OF_LANGUAGE_MODEL = ("zero_shot", "probe", "untrained_head")  # eval_base predicts them
 
 
 def find_majority_class(train_gold: np.ndarray) -> int:

@@ -3,6 +3,7 @@
 import copy
 import re
 import shutil
+from typing import get_args
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from helpers.parameters import set_key
 from helpers.project import COMMITTED
 from helpers.stages import error_line, run_stage, run_stage_in_each, written
 
+from stages.analysis import references
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
@@ -196,3 +198,8 @@ def test_a_change_by_dvc_changes_only_one_line(tmp_path):
         assert len(before) == len(after)
         changed = [new for old, new in zip(before, after, strict=True) if old != new]
         assert [line.split("#")[0].strip() for line in changed] == ["r: 8"]
+
+
+def test_the_references_that_params_allows_are_those_of_the_analysis():
+    assert get_args(params.Reference) == references.REFERENCES
+    assert set(references.OF_LANGUAGE_MODEL) < set(references.REFERENCES)
