@@ -51,10 +51,9 @@ from intervals import SHARES
 from markdown_table import parse_samples, print_header, print_line
 from scipy.stats import norm
 
-from stages.analysis.f1 import f1_macro
 from stages.analysis.multi_seed import comparison, scores
 from stages.analysis.multi_seed.row_values import GoldRows
-from stages.data.confusion import class_counts
+from stages.data.confusion import class_counts, f1_macro
 
 CONFIDENCE = 0.95
 ACCURACY = 0.85  # of the first recipe

@@ -5,10 +5,9 @@ once, with one head that has the outputs of all references.
 """
 
 import numpy as np
-import pandas as pd
 
 from stages.data.batching import TokenizedRows
-from stages.data.sampling import sample_evenly
+from stages.data.sampling import choose_evenly
 from stages.evaluation import TEST, TRAIN, Inputs, Predictions, evaluate
 from stages.model.adapter import get_base
 from stages.model.classifier import Classifier
@@ -83,8 +82,7 @@ def prepare_references(
 def read_training_rows() -> tuple[TokenizedRows, np.ndarray, np.ndarray]:
     """At most `PROBE_ROWS` training rows, evenly spaced -> (rows, numbers of their classes, their groups)."""
     table = files.read_columns(TRAIN, ["input_ids", "label", "group"])
-    numbers = pd.DataFrame(index=range(len(table)))
-    table = table.take(sample_evenly(numbers, min(PROBE_ROWS, len(table))).index.to_numpy())
+    table = table.take(choose_evenly(len(table), min(PROBE_ROWS, len(table))))
     return TokenizedRows(table), table["label"].to_numpy(), table["group"].to_numpy()
 
 

@@ -6,17 +6,12 @@ import numpy as np
 from scipy.stats import norm
 
 from stages.analysis.intervals import Interval
-from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
+from stages.data.confusion import class_counts, confusion_counts, f1_macro, f1_per_class, f1_weighted
 
 Average = Literal[0, 1]
 WEIGHTED: Final = 0  # index in the result of `f1_values`
 MACRO: Final = 1
 FEW_ROWS = 10  # with fewer rows of a class, its F1 is a rough estimate
-
-
-def f1_macro(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 of the classes that are gold or predicted, as in scikit-learn: [..., 3, classes] -> [...]."""
-    return np.nanmean(f1_per_class(counts), axis=-1)
 
 
 def f1_values(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -16,9 +16,9 @@ import pandas as pd
 from stages.analysis import two_classes
 from stages.analysis.calibration import calibration_error, losses, reliability, squared_distances
 from stages.analysis.design_effects import adjusted_design_effect, design_effect
-from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_macro, f1_values
+from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_values
 from stages.analysis.intervals import Interval, mean_interval, measure_share
-from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
+from stages.data.confusion import class_counts, confusion_counts, f1_macro, f1_per_class, f1_weighted
 from stages.data.task import Task
 
 TOP = (3, 5)  # accuracies of the 3 and 5 most probable classes, if there are more than 5

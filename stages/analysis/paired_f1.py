@@ -12,10 +12,10 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from stages.analysis.design_effects import adjusted_design_effect, design_effect
-from stages.analysis.f1 import MACRO, f1_bias, f1_macro, f1_values, weights
+from stages.analysis.f1 import MACRO, f1_bias, f1_values, weights
 from stages.analysis.intervals import Interval, tango
 from stages.analysis.multi_seed.significance import SMALLEST_P
-from stages.data.confusion import class_counts, confusion_counts, f1_per_class
+from stages.data.confusion import class_counts, confusion_counts, f1_macro, f1_per_class
 
 LARGEST_P = 0.9999  # the search for a p-value starts here
 NEVER_PREDICTED = 0.05  # share of the added right rows of a class that are right if the model never predicts the class

@@ -42,3 +42,8 @@ def f1_weighted(counts: np.ndarray) -> np.ndarray:
     """Mean F1 of the classes, weighted by their rows: [..., 3, classes] -> [...]."""
     rows = counts[..., 1, :]
     return np.nansum(f1_per_class(counts) * rows, axis=-1) / rows.sum(axis=-1)
+
+
+def f1_macro(counts: np.ndarray) -> np.ndarray:
+    """Mean F1 of the classes that are gold or predicted, as in scikit-learn: [..., 3, classes] -> [...]."""
+    return np.nanmean(f1_per_class(counts), axis=-1)

@@ -20,7 +20,10 @@ def sample_evenly(rows: pd.DataFrame, samples: int | None) -> pd.DataFrame:
         return rows
     if samples > len(rows):
         raise UserError(f"the split has {len(rows)} rows; allowed: 1 to {len(rows)}, or null for all")
-    step = len(rows) // samples
-    if len(rows) - step * samples < step:
-        return rows.iloc[: step * samples : step]
-    return rows.iloc[np.arange(samples) * len(rows) // samples]
+    return rows.iloc[choose_evenly(len(rows), samples)]
+
+
+def choose_evenly(rows: int, samples: int) -> np.ndarray:
+    """The positions of `sample_evenly`, int [samples]; samples: at most `rows`."""
+    step, numbers = rows // samples, np.arange(samples)
+    return numbers * step if rows - step * samples < step else numbers * rows // samples

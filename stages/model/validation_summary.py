@@ -6,7 +6,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field
 
-from stages.data.confusion import class_counts, confusion_counts, f1_per_class
+from stages.data.confusion import class_counts, confusion_counts, f1_macro
 from stages.data.thresholds import best_threshold
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
@@ -45,7 +45,7 @@ class ValidationSummary(params.Section):
         if probabilities.shape[1] == 2:
             value = best_threshold(gold, probabilities[:, 1])
             counts = class_counts(confusion_counts(gold, (probabilities[:, 1] > value).astype(int), 2))
-            threshold = BestThreshold(value=value, f1_macro=np.nanmean(f1_per_class(counts)))
+            threshold = BestThreshold(value=value, f1_macro=float(f1_macro(counts)))
         return cls(rows=len(gold), probability_quantiles=quantiles.tolist(), best_threshold=threshold)
 
     @classmethod

@@ -27,7 +27,7 @@ class GoldRows:
 
 
 def row_values(rows: GoldRows, predictions: np.ndarray) -> np.ndarray:
-    """Values whose mean over rows is a training's score, and which vary as the score does: float [seeds, rows].
+    """A value for each row. Their mean is a training's score, and they vary as it does: float [seeds, rows].
 
     Args:
         predictions: int [seeds, rows].
