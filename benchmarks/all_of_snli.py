@@ -68,9 +68,8 @@ def make(snli: Path, folder: Path) -> None:
         print(f"{split}: {rows:,} rows, {duplicates:,} of them duplicates")
     shutil.copytree(ROOT / "demo/assets/nano-phi", folder / "nano-phi")
     parameters = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
-    parameters["model"] |= {"name": "nano-phi"}
-    parameters["data"] |= {"name": "snli", "revision": "none"}
-    parameters["watch"] = {"model": "nano-phi", "data": "snli"}
+    parameters["model"] |= {"folder": "nano-phi"}
+    parameters["data"] |= {"folder": "snli", "digest": None}
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
 
 

@@ -34,7 +34,7 @@ from stages.model.adapter import add_lora
 from stages.model.base import load_base, replace_activation
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
-from stages.sources.fetch import fetch
+from stages.sources.manifest import build_manifest
 from stages.training.trainer import make_trainer
 
 OUT = str(Path(tempfile.gettempdir()) / "benchmark")  # a Trainer requires a folder; it saves nothing
@@ -64,7 +64,7 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     manifest = manifest_of(model_folder, "model")
     tokenizer = tokenization.load_tokenizer(manifest)
     splits = split_files.read_splits(data_folder, manifest_of(data_folder, "data")["files"], p.data)
-    task, rows = dataset.prepare_rows(splits, p.data, tokenization.parse_columns(p.tokenize.template))
+    task, rows = dataset.prepare_rows(splits, p.data, p.tokenize.template)
     train = dataset.resolve_unlabelled(sample_evenly(rows["train"], 1000), "drop", task)
     test = dataset.resolve_unlabelled(rows["test"], "drop", task)
 
@@ -97,7 +97,7 @@ def match_activation(p: Params, folder: Path) -> Params:
 
 def manifest_of(folder: Path, key: str) -> dict:
     """The manifest of a folder that holds a "model" or "data" (`key`)."""
-    return fetch(SimpleNamespace(name=str(folder), revision=""), key, str(folder))[1]
+    return build_manifest(folder, str(folder), None, key)
 
 
 def notebook_base(inputs: Inputs) -> PreTrainedModel:

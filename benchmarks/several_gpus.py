@@ -38,7 +38,7 @@ def all_rows(inputs: recipes.Inputs, folder: Path, count: int) -> TokenizedRows:
     """All training rows of a folder, repeated to `count` rows."""
     p = inputs.params
     splits = split_files.read_splits(folder, recipes.manifest_of(folder, "data")["files"], p.data)
-    _, rows = dataset.prepare_rows(splits, p.data, inputs.task.columns)
+    _, rows = dataset.prepare_rows(splits, p.data, inputs.task.template)
     train = dataset.resolve_unlabelled(rows["train"], "drop", inputs.task)
     tokenized = tokenization.tokenize_rows(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
     table = pa.table({"input_ids": pa.array(tokenized["input_ids"], pa.list_(pa.int32())), "label": tokenized["label"]})

@@ -109,8 +109,7 @@ def set_sources(params: Path, model: Path | None, data: Path | None) -> None:
     values = yaml.safe_load(params.read_text())
     for key, folder in (("model", model), ("data", data)):
         if folder:
-            values[key] |= {"name": str(folder.resolve()), "revision": "none"}
-            values["watch"][key] = str(folder.resolve())
+            values[key] |= {"folder": str(folder.resolve()), "digest": None}
     if model or data:
         params.write_text(yaml.safe_dump(values, sort_keys=False))
 

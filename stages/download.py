@@ -10,9 +10,9 @@ from stages.sources.fetch import fetch
 def main() -> None:
     p = params.load()
     warn_without_gpu(p.device)
-    data_folder, data_manifest = fetch(p.data, "data", p.watch.data)
+    data_folder, data_manifest = fetch(p.data, "data")
     splits = read_splits(data_folder, data_manifest["files"], p.data)  # fails before the model, which may take an hour
-    _, model_manifest = fetch(p.model, "model", p.watch.model)
+    _, model_manifest = fetch(p.model, "model")
 
     with files.atomic_folder("outs/splits") as folder:
         for split, rows in splits.items():

@@ -49,7 +49,7 @@ def prepare_references(
     if "zero_shot" in asked:
         try:
             language_model_head = LanguageModelHead.read(
-                base, inputs.manifest, classifier.tokenizer, inputs.p.tokenize.template, inputs.task.classes
+                base, inputs.manifest, classifier.tokenizer, inputs.task.template, inputs.task.classes
             )
             descriptions["zero_shot"] = {"tokens": language_model_head.tokens}
         except Unavailable as reason:

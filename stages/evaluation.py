@@ -63,7 +63,7 @@ def evaluate(name: str, adapter: Path | None, predict: Callable[[Inputs, Classif
     )
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
-        classifier = Classifier.load(manifest, p, task.classes, device, adapter)
+        classifier = Classifier.load(manifest, p, p.tokenize.max_length, task.classes, device, adapter)
         parameters = count_parameters(classifier.model)
         recorder.mark("loaded")
         start = recorder.elapsed_seconds()

@@ -13,7 +13,7 @@ from stages.data.dataset import prepare_rows, resolve_unlabelled, write_rows
 from stages.data.max_length import check_max_length
 from stages.data.sampling import sample_evenly
 from stages.data.task import SPLITS, Task
-from stages.data.tokenization import describe_special_tokens, load_tokenizer, parse_columns, tokenize_rows
+from stages.data.tokenization import describe_special_tokens, load_tokenizer, tokenize_rows
 from stages.runtime import errors, files, params
 
 
@@ -23,10 +23,10 @@ def main() -> None:
     check_max_length(base, p.tokenize.max_length)
     tokenizer = load_tokenizer(base)
 
-    task, rows = prepare_rows(read_tables(), p.data, parse_columns(p.tokenize.template))
+    task, rows = prepare_rows(read_tables(), p.data, p.tokenize.template)
     chosen = {split: choose_rows(rows[split], split, p.data) for split in SPLITS}
     labelled = {split: label_rows(chosen[split], split, p.data, task) for split in SPLITS}
-    tokenized = write_tokenized(labelled, tokenizer, p.tokenize)
+    tokenized = write_tokenized(labelled, tokenizer, task.template, p.tokenize.max_length)
 
     splits: dict[str, SplitSummary] = {}
     for split in SPLITS:
@@ -35,7 +35,7 @@ def main() -> None:
     summary = DataSummary(splits, measure_padding(count_tokens(tokenized["train"]), p), p.tokenize.max_length)
     summary.write("outs/data_summary.json")
     task.write("outs/task.json")
-    special_tokens = describe_special_tokens(tokenizer, p.tokenize.template, base["name"])
+    special_tokens = describe_special_tokens(tokenizer, task.template, base["name"])
     lines = [describe_classes(task.classes), *describe_dropped(summary), *special_tokens]
     print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task.group)]))
 
@@ -63,7 +63,7 @@ def label_rows(rows: pd.DataFrame, split: str, data: params.Data, task: Task) ->
 
 
 def write_tokenized(
-    labelled: dict[str, pd.DataFrame], tokenizer: PreTrainedTokenizerBase, settings: params.Tokenize
+    labelled: dict[str, pd.DataFrame], tokenizer: PreTrainedTokenizerBase, template: str, max_length: int
 ) -> dict[str, pd.DataFrame]:
     """Tokenize the rows of each split and write them to outs/tokenized."""
     tokenized = {}
@@ -73,7 +73,7 @@ def write_tokenized(
         tqdm(total=total, desc="tokenize", unit="row", disable=None) as bar,
     ):
         for split, rows in labelled.items():
-            tokenized[split] = tokenize_rows(rows, tokenizer, settings.template, settings.max_length, bar.update)
+            tokenized[split] = tokenize_rows(rows, tokenizer, template, max_length, bar.update)
             write_rows(tokenized[split].drop(columns="full_length"), folder / f"{split}.parquet")
     return tokenized
 

@@ -16,6 +16,7 @@ from stages.data.predictions import FEW_ROWS, prediction_table
 from stages.data.task import Task
 from stages.data.tokenization import load_configured_tokenizer
 from stages.model.adapter import add_lora, count_parameters, save_adapter
+from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.head import freeze_head, scale_head
@@ -64,7 +65,7 @@ def main() -> None:
     probabilities = softmax(logits.astype(np.float64) / (temperature.value if temperature else 1), axis=1)
     parameters, snapshot = count_parameters(classifier), AdapterSnapshot.take(classifier, inputs.validation_rows)
     with files.atomic_folder("outs/adapter") as adapter:
-        save_adapter(classifier, inputs.tokenizer, inputs.manifest, make_classifier_settings(p, inputs), adapter)
+        save_adapter(classifier, inputs.tokenizer, inputs.manifest, make_settings(p, inputs.task), adapter)
         ValidationSummary.measure(rows["label"].to_numpy(), probabilities).write(adapter)
         del base, classifier, trainer  # the memory may not suffice for two bases
         gc.collect()
@@ -90,15 +91,13 @@ class Inputs:
 def load_inputs(p: params.Params) -> Inputs:
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
     rows = {split: TokenizedRows(files.read_columns(path, ["input_ids", "label"])) for split, path in ROW_FILES.items()}
-    return Inputs(
-        manifest, task, rows["train"], rows["validation"], load_configured_tokenizer(manifest, p.tokenize.template)
-    )
+    return Inputs(manifest, task, rows["train"], rows["validation"], load_configured_tokenizer(manifest, task.template))
 
 
 def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
     """Digest of everything that determines the training. A run resumes only from checkpoints with the same digest."""
     sections = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
-    sections["model"] = p.model.model_dump(exclude={"name", "revision"})  # the manifest's digest covers these two
+    sections["model"] = p.model.settings.model_dump()
     return checkpoints.compute_run_digest(
         sections, inputs.task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, inputs.manifest["digest"],
         [files.sha256(path) for path in ROW_FILES.values()], checkpoints.hash_code(__file__),
@@ -172,16 +171,6 @@ def calibrate(classifier: "PeftModel", logits: np.ndarray, rows: pd.DataFrame) -
     if temperature.rows < FEW_ROWS:
         print(f"fewer than {FEW_ROWS} validation rows: the temperature, and so the probabilities, are a rough guess")
     return temperature
-
-
-def make_classifier_settings(p: params.Params, inputs: Inputs) -> dict:
-    """The content of the adapter's classifier.json."""
-    model = p.model.model_dump(exclude={"name", "revision"})
-    names = {"name": inputs.manifest["name"], "revision": inputs.manifest["revision"]}
-    return {
-        "classes": inputs.task.classes, "seed": p.seed, "model": model | names,
-        "tokenize": p.tokenize.model_dump(), "batches": p.batches.model_dump(),
-    }  # fmt: skip
 
 
 def write_results(steps: list[dict], epochs: list[dict], validation: pd.DataFrame, summary: dict) -> None:

@@ -25,13 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassific
 from transformers.utils import logging
 
 from stages.data.batching import TokenizedRows
-from stages.data.task import Task
+from stages.data.task import Task, parse_columns
 from stages.data.tokenization import (
     encode_rows,
     fill_template,
     is_unambiguous,
     load_configured_tokenizer,
-    parse_columns,
 )
 from stages.model import base_cache
 from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
@@ -108,8 +107,8 @@ class Adapter:
         settings, manifest = read_adapter(folder, base=base)
         tokenizer = load_configured_tokenizer(
             manifest,
-            settings.tokenize.template,
-            model_max_length=settings.tokenize.max_length,
+            settings.template,
+            model_max_length=settings.max_length,
             truncation_side="left",  # the model reads the class at the template's end
         )
         device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
@@ -122,7 +121,8 @@ class Adapter:
 
     def load_on_base(self) -> Classifier:
         """Load the adapter on its base, as the project's own stages do."""
-        return Classifier.load(self.manifest, self.settings, self.settings.classes, self.device, self.folder)
+        settings = self.settings
+        return Classifier.load(self.manifest, settings, settings.max_length, settings.classes, self.device, self.folder)
 
     def merge_into(self, weights: str) -> PreTrainedModel:
         """Merge the adapter into these weights, one of `merges`."""
@@ -158,7 +158,7 @@ class FilledRows:
     @classmethod
     def read(cls, adapter: Adapter) -> "FilledRows":
         """Read the workspace's test rows."""
-        table, settings = files.read_table("outs/tokenized/test.parquet"), adapter.settings.tokenize
+        table, settings = files.read_table("outs/tokenized/test.parquet"), adapter.settings
         texts, ids, full_lengths = encode_rows(table, adapter.tokenizer, settings.template, settings.max_length)
         usable = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, settings.template)]
         if not usable:
@@ -240,7 +240,7 @@ def export(out: Path, folder: Path, merge_name: str | None, base: Path | None = 
             "merges": merges,
             "chosen": chosen,
             "dtype": dtype_name(DTYPE),
-            "example": fill_template(adapter.settings.tokenize.template, model_card.example_texts(task)),
+            "example": fill_template(adapter.settings.template, model_card.example_texts(task)),
         }
         with write_folder(out) as temporary:
             adapter.merge_into(chosen).save_pretrained(temporary)
@@ -277,7 +277,7 @@ def read_task(adapter: Adapter) -> Task:
     task, settings = Task.read("outs/task.json"), adapter.settings
     for key, of_adapter, of_task in (
         ("classes", tuple(settings.classes), task.classes),
-        ("columns", parse_columns(settings.tokenize.template), task.columns),
+        ("columns", parse_columns(settings.template), task.columns),
     ):
         if of_adapter != of_task:
             raise errors.UserError(

@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 
 from stages.data.batching import TokenizedRows
-from stages.data.task import name_text_columns
-from stages.data.tokenization import parse_columns, tokenize_rows
+from stages.data.task import name_text_columns, parse_columns
+from stages.data.tokenization import tokenize_rows
 from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
@@ -56,7 +56,7 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     settings, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
-    columns = parse_columns(settings.tokenize.template)
+    columns = parse_columns(settings.template)
     if arguments.text:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
@@ -88,7 +88,9 @@ def load_predictor(adapter: Path, base_only: bool, base: Path | None = None) -> 
     """
     settings, manifest = read_adapter(adapter, base_only, base)
     device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
-    classifier = Classifier.load(manifest, settings, settings.classes, device, None if base_only else adapter)
+    classifier = Classifier.load(
+        manifest, settings, settings.max_length, settings.classes, device, None if base_only else adapter
+    )
     return partial(predict_rows, classifier, settings)
 
 
@@ -99,7 +101,7 @@ def map_answers(predict: Predictor, rule: Rule, rows: list[list[str]]) -> list[A
 
 def predict_rows(classifier: Classifier, settings: ClassifierSettings, rows: list[list[str]]) -> list[Answer]:
     """Predict the label and the classes' probabilities of each row."""
-    template = settings.tokenize.template
+    template = settings.template
     table = pd.DataFrame(rows, columns=name_text_columns(parse_columns(template)))
     table = tokenize_rows(table, classifier.tokenizer, template, classifier.max_length)
     tokenized = TokenizedRows.from_lists(table["input_ids"], [0] * len(table))

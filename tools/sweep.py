@@ -212,7 +212,7 @@ def check(variant: Variant) -> set[str]:
         p = params.load()
         if p.launcher != "python":
             raise UserError(f"params.yaml: launcher: {p.launcher}; a sweep is one process: add -S launcher=python")
-        return {p.model.name, p.data.name, p.watch.model, p.watch.data}
+        return {p.model.folder, p.data.folder}
     except UserError as error:
         raise UserError(f"-S {' '.join(variant)}: {error}") from error
     except Exception as error:  # of several classes, Hydra's and DVC's: an unknown key, a missing file

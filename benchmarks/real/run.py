@@ -57,8 +57,7 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: allowed: {', '.join(VARIANTS)}")
     model, data, out = (str(path.resolve()) for path in (arguments.model, arguments.data, arguments.out))
     everywhere = {
-        "model.name": model, "model.revision": "none", "watch.model": model,
-        "data.name": data, "data.revision": "none", "watch.data": data, "data.test_rows": None,
+        "model.folder": model, "model.digest": None, "data.folder": data, "data.digest": None, "data.test_rows": None
     }  # fmt: skip
     everywhere |= {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in arguments.set)}
     runs = [

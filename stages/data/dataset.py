@@ -8,22 +8,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data.label_column import describe_type, encode_labels, format_number, read_label_columns, resolve_classes
-from stages.data.task import NO_LABEL, Task
+from stages.data.task import NO_LABEL, Task, parse_columns
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
 
 SEPARATOR = "\x1f"  # between two texts; no text is expected to have this control character
 
 
-def prepare_rows(
-    tables: dict[str, pa.Table], data: Data, columns: tuple[str, ...]
-) -> tuple[Task, dict[str, pd.DataFrame]]:
+def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tuple[Task, dict[str, pd.DataFrame]]:
     """Derive the task from a data set, and read the rows of its splits.
 
     Args:
         tables: {split: arrow table}, with the features of `datasets` in its schema.
         data: the section `data` of params.yaml.
-        columns: the columns that the template names.
+        template: what the model reads, with a chat template.
 
     Returns:
         (task, {split: data frame with the task's text columns, `label` (number of the class, -1 for none) and `group`
@@ -32,10 +30,11 @@ def prepare_rows(
     Raises:
         UserError: a column is missing, has another type, or is empty. The error names the key and the column.
     """
+    columns = parse_columns(template)
     for split, table in tables.items():
         check_columns(table, split, data, columns)
     label_columns = read_label_columns(tables, data.label)
-    task = Task(resolve_classes(label_columns, data.classes), columns, data.group)
+    task = Task(resolve_classes(label_columns, data.classes), template, data.group)
     if data.unlabelled not in ("drop", *task.classes):
         raise UserError(
             f"params.yaml: data.unlabelled: {data.unlabelled}; allowed: drop, or a class "

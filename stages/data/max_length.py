@@ -16,7 +16,7 @@ def check_max_length(manifest: dict, max_length: int) -> None:
     try:
         config = AutoConfig.from_pretrained(folder).get_text_config()
     except Exception as error:  # the loaders raise a dozen kinds
-        raise UserError(f"model.name: {manifest['name']}: no usable config.json ({str(error).strip()})") from error
+        raise UserError(f"model: {manifest['name']}: no usable config.json ({str(error).strip()})") from error
     positions = count_positions(config)
     if positions is not None and max_length > positions:
         raise UserError(

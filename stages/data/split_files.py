@@ -51,7 +51,7 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
     states = {Path(name).with_name(STATE) for name in names if _format(name) == "arrow"}
     names = [name for name in names if Path(name) not in states]
     if not any(_format(name) for name in names):
-        raise UserError(f"data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
+        raise UserError(f"data: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
     with temporary_folder("outs/data_source") as scratch:
         scratch = scratch.resolve()
         links = _link_files(folder, names, scratch / "files")
@@ -91,7 +91,7 @@ def _link_files(folder: Path, names: list[str], target: Path) -> dict[str, str]:
     for name in names:
         link = target / (name[: len(name) - len(_extension(name))] + _extension(name))
         if str(link) in links:
-            raise UserError(f"data.name: {folder}: {links[str(link)]} and {name} differ only in case; rename one")
+            raise UserError(f"data: {folder}: {links[str(link)]} and {name} differ only in case; rename one")
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to((Path(folder) / name).resolve())
         links[str(link)] = name
@@ -145,7 +145,7 @@ def _load_builder(scratch: Path, folder: Path, subset: str | None, has_configs: 
         except Exception:  # the error is not about the subset
             subsets = []
         if not isinstance(error, ValueError) or (subset is None and len(subsets) < 2) or subset in subsets:
-            place = f"{folder}/README.md: configs" if has_configs else f"data.name: {folder}"
+            place = f"{folder}/README.md: configs" if has_configs else f"data: {folder}"
             raise UserError(f"{place}: not readable as a data set ({_reason(error, scratch, folder)})") from error
         allowed = "null, since it has no subsets" if subsets == ["default"] else ", ".join(subsets)
         raise UserError(
@@ -177,7 +177,7 @@ def _check_single_format(files: Files, folder: Path) -> None:
     if len(formats) > 1:
         listed = ", ".join(f"{kind} ({_list_some(names)})" for kind, names in sorted(formats.items()))
         raise UserError(
-            f"data.name: {folder}: tables of {len(formats)} kinds: {listed}; keep one kind there, "
+            f"data: {folder}: tables of {len(formats)} kinds: {listed}; keep one kind there, "
             "or name the files of each split in its README.md, under `configs`"
         )
 
@@ -231,7 +231,7 @@ def _read_split(
 ) -> pa.Table:
     tables = {}
     for link, name in files.items():
-        place, path = f"data.name: {folder}/{name}", link
+        place, path = f"data: {folder}/{name}", link
         if link.endswith(".zst"):  # the link keeps its name, which `configs` in README.md may name
             path = str(scratch / "decompressed" / Path(link).relative_to(scratch / "files").with_suffix(""))
             decompress_zst(Path(link), Path(path), place)
@@ -244,7 +244,7 @@ def _read_split(
     declared = (builder.info.splits or {}).get(split)
     if declared is not None and declared.num_examples not in (0, len(table)):
         raise UserError(
-            f"data.name: {folder}: split '{split}' has {len(table):,} rows, but dataset_info in README.md says "
+            f"data: {folder}: split '{split}' has {len(table):,} rows, but dataset_info in README.md says "
             f"{declared.num_examples:,}; fetch or copy it whole, or correct README.md"
         )
     return table

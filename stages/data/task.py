@@ -1,11 +1,13 @@
-"""The classification task: its classes, the columns that the model reads, the column that groups rows."""
+"""The classification task: its classes, the template of what the model reads, the column that groups rows."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from stages.runtime.files import read_json, write_json
+from stages.runtime.params import PLACEHOLDER
 
 SPLITS = ("train", "validation", "test")
 NO_LABEL = -1  # class number of a row without a gold label
@@ -17,13 +19,18 @@ class Task:
 
     Attributes:
         classes: names, in the order of their numbers 0, 1, ….
-        columns: the data set's columns that the template names, in its order.
+        template: what the model reads. Each {column} is filled from the row. A chat template is included.
         group: the column that groups rows which are not independent. If it is None, a group is rows with equal texts.
     """
 
     classes: tuple[str, ...]
-    columns: tuple[str, ...]
+    template: str
     group: str | None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The data set's columns that the template names, in its order."""
+        return parse_columns(self.template)
 
     @property
     def text_columns(self) -> list[str]:
@@ -39,10 +46,15 @@ class Task:
     def read(cls, path: str | Path) -> Self:
         """Read the JSON file that `tokenize` wrote."""
         task = read_json(path)
-        return cls(tuple(task["classes"]), tuple(task["columns"]), task["group"])
+        return cls(tuple(task["classes"]), task["template"], task["group"])
 
     def write(self, path: str | Path) -> None:
         write_json(path, asdict(self))
+
+
+def parse_columns(template: str) -> tuple[str, ...]:
+    """The columns that a template names, in its order, without duplicates."""
+    return tuple(dict.fromkeys(re.findall(PLACEHOLDER, template)))
 
 
 def name_text_columns(columns: Sequence[str]) -> list[str]:

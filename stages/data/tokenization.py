@@ -14,7 +14,7 @@ import pyarrow as pa
 from tokenizers import AddedToken, Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from stages.data.task import name_text_columns
+from stages.data.task import name_text_columns, parse_columns
 from stages.runtime.errors import UserError
 from stages.runtime.params import PLACEHOLDER
 from stages.sources.fetch import find_model_folder
@@ -35,15 +35,15 @@ def load_tokenizer(manifest: dict, **settings: Any) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **settings)
     except Exception as error:  # the loaders raise a dozen kinds
-        raise UserError(f"model.name: {manifest['name']}: no usable tokenizer ({str(error).strip()})") from error
+        raise UserError(f"model: {manifest['name']}: no usable tokenizer ({str(error).strip()})") from error
     if not tokenizer.is_fast:  # truncating a text needs the offsets of its tokens
         raise UserError(
-            f"model.name: {manifest['name']}: no tokenizer.json, and transformers can't convert its tokenizer; "
+            f"model: {manifest['name']}: no tokenizer.json, and transformers can't convert its tokenizer; "
             "choose a model that has one"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise UserError(f"model.name: {manifest['name']}: its tokenizer has neither a pad token nor an eos token")
+            raise UserError(f"model: {manifest['name']}: its tokenizer has neither a pad token nor an eos token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -290,11 +290,6 @@ def truncate_row(
             if len(longer) <= max_length:
                 return cut(other), longer
     return cut(end), ids
-
-
-def parse_columns(template: str) -> tuple[str, ...]:
-    """The columns that a template names, in its order, without duplicates."""
-    return tuple(dict.fromkeys(re.findall(PLACEHOLDER, template)))
 
 
 def fill_template(template: str, texts: dict[str, str]) -> str:

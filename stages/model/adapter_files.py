@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
+from stages.data.task import Task
 from stages.runtime import files, params
 from stages.sources.fetch import use_folder
 
@@ -17,9 +18,18 @@ class ClassifierSettings(params.Section):
 
     classes: params.Classes
     seed: params.Seed
-    model: params.Model
-    tokenize: params.Tokenize
+    template: params.Template
+    max_length: params.MaxLength
+    model: params.ModelSettings
     batches: params.Batches
+
+
+def make_settings(p: params.Params, task: Task) -> dict[str, Any]:
+    """The content of classifier.json."""
+    return {
+        "classes": task.classes, "seed": p.seed, "template": task.template, "max_length": p.tokenize.max_length,
+        "model": p.model.settings.model_dump(), "batches": p.batches.model_dump(),
+    }  # fmt: skip
 
 
 class ManifestFile(params.Section):
@@ -33,7 +43,7 @@ class Manifest(params.Section):
     """base.json: the base and its files."""
 
     name: params.Text
-    revision: params.Text
+    revision: params.Text | None
     digest: Sha256
     files: dict[params.Text, ManifestFile]
 

@@ -32,7 +32,7 @@ TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transf
 
 def load_base(
     manifest: dict,
-    model_params: params.Model,
+    model_params: params.ModelSettings,
     classes: Sequence[str],
     device: torch.device,
     seed: int,
@@ -54,8 +54,7 @@ def load_base(
         a transformers `...ForSequenceClassification`; products in `model_params.precision`, the head in fp32.
     """
     folder = find_model_folder(manifest)
-    # The digest covers name and revision. The head is drawn below.
-    settings = model_params.model_dump(exclude={"name", "revision", "head_init"})
+    settings = model_params.model_dump(include=set(params.ModelSettings.model_fields) - {"head_init"})  # drawn below
     model = base_cache.share_model(
         (manifest["digest"], settings, tuple(classes), device),
         lambda: _load_frozen(folder, manifest, model_params, classes, device, tokenizer),
@@ -67,7 +66,7 @@ def load_base(
 def _load_frozen(
     folder: Path,
     manifest: dict,
-    model_params: params.Model,
+    model_params: params.ModelSettings,
     classes: Sequence[str],
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
@@ -87,15 +86,13 @@ def _load_frozen(
         raise
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"model.name: {manifest['name']} does not fit this GPU's memory ({type_and_first_line(error)})"
+            f"model: {manifest['name']} does not fit this GPU's memory ({type_and_first_line(error)})"
         ) from error
     except Exception as error:  # many types: a truncated shard, an unknown architecture, a pickled checkpoint
-        raise UserError(
-            f"model.name: {manifest['name']}: not loadable as a model ({type_and_first_line(error)})"
-        ) from error
+        raise UserError(f"model: {manifest['name']}: not loadable as a model ({type_and_first_line(error)})") from error
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):  # transformers does so unasked
         raise UserError(
-            f"model.name: {manifest['name']}: transformers loaded an adapter with the base; "
+            f"model: {manifest['name']}: transformers loaded an adapter with the base; "
             f"remove adapter_config.json from {folder}"
         )
     stabilize_4_bit_layers(model)
@@ -109,7 +106,7 @@ def _load_frozen(
 def load_classifier_config(
     folder: Path,
     manifest: dict,
-    model_params: params.Model,
+    model_params: params.ModelSettings,
     classes: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedConfig:
@@ -129,7 +126,7 @@ def load_classifier_config(
     _check_family(config, manifest["name"])
     if config.vocab_size < len(tokenizer):
         raise UserError(
-            f"model.name: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
+            f"model: {manifest['name']}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
         )
     if model_params.hidden_act:
         replace_activation(config, model_params.hidden_act, manifest["name"])
@@ -137,7 +134,7 @@ def load_classifier_config(
     return config
 
 
-def make_precision_arguments(model_params: params.Model, device: torch.device) -> dict:
+def make_precision_arguments(model_params: params.ModelSettings, device: torch.device) -> dict:
     """Arguments of transformers' `from_pretrained` for quantisation and precision.
 
     Args:
@@ -192,13 +189,13 @@ def _check_family(config: PreTrainedConfig, name: str) -> None:
     """Reject a model that cannot classify by its last token, before its weights are read."""
     allowed = "allowed: a causal language model that reads only text, in 32 or 16 bits, such as Llama, Qwen3 or Phi"
     if config.is_encoder_decoder:
-        raise UserError(f"model.name: {name} is an encoder-decoder ({config.model_type}); {allowed}")
+        raise UserError(f"model: {name} is an encoder-decoder ({config.model_type}); {allowed}")
     if config.get_text_config() is not config:
-        raise UserError(f"model.name: {name} reads more than text ({config.model_type}); {allowed}")
+        raise UserError(f"model: {name} reads more than text ({config.model_type}); {allowed}")
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UserError(f"model.name: {name}: transformers has no classifier for {config.model_type}; {allowed}")
+        raise UserError(f"model: {name}: transformers has no classifier for {config.model_type}; {allowed}")
     if quantised := getattr(config, "quantization_config", None):  # it would silently override model.quantization
-        raise UserError(f"model.name: {name} is quantised already ({dict(quantised).get('quant_method')}); {allowed}")
+        raise UserError(f"model: {name} is quantised already ({dict(quantised).get('quant_method')}); {allowed}")
 
 
 def _check_quantised(model: PreTrainedModel, name: str) -> None:
@@ -238,5 +235,5 @@ def _check_causal(model: PreTrainedModel, name: str) -> None:
     first, second = (model.base_model(input_ids=row[None].to(model.device)).last_hidden_state[:, :4] for row in ids)
     if (first - second).abs().max() > 0.01 * first.abs().max():  # rounding: under 1e-6; a bidirectional model: over 0.3
         raise UserError(
-            f"model.name: {name} is bidirectional: a token attends to later ones, padding too; allowed: a causal model"
+            f"model: {name} is bidirectional: a token attends to later ones, padding too; allowed: a causal model"
         )

@@ -26,10 +26,14 @@ ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 class ClassifierParams(Protocol):
     """What both params.yaml and an adapter's classifier.json define for a classifier."""
 
-    seed: int
-    model: params.Model
-    tokenize: params.Tokenize
-    batches: params.Batches
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def model(self) -> params.ModelSettings: ...
+
+    @property
+    def batches(self) -> params.Batches: ...
 
 
 class Classifier:
@@ -58,6 +62,7 @@ class Classifier:
         cls,
         manifest: dict,
         settings: ClassifierParams,
+        max_length: int,
         classes: Sequence[str],
         device: torch.device,
         adapter: Path | None = None,
@@ -66,13 +71,14 @@ class Classifier:
 
         Args:
             manifest: what `download` wrote.
+            max_length: `tokenize.max_length`.
             classes: names, in the order of their numbers.
             adapter: folder that `train_qlora` wrote, or None for the base with an untrained head.
         """
         tokenizer = load_tokenizer(manifest)
         base = load_base(manifest, settings.model, classes, device, settings.seed, tokenizer)
         model = load_adapter(base, adapter, manifest) if adapter else base
-        return cls(model, tokenizer, settings.batches, settings.tokenize.max_length)
+        return cls(model, tokenizer, settings.batches, max_length)
 
     def predict(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:
         """Predict class probabilities: the softmax of `compute_logits`, with the same arguments."""

@@ -37,7 +37,7 @@ def pick_device(name: str, threads: int | None) -> torch.device:
     return torch.device("cuda", distributed.local_rank())
 
 
-def pick_precision(model_params: params.Model, device: torch.device) -> str:
+def pick_precision(model_params: params.ModelSettings, device: torch.device) -> str:
     """Resolve `model.precision: auto`: fp32 on a CPU, bf16 on a GPU that supports it, else fp16 for 4-bit products.
 
     Args:

@@ -18,7 +18,7 @@ def check_head(model: PreTrainedModel) -> torch.nn.Linear:
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear):
         raise UserError(
-            f"model.name: {type(model).__name__} has no linear head `score` on the last token, "
+            f"model: {type(model).__name__} has no linear head `score` on the last token, "
             "as classifiers made of causal language models have"
         )
     if isinstance(head, bnb.nn.Linear4bit):

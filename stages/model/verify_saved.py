@@ -62,7 +62,7 @@ class AdapterSnapshot:
 
 
 def verify_saved_adapter(
-    folder: Path, trained: AdapterSnapshot, manifest: dict, model_params: params.Model, device: torch.device
+    folder: Path, trained: AdapterSnapshot, manifest: dict, model_params: params.ModelSettings, device: torch.device
 ) -> None:
     """Load a saved adapter by plain transformers and PEFT, and compare it with the trained model.
 
@@ -100,7 +100,7 @@ def relative_distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def _load(folder: Path, manifest: dict, model_params: params.Model, device: torch.device) -> PeftModel:
+def _load(folder: Path, manifest: dict, model_params: params.ModelSettings, device: torch.device) -> PeftModel:
     base = AutoModelForSequenceClassification.from_pretrained(
         find_model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
         use_safetensors=True, **make_precision_arguments(model_params, device),

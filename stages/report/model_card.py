@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,7 +23,6 @@ from stages.report.document import (
     verdict_section,
 )
 from stages.report.run_description import RunDescription, Source
-from stages.sources.manifest import is_local, local_path
 
 
 def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescription) -> str:
@@ -36,7 +36,7 @@ def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescriptio
         tags=["lora", "qlora"],
         dataset={"dataset_config": run.params.data.subset, "dataset_split": run.params.data.splits.test},
     )
-    public_run = replace(run, data=replace(run.data, name=public_name(run.data.name)))
+    public_run = replace(run, data=replace(run.data, name=public_name(run.data)))
     return render_card(
         "model_card.md",
         metadata,
@@ -46,7 +46,7 @@ def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescriptio
         example=example_texts(run.task),
         nf4=run.params.model.quantization == "nf4",
         **loading_dtypes(run.params.model.precision),
-        on_hub=not is_local(run.model.name),
+        on_hub=not run.model.is_local,
         **verdict_section(results, run),
         **alarms_section(results, cases, run.task),
         **scores_section(results, public_run),
@@ -70,7 +70,7 @@ def build_export_card(about: dict[str, Any]) -> str:
     return render_card(
         "exported_card.md",
         build_metadata(about["task"], model, data, scores, library="transformers", tags=[]),
-        **about | {"data": {"name": public_name(data.name)}},
+        **about | {"data": {"name": public_name(data)}},
         nf4=about["settings"].model.quantization == "nf4",
         texts=example_texts(about["task"]),
     )
@@ -114,8 +114,8 @@ def build_metadata(
         EvalResult(
             task_type="text-classification",
             task_name="Natural language inference" if is_nli else "Text classification",
-            dataset_type=public_name(data.name),
-            dataset_name=public_name(data.name),
+            dataset_type=public_name(data),
+            dataset_name=public_name(data),
             dataset_revision=data.revision,
             **(dataset or {}),
             metric_type=metric_type,
@@ -127,8 +127,8 @@ def build_metadata(
     ]
     return ModelCardData(
         model_name=make_title(model.name, data.name),
-        base_model=None if is_local(model.name) else model.name,
-        datasets=None if is_local(data.name) else [data.name],
+        base_model=None if model.is_local else model.name,
+        datasets=None if data.is_local else [data.name],
         library_name=library,
         pipeline_tag="text-classification",
         tags=[*tags, *(["natural-language-inference"] if is_nli else [])] or None,
@@ -137,12 +137,12 @@ def build_metadata(
     )
 
 
-def public_name(data: str) -> str:
+def public_name(data: Source) -> str:
     """The name of a data set on the hub, or the last name of a local folder, whose path is private.
 
     The name cannot be omitted: the hub requires a type and a name of the data for each score (`EvalResult`).
     """
-    return local_path(data).resolve().name if is_local(data) else data
+    return Path(data.name).resolve().name if data.is_local else data.name
 
 
 def make_title(model: str, data: str) -> str:

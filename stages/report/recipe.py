@@ -36,7 +36,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
     return [
         ("seed", str(p.seed)),
         ("base model", _source(run.model)),
-        ("its weights", _section(p.model)),
+        ("its weights", _section(p.model.settings)),
         ("data", _source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
         ("rows", ", ".join(_rows(data, split, getattr(p.data.splits, split)) for split in SPLITS)),
         (
@@ -44,7 +44,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
             "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}",
         ),
         ("classes", _classes(run.task)),
-        ("input", p.tokenize.template),
+        ("input", run.task.template),
         ("longest input", f"{p.tokenize.max_length:,} tokens"),
         ("LoRA", _section(p.lora)),
         ("training", _section(p.train)),
@@ -55,8 +55,8 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
 
 
 def _source(source: Source, subset: str = "") -> str:
-    """A model or data set by name, revision and digest. The revision of a local folder may be the digest."""
-    revision = "" if source.revision == source.digest else f", revision {source.revision}"
+    """A model or data set by name, revision and digest."""
+    revision = "" if source.revision is None else f", revision {source.revision}"
     return f"{source.name}{subset}{revision}, SHA-256 of its files {source.digest}"
 
 
@@ -70,7 +70,7 @@ def _classes(task: Task) -> str:
 
 
 def _section(section: BaseModel) -> str:
-    values = section.model_dump(exclude={"name", "revision"})
+    values = section.model_dump()
     return ", ".join(f"{key} {_value(value)}" for key, value in values.items())
 
 

@@ -10,15 +10,19 @@ from stages.runtime.params import Params
 
 @dataclass(frozen=True)
 class Source:
-    """A pinned model or data set. `digest` is the SHA-256 over its files."""
+    """A model or data set. `revision` is its commit on the hub, or None for a folder; `digest` is of its files."""
 
     name: str
-    revision: str
+    revision: str | None
     digest: str
 
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> Self:
         return cls(manifest["name"], manifest["revision"], manifest["digest"])
+
+    @property
+    def is_local(self) -> bool:
+        return self.revision is None
 
     @property
     def short_name(self) -> str:

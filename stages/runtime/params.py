@@ -1,5 +1,6 @@
 """params.yaml: its keys, with their types and ranges. `load` reads the file and reports every mistake at once."""
 
+import codecs
 import re
 import reprlib
 from pathlib import Path
@@ -60,6 +61,7 @@ Positive = Annotated[float, BeforeValidator(_reject_bool), Field(gt=0, allow_inf
 NotNegative = Annotated[float, BeforeValidator(_reject_bool), Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 ClassName = Annotated[str, BeforeValidator(_read_class_name), AfterValidator(_check_not_blank)]
+MaxLength = Annotated[int, BeforeValidator(_reject_bool), Field(ge=8, le=8192)]  # tokens
 PLACEHOLDER = r"\{([^{}]+)\}"  # where a template has the text of a column
 
 
@@ -69,9 +71,40 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class Model(Section):
-    name: Text
-    revision: Text
+FROM_HUB = "from_hub"  # value of `folder` for a model or data on the hub: a file that never changes, for DVC to watch
+
+
+class Source(Section):
+    """Where a model or a data set is: in `folder`, or on the hub as `name` at `revision`."""
+
+    folder: Text
+    name: Text | None
+    revision: Text | None
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value.startswith((".", "/", "~")):
+            raise ValueError("must be a name on the hub: write a path as `folder`")
+        return value
+
+    @field_validator("name", "revision")
+    @classmethod
+    def _check_given(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("folder") == FROM_HUB:
+            raise ValueError(f"must not be empty with folder: {FROM_HUB}")
+        return value
+
+    @field_validator("revision")
+    @classmethod
+    def _check_old_pin(cls, value: str | None) -> str | None:
+        if value == "none" or (value is not None and re.fullmatch("[0-9a-f]{64}", value)):
+            raise ValueError("must be a commit of the hub: write the digest of a folder's files as `digest`")
+        return value
+
+
+class ModelSettings(Section):
     quantization: Literal["nf4", "none"]
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     hidden_act: Literal["gelu_pytorch_tanh", "gelu_new"] | None
@@ -85,6 +118,15 @@ class Model(Section):
         return value
 
 
+class Model(ModelSettings, Source):
+    """Where the model is, and how it is loaded."""
+
+    @property
+    def settings(self) -> ModelSettings:
+        """How it is loaded."""
+        return ModelSettings(**self.model_dump(include=set(ModelSettings.model_fields)))
+
+
 MAX_CLASSES = 1000  # a label column with more values is the wrong column
 
 
@@ -96,20 +138,74 @@ def _check_classes(names: list[str]) -> list[str]:
     return names
 
 
+def _check_names(names: list[str]) -> list[str]:
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"must name each column once ({duplicate!r} is there twice)")
+    return names
+
+
+def _check_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name).decode(b"")
+    except (LookupError, UnicodeError, ValueError) as error:
+        raise ValueError("must be the name of a text encoding, such as utf-8, cp1252 or utf-16") from error
+    return name
+
+
+def _check_holdout_size(value: object) -> object:
+    """Accept a share such as 10%, or a number of rows."""
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,8}|[0-9]{1,2}(\.[0-9]{1,6})?%", str(value)):
+        raise ValueError("must be a share such as 10%, or a number of rows")
+    if str(value).endswith("%") and not 0 < float(str(value)[:-1]) < 100:
+        raise ValueError("must be a share above 0% and under 100%")
+    return str(value)
+
+
+def _check_template(value: str) -> str:
+    if not re.search(PLACEHOLDER, value):
+        raise ValueError("must name a column of the data in braces, such as {text}")
+    if "\\n" in value:  # from -S or single quotes; the model would read a backslash
+        raise ValueError("must not contain a backslash and an n: write \\n in double quotes, with -S in $'…'")
+    return value
+
+
+Template = Annotated[Text, AfterValidator(_check_template)]
+Encoding = Annotated[Text, AfterValidator(_check_encoding)]
+HoldoutSize = Annotated[str, BeforeValidator(_check_holdout_size)]
 Classes = Annotated[list[ClassName], AfterValidator(_check_classes)]
+
+
+class Read(Section):
+    """How csv and tsv files are written: arguments of `pandas.read_csv`."""
+
+    sep: Annotated[str, Field(min_length=1, max_length=1, pattern=r"^[^\x00\r\n]$")] | None
+    encoding: Encoding | None
+    quotechar: Annotated[str, Field(min_length=1, max_length=1, pattern=r"^[^\x00\r\n]$")] | None
+    names: Annotated[list[Text], Field(min_length=1), AfterValidator(_check_names)] | None
 
 
 class Splits(Section):
     train: Text
-    validation: Text
-    test: Text
+    validation: Text | None
+    test: Text | None
 
 
-class Data(Section):
-    name: Text
+class Holdout(Section):
+    """How many rows are held out of the training rows, as `stages.data.holdout` does it."""
+
+    validation: HoldoutSize | None
+    test: HoldoutSize | None
+    seed: Seed
+    columns: Annotated[list[Text], Field(min_length=1), AfterValidator(_check_names)] | None
+
+
+class Data(Source):
     subset: Text | None
-    revision: Text
+    read: Read
+    split: Text | None
     splits: Splits
+    holdout: Holdout
+    duplicates: Literal["keep", "drop"]
     label: Text
     classes: Classes | None
     group: Text | None
@@ -118,24 +214,27 @@ class Data(Section):
     test_rows: Count | None
     unlabelled: Text
 
-
-class Watch(Section):
-    model: Text
-    data: Text
+    @field_validator("holdout")
+    @classmethod
+    def _check_holdout(cls, value: Holdout, info: ValidationInfo) -> Holdout:
+        splits = info.data.get("splits")
+        for split in ("validation", "test") if splits else ():
+            named, size = getattr(splits, split), getattr(value, split)
+            if named is None and size is None:
+                raise ValueError(
+                    f"must have a size for {split}, such as 10%, because data.splits.{split} is empty; "
+                    "or name the rows there"
+                )
+            if named is not None and size is not None:
+                raise ValueError(f"must have no {split}, because data.splits.{split} names its rows; empty one of them")
+        return value
 
 
 class Tokenize(Section):
-    template: Text
-    max_length: Annotated[int, BeforeValidator(_reject_bool), Field(ge=8, le=8192)]
-
-    @field_validator("template")
-    @classmethod
-    def _check_template(cls, value: str) -> str:
-        if not re.search(PLACEHOLDER, value):
-            raise ValueError("must name a column of the data in braces, such as {text}")
-        if "\\n" in value:  # from -S or single quotes; the model would read a backslash
-            raise ValueError("must not contain a backslash and an n: write \\n in double quotes, with -S in $'…'")
-        return value
+    template: Template
+    max_length: MaxLength
+    chat: bool
+    system: Text | None
 
 
 class Batches(Section):
@@ -196,7 +295,6 @@ class Params(Section):
     seed: Seed
     model: Model
     data: Data
-    watch: Watch
     tokenize: Tokenize
     batches: Batches
     lora: Lora
@@ -273,13 +371,16 @@ def validate(values: object, section: type[AnySection], path: str | Path) -> Any
         raise UserError(f"{path}: " + "; ".join(map(_describe, error.errors()))) from error
 
 
+REMOVED = {"watch": "no longer a key: write a folder's path as model.folder or data.folder, which DVC watches"}
+
+
 def _describe(details: Any) -> str:
     """One of pydantic's errors (`ErrorDetails`): the key, what is wrong or allowed, and the value."""
     key = ".".join(str(part) for part in details["loc"] if not str(part).startswith(("constrained-", "function-")))
     if details["type"] == "missing":
         return f"{key}: missing"
     if details["type"] == "extra_forbidden":
-        return f"{key}: unknown key: correct or remove it"
+        return f"{key}: {REMOVED.get(key, 'unknown key: correct or remove it')}"
     message = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
     return f"{key}: {message[0].lower()}{message[1:]}, not {_short.repr(details['input'])}"
 

@@ -1,79 +1,76 @@
 """Fetch a model or a data set, from the Hugging Face hub or a local folder, and find a base model again later."""
 
-import re
+import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stages.runtime.errors import UserError
+from stages.runtime.params import FROM_HUB, Source
 from stages.sources import hub
-from stages.sources.manifest import PATTERNS, build_manifest, check, find_changed_size, is_local, local_path
+from stages.sources.manifest import PATTERNS, build_manifest, check, find_changed_size
 
 OUTPUT_FOLDERS = ("outs", "metrics")  # the folders with all outs of dvc.yaml
-COMMIT = re.compile("[0-9a-f]{40}")  # revision on the hub; a local folder's is a digest of 64 digits, or none
-PINNED_ON_HUB = "pinned_on_hub.txt"  # value of `watch` for a source on the hub: a file that never changes
 
 
-class Source(Protocol):
-    """The section `model` or `data` of params.yaml."""
-
-    name: str
-    revision: str
-
-
-def fetch(source: Source, section: str, watched: str) -> tuple[Path, dict[str, Any]]:
+def fetch(source: Source, section: str) -> tuple[Path, dict[str, Any]]:
     """Return the local folder of a model or a data set, and its manifest.
 
-    The files of the hub are fetched into the hub's own cache. A local folder is used where it is. If its `revision` is
-    a digest, the files must have that digest.
+    The files of the hub are fetched into the hub's own cache. A local folder is used where it is. If `digest` is set,
+    the files must have it.
 
     Args:
-        section: of params.yaml, "model" or "data".
-        watched: the path in `watch.model` or `watch.data`, which DVC compares.
+        source: the section `model` or `data` of params.yaml.
+        section: its name, "model" or "data".
 
     Returns:
         (folder, manifest as from `build_manifest`)
     """
-    if is_local(source.name):
-        return _use_local_folder(source, section, watched)
-    if watched != PINNED_ON_HUB:
-        raise UserError(
-            f"params.yaml: watch.{section}: {watched}, but {section}.name is not a folder; allowed: {PINNED_ON_HUB}"
-        )
-    folder = hub.download(source.name, source.revision, section, PATTERNS[section])
-    manifest = build_manifest(folder, source.name, source.revision, section)
-    hub.check_announced(folder, manifest, section)
-    check(folder, manifest, section)
-    return folder, manifest
-
-
-def _use_local_folder(source: Source, section: str, watched: str) -> tuple[Path, dict[str, Any]]:
-    folder = local_path(source.name)
-    _check_outside_outputs(folder, source.name, section)
-    manifest = build_manifest(folder, source.name, source.revision, section)
+    if source.folder == FROM_HUB:
+        assert source.name is not None and source.revision is not None  # params.py checks it
+        folder = hub.download(source.name, source.revision, section, PATTERNS[section])
+        manifest = build_manifest(folder, source.name, source.revision, section)
+        hub.check_announced(folder, manifest, section)
+    else:
+        folder = Path(source.folder)
+        _check_place(folder, section)
+        manifest = build_manifest(folder, source.folder, None, section)
+        folder = folder if folder.is_dir() else folder.parent
     check(folder, manifest, section)  # first: an incomplete folder has no digest that is worth pinning
-    mistakes = []
-    if Path(watched) != folder:
-        mistakes.append(f"watch.{section}: {watched}, but {section}.name is a folder; set watch.{section}: {folder}")
-    if len(source.revision) == 64 and source.revision != manifest["digest"]:
-        mistakes.append(
-            f"{section}.revision: the files in {source.name} have the digest {manifest['digest']}; "
-            f"set {section}.revision to it, or to none for no pin"
-        )
-    if mistakes:
-        raise UserError(f"params.yaml: {'; '.join(mistakes)}")
-    if source.revision != manifest["digest"]:
-        print(f"{source.name} is a folder and not pinned; to pin it, set {section}.revision: {manifest['digest']}")
-        manifest["revision"] = "none"  # params.yaml may still have the commit of an earlier source on the hub
+    _check_digest(source, manifest, section)
     return folder, manifest
 
 
-def _check_outside_outputs(folder: Path, name: str, section: str) -> None:
-    """Reject a folder that the pipeline writes: DVC would delete it, or it would have its own results as input."""
+def _check_digest(source: Source, manifest: dict[str, Any], section: str) -> None:
+    digest = manifest["digest"]
+    if source.digest is None and source.folder != FROM_HUB:
+        print(f"{source.folder} is not pinned; to pin it, set {section}.digest: {digest}")
+    if source.digest not in (None, digest):
+        raise UserError(
+            f"params.yaml: {section}.digest: the files of {manifest['name']} have the digest {digest}; "
+            f"set {section}.digest to it, or to null if they may change"
+        )
+
+
+def _check_place(folder: Path, section: str) -> None:
+    """Reject a relative path that only works here, and a folder that the pipeline writes.
+
+    DVC would delete that folder, or it would have its own results as input. Experiments in DVC's queue, and those with
+    `--temp`, run in a copy of the repository, where a relative path to another place does not exist.
+    """
+    repository = next((path for path in (Path.cwd(), *Path.cwd().parents) if (path / ".git").exists()), Path.cwd())
+    whole = Path(os.path.normpath(Path.cwd() / folder.expanduser()))  # not `resolve`: a link stays a link
+    if str(folder).startswith("~"):
+        raise UserError(f"params.yaml: {section}.folder: {folder}: DVC does not replace ~; set the whole path, {whole}")
+    if not folder.is_absolute() and not whole.is_relative_to(repository):
+        raise UserError(
+            f"params.yaml: {section}.folder: {folder}: is outside the repository, and DVC's queue runs in "
+            f"a copy of the repository, where this path is another; set the whole path, {whole}"
+        )
     for output in map(Path, OUTPUT_FOLDERS):
         if folder.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"params.yaml: {section}.name: {name}: the pipeline writes {output}/ there; allowed: a folder that is "
-                f"not in {' or '.join(f'{output}/' for output in OUTPUT_FOLDERS)} and has neither in it. Move the "
+                f"params.yaml: {section}.folder: {folder}: the pipeline writes {output}/ there; allowed: a folder that "
+                f"is not in {' or '.join(f'{output}/' for output in OUTPUT_FOLDERS)} and has neither in it. Move the "
                 "files and set the new folder"
             )
 
@@ -106,8 +103,8 @@ def find_model_folder(manifest: dict[str, Any]) -> Path:
                 f"was trained (SHA-256 of the folder: {manifest['digest']})"
             )
         return folder
-    if is_local(name) or not COMMIT.fullmatch(revision):
-        folder = local_path(name)
+    if revision is None:
+        folder = Path(name)
         if not folder.is_dir():
             raise UserError(
                 f"the base model was in the local folder {name}, and there is no folder {folder.absolute()}; run the "

@@ -53,8 +53,8 @@ def download(name: str, revision: str, section: str, patterns: list[str]) -> Pat
         return folder
     except HFValidationError as error:
         raise UserError(
-            f"params.yaml: {section}.name: {name} is neither a folder nor a name that the hub allows; "
-            "set the path of a folder, or OWNER/NAME on the hub"
+            f"params.yaml: {section}.name: {name} is not a name that the hub allows; "
+            f"set OWNER/NAME, or the path of a folder as {section}.folder"
         ) from error
     except GatedRepoError as error:
         raise UserError(
@@ -66,13 +66,14 @@ def download(name: str, revision: str, section: str, patterns: list[str]) -> Pat
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"params.yaml: {section}.name: no {name} on the hub, and no such folder; correct the name, "
+            f"params.yaml: {section}.name: no {name} on the hub; correct the name, "
             "or set HF_TOKEN if the repository is private"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, http.HTTPError) as error:
         raise UserError(
             f"params.yaml: {section}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
-            f"({unreachable or first_line(error)}); check the network, or set a folder; `make demo` needs no hub"
+            f"({unreachable or first_line(error)}); check the network, or set {section}.folder; "
+            "`make demo` needs no hub"
         ) from error
     except OSError as error:
         raise UserError(
@@ -108,7 +109,7 @@ def check_announced(folder: Path, manifest: dict[str, Any], section: str) -> Non
                 path.resolve().unlink()
                 path.unlink()
             raise UserError(
-                f"params.yaml: {section}.name: {manifest['name']}: {path} is not what the hub announced; "
+                f"params.yaml: {section}: {manifest['name']}: {path} is not what the hub announced; "
                 "run the same command again to fetch it again"
             )
 

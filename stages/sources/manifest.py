@@ -1,6 +1,7 @@
 """The manifest of a model or a data set: its files with sizes and hashes. Checks that the files are complete."""
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from typing import Any
 from huggingface_hub.utils import filter_repo_objects
 
 from stages.runtime.errors import UserError
+from stages.runtime.params import FROM_HUB
 from stages.sources.hashes import cached_sha256
 
 TABLE_EXTENSIONS = [
@@ -38,22 +40,13 @@ IGNORED_PATTERNS = {"model": ["*/*", "consolidated*.safetensors"], "data": []}
 SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b")
 
 
-def is_local(name: str) -> bool:
-    """Whether a name means a local folder and not a repository of the hub: it exists, or it is written as a path."""
-    return local_path(name).exists() or name.startswith((".", "/", "~"))
-
-
-def local_path(name: str) -> Path:
-    """The path of a local folder, with `~` replaced by the home folder."""
-    return Path(name).expanduser()
-
-
-def build_manifest(folder: Path, name: str, revision: str, section: str) -> dict[str, Any]:
+def build_manifest(folder: Path, name: str, revision: str | None, section: str) -> dict[str, Any]:
     """List the files in `folder` that belong to a model or a data set.
 
     Args:
-        name: of the source, as in params.yaml.
-        revision: of the source, as in params.yaml.
+        folder: for data, also a single file.
+        name: on the hub, or the folder as in params.yaml.
+        revision: commit on the hub; None: a local folder.
         section: of params.yaml, "model" or "data".
 
     Returns:
@@ -61,10 +54,17 @@ def build_manifest(folder: Path, name: str, revision: str, section: str) -> dict
         "sha256"}}}
     """
     if folder.is_file():
-        raise UserError(f"params.yaml: {section}.name: {name} is a file; allowed: the folder that holds it")
-    if not folder.is_dir():
-        raise UserError(f"params.yaml: {section}.name: no folder {folder}{_explain_missing(folder, section)}")
-    paths = sorted({path for pattern in PATTERNS[section] for path in folder.rglob(pattern) if path.is_file()})
+        if section == "model":
+            raise UserError(f"params.yaml: model.folder: {name} is a file; allowed: the folder that holds it")
+        folder, found = folder.parent, [folder]
+    elif folder.is_dir():
+        found = [path for path in folder.rglob("*") if path.is_file()]
+    else:
+        raise UserError(
+            f"params.yaml: {section}.folder: no folder {folder}; "
+            f"allowed: a folder, or {FROM_HUB} with {section}.name and {section}.revision"
+        )
+    paths = sorted(path for path in found if any(fnmatch.fnmatchcase(path.name, p) for p in PATTERNS[section]))
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     paths = list(
         filter_repo_objects(
@@ -76,17 +76,6 @@ def build_manifest(folder: Path, name: str, revision: str, section: str) -> dict
     }
     digest = hashlib.sha256("".join(f"{path} {file['sha256']}\n" for path, file in files.items()).encode())
     return {"name": name, "revision": revision, "digest": digest.hexdigest(), "files": files}
-
-
-def _explain_missing(folder: Path, section: str) -> str:
-    """What to do about a missing folder. A queued experiment runs in a copy of the repository, without the folder."""
-    workspace, is_copy, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
-    if folder.is_absolute() or not is_copy:
-        return "; allowed: a folder, or a name on the hub"
-    return (
-        f": this experiment runs in a copy of the repository, {Path.cwd()}; set {section}.name and watch.{section} to "
-        f"the whole path, {(workspace / folder).resolve()}"
-    )
 
 
 def check(folder: Path, manifest: dict[str, Any], section: str) -> None:
@@ -110,7 +99,7 @@ def _check_shards(folder: Path, manifest: dict[str, Any], section: str) -> None:
     for (start, count), present in shards.items():
         if len(present) < int(count):
             raise UserError(
-                f"params.yaml: {section}.name: {manifest['name']}: {folder} has {len(present)} of {int(count)} files "
+                f"params.yaml: {section}: {manifest['name']}: {folder} has {len(present)} of {int(count)} files "
                 f"{start}-…; fetch or copy it whole"
             )
     for index in (name for name in names if name.endswith(".safetensors.index.json")):
@@ -118,7 +107,7 @@ def _check_shards(folder: Path, manifest: dict[str, Any], section: str) -> None:
             parts = json.loads((folder / index).read_text())["weight_map"].values()
             for part in sorted({str(Path(index).with_name(part)) for part in parts} - names.keys()):
                 raise UserError(
-                    f"params.yaml: {section}.name: {manifest['name']}: no {part} in {folder}; fetch or copy it whole"
+                    f"params.yaml: {section}: {manifest['name']}: no {part} in {folder}; fetch or copy it whole"
                 )
 
 
@@ -127,17 +116,19 @@ def _check_content(folder: Path, manifest: dict[str, Any], section: str) -> None
     names = manifest["files"]
     if section == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
         raise UserError(
-            f"params.yaml: model.name: {folder}: no model here; allowed: a folder with config.json and *.safetensors"
+            f"params.yaml: model.folder: {folder}: no model here; allowed: a folder with config.json and *.safetensors"
         )
     if section == "data" and all(Path(name).name == "README.md" for name in names):
-        raise UserError(f"params.yaml: data.name: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
+        raise UserError(
+            f"params.yaml: data.folder: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}"
+        )
 
 
 def _check_no_adapter(folder: Path, manifest: dict[str, Any]) -> None:
     """Reject a base model with an adapter: transformers would load the adapter too, and the base would be tuned."""
     if "adapter_config.json" in manifest["files"]:
         raise UserError(
-            f"params.yaml: model.name: {manifest['name']} has a LoRA adapter next to its weights "
+            f"params.yaml: model: {manifest['name']} has a LoRA adapter next to its weights "
             f"({folder / 'adapter_config.json'}); allowed: a base without one, such as a copy without that file"
         )
 

@@ -84,7 +84,7 @@ def evaluations(raw, tmp_path_factory):
     for name, (manifest, tokens) in cases.items():
         (top / name / "outs/tokenized").mkdir(parents=True)
         (top / name / "params.yaml").write_text(yaml.safe_dump(raw))
-        Task(CLASSES, ("premise", "hypothesis"), "premise").write(top / name / "outs/task.json")
+        Task(CLASSES, "{premise}{hypothesis}", "premise").write(top / name / "outs/task.json")
         (top / name / "outs/base_model.json").write_text(json.dumps(manifest))
         if tokens:
             (top / name / "outs/tokenized/test.parquet").write_bytes(tokens)

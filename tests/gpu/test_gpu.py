@@ -44,7 +44,6 @@ from stages.runtime import params
 from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.runtime.usage_recorder import Recorder
-from stages.sources.fetch import fetch
 from stages.training import checkpoints, history
 from stages.training.loss import weigh_classes
 from stages.training.trainer import make_trainer
@@ -68,7 +67,7 @@ def small_phi(tmp_path_factory):
     )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return fetch(SimpleNamespace(name=str(folder), revision=""), "model", str(folder))[1]
+    return manifest_of(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from helpers.project import COMMITTED
+from helpers.tables import template_of
 from stages.data import dataset
 from stages.data.data_summary import DataSummary, Overlap, PaddingShares, summarize_split
 from stages.data.task import Task
@@ -103,7 +104,7 @@ def make(
     """
     rng = np.random.default_rng(seed)
     group = "premise" if columns == PAIR and group is None else group
-    task = Task(tuple(classes), tuple(columns), group)
+    task = Task(tuple(classes), template_of(columns), group)
     splits = {
         "train": rows_of(rng, task, train_rows, train_shares, words),
         "validation": rows_of(rng, task, 50, train_shares, words),
@@ -159,8 +160,8 @@ def write_parameters(path, task):
 
 def write_run(folder, model, data, gpu, gpus):
     """Write the other files of base, training and tuned. The second of three epochs is the best."""
-    write(folder / "outs/data_source.json", {"name": data, "revision": "none", "digest": "d" * 64})
-    write(folder / "outs/base_model.json", {"name": model, "revision": "none", "digest": "m" * 64, "files": {}})
+    write(folder / "outs/data_source.json", {"name": data, "revision": None, "digest": "d" * 64})
+    write(folder / "outs/base_model.json", {"name": model, "revision": None, "digest": "m" * 64, "files": {}})
     memory = {"name": gpu or "cpu", "loaded": 2.0, "before_training": 2.1, "after_training": 4.0, "peak": 4.2}
     memory |= {"count": gpus, "peak_sum": 4.0 * gpus} if gpus > 1 else {}
     for name in ("base", "train", "tuned"):

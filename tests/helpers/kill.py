@@ -31,8 +31,8 @@ STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "anal
 WAYS = ["SIGKILL to the stage", "SIGKILL to dvc", "SIGKILL to all", "SIGTERM to the stage", "Ctrl-C"]
 EPOCHS = 4
 SMALL = {
-    "model": {"revision": "none"},
-    "data": {"revision": "none", "train_rows": 160, "validation_rows": 60, "test_rows": 60},
+    "model": {"digest": None},
+    "data": {"digest": None, "train_rows": 160, "validation_rows": 60, "test_rows": 60},
     "train": {"epochs": EPOCHS},
 }
 STEPS = 10  # per epoch: 160 rows, without those that have no label

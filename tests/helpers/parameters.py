@@ -5,14 +5,13 @@ from pathlib import Path
 import yaml
 
 from helpers.project import COMMITTED
-from stages.sources.fetch import PINNED_ON_HUB
-from stages.sources.manifest import build_manifest, is_local
+from stages.sources.manifest import build_manifest
 
 
 def unpinned_params() -> dict:
     """The demo's params.yaml as nested dicts, without the digests that pin its folders."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
-    raw["model"]["revision"] = raw["data"]["revision"] = "none"
+    raw["model"]["digest"] = raw["data"]["digest"] = None
     return raw
 
 
@@ -24,12 +23,11 @@ def set_key(raw: dict, key: str, value: object) -> None:
     raw[leaf] = value
 
 
-def use(raw: dict, section: str, name: str) -> None:
-    """Set the model or the data of nested parameters to a folder, or to a name on the hub."""
-    raw[section]["name"] = name
-    raw["watch"][section] = name if is_local(name) else PINNED_ON_HUB
+def use(raw: dict, section: str, folder: str) -> None:
+    """Set the model or the data of nested parameters to a folder."""
+    raw[section] |= {"folder": folder, "name": None, "revision": None, "digest": None}
 
 
 def manifest_of(folder: Path | str) -> dict:
     """The manifest that `download` writes for the model in a folder."""
-    return build_manifest(Path(folder), str(folder), "none", "model")
+    return build_manifest(Path(folder), str(folder), None, "model")

@@ -16,11 +16,19 @@ SPLITS = ("train", "validation", "test")
 def data_params(**changes: object) -> params.Data:
     """The section `data` of params.yaml for a local folder, with some keys changed."""
     defaults = {
-        "name": "data", "subset": None, "revision": "none", "splits": {split: split for split in SPLITS},
+        "folder": "data", "name": None, "subset": None, "revision": None, "digest": None,
+        "read": dict.fromkeys(("sep", "encoding", "quotechar", "names")), "split": None,
+        "splits": {split: split for split in SPLITS},
+        "holdout": {"validation": None, "test": None, "seed": 42, "columns": None}, "duplicates": "keep",
         "label": "label", "classes": list(CLASSES), "group": None, "train_rows": None,
         "validation_rows": None, "test_rows": None, "unlabelled": "drop",
     }  # fmt: skip
     return params.Data.model_validate(defaults | changes)
+
+
+def template_of(columns: Sequence[str]) -> str:
+    """A template that names these columns."""
+    return "".join(f"{{{column}}}" for column in columns)
 
 
 def arrow(features: datasets.Features | None = None, **columns: object) -> pa.Table:

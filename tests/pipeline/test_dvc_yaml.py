@@ -135,7 +135,7 @@ def test_deps_are_the_files_that_a_stage_opens(repro, stage):
     paths = {(folder / path).resolve() for path in repro.reads[f"{stage}.files"]}
     opened = {path for path in paths if path.is_relative_to(folder.parent) and path.is_file()}
     opened = {path for path in opened if "__pycache__" not in path.parts}
-    values = {"watch.model": "assets/nano-phi", "watch.data": "assets/everyday-nli"}
+    values = {"model.folder": "assets/nano-phi", "data.folder": "assets/everyday-nli"}
     listed = {re.sub(r"\$\{(.+?)\}", lambda name: values[name[1]], dep) for dep in STAGES[stage]["deps"]}
     listed |= {"params.yaml"}  # the test above checks its keys
     listed |= {next(iter(out)) if isinstance(out, dict) else out for out in STAGES[stage]["outs"]}

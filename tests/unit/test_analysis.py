@@ -136,7 +136,7 @@ def test_rows_are_counted_as_fixed_broken_both_right_or_both_wrong():
 def compare(gold, tuned, **references):
     """The tuned model compared with references on rows that are independent."""
     columns = {"gold": gold, "tuned": tuned, "group": range(len(gold)), "in_train": False}
-    return comparison.compare_models(pd.DataFrame(columns | references), Task(CLASSES, ("text",), None), 0.95)
+    return comparison.compare_models(pd.DataFrame(columns | references), Task(CLASSES, "{text}", None), 0.95)
 
 
 def test_the_best_reference_has_the_highest_leading_metric_and_of_equals_is_the_cheapest():
@@ -167,7 +167,7 @@ def test_a_bag_of_words_of_one_column_can_be_the_best_reference():
     gold = np.repeat([0, 1, 2], 20)
     cases = pd.DataFrame({"gold": gold, "tuned": gold, "group": range(60), "in_train": False, "bag_of_words": 0})
     cases = cases.assign(bag_of_words_premise=1, bag_of_words_hypothesis=np.minimum(gold, 1))
-    result = comparison.compare_models(cases, Task(CLASSES, ("premise", "hypothesis"), None), 0.95)
+    result = comparison.compare_models(cases, Task(CLASSES, "{premise}{hypothesis}", None), 0.95)
     assert result.best == "bag_of_words_hypothesis" and next(iter(result.references)) == "bag_of_words"
 
 
@@ -191,7 +191,7 @@ def test_duplicates_of_training_rows_cannot_make_tuning_worth_it():
         np.where((rows % 2 == 1) | (rows < 100), gold, (gold + 1) % 3),
     )
     cases = pd.DataFrame({"gold": gold, "tuned": tuned, "probe": probe, "group": rows, "in_train": rows < 100})
-    result = comparison.compare_models(cases, Task(CLASSES, ("text",), None), 0.95)
+    result = comparison.compare_models(cases, Task(CLASSES, "{text}", None), 0.95)
     assert (result.verdict_with_duplicates, result.verdict) == ("worth it", "not worth it")
 
 
@@ -219,7 +219,7 @@ def test_the_score_without_duplicates_leaves_them_out():
     gold, tuned = np.arange(90) % 3, np.arange(90) % 3
     tuned[45:] = (gold[45:] + 1) % 3
     cases = pd.DataFrame({"gold": gold, "tuned": tuned, "majority_class": 0, "group": range(90), "in_train": gold < 0})
-    task = Task(CLASSES, ("text",), None)
+    task = Task(CLASSES, "{text}", None)
     assert comparison.compare_models(cases, task, 0.95).without_duplicates is None
     cases["in_train"] = np.arange(90) < 30
     assert comparison.compare_models(cases, task, 0.95).without_duplicates.value == pytest.approx(15 / 60)
@@ -234,7 +234,7 @@ def predictions(task, texts, gold, probabilities):
 
 @pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
 def test_the_case_table_has_answers_probabilities_and_the_traits_of_nli(classes):
-    task = Task(classes, ("premise", "hypothesis"), None)
+    task = Task(classes, "{premise}{hypothesis}", None)
     texts, gold = [["a cat", "a dog"], ["a cat", "no dog"]], [0, 1]
     tuned = predictions(task, texts, gold, [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
     base = tuned[["row", "label", "group"]].assign(untrained_head=[2, 1])
@@ -276,7 +276,7 @@ def test_the_case_table_has_answers_probabilities_and_the_traits_of_nli(classes)
 
 def test_a_reference_that_is_not_asked_for_is_not_computed(monkeypatch):
     monkeypatch.setattr(case_table, "predict_by_words", lambda *_: pytest.fail("computed"))
-    task = Task(CLASSES, ("text",), None)
+    task = Task(CLASSES, "{text}", None)
     tuned = predictions(task, [["a", "b"]], [0, 1], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
     train = tuned[task.text_columns].assign(label=[0, 1])
     tokenized = {"train": train, "test": train.assign(truncated=False)}
@@ -786,12 +786,10 @@ def test_lengths_are_words_or_characters_in_a_script_without_spaces():
 def test_slices_by_length_name_what_is_counted():
     table = pd.DataFrame({"gold": [0, 1, 1], "characters_a": [2, 60, 9], "words_b": [2, 3, 9], "truncated": False})
     sure = np.array([0.6, 0.8, 0.95])
-    cut = slices.cuts(table, sure, Task(("no", "yes"), ("a", "b"), None), {})
+    cut = slices.cuts(table, sure, Task(("no", "yes"), "{a}{b}", None), {})
     assert list(cut) == ["class", "characters in a", "words in b", "probability"], "two units have no sum"
     assert cut["characters in a"][0] == ["up to 2 characters", "3 to 9 characters", "over 9 characters"]
-    cut = slices.cuts(
-        table.rename(columns={"words_b": "characters_b"}), sure, Task(("no", "yes"), ("a", "b"), None), {}
-    )
+    cut = slices.cuts(table.rename(columns={"words_b": "characters_b"}), sure, Task(("no", "yes"), "{a}{b}", None), {})
     assert "characters in all" in cut
 
 
@@ -858,7 +856,7 @@ def test_slice_table_counts_every_row_once_in_each_cut():
     table = pd.DataFrame({"gold": gold, "words_a": rng.integers(2, 9, 100), "words_b": 4, "truncated": False})
     right, sure = rng.random(100) < 0.6, rng.uniform(0.4, 1, 100)
     nli_cuts = {"negation": (("without", "with"), np.zeros(100, dtype=int))}
-    cut = slices.cuts(table, sure, Task(CLASSES, ("a", "b"), None), nli_cuts)
+    cut = slices.cuts(table, sure, Task(CLASSES, "{a}{b}", None), nli_cuts)
     assert list(cut) == ["class", "negation", "words in a", "words in b", "words in all", "probability"]
     table = slices.measure_slices(cut, right, np.arange(100), 0.95)
     assert (table.groupby("cut")["rows"].sum() == 100).all()
@@ -874,7 +872,7 @@ def test_slice_table_counts_every_row_once_in_each_cut():
 
 def test_one_column_has_one_cut_by_length_and_truncated_rows_are_a_slice():
     table = pd.DataFrame({"gold": [0, 1, 1], "words_text": [2, 3, 9], "truncated": [False, False, True]})
-    cut = slices.cuts(table, np.array([0.6, 0.8, 0.95]), Task(("no", "yes"), ("text",), None), {})
+    cut = slices.cuts(table, np.array([0.6, 0.8, 0.95]), Task(("no", "yes"), "{text}", None), {})
     assert list(cut) == ["class", "words in text", "at max_length", "probability"]
     assert cut["at max_length"][1].tolist() == [0, 0, 1]
     assert cut["probability"][0] == ["up to 70%", "70% to 90%", "over 90%"], "two classes: from a half up"

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 from helpers.memory import traced_peak
+from helpers.tables import template_of
 
 from stages.data.data_summary import (
     DataSummary,
@@ -16,7 +17,7 @@ from stages.data.data_summary import (
 from stages.data.task import Task
 
 CLASSES, COLUMNS = ("entailment", "neutral", "contradiction"), ("premise", "hypothesis")
-TASK = Task(CLASSES, COLUMNS, "premise")
+TASK = Task(CLASSES, template_of(COLUMNS), "premise")
 
 
 def frame(*rows):
@@ -76,7 +77,7 @@ def test_duplicates_and_shared_groups_are_counted():
     assert count_overlap(rows, train, TASK) == Overlap(rows=2, groups=2), "a row is counted once"
     assert count_overlap(rows.iloc[3:4], train, TASK) == Overlap(rows=0, groups=0)
     assert count_overlap(rows.iloc[4:], train, TASK) == Overlap(0, 1), "each text is in train, but in different rows"
-    assert count_overlap(rows, train, Task(CLASSES, COLUMNS, None)) == Overlap(rows=2, groups=None)
+    assert count_overlap(rows, train, Task(CLASSES, template_of(COLUMNS), None)) == Overlap(rows=2, groups=None)
 
 
 def test_duplicates_are_found_whatever_their_row_numbers():

@@ -11,7 +11,7 @@ import yaml
 from helpers.parameters import manifest_of
 from helpers.project import NANO, SHARED
 from helpers.stages import error_line, run_stage_in_each, written
-from helpers.tables import arrow, data_params, three
+from helpers.tables import arrow, data_params, template_of, three
 
 from stages.data import dataset
 from stages.data.data_summary import count_overlap
@@ -22,7 +22,7 @@ from stages.runtime.errors import UserError
 
 SNLI = SHARED / "data" / "snli"
 COLUMNS = ("premise", "hypothesis")
-TASK = Task(("entailment", "neutral", "contradiction"), COLUMNS, "premise")
+TASK = Task(("entailment", "neutral", "contradiction"), template_of(COLUMNS), "premise")
 
 
 def frame(*rows):
@@ -32,7 +32,7 @@ def frame(*rows):
 
 
 def prepare(splits, columns=COLUMNS, **of_data):
-    return dataset.prepare_rows(splits, data_params(**of_data), columns)
+    return dataset.prepare_rows(splits, data_params(**of_data), template_of(columns))
 
 
 def error_of(*arguments, **of_data):
@@ -122,7 +122,7 @@ def test_unlabelled_rows_become_neutral_as_in_the_notebook():
 
 def test_the_columns_of_the_template_become_text_columns_in_its_order():
     task, rows = prepare(three(arrow(genre=["x", "y"])), ("hypothesis", "genre"))
-    assert task == Task(TASK.classes, ("hypothesis", "genre"), None)
+    assert task == Task(TASK.classes, "{hypothesis}{genre}", None)
     assert list(rows["train"].columns) == ["text_hypothesis", "text_genre", "label", "group"]
     assert list(rows["train"]["text_genre"]) == ["x", "y"]
     assert rows["train"]["label"].dtype == "int64"
@@ -226,7 +226,7 @@ def test_without_data_group_only_duplicates_share_a_group():
 
 def test_an_integer_is_the_same_group_in_a_split_with_missing_values():
     """pandas writes integers next to missing values as floats, so one split has 1.0 and another 1."""
-    task, texts = Task(("a", "b"), ("text",), "author"), pd.DataFrame({"text": list("abc")})
+    task, texts = Task(("a", "b"), "{text}", "author"), pd.DataFrame({"text": list("abc")})
     splits = (pa.array([1, 12, 3]), pa.array([1.0, 12.0, None]), pa.array([1.0, 12.0, float("nan")]))
     columns = [dataset.read_groups(pa.table({"author": authors}), task, texts, "train").tolist() for authors in splits]
     assert [groups[:2] for groups in columns] == [["1", "12"]] * 3

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from stages.data.task import Task
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter, save_tokenizer
+from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
@@ -96,8 +97,7 @@ def make_adapter(folder, template=None):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    groups = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    save_adapter(model, tokenizer, manifest, {"classes": CLASSES, "seed": 42, **groups}, folder)
+    save_adapter(model, tokenizer, manifest, make_settings(p, Task(CLASSES, p.tokenize.template, None)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -185,15 +185,15 @@ def test_the_option_base_names_the_folder_of_the_base(merged, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Task(("a", "b"), ("premise", "hypothesis"), None), "classes: a, b, but .* has entailment, neutral"),
-        (Task(CLASSES[::-1], ("premise", "hypothesis"), None), "classes: contradiction, neutral, entailment, but"),
-        (Task(CLASSES, ("text",), None), "columns: text, but .* has premise, hypothesis"),
+        (Task(("a", "b"), "{premise}{hypothesis}", None), "classes: a, b, but .* has entailment, neutral"),
+        (Task(CLASSES[::-1], "{premise}{hypothesis}", None), "classes: contradiction, neutral, entailment, but"),
+        (Task(CLASSES, "{text}", None), "columns: text, but .* has premise, hypothesis"),
     ],
 )
 def test_rows_of_another_task_are_rejected(merged, tmp_path, monkeypatch, task, message):
     monkeypatch.chdir(tmp_path)
     task.write("outs/task.json")
-    files.write_json("outs/data_source.json", {"name": "data", "revision": "none", "digest": "d" * 64})
+    files.write_json("outs/data_source.json", {"name": "data", "revision": None, "digest": "d" * 64})
     with pytest.raises(UserError, match=rf"outs/task\.json: {message}"):
         export.export(tmp_path / "out", merged[0].folder, None)
 
@@ -209,8 +209,8 @@ def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsy
     make_adapter(tmp_path / "adapter", template)
     monkeypatch.chdir(tmp_path)
     Path("outs/tokenized").mkdir(parents=True)
-    Task(CLASSES, ("premise", "hypothesis"), None).write("outs/task.json")
-    files.write_json("outs/data_source.json", {"name": "data", "revision": "none", "digest": "d" * 64})
+    Task(CLASSES, "{premise}{hypothesis}", None).write("outs/task.json")
+    files.write_json("outs/data_source.json", {"name": "data", "revision": None, "digest": "d" * 64})
     rows.to_parquet("outs/tokenized/test.parquet")
     export.export(tmp_path / "out", tmp_path / "adapter", "original")
     assert (

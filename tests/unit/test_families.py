@@ -76,7 +76,7 @@ def test_from_loading_to_prediction(family, parameters, tmp_path):
     save_adapter(model, tokenizer, family.manifest, {}, tmp_path / "adapter")
     verify_saved_adapter(tmp_path / "adapter", trained, family.manifest, p.model, CPU)
 
-    classifier = Classifier.load(family.manifest, p, CLASSES, CPU, tmp_path / "adapter")
+    classifier = Classifier.load(family.manifest, p, p.tokenize.max_length, CLASSES, CPU, tmp_path / "adapter")
     one_by_one, in_one_batch = classifier.predict(ROWS, 1), classifier.predict(ROWS, len(ROWS))
     assert abs(one_by_one - in_one_batch).max() < 1e-4
     assert np.ptp(one_by_one, axis=0).max() > 0.05, "the rows are too similar to test anything"

@@ -17,7 +17,7 @@ from stages.data.task import Task
 def draw_predictions(classes, rows, wrong, seed=0):
     """(predictions of a calibrated model, task, rows that got a wrong label)."""
     rng = np.random.default_rng(seed)
-    task = Task(tuple(f"class {number}" for number in range(classes)), ("text",), None)
+    task = Task(tuple(f"class {number}" for number in range(classes)), "{text}", None)
     shares = softmax(rng.normal(0, 6, (rows, classes)), axis=1)
     gold = (shares.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1).clip(max=classes - 1)
     relabelled = rng.choice(rows, wrong, replace=False)
@@ -53,7 +53,7 @@ def test_right_labels_give_a_short_list(classes):
 
 
 def test_one_row_and_stored_zeros():
-    task = Task(("a", "b", "c"), ("text",), None)
+    task = Task(("a", "b", "c"), "{text}", None)
     table = pd.DataFrame({"p_a": [1.0], "p_b": [0.0], "p_c": [0.0], "label": [1], "prediction": [0], "row": [7]})
     listed = likely_label_errors(table.assign(text_text="x"), task)
     assert listed[["row", "gold", "predicted", "probability_of_gold"]].to_numpy().tolist() == [[7, "b", "a", 0]]

@@ -12,9 +12,10 @@ from helpers.tables import CLASSES
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
+from stages.data.task import Task
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, load_adapter, save_adapter
-from stages.model.adapter_files import ClassifierSettings, read_adapter
+from stages.model.adapter_files import ClassifierSettings, make_settings, read_adapter
 from stages.model.base import load_base
 from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.model.verify_saved import relative_distance
@@ -46,9 +47,8 @@ def trained(nano_copy, make_params, tmp_path):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-        sections = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
         folder = tmp_path / "adapter"
-        save_adapter(model, tokenizer, manifest, {"classes": CLASSES, "seed": 42, **sections}, folder)
+        save_adapter(model, tokenizer, manifest, make_settings(p, Task(CLASSES, p.tokenize.template, None)), folder)
         return (
             folder,
             ClassifierSettings.model_validate(json.loads((folder / "classifier.json").read_text())),

@@ -74,7 +74,7 @@ def test_the_card_of_an_export_does_not_publish_the_path_of_local_data(tmp_path)
         model=SimpleNamespace(quantization="none"), tokenize=SimpleNamespace(template="{text}", max_length=9)
     )
     about = {
-        "task": Task(("ham", "spam"), ("text",), None),
+        "task": Task(("ham", "spam"), "{text}", None),
         "model": {**source, "name": "microsoft/phi-2"},
         "data": source,
         "settings": settings,

@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, template_of
 
 from stages.analysis import nli
 from stages.analysis.intervals import Interval
 from stages.data.task import Task
 from stages.report.published_claims import describe_claims
 
-NLI = nli.NliTask.from_task(Task(CLASSES, ("premise", "hypothesis"), "premise"))
+NLI = nli.NliTask.from_task(Task(CLASSES, "{premise}{hypothesis}", "premise"))
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ NLI = nli.NliTask.from_task(Task(CLASSES, ("premise", "hypothesis"), "premise"))
     ],
 )
 def test_the_premise_is_found(columns, group, premise):
-    result = nli.NliTask.from_task(Task(CLASSES, columns, group))
+    result = nli.NliTask.from_task(Task(CLASSES, template_of(columns), group))
     assert result.premise == premise
     assert {result.premise, result.hypothesis} == set(columns)
 
 
 def test_classes_are_found_by_name_in_any_order_and_case():
-    result = nli.NliTask.from_task(Task(("Contradiction", "ENTAILMENT", "neutral"), ("a", "b"), None))
+    result = nli.NliTask.from_task(Task(("Contradiction", "ENTAILMENT", "neutral"), "{a}{b}", None))
     assert (result.entailment, result.neutral) == (1, 2)
 
 
@@ -50,7 +50,7 @@ def test_classes_are_found_by_name_in_any_order_and_case():
     ],
 )
 def test_another_task_is_not_nli(classes, columns):
-    assert nli.NliTask.from_task(Task(classes, columns, None)) is None
+    assert nli.NliTask.from_task(Task(classes, template_of(columns), None)) is None
 
 
 def test_traits_read_the_hypothesis_against_the_premise():

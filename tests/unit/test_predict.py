@@ -27,8 +27,10 @@ from sklearn.metrics import f1_score
 from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
+from stages.data.task import Task
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
+from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors, params
@@ -64,8 +66,7 @@ def make_adapter(folder, classes=CLASSES, template=None, **model_settings):
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    sections = {name: getattr(p, name).model_dump() for name in ("model", "tokenize", "batches")}
-    save_adapter(classifier, tokenizer, manifest, {"classes": classes, "seed": p.seed, **sections}, folder)
+    save_adapter(classifier, tokenizer, manifest, make_settings(p, Task(classes, p.tokenize.template, None)), folder)
     return folder
 
 

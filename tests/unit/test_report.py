@@ -1157,7 +1157,7 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     """The texts have the greatest length at which the page takes 10,000 rows. The rest of the page has 0.3 MB."""
     rng = np.random.default_rng(0)
     gold, tuned = rng.integers(0, 3, (2, 100_000))
-    task = Task(LABELS, ("premise", "hypothesis"), "premise")
+    task = Task(LABELS, "{premise}{hypothesis}", "premise")
     cases = pd.DataFrame({"row": range(100_000), "gold": gold, "probe": gold, "tuned": tuned, "outcome": "both_right"})
     cases[task.text_columns] = ["p" * 230, "h" * 120]
     shares = rng.dirichlet([1, 1, 1], 100_000)

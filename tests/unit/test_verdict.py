@@ -132,6 +132,6 @@ def test_another_reference_that_decides_the_verdict_is_named():
     columns = {"gold": gold, "tuned": np.where(rows < 60, wrong, gold), "probe": np.where(rows < 73, wrong, gold)}
     columns["bag_of_words"] = np.where((rows > 150) & (rows <= 225), wrong, gold)
     cases = pd.DataFrame(columns).assign(group=rows, in_train=False)
-    comparison = compare_models(cases, Task(("a", "b", "c"), ("text",), None), 0.95)
+    comparison = compare_models(cases, Task(("a", "b", "c"), "{text}", None), 0.95)
     text = explain_verdict(comparison, 0.95)
     assert text.endswith("But the interval of the difference from another reference reaches 0: bag of words.")
