@@ -1,58 +1,74 @@
 """Change keys of a params.yaml and keep its other lines, as `dvc exp run -S` does. This module is no command."""
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
+from stages.runtime import params
+
 
 class Change(NamedTuple):
-    """The new value of a key, and the comment that replaces the key's own; None keeps the comment."""
+    """The new value of a key, and the comment that replaces its comment; None keeps it."""
 
     value: Any
-    comment: str | None = None
+    comment: str | None
 
 
-def change_params(text: str, changes: Mapping[str, Change]) -> str:
-    """Set keys in the text of a params.yaml.
+class Draft:
+    """A params.yaml with some new values, before it is written.
 
-    DVC's own reader and writer do it, so a later `-S` changes no further line.
-
-    Args:
-        changes: {dotted key that the text has: new value}.
+    DVC's own reader and writer change it, so a later `-S` changes no further line.
     """
-    content = parse_yaml_for_update(text, Path("params.yaml"))
-    for key, change in changes.items():
-        section, name = _find(content, key)
-        if section[name] != change.value:
-            section[name] = change.value
-    lines = dumps_yaml(content).splitlines()
-    written = parse_yaml_for_update("\n".join(lines), Path("params.yaml"))
-    places = {}  # {number of a key's line: its new comment}
-    for key, change in changes.items():
-        if change.comment is not None:
-            section, name = _find(written, key)
-            places[section.lc.key(name)[0]] = change.comment
-    for line in sorted(places, reverse=True):  # from the end, so that a removed line moves no line to come
-        _set_comment(lines, line, places[line])
-    return "\n".join(lines) + "\n"
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.present = params.load(path)
+        self.text = path.read_text(encoding="utf-8")
+        self.changes: dict[str, Change] = {}
 
-def changed_keys(text: str, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """The sections of a params.yaml with the keys whose values `changes` would change."""
-    content: Any = parse_yaml_for_update(text, Path("params.yaml"))
-    changed: dict[str, Any] = {}
-    for key, change in changes.items():
-        section, name = _find(content, key)
-        if section[name] != change.value:
-            inner = changed
-            for part in key.split(".")[:-1]:
-                inner = inner.setdefault(part, {})
-            inner[name] = change.value
-    return changed
+    def set(self, key: str, value: Any, comment: str | None = None) -> None:
+        """Set a dotted key."""
+        self.changes[key] = Change(value, comment)
+
+    def params(self) -> params.Params:
+        """The parameters with the new values."""
+        return params.parse(self.render(), self.path)
+
+    def render(self) -> str:
+        """The text of the file with the new values."""
+        content = self._parse(self.text)
+        for key, change in self.changes.items():
+            section, name = _find(content, key)
+            if section[name] != change.value:
+                section[name] = change.value
+        lines = dumps_yaml(content).splitlines()
+        written = self._parse("\n".join(lines))
+        comments = {}  # {number of a key's line: its new comment}
+        for key, change in self.changes.items():
+            if change.comment is not None:
+                section, name = _find(written, key)
+                comments[section.lc.key(name)[0]] = change.comment
+        for number in sorted(comments, reverse=True):  # from the end: a removed line moves none that is still to come
+            _set_comment(lines, number, comments[number])
+        return "\n".join(lines) + "\n"
+
+    def render_changes(self) -> str:
+        """YAML of the keys that have another value than before, in the file's order; empty if there are none."""
+        content, changed = self._parse(self.text), {}
+        places = {key: _find(content, key) for key in self.changes}
+        for key in sorted(places, key=lambda key: places[key][0].lc.key(places[key][1])):
+            section, name = places[key]
+            if section[name] != self.changes[key].value:
+                inner: Any = changed
+                for parent in key.split(".")[:-1]:
+                    inner = inner.setdefault(parent, {})
+                inner[name] = self.changes[key].value
+        return dumps_yaml(changed) if changed else ""
+
+    def _parse(self, text: str) -> Any:
+        return parse_yaml_for_update(text, self.path)
 
 
 def _find(content: Any, key: str) -> tuple[Any, str]:
@@ -64,7 +80,7 @@ def _find(content: Any, key: str) -> tuple[Any, str]:
 
 
 def _set_comment(lines: list[str], number: int, comment: str) -> None:
-    """Replace the comment lines above a key, or else the comment after its value. A value may fill several lines."""
+    """Replace the comment lines above a key, or else the comment after its value."""
     line = lines[number]
     indent = line[: len(line) - len(line.lstrip())]
     above = number
@@ -75,9 +91,8 @@ def _set_comment(lines: list[str], number: int, comment: str) -> None:
         return
     try:
         name, value = yaml.compose(line).value[0]  # type: ignore[union-attr]
-    except yaml.YAMLError:  # the value goes on in the next line
+    except yaml.YAMLError:  # the value goes on in the next line, and no comment can be there
         return
     end = value.end_mark.column if value.value else name.end_mark.column + 1
-    old = re.search("#", line[end:])
-    column = max(end + 2, end + old.start() if old else 0)
-    lines[number] = f"{line[:end]:<{column}}# {comment}"
+    old = line.find("#", end)
+    lines[number] = f"{line[:end]:<{max(end + 2, old)}}# {comment}"
