@@ -236,6 +236,15 @@ class Tokenize(Section):
     chat: bool
     system: Text | None
 
+    @field_validator("system")
+    @classmethod
+    def _check_system(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("chat") is False:
+            raise ValueError("must be empty with tokenize.chat: false, because only a chat template has this message")
+        if value is not None and re.search(PLACEHOLDER, value):
+            raise ValueError("must have no text in braces: only tokenize.template names columns")
+        return value
+
 
 class Batches(Section):
     padding: Literal["none", "longest", "max_length"]
