@@ -21,13 +21,12 @@ from stages.data.label_column import (
     UNLABELLED_MARKS,
     LabelColumn,
     encode_labels,
-    read_label_columns,
     resolve_classes,
 )
 from stages.data.max_length import read_positions
 from stages.data.sampling import choose_evenly
 from stages.data.task import SPLITS, Task
-from stages.data.tokenization import get_encoder, load_tokenizer
+from stages.data.tokenization import get_encoder
 from stages.runtime.errors import UserError
 from stages.runtime.params import FROM_HUB, MAX_CLASSES, Model
 from stages.sources import hub
@@ -94,12 +93,13 @@ def choose_classes(columns: Sequence[LabelColumn]) -> tuple[list[str] | None, li
     Raises:
         UserError: there are too few or too many classes.
     """
+    listed: list[str] | None = None
+    notes: list[str] = []
     try:
-        listed, notes = None, []
         classes = list(resolve_classes(columns, None))
     except UserError as error:
-        listed, notes = list_classes(columns, error)
-        classes = listed
+        classes, notes = list_classes(columns, error)
+        listed = classes
     if len(classes) == 2:
         codes = np.concatenate([encode_labels(column, classes) for column in columns])
         counts = np.bincount(codes[codes >= 0], minlength=2)
@@ -118,8 +118,9 @@ def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list
     others = values - UNLABELLED_MARKS
     numeric = all(map(NUMBER.fullmatch, others))
     marks = values & UNLABELLED_MARKS
-    if numeric and any(float(value) < 0 for value in others) or {float(v) for v in others if numeric} <= {0.0, 1.0}:
-        marks -= {"-1", "-1.0"}  # one of -2 to 2, or of -1, 0 and 1
+    numbers = {float(value) for value in others} if numeric else set()
+    if numeric and (min(numbers, default=0) < 0 or numbers <= {0, 1}):  # of -2 to 2, or of -1, 0 and 1
+        marks -= {"-1", "-1.0"}
     if kept := values & UNLABELLED_MARKS - marks:
         notes.append(f"{min(kept)} is read as a class; if it means no label, remove it from data.classes")
     if marks:
@@ -183,7 +184,8 @@ def assign(draft: Draft, tables: dict[str, pa.Table], template: str) -> tuple[Ta
 
 def sample_lengths(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, task: Task) -> np.ndarray:
     """Tokens of at most `MOST_TOKENIZED` rows at equal distances, before truncation; int [rows]."""
-    encoder, lengths = get_encoder(tokenizer, task.template), []
+    encoder = get_encoder(tokenizer, task.template)
+    lengths: list[int] = []
     chosen = rows.iloc[choose_evenly(len(rows), min(len(rows), MOST_TOKENIZED))]
     for chunk in np.array_split(chosen[task.text_columns].to_numpy(), -(-len(chosen) // 1000)):
         ids = encoder.encode([dict(zip(task.columns, texts, strict=True)) for texts in chunk])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
+from stages.data.dialect import SEPARATORS, Dialect
 
 from stages.analysis.design_effects import effective_groups
 from stages.analysis.intervals import wilson
@@ -13,7 +14,6 @@ from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.data.assign_splits import find_dropped
 from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
 from stages.data.data_warnings import find_warnings
-from stages.data.dialect import SEPARATORS, Dialect
 from stages.data.task import NO_LABEL, SPLITS, Task
 
 MOST_CLASSES = 20  # that are listed
@@ -25,8 +25,8 @@ def describe_dialect(names: Sequence[str], dialect: Dialect) -> str:
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     header = "the first line names the columns" if dialect.has_header else "no line names the columns"
     return (
-        f"{listed}: cells separated by {SEPARATORS.get(dialect.sep, repr(dialect.sep))}, quoted by {dialect.quotechar}, "
-        f"{dialect.encoding}; {header}"
+        f"{listed}: {dialect.encoding}, cells separated by {SEPARATORS.get(dialect.sep, repr(dialect.sep))} and quoted "
+        f"by {dialect.quotechar}; {header}"
     )
 
 
@@ -39,7 +39,8 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
         yield f"  {counts[number] / counts.sum():6.1%} {task.classes[number]} ({counts[number]:,})"
     if len(order) > MOST_CLASSES:
         rest = counts[order[MOST_CLASSES:]]
-        yield f"  {rest.sum() / counts.sum():6.1%} in {len(rest):,} more classes, of {rest.min():,} to {rest.max():,} rows"
+        share, sizes = rest.sum() / counts.sum(), f"{rest.min():,} to {rest.max():,} rows"
+        yield f"  {share:6.1%} in {len(rest):,} more classes of {sizes} each"
     if unlabelled := int((labels == NO_LABEL).sum()):
         yield f"  {unlabelled:,} rows have no label and are left out"
     test = splits["test"]["label"]
@@ -72,7 +73,8 @@ def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Itera
     texts = labelled[~labelled.duplicated([*task.text_columns, "label"])]
     several = texts[texts.duplicated(task.text_columns)].drop_duplicates(task.text_columns)
     if len(several):
-        yield f"duplicates: {len(several):,} {'text has' if len(several) == 1 else 'texts have'} rows of several classes"
+        have = "text has" if len(several) == 1 else "texts have"
+        yield f"duplicates: {len(several):,} {have} rows of several classes"
 
 
 def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length: int) -> Iterator[str]:
@@ -104,8 +106,8 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> str
     difference = max(quantiles * np.sqrt(DISAGREEMENT / rows), quantiles**2 / rows)
     counted = f", counted as {rows:,.0f} since rows of one {task.group} resemble each other" if task.group else ""
     found = (
-        f"two models that disagree on {max(DISAGREEMENT, difference):.0%} of them are told apart, with {TARGET_POWER:.0%} "
-        f"probability, if they differ by {100 * difference:.1f} points"
+        f"two models that disagree on {max(DISAGREEMENT, difference):.0%} of them are told apart, with "
+        f"{TARGET_POWER:.0%} probability, if they differ by {100 * difference:.1f} points"
         if difference < 1
         else "no difference between two models can be found"
     )

@@ -7,8 +7,9 @@ PATH is a file, a folder, or the name of a data set on the Hugging Face hub (OWN
 with params.yaml and dvc.yaml, such as demo/. It prints what it found and the keys that it changes, and keeps the file's
 other lines. On a terminal it asks before it writes. Without one it takes the likeliest label column and says which.
 
-Example: a file with the columns `date;text;mood` in Windows-1252, sorted by `mood`, is one command. It sets data.folder,
-data.read, data.label and tokenize.template, and holds 10% of each class out for validation and 10% for test.
+Example: a file with the columns `date;text;mood` in Windows-1252, sorted by `mood`, is one command. It sets
+data.folder, data.read, data.label and tokenize.template, and holds 10% of each class out for validation and 10% for
+test.
 """
 
 import argparse
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.data.chat import apply_chat
 from stages.data.label_column import read_label_columns
 from stages.data.task import SPLITS
 from stages.data.tokenization import load_tokenizer
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parse_arguments()
     for path in (PARAMS, Path("dvc.yaml")):
         if not path.is_file():
-            raise UserError(f"{path}: not in this folder; run this command in the folder of the pipeline, such as demo/")
+            raise UserError(f"{path}: not in this folder; run the command in the folder of the pipeline, such as demo/")
     target = arguments.out or PARAMS
     if not (arguments.check or arguments.force):
         check_target(target)
@@ -70,8 +70,8 @@ def check_target(target: Path) -> None:
         raise UserError(f"{PARAMS}: Git can't restore it ({problem}); write another file with --out, or add --force")
     if run_git("status", "--porcelain", "--ignored", "--", str(PARAMS)).stdout:
         raise UserError(
-            f"{PARAMS}: has uncommitted changes; commit them, undo them (git checkout {PARAMS}), or add --force to keep "
-            "them except for the keys that this command sets"
+            f"{PARAMS}: has uncommitted changes; commit them, undo them (git checkout {PARAMS}), or add --force: it "
+            "keeps them, except for the keys that this command sets"
         )
 
 

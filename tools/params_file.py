@@ -1,5 +1,6 @@
 """Change keys of a params.yaml and keep its other lines, as `dvc exp run -S` does. This module is no command."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import yaml
 from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
 from stages.runtime import params
+
+SPECIFIC_HEAD = re.compile(r"#.*(\bNLI\b|toy data set|tools\.init)")  # a first line that is wrong for other data
 
 
 class Change(NamedTuple):
@@ -27,10 +30,15 @@ class Draft:
         self.present = params.load(path)
         self.text = path.read_text(encoding="utf-8")
         self.changes: dict[str, Change] = {}
+        self.head: str | None = None
 
     def set(self, key: str, value: Any, comment: str | None = None) -> None:
         """Set a dotted key."""
         self.changes[key] = Change(value, comment)
+
+    def set_head(self, sentence: str) -> None:
+        """Replace the file's first line, if it names the data that the project comes with or that it had before."""
+        self.head = sentence
 
     def params(self) -> params.Params:
         """The parameters with the new values."""
@@ -44,6 +52,8 @@ class Draft:
             if section[name] != change.value:
                 section[name] = change.value
         lines = dumps_yaml(content).splitlines()
+        if self.head and SPECIFIC_HEAD.match(lines[0]):
+            lines[0] = f"# {self.head}"
         written = self._parse("\n".join(lines))
         comments = {}  # {number of a key's line: its new comment}
         for key, change in self.changes.items():

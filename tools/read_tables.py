@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-
 from stages.data.dialect import Dialect, detect_dialect
+
 from stages.data.label_column import UNLABELLED_MARKS, read_label_columns
 from stages.data.split_files import list_splits, read_splits
 from stages.data.task import SPLITS
@@ -22,11 +22,9 @@ HOLDOUT_SIZES = ("10%", "20%", "30%")  # the first that leaves a validation and 
 # What the names of splits begin with
 SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "val", "dev"), "test": ("test", "eval")}
 
-Ask = Callable[[tuple[str, ...]], str | None]
-
 
 def read_tables(
-    draft: Draft, label: str | None, texts: Sequence[str] | None, ask_label: Ask
+    draft: Draft, label: str | None, texts: Sequence[str] | None, ask_label: Callable[[tuple[str, ...]], str | None]
 ) -> tuple[dict[str, pa.Table], Columns]:
     """Read the data, and set the keys that say how: `data.read`, `data.split`, `data.splits` and `data.holdout`.
 
@@ -37,110 +35,108 @@ def read_tables(
     Returns:
         ({split: table}, for the splits that `data.splits` names, and the columns)
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # the digest that would pin the data
+    with contextlib.redirect_stdout(io.StringIO()):  # `fetch` prints the digest that would pin the data
         folder, manifest = fetch(draft.params().data, "data")
     names = list(manifest["files"])
-    files, has_card = list_splits(folder, names, draft.params().data.subset)
-    place = draft.params().data.name or draft.params().data.folder
-    draft.set("data.split", None)
-    choose_splits(draft, list(files))
-    for key in ("sep", "encoding", "quotechar", "names"):
-        draft.set(f"data.read.{key}", None)
-    if has_card:
-        print("README.md: its configs name the files of each split and say how they are read")
-    else:
-        has_header = choose_dialect(draft, folder, [name for split in files.values() for name in split])
-        if not has_header:
-            name_columns(draft, read(draft, folder, names)["train"])
+    files, has_configs = list_splits(folder, names, draft.params().data.subset)
+    for key in ("split", "read.sep", "read.encoding", "read.quotechar", "read.names"):
+        draft.set(f"data.{key}", None)
+    set_splits(draft, choose_splits(list(files), manifest["name"]))
+    if has_configs:
+        print("README.md: its configs say which files belong to a split, and how they are read")
+    elif texts_of := [name for split in files.values() for name in split if is_csv(name)]:
+        dialect = find_dialect(folder, texts_of)
+        print(describe_dialect(texts_of, dialect))
+        set_dialect(draft, dialect, texts_of[0])
+        if not dialect.has_header:
+            draft.set("data.read.names", name_columns(read(draft, folder, names)["train"], manifest["name"]))
     tables = read(draft, folder, names)
-    columns = choose_columns(tables["train"], label, texts, place)
-    if label is None and (answer := ask_label(columns.label_candidates)):
-        label = answer
-        columns = choose_columns(tables["train"], label, texts, place)
+
+    columns = choose_columns(tables["train"], label, texts, manifest["name"])
+    if label is None and (label := ask_label(columns.label_candidates)):
+        columns = choose_columns(tables["train"], label, texts, manifest["name"])
     if len(files) == 1 and columns.split and columns.split_values:
         draft.set("data.split", columns.split)
-        set_splits(draft, {split: columns.split_values.get(split) for split in SPLITS})
+        set_splits(draft, columns.split_values)
         tables = read(draft, folder, names)
-    return drop_unlabelled(draft, tables, columns, label, texts)
-
-
-def choose_splits(draft: Draft, names: Sequence[str]) -> None:
-    """Set `data.splits` to the data set's splits. The rows of those that it lacks are held out of train.
-
-    Args:
-        names: of the data set's splits.
-    """
-    found = {
-        split: min((name for name in names if name.lower().startswith(beginnings)), key=len, default=None)
-        for split, beginnings in SPLIT_NAMES.items()
-    }
-    if len(names) == 1:
-        found = {"train": names[0], "validation": None, "test": None}
-    if found["train"] is None:
-        raise UserError(
-            f"{draft.params().data.folder}: its splits are {', '.join(names)}, and none is called train; "
-            "rename one, or set data.splits in params.yaml by hand"
-        )
-    set_splits(draft, found)
-
-
-def set_splits(draft: Draft, splits: Mapping[str, str | None]) -> None:
-    """Set `data.splits`, and `data.holdout` for the splits without a name."""
-    for split in SPLITS:
-        draft.set(f"data.splits.{split}", splits[split])
-        if split != "train":
-            draft.set(f"data.holdout.{split}", HOLDOUT_SIZES[0] if splits[split] is None else None)
-
-
-def choose_dialect(draft: Draft, folder: Path, names: Sequence[str]) -> bool:
-    """Set `data.read` to what differs from the usual way, and print it -> whether the files have a header."""
-    texts = [name for name in names if ".csv" in name.lower() or ".tsv" in name.lower()]
-    if not texts:
-        return True
-    dialects = {name: detect_dialect(folder / name) for name in texts}
-    encodings = {dialect.encoding for dialect in dialects.values()}
-    first = dialects[texts[0]]
-    for name, dialect in dialects.items():
-        if dialect != first:
-            raise UserError(
-                f"{folder}: {texts[0]} and {name} are written differently ({describe_dialect([texts[0]], first)}; "
-                f"{describe_dialect([name], dialect)}); data.read is one for all files: export them in the same way"
-            )
-    usual = Dialect(sep="\t" if ".tsv" in texts[0].lower() else ",", encoding="utf-8", quotechar='"', has_header=True)
-    for key, value in asdict(first).items():
-        if key != "has_header" and value != getattr(usual, key):
-            draft.set(f"data.read.{key}", value)
-    print(describe_dialect(texts, first))
-    return first.has_header
-
-
-def name_columns(draft: Draft, table: pa.Table, place: str) -> None:
-    """Set `data.read.names` for files without a header: label, text, and numbers for the others.
-
-    Args:
-        table: whose columns are named by the first row.
-    """
-    numbered = table.rename_columns([f"column_{number}" for number in range(1, table.num_columns + 1)])
-    columns = choose_columns(numbered, place=place)
-    texts = ["text"] if len(columns.texts) == 1 else [f"text_{number}" for number in range(1, len(columns.texts) + 1)]
-    roles = {columns.label: "label", **dict(zip(columns.texts, texts, strict=True))}
-    names = [roles.get(name, name) for name in numbered.column_names]
-    draft.set("data.read.names", names)
-    print(f"the columns are called {', '.join(names)} (data.read.names)")
+    for split in find_unlabelled_splits(tables, columns.label):
+        print(f"the {split} split has no labels, so its rows are not used")
+        del tables[split]
+    splits = draft.params().data.splits
+    set_splits(draft, {split: getattr(splits, split) for split in tables})
+    shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
+    if {columns.group, *columns.texts} - {None, *shared}:
+        columns = choose_columns(tables["train"].select(shared), columns.label, texts, manifest["name"])
+    return tables, columns
 
 
 def read(draft: Draft, folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
     return read_splits(folder, names, draft.params().data)
 
 
-def drop_unlabelled(
-    draft: Draft, tables: dict[str, pa.Table], label: str
-) -> dict[str, pa.Table]:
-    """Leave out validation or test splits without any label, as a competition has them. Rows are held out of train."""
-    for split in find_unlabelled_splits(tables, label):
-        print(f"the {split} split has no labels and is not used")
-        del tables[split]
-    set_splits(draft, )
+def choose_splits(names: Sequence[str], place: str) -> dict[str, str]:
+    """{split: name} for the splits that a data set has.
+
+    Args:
+        names: of the data set's own splits.
+        place: what errors call the data.
+    """
+    if len(names) == 1:
+        return {"train": names[0]}
+    found = {}
+    for split, beginnings in SPLIT_NAMES.items():
+        if candidates := [name for name in names if name.lower().startswith(beginnings)]:
+            found[split] = min(candidates, key=len)
+    if "train" not in found:
+        raise UserError(f"{place}: has the splits {', '.join(names)}; allowed: a single one, or one called train")
+    return found
+
+
+def set_splits(draft: Draft, splits: Mapping[str, str]) -> None:
+    """Set `data.splits`, and `data.holdout` for those that are missing."""
+    for split in SPLITS:
+        draft.set(f"data.splits.{split}", splits.get(split))
+        if split != "train":
+            draft.set(f"data.holdout.{split}", None if split in splits else HOLDOUT_SIZES[0])
+
+
+def is_csv(name: str) -> bool:
+    return any(f".{kind}" in Path(name).name.lower() for kind in ("csv", "tsv"))
+
+
+def find_dialect(folder: Path, names: Sequence[str]) -> Dialect:
+    """How the csv and tsv files are written, which must be the same for all: params.yaml has one `data.read`."""
+    first, *others = ((name, detect_dialect(folder / name)) for name in names)
+    for name, dialect in others:
+        if dialect != first[1]:
+            raise UserError(
+                f"{describe_dialect([first[0]], first[1])}. {describe_dialect([name], dialect)}. Allowed: files that "
+                "are all written in the same way; export them again"
+            )
+    return first[1]
+
+
+def set_dialect(draft: Draft, dialect: Dialect, name: str) -> None:
+    """Set `data.read` to what differs from the usual way for a file's extension."""
+    usual = Dialect(sep="\t" if ".tsv" in name.lower() else ",", encoding="utf-8", quotechar='"', has_header=True)
+    for key, value in asdict(dialect).items():
+        if key != "has_header" and value != getattr(usual, key):
+            draft.set(f"data.read.{key}", value)
+
+
+def name_columns(table: pa.Table, place: str) -> list[str]:
+    """Names for the columns of files without a header: label, text, and numbers for the others.
+
+    Args:
+        table: read with the first row as a header.
+    """
+    numbered = table.rename_columns([f"column_{number}" for number in range(1, table.num_columns + 1)])
+    columns = choose_columns(numbered, place=place)
+    texts = ["text"] if len(columns.texts) == 1 else [f"text_{number}" for number in range(1, len(columns.texts) + 1)]
+    roles = {columns.label: "label", **dict(zip(columns.texts, texts, strict=True))}
+    names = [roles.get(name, name) for name in numbered.column_names]
+    print(f"so the columns are called {', '.join(names)}")
+    return names
 
 
 def find_unlabelled_splits(tables: Mapping[str, pa.Table], label: str) -> list[str]:
