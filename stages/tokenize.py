@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from stages.data import batching
+from stages.data.assign_splits import assign_splits
 from stages.data.data_summary import DataSummary, PaddingShares, SplitSummary, count_tokens, summarize_split
 from stages.data.data_warnings import DataWarning, find_warnings
 from stages.data.dataset import prepare_rows, resolve_unlabelled, write_rows
@@ -23,7 +24,8 @@ def main() -> None:
     check_max_length(base, p.tokenize.max_length)
     tokenizer = load_tokenizer(base)
 
-    task, rows = prepare_rows(read_tables(), p.data, p.tokenize.template)
+    task, rows_of_splits = prepare_rows(read_tables(p.data.splits), p.data, p.tokenize.template)
+    rows = assign_splits(rows_of_splits, p.data, task)
     chosen = {split: choose_rows(rows[split], split, p.data) for split in SPLITS}
     labelled = {split: label_rows(chosen[split], split, p.data, task) for split in SPLITS}
     tokenized = write_tokenized(labelled, tokenizer, task.template, p.tokenize.max_length)
@@ -40,9 +42,10 @@ def main() -> None:
     print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task.group)]))
 
 
-def read_tables() -> dict[str, pa.Table]:
-    """The tables that `download` wrote, {split: table}."""
-    return {split: files.read_columns(f"outs/splits/{split}.parquet") for split in SPLITS}
+def read_tables(splits: params.Splits) -> dict[str, pa.Table]:
+    """The tables that `download` wrote, {split: table}: those that `data.splits` names."""
+    named = [split for split in SPLITS if getattr(splits, split) is not None]
+    return {split: files.read_columns(f"outs/splits/{split}.parquet") for split in named}
 
 
 def choose_rows(rows: pd.DataFrame, split: str, data: params.Data) -> pd.DataFrame:
