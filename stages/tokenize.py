@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.data import batching
 from stages.data.assign_splits import assign_splits
+from stages.data.chat import apply_chat, describe_chat
 from stages.data.data_summary import DataSummary, PaddingShares, SplitSummary, count_tokens, summarize_split
 from stages.data.data_warnings import DataWarning, find_warnings
 from stages.data.dataset import prepare_rows, resolve_unlabelled, write_rows
@@ -24,7 +25,8 @@ def main() -> None:
     check_max_length(base, p.tokenize.max_length)
     tokenizer = load_tokenizer(base)
 
-    task, rows_of_splits = prepare_rows(read_tables(p.data.splits), p.data, p.tokenize.template)
+    template = apply_chat(tokenizer, p.tokenize, base["name"])
+    task, rows_of_splits = prepare_rows(read_tables(p.data.splits), p.data, template)
     rows = assign_splits(rows_of_splits, p.data, task)
     chosen = {split: choose_rows(rows[split], split, p.data) for split in SPLITS}
     labelled = {split: label_rows(chosen[split], split, p.data, task) for split in SPLITS}
@@ -38,7 +40,8 @@ def main() -> None:
     summary.write("outs/data_summary.json")
     task.write("outs/task.json")
     special_tokens = describe_special_tokens(tokenizer, task.template, base["name"])
-    lines = [describe_classes(task.classes), *describe_dropped(summary), *special_tokens]
+    chat = describe_chat(tokenizer, p.tokenize, base["name"])
+    lines = [describe_classes(task.classes), *describe_dropped(summary), *special_tokens, *chat]
     print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task.group)]))
 
 

@@ -74,6 +74,22 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
     return splits
 
 
+def list_splits(folder: Path, names: Iterable[str], subset: str | None) -> tuple[dict[str, list[str]], bool]:
+    """({split of the data set: names of its files}, whether `configs` in README.md assigns them).
+
+    Args:
+        folder, names: as for `read_splits`.
+        subset: `data.subset`.
+    """
+    with temporary_folder("outs/data_source") as scratch:
+        scratch = scratch.resolve()
+        links = _link_files(folder, list(names), scratch / "files")
+        datasets.disable_progress_bars()
+        _, files = _assign_files(folder, links, scratch, subset)
+        configs = _read_configs(folder, scratch)
+    return {split: list(assigned.values()) for split, assigned in files.items()}, bool(configs)
+
+
 def _extension(name: str) -> str:
     """The extension that makes a file a table, in lower case; empty for another file."""
     return next((extension for extension in TABLE_EXTENSIONS if name.lower().endswith(f".{extension}")), "")

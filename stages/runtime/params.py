@@ -236,6 +236,15 @@ class Tokenize(Section):
     chat: bool
     system: Text | None
 
+    @field_validator("system")
+    @classmethod
+    def _check_system(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("chat") is False:
+            raise ValueError("must be empty with tokenize.chat: false, because only a chat template has this message")
+        if value is not None and re.search(PLACEHOLDER, value):
+            raise ValueError("must have no text in braces: only tokenize.template names columns")
+        return value
+
 
 class Batches(Section):
     padding: Literal["none", "longest", "max_length"]
@@ -308,12 +317,23 @@ class Params(Section):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's loader without two surprises.
+YAML_TAG = "tag:yaml.org,2002:"
 
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader without three surprises.
+
+    - resolve: yes, no, on, off and 12:30 are text, as in YAML 1.2. DVC reads them so, and
+      `-S` removes their quotes.
     - construct_mapping: a key that occurs twice is an error. PyYAML uses the last of the two values.
     - construct_yaml_int: an integer with a leading zero is an error. PyYAML reads 010 as 8.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag = super().resolve(kind, value, implicit)
+        is_yes_or_no = tag == f"{YAML_TAG}bool" and value.lower() not in ("true", "false")
+        is_base_60 = tag in (f"{YAML_TAG}int", f"{YAML_TAG}float") and ":" in value
+        return f"{YAML_TAG}str" if is_yes_or_no or is_base_60 else tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = set()
@@ -332,7 +352,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_yaml_int(node)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor(f"{YAML_TAG}int", _Loader.construct_yaml_int)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -346,6 +366,11 @@ def load(path: str | Path = "params.yaml") -> Params:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable ({error})") from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Params:
+    """`load` of a text. The errors name the file `path`."""
     try:
         raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as 5000 digits or 1000 nested brackets

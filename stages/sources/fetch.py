@@ -57,11 +57,10 @@ def _check_place(folder: Path, section: str) -> None:
     DVC would delete that folder, or it would have its own results as input. Experiments in DVC's queue, and those with
     `--temp`, run in a copy of the repository, where a relative path to another place does not exist.
     """
-    repository = next((path for path in (Path.cwd(), *Path.cwd().parents) if (path / ".git").exists()), Path.cwd())
-    whole = Path(os.path.normpath(Path.cwd() / folder.expanduser()))  # not `resolve`: a link stays a link
+    whole = _whole_path(folder)
     if str(folder).startswith("~"):
         raise UserError(f"params.yaml: {section}.folder: {folder}: DVC does not replace ~; set the whole path, {whole}")
-    if not folder.is_absolute() and not whole.is_relative_to(repository):
+    if not folder.is_absolute() and not whole.is_relative_to(_find_repository()):
         raise UserError(
             f"params.yaml: {section}.folder: {folder}: is outside the repository, and DVC's queue runs in "
             f"a copy of the repository, where this path is another; set the whole path, {whole}"
@@ -73,6 +72,21 @@ def _check_place(folder: Path, section: str) -> None:
                 f"is not in {' or '.join(f'{output}/' for output in OUTPUT_FOLDERS)} and has neither in it. Move the "
                 "files and set the new folder"
             )
+
+
+def choose_folder_value(path: Path) -> str:
+    """The value of `model.folder` or `data.folder` for a path: relative inside the repository, else the whole path."""
+    whole = _whole_path(path)
+    return os.path.relpath(whole) if whole.is_relative_to(_find_repository()) else str(whole)
+
+
+def _find_repository() -> Path:
+    """The folder of the Git repository around this folder; this folder if there is none."""
+    return next((path for path in (Path.cwd(), *Path.cwd().parents) if (path / ".git").exists()), Path.cwd())
+
+
+def _whole_path(path: Path) -> Path:
+    return Path(os.path.normpath(Path.cwd() / path.expanduser()))  # not `resolve`: a link stays a link
 
 
 def use_folder(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
