@@ -14,7 +14,8 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.table import table_cast
 from huggingface_hub import DatasetCard
 
-from stages.data.csv_and_json import check_encoding, check_json, decompress_zst, read_csv
+from stages.data.compression import decompress_zst
+from stages.data.csv_and_json import check_encoding, check_json, read_csv
 from stages.data.task import SPLITS
 from stages.runtime.errors import UserError, first_line
 from stages.runtime.files import temporary_folder
