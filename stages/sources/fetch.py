@@ -72,7 +72,7 @@ def check_place(folder: str, section: str, at: Path) -> None:
         at: the folder of params.yaml, absolute.
     """
     place = f"params.yaml: {section}.folder: {folder}"
-    home = os.path.expanduser(folder)  # noqa: PTH111: `Path.expanduser` raises an error for an unknown user
+    home = os.path.expanduser(folder)  # noqa: PTH111 (`Path.expanduser` fails for an unknown user)
     whole = Path(os.path.normpath(at / home))  # not `resolve`: a link stays a link
     if folder.startswith("~"):
         raise UserError(f"{place}: DVC does not replace ~; set the whole path, {whole}")
