@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.data import batching
 from stages.data.assign_splits import assign_splits
+from stages.data.chat import apply_chat, describe_chat
 from stages.data.data_summary import (
     DataSummary,
     PaddingShares,
@@ -32,7 +33,8 @@ def main() -> None:
     check_max_length(base, p.tokenize.max_length)
     tokenizer = load_tokenizer(base)
 
-    task, read_rows = prepare_rows(read_tables(p.data.splits), p.data, p.tokenize.template)
+    template = apply_chat(tokenizer, p.tokenize, base["name"])
+    task, read_rows = prepare_rows(read_tables(p.data.splits), p.data, template)
     rows = assign_splits(read_rows, p.data, task)
     dropped = count_dropped(read_rows, rows, task) if p.data.duplicates == "drop" else None
     chosen = {split: choose_rows(rows[split], split, p.data) for split in SPLITS}
@@ -53,6 +55,7 @@ def main() -> None:
         *describe_holdout(rows, len(read_rows["train"]), p.data.holdout, task),
         *describe_dropped(summary),
         *special_tokens,
+        *describe_chat(tokenizer, p.tokenize, base["name"]),
     ]
     print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task.group)]))
 

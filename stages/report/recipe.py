@@ -50,7 +50,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
             "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}",
         ),
         ("classes", _classes(run.task)),
-        ("input", run.task.template),
+        ("input, in the model's chat template" if p.tokenize.chat else "input", run.task.template),
         ("longest input", f"{p.tokenize.max_length:,} tokens"),
         ("LoRA", _section(p.lora)),
         ("training", _section(p.train)),

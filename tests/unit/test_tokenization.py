@@ -334,7 +334,7 @@ def test_a_tokenizer_without_offsets_is_rejected(nano_copy):
         (nano_copy / name).write_text(text)
     (nano_copy / "tokenizer.json").unlink()
     (nano_copy / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer", "pad_token": "<unk>"}')
-    with pytest.raises(UserError, match=r"model\.name: .*: no tokenizer\.json, and transformers can't convert its"):
+    with pytest.raises(UserError, match=r"model: .*: no tokenizer\.json, and transformers can't convert its"):
         load_tokenizer(manifest_of(nano_copy))
 
 
