@@ -70,9 +70,7 @@ def test_the_path_of_local_data_is_not_published(analyze_run, tmp_path, relative
 def test_the_card_of_an_export_does_not_publish_the_path_of_local_data(tmp_path):
     (tmp_path / "me/reviews").mkdir(parents=True)
     source = {"name": f"{tmp_path}/me/reviews", "revision": "none", "digest": "d" * 64}
-    settings = SimpleNamespace(
-        model=SimpleNamespace(quantization="none"), tokenize=SimpleNamespace(template="{text}", max_length=9)
-    )
+    settings = SimpleNamespace(model=SimpleNamespace(quantization="none"), template="{text}", max_length=9)
     about = {
         "task": Task(("ham", "spam"), "{text}", None),
         "model": {**source, "name": "microsoft/phi-2"},
