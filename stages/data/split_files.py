@@ -52,9 +52,7 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
         UserError: no table, a file that is not readable, no such subset, no such split, an empty slice. The error names
             the file or the key.
     """
-    names = list(names)
-    states = {Path(name).with_name(STATE) for name in names if _format(name) == "arrow"}
-    names = [name for name in names if Path(name) not in states]
+    names = _leave_out_states(names)
     if not any(_format(name) for name in names):
         raise UserError(f"data: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
     with temporary_folder("outs/data_source") as scratch:
@@ -110,11 +108,17 @@ def list_splits(folder: Path, names: Iterable[str], subset: str | None) -> tuple
     """
     with temporary_folder("outs/data_source") as scratch:
         scratch = scratch.resolve()
-        links = _link_files(folder, list(names), scratch / "files")
+        links = _link_files(folder, _leave_out_states(names), scratch / "files")
         datasets.disable_progress_bars()
         _, files = _assign_files(folder, links, scratch, subset)
         configs = _read_configs(folder, scratch)
     return {split: list(assigned.values()) for split, assigned in files.items()}, bool(configs)
+
+
+def _leave_out_states(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    states = {Path(name).with_name(STATE) for name in names if _format(name) == "arrow"}
+    return [name for name in names if Path(name) not in states]
 
 
 def _extension(name: str) -> str:
