@@ -22,7 +22,7 @@ def main() -> None:
 
     gigabytes = sum(file["size"] for file in model_manifest["files"].values()) / 1e9
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items())
-    print(f"{model_manifest['name']}: {gigabytes:.2g} GB; {p.data.name}: {counts}")
+    print(f"{model_manifest['name']}: {gigabytes:.2g} GB; {data_manifest['name']}: {counts}")
 
 
 def warn_without_gpu(device: str) -> None:

@@ -21,19 +21,17 @@ Kind = Literal[
     "e-mail addresses", "file paths", "brackets", "nothing", "other",
 ]  # fmt: skip
 
-DATE = (
-    r"\d{4}[-/.年]\d{1,2}([-/.月]\d{1,2}.{0,25})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{2}|\d{4})\b.{0,20}|\d{1,2}:\d{2}(:\d{2})?"
-)
+DATE = r"\d{4}[-/.年]\d{1,2}([-/.月]\d{1,2}.{0,25})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{2}|\d{4})\b.{0,20}"
+TIME = r"\d{1,2}:\d{2}(:\d{2})?( ?[ap]\.?m\.?)?"
 MONTH = r"(?=.*\d)([a-z]{3,9},? )?(\d{1,2}[ -])?(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b.{0,25}"
+FILE = r"[^\s\\/]+\.(txt|pdf|jpe?g|png|wav|mp3|html?|json|csv)"
 LOOKS: dict[Kind, re.Pattern] = {  # of text
     "whole numbers": re.compile(r"[-+]?\d+(\.0+)?"),  # 01 too
-    "dates": re.compile(rf"{DATE}|{MONTH}", re.IGNORECASE),
+    "dates": re.compile(rf"{DATE}|{TIME}|{MONTH}", re.IGNORECASE),
     "numbers": re.compile(rf"[$€£]?{NUMBER.pattern}([eE][-+]?\d+)?%?|[$€£]?-?\d{{1,3}}(,\d{{3}})+(\.\d+)?"),
     "URLs": re.compile(r"(?i)(https?|ftp)://\S+|www\.\S+"),
     "e-mail addresses": re.compile(r"[^\s@]+@[^\s@]+\.[^\s@]+"),
-    "file paths": re.compile(
-        r"(?i)([a-z]:)?[\\/]?([^\\/:\n]+[\\/])+[^\\/\s:]*|[^\s\\/]+\.(txt|pdf|jpe?g|png|wav|mp3|html?|json|csv)"
-    ),
+    "file paths": re.compile(rf"([a-z]:)?[\\/]?([^\\/:\n]+[\\/])+[^\\/\s:]*|{FILE}", re.IGNORECASE),
     "brackets": re.compile(r"(?s)\[.*\]|\{.*\}|\(.*\)"),
 }
 
@@ -95,7 +93,7 @@ class ColumnProfile:
             return f"one value, {self.values[0]:.30}"
         if self.distinct == self.filled and self.kind != "text":
             return f"{self.kind}, each row another"
-        return f"{self.kind if self.kind != 'words' else 'text'}, {self.distinct:,} different"
+        return f"{'text' if self.kind == 'words' else self.kind}, {self.distinct:,} values"
 
 
 def profile_columns(table: pa.Table) -> dict[str, ColumnProfile]:
@@ -121,7 +119,7 @@ def _profile(name: str, column: pa.ChunkedArray, class_names: list[str] | None) 
     values, counts = table.field("values"), table.field("counts").to_numpy()
     missing = pc.fill_null(pc.is_null(values, nan_is_null=True), True)
     if is_text:
-        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
+        missing = pc.or_(missing, pc.fill_null(pc.or_(pc.utf8_is_space(values), pc.equal(values, "")), True))
     if class_names is not None:
         missing = pc.or_(missing, pc.fill_null(pc.less(values, 0), True))
     keep = pc.invert(missing)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from stages.data.label_column import UNLABELLED_MARKS
+from stages.data.label_column import UNLABELLED_MARKS, WHOLE
 from stages.data.task import SPLITS
 from stages.runtime import params
 from stages.runtime.errors import UserError
@@ -16,9 +16,12 @@ from stages.runtime.params import MAX_CLASSES
 from tools.column_names import (
     CLOSE_ENTITIES,
     COUNT_WORDS,
+    DERIVED,
     ENTITIES,
+    KEY_WORDS,
     LABEL_WORDS,
     METADATA_WORDS,
+    NAME_WORDS,
     NOT_TEXT_WORDS,
     SPLIT_NAMES,
     SPLIT_WORDS,
@@ -30,6 +33,8 @@ from tools.column_profiles import ColumnProfile, profile_columns
 
 FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes as in train
 FEW_VALUES = 20  # a column of names with fewer values is a category, even if it is called title
+LISTED = 12  # columns in one line
+LABEL_PARTS = ("gold", "is", "id", "text", "name", "names")  # of a label's name, not in the template
 LABEL_LENGTH = 120  # characters
 
 
@@ -79,13 +84,12 @@ def choose_columns(
     if label is not None:
         _check_label(profiles, label, texts, table)
     elif not candidates:
-        listed = "; ".join(f"{name}: {p.describe()}" for name, p in profiles.items())
         raise UserError(
             f"{place}: no column looks like a label: 2 to {MAX_CLASSES:,} values that rows share; name it with --label "
-            f"({listed})"
+            f"({_list_columns(profiles)})"
         )
     chosen = profiles[label or candidates[0].name]
-    others = [p.name for p in candidates if p is not chosen]
+    others = [p for p in candidates if p is not chosen]
     if texts is None:
         text_columns, text_reason = _choose_texts(profiles, chosen, split, table, place)
     else:
@@ -105,6 +109,16 @@ def choose_columns(
         },
         label_candidates=tuple(p.name for p in candidates),
     )
+
+
+def _list_columns(profiles: Mapping[str, ColumnProfile]) -> str:
+    return _list_some([f"{name}: {profile.describe()}" for name, profile in profiles.items()], "; ")
+
+
+def _list_some(texts: Sequence[str], separator: str = ", ") -> str:
+    """The first texts, and how many more there are."""
+    more = f"{separator}and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
+    return separator.join(texts[:LISTED]) + more
 
 
 # --- label ---
@@ -142,12 +156,12 @@ def _rate_label(profile: ColumnProfile, at_edge: bool) -> float:
     points += 4 * (profile.kind == "classes") + 0.5 * at_edge - (profile.distinct > 100)
     if profile.kind == "whole numbers":
         points -= 3 * bool(COUNT_WORDS & set(name))
-        numbers = sorted(float(value) for value in profile.values if value != "-1")
+        numbers = sorted(float(value) for value in profile.values if WHOLE.fullmatch(value) and value != "-1")
         if len(numbers) > 10 and numbers[-1] - numbers[0] >= len(numbers):
             points -= 3  # 18, 21, 22, … are not the numbers of classes
     points -= 3 * (profile.word_count > 10) + (profile.word_count > 5)
     points -= 2 * (profile.counts[0] > 0.99 * profile.filled)
-    points -= 2 * (profile.filled < profile.rows / 5) + (profile.filled < profile.rows / 2)
+    points -= 5 * (profile.filled < profile.rows / 5) + (profile.filled < profile.rows / 2)
     return points - (profile.filled < 5 * profile.distinct)
 
 
@@ -158,7 +172,8 @@ def _prefer_names(candidates: list[ColumnProfile], table: pa.Table) -> list[Colu
         return candidates
     for other in candidates[1:]:
         if other.kind in ("text", "words", "identifiers") and other.distinct == first.distinct:
-            pairs = table.select([first.name, other.name]).group_by([first.name, other.name]).aggregate([])
+            both = [first.name, other.name]
+            pairs = table.select(both).drop_null().group_by(both).aggregate([])
             if len(pairs) == first.distinct:
                 return [other, *(p for p in candidates if p is not other)]
     return candidates
@@ -172,14 +187,15 @@ def _check_label(
     if texts and label in texts:
         raise UserError(f"--text: {label}: is --label, the class to be predicted; name another column")
     profile = profiles[label]
-    if profile.kind in ("other", "nothing", "dates") or not 2 <= profile.distinct <= MAX_CLASSES:
+    no_classes = profile.kind in ("other", "nothing") or (profile.kind == "dates" and not profile.is_text)
+    if no_classes or not 2 <= profile.distinct <= MAX_CLASSES:
         raise UserError(
             f"--label: {label}: {profile.describe()}; "
             f"allowed: a column with 2 to {MAX_CLASSES:,} values that rows share"
         )
 
 
-def _describe_label(chosen: ColumnProfile, others: Sequence[str], given: bool) -> str:
+def _describe_label(chosen: ColumnProfile, others: Sequence[ColumnProfile], given: bool) -> str:
     name = f"{chosen.name}, {chosen.distinct:,} values in {chosen.filled:,} rows"
     if chosen.filled < chosen.rows:
         name += f" ({chosen.rows - chosen.filled:,} rows have none)"
@@ -192,11 +208,14 @@ def _describe_label(chosen: ColumnProfile, others: Sequence[str], given: bool) -
         odd.append(f"{singles:,} values occur in one row only")
     if chosen.word_count > 5:
         odd.append(f"the values have {chosen.word_count:.0f} words")
+    alike = [p.name for p in others if chosen.distinct == 2 and set(p.values) == set(chosen.values)]
+    if len(alike) > 1:
+        odd.append(f"{_list_some(alike)} have the same two values; several labels a row are not supported")
     if odd:
         name += f"; odd: {', '.join(odd)}"
     if given:
         return f"{name}; as --label says"
-    return name + (f"; other candidates: {', '.join(others)}" if others else "; no other candidate")
+    return name + (f"; other candidates: {_list_some([p.name for p in others])}" if others else "; no other candidate")
 
 
 # --- texts ---
@@ -206,31 +225,40 @@ def _choose_texts(
     profiles: Mapping[str, ColumnProfile], label: ColumnProfile, split: str | None, table: pa.Table, place: str
 ) -> tuple[tuple[str, ...], str]:
     rest = [p for p in profiles.values() if p.is_text and p.distinct > 0 and p.name not in (label.name, split)]
-    rest = [p for p in rest if not set("{}") & set(p.name)]
-    excluded = {p.name: reason for p in rest if (reason := _exclude_text(p))}
-    texts = [p for p in rest if p.name not in excluded]
-    if derived := _find_derived(texts, table):
-        excluded |= derived
-        texts = [p for p in texts if p.name not in derived]
+    left_out = {p.name: reason for p in rest if (reason := _exclude_text(p))}
+    texts = [p for p in rest if p.name not in left_out] or [p for p in rest if left_out[p.name] == DERIVED]
+    left_out |= _find_derived(texts, table)
+    texts = [p for p in texts if left_out.get(p.name, DERIVED) == DERIVED]
     if not texts:
-        short = [
-            p
-            for p in rest
-            if p.kind in ("text", "words", "identifiers", "URLs", "e-mail addresses", "file paths") and p.distinct > 1
-        ]
-        if not short:
-            listed = "; ".join(f"{name}: {p.describe()}" for name, p in profiles.items())
-            raise UserError(f"{place}: no column of text next to the label {label.name} ({listed})")
-        best = max(short, key=lambda p: (bool(TEXT_WORDS & set(split_name(p.name))), p.distinct))
-        return (best.name,), f"{best.name}, the only one with different words, though short: {best.describe()}"
-    lengths = ", ".join(f"{p.name} ({p.word_count:.0f} words)" for p in texts)
-    left_out = ", ".join(f"{name} ({reason})" for name, reason in excluded.items())
-    return tuple(p.name for p in texts), lengths + (f"; left out: {left_out}" if left_out else "")
+        return _choose_short_text(rest, label, profiles, place)
+    chosen = ", ".join(f"{p.name} ({p.word_count:.0f} words)" for p in texts)
+    names = {p.name for p in texts}
+    others = [
+        f"{p.name} ({left_out[p.name]})"
+        for p in rest
+        if p.name not in names and p.kind in ("text", "words", "brackets")
+    ]
+    return tuple(p.name for p in texts), chosen + (f"; left out: {_list_some(others)}" if others else "")
+
+
+def _choose_short_text(
+    columns: Sequence[ColumnProfile], label: ColumnProfile, profiles: Mapping[str, ColumnProfile], place: str
+) -> tuple[tuple[str, ...], str]:
+    """The column with the most different words, if no column has sentences."""
+    kinds = ("text", "words", "identifiers", "URLs", "e-mail addresses", "file paths")
+    short = [p for p in columns if p.kind in kinds and p.distinct > FEW_VALUES and p.filled > p.rows / 2]
+    if not short:
+        raise UserError(f"{place}: no column of text next to the label {label.name} ({_list_columns(profiles)})")
+    best = max(short, key=lambda p: (bool(TEXT_WORDS & set(split_name(p.name))), p.kind != "identifiers", p.distinct))
+    _check_name(best.name)
+    return (best.name,), f"{best.name}, though short: no other column has more text ({best.describe()})"
 
 
 def _exclude_text(profile: ColumnProfile) -> str | None:
     """Why a column is no input for the model; None: it is one."""
     name = split_name(profile.name)
+    if not _can_be_named(profile.name):
+        return "a template can't name it; rename it"
     if profile.distinct == 1:
         return f"always {profile.values[0]:.30}"
     if profile.filled < profile.rows / 5:
@@ -243,9 +271,9 @@ def _exclude_text(profile: ColumnProfile) -> str | None:
     differ = profile.distinct / profile.filled
     few = f"{profile.distinct:,} values"
     if profile.word_count > 5:
-        return few if profile.distinct <= FEW_VALUES and profile.filled > 10 * profile.distinct else None
+        return few if differ < 0.1 and (profile.distinct <= FEW_VALUES or not is_named) else None
     if profile.word_count >= (1.5 if is_named else 3):
-        if set(name) & ENTITIES and not is_named:
+        if set(name) & NAME_WORDS and not is_named:
             return "names"
         return None if differ >= 0.3 or (is_named and profile.distinct > FEW_VALUES) else few
     return f"{profile.word_count:.0f} words" if differ >= 0.3 else few
@@ -315,15 +343,16 @@ def _rate_group(profile: ColumnProfile, is_input: bool) -> int:
     name = set(split_name(profile.name))
     if profile.kind == "whole numbers" and COUNT_WORDS & name:
         return 0
-    if name & ENTITIES and profile.shared >= 0.3:
+    is_key = bool(name & KEY_WORDS)
+    if (name & ENTITIES or (is_key and name & TEXT_WORDS)) and profile.shared >= 0.3:
         if is_input and profile.word_count <= 5:
             return 0
-        return 3 if name & CLOSE_ENTITIES else 2
+        return 2 if name & (ENTITIES - CLOSE_ENTITIES) else 3
     often = profile.shared >= 0.8 and float(np.median(profile.counts)) >= 2
     if is_input:
         return 3 * (often and profile.word_count > 5)
     nameless = is_nameless(profile.name) and profile.kind in ("identifiers", "words")
-    if (nameless or name & {"id", "key", "hash", "uuid"}) and profile.distinct > MAX_CLASSES:
+    if (nameless or is_key) and profile.distinct > MAX_CLASSES:
         return int(profile.shared >= 0.6 and profile.filled >= 2 * profile.distinct)
     return 0
 
@@ -344,8 +373,13 @@ def _read_split_values(profile: ColumnProfile) -> dict[str, str] | None:
     """{split: value} if a column says which split a row belongs to."""
     if not 2 <= profile.distinct <= 5 or profile.filled < profile.rows:
         return None
+    name = split_name(profile.name)
     values: dict[str, str | None] = {value: SPLIT_WORDS.get(value.lower()) for value in profile.values}
-    if SPLIT_NAMES & set(split_name(profile.name)):
+    if name[:1] == ["is"] and SPLIT_WORDS.get(name[-1], "train") != "train" and len(values) == 2:
+        flags = {value.lower(): value for value in values}
+        no, yes = (flags.get(first, flags.get(second, "")) for first, second in (("false", "0"), ("true", "1")))
+        values = {no: "train", yes: SPLIT_WORDS[name[-1]]} if no and yes else {}
+    elif SPLIT_NAMES & set(name):
         if sorted(values) in (["0", "1"], ["0", "1", "2"]):
             if profile.values[0] != "0" or profile.counts[0] <= profile.rows / 2:
                 return None  # folds of cross-validation are equally large
@@ -369,7 +403,7 @@ def make_template(texts: Sequence[str], label: str) -> str:
     """
     for name in texts:
         _check_name(name)
-    answer = _title([word for word in split_name(label) if word not in ("gold", "is", "id", "text", "name")])
+    answer = _title([word for word in split_name(label) if word not in LABEL_PARTS])
     if is_nameless(label) or answer in ("", "Y", "Target"):
         answer = "Label"
     if len(texts) == 1:
@@ -382,10 +416,15 @@ def _title(words: Sequence[str]) -> str:
     return " ".join(words).capitalize()
 
 
-def _check_name(name: str) -> None:
+def _can_be_named(column: str) -> bool:
+    """Whether a template can name a column: not if its name has braces, or a backslash and an n."""
     try:
-        if set("{}") & set(name):
-            raise UserError(f"--text: {name}: a template can't name a column with braces; rename the column")
-        TypeAdapter(params.Template).validate_python(f"{{{name}}}")
-    except ValidationError as error:
-        raise UserError(f"--text: {name!r}: a template can't name this column; rename the column") from error
+        TypeAdapter(params.Template).validate_python(f"{{{column}}}")
+    except ValidationError:
+        return False
+    return not set("{}") & set(column)
+
+
+def _check_name(column: str) -> None:
+    if not _can_be_named(column):
+        raise UserError(f"--text: {column!r}: a template can't name this column; allowed: no braces; rename it")

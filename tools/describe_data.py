@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
-from stages.data.dialect import SEPARATORS, Dialect
 
 from stages.analysis.design_effects import effective_groups
 from stages.analysis.intervals import wilson
@@ -14,6 +13,7 @@ from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.data.assign_splits import find_dropped
 from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
 from stages.data.data_warnings import find_warnings
+from stages.data.dialect import SEPARATORS, Dialect
 from stages.data.task import NO_LABEL, SPLITS, Task
 
 MOST_CLASSES = 20  # that are listed
@@ -24,9 +24,9 @@ def describe_dialect(names: Sequence[str], dialect: Dialect) -> str:
     """How csv and tsv files are written."""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     header = "the first line names the columns" if dialect.has_header else "no line names the columns"
+    separator = SEPARATORS.get(dialect.sep, repr(dialect.sep))
     return (
-        f"{listed}: {dialect.encoding}, cells separated by {SEPARATORS.get(dialect.sep, repr(dialect.sep))} and quoted "
-        f"by {dialect.quotechar}; {header}"
+        f"{listed}: {dialect.encoding}; cells are separated by {separator} and quoted by {dialect.quotechar}; {header}"
     )
 
 
@@ -50,14 +50,19 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
 
 
 def describe_tokens(lengths: np.ndarray, rows: int, max_length: int) -> str:
-    """Percentiles of the rows' lengths, and how many rows are truncated."""
+    """Percentiles of the rows' lengths, and how many rows are truncated.
+
+    Args:
+        lengths: of a sample of the rows, [rows].
+        rows: of the whole data set.
+    """
     half, most = (int(np.quantile(lengths, q, method="inverted_cdf")) for q in (0.5, 0.99))
+    sample = f", in {len(lengths):,} rows at equal distances" if len(lengths) < rows else ""
     truncated = int((lengths > max_length).sum())
-    cut = f"{truncated:,} of them ({truncated / len(lengths):.1%}) are truncated" if truncated else "none is truncated"
-    sample = f"{len(lengths):,} of " if len(lengths) < rows else ""
+    cut = f"{truncated:,} of them ({truncated / len(lengths):.1%})" if truncated else "none of them"
     return (
-        f"tokens: 50% of {sample}{rows:,} rows have at most {half:,}, 99% {most:,}, the longest {lengths.max():,}; "
-        f"with max_length {max_length:,} {cut}"
+        f"tokens: 50% of the rows have at most {half:,}, 99% at most {most:,}, the longest has {lengths.max():,}{sample}. "
+        f"tokenize.max_length: {max_length} truncates {cut}."
     )
 
 
@@ -90,7 +95,7 @@ def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length
         yield f"WARNING: {warning.text}" if warning.level == "alarm" else warning.text
 
 
-def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> str:
+def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Iterator[str]:
     """What the test rows can show: the interval of an accuracy, and the smallest difference between two models.
 
     The difference is that of McNemar's test with normal quantiles, (z_confidence + z_power) sqrt(d / n). Two models
@@ -104,14 +109,15 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> str
     interval = wilson(ACCURACY * rows, rows, confidence)
     quantiles = norm.ppf((1 + confidence) / 2) + norm.ppf(TARGET_POWER)
     difference = max(quantiles * np.sqrt(DISAGREEMENT / rows), quantiles**2 / rows)
-    counted = f", counted as {rows:,.0f} since rows of one {task.group} resemble each other" if task.group else ""
-    found = (
-        f"two models that disagree on {max(DISAGREEMENT, difference):.0%} of them are told apart, with "
-        f"{TARGET_POWER:.0%} probability, if they differ by {100 * difference:.1f} points"
-        if difference < 1
-        else "no difference between two models can be found"
+    yield f"test rows: {len(labelled):,}" + (
+        f", which count as {rows:,.0f} at least: rows with the same {task.group} resemble each other"
+        if task.group
+        else ""
     )
-    return (
-        f"what {len(labelled):,} test rows can show{counted}: an accuracy of {ACCURACY:.0%} to "
-        f"±{50 * (interval.high - interval.low):.1f} points; {found}"
+    yield f"  an accuracy of {ACCURACY:.0%} is known to ±{50 * (interval.high - interval.low):.1f} points"
+    yield (
+        f"  two models that disagree on {max(DISAGREEMENT, difference):.0%} of the rows must differ by "
+        f"{100 * difference:.1f} points to be told apart (power {TARGET_POWER:.0%})"
+        if difference < 1
+        else "  these are too few to tell two models apart"
     )

@@ -13,6 +13,7 @@ test.
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from stages.data.label_column import read_label_columns
 from stages.data.task import SPLITS
 from stages.data.tokenization import load_tokenizer
 from stages.download import warn_without_gpu
-from stages.runtime import errors, files
+from stages.runtime import errors, files, params
 from stages.runtime.errors import UserError
 from tools import choose_params, describe_data
 from tools.git import repository_problem, run_git
@@ -41,7 +42,11 @@ def main() -> None:
     if not (arguments.check or arguments.force):
         check_target(target)
     draft = Draft(PARAMS)
-    choose_keys(draft, arguments)
+    try:
+        choose_keys(draft, arguments)
+    finally:
+        with contextlib.suppress(OSError):  # reading the data made outs/, which stays if it has something in it
+            Path("outs").rmdir()
     show_and_write(draft, target, arguments.check)
 
 
@@ -81,8 +86,10 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     draft.set("data.subset", arguments.subset)
     tables, columns = read_tables(draft, arguments.label, arguments.text, ask_label)
     draft.set_head(f"{columns.label} of {Path(arguments.path).name}: keys set by `python -m tools.init`")
-    for what in ("label", "texts", "group", "split"):
+    for what in ("label", "texts", "group"):
         print(f"{what}: {columns.reasons[what]}")
+    if draft.params().data.split:
+        print(f"split: {columns.reasons['split']}")
 
     choose_params.set_columns(draft, columns)
     classes, notes = choose_params.choose_classes(read_label_columns(tables, columns.label))
@@ -105,21 +112,22 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     lengths = choose_params.sample_lengths(everything, tokenizer, task)
     max_length = choose_params.choose_max_length(draft, lengths, manifest)
     print(describe_data.describe_tokens(lengths, len(everything), max_length))
+    confidence = draft.present.analysis.confidence
     for line in (
         *describe_data.describe_duplicates(splits, task),
         *describe_data.describe_warnings(splits, task, max_length),
+        *describe_data.describe_test_rows(splits["test"], task, confidence),
     ):
         print(line)
-    print(describe_data.describe_test_rows(splits["test"], task, draft.present.analysis.confidence))
 
 
 def show_and_write(draft: Draft, target: Path, check: bool) -> None:
     """Print the keys that change, ask on a terminal, and write the file."""
     changes, text = draft.render_changes(), draft.render()
-    draft.params()  # the file must be valid
+    params.parse(text, PARAMS)
     print(f"\n{changes or 'no key changes'}")
     if check:
-        print("--check: nothing was written")
+        print("nothing was written (--check)")
         return
     if is_terminal() and input(f"Write {target}? [Y/n] ").strip().lower() not in ("", "y", "yes"):
         print("nothing was written")

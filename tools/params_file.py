@@ -42,7 +42,11 @@ class Draft:
 
     def params(self) -> params.Params:
         """The parameters with the new values."""
-        return params.parse(self.render(), self.path)
+        values = self.present.model_dump()
+        for key, change in self.changes.items():
+            section, name = _find(values, key)
+            section[name] = change.value
+        return params.validate(values, params.Params, self.path)
 
     def render(self) -> str:
         """The text of the file with the new values."""

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-from stages.data.dialect import Dialect, detect_dialect
 
+from stages.data.dialect import Dialect, detect_dialect
 from stages.data.label_column import UNLABELLED_MARKS, read_label_columns
 from stages.data.split_files import list_splits, read_splits
 from stages.data.task import SPLITS
@@ -38,7 +38,10 @@ def read_tables(
     with contextlib.redirect_stdout(io.StringIO()):  # `fetch` prints the digest that would pin the data
         folder, manifest = fetch(draft.params().data, "data")
     names = list(manifest["files"])
-    files, has_configs = list_splits(folder, names, draft.params().data.subset)
+    try:
+        files, has_configs = list_splits(folder, names, draft.params().data.subset)
+    except UserError as error:
+        raise UserError(str(error).replace("params.yaml: data.subset:", "--subset:")) from error
     for key in ("split", "read.sep", "read.encoding", "read.quotechar", "read.names"):
         draft.set(f"data.{key}", None)
     set_splits(draft, choose_splits(list(files), manifest["name"]))

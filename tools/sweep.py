@@ -8,7 +8,7 @@ have changed, restores cached results and stores new ones, as in `dvc exp run -S
 stage's `main()` itself, so the quantised base is read once.
 
 The variants run in a copy of the repository: the last commit with the workspace's changes. The copy has no files that
-Git does not track, except the folders of model and data. You can go on editing meanwhile, and a kill leaves the
+Git does not track, except those of model and data. You can go on editing meanwhile, and a kill leaves the
 workspace unchanged.
 
 After a kill, the same command goes on. Finished variants are already recorded and are not recorded twice. Only their
@@ -78,9 +78,7 @@ def workspace_copy() -> Iterator[Path]:
     """Yield this folder in a copy of the repository, which shares Git's objects and DVC's cache. Remove it afterwards.
 
     The copy is a clone with the same last commit, so an experiment in it has the same baseline. DVC would stash the
-    workspace's changes; this function does not, because a kill would leave them in the stash. The copy's path repeats
-    the repository's whole path inside one folder. A relative path that leads out of the repository then ends in that
-    folder, and `link` can put a link there.
+    workspace's changes; this function does not, because a kill would leave them in the stash.
     """
     if problem := repository_problem():
         raise DvcException(problem)
@@ -93,7 +91,7 @@ def workspace_copy() -> Iterator[Path]:
         if int(other.name) == os.getpid() or not psutil.pid_exists(int(other.name)):  # a killed sweep left it
             shutil.rmtree(other)
     own_folder = copies / str(os.getpid())
-    copy = own_folder / top.relative_to(top.anchor)
+    copy = own_folder / "repository"
     try:
         git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(copy))
         references = f"{namespace(head)}/*"
@@ -139,8 +137,8 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
     copy, start_tree = Path(git("rev-parse", "--show-toplevel")), git("write-tree")
     variants = variants_of(overrides)
     for variant in variants:
-        for name in check(variant):
-            link(name, workspace)
+        for section, folder in check(variant, workspace):
+            link(folder, section, workspace)
     gpu_selection.select_gpu_from_params()  # one for all variants
     from stages.model.base_cache import cache_base  # after the GPU is chosen: libraries list CUDA's GPUs on import
 
@@ -199,10 +197,11 @@ def variants_of(overrides: Sequence[str]) -> list[Variant]:
     return list(dict.fromkeys(variants))
 
 
-def check(variant: Variant) -> set[str]:
-    """Raise the error that a stage would raise, before any stage runs -> names or folders of model and data."""
+def check(variant: Variant, workspace: Path) -> list[tuple[str, str]]:
+    """Raise the error that a stage would raise, before any stage runs -> ("model", its folder), ("data", its)."""
     from stages.runtime import params
     from stages.runtime.errors import UserError, first_line
+    from stages.sources.fetch import check_place
 
     by_file = to_path_overrides(variant)
     before = {Path(file): Path(file).read_bytes() for file in by_file if Path(file).is_file()}
@@ -212,7 +211,10 @@ def check(variant: Variant) -> set[str]:
         p = params.load()
         if p.launcher != "python":
             raise UserError(f"params.yaml: launcher: {p.launcher}; a sweep is one process: add -S launcher=python")
-        return {p.model.folder, p.data.folder}
+        folders = [("model", p.model.folder), ("data", p.data.folder)]
+        for section, folder in folders:
+            check_place(folder, section, workspace)
+        return folders
     except UserError as error:
         raise UserError(f"-S {' '.join(variant)}: {error}") from error
     except Exception as error:  # of several classes, Hydra's and DVC's: an unknown key, a missing file
@@ -222,17 +224,27 @@ def check(variant: Variant) -> set[str]:
             file.write_bytes(content)
 
 
-def link(name: str, workspace: Path) -> None:
-    """Link a folder that Git does not track into this copy, so that its relative path is valid in the copy too.
+def link(folder: str, section: str, workspace: Path) -> None:
+    """Link a folder or a file that Git does not track into this copy: its relative path is valid in the copy too.
 
-    Args:
-        name: a folder of model or data, or a name on the hub, which needs no link.
+    Raises:
+        UserError: Git tracks only some of the folder's files, so the copy has only these.
     """
-    folder = workspace / name
-    in_copy = Path(os.path.normpath(Path.cwd() / name))
-    if folder.is_dir() and not in_copy.exists():
+    from stages.runtime.errors import UserError
+    from stages.sources.manifest import build_manifest
+
+    source = workspace / folder
+    in_copy = Path(os.path.normpath(Path.cwd() / folder))
+    if source.exists() and not in_copy.exists():
         in_copy.parent.mkdir(parents=True, exist_ok=True)
-        in_copy.symlink_to(folder.resolve())
+        in_copy.symlink_to(source.resolve())
+    elif source.is_dir() and source != in_copy:
+        files, copied = (build_manifest(path, folder, None, section)["files"] for path in (source, in_copy))
+        if lacking := next((name for name in files if files[name] != copied.get(name)), None):
+            raise UserError(
+                f"params.yaml: {section}.folder: {folder}: Git tracks only some of its files, and not {lacking}; a "
+                f"sweep runs in a copy without it: add it to Git, or set the whole path, {source}"
+            )
 
 
 class InProcess:

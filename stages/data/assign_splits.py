@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.data.data_summary import find_duplicates
-from stages.data.holdout import hold_out, list_sizes
+from stages.data.holdout import hold_out
 from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data, Splits
@@ -28,9 +28,7 @@ def assign_splits(rows: Mapping[str, pd.DataFrame], data: Data, task: Task) -> d
         UserError: a slice leaves a class out of training, no rows can be held out, or no training row is left.
     """
     check_slice(rows, data.splits, task)
-    splits = dict(rows)
-    if list_sizes(data.holdout):
-        splits |= hold_out(rows["train"], data.holdout, task)
+    splits = {**rows, **hold_out(rows["train"], data.holdout, task)}
     if data.duplicates == "drop":
         splits["train"] = splits["train"][~find_dropped(splits, task)]
         if splits["train"].empty:

@@ -54,6 +54,12 @@ def _reject_bool(value: object) -> object:
     return value
 
 
+def _check_digest(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError("must be the 64 hexadecimal digits that `download` prints, or null for no check")
+    return value
+
+
 Count = Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=1_000_000_000)]
 Seed = Annotated[int, BeforeValidator(_reject_bool), Field(ge=0, le=2**32 - 1)]
 Fraction = Annotated[float, BeforeValidator(_reject_bool), Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -62,6 +68,7 @@ NotNegative = Annotated[float, BeforeValidator(_reject_bool), Field(ge=0, allow_
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 ClassName = Annotated[str, BeforeValidator(_read_class_name), AfterValidator(_check_not_blank)]
 MaxLength = Annotated[int, BeforeValidator(_reject_bool), Field(ge=8, le=8192)]  # tokens
+Digest = Annotated[str, BeforeValidator(_check_digest)]
 PLACEHOLDER = r"\{([^{}]+)\}"  # where a template has the text of a column
 
 
@@ -80,13 +87,13 @@ class Source(Section):
     folder: Text
     name: Text | None
     revision: Text | None
-    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    digest: Digest | None
 
     @field_validator("name")
     @classmethod
-    def _check_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _check_name(cls, value: str | None) -> str | None:
         if value is not None and value.startswith((".", "/", "~")):
-            raise ValueError("must be a name on the hub: write a path as `folder`")
+            raise ValueError("must be a name on the hub: set a path as `folder`")
         return value
 
     @field_validator("name", "revision")
@@ -100,7 +107,7 @@ class Source(Section):
     @classmethod
     def _check_old_pin(cls, value: str | None) -> str | None:
         if value == "none" or (value is not None and re.fullmatch("[0-9a-f]{64}", value)):
-            raise ValueError("must be a commit of the hub: write the digest of a folder's files as `digest`")
+            raise ValueError("must be a commit of the hub, or null: the digest of a folder's files is `digest` now")
         return value
 
 
@@ -399,14 +406,18 @@ def validate(values: object, section: type[AnySection], path: str | Path) -> Any
         raise UserError(f"{path}: " + "; ".join(map(_describe, first.values()))) from error
 
 
-REMOVED = {"watch": "no longer a key: write a folder's path as model.folder or data.folder, which DVC watches"}
+REMOVED = {"watch": "no longer a key: remove it, and set model.folder and data.folder, whose files DVC watches"}
+MISSING = {
+    f"{section}.folder": f"missing: set a path, or {FROM_HUB} with {section}.name and {section}.revision"
+    for section in ("model", "data")
+}
 
 
 def _describe(details: Any) -> str:
     """One of pydantic's errors (`ErrorDetails`): the key, what is wrong or allowed, and the value."""
     key = ".".join(str(part) for part in details["loc"] if not str(part).startswith(("constrained-", "function-")))
     if details["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: {MISSING.get(key, 'missing')}"
     if details["type"] == "extra_forbidden":
         return f"{key}: {REMOVED.get(key, 'unknown key: correct or remove it')}"
     message = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]

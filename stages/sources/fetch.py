@@ -1,6 +1,8 @@
 """Fetch a model or a data set, from the Hugging Face hub or a local folder, and find a base model again later."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ def fetch(source: Source, section: str) -> tuple[Path, dict[str, Any]]:
     The files of the hub are fetched into the hub's own cache. A local folder is used where it is. If `digest` is set,
     the files must have it.
 
+    Data may be a single file. Other files in its folder then do not count, not even README.md with its `configs`.
+
     Args:
         source: the section `model` or `data` of params.yaml.
         section: its name, "model" or "data".
@@ -31,12 +35,17 @@ def fetch(source: Source, section: str) -> tuple[Path, dict[str, Any]]:
         manifest = build_manifest(folder, source.name, source.revision, section)
         hub.check_announced(folder, manifest, section)
     else:
+        check_place(source.folder, section, Path.cwd())
         folder = Path(source.folder)
-        _check_place(folder, section)
         manifest = build_manifest(folder, source.folder, None, section)
         folder = folder if folder.is_dir() else folder.parent
     check(folder, manifest, section)  # first: an incomplete folder has no digest that is worth pinning
     _check_digest(source, manifest, section)
+    if source.folder != FROM_HUB and not _is_in_copies(folder, manifest):
+        print(
+            f"{source.folder} is not in Git: experiments with --temp, in DVC's queue or on another machine do not find "
+            f"it; for those, add it to Git or by `dvc add`, or set {section}.folder: {Path(source.folder).absolute()}"
+        )
     return folder, manifest
 
 
@@ -51,42 +60,77 @@ def _check_digest(source: Source, manifest: dict[str, Any], section: str) -> Non
         )
 
 
-def _check_place(folder: Path, section: str) -> None:
+def check_place(folder: str, section: str, at: Path) -> None:
     """Reject a relative path that only works here, and a folder that the pipeline writes.
 
     DVC would delete that folder, or it would have its own results as input. Experiments in DVC's queue, and those with
     `--temp`, run in a copy of the repository, where a relative path to another place does not exist.
+
+    Args:
+        folder: `data.folder` or `model.folder`.
+        section: "data" or "model".
+        at: the folder of params.yaml, absolute.
     """
-    whole = _whole_path(folder)
-    if str(folder).startswith("~"):
-        raise UserError(f"params.yaml: {section}.folder: {folder}: DVC does not replace ~; set the whole path, {whole}")
-    if not folder.is_absolute() and not whole.is_relative_to(_find_repository()):
+    place = f"params.yaml: {section}.folder: {folder}"
+    whole = _whole_path(folder, at)
+    if folder.startswith("~"):
+        raise UserError(f"{place}: DVC does not replace ~; set the whole path, {whole}")
+    if not Path(folder).is_absolute() and not whole.is_relative_to(_find_repository(at)):
         raise UserError(
-            f"params.yaml: {section}.folder: {folder}: is outside the repository, and DVC's queue runs in "
-            f"a copy of the repository, where this path is another; set the whole path, {whole}"
+            f"{place}: is outside the repository, and experiments that run in a copy of it do not find it there; "
+            f"set the whole path, {whole}"
         )
-    for output in map(Path, OUTPUT_FOLDERS):
-        if folder.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(folder.resolve()):
+    target = whole.resolve()
+    for output in OUTPUT_FOLDERS:
+        outs = (at / output).resolve()
+        if target.is_relative_to(outs) or outs.is_relative_to(target):
             raise UserError(
-                f"params.yaml: {section}.folder: {folder}: the pipeline writes {output}/ there; allowed: a folder that "
-                f"is not in {' or '.join(f'{output}/' for output in OUTPUT_FOLDERS)} and has neither in it. Move the "
-                "files and set the new folder"
+                f"{place}: the pipeline writes {output}/ there; allowed: a folder that is not in "
+                f"{' or '.join(f'{name}/' for name in OUTPUT_FOLDERS)} and has neither in it. Move the files and set "
+                "the new folder"
             )
 
 
 def choose_folder_value(path: Path) -> str:
     """The value of `model.folder` or `data.folder` for a path: relative inside the repository, else the whole path."""
-    whole = _whole_path(path)
-    return os.path.relpath(whole) if whole.is_relative_to(_find_repository()) else str(whole)
+    here = Path.cwd()
+    whole = _whole_path(str(path), here)
+    return os.path.relpath(whole, here) if whole.is_relative_to(_find_repository(here)) else str(whole)
 
 
-def _find_repository() -> Path:
-    """The folder of the Git repository around this folder; this folder if there is none."""
-    return next((path for path in (Path.cwd(), *Path.cwd().parents) if (path / ".git").exists()), Path.cwd())
+def _whole_path(folder: str, at: Path) -> Path:
+    home = os.path.expanduser(folder)  # noqa: PTH111 (`Path.expanduser` fails for an unknown user)
+    return Path(os.path.normpath(at / home))  # not `resolve`: a link stays a link
 
 
-def _whole_path(path: Path) -> Path:
-    return Path(os.path.normpath(Path.cwd() / path.expanduser()))  # not `resolve`: a link stays a link
+def _find_repository(at: Path) -> Path:
+    """The Git repository of a folder; without one, the folder itself."""
+    return next((path for path in (at, *at.parents) if (path / ".git").exists()), at)
+
+
+def _is_in_copies(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a copy of the repository has all files too: their path is absolute, or Git or DVC tracks them.
+
+    Without Git, or if the folder is a link to another place, there is nothing to say: the answer is True.
+    """
+    here = Path.cwd()
+    repository, whole = _find_repository(here), Path(os.path.normpath(here / folder))
+    is_inside = whole.resolve().is_relative_to(repository) and (repository / ".git").exists()
+    if folder.is_absolute() or not is_inside or not shutil.which("git"):
+        return True
+    added = [_dvc_file(path) for path in (whole, *whole.parents) if repository in path.parents]
+    command = ["git", "ls-files", "-z", "--", str(whole), *map(str, added)]
+    process = subprocess.run(command, cwd=here, capture_output=True, check=False)
+    tracked = {Path(os.path.normpath(here / os.fsdecode(name))) for name in process.stdout.split(b"\0") if name}
+    paths = [Path(os.path.normpath(whole / name)) for name in manifest["files"]]
+    return process.returncode != 0 or all(
+        path in tracked or any(_dvc_file(parent) in tracked for parent in (path, *path.parents[:-1])) for path in paths
+    )
+
+
+def _dvc_file(path: Path) -> Path:
+    """The file that `dvc add` writes for a file or a folder."""
+    return path.with_name(f"{path.name}.dvc")
 
 
 def use_folder(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:

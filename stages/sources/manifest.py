@@ -55,14 +55,15 @@ def build_manifest(folder: Path, name: str, revision: str | None, section: str) 
     """
     if folder.is_file():
         if section == "model":
-            raise UserError(f"params.yaml: model.folder: {name} is a file; allowed: the folder that holds it")
+            raise UserError(f"params.yaml: model.folder: {name}: is a file; allowed: a folder; set {folder.parent}")
         folder, found = folder.parent, [folder]
     elif folder.is_dir():
         found = [path for path in folder.rglob("*") if path.is_file()]
     else:
+        kind = "folder" if section == "model" else "folder or file"
         raise UserError(
-            f"params.yaml: {section}.folder: no folder {folder}; "
-            f"allowed: a folder, or {FROM_HUB} with {section}.name and {section}.revision"
+            f"params.yaml: {section}.folder: {name}: no such {kind}; correct the path, or set {FROM_HUB}, and "
+            f"{section}.name and {section}.revision"
         )
     paths = sorted(path for path in found if any(fnmatch.fnmatchcase(path.name, p) for p in PATTERNS[section]))
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
@@ -116,11 +117,12 @@ def _check_content(folder: Path, manifest: dict[str, Any], section: str) -> None
     names = manifest["files"]
     if section == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
         raise UserError(
-            f"params.yaml: model.folder: {folder}: no model here; allowed: a folder with config.json and *.safetensors"
+            f"params.yaml: model: {manifest['name']}: no model here; "
+            "allowed: a folder with config.json and *.safetensors"
         )
     if section == "data" and all(Path(name).name == "README.md" for name in names):
         raise UserError(
-            f"params.yaml: data.folder: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}"
+            f"params.yaml: data: {manifest['name']}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}"
         )
 
 

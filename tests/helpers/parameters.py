@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from helpers.project import COMMITTED
+from stages.runtime import params
 from stages.sources.manifest import build_manifest
 
 
@@ -26,6 +27,16 @@ def set_key(raw: dict, key: str, value: object) -> None:
 def use(raw: dict, section: str, folder: str) -> None:
     """Set the model or the data of nested parameters to a folder."""
     raw[section] |= {"folder": folder, "name": None, "revision": None, "digest": None}
+
+
+def use_hub(raw: dict, section: str, name: str, revision: str) -> None:
+    """Set the model or the data of nested parameters to a revision on the hub."""
+    raw[section] |= {"folder": params.FROM_HUB, "name": name, "revision": revision, "digest": None}
+
+
+def source_of(folder: Path | str, digest: str | None = None) -> params.Source:
+    """The keys of params.yaml that name a folder."""
+    return params.Source(folder=str(folder), name=None, revision=None, digest=digest)
 
 
 def manifest_of(folder: Path | str) -> dict:

@@ -20,7 +20,7 @@ def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, *
     """Prepare a folder for `train_qlora` and `eval_base`: parameters, manifest, a few tokenized rows."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    for key, value in {**QUICK, "model.name": str(model), **changes}.items():
+    for key, value in {**QUICK, "model.folder": str(model), **changes}.items():
         set_key(raw, key, value)
     (folder / "outs/tokenized").mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))

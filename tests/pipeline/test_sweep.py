@@ -9,6 +9,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 from helpers.clone import Clone
@@ -176,18 +177,18 @@ def test_one_invalid_value_rejects_the_whole_sweep_in_one_line(story, below):
 
 @pytest.fixture(scope="module")
 def own_folders(tmp_path_factory):
-    """A clone with relative paths to data outside it and to a model inside it. Git tracks neither."""
+    """A clone with relative paths to a file of data and to the folder of a model. Git tracks neither."""
     clone = Clone(tmp_path_factory.mktemp("own"))
     assets = clone.folder / "demo/assets"
-    shutil.copytree(assets / "everyday-nli", clone.folder.parent / "pairs")
     shutil.copytree(assets / "nano-phi", clone.folder / "demo/mine/nano")
+    pd.read_parquet(assets / "everyday-nli/train.parquet").to_csv(clone.folder / "pairs.csv", index=False)
     path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for key, value in SMALL.items():
         set_key(raw, key, value)
-    use(raw, "data", "../../pairs")
+    use(raw, "data", "../pairs.csv")
     use(raw, "model", "./mine/nano")
-    raw["watch"]["model"] = "mine/nano"
+    raw["data"]["splits"] = {"train": "train[:60%]", "validation": "train[60%:80%]", "test": "train[80%:]"}
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return clone
 
@@ -198,12 +199,35 @@ def test_relative_folders_that_git_does_not_track_are_found_and_recorded_as_writ
     ((name, commit),) = experiments(own_folders).items()
     deps = {dep["path"] for dep in yaml.safe_load(own_folders.git("show", f"{commit}:demo/dvc.lock"))["stages"][
         "download"]["deps"]}  # fmt: skip
-    assert {"../../pairs", "mine/nano"} <= deps
+    assert {"../pairs.csv", "./mine/nano"} <= deps
     own_folders.git("stash", "--quiet")
     applied = own_folders.dvc("exp", "apply", name)
     assert applied.returncode == 0, applied.stderr
     assert own_folders.dvc("repro").ran == [], "as after `dvc exp run`"
     assert list((own_folders.folder / "demo/.dvc/tmp/exps/sweep").iterdir()) == []
+
+
+def test_a_path_out_of_the_repository_is_rejected_in_one_line_before_any_stage_runs(own_folders):
+    shutil.copytree(own_folders.folder / "demo/mine/nano", own_folders.folder.parent / "nano")
+    done = run_sweep(own_folders, "-S", "model.folder=../../nano")
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "error: -S model.folder=../../nano: params.yaml: model.folder: ../../nano: is outside the rep"
+    )
+    assert line.endswith(f"set the whole path, {own_folders.folder.parent}/nano")
+
+
+def test_a_folder_of_which_git_tracks_only_some_files_is_rejected(own_folders):
+    """The copy would have only those, and the variants would be trained on fewer rows."""
+    more = own_folders.folder / "demo/assets/everyday-nli/train_2.parquet"
+    shutil.copy(more.with_name("train.parquet"), more)
+    done = run_sweep(own_folders, "-S", "data.folder=assets/everyday-nli")
+    more.unlink()
+    assert done.returncode == 1 and done.stdout == ""
+    assert (
+        f"Git tracks only some of its files, and not {more.name}; " in done.stderr and str(more.parent) in done.stderr
+    )
 
 
 def test_if_every_variant_fails_no_comparison_is_suggested(own_folders):

@@ -72,7 +72,7 @@ def test_a_full_disk_is_recognised_by_the_error_and_by_its_causes(tmp_path, erro
     with pytest.raises(DiskFull, match=r"a\.json: not written"), files.atomic_file(tmp_path / "a.json"):
         raise error
     with pytest.raises(DiskFull, match=r"a\.json: not written"), files.atomic_file(tmp_path / "a.json"):
-        raise UserError("data.name: not readable") from error
+        raise UserError("data: not readable") from error
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("a size"), KeyError("a")])

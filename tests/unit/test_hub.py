@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from helpers import hub_server
 from helpers.hub_server import refuse, send_file
-from helpers.parameters import use
+from helpers.parameters import manifest_of, source_of, use_hub
 from helpers.project import COMMITTED, NANO
 from helpers.stages import assert_refused, error_line, run_stage_in_each, written
 from huggingface_hub import constants
@@ -137,9 +138,8 @@ FAULTS = {
 def make_case(top, folder, model="tests/good", revision=REVISION, data="tests/nli"):
     """Create a folder with a params.yaml that names these repositories."""
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
-    raw["model"]["revision"], raw["data"]["revision"] = revision, REVISION
-    use(raw, "model", model)
-    use(raw, "data", data)
+    use_hub(raw, "model", model, revision)
+    use_hub(raw, "data", data, REVISION)
     (top / folder).mkdir()
     (top / folder / "params.yaml").write_text(yaml.safe_dump(raw))
     return top / folder
@@ -236,16 +236,16 @@ def test_the_files_arrive(outcomes, name):
         ("no branch", ["params.yaml: model.revision", "elsewhere"]),
         ("branch", ["params.yaml: model.revision: main", "allowed: a commit of tests/moving", REVISION]),
         ("always-cut", ["model.name", "gave no answer", "closed connection"]),
-        ("other-bytes", ["model.name", WEIGHTS, "not what the hub announced"]),
-        ("other-text", ["model.name", "tokenizer_config.json", "not what the hub announced"]),
+        ("other-bytes", ["params.yaml: model: tests/other-bytes", WEIGHTS, "not what the hub announced"]),
+        ("other-text", ["params.yaml: model: tests/other-text", "tokenizer_config.json", "not what the hub announced"]),
         ("no cache", ["data.name", "Not a directory", "hub cache"]),
         ("full", ["model.name", "File too large", "hub cache"]),
         ("offline cold", ["model.name", "not in the local cache", "HF_HUB_OFFLINE", "make demo"]),
         ("unreachable cold", ["model.name", "not in the local cache", "refused", "make demo"]),
-        ("offline in part", ["data.name", "tests/shards", "1 of 2 files data/train-"]),
+        ("offline in part", ["params.yaml: data: tests/shards", "1 of 2 files data/train-"]),
         ("endpoint with a password", ["model.name", "not in the local cache", "http://127.0.0.1"]),
         ("pwned", ["params.yaml: model.name", "$(touch pwned)"]),
-        ("adapter", ["params.yaml: model.name: tests/adapter", "adapter_config.json", "allowed: "]),
+        ("adapter", ["params.yaml: model: tests/adapter", "adapter_config.json", "allowed: "]),
     ],
 )
 def test_a_failure_is_reported_in_one_line_and_nothing_is_written(outcomes, name, words):
@@ -309,33 +309,31 @@ def test_files_that_changed_on_the_hub_since_download_are_rejected(outcomes):
 
 
 def test_a_folder_pinned_by_its_digest_is_checked(nano_copy):
-    source = SimpleNamespace(name=str(nano_copy), revision="none")
-    digest = fetch(source, "model", source.name)[1]["digest"]
-    source.revision = digest
-    assert fetch(source, "model", source.name)[1]["digest"] == digest
+    digest = fetch(source_of(nano_copy), "model")[1]["digest"]
+    source = source_of(nano_copy, digest)
+    assert fetch(source, "model")[1]["digest"] == digest
     (nano_copy / "generation_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"params\.yaml: model\.revision: .* have the digest"):
-        fetch(source, "model", source.name)
+    changed = manifest_of(nano_copy)["digest"]
+    with pytest.raises(UserError, match=rf"params\.yaml: model\.digest: .* digest {changed}; set model.digest to it"):
+        fetch(source, "model")
 
 
-@pytest.mark.parametrize("revision", ["none", "0" * 64])
-def test_a_base_with_an_adapter_next_to_its_weights_is_rejected(nano_copy, capsys, revision):
+@pytest.mark.parametrize("digest", [None, "0" * 64], ids=["no pin", "pin"])
+def test_a_base_with_an_adapter_next_to_its_weights_is_rejected(nano_copy, capsys, digest):
     """transformers would load both, and the base would be tuned."""
     for name, content in adapter_file().items():
         (nano_copy / name).write_bytes(content)
-    source = SimpleNamespace(name=str(nano_copy), revision=revision)
-    with pytest.raises(UserError, match=r"^params\.yaml: model\.name: .*nano has a LoRA adapter .*adapter_config"):
-        fetch(source, "model", str(nano_copy))
+    with pytest.raises(UserError, match=r"^params\.yaml: model: .*nano has a LoRA adapter .*adapter_config"):
+        fetch(source_of(nano_copy, digest), "model")
     assert capsys.readouterr().out == "", "no digest to pin is printed"
 
 
 def test_for_a_folder_without_a_pin_the_stage_prints_how_to_pin_it(nano_copy, capsys):
-    source = SimpleNamespace(name=str(nano_copy), revision="none")
-    digest = fetch(source, "model", source.name)[1]["digest"]
-    assert f"model.revision: {digest}" in capsys.readouterr().out
+    digest = fetch(source_of(nano_copy), "model")[1]["digest"]
+    assert f"set model.digest: {digest}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("revision", ["none", "0" * 64])
+@pytest.mark.parametrize("digest", [None, "0" * 64], ids=["no pin", "pin"])
 @pytest.mark.parametrize(
     ("section", "words"),
     [
@@ -343,12 +341,12 @@ def test_for_a_folder_without_a_pin_the_stage_prints_how_to_pin_it(nano_copy, ca
         ("data", "no table here; allowed: "),
     ],
 )
-def test_for_a_folder_without_model_or_table_no_digest_is_printed(tmp_path, capsys, section, words, revision):
+def test_for_a_folder_without_model_or_table_no_digest_is_printed(tmp_path, capsys, section, words, digest):
     (tmp_path / "README.md").write_text("# Reviews\n")
     with pytest.raises(UserError) as caught:
-        fetch(SimpleNamespace(name=str(tmp_path), revision=revision), section, str(tmp_path))
-    assert f"{section}.name: {tmp_path}: {words}" in str(caught.value)
-    assert "revision" not in capsys.readouterr().out + str(caught.value)
+        fetch(source_of(tmp_path, digest), section)
+    assert f"{section}: {tmp_path}: {words}" in str(caught.value)
+    assert "digest" not in capsys.readouterr().out + str(caught.value)
 
 
 def test_the_digest_depends_on_names_and_bytes_but_not_on_dates(nano_copy):
@@ -367,76 +365,94 @@ def test_the_digest_depends_on_names_and_bytes_but_not_on_dates(nano_copy):
     assert digest() != first
 
 
-@pytest.mark.parametrize("name", ["./none", "/none", "../none"])
-def test_a_path_without_a_folder_is_not_searched_on_the_hub(name):
-    with pytest.raises(UserError, match=r"params\.yaml: data\.name: no folder"):
-        fetch(SimpleNamespace(name=name, revision="none"), "data", name)
+@pytest.mark.parametrize("folder", ["./none", "none", "/none"])
+@pytest.mark.parametrize(("section", "kind"), [("model", "folder"), ("data", "folder or file")])
+def test_a_missing_folder_is_an_error_that_says_what_is_allowed(section, kind, folder):
+    with pytest.raises(UserError, match=rf"params\.yaml: {section}\.folder: {folder}: no such {kind}; .* set from_hub"):
+        fetch(source_of(folder), section)
 
 
-@pytest.mark.parametrize("name", ["outs/splits", "outs/mine", "metrics", "."])
-def test_a_folder_that_the_stages_write_is_rejected_as_a_source(tmp_path, monkeypatch, name):
+def test_a_file_is_rejected_as_a_model(nano_copy):
+    file = nano_copy / WEIGHTS
+    with pytest.raises(UserError, match=rf"model\.folder: {file}: is a file; allowed: a folder; set {nano_copy}"):
+        fetch(source_of(file), "model")
+
+
+def test_of_a_single_data_file_the_other_files_in_its_folder_are_neither_read_nor_pinned(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("text,label\na,b\n")
+    folder, alone = fetch(source_of(file), "data")
+    for other in ("README.md", "other.csv", "train.parquet"):
+        (tmp_path / other).write_text("---\nconfigs: other.csv\n---\n")
+    assert fetch(source_of(file), "data") == (folder, alone) == (tmp_path, alone)
+    assert list(alone["files"]) == ["mine.csv"]
+
+
+@pytest.mark.parametrize("folder", ["outs/splits", "outs/mine", "metrics", ".", "../demo", "link", "{here}/outs"])
+def test_a_folder_that_the_stages_write_is_rejected_as_a_source(tmp_path, monkeypatch, folder):
     """DVC deletes the files in an out. A folder that has the outs in it would be read with them."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).mkdir(parents=True, exist_ok=True)
-    (tmp_path / name / "train.csv").write_text("text,label\na,b\n")
-    with pytest.raises(UserError, match=rf"params\.yaml: data\.name: {name}: the pipeline writes .*; allowed: "):
-        fetch(SimpleNamespace(name=name, revision="none"), "data", name)
-    assert (tmp_path / name / "train.csv").exists()
-
-
-def test_a_tilde_means_the_home_folder(nano_copy, monkeypatch):
-    monkeypatch.setenv("HOME", str(nano_copy.parent))
-    source = SimpleNamespace(name="~/nano", revision="none")
-    folder, manifest = fetch(source, "model", str(nano_copy))
-    assert folder == nano_copy
-    assert find_model_folder(manifest) == nano_copy
-
-
-def test_a_commit_is_not_recorded_as_the_revision_of_a_folder(nano_copy):
-    """It stays in params.yaml if the user changes only the name, and does not describe the folder's files."""
-    source = SimpleNamespace(name=str(nano_copy), revision="ef382358ec9e382308935a992d908de099b64c23")
-    _, manifest = fetch(source, "model", str(nano_copy))
-    assert manifest["revision"] == "none"
+    demo = tmp_path / "demo"
+    for name in ("outs/splits", "outs/mine", "metrics"):
+        (demo / name).mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    (demo / "link").symlink_to("outs/splits")
+    monkeypatch.chdir(demo)
+    folder = folder.format(here=demo)
+    with pytest.raises(UserError, match=rf"params\.yaml: data\.folder: {folder}: the pipeline writes .*; allowed: "):
+        fetch(source_of(folder), "data")
 
 
 @pytest.mark.parametrize(
-    ("name", "watched", "words"),
+    ("folder", "words"),
     [
-        ("./nano", "pinned_on_hub.txt", ["watch.model: pinned_on_hub.txt", "set watch.model: nano"]),
-        ("./nano", "other", ["watch.model: other", "set watch.model: nano"]),
-        ("tests/good", "./nano", ["watch.model: ./nano", "allowed: pinned_on_hub.txt"]),
-        ("~/nano", "~/nano", ["set watch.model: /"]),
+        ("../nano", "is outside the repository, "),
+        ("mine/../../nano", "is outside the repository, "),
+        ("~/nano", "DVC does not replace ~; "),
     ],
 )
-def test_a_folder_that_dvc_does_not_watch_is_rejected(nano_copy, monkeypatch, name, watched, words):
-    """DVC would not see that its files have changed."""
+def test_for_a_path_that_works_only_here_the_error_has_the_whole_path(nano_copy, monkeypatch, folder, words):
+    repository = nano_copy.parent / "repository"
+    (repository / ".git").mkdir(parents=True)
+    (repository / "mine").mkdir()
     monkeypatch.setenv("HOME", str(nano_copy.parent))
-    monkeypatch.chdir(nano_copy.parent)
+    monkeypatch.chdir(repository)
     with pytest.raises(UserError) as caught:
-        fetch(SimpleNamespace(name=name, revision="none"), "model", watched)
-    assert all(part in str(caught.value) for part in ["params.yaml: ", *words]), caught.value
+        fetch(source_of(folder), "model")
+    assert str(caught.value).startswith(f"params.yaml: model.folder: {folder}: {words}")
+    assert str(caught.value).endswith(f"set the whole path, {nano_copy}")
+    assert fetch(source_of(nano_copy), "model")[0] == nano_copy
 
 
-def test_for_another_folder_than_the_pinned_one_the_message_has_every_key_to_set(nano_copy):
-    with pytest.raises(UserError) as caught:
-        fetch(SimpleNamespace(name=str(nano_copy), revision="0" * 64), "model", "assets/nano-phi")
-    digest = build_manifest(nano_copy, "x", "y", "model")["digest"]
-    for part in (f"set watch.model: {nano_copy}", f"digest {digest}; set model.revision to it, or to none"):
-        assert part in str(caught.value)
+def git(folder, *arguments):
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def test_for_a_relative_folder_in_an_experiments_copy_the_message_says_why_it_is_missing(tmp_path, monkeypatch):
-    copy = tmp_path / ".dvc/tmp/exps/tmp1"
-    copy.mkdir(parents=True)
-    monkeypatch.chdir(copy)
-    with pytest.raises(UserError, match="this experiment runs in a copy of the repository") as caught:
-        fetch(SimpleNamespace(name="../none", revision="none"), "model", "../none")
-    assert str(caught.value).endswith(f"set model.name and watch.model to the whole path, {tmp_path.parent}/none")
+@pytest.mark.parametrize("at", ["mine", "mine/all.csv"])
+@pytest.mark.parametrize(
+    ("tracked", "is_in_copies"),
+    [([], False), (["mine/more.csv"], False), (["mine/all.csv", "mine/more.csv"], True), (["mine.dvc"], True)],
+    ids=["nothing", "one file", "all files", "by DVC"],
+)
+def test_download_says_when_a_copy_of_the_repository_would_lack_the_files(
+    tmp_path, monkeypatch, capsys, at, tracked, is_in_copies
+):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "mine").mkdir()
+    for name in ("mine.dvc", "mine/all.csv", "mine/more.csv"):
+        (tmp_path / name).write_text("text,label\na,b\n")
+    if tracked:
+        git(tmp_path, "add", *tracked)
+    monkeypatch.chdir(tmp_path)
+    fetch(source_of(at), "data")
+    line = f"{at} is not in Git: experiments with --temp"
+    printed = capsys.readouterr().out
+    assert (line not in printed) == is_in_copies
+    assert (f"set data.folder: {tmp_path}/{at}\n" in printed) == (not is_in_copies)
 
 
 @pytest.mark.parametrize("change", ["same size", "removed", "added"])
 def test_a_folder_whose_files_changed_since_download_is_rejected_at_every_load(nano_copy, change):
-    manifest = build_manifest(nano_copy, str(nano_copy), "none", "model")
+    manifest = manifest_of(nano_copy)
     assert find_model_folder(manifest) == nano_copy
     weights, stat = nano_copy / WEIGHTS, (nano_copy / WEIGHTS).stat()
     if change == "same size":
@@ -459,14 +475,14 @@ def test_a_folder_whose_files_changed_since_download_is_rejected_at_every_load(n
         ["model.safetensors.index.json", "other.safetensors"],
     ],
 )
-@pytest.mark.parametrize("revision", ["none", "0" * 64])
-def test_a_source_with_missing_shards_is_rejected(tmp_path, capsys, names, revision):
+@pytest.mark.parametrize("digest", [None, "0" * 64], ids=["no pin", "pin"])
+def test_a_source_with_missing_shards_is_rejected(tmp_path, capsys, names, digest):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"weight_map": {"w": "model-00002-of-00002.safetensors"}}')
     kind = "data" if "data" in names[0] else "model"
     with pytest.raises(UserError, match="fetch or copy it whole"):
-        fetch(SimpleNamespace(name=str(tmp_path), revision=revision), kind, str(tmp_path))
+        fetch(source_of(tmp_path, digest), kind)
     assert capsys.readouterr().out == "", "no digest to pin is printed"
 
 

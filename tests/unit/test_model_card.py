@@ -25,9 +25,10 @@ def analyze_run(tmp_path, monkeypatch, one_pixel_pngs):
 
     def analyze_run(**settings):
         finished_run.make(tmp_path, **settings)
-        source = tmp_path / "outs/data_source.json"
         if "model" in settings:
-            source.write_text(json.dumps({"name": "stanfordnlp/snli", "revision": "cdb5c3d", "digest": "d" * 64}))
+            for file, name in (("data_source", "stanfordnlp/snli"), ("base_model", settings["model"])):
+                path = tmp_path / f"outs/{file}.json"
+                path.write_text(json.dumps(json.loads(path.read_text()) | {"name": name, "revision": "cdb5c3d"}))
         monkeypatch.chdir(tmp_path)
         analyze.main()
         return ModelCard.load(tmp_path / "metrics/model_card.md"), tmp_path / "metrics"
@@ -45,7 +46,7 @@ def test_the_metadata_names_a_base_on_the_hub(analyze_run):
     for name, key in (("Accuracy", "accuracy"), ("Weighted F1", "f1_weighted"), ("Macro F1", "f1_macro")):
         assert results[name].metric_value == pytest.approx(scores[key], abs=5e-5)
         assert results[name].dataset_revision == "cdb5c3d" and results[name].dataset_split == "test"
-    assert '    "microsoft/phi-2",\n    revision="none",\n' in card.text
+    assert '    "microsoft/phi-2",\n    revision="cdb5c3d",\n' in card.text
 
 
 def test_the_metadata_names_no_local_folder(analyze_run, tmp_path):
@@ -64,15 +65,13 @@ def test_the_path_of_local_data_is_not_published(analyze_run, tmp_path, relative
     card, _ = analyze_run(data=name)
     (accuracy, *_) = card.data.eval_results
     assert accuracy.dataset_type == accuracy.dataset_name == "reviews"
-    assert name not in card.content and "- data: `reviews, revision none, SHA-256 of its files " in card.text
+    assert name not in card.content and "- data: `reviews, SHA-256 of its files " in card.text
 
 
 def test_the_card_of_an_export_does_not_publish_the_path_of_local_data(tmp_path):
     (tmp_path / "me/reviews").mkdir(parents=True)
-    source = {"name": f"{tmp_path}/me/reviews", "revision": "none", "digest": "d" * 64}
-    settings = SimpleNamespace(
-        model=SimpleNamespace(quantization="none"), tokenize=SimpleNamespace(template="{text}", max_length=9)
-    )
+    source = {"name": f"{tmp_path}/me/reviews", "revision": None, "digest": "d" * 64}
+    settings = SimpleNamespace(model=SimpleNamespace(quantization="none"), template="{text}", max_length=9)
     about = {
         "task": Task(("ham", "spam"), "{text}", None),
         "model": {**source, "name": "microsoft/phi-2"},

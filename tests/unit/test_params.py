@@ -39,9 +39,9 @@ BAD_VALUES = {
     "missing section": ("train", REMOVED, "missing"),
     "number for a section": ("lora", 3, "not 3"),
     "null for a section": ("eval", None, "not None"),
-    "empty text": ("model.name", "", "at least 1 character"),
-    "number for text": ("model.name", 5, "not 5"),
-    "NUL in text": ("data.name", "a\0b", "pattern"),
+    "empty text": ("model.folder", "", "at least 1 character"),
+    "number for text": ("data.folder", 5, "not 5"),
+    "NUL in text": ("data.folder", "a\0b", "pattern"),
     "invalid regular expression": ("lora.target_modules", "*proj", "nothing to repeat"),
     "fp16 without 4-bit products": ("model.precision", "fp16", "quantization: none"),
     "no modules": ("lora.target_modules", [], "at least 1 item"),
@@ -55,6 +55,13 @@ BAD_VALUES = {
     "an empty class": ("data.classes.0", " ", "must not be blank"),
     "a class that is a fraction": ("data.classes.2", 1.5, "valid string"),
     "no label": ("data.label", None, "valid string"),
+    "a path as a name": ("model.name", "./nano", "set a path as `folder`"),
+    "a whole path as a name": ("data.name", "/data/reviews", "set a path as `folder`"),
+    "none for no revision": ("data.revision", "none", "a commit of the hub, or null"),
+    "a digest as a revision": ("model.revision", "0" * 64, "the digest of a folder's files is `digest` now"),
+    "none for no digest": ("model.digest", "none", "or null for no check"),
+    "no folder": ("data.folder", REMOVED, "set a path, or from_hub with data.name and data.revision"),
+    "the old key of DVC's folders": ("watch", {"model": "nano", "data": "reviews"}, "remove it, and set model.folder"),
     "no split": ("data.splits.test", "", "at least 1 character"),
     "a split too many": ("data.splits.dev", "dev", "unknown key"),
     "other weights": ("train.class_weights", "uniform", "'balanced'"),
@@ -141,6 +148,38 @@ def test_every_mistake_is_reported(tmp_path, raw_params):
         params.load(tmp_path / "params.yaml")
 
 
+def test_a_params_yaml_of_version_0_1_0_is_rejected_in_one_line_that_says_what_to_write(tmp_path):
+    old = {"model": "assets/nano-phi", "data": "assets/everyday-nli"}
+    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
+    for section, name in old.items():
+        raw[section] |= {"name": name, "revision": raw[section]["digest"]}
+        del raw[section]["folder"], raw[section]["digest"]
+    for key in ("read", "split", "holdout", "duplicates"):
+        del raw["data"][key]
+    del raw["tokenize"]["chat"], raw["tokenize"]["system"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw | {"watch": old}))
+    with pytest.raises(UserError) as caught:
+        params.load(tmp_path / "params.yaml")
+    line = str(caught.value)
+    for section in old:
+        assert f"{section}.folder: missing: set a path, or from_hub with {section}.name and {section}.revision;" in line
+        assert f"{section}.revision: must be a commit of the hub, or null: the digest of a folder's files is" in line
+    for key in ("model.digest", "data.digest", "data.read", "data.split", "data.holdout", "data.duplicates"):
+        assert f"; {key}: missing;" in line
+    assert "tokenize.chat: missing; tokenize.system: missing;" in line
+    assert line.endswith(
+        "watch: no longer a key: remove it, and set model.folder and data.folder, whose files DVC watches"
+    )
+
+
+def test_the_hub_needs_a_name_and_a_commit(raw_params):
+    raw_params["data"]["folder"] = params.FROM_HUB
+    with pytest.raises(UserError) as caught:
+        params.validate(raw_params, params.Params, "params.yaml")
+    for key in ("name", "revision"):
+        assert f"data.{key}: must not be empty with folder: from_hub" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("2e-05", 2e-5), ("1e-4", 1e-4), ("0.5", 0.5)]
 )  # DVC's -S writes 2e-05, which YAML 1.1 reads as text
@@ -174,6 +213,7 @@ def test_root_and_demo_have_the_same_keys_in_the_same_order():
 def test_the_root_has_the_published_recipe():
     p = params.load(COMMITTED / "params.yaml")
     assert (p.model.name, p.data.name, p.device) == ("microsoft/phi-2", "stanfordnlp/snli", "cuda")
+    assert p.model.folder == p.data.folder == params.FROM_HUB
     assert len(p.model.revision) == len(p.data.revision) == 40, "pinned to a commit"
     assert (p.data.train_rows, p.data.validation_rows, p.data.test_rows) == (1000, 100, 100)
     assert (p.lora.r, p.lora.alpha, p.lora.dropout, p.lora.target_modules) == (16, 64, 0.05, "all-linear")

@@ -300,7 +300,7 @@ DAMAGED = {
     "no seed": ("classifier.json", lambda saved: saved.pop("seed"), "seed: missing"),
     "no section": ("classifier.json", lambda saved: saved.pop("batches"), "batches: missing"),
     "a template without a column": (
-        "classifier.json", lambda saved: saved["tokenize"].update(template="Label:"), "tokenize.template: ",
+        "classifier.json", lambda saved: saved.update(template="Label:"), "template: ",
     ),
     "no classes": ("classifier.json", lambda saved: saved.pop("classes"), "classes: missing"),
     "a single class": ("classifier.json", lambda saved: saved.update(classes=["neutral"]), "classes: "),
@@ -405,7 +405,7 @@ def test_the_error_about_a_missing_base_folder_has_its_whole_path(moved, tmp_pat
     assert "network" not in line and "http" not in line
 
 
-@pytest.mark.parametrize("revision", ["none", "ef382358ec9e382308935a992d908de099b64c23"], ids=["folder", "hub"])
+@pytest.mark.parametrize("revision", [None, "ef382358ec9e382308935a992d908de099b64c23"], ids=["folder", "hub"])
 def test_base_names_the_folder_of_the_base_model(moved, adapter, capsys, monkeypatch, revision):
     edit_json(moved, "base.json", revision=revision)
     printed = run(capsys, monkeypatch, [*PAIRS[0], "--adapter", moved, "--base", NANO])
@@ -659,7 +659,7 @@ def test_plain_transformers_makes_the_tokens_of_training(tmp_path, block, base, 
     manifest = manifest_of(tmp_path / "base")
     (adapter := tmp_path / "adapter").mkdir()
     load_configured_tokenizer(manifest, template).save_pretrained(adapter)
-    (adapter / "classifier.json").write_text(json.dumps({"tokenize": {"template": template}}))
+    (adapter / "classifier.json").write_text(json.dumps({"template": template}))
     lines = block[block.index("tokenizer = ") : block.index("with torch")]
 
     def tokens_of(**texts):

@@ -36,7 +36,7 @@ def nli(tmp_path, monkeypatch):
 
 def read(folder, names=None, **of_data):
     """{split: data frame} of a folder."""
-    names = build_manifest(folder, "nli", "none", "data")["files"] if names is None else names
+    names = build_manifest(folder, "nli", None, "data")["files"] if names is None else names
     return {split: table.to_pandas() for split, table in read_splits(folder, names, data_params(**of_data)).items()}
 
 
@@ -99,7 +99,7 @@ def test_files_of_every_format_that_is_read_are_pinned(nli, ending):
             WRITERS[ending](
                 frame(("A man runs.", "He moves.", 0), ("A dog.", "A cat.", label)), nli / f"{split}.{ending}"
             )
-        return build_manifest(nli, "nli", "none", "data")
+        return build_manifest(nli, "nli", None, "data")
 
     first = write(1)
     label = ["0", "1"] if ending.startswith(("csv", "tsv")) else [0, 1]
@@ -129,9 +129,9 @@ def test_a_format_that_is_not_pinned_is_not_read(nli):
     """Its rows could change while the digest stays the same."""
     for split in ("train", "validation", "test"):
         (nli / f"{split}.xml").write_text("<r><premise>a</premise><hypothesis>b</hypothesis><label>0</label></r>")
-    manifest = build_manifest(nli, "nli", "none", "data")
+    manifest = build_manifest(nli, "nli", None, "data")
     assert manifest["files"] == {}
-    with pytest.raises(UserError, match=r"data\.name: .*nli: no table"):
+    with pytest.raises(UserError, match=r"^data: .*nli: no table"):
         read(nli, manifest["files"])
 
 
@@ -216,7 +216,7 @@ def test_columns_get_the_types_that_the_readme_declares(nli):
     features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label,stars\n01,good,01\n02,,\n03,0,3\n")
-    names = build_manifest(nli, "nli", "none", "data")["files"]
+    names = build_manifest(nli, "nli", None, "data")["files"]
     table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert table.to_pydict() == {"text": ["01", "02", "03"], "label": [1, None, 0], "stars": [1, None, 3]}
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
@@ -228,7 +228,7 @@ def test_classes_that_the_readme_declares_name_the_integers_in_files_of_any_form
     features = yaml.safe_dump({"dataset_info": {"features": declared._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     WRITERS[ending](pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}), nli / f"train.{ending}")
-    names = build_manifest(nli, "nli", "none", "data")["files"]
+    names = build_manifest(nli, "nli", None, "data")["files"]
     table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert datasets.Features.from_arrow_schema(table.schema)["label"].names == ["bad", "good"]
     assert table["label"].to_pylist() == [1, 0]
@@ -247,7 +247,7 @@ def test_declared_integers_may_be_written_as_floats_as_pandas_does_next_to_missi
     features = yaml.safe_dump({"dataset_info": {"features": datasets.Features({"label": declared})._to_yaml_list()}})
     (nli / "README.md").write_text(f"---\n{features}---\n")
     (nli / "train.csv").write_text("text,label\na,1.0\nb,\nc,0.0\n")
-    names = build_manifest(nli, "nli", "none", "data")["files"]
+    names = build_manifest(nli, "nli", None, "data")["files"]
     assert read_splits(nli, names, data_params(splits=splits()))["train"]["label"].to_pylist() == expected
 
 
@@ -274,8 +274,8 @@ def error_of_file(folder, name, content):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     line = error_of(folder, splits=splits())
     assert ".tmp" not in line, "the error names a temporary link"
-    assert line.startswith(f"data.name: {folder}/{name}: ")
-    return line.removeprefix(f"data.name: {folder}/{name}: ")
+    assert line.startswith(f"data: {folder}/{name}: ")
+    return line.removeprefix(f"data: {folder}/{name}: ")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_warning_is_printed_if_rows_may_be_read_wrongly(nli, capsys, content, 
     (nli / "train.csv").write_text(content)
     read(nli, splits=splits())
     lines = [line for line in capsys.readouterr().out.splitlines() if "train.csv: " in line]
-    assert lines == ([f"data.name: {nli}/train.csv: {warning}"] if warning else [])
+    assert lines == ([f"data: {nli}/train.csv: {warning}"] if warning else [])
 
 
 @pytest.mark.parametrize("content", ["", "\n", "[]", " []\n"])
@@ -531,7 +531,7 @@ def test_a_string_view_is_text(nli):
     texts = pa.array(["a", None], pa.string_view())
     table = pa.table({"text": texts, "label": pa.array(["x", "y"], pa.string_view())})
     pq.write_table(table, nli / "train.parquet")
-    names = build_manifest(nli, "nli", "none", "data")["files"]
+    names = build_manifest(nli, "nli", None, "data")["files"]
     read_table = read_splits(nli, names, data_params(splits=splits()))["train"]
     assert read_table.to_pydict() == {"text": ["a", None], "label": ["x", "y"]}
     assert all(kind in (pa.string(), pa.large_string()) for kind in read_table.schema.types)
@@ -702,10 +702,10 @@ def test_a_whole_folder_becomes_three_tables_and_two_manifests(stage_outcomes):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("cut file", ["data.name"]),
+        ("cut file", ["data"]),
         ("no test split", ["data.splits.test: test ", "(train, validation)"]),
-        ("no rows", ["data.name", "not readable"]),
-        ("nothing", ["data.name"]),
+        ("no rows", ["data", "not readable"]),
+        ("nothing", ["data"]),
     ],
 )
 def test_a_damaged_folder_is_an_error_of_one_line_and_nothing_is_written(stage_outcomes, name, words):

@@ -77,9 +77,8 @@ def test_folders_replace_model_and_data(tmp_path):
             assert path.read_text() == before
     values, original = yaml.safe_load(path.read_text()), yaml.safe_load(before)
     for key, folder in (("model", tmp_path), ("data", DEMO)):
-        assert (values[key].pop("name"), values[key].pop("revision")) == (str(folder), "none")
-        assert values["watch"].pop(key) == str(folder)
-        original[key].pop("name"), original[key].pop("revision"), original["watch"].pop(key)
+        assert (values[key].pop("folder"), values[key].pop("digest")) == (str(folder), None)
+        del original[key]["folder"], original[key]["digest"]
     assert values == original
 
 
