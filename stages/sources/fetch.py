@@ -43,8 +43,8 @@ def fetch(source: Source, section: str) -> tuple[Path, dict[str, Any]]:
     _check_digest(source, manifest, section)
     if source.folder != FROM_HUB and not _is_in_copies(folder, manifest):
         print(
-            f"{source.folder} is not in Git: experiments with --temp, in DVC's queue or on another machine do not find "
-            f"it; for those, add it to Git or by `dvc add`, or set {section}.folder: {Path(source.folder).absolute()}"
+            f"{source.folder} is not in Git: experiments in DVC's queue or with --temp run in a copy that lacks it; "
+            f"for those, commit it or run `dvc add`, or set {section}.folder: {_make_absolute(source.folder, Path.cwd())}"
         )
     return folder, manifest
 
@@ -72,8 +72,7 @@ def check_place(folder: str, section: str, at: Path) -> None:
         at: the folder of params.yaml, absolute.
     """
     place = f"params.yaml: {section}.folder: {folder}"
-    home = os.path.expanduser(folder)  # noqa: PTH111 (`Path.expanduser` fails for an unknown user)
-    whole = Path(os.path.normpath(at / home))  # not `resolve`: a link stays a link
+    whole = _make_absolute(folder, at)
     if folder.startswith("~"):
         raise UserError(f"{place}: DVC does not replace ~; set the whole path, {whole}")
     if not Path(folder).is_absolute() and not whole.is_relative_to(_find_repository(at)):
@@ -90,6 +89,12 @@ def check_place(folder: str, section: str, at: Path) -> None:
                 f"{' or '.join(f'{name}/' for name in OUTPUT_FOLDERS)} and has neither in it. Move the files and set "
                 "the new folder"
             )
+
+
+def _make_absolute(folder: str, at: Path) -> Path:
+    """The whole path of a folder, without `..`. A link stays a link, unlike in `Path.resolve`."""
+    home = os.path.expanduser(folder)  # noqa: PTH111 (`Path.expanduser` fails for an unknown user)
+    return Path(os.path.normpath(at / home))
 
 
 def _find_repository(at: Path) -> Path:
