@@ -7,9 +7,19 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from stages.data import batching
-from stages.data.data_summary import DataSummary, PaddingShares, SplitSummary, count_tokens, summarize_split
+from stages.data.assign_splits import assign_splits
+from stages.data.chat import apply_chat, describe_chat
+from stages.data.data_summary import (
+    DataSummary,
+    PaddingShares,
+    SplitSummary,
+    count_dropped,
+    count_tokens,
+    summarize_split,
+)
 from stages.data.data_warnings import DataWarning, find_warnings
 from stages.data.dataset import prepare_rows, resolve_unlabelled, write_rows
+from stages.data.holdout import describe_holdout
 from stages.data.max_length import check_max_length
 from stages.data.sampling import sample_evenly
 from stages.data.task import SPLITS, Task
@@ -23,7 +33,10 @@ def main() -> None:
     check_max_length(base, p.tokenize.max_length)
     tokenizer = load_tokenizer(base)
 
-    task, rows = prepare_rows(read_tables(), p.data, p.tokenize.template)
+    template = apply_chat(tokenizer, p.tokenize, base["name"])
+    task, read_rows = prepare_rows(read_tables(p.data.splits), p.data, template)
+    rows = assign_splits(read_rows, p.data, task)
+    dropped = count_dropped(read_rows, rows, task) if p.data.duplicates == "drop" else None
     chosen = {split: choose_rows(rows[split], split, p.data) for split in SPLITS}
     labelled = {split: label_rows(chosen[split], split, p.data, task) for split in SPLITS}
     tokenized = write_tokenized(labelled, tokenizer, task.template, p.tokenize.max_length)
@@ -32,17 +45,25 @@ def main() -> None:
     for split in SPLITS:
         earlier = {other: labelled[other] for other in splits}
         splits[split] = summarize_split(rows[split], chosen[split], tokenized[split], task, earlier)
-    summary = DataSummary(splits, measure_padding(count_tokens(tokenized["train"]), p), p.tokenize.max_length)
+    padding = measure_padding(count_tokens(tokenized["train"]), p)
+    summary = DataSummary(splits, padding, p.tokenize.max_length, dropped)
     summary.write("outs/data_summary.json")
     task.write("outs/task.json")
     special_tokens = describe_special_tokens(tokenizer, task.template, base["name"])
-    lines = [describe_classes(task.classes), *describe_dropped(summary), *special_tokens]
+    lines = [
+        describe_classes(task.classes),
+        *describe_holdout(rows, len(read_rows["train"]), p.data.holdout, task),
+        *describe_dropped(summary),
+        *special_tokens,
+        *describe_chat(tokenizer, p.tokenize, base["name"]),
+    ]
     print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task.group)]))
 
 
-def read_tables() -> dict[str, pa.Table]:
-    """The tables that `download` wrote, {split: table}."""
-    return {split: files.read_columns(f"outs/splits/{split}.parquet") for split in SPLITS}
+def read_tables(splits: params.Splits) -> dict[str, pa.Table]:
+    """The tables that `download` wrote, {split: table}: those that `data.splits` names."""
+    named = [split for split in SPLITS if getattr(splits, split) is not None]
+    return {split: files.read_columns(f"outs/splits/{split}.parquet") for split in named}
 
 
 def choose_rows(rows: pd.DataFrame, split: str, data: params.Data) -> pd.DataFrame:
@@ -98,11 +119,18 @@ def describe_classes(classes: tuple[str, ...]) -> str:
 
 
 def describe_dropped(summary: DataSummary) -> list[str]:
-    """A line that counts the rows that were dropped because they have no label; none if no row was."""
-    if not any(split.dropped for split in summary.splits.values()):
-        return []
-    counts = (f"{split.dropped:,} of {split.chosen:,} {name} rows" for name, split in summary.splits.items())
-    return [f"dropped, since they have no label: {', '.join(counts)}"]
+    """A line each that counts the dropped duplicates, and the rows that were dropped because they have no label."""
+    lines = []
+    if duplicates := summary.dropped_duplicates:
+        lines.append(
+            f"dropped, since other rows have the same texts: {duplicates.rows:,} training rows ({duplicates.in_test:,} "
+            f"equal a test row, {duplicates.in_validation:,} a validation row; {duplicates.other_label:,} equal a "
+            "training row that has another label and stays)"
+        )
+    if any(split.dropped for split in summary.splits.values()):
+        counts = (f"{split.dropped:,} of {split.chosen:,} {name} rows" for name, split in summary.splits.items())
+        lines.append(f"dropped, since they have no label: {', '.join(counts)}")
+    return lines
 
 
 def describe_warning(warning: DataWarning) -> str:

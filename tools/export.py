@@ -25,13 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassific
 from transformers.utils import logging
 
 from stages.data.batching import TokenizedRows
-from stages.data.task import Task, parse_columns
-from stages.data.tokenization import (
-    encode_rows,
-    fill_template,
-    is_unambiguous,
-    load_configured_tokenizer,
-)
+from stages.data.task import Task, fill_template, parse_columns
+from stages.data.tokenization import encode_rows, is_unambiguous, load_configured_tokenizer
 from stages.model import base_cache
 from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
 from stages.model.adapter_files import ClassifierSettings, read_adapter

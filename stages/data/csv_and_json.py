@@ -1,26 +1,22 @@
-"""Read csv and tsv files as text, decompress .zst, and explain what is wrong with a csv, tsv or json file."""
+"""Read csv and tsv files as text, and explain what is wrong with a csv, tsv or json file."""
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import operator
 import reprlib
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import pandas as pd
 import pyarrow as pa
 
+from stages.data.compression import open_file
+from stages.data.dialect import SEPARATORS
 from stages.runtime.errors import UserError, first_line
 
-OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # of compressed files
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
 # missing, so a class with such a name would be lost.
 AS_TEXT = {"dtype": str, "keep_default_na": False, "na_values": [""], "chunksize": None}
@@ -59,30 +55,9 @@ def read_csv(path: Path, name: str, options: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pandas(frame)
 
 
-def decompress_zst(path: Path, target: Path, name: str) -> None:
-    """Write the content of a .zst file to `target`: pandas and `datasets` read .zst only with an extra package.
-
-    Args:
-        name: the file's name in errors.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "wb") as file:
-        for block in _read_zst(path, name):
-            file.write(block)  # outside `_read_zst`, which would report a full disk as a damaged file
-
-
-def _read_zst(path: Path, name: str) -> Iterator[bytes]:
-    try:
-        with pa.input_stream(path, compression="zstd") as file:
-            while block := file.read(1 << 20):
-                yield block
-    except OSError as error:
-        raise _not_readable(name, error) from error
-
-
 def check_json(path: Path, name: str) -> None:
     """Reject an empty file, and a file that is one object with the rows inside: by columns, or under a key."""
-    with _open(path, name) as file:
+    with open_file(path, name) as file:
         first = file.readline()
         beginning = (first + file.readline()).replace(b"\xef\xbb\xbf", b"").split()
         if beginning in ([], [b"[]"]) and not file.read(1):
@@ -110,7 +85,7 @@ def check_json(path: Path, name: str) -> None:
 
 def check_encoding(path: Path, name: str, encoding: str) -> None:
     """Reject a file that is not text in an encoding. The error names the byte and a likely encoding."""
-    with _open(path, name) as file:
+    with open_file(path, name) as file:
         content = file.read()
     try:
         content.decode(encoding)
@@ -130,21 +105,11 @@ def check_encoding(path: Path, name: str, encoding: str) -> None:
 
 
 @contextmanager
-def _open(path: Path, name: str) -> Iterator[BinaryIO]:
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as file:
-            yield file
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise _not_readable(name, error) from error
-
-
-def _not_readable(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: not readable ({first_line(error)}); fetch or copy it whole")
-
-
-@contextmanager
 def _open_lines(path: Path, name: str, encoding: str) -> Iterator[TextIO]:
-    with _open(path, name) as file, io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="") as lines:
+    with (
+        open_file(path, name) as file,
+        io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="") as lines,
+    ):
         yield lines
 
 

@@ -28,11 +28,27 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class DroppedDuplicates:
+    """The training rows that `data.duplicates: drop` removed.
+
+    Attributes:
+        rows: all of them.
+        in_validation, in_test: those that have the same texts as a validation or a test row.
+        other_label: those that have the same texts as a training row with another label, which stays.
+    """
+
+    rows: int
+    in_validation: int
+    in_test: int
+    other_label: int
+
+
+@dataclass(frozen=True)
 class SplitSummary:
     """Counts of one split. The JSON file has the attributes as keys, but `in_train`, … instead of `overlaps`.
 
     Attributes:
-        rows: in the whole split.
+        rows: in the whole split, after `data.duplicates: drop`.
         chosen: rows that `data.train_rows`, `data.validation_rows` or `data.test_rows` asks for.
         unlabelled: chosen rows without a gold label.
         dropped: chosen rows that `data.unlabelled: drop` removes.
@@ -96,20 +112,26 @@ class DataSummary:
         splits: {split: counts}, in the order of `SPLITS`.
         padding: of the training rows.
         max_length: `tokenize.max_length`.
+        dropped_duplicates: None with `data.duplicates: keep`.
     """
 
     splits: dict[str, SplitSummary]
     padding: PaddingShares
     max_length: int
+    dropped_duplicates: DroppedDuplicates | None = None
 
     @classmethod
     def from_json(cls, summary: Mapping[str, Any]) -> Self:
         splits = {split: SplitSummary.from_json(summary[split]) for split in SPLITS}
-        return cls(splits, PaddingShares(**summary["padding"]), summary["max_length"])
+        dropped = summary.get("dropped_duplicates")
+        return cls(
+            splits, PaddingShares(**summary["padding"]), summary["max_length"], dropped and DroppedDuplicates(**dropped)
+        )
 
     def to_json(self) -> dict[str, Any]:
         splits = {name: split.to_json() for name, split in self.splits.items()}
-        return {"train": splits.pop("train"), "padding": asdict(self.padding), "max_length": self.max_length} | splits
+        counts = {"train": splits.pop("train"), "padding": asdict(self.padding), "max_length": self.max_length} | splits
+        return counts | ({"dropped_duplicates": asdict(self.dropped_duplicates)} if self.dropped_duplicates else {})
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -162,6 +184,27 @@ def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> Overl
     if task.group is None:
         return Overlap(int(duplicate.sum()))
     return Overlap(int(duplicate.sum()), int((_is_in(rows["group"], others["group"]) & ~duplicate).sum()))
+
+
+def count_dropped(
+    before: Mapping[str, pd.DataFrame], splits: Mapping[str, pd.DataFrame], task: Task
+) -> DroppedDuplicates:
+    """Count the training rows that `assign_splits` dropped.
+
+    Args:
+        before: {split: rows} that it was given.
+        splits: {split: rows} that it returned.
+    """
+    not_dropped = [splits[split].index for split in SPLITS if split == "train" or split not in before]
+    dropped = before["train"].drop(index=np.concatenate(not_dropped))
+    labels = [table[[*task.text_columns, "label"]][table["label"] != NO_LABEL] for table in (dropped, splits["train"])]
+    pairs = labels[0].merge(labels[1], on=task.text_columns, suffixes=("", "_kept"))
+    return DroppedDuplicates(
+        rows=len(dropped),
+        in_validation=int(find_duplicates(dropped, splits["validation"], task).sum()),
+        in_test=int(find_duplicates(dropped, splits["test"], task).sum()),
+        other_label=int((pairs["label"] != pairs["label_kept"]).sum()),
+    )
 
 
 def find_duplicates(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> np.ndarray:

@@ -102,12 +102,12 @@ def _unevenly_shared_classes(summary: DataSummary) -> Iterator[str]:
         if differences.sum() / 2 > MOSTLY_DIFFERENT:
             yield (
                 f"Training and {ADJECTIVES[split]} rows have mostly different classes: {sentence}. A sorted file gives "
-                "such splits if it is sliced in file order; shuffle it first."
+                "such splits if it is sliced in file order: hold rows out by data.holdout instead."
             )
         else:
             yield (
-                f"The classes are shared out differently: {sentence}. {meaning} If you do not want this, draw the "
-                "splits from shuffled rows."
+                f"The classes are shared out differently: {sentence}. {meaning} If you do not want this, hold rows "
+                "out by data.holdout, which gives each split the same shares."
             )
         return
 

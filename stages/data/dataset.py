@@ -1,5 +1,6 @@
 """From a data set's tables to rows: check the columns, read texts, classes and groups, choose and label rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data.holdout import UNIT, join_texts, list_sizes
 from stages.data.label_column import describe_type, encode_labels, format_number, read_label_columns, resolve_classes
 from stages.data.task import NO_LABEL, Task, parse_columns
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
 
-SEPARATOR = "\x1f"  # between two texts; no text is expected to have this control character
+SEPARATOR = "\x1f"  # begins the name of a group that no row's value has
 
 
 def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tuple[Task, dict[str, pd.DataFrame]]:
@@ -25,7 +27,7 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
 
     Returns:
         (task, {split: data frame with the task's text columns, `label` (number of the class, -1 for none) and `group`
-        (text)})
+        (text)}). If rows are held out of the training rows, these also have `UNIT`.
 
     Raises:
         UserError: a column is missing, has another type, or is empty. The error names the key and the column.
@@ -46,6 +48,8 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
         groups = read_groups(table, task, texts, split)
         rows[split] = texts.assign(label=encode_labels(labels, task.classes), group=groups)
         check_texts(rows[split], split, task)
+    if list_sizes(data.holdout):
+        rows["train"][UNIT] = read_units(tables["train"], task, data.holdout.columns)
     return task, rows
 
 
@@ -67,6 +71,15 @@ def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, .
         raise UserError(f"params.yaml: data.group: {data.group}: {no_column}")
     if data.label in columns:
         raise UserError(f"params.yaml: tokenize.template: {{{data.label}}}: is data.label, the class to be predicted")
+    for column in (data.holdout.columns or ()) if split == "train" else ():
+        if column not in table.column_names:
+            raise UserError(f"params.yaml: data.holdout.columns: {column}: {no_column}")
+        kind = table.schema.field(column).type
+        if pa.types.is_nested(kind):
+            raise UserError(
+                f"params.yaml: data.holdout.columns: {column}: holds {describe_type(kind)} in split '{split}'; "
+                "allowed: text or numbers"
+            )
 
 
 def check_texts(rows: pd.DataFrame, split: str, task: Task) -> None:
@@ -86,21 +99,42 @@ def read_groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) ->
     group column, rows are in the same group if all their texts are equal.
     """
     if task.group is None:
-        first, *others = task.text_columns
-        return texts[first].str.cat([texts[other] for other in others], sep=SEPARATOR) if others else texts[first]
-    kind = table.schema.field(task.group).type
-    column = table[task.group]
-    if pa.types.is_integer(kind):
-        column = column.cast(pa.string())  # as pandas' float64, 2**60 + 1 would become 2**60
-    groups = column.to_pandas()
-    if pa.types.is_floating(kind):  # 1.0 here may be 1 in another split, where no value is missing
-        groups = groups.map(format_number, na_action="ignore").astype("str")
-    if not isinstance(groups.dtype, pd.StringDtype):
-        groups = groups.astype(object).map(str, na_action="ignore")
+        return join_texts(texts)
+    groups = read_as_text(table, task.group)
     missing = np.flatnonzero(groups.isna())
     if not len(missing):
         return groups
     return groups.fillna(pd.Series({row: f"{SEPARATOR}{split} {row}" for row in missing}))
+
+
+def read_units(table: pa.Table, task: Task, columns: Sequence[str] | None) -> pd.Series:
+    """The unit of each row, as text, from the row's content alone. `data.holdout` does not separate rows of a unit.
+
+    The unit is the value in the task's group column. Without such a column, or without a value, it is the texts in
+    `columns` (None: the template's columns), whatever order these are named in.
+    """
+    texts = join_texts(
+        pd.DataFrame({name: read_as_text(table, name).fillna("") for name in sorted(columns or task.columns)})
+    )
+    if task.group is None:
+        return texts
+    # In a csv file, 1 is 1.0 if pandas wrote it next to missing values.
+    groups = read_as_text(table, task.group).str.replace(r"^(-?[0-9]+)\.0$", r"\1", regex=True)
+    return groups.fillna(SEPARATOR + texts)
+
+
+def read_as_text(table: pa.Table, column: str) -> pd.Series:
+    """A column as text, with missing values. Equal numbers have equal texts in every split and kind of file."""
+    kind = table.schema.field(column).type
+    values = table[column]
+    if pa.types.is_integer(kind):
+        values = values.cast(pa.string())  # as pandas' float64, 2**60 + 1 would become 2**60
+    texts = values.to_pandas()
+    if pa.types.is_floating(kind):  # 1.0 here may be 1 in another split, where no value is missing
+        texts = texts.map(format_number, na_action="ignore").astype("str")
+    if not isinstance(texts.dtype, pd.StringDtype):
+        texts = texts.astype(object).map(str, na_action="ignore").astype("str")
+    return texts
 
 
 def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.DataFrame:

@@ -12,17 +12,22 @@ def check_max_length(manifest: dict, max_length: int) -> None:
     Args:
         manifest: what `download` wrote.
     """
-    folder = find_model_folder(manifest)
-    try:
-        config = AutoConfig.from_pretrained(folder).get_text_config()
-    except Exception as error:  # the loaders raise a dozen kinds
-        raise UserError(f"model: {manifest['name']}: no usable config.json ({str(error).strip()})") from error
-    positions = count_positions(config)
+    positions = read_positions(manifest)
     if positions is not None and max_length > positions:
         raise UserError(
             f"params.yaml: tokenize.max_length: {max_length}: {manifest['name']} has {positions} positions; "
             f"allowed: 8 to {positions}"
         )
+
+
+def read_positions(manifest: dict) -> int | None:
+    """`count_positions` of the model of a manifest."""
+    folder = find_model_folder(manifest)
+    try:
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+    except Exception as error:  # the loaders raise a dozen kinds
+        raise UserError(f"model: {manifest['name']}: no usable config.json ({str(error).strip()})") from error
+    return count_positions(config)
 
 
 def count_positions(config: PreTrainedConfig) -> int | None:

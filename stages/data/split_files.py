@@ -14,7 +14,8 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.table import table_cast
 from huggingface_hub import DatasetCard
 
-from stages.data.csv_and_json import check_encoding, check_json, decompress_zst, read_csv
+from stages.data.compression import decompress_zst
+from stages.data.csv_and_json import check_encoding, check_json, read_csv
 from stages.data.task import SPLITS
 from stages.runtime.errors import UserError, first_line
 from stages.runtime.files import temporary_folder
@@ -72,6 +73,22 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
     }
     print("; ".join(f"{split} from {_list_some(names)}" for split, names in read_files.items()))
     return splits
+
+
+def list_splits(folder: Path, names: Iterable[str], subset: str | None) -> tuple[dict[str, list[str]], bool]:
+    """({split of the data set: names of its files}, whether `configs` in README.md assigns them).
+
+    Args:
+        folder, names: as for `read_splits`.
+        subset: `data.subset`.
+    """
+    with temporary_folder("outs/data_source") as scratch:
+        scratch = scratch.resolve()
+        links = _link_files(folder, list(names), scratch / "files")
+        datasets.disable_progress_bars()
+        _, files = _assign_files(folder, links, scratch, subset)
+        configs = _read_configs(folder, scratch)
+    return {split: list(assigned.values()) for split, assigned in files.items()}, bool(configs)
 
 
 def _extension(name: str) -> str:

@@ -60,3 +60,8 @@ def parse_columns(template: str) -> tuple[str, ...]:
 def name_text_columns(columns: Sequence[str]) -> list[str]:
     """Names of the data set's text columns in this project's tables. The prefix avoids a second "label" or "row"."""
     return [f"text_{column}" for column in columns]
+
+
+def fill_template(template: str, texts: dict[str, str]) -> str:
+    """Replace the template's placeholders by texts. `str.format` would also replace braces in the texts."""
+    return re.sub(PLACEHOLDER, lambda placeholder: texts[placeholder[1]], template)

@@ -14,7 +14,8 @@ import pyarrow as pa
 from tokenizers import AddedToken, Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from stages.data.task import name_text_columns, parse_columns
+from stages.data.chat import ends_as_chat
+from stages.data.task import fill_template, name_text_columns, parse_columns
 from stages.runtime.errors import UserError
 from stages.runtime.params import PLACEHOLDER
 from stages.sources.fetch import find_model_folder
@@ -59,10 +60,10 @@ def load_configured_tokenizer(manifest: dict, template: str, **settings: Any) ->
     """
     tokenizer = load_tokenizer(manifest, split_special_tokens=True, **settings)
     encoder = get_encoder(tokenizer, template)
-    if not encoder.special_tokens:
-        return tokenizer
     added = {} if encoder.adds_special_tokens else {"add_bos_token": False, "add_eos_token": False}
-    return load_tokenizer(manifest, split_special_tokens=False, **added, **settings)
+    if not encoder.special_tokens and not added:
+        return tokenizer
+    return load_tokenizer(manifest, split_special_tokens=not encoder.special_tokens, **added, **settings)
 
 
 def is_unambiguous(text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
@@ -158,7 +159,8 @@ class TemplateEncoder:
     Attributes:
         special_tokens: names of the template's special tokens, in its order.
         adds_special_tokens: whether the tokenizer adds its own special tokens, such as BOS. It does not if the template
-            already begins with the first of them, or, if all are at the end, ends with the last of them.
+            already begins with the first of them, or, if all are at the end, ends with the last of them. It adds none
+            to the model's chat template either: `apply_chat_template` does not.
         added_at_end: how many special tokens the tokenizer adds at the end.
     """
 
@@ -175,7 +177,8 @@ class TemplateEncoder:
             in_template = template.startswith(tokens[0])
         else:
             in_template = bool(is_special[-1]) and template.endswith(tokens[-1])
-        self.adds_special_tokens = not (self.special_tokens and in_template)
+        in_template = bool(self.special_tokens) and in_template
+        self.adds_special_tokens = not (in_template or (any(is_special) and ends_as_chat(tokenizer, template)))
         self.added_at_end = len([*takewhile(bool, is_special[::-1])]) if self.adds_special_tokens else 0
 
         self.original_ids: dict[int, int] = {}  # {id of a renamed token in the copy: its id in the tokenizer}
@@ -290,8 +293,3 @@ def truncate_row(
             if len(longer) <= max_length:
                 return cut(other), longer
     return cut(end), ids
-
-
-def fill_template(template: str, texts: dict[str, str]) -> str:
-    """Replace the template's placeholders by texts. `str.format` would also replace braces in the texts."""
-    return re.sub(PLACEHOLDER, lambda placeholder: texts[placeholder[1]], template)

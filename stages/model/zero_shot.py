@@ -14,8 +14,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from stages.data.task import parse_columns
-from stages.data.tokenization import fill_template, get_encoder
+from stages.data.task import fill_template, parse_columns
+from stages.data.tokenization import get_encoder
 from stages.model.linear_reference import LinearReference
 from stages.runtime.errors import type_and_first_line
 from stages.runtime.files import read_json

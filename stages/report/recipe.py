@@ -5,8 +5,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from stages.data.data_summary import DataSummary
+from stages.data.holdout import list_sizes
 from stages.data.task import SPLITS, Task
 from stages.report.run_description import RunDescription, Source
+from stages.runtime.params import Data
 
 MAX_CLASSES = 20  # by name; further ones are counted
 DIGEST_LENGTH = 12  # characters of a digest among the key facts
@@ -22,7 +24,7 @@ def key_facts(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
             (name, f"{source.name} ({source.digest[:DIGEST_LENGTH]}…)")
             for name, source in (("base model", run.model), ("data", run.data))
         ),
-        ("rows", ", ".join(_rows(data, split, split) for split in SPLITS)),
+        ("rows", ", ".join(_rows(data, split) for split in SPLITS)),
         ("LoRA", f"rank {p.lora.r}, alpha {p.lora.alpha:g}"),
         ("training", f"{p.train.epochs} epochs, batch {p.train.batch_size}, learning rate {p.train.learning_rate:g}"),
         ("versions", ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)),
@@ -33,18 +35,22 @@ def key_facts(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
 def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
     """(name, value) of everything that was run. It has no time and no commit, so equal inputs give equal bytes."""
     p = run.params
+    holdout = _section(p.data.holdout)
+    dropped = data.dropped_duplicates
     return [
         ("seed", str(p.seed)),
         ("base model", _source(run.model)),
         ("its weights", _section(p.model.settings)),
         ("data", _source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
-        ("rows", ", ".join(_rows(data, split, getattr(p.data.splits, split)) for split in SPLITS)),
+        ("rows", ", ".join(_rows(data, split, _origin(p.data, split)) for split in SPLITS)),
+        ("rows held out", holdout if list_sizes(p.data.holdout) else "none"),
+        ("duplicate training rows", f"{dropped.rows:,} dropped" if dropped else p.data.duplicates),
         (
             "rows without a gold label",
             "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}",
         ),
         ("classes", _classes(run.task)),
-        ("input", run.task.template),
+        ("input, in the model's chat template" if p.tokenize.chat else "input", run.task.template),
         ("longest input", f"{p.tokenize.max_length:,} tokens"),
         ("LoRA", _section(p.lora)),
         ("training", _section(p.train)),
@@ -60,8 +66,18 @@ def _source(source: Source, subset: str = "") -> str:
     return f"{source.name}{subset}{revision}, SHA-256 of its files {source.digest}"
 
 
-def _rows(data: DataSummary, split: str, source_split: str) -> str:
-    return f"{data.splits[split].kept:,} {split}" + (f" (of {source_split})" if source_split != split else "")
+def _rows(data: DataSummary, split: str, origin: str = "") -> str:
+    return f"{data.splits[split].kept:,} {split}{origin}"
+
+
+def _origin(data: Data, split: str) -> str:
+    """Where the rows of a split are from, unless its name says so."""
+    source, column = getattr(data.splits, split), data.split
+    if source is None:
+        return f" (held out of {data.splits.train})"
+    if column is not None:
+        return f" (of {column}: {source})"
+    return f" (of {source})" if source != split else ""
 
 
 def _classes(task: Task) -> str:

@@ -1,6 +1,6 @@
 """params.yaml: its keys, with their types and ranges. `load` reads the file and reports every mistake at once."""
 
-import codecs
+import io
 import re
 import reprlib
 from pathlib import Path
@@ -153,7 +153,7 @@ def _check_names(names: list[str]) -> list[str]:
 
 def _check_encoding(name: str) -> str:
     try:
-        codecs.lookup(name).decode(b"")
+        io.TextIOWrapper(io.BytesIO(), encoding=name).read()  # as pandas opens a file: rejects rot13 and hex
     except (LookupError, UnicodeError, ValueError) as error:
         raise ValueError("must be the name of a text encoding, such as utf-8, cp1252 or utf-16") from error
     return name
@@ -243,6 +243,15 @@ class Tokenize(Section):
     chat: bool
     system: Text | None
 
+    @field_validator("system")
+    @classmethod
+    def _check_system(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("chat") is False:
+            raise ValueError("must be empty with tokenize.chat: false, because only a chat template has this message")
+        if value is not None and re.search(PLACEHOLDER, value):
+            raise ValueError("must have no text in braces: only tokenize.template names columns")
+        return value
+
 
 class Batches(Section):
     padding: Literal["none", "longest", "max_length"]
@@ -315,12 +324,23 @@ class Params(Section):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's loader without two surprises.
+YAML_TAG = "tag:yaml.org,2002:"
 
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader without three surprises.
+
+    - resolve: yes, no, on, off and 12:30 are text, as in YAML 1.2. DVC reads them so, and
+      `-S` removes their quotes.
     - construct_mapping: a key that occurs twice is an error. PyYAML uses the last of the two values.
     - construct_yaml_int: an integer with a leading zero is an error. PyYAML reads 010 as 8.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag = super().resolve(kind, value, implicit)
+        is_yes_or_no = tag == f"{YAML_TAG}bool" and value.lower() not in ("true", "false")
+        is_base_60 = tag in (f"{YAML_TAG}int", f"{YAML_TAG}float") and ":" in value
+        return f"{YAML_TAG}str" if is_yes_or_no or is_base_60 else tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = set()
@@ -339,7 +359,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_yaml_int(node)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor(f"{YAML_TAG}int", _Loader.construct_yaml_int)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -353,6 +373,11 @@ def load(path: str | Path = "params.yaml") -> Params:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable ({error})") from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Params:
+    """`load` of a text. The errors name the file `path`."""
     try:
         raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as 5000 digits or 1000 nested brackets
@@ -375,7 +400,10 @@ def validate(values: object, section: type[AnySection], path: str | Path) -> Any
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(map(_describe, error.errors()))) from error
+        first: dict[tuple, Any] = {}  # of each list only the first wrong item: a list may have 1,000
+        for details in error.errors():
+            first.setdefault(tuple(part for part in details["loc"] if not isinstance(part, int)), details)
+        raise UserError(f"{path}: " + "; ".join(map(_describe, first.values()))) from error
 
 
 REMOVED = {"watch": "no longer a key: remove it, and set model.folder and data.folder, whose files DVC watches"}

@@ -44,7 +44,7 @@ def fetch(source: Source, section: str) -> tuple[Path, dict[str, Any]]:
     if source.folder != FROM_HUB and not _is_in_copies(folder, manifest):
         print(
             f"{source.folder} is not in Git: experiments in DVC's queue or with --temp run in a copy that lacks it; "
-            f"for those, commit it or run `dvc add`, or set {section}.folder: {_make_absolute(source.folder, Path.cwd())}"
+            f"for those, commit it or run `dvc add`, or set {section}.folder: {_whole_path(source.folder, Path.cwd())}"
         )
     return folder, manifest
 
@@ -72,7 +72,7 @@ def check_place(folder: str, section: str, at: Path) -> None:
         at: the folder of params.yaml, absolute.
     """
     place = f"params.yaml: {section}.folder: {folder}"
-    whole = _make_absolute(folder, at)
+    whole = _whole_path(folder, at)
     if folder.startswith("~"):
         raise UserError(f"{place}: DVC does not replace ~; set the whole path, {whole}")
     if not Path(folder).is_absolute() and not whole.is_relative_to(_find_repository(at)):
@@ -91,7 +91,14 @@ def check_place(folder: str, section: str, at: Path) -> None:
             )
 
 
-def _make_absolute(folder: str, at: Path) -> Path:
+def choose_folder_value(path: Path) -> str:
+    """The value of `model.folder` or `data.folder` for a path: relative inside the repository, else the whole path."""
+    here = Path.cwd()
+    whole = _whole_path(str(path), here)
+    return os.path.relpath(whole, here) if whole.is_relative_to(_find_repository(here)) else str(whole)
+
+
+def _whole_path(folder: str, at: Path) -> Path:
     """The whole path of a folder, without `..`. A link stays a link, unlike in `Path.resolve`."""
     home = os.path.expanduser(folder)  # noqa: PTH111 (`Path.expanduser` fails for an unknown user)
     return Path(os.path.normpath(at / home))

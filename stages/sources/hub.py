@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ def download(name: str, revision: str, section: str, patterns: list[str]) -> Pat
     Raises:
         UserError: one line that says why there is no such folder.
     """
-    unreachable = None
-    try:
+    with _explain_errors(name, revision, section):
         commit, unreachable = _find_commit(name, revision, section)
         if commit in (None, revision):
-            with report_full_disk(constants.HF_HUB_CACHE):
-                folder = _fetch_snapshot(name, revision, section, patterns, local_files_only=unreachable is not None)
+            try:
+                with report_full_disk(constants.HF_HUB_CACHE):
+                    folder = _fetch_snapshot(
+                        name, revision, section, patterns, local_files_only=unreachable is not None
+                    )
+            except LocalEntryNotFoundError as error:
+                raise _not_reached(name, section, unreachable or first_line(error)) from error
             commit = folder.name
         if commit != revision:
             raise UserError(
@@ -51,6 +56,31 @@ def download(name: str, revision: str, section: str, patterns: list[str]) -> Pat
                 f"allowed: a commit of {name}; set the present one, {commit}"
             )
         return folder
+
+
+def find_present_commit(name: str, section: str) -> str:
+    """Ask the hub for the last commit of a repository. Raises UserError, as `download` does."""
+    branch = constants.DEFAULT_REVISION
+    with _explain_errors(name, branch, section):
+        if constants.HF_HUB_OFFLINE:
+            raise _not_reached(name, section, "HF_HUB_OFFLINE is set")
+        commit = HfApi().repo_info(name, revision=branch, repo_type=REPO_TYPES[section], timeout=10).sha
+    assert commit is not None
+    return commit
+
+
+def _not_reached(name: str, section: str, reason: str) -> UserError:
+    return UserError(
+        f"params.yaml: {section}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
+        f"({reason}); check the network, or set {section}.folder; `make demo` needs no hub"
+    )
+
+
+@contextlib.contextmanager
+def _explain_errors(name: str, revision: str, section: str) -> Iterator[None]:
+    """Raise UserError, one line that says what to do, for an error of the hub's client in this block."""
+    try:
+        yield
     except HFValidationError as error:
         raise UserError(
             f"params.yaml: {section}.name: {name} is not a name that the hub allows; "
@@ -70,11 +100,7 @@ def download(name: str, revision: str, section: str, patterns: list[str]) -> Pat
             "or set HF_TOKEN if the repository is private"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, http.HTTPError) as error:
-        raise UserError(
-            f"params.yaml: {section}.name: {name} is not in the local cache and {constants.ENDPOINT} gave no answer "
-            f"({unreachable or first_line(error)}); check the network, or set {section}.folder; "
-            "`make demo` needs no hub"
-        ) from error
+        raise _not_reached(name, section, first_line(error)) from error
     except OSError as error:
         raise UserError(
             f"params.yaml: {section}.name: {name}: the hub cache {constants.HF_HUB_CACHE} is not usable "

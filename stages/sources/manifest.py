@@ -32,7 +32,7 @@ def _in_any_case(extension: str) -> str:
 
 # Which files belong to a source. Weights must be safetensors, because a pickled checkpoint can run any code.
 PATTERNS = {
-    "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"],
+    "model": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model", "chat_template.jinja"],
     "data": ["README.md", *(f"*.{_in_any_case(extension)}" for extension in TABLE_EXTENSIONS)],
 }
 # Second copies of a model's weights, in its maker's own format or for another runtime: original/, onnx/, consolidated.

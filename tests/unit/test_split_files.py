@@ -17,7 +17,7 @@ from helpers.project import NANO, SHARED
 from helpers.stages import assert_refused, run_stage_in_each, written
 from helpers.tables import arrow, data_params, frame, parquet_folder
 
-from stages.data.csv_and_json import decompress_zst
+from stages.data.compression import decompress_zst
 from stages.data.split_files import read_splits
 from stages.runtime.errors import UserError
 from stages.sources.manifest import build_manifest

@@ -1,0 +1,56 @@
+"""Open files that may be compressed, and decompress .zst files."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from stages.runtime.errors import UserError, first_line
+
+
+def _open_zst(path: Path, mode: str) -> BinaryIO:
+    return pa.input_stream(path, compression="zstd")
+
+
+OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
+
+
+@contextmanager
+def open_file(path: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file to read its bytes, decompressed.
+
+    Args:
+        name: the file's name in errors.
+
+    Raises:
+        UserError: the file is damaged, here or while it is read.
+    """
+    try:
+        with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+            yield file
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{name}: not readable ({first_line(error)}); fetch or copy it whole") from error
+
+
+def decompress_zst(path: Path, target: Path, name: str) -> None:
+    """Write the content of a .zst file to `target`: pandas and `datasets` read .zst only with an extra package.
+
+    Args:
+        name: the file's name in errors.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as file:
+        for block in _read_blocks(path, name):
+            file.write(block)  # outside `open_file`, which would report a full disk as a damaged file
+
+
+def _read_blocks(path: Path, name: str) -> Iterator[bytes]:
+    with open_file(path, name) as file:
+        while block := file.read(1 << 20):
+            yield block

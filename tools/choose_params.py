@@ -1,0 +1,213 @@
+"""Choose the keys of params.yaml by looking at a model and a data set. `tools.init` uses it."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from stages.data.assign_splits import assign_splits
+from stages.data.chat import apply_chat
+from stages.data.dataset import prepare_rows
+from stages.data.label_column import (
+    INTEGER,
+    NUMBER,
+    UNLABELLED_MARKS,
+    LabelColumn,
+    encode_labels,
+    resolve_classes,
+)
+from stages.data.max_length import read_positions
+from stages.data.sampling import choose_evenly
+from stages.data.task import SPLITS, Task
+from stages.data.tokenization import get_encoder
+from stages.runtime.errors import UserError
+from stages.runtime.params import FROM_HUB, MAX_CLASSES, Model
+from stages.sources import hub
+from stages.sources.fetch import choose_folder_value, fetch, find_model_folder
+from stages.sources.manifest import PATTERNS
+from tools.columns import Columns, make_template
+from tools.params_file import Draft
+from tools.read_tables import HOLDOUT_SIZES
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+MOST_TOKENIZED = 10_000  # rows: tokenizing 100 tokens of each takes 1 s
+MAX_LENGTH = 8192  # the highest that params.yaml allows
+EVEN = 0.4  # share of the rarer of two classes from which they count as equally frequent
+
+
+def choose_source(draft: Draft, section: str, given: str) -> None:
+    """Set where the model or the data is: a path, or a name on the hub with its present commit."""
+    path, on_hub = Path(given), False
+    if not path.exists():
+        on_hub = HUB_NAME.fullmatch(given) is not None and not given.startswith(".")
+        if not on_hub:
+            raise UserError(f"{given}: no such file or folder; allowed: a path, or OWNER/NAME on the Hugging Face hub")
+        print(f"{given}: no such path here, so it is read from the hub")
+    draft.set(f"{section}.folder", FROM_HUB if on_hub else choose_folder_value(path))
+    draft.set(f"{section}.name", given if on_hub else None)
+    draft.set(f"{section}.revision", hub.find_present_commit(given, section) if on_hub else None)
+    draft.set(f"{section}.digest", None)
+
+
+def read_model(model: Model) -> dict[str, Any]:
+    """The manifest of the model, as `download` writes it. From the hub, all files but the weights are fetched."""
+    if model.folder != FROM_HUB:
+        with contextlib.redirect_stdout(io.StringIO()):  # the digest that would pin it
+            return fetch(model, "model")[1]
+    assert model.name is not None and model.revision is not None  # params.py checks it
+    folder = hub.download(model.name, model.revision, "model", [p for p in PATTERNS["model"] if "safetensors" not in p])
+    files = {path.name: {"size": path.stat().st_size} for path in folder.iterdir() if path.suffix != ".safetensors"}
+    return {"name": model.name, "revision": model.revision, "files": files}
+
+
+def choose_activation(draft: Draft, manifest: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set `model.hidden_act` for a new model, and reject one that can't become a classifier."""
+    from stages.model.base import load_classifier_config  # takes 3 s to import, and most runs keep the model
+
+    folder, settings = find_model_folder(manifest), draft.params().model.settings
+    comment = "gelu_pytorch_tanh: one kernel for a tanh GELU; null: the model's own"
+    for activation in ("gelu_pytorch_tanh", None):
+        changed = settings.model_copy(update={"hidden_act": activation})
+        try:
+            load_classifier_config(folder, manifest, changed, ["0", "1"], tokenizer)
+        except UserError:
+            if activation is None:
+                raise
+        else:
+            draft.set("model.hidden_act", activation, comment)
+            return
+
+
+def choose_classes(columns: Sequence[LabelColumn]) -> tuple[list[str] | None, list[str]]:
+    """`data.classes`, and sentences about them; None if the classes of the data are clear.
+
+    Of two classes, the rarer is the last: the report's ROC AUC and best threshold are about it.
+
+    Raises:
+        UserError: there are too few or too many classes.
+    """
+    listed: list[str] | None = None
+    notes: list[str] = []
+    try:
+        classes = list(resolve_classes(columns, None))
+    except UserError as error:
+        classes, notes = list_classes(columns, error)
+        listed = classes
+    if len(classes) == 2:
+        codes = np.concatenate([encode_labels(column, classes) for column in columns])
+        counts = np.bincount(codes[codes >= 0], minlength=2)
+        if counts[1] > counts[0] and counts[0] < EVEN * counts.sum():
+            listed = classes = classes[::-1]
+        notes.append(f"ROC AUC and the best threshold are about the last class, {classes[1]}")
+    return listed, notes
+
+
+def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list[str], list[str]]:
+    """The classes of labels from which `resolve_classes` can't tell them, and sentences that say what was decided."""
+    counts = pd.concat([column.values for column in columns]).dropna().value_counts()
+    values, notes = set(counts.index), []
+    named = any(column.class_names for column in columns)
+    others = values - UNLABELLED_MARKS
+    numeric = all(map(NUMBER.fullmatch, others))
+    marks = values & UNLABELLED_MARKS
+    numbers = {float(value) for value in others} if numeric else set()
+    if numeric and (min(numbers, default=0) < 0 or numbers <= {0, 1}):  # of -2 to 2, or of -1, 0 and 1
+        marks -= {"-1", "-1.0"}
+    if kept := values & UNLABELLED_MARKS - marks:
+        notes.append(f"{min(kept)} is read as a class; if it means no label, remove it from data.classes")
+    if marks:
+        notes.append(f"rows with {min(marks)} are read as rows without a label, and left out")
+    unique: dict[Any, str] = {}  # the most frequent spelling of each name
+    for value in (value for value in counts.index if value not in marks):
+        unique.setdefault(float(value) if numeric else value.casefold(), value)
+    if numeric and all(map(INTEGER.fullmatch, (value.removesuffix(".0") for value in unique.values()))):
+        unique = {key: value.removesuffix(".0") for key, value in unique.items()}
+    if len(unique) < len(values - marks):
+        notes.append("labels that differ only in case, or in how a number is written, are read as one class")
+    if named or not 2 <= len(unique) <= min(MAX_CLASSES, max(20, counts.sum() / 2)):
+        raise error
+    return [unique[key] for key in sorted(unique)], notes
+
+
+def set_columns(draft: Draft, columns: Columns) -> None:
+    """Set the keys that name columns, and those that were about the rows of other data."""
+    draft.set("data.label", columns.label)
+    draft.set("data.group", columns.group)
+    draft.set("data.unlabelled", "drop")
+    draft.set("data.classes", None)
+    for split in SPLITS:
+        draft.set(f"data.{split}_rows", None, "null: all")
+    holdout = draft.params().data.holdout
+    held_out = holdout.validation or holdout.test
+    draft.set("data.holdout.columns", list(columns.texts) if held_out and not columns.group else None)
+
+
+def choose_template(draft: Draft, columns: Columns, tokenizer: PreTrainedTokenizerBase, model: str) -> str:
+    """Set the template and whether the model's chat template is used -> what the model reads."""
+    template = make_template(columns.texts, columns.label)
+    draft.set("tokenize.system", None)
+    draft.set("tokenize.chat", tokenizer.chat_template is not None)
+    if tokenizer.chat_template is not None and template.startswith("{"):
+        template = f"Text: {template}"  # many chat templates remove the spaces at a message's start
+    draft.set("tokenize.template", template, "each {column} is filled from the row")
+    try:
+        return apply_chat(tokenizer, draft.params().tokenize, model)
+    except UserError as error:
+        print(f"tokenize.chat is false: {error}")
+        draft.set("tokenize.chat", False)
+        return template
+
+
+def assign(draft: Draft, tables: dict[str, pa.Table], template: str) -> tuple[Task, dict[str, pd.DataFrame]]:
+    """The task and the rows of the three splits, as `tokenize` makes them. Sets the smallest holdout that works."""
+    for size in HOLDOUT_SIZES:
+        data = draft.params().data
+        task, rows = prepare_rows(tables, data, template)
+        try:
+            return task, assign_splits(rows, data, task)
+        except UserError as error:
+            if "params.yaml: data.holdout" not in str(error) or size == HOLDOUT_SIZES[-1]:
+                raise
+        for split in SPLITS[1:]:
+            if getattr(data.holdout, split) is not None:
+                draft.set(f"data.holdout.{split}", HOLDOUT_SIZES[HOLDOUT_SIZES.index(size) + 1])
+    raise AssertionError
+
+
+def sample_lengths(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, task: Task) -> np.ndarray:
+    """Tokens of at most `MOST_TOKENIZED` rows at equal distances, before truncation; int [rows]."""
+    encoder = get_encoder(tokenizer, task.template)
+    lengths: list[int] = []
+    chosen = rows.iloc[choose_evenly(len(rows), min(len(rows), MOST_TOKENIZED))]
+    for chunk in np.array_split(chosen[task.text_columns].to_numpy(), -(-len(chosen) // 1000)):
+        ids = encoder.encode([dict(zip(task.columns, texts, strict=True)) for texts in chunk])
+        encoder.check_ends(ids)
+        lengths += map(len, ids)
+    return np.array(lengths)
+
+
+def choose_max_length(draft: Draft, lengths: np.ndarray, manifest: dict[str, Any]) -> int:
+    """Set `tokenize.max_length`: all rows fit if that costs little, else 99% of them.
+
+    Long rows cost memory in proportion to the longest batch. Up to twice the 99th percentile counts as little.
+    """
+    longest, most = int(lengths.max()), int(np.quantile(lengths, 0.99, method="inverted_cdf"))
+    limit = min(MAX_LENGTH, read_positions(manifest) or MAX_LENGTH)
+    needed = longest if round_up(longest) <= max(128, 2 * round_up(most)) else most
+    max_length = min(round_up(needed), limit)
+    share = (lengths <= max_length).mean()
+    fit = "all rows fit" if longest <= max_length else f"{share:.1%} of the rows fit"
+    draft.set("tokenize.max_length", max_length, f"tokens; {fit}, the longest has {longest:,}")
+    return max_length
+
+
+def round_up(tokens: int) -> int:
+    """The next multiple of 16, which suits a GPU's tiles."""
+    return -(-tokens // 16) * 16

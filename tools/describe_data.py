@@ -1,0 +1,123 @@
+"""Sentences about a data set, for a user who has not seen it in this pipeline yet. `tools.init` prints them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from stages.analysis.design_effects import effective_groups
+from stages.analysis.intervals import wilson
+from stages.analysis.leading_metric import TITLES, choose_leading_metric
+from stages.analysis.multi_seed.power import TARGET_POWER
+from stages.data.assign_splits import find_dropped
+from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
+from stages.data.data_warnings import find_warnings
+from stages.data.dialect import SEPARATORS, Dialect
+from stages.data.task import NO_LABEL, SPLITS, Task
+
+MOST_CLASSES = 20  # that are listed
+ACCURACY, DISAGREEMENT = 0.9, 0.1  # assumed, to say what the test rows can show
+
+
+def describe_dialect(names: Sequence[str], dialect: Dialect) -> str:
+    """How csv and tsv files are written."""
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    header = "the first line names the columns" if dialect.has_header else "no line names the columns"
+    separator = SEPARATORS.get(dialect.sep, repr(dialect.sep))
+    return (
+        f"{listed}: {dialect.encoding}; cells are separated by {separator} and quoted by {dialect.quotechar}; {header}"
+    )
+
+
+def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator[str]:
+    """The classes with their rows in all splits together, the most frequent first, and the metric that leads."""
+    labels = pd.concat(splits.values())["label"]
+    counts = np.bincount(labels[labels != NO_LABEL], minlength=len(task.classes))
+    order = np.argsort(-counts, kind="stable")
+    for number in order[:MOST_CLASSES]:
+        yield f"  {counts[number] / counts.sum():6.1%} {task.classes[number]} ({counts[number]:,})"
+    if len(order) > MOST_CLASSES:
+        rest = counts[order[MOST_CLASSES:]]
+        share, sizes = rest.sum() / counts.sum(), f"{rest.min():,} to {rest.max():,} rows"
+        yield f"  {share:6.1%} in {len(rest):,} more classes of {sizes} each"
+    if unlabelled := int((labels == NO_LABEL).sum()):
+        yield f"  {unlabelled:,} rows have no label and are left out"
+    test = splits["test"]["label"]
+    metric = choose_leading_metric(test[test != NO_LABEL].to_numpy(), len(task.classes))
+    reason = "the classes are uneven" if metric == "f1_macro" else "no class has over three times the rows of another"
+    yield f"  {reason}, so the report leads with {TITLES[metric]}"
+
+
+def describe_tokens(lengths: np.ndarray, rows: int, max_length: int) -> str:
+    """Percentiles of the rows' lengths, and how many rows are truncated.
+
+    Args:
+        lengths: of a sample of the rows, [rows].
+        rows: of the whole data set.
+    """
+    half, most = (int(np.quantile(lengths, q, method="inverted_cdf")) for q in (0.5, 0.99))
+    sample = f", in {len(lengths):,} rows at equal distances" if len(lengths) < rows else ""
+    truncated = int((lengths > max_length).sum())
+    cut = f"{truncated:,} of them ({truncated / len(lengths):.1%})" if truncated else "none of them"
+    return (
+        f"tokens: 50% of the rows have at most {half:,}, 99% at most {most:,}, the longest has {lengths.max():,}{sample}. "
+        f"tokenize.max_length: {max_length} truncates {cut}."
+    )
+
+
+def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator[str]:
+    """Training rows with the same texts as others, and texts with several classes."""
+    train, everything = splits["train"], pd.concat(splits.values())
+    if duplicates := int(find_dropped(splits, task).sum()):
+        yield (
+            f"duplicates: {duplicates:,} of {len(train):,} training rows have the texts of another training row, a "
+            "validation or a test row; data.duplicates: drop leaves them out"
+        )
+    labelled = everything[everything["label"] != NO_LABEL]
+    texts = labelled[~labelled.duplicated([*task.text_columns, "label"])]
+    several = texts[texts.duplicated(task.text_columns)].drop_duplicates(task.text_columns)
+    if len(several):
+        have = "text has" if len(several) == 1 else "texts have"
+        yield f"duplicates: {len(several):,} {have} rows of several classes"
+
+
+def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length: int) -> Iterator[str]:
+    """What `tokenize` will warn about, except truncated rows, which `describe_tokens` counts."""
+    labelled = {split: rows[rows["label"] != NO_LABEL] for split, rows in splits.items()}
+    summaries = {}
+    for number, split in enumerate(SPLITS):
+        rows = labelled[split]
+        untokenized = rows.assign(input_ids=[[]] * len(rows), truncated=False, full_length=0)
+        earlier = {other: labelled[other] for other in SPLITS[:number]}
+        summaries[split] = summarize_split(splits[split], splits[split], untokenized, task, earlier)
+    for warning in find_warnings(DataSummary(summaries, PaddingShares(0, 0, 0), max_length), task.group):
+        yield f"WARNING: {warning.text}" if warning.level == "alarm" else warning.text
+
+
+def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Iterator[str]:
+    """What the test rows can show: the interval of an accuracy, and the smallest difference between two models.
+
+    The difference is that of McNemar's test with normal quantiles, (z_confidence + z_power) sqrt(d / n). Two models
+    differ by at most d, the share of rows on which they disagree; if n is too small for that, d is the difference.
+
+    Args:
+        confidence: level of intervals, such as 0.95.
+    """
+    labelled = test[test["label"] != NO_LABEL]
+    rows = effective_groups(labelled["group"].to_numpy()) if task.group else len(labelled)
+    interval = wilson(ACCURACY * rows, rows, confidence)
+    quantiles = norm.ppf((1 + confidence) / 2) + norm.ppf(TARGET_POWER)
+    difference = max(quantiles * np.sqrt(DISAGREEMENT / rows), quantiles**2 / rows)
+    yield f"test rows: {len(labelled):,}" + (
+        f", which count as {rows:,.0f} at least: rows with the same {task.group} resemble each other"
+        if task.group
+        else ""
+    )
+    yield f"  an accuracy of {ACCURACY:.0%} is known to ±{50 * (interval.high - interval.low):.1f} points"
+    yield (
+        f"  two models that disagree on {max(DISAGREEMENT, difference):.0%} of the rows must differ by "
+        f"{100 * difference:.1f} points to be told apart (power {TARGET_POWER:.0%})"
+        if difference < 1
+        else "  these are too few to tell two models apart"
+    )
