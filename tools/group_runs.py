@@ -23,6 +23,7 @@ FETCH = "fetch the predictions by `dvc pull` or `dvc exp pull`"
 # Parameters that choose the test rows. With the same input files, rows of the same number then have the same texts.
 ROW_PARAMETERS = (
     "data.subset", "data.splits.test", "data.label", "data.classes", "data.group", "data.test_rows", "data.unlabelled",
+    "data.holdout.validation", "data.holdout.test", "data.holdout.seed", "data.holdout.columns",
 )  # fmt: skip
 
 

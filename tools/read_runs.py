@@ -24,7 +24,8 @@ from tools.git import run_git
 WORKSPACE = "workspace"
 RESULTS, CASES = "outs/results/tuned", "metrics/cases.csv"
 INPUTS = ("outs/splits", "outs/base_model.json")  # written by `download`
-NOT_IN_RECIPE = ("seed", "analysis.")  # starts of the parameters in which two runs of one recipe may differ
+# Starts of the parameters in which two runs of one recipe may differ. A digest only checks the files of `inputs`.
+NOT_IN_RECIPE = ("seed", "analysis.", "model.digest", "data.digest")
 OTHER_STAGES = ("eval_base", "analyze")  # the tuned model's predictions don't depend on them
 
 

@@ -51,7 +51,7 @@ def check_slice(rows: Mapping[str, pd.DataFrame], splits: Splits, task: Task) ->
             raise UserError(
                 f"params.yaml: data.splits.train: {splits.train} has no row of {len(missing)} of the "
                 f"{len(classes[split])} classes of data.splits.{split} ({', '.join(names[:MOST_NAMED])}{more}), "
-                f"because the file is sorted; {suggest_holdout(rows, splits)}"
+                f"as in a sorted file; {suggest_holdout(rows, splits)}"
             )
 
 

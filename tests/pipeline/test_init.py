@@ -94,8 +94,9 @@ def outcomes(tmp_path_factory):
 def finished(outcomes, kind):
     """The outcome of a file for which both commands ended well."""
     outcome = outcomes[kind]
-    assert outcome.init.returncode == 0, outcome.init.stdout + outcome.init.stderr
-    assert outcome.stages.returncode == 0, outcome.stages.stdout + outcome.stages.stderr
+    for command in (outcome.init, outcome.stages):
+        code, printed = command.returncode, command.stdout + command.stderr
+        assert code == 0, printed
     return outcome
 
 
@@ -152,17 +153,18 @@ def test_each_row_is_in_one_split_with_its_own_label(finished, kind):
 
 @FILES
 def test_each_split_is_as_large_as_it_should_be_and_has_the_classes(finished, kind):
-    """A class has its rounded share of the held-out rows: one row of at least 5, at 10%."""
+    """Each class has 10% of its rows in each of the two held-out splits, rounded: 1 of 5, and 1 of 14."""
     file, splits = finished.file, read_splits(finished)
     if file.split:
         for split, value in SPLIT_VALUES.items():
             assert set(splits[split][file.split]) == {value}
         return
-    counts = file.rows[file.label].value_counts()
-    assert set(splits["train"][file.label]) == set(file.classes)
     for split in ("validation", "test"):
-        assert set(splits[split][file.label]) == set(counts[counts >= 5].index)
-        assert len(splits[split]) == pytest.approx(len(file.rows) / 10, rel=0.2)
+        shares = (file.rows[file.label].value_counts() / 10 + 0.5).astype(int)
+        assert splits[split][file.label].value_counts().to_dict() == pytest.approx(
+            shares.to_dict(), abs=3 if file.group else 0
+        )
+    assert set(splits["train"][file.label]) == set(file.classes)
     if file.group:
         groups = [set(rows[file.group]) for rows in splits.values()]
         assert sum(map(len, groups)) == file.rows[file.group].nunique()

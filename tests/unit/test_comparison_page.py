@@ -219,6 +219,15 @@ def test_rows_without_texts_are_matched_by_number_gold_label_and_data():
     chosen = without_texts(other, params=other.params | {"data.unlabelled": "no"})
     with pytest.raises(UserError, match=r"b: data.unlabelled differs from a"):
         compare_runs([first, chosen], None, [])
+    held_out = without_texts(other, params=other.params | {"data.holdout.seed": 1})
+    with pytest.raises(UserError, match=r"b: data.holdout.seed differs from a"):
+        compare_runs([first, held_out], None, [])
+
+
+def test_the_holdouts_seed_is_part_of_the_recipe_and_a_pin_is_not():
+    run = finished_run("a", 1, 8, 40, 0)
+    pinned, other = (replace(run, params=run.params | {key: 1}) for key in ("data.digest", "data.holdout.seed"))
+    assert pinned.recipe == run.recipe != other.recipe
 
 
 def test_a_parameter_that_one_run_does_not_have_is_named():

@@ -65,13 +65,13 @@ def folder(tmp_path, monkeypatch):
 def test_a_bad_value_is_reported_with_its_variant_and_changes_no_file(folder, variant, message):
     before = (folder / "params.yaml").read_bytes()
     with pytest.raises(UserError, match=message):
-        sweep.check(variant, tmp_path)
+        sweep.check(variant, folder)
     assert (folder / "params.yaml").read_bytes() == before
 
 
 def test_a_valid_variant_changes_no_file(folder):
     before = (folder / "params.yaml").read_bytes()
-    sweep.check(("lora.r=4", "train.learning_rate=2e-5"), tmp_path)
+    sweep.check(("lora.r=4", "train.learning_rate=2e-5"), folder)
     assert (folder / "params.yaml").read_bytes() == before
 
 
