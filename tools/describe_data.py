@@ -61,8 +61,8 @@ def describe_tokens(lengths: np.ndarray, rows: int, max_length: int) -> str:
     truncated = int((lengths > max_length).sum())
     cut = f"{truncated:,} of them ({truncated / len(lengths):.1%})" if truncated else "none of them"
     return (
-        f"tokens: 50% of the rows have at most {half:,}, 99% at most {most:,}, the longest has {lengths.max():,}{sample}. "
-        f"tokenize.max_length: {max_length} truncates {cut}."
+        f"tokens: 50% of the rows have at most {half:,}, 99% at most {most:,}, the longest {lengths.max():,}{sample}; "
+        f"max_length {max_length} truncates {cut}"
     )
 
 
@@ -110,9 +110,7 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Ite
     quantiles = norm.ppf((1 + confidence) / 2) + norm.ppf(TARGET_POWER)
     difference = max(quantiles * np.sqrt(DISAGREEMENT / rows), quantiles**2 / rows)
     yield f"test rows: {len(labelled):,}" + (
-        f", which count as {rows:,.0f} at least: rows with the same {task.group} resemble each other"
-        if task.group
-        else ""
+        f", which count as {rows:,.0f}: rows with the same {task.group} resemble each other" if task.group else ""
     )
     yield f"  an accuracy of {ACCURACY:.0%} is known to ±{50 * (interval.high - interval.low):.1f} points"
     yield (

@@ -70,7 +70,8 @@ class Draft:
 
     def render_changes(self) -> str:
         """YAML of the keys that have another value than before, in the file's order; empty if there are none."""
-        content, changed = self._parse(self.text), {}
+        content = self._parse(self.text)
+        changed: dict[str, Any] = {}
         places = {key: _find(content, key) for key in self.changes}
         for key in sorted(places, key=lambda key: places[key][0].lc.key(places[key][1])):
             section, name = places[key]

@@ -1,9 +1,11 @@
 """Read csv and tsv files as text, and explain what is wrong with a csv, tsv or json file."""
 
+import codecs
 import csv
 import io
 import json
 import operator
+import re
 import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,64 +16,123 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.data.compression import open_file
-from stages.data.dialect import SEPARATORS
+from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding
 from stages.runtime.errors import UserError, first_line
 
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
 # missing, so a class with such a name would be lost.
 AS_TEXT = {"dtype": str, "keep_default_na": False, "na_values": [""], "chunksize": None}
+NAME = re.compile(r"(?=.{1,40}$)[^\W\d][^\s,;!?\"']*( [^\s,;!?\"']+){0,2}")  # of a column: up to three words
 
 
-def read_csv(path: Path, name: str, options: dict[str, Any]) -> pa.Table:
+def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
     """Read a csv or tsv file; all columns are text.
 
     Args:
         name: the file's name in errors.
         options: for `pandas.read_csv`.
+        columns: `data.read.names`, the names of the columns if the file has no header; None: it has one.
+
+    Raises:
+        UserError: the file is not readable, or looks as if it were written in another way. The error names the keys of
+            `data.read` and values with which the file is readable.
     """
-    separator, encoding = options["sep"], options["encoding"] or "utf-8"
-    allowed = f'cells separated by {SEPARATORS.get(separator, repr(separator))}, with " around a cell that holds one'
+    separator, quotechar, encoding = options["sep"], options["quotechar"], options["encoding"] or "utf-8"
+    if columns is not None:
+        options = options | {"header": None, "names": None}
 
     def error(problem: str) -> UserError:
-        return UserError(f"{name}: {problem}; allowed: {allowed}")
+        quoted = "" if quotechar == NO_QUOTES else f", with {quotechar} around a cell that holds one"
+        allowed = f"allowed: cells separated by {SEPARATORS.get(separator, repr(separator))}{quoted}"
+        return UserError(f"{name}: {problem}; {_suggest_keys(path, options) or allowed}")
 
+    if not is_same_encoding(encoding, "utf-8") and (problem := _describe_encoding(path, name, encoding)):
+        raise error(problem)
     try:
         frame = pd.read_csv(path, **options | AS_TEXT)
     except Exception as cause:  # pandas raises a dozen kinds here
-        check_encoding(path, name, encoding)
+        if problem := _describe_encoding(path, name, encoding):
+            raise error(problem) from cause
         reason = first_line(cause).removeprefix("Error tokenizing data. C error: ")
-        reason = reason.replace("EOF inside string starting at row", 'a " is never closed; it opens in row')
-        dialect = _describe_dialect(path, name, encoding, separator)
-        raise error(dialect or _find_uneven_row(path, name, encoding, separator) or reason) from cause
+        reason = reason.replace("EOF inside string starting at row", f"a {quotechar} is never closed; it opens in row")
+        dialect = _describe_dialect(path, name, options)
+        raise error(dialect or _find_uneven_row(path, name, options) or reason) from cause
     if options["index_col"] is None and not isinstance(frame.index, pd.RangeIndex):  # pandas moved all cells by one
-        dialect = _describe_dialect(path, name, encoding, separator)
+        dialect = _describe_dialect(path, name, options)
         raise error(dialect or "its rows have more cells than its header")
-    if dialect := _describe_dialect(path, name, encoding, separator, one_column=len(frame.columns) == 1):
+    if dialect := _describe_dialect(path, name, options, one_column=len(frame.columns) == 1):
         raise error(dialect)
-    if frame.iloc[:, -1].isna().any() and (row := _find_uneven_row(path, name, encoding, separator, operator.lt)):
+    if columns is not None:
+        if len(columns) != len(frame.columns):
+            raise UserError(
+                f"params.yaml: data.read.names: has {len(columns)} names, but {name} has {len(frame.columns)} columns; "
+                "list one name for each column"
+            )
+        frame.columns = pd.Index(columns)
+    elif options["header"] == "infer" and options["names"] is None and (cells := _find_data_in_header(frame)):
+        raise UserError(
+            f"{name}: its first row seems to be data, not the names of the columns ({cells}); "
+            f"set data.read.names to the names of its {len(frame.columns)} columns"
+        )
+    if frame.iloc[:, -1].isna().any() and (row := _find_uneven_row(path, name, options, operator.lt)):
         print(f"{name}: {row}; the cells that a row lacks are read as empty")
     if rows := frame.apply(lambda cells: cells.str.contains("\n", regex=False)).any(axis=1).sum():
         print(f'{name}: {rows:,} rows hold line breaks in a cell; if there should be more rows, look for a stray "')
     return pa.Table.from_pandas(frame)
 
 
-def check_json(path: Path, name: str) -> None:
+def _suggest_keys(path: Path, options: dict[str, Any]) -> str | None:
+    """What to set in `data.read` to read a file in its own dialect; None if that is set, or does not help."""
+    try:
+        dialect = detect_dialect(path)
+        keys = {key: getattr(dialect, key) for key in ("encoding", "sep", "quotechar")}
+        keys = {key: value for key, value in keys.items() if value != options[key]}
+        if is_same_encoding(dialect.encoding, options["encoding"] or "utf-8"):
+            keys.pop("encoding", None)
+        frame = pd.read_csv(path, **options | keys | AS_TEXT)
+    except Exception:  # as above
+        return None
+    if not keys or not isinstance(frame.index, pd.RangeIndex):
+        return None
+    return "set " + " and ".join(
+        f"data.read.{key} to {value if key == 'encoding' else json.dumps(value)}" for key, value in keys.items()
+    )
+
+
+def _find_data_in_header(frame: pd.DataFrame) -> str | None:
+    """A sign that the first row of a file, which pandas took for a header, is data; None if it may be a header.
+
+    It is data if one of its cells occurs again in the same column, and one of them does not look like a name. One sign
+    alone is not enough: a column `text` may hold the word text, and a header may hold a whole question. Nor are numbers
+    alone: columns may be called 1, 2, 3 and hold ratings from 1 to 3.
+    """
+    no_names = [name for name in frame.columns if not NAME.fullmatch(name)]
+    if not no_names:
+        return None
+    others = frame[(frame != frame.columns).any(axis=1)]  # joined files have the header again
+    again = [name for name in frame.columns if (others[name] == name).any()]
+    for name in no_names:
+        for value in again:
+            if not (NUMBER.fullmatch(name) and NUMBER.fullmatch(value)):
+                return f"{name:.60} is no name, and {value:.60} occurs again in its column"
+    return None
+
+
+def check_json(path: Path, name: str, encoding: str) -> None:
     """Reject an empty file, and a file that is one object with the rows inside: by columns, or under a key."""
-    with open_file(path, name) as file:
-        first = file.readline()
-        beginning = (first + file.readline()).replace(b"\xef\xbb\xbf", b"").split()
-        if beginning in ([], [b"[]"]) and not file.read(1):
+    with _open_lines(path, name, encoding) as file:
+        first, second = file.readline().lstrip("\ufeff"), file.readline()
+        if (first + second).split() in ([], ["[]"]) and not file.read(1):
             raise UserError(f"{name}: the file has no rows")
-        file.seek(len(first))
-        if first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b""):
+        if first.lstrip()[:1] not in ("{", ""):
             return
         try:
             content = json.loads(first)
-            if any(line.strip() for line in file):
+            if any(line.strip() for line in (second, *file)):
                 return  # one object a line
         except (ValueError, RecursionError):  # an object of several lines, or no JSON, which the reader reports
             try:
-                content = json.loads(first + file.read())
+                content = json.loads(first + second + file.read())
             except (ValueError, RecursionError):
                 return
     values = list(content.values()) if isinstance(content, dict) else [None]
@@ -84,24 +145,47 @@ def check_json(path: Path, name: str) -> None:
 
 
 def check_encoding(path: Path, name: str, encoding: str) -> None:
-    """Reject a file that is not text in an encoding. The error names the byte and a likely encoding."""
+    """Reject a file that is not text in an encoding, or is UTF-8 instead. The error names the encoding to set."""
+    if problem := _describe_encoding(path, name, encoding):
+        with open_file(path, name) as file:
+            likely = detect_encoding(file.read())
+        cure = f"set data.read.encoding to {likely}" if likely else "write it as UTF-8"
+        raise UserError(f"{name}: {problem}; {cure}")
+
+
+def _describe_encoding(path: Path, name: str, encoding: str) -> str | None:
+    """Why a file is not text in an encoding: the first wrong byte, and how its line reads in the likely encoding.
+
+    UTF-8 is read in Windows-1252 without an error, with two letters for each that is not ASCII.
+    """
     with open_file(path, name) as file:
         content = file.read()
+    if not is_same_encoding(encoding, "utf-8") and not content.isascii() and detect_encoding(content) == "utf-8":
+        return f"it is UTF-8, not {encoding.upper()}"
     try:
         content.decode(encoding)
     except UnicodeDecodeError as error:
         line, start = content.count(b"\n", 0, error.start) + 1, content.rfind(b"\n", 0, error.start) + 1
-        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            looks, likely = "it looks like UTF-16", "UTF-16"
-        else:
-            context = content[max(start, error.start - 20) : error.start + 20].splitlines()[0]
-            looks, likely = f"as Windows-1252 it reads {context.decode('cp1252', 'replace')!r}", "WINDOWS-1252"
-        raise UserError(
-            f"{name}: not {encoding.upper()}: byte 0x{content[error.start]:02x} at position {error.start}, "
-            f"in line {line} ({looks}); convert it: iconv -f {likely} -t UTF-8"
-        ) from error
+        likely = detect_encoding(content)
+        looks = "no known encoding fits"
+        if likely and likely.startswith(("utf-16", "utf-32")):
+            looks = f"it looks like {likely.upper()}"
+        elif likely:
+            text = content[start : error.start + 40].decode(likely, "ignore").splitlines()[0]
+            looks = f"as {likely} it reads {text[-60:]!r}"
+        place = f"byte 0x{content[error.start]:02x} at position {error.start}, in line {line}"
+        return f"not {encoding.upper()}: {place} ({looks})"
     except LookupError as error:
         raise UserError(f"{name}: no encoding is called {encoding}") from error
+    return None
+
+
+def is_same_encoding(name: str, other: str) -> bool:
+    """Whether two names mean the same encoding; a mark at the beginning of UTF-8 does not count."""
+    try:
+        return len({codecs.lookup(encoding).name.removesuffix("-sig") for encoding in (name, other)}) == 1
+    except LookupError:
+        return False
 
 
 @contextmanager
@@ -113,37 +197,40 @@ def _open_lines(path: Path, name: str, encoding: str) -> Iterator[TextIO]:
         yield lines
 
 
-def _describe_dialect(path: Path, name: str, encoding: str, separator: str, one_column: bool = True) -> str | None:
-    """What a file's first two lines look like; None if they may be cells separated by `separator` and quoted by ".
+def _describe_dialect(path: Path, name: str, options: dict[str, Any], one_column: bool = True) -> str | None:
+    """What a file's first two lines look like; None if they may be cells as `options` say.
 
     Args:
         one_column: whether pandas read the file as a single column.
     """
+    separator = options["sep"]
     if separator not in SEPARATORS:  # a regular expression, from README.md
         return None
-    with _open_lines(path, name, encoding) as file:
+    with _open_lines(path, name, options["encoding"] or "utf-8") as file:
         header, row = (file.readline().lstrip("\ufeff").rstrip("\r\n") for _ in range(2))
     other = max(SEPARATORS, key=header.count)
     if one_column and other != separator and header.count(other) > header.count(separator):
         return f"its cells seem to be separated by {SEPARATORS[other]} ({header:.60})"
     for line in (header, row):
-        if line[:1] == line[-1:] == "'" and f"'{separator}'" in line:
+        if options["quotechar"] == '"' and line[:1] == line[-1:] == "'" and f"'{separator}'" in line:
             return f"its cells seem to be quoted by ' ({line:.60})"
     return None
 
 
 def _find_uneven_row(
-    path: Path, name: str, encoding: str, separator: str, differs: Callable[[int, int], bool] = operator.gt
+    path: Path, name: str, options: dict[str, Any], differs: Callable[[int, int], bool] = operator.gt
 ) -> str | None:
     """Describe the first row with more cells than the header (`operator.lt`: fewer); None if there is no such row."""
+    separator, quotechar, encoding = options["sep"], options["quotechar"], options["encoding"] or "utf-8"
     if separator not in SEPARATORS:
         return None
     with _open_lines(path, name, encoding) as file:
-        rows = csv.reader(file, delimiter=separator)
+        rows = csv.reader(file, delimiter=separator, quotechar=quotechar)
         try:
             header = next(rows)
             row = next(row for row in rows if row and differs(len(row), len(header)))
         except (csv.Error, StopIteration):
             return None
         cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
-        return f"line {rows.line_num} has {cells}, the header {len(header)} ({reprlib.repr(row)})"
+        first = "the header" if options["header"] == "infer" else "the first row"
+        return f"line {rows.line_num} has {cells}, {first} {len(header)} ({reprlib.repr(row)})"

@@ -20,7 +20,8 @@ from stages.data.compression import open_file
 from stages.runtime.errors import UserError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-QUOTES = ('"', "'")
+NO_QUOTES = "\x1f"  # a control character that texts don't have: quotes are then text
+QUOTES = ('"', NO_QUOTES, "'")
 SAMPLE = 1 << 17  # characters of a file that are looked at. The `csv` module reads no longer cell
 NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?%?")
 
@@ -31,6 +32,7 @@ class Dialect:
 
     Attributes:
         encoding: name of Python's codec, such as utf-8 or cp1252.
+        quotechar: `NO_QUOTES` if quotes are not around cells.
         has_header: whether the first row names the columns.
     """
 
@@ -40,17 +42,21 @@ class Dialect:
     has_header: bool
 
 
-def detect_dialect(path: Path) -> Dialect:
+def detect_dialect(path: Path, name: str | None = None) -> Dialect:
     """Detect the dialect of a csv or tsv file, which may be compressed.
+
+    Args:
+        name: the file's name in errors; None: its path.
 
     Raises:
         UserError: the file is not readable, or not text in an encoding that Python can decode.
     """
-    with open_file(path, str(path)) as file:
+    name = name or str(path)
+    with open_file(path, name) as file:
         content = file.read()
-    encoding = _detect_encoding(content)
+    encoding = detect_encoding(content)
     if encoding is None:
-        raise UserError(f"{path}: not text in a known encoding; export it as csv in UTF-8")
+        raise UserError(f"{name}: not text in a known encoding; export it as csv in UTF-8")
     text = content[: 4 * SAMPLE].decode(encoding, "ignore").lstrip("\ufeff")
     is_cut = len(text) > SAMPLE or len(content) > 4 * SAMPLE
     if is_cut:
@@ -62,13 +68,13 @@ def detect_dialect(path: Path) -> Dialect:
     return Dialect(sep, encoding, quotechar, _has_header(rows))
 
 
-def _detect_encoding(content: bytes) -> str | None:
+def detect_encoding(content: bytes) -> str | None:
     """The name of the codec that decodes all of a file; None if it is not text.
 
-    A text in another encoding is hardly ever valid UTF-8. UTF-16 may be, but has NULs. chardet sees the first lines, and
-    further lines that are not ASCII, however late in the file they are.
+    A text in another encoding is hardly ever valid UTF-8. UTF-16 may be, but has NULs. chardet sees the first lines,
+    and further lines that are not ASCII, however late in the file they are.
     """
-    if b"\0" not in content and _decodes(content, "utf-8"):
+    if b"\0" not in content and decodes(content, "utf-8"):
         return "utf-8"
     lines = io.BytesIO(content)
     first = itertools.islice(lines, 500)
@@ -80,14 +86,14 @@ def _detect_encoding(content: bytes) -> str | None:
         for guess in chardet.detect_all(sample, encoding_era=era)
         if guess["encoding"]
     }
-    best = next((encoding for encoding in guesses if _decodes(content, encoding)), None)
+    best = next((encoding for encoding in guesses if decodes(content, encoding)), None)
     # A few letters leave chardet in doubt, and its first guess is then a rare encoding, such as an old Macintosh's.
-    if best and guesses.get("cp1252", 0) >= 0.8 * guesses[best] and _decodes(content, "cp1252"):
+    if best and guesses.get("cp1252", 0) >= 0.8 * guesses[best] and decodes(content, "cp1252"):
         return "cp1252"
     return best
 
 
-def _decodes(content: bytes, encoding: str) -> bool:
+def decodes(content: bytes, encoding: str) -> bool:
     try:
         content.decode(encoding)
     except (UnicodeError, LookupError):
@@ -113,7 +119,7 @@ def _choose_format(text: str, is_cut: bool, usual: str) -> tuple[str, str]:
         )  # a few words in quotes are no evidence
         prose = sum(cell.startswith(" ") for row in rows for cell in row[1:])  # commas of a sentence precede a space
         is_table = columns > 1 and equal > len(rows) / 2
-        return is_table, is_strict, equal == len(rows), is_quoted, -prose, columns
+        return is_table, round(equal / max(len(rows), 1), 2), is_strict, is_quoted, -prose, columns
 
     best = max(itertools.product(sorted(SEPARATORS, key=usual.__ne__), QUOTES), key=lambda pair: rate(*pair))
     return best if rate(*best)[0] else (usual, QUOTES[0])

@@ -15,15 +15,17 @@ from datasets.table import table_cast
 from huggingface_hub import DatasetCard
 
 from stages.data.compression import decompress_zst
-from stages.data.csv_and_json import check_encoding, check_json, read_csv
+from stages.data.csv_and_json import check_encoding, check_json, is_same_encoding, read_csv
+from stages.data.split_column import split_by_column
 from stages.data.task import SPLITS
+from stages.data.xlsx import read_xlsx
 from stages.runtime.errors import UserError, first_line
 from stages.runtime.files import temporary_folder
-from stages.runtime.params import Data
+from stages.runtime.params import Data, Read
 from stages.sources.manifest import TABLE_EXTENSIONS
 
 FORMATS = {"jsonl": "json", "ndjson": "json"}  # {extension: format}, where they differ
-READERS = {"tsv": "csv"}  # {format: builder of `datasets` that reads it}, where they differ
+READERS = {"tsv": "csv", "xlsx": "csv"}  # {format: builder of `datasets` that reads it}, where they differ
 STATE = "state.json"  # `save_to_disk` writes this file next to its arrow files
 
 Files = dict[str, dict[str, str]]  # {split of the data set: {link: name of the file}}
@@ -38,19 +40,19 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
 
     Args:
         names: files, relative to `folder`.
-        data: the section `data` of params.yaml. `splits` are names or slices in the notation of `datasets`.
+        data: the section `data` of params.yaml. `splits` are names or slices in the notation of `datasets`, of the data
+            set's own splits, or of the values of the column `split`. A key in `read` replaces the same key in the
+            `configs` of README.md.
 
     Returns:
-        {split: arrow table}, with the columns that all files of the split have. The schema has the features of
+        {split: arrow table} of the splits that `data.splits` names, with the columns that all files of the split have. The schema has the features of
         `datasets`, above all the names of classes.
 
     Raises:
         UserError: no table, a file that is not readable, no such subset, no such split, an empty slice. The error names
             the file or the key.
     """
-    names = list(names)
-    states = {Path(name).with_name(STATE) for name in names if _format(name) == "arrow"}
-    names = [name for name in names if Path(name) not in states]
+    names = _leave_out_states(names)
     if not any(_format(name) for name in names):
         raise UserError(f"data: {folder}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}")
     with temporary_folder("outs/data_source") as scratch:
@@ -58,21 +60,43 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
         links = _link_files(folder, names, scratch / "files")
         datasets.disable_progress_bars()  # reading takes seconds even for SNLI, and the bars would fill every log
         builder, files = _assign_files(folder, links, scratch, data.subset)
-        specs = {split: getattr(data.splits, split) for split in SPLITS}
-        sources = {split: _source_splits(files, split, spec) for split, spec in specs.items()}
+        _check_read_keys(files, data.read)
+        specs = {split: spec for split in SPLITS if (spec := getattr(data.splits, split)) is not None}
         datasets.logging.set_verbosity(logging.CRITICAL)  # it would log each error, with the names of the links
+        sources = {"rows": list(files)} if data.split else _source_splits({name: name for name in files}, specs)
         needed = {source for names in sources.values() for source in names}
         tables = {
-            source: _read_split(builder, source, files[source], scratch, folder, data.subset)
+            source: _read_split(builder, source, files[source], scratch, folder, data)
             for source in files
             if source in needed
         }
-        splits = {split: _slice_split(tables, files, split, spec) for split, spec in specs.items()}
     read_files = {
         split: [name for source in names for name in files[source].values()] for split, names in sources.items()
     }
     print("; ".join(f"{split} from {_list_some(names)}" for split, names in read_files.items()))
-    return splits
+    if data.split:
+        tables = _split_rows(tables, specs, data.split)
+    return {split: _slice_split(tables, specs, split) for split in specs}
+
+
+def _split_rows(tables: dict[str, pa.Table], specs: dict[str, str], column: str) -> dict[str, pa.Table]:
+    """{value of `data.split`: its rows}, of all the data set's own splits that have this column."""
+    with_column = {source: rows for source, rows in tables.items() if column in rows.column_names} or tables
+    if others := tables.keys() - with_column:
+        print(f"no column {column}, so not used: split {' and '.join(sorted(others))}")
+    rows = _concatenate(with_column, "+".join(with_column))
+    values = split_by_column(rows, column)
+    named = {value for names in _source_splits(_describe(values), specs).values() for value in names}
+    counts = {value: len(table) for value, table in values.items() if value not in named}
+    counts["empty"] = len(rows) - sum(map(len, values.values()))
+    if left_out := [f"{count:,} {value}" for value, count in counts.items() if count]:
+        print(f"column {column}: rows in none of data.splits: {', '.join(left_out)}")
+    return values
+
+
+def _describe(tables: Mapping[str, pa.Table]) -> dict[str, str]:
+    """{split: its name and number of rows}."""
+    return {name: f"{name} ({len(rows):,} rows)" for name, rows in tables.items()}
 
 
 def list_splits(folder: Path, names: Iterable[str], subset: str | None) -> tuple[dict[str, list[str]], bool]:
@@ -84,11 +108,17 @@ def list_splits(folder: Path, names: Iterable[str], subset: str | None) -> tuple
     """
     with temporary_folder("outs/data_source") as scratch:
         scratch = scratch.resolve()
-        links = _link_files(folder, list(names), scratch / "files")
+        links = _link_files(folder, _leave_out_states(names), scratch / "files")
         datasets.disable_progress_bars()
         _, files = _assign_files(folder, links, scratch, subset)
         configs = _read_configs(folder, scratch)
     return {split: list(assigned.values()) for split, assigned in files.items()}, bool(configs)
+
+
+def _leave_out_states(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    states = {Path(name).with_name(STATE) for name in names if _format(name) == "arrow"}
+    return [name for name in names if Path(name) not in states]
 
 
 def _extension(name: str) -> str:
@@ -107,6 +137,8 @@ def _link_files(folder: Path, names: list[str], target: Path) -> dict[str, str]:
     links: dict[str, str] = {}
     for name in names:
         link = target / (name[: len(name) - len(_extension(name))] + _extension(name))
+        if _extension(name) == "xlsx":  # which `datasets` does not know: it only assigns the file to a split
+            link = link.with_name(f"{link.name}.csv")
         if str(link) in links:
             raise UserError(f"data: {folder}: {links[str(link)]} and {name} differ only in case; rename one")
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -210,32 +242,88 @@ def _check_reader(files: Files, folder: Path, builder: datasets.DatasetBuilder) 
         )
 
 
-def _source_splits(files: Files, split: str, spec: str) -> list[str]:
-    """The data set's splits from which `data.splits` takes the rows of a split."""
-    try:
-        instruction = datasets.ReadInstruction.from_spec(spec)
-        return list(dict.fromkeys(part.splitname for part in instruction.to_absolute(dict.fromkeys(files, 100))))
-    except Exception as error:  # no such split, a percentage over 100
-        raise _wrong_split(files, split, spec, first_line(error)) from error
+def _source_splits(available: dict[str, str], specs: dict[str, str]) -> dict[str, list[str]]:
+    """{split: the splits of the data set, or values of `data.split`, from which `data.splits` takes its rows}.
+
+    Args:
+        available: {split of the data set: how errors list it}.
+        specs: {split: its value in `data.splits`}.
+    """
+    lengths = dict.fromkeys(available, 100)
+    sources = {}
+    for split, spec in specs.items():
+        try:
+            sources[split] = list(dict.fromkeys(name for name, _, _ in _parse_spec(spec, lengths)))
+        except Exception as error:  # no such split, a percentage over 100
+            raise _wrong_split(available, specs, split, first_line(error)) from error
+    return sources
 
 
-def _slice_split(tables: dict[str, pa.Table], files: Files, split: str, spec: str) -> pa.Table:
+def _parse_spec(spec: str, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Names and slices of splits, such as `a[:90%]+b` -> [(split, first row, row after the last)].
+
+    Args:
+        lengths: {split: number of rows}. The notation of `datasets` has only letters, digits and _ in names, but the
+            values of `data.split` may have others.
+    """
+    aliases = {name: name if re.fullmatch(r"\w+", name) else f"__{i}__" for i, name in enumerate(lengths)}
+    instructions = []
+    for part in [spec] if spec in lengths else spec.split("+"):
+        name = part.strip() if part.strip() in lengths else re.split(r"[\[(]", part)[0].strip()
+        if name not in lengths:
+            raise ValueError(f'Unknown split "{name}"')
+        instructions.append(aliases[name] + part.strip()[len(name) :])
+    names = {alias: name for name, alias in aliases.items()}
+    lengths = {alias: lengths[name] for name, alias in aliases.items()}
+    parts = datasets.ReadInstruction.from_spec("+".join(instructions)).to_absolute(lengths)
+    return [(names[part.splitname], part.from_, part.to) for part in parts]
+
+
+def _slice_split(tables: dict[str, pa.Table], specs: dict[str, str], split: str) -> pa.Table:
     try:
-        lengths = {source: len(tables.get(source, ())) for source in files}
-        parts = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
+        parts = _parse_spec(specs[split], {source: len(rows) for source, rows in tables.items()})
     except Exception as error:  # pct1_dropremainder of fewer than 100 rows
-        raise _wrong_split(files, split, spec, first_line(error)) from error
-    slices = [tables[part.splitname].slice(part.from_, max(part.to - part.from_, 0)) for part in parts]
+        raise _wrong_split(_describe(tables), specs, split, first_line(error)) from error
+    slices = [tables[source].slice(start, max(end - start, 0)) for source, start, end in parts]
     if not any(map(len, slices)):
-        raise _wrong_split(files, split, spec, "it has no data")
+        raise _wrong_split(_describe(tables), specs, split, "it has no data")
     return slices[0] if len(slices) == 1 else _concatenate(dict(enumerate(slices)), split)
 
 
-def _wrong_split(files: Files, split: str, spec: str, reason: str) -> UserError:
+def _wrong_split(available: dict[str, str], specs: dict[str, str], split: str, reason: str) -> UserError:
+    """An error about a value in `data.splits`. If rows can be held out of train instead, it names the keys."""
+    missing = [other for other in SPLITS[1:] if other in specs and _is_unknown(specs[other], available)]
+    cure = ""
+    if split in missing and not _is_unknown(specs["train"], available):
+        keys = " and ".join(f"data.splits.{other}" for other in missing)
+        sizes = " and ".join(f"data.holdout.{other}" for other in missing)
+        cure = f"; to hold rows out of train, set {keys} to null, and {sizes} to 10%"
     return UserError(
-        f"params.yaml: data.splits.{split}: {spec} ({reason}); "
-        f"allowed: the data's own splits ({', '.join(files)}), or slices of them such as {next(iter(files))}[:90%]"
+        f"params.yaml: data.splits.{split}: {specs[split]} ({reason}); allowed: the data's own splits "
+        f"({', '.join(available.values())}), or slices of them such as {next(iter(available), 'train')}[:90%]{cure}"
     )
+
+
+def _is_unknown(spec: str, available: dict[str, str]) -> bool:
+    try:
+        _parse_spec(spec, dict.fromkeys(available, 100))
+    except ValueError as error:
+        return "Unknown split" in str(error)
+    except Exception:
+        return False
+    return False
+
+
+def _check_read_keys(files: Files, read: Read) -> None:
+    """Reject a key of `data.read` that has no effect on the data's format, which all files share."""
+    name = next((name for names in files.values() for name in names.values()), "")
+    allowed = {"csv": Read.model_fields, "tsv": Read.model_fields, "json": ["encoding"]}.get(_format(name), [])
+    for key, value in read:
+        if value is not None and key not in allowed:
+            raise UserError(
+                f"params.yaml: data.read.{key}: has no effect on {_format(name)} files ({name}); "
+                f"allowed: null, since it is for csv{' and json' if key == 'encoding' else ''} files"
+            )
 
 
 def _read_split(
@@ -244,8 +332,9 @@ def _read_split(
     files: dict[str, str],
     scratch: Path,
     folder: Path,
-    subset: str | None,
+    data: Data,
 ) -> pa.Table:
+    options = data.read.model_dump(include={"sep", "encoding", "quotechar"}, exclude_none=True)
     tables = {}
     for link, name in files.items():
         place, path = f"data: {folder}/{name}", link
@@ -253,9 +342,11 @@ def _read_split(
             path = str(scratch / "decompressed" / Path(link).relative_to(scratch / "files").with_suffix(""))
             decompress_zst(Path(link), Path(path), place)
         if _format(name) in ("csv", "tsv"):
-            table = read_csv(Path(path), place, builder.config.pd_read_csv_kwargs)
+            table = read_csv(Path(path), place, builder.config.pd_read_csv_kwargs | options, data.read.names)
+        elif _format(name) == "xlsx":
+            table = read_xlsx(Path(path), place)
         else:
-            table = _read_typed(path, place, builder, scratch, subset)
+            table = _read_typed(path, place, builder, scratch, data)
         tables[name] = _cast_as_declared(table, builder, place, folder)
     table = _concatenate(tables, split)
     declared = (builder.info.splits or {}).get(split)
@@ -295,14 +386,21 @@ def _remove_points(table: pa.Table, column: str, target: pa.DataType, names: Ite
     return table.set_column(table.column_names.index(column), column, values)
 
 
-def _read_typed(path: str, place: str, builder: datasets.DatasetBuilder, scratch: Path, subset: str | None) -> pa.Table:
+def _read_typed(path: str, place: str, builder: datasets.DatasetBuilder, scratch: Path, data: Data) -> pa.Table:
     """Read a json, parquet or arrow file by `datasets`."""
     is_json = _format(path) == "json"
+    encoding = data.read.encoding or getattr(builder.config, "encoding", None) or "utf-8"
+    if is_json and not is_same_encoding(encoding, "utf-8"):
+        check_encoding(Path(path), place, encoding)
     if is_json and builder.config.field is None:
-        check_json(Path(path), place)
+        check_json(Path(path), place, encoding)
     try:
         file_builder = datasets.load_dataset_builder(
-            str(scratch / "files"), subset, cache_dir=str(scratch / "cache"), data_files={"train": [glob.escape(path)]}
+            str(scratch / "files"),
+            data.subset,
+            cache_dir=str(scratch / "cache"),
+            data_files={"train": [glob.escape(path)]},
+            **({"encoding": encoding} if is_json else {}),
         )
         file_builder.download_and_prepare(verification_mode="no_checks")
         rows = file_builder.as_dataset(split="train", in_memory=True)
@@ -310,7 +408,7 @@ def _read_typed(path: str, place: str, builder: datasets.DatasetBuilder, scratch
         table.validate(full=True)  # finds text that is not UTF-8 here, not when a later stage reads it
     except Exception as error:  # `datasets` raises a dozen kinds here, plain Exception among them
         if is_json:
-            check_encoding(Path(path), place, builder.config.encoding)
+            check_encoding(Path(path), place, encoding)
         raise UserError(f"{place}: not readable as a data set ({_reason(error, scratch, place)})") from error
     # polars writes text as string_view. Cast it here, so that no later stage meets this type.
     for i, field in enumerate(table.schema):

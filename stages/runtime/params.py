@@ -247,9 +247,9 @@ class Tokenize(Section):
     @classmethod
     def _check_system(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("chat") is False:
-            raise ValueError("must be empty with tokenize.chat: false, because only a chat template has this message")
+            raise ValueError("must be empty with chat: false (only a chat template has a system message)")
         if value is not None and re.search(PLACEHOLDER, value):
-            raise ValueError("must have no text in braces: only tokenize.template names columns")
+            raise ValueError("must have no text in braces (only tokenize.template names columns)")
         return value
 
 

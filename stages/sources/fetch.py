@@ -43,8 +43,8 @@ def fetch(source: Source, section: str) -> tuple[Path, dict[str, Any]]:
     _check_digest(source, manifest, section)
     if source.folder != FROM_HUB and not _is_in_copies(folder, manifest):
         print(
-            f"{source.folder} is not in Git: experiments with --temp, in DVC's queue or on another machine do not find "
-            f"it; for those, add it to Git or by `dvc add`, or set {section}.folder: {Path(source.folder).absolute()}"
+            f"{source.folder} is not in Git: experiments in DVC's queue or with --temp run in a copy that lacks it; "
+            f"for those, commit it or run `dvc add`, or set {section}.folder: {_whole_path(source.folder, Path.cwd())}"
         )
     return folder, manifest
 
@@ -99,8 +99,9 @@ def choose_folder_value(path: Path) -> str:
 
 
 def _whole_path(folder: str, at: Path) -> Path:
+    """The whole path of a folder, without `..`. A link stays a link, unlike in `Path.resolve`."""
     home = os.path.expanduser(folder)  # noqa: PTH111 (`Path.expanduser` fails for an unknown user)
-    return Path(os.path.normpath(at / home))  # not `resolve`: a link stays a link
+    return Path(os.path.normpath(at / home))
 
 
 def _find_repository(at: Path) -> Path:

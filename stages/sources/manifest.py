@@ -17,6 +17,7 @@ from stages.sources.hashes import cached_sha256
 TABLE_EXTENSIONS = [
     "parquet",
     "arrow",
+    "xlsx",
     *(
         f"{text}{compression}"
         for text in ("csv", "tsv", "json", "jsonl", "ndjson")

@@ -195,11 +195,16 @@ def test_checkout_restores_the_outs_that_dvc_removed_before_a_rejected_run(repro
     assert "up to date" in repro.clone.dvc("status").stdout
 
 
-def test_parameters_never_reach_a_shell(repro, rejected):
-    done = repro.clone.dvc("exp", "run", "-S", "model.name='$(touch pwned)'", "-S", "data.name='`touch pwned`'")
+@pytest.mark.parametrize(
+    "changes",
+    [["model.folder='$(touch pwned)'"], ["data.folder=from_hub", "data.name='`touch pwned`'", "data.revision=main"]],
+    ids=["folder", "name"],
+)
+def test_parameters_never_reach_a_shell(repro, rejected, changes):
+    done = repro.clone.dvc("exp", "run", "download", *(part for change in changes for part in ("-S", change)))
     repro.clone.git("checkout", "--", "demo/params.yaml")
     assert done.returncode != 0
-    assert "error: " in done.stdout + done.stderr
+    assert "touch pwned" in done.stderr
     assert list(repro.clone.folder.rglob("pwned")) == []
     assert "Traceback" not in done.stdout + done.stderr
 

@@ -1,5 +1,6 @@
 """`tools.export`: how it measures and chooses a merge, what it rejects, and what it writes."""
 
+import ast
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from helpers.project import CPU, NANO
 from helpers.tables import CLASSES
 from transformers import AutoTokenizer
 
+from stages.data.chat import apply_chat
 from stages.data.task import Task
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter, save_tokenizer
@@ -24,7 +26,7 @@ from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
-from tools import export
+from tools import export, predict
 from tools.export import Agreement
 
 SWAPPED_CLASSES = {"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}
@@ -82,15 +84,16 @@ def test_an_error_of_the_disk_is_reported_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def make_adapter(folder, template=None):
+def make_adapter(folder, template=None, base=NANO):
     """Write an adapter with random weights.
 
     Args:
         template: None: the demo's.
+        base: folder of the base model.
     """
     raw = unpinned_params()
     raw["tokenize"]["template"] = template or raw["tokenize"]["template"]
-    p, manifest = params.Params.model_validate(raw), manifest_of(NANO)
+    p, manifest = params.Params.model_validate(raw), manifest_of(base)
     tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
     model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, tokenizer), p.lora, 42)
     torch.manual_seed(0)
@@ -196,6 +199,40 @@ def test_rows_of_another_task_are_rejected(merged, tmp_path, monkeypatch, task, 
     files.write_json("outs/data_source.json", {"name": "data", "revision": None, "digest": "d" * 64})
     with pytest.raises(UserError, match=rf"outs/task\.json: {message}"):
         export.export(tmp_path / "out", merged[0].folder, None)
+
+
+def test_a_chat_template_is_exported_and_predict_gives_its_answers(nano_copy, tmp_path, monkeypatch, capsys):
+    """The tokenizer adds BOS to a text, but not to the chat template, which has none."""
+    path = nano_copy / "tokenizer.json"
+    processor = json.loads(path.read_text())["post_processor"]
+    bos = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    processor["special_tokens"] = {"<|endoftext|>": bos}
+    processor["single"].insert(0, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}})
+    edit_json(nano_copy, "tokenizer.json", post_processor=processor)
+    (nano_copy / "chat_template.jinja").write_text("Q: {{ messages[0].content | trim }}\nA:")
+    base = load_tokenizer(manifest_of(nano_copy))
+    raw = {"template": "Is {premise} also {hypothesis}?", "max_length": 128, "chat": True, "system": None}
+    template = apply_chat(base, params.Tokenize.model_validate(raw), "nano")
+    rows = pd.DataFrame({"text_premise": ["a man ", " sleeps"], "text_hypothesis": "a dog", "label": [0, 1]})
+    make_adapter(tmp_path / "adapter", template, nano_copy)
+    monkeypatch.chdir(tmp_path)
+    Path("outs/tokenized").mkdir(parents=True)
+    Task(CLASSES, template, None).write("outs/task.json")
+    files.write_json("outs/data_source.json", {"name": "data", "revision": None, "digest": "d" * 64})
+    rows.to_parquet("outs/tokenized/test.parquet")
+    export.export(tmp_path / "out", tmp_path / "adapter", "dequantised")
+    texts, ids, _ = encode_rows(rows, base, template, 128)
+    assert base(texts[0])["input_ids"] == [0, *ids[0]] and ids[0].count(0) == 0
+    assert AutoTokenizer.from_pretrained("out")(texts)["input_ids"] == ids
+    assert AutoTokenizer.from_pretrained("adapter")(texts)["input_ids"] == ids
+    capsys.readouterr()
+    block = re.search(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)[1]
+    exec(block.replace("path/to/this/folder", "out"), names := {})
+    assert names["text"].startswith("Q: Is Two dogs") and names["text"].endswith("?\nA:")
+    (answer,) = predict.load_predictor(Path("adapter"), base_only=False)([list(names["texts"].values())])
+    (exported,) = ast.literal_eval(capsys.readouterr().out)
+    assert exported["label"] == answer["label"]
+    assert exported["score"] == pytest.approx(answer["probabilities"][answer["label"]], abs=0.05)
 
 
 def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsys):

@@ -444,7 +444,7 @@ def test_download_says_when_a_copy_of_the_repository_would_lack_the_files(
         git(tmp_path, "add", *tracked)
     monkeypatch.chdir(tmp_path)
     fetch(source_of(at), "data")
-    line = f"{at} is not in Git: experiments with --temp"
+    line = f"{at} is not in Git: experiments in DVC's queue or with --temp"
     printed = capsys.readouterr().out
     assert (line not in printed) == is_in_copies
     assert (f"set data.folder: {tmp_path}/{at}\n" in printed) == (not is_in_copies)

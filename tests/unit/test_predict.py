@@ -8,6 +8,7 @@ import selectors
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
+from stages.data.chat import apply_chat
 from stages.data.task import Task
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
@@ -648,15 +650,21 @@ def test_plain_transformers_and_peft_read_any_text_as_text(adapter, capsys, monk
 CARD = (ROOT / "stages/report/templates/model_card.md").read_text()
 CHAT = "<|im_start|>user\nPremise: {premise} {hypothesis}<|im_end|>\n<|im_start|>assistant\n"
 LLAMA = "<s>[INST] {premise}\n{hypothesis}[INST]"
+BASES = {
+    "ChatML": (tokenizers.chatml, CHAT),
+    "Llama's": (tokenizers.metaspace, LLAMA),
+    **{f"chat template of {model}": (partial(tokenizers.chat, model), None) for model in ("Llama 3.2", "Gemma 2")},
+}
 
 
 @pytest.mark.parametrize("block", [find_python_block(DOCUMENT), find_python_block(CARD)], ids=["document", "card"])
-@pytest.mark.parametrize(
-    ("base", "template"), [(tokenizers.chatml, CHAT), (tokenizers.metaspace, LLAMA)], ids=["ChatML", "Llama's"]
-)
+@pytest.mark.parametrize(("base", "template"), BASES.values(), ids=BASES)
 def test_plain_transformers_makes_the_tokens_of_training(tmp_path, block, base, template):
     base().save_pretrained(tmp_path / "base")
     manifest = manifest_of(tmp_path / "base")
+    if template is None:
+        raw = {"template": "Is it {premise} or {hypothesis}?", "max_length": 500, "chat": True, "system": None}
+        template = apply_chat(load_tokenizer(manifest), params.Tokenize.model_validate(raw), "m")
     (adapter := tmp_path / "adapter").mkdir()
     load_configured_tokenizer(manifest, template).save_pretrained(adapter)
     (adapter / "classifier.json").write_text(json.dumps({"template": template}))

@@ -1,0 +1,381 @@
+"""tools.init: from a file of somebody's to the keys of params.yaml, in the folder of a pipeline."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import yaml
+from dvc.utils.serialize import modify_yaml
+from helpers.project import COMMITTED, NANO
+
+from stages.data.label_column import read_label_columns
+from stages.data.task import Task
+from stages.runtime import params
+from stages.runtime.errors import UserError
+from tools import choose_params, describe_data, init
+from tools.params_file import Draft
+
+WORDS = ("rain", "sun", "snow", "wind", "cloud", "storm", "heat", "frost", "mist", "hail", "light", "dark", "north")
+
+
+def texts(count, seed=0):
+    """Different texts of 4 to 12 words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(4, 13))) + f" {number}" for number in range(count)]
+
+
+def table(**classes):
+    """Rows sorted by class, {class: rows}."""
+    labels = [name for name, rows in classes.items() for _ in range(rows)]
+    return pd.DataFrame({"text": texts(len(labels)), "mood": labels})
+
+
+def git(*arguments, at="."):
+    author = ["-c", "user.name=test", "-c", "user.email=test"]
+    subprocess.run(["git", *author, *arguments], cwd=at, check=True, capture_output=True)
+
+
+@pytest.fixture(params=["demo/params.yaml"])
+def pipeline(request, tmp_path, monkeypatch):
+    """A pipeline's folder in a repository with one commit, and the data in a folder next to it."""
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    (tmp_path / "data").mkdir()
+    shutil.copy(COMMITTED / request.param, folder / "params.yaml")
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    with modify_yaml(folder / "params.yaml") as raw:
+        raw["model"] |= {"folder": str(NANO), "name": None, "revision": None, "digest": None}
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "as it is"]):
+        git(*command, at=folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def run(pipeline, monkeypatch, capsys):
+    """A function that runs the command -> (new parameters, what it printed). Without a terminal, as in a test."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["init", *map(str, arguments)])
+        init.main()
+        return params.load(), capsys.readouterr().out
+
+    return run
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts}
+
+
+def sorted_csv(folder):
+    path = folder.parent / "data/moods.csv"
+    table(glad=40, mad=30, sad=30).to_csv(path, index=False)
+    return path
+
+
+def test_a_sorted_file_is_held_out_by_class(run, pipeline):
+    path = sorted_csv(pipeline)
+    p, printed = run(path)
+    assert p.data.folder == str(path)
+    assert (p.data.label, p.data.classes, p.data.group) == ("mood", None, None)
+    assert p.data.splits.model_dump() == {"train": "train", "validation": None, "test": None}
+    assert (p.data.holdout.validation, p.data.holdout.test, p.data.holdout.columns) == ("10%", "10%", ["text"])
+    assert p.tokenize.template == "{text}\nMood:"
+    assert p.data.digest is None
+    for words in ("3 classes", "40.0% glad (40)", "80 train, 10 validation, 10 test", "leads with accuracy"):
+        assert words in printed
+    assert printed.endswith("Next: dvc repro\n")
+
+
+@pytest.mark.parametrize("pipeline", ["params.yaml", "demo/params.yaml"], indirect=True)
+def test_other_lines_and_comments_stay_and_none_is_about_other_data(run, pipeline):
+    before = (pipeline / "params.yaml").read_text()
+    run(sorted_csv(pipeline))
+    after = (pipeline / "params.yaml").read_text()
+    old, new = before.splitlines(), after.splitlines()
+    sections = ("batches:", "lora:", "train:", "eval:", "analysis:", "device:", "threads:", "seed:")
+    for name in sections:
+        start = next(i for i, line in enumerate(old) if line.startswith(name))
+        assert old[start : start + 5] == new[(at := new.index(old[start])) : at + 5]
+    assert all(line in new for line in old if line.startswith(("  holdout", "    seed:", "  duplicates:", "  label")))
+    about_data = "\n".join([new[0], *new[new.index("data:") : new.index("batches:")]])
+    for word in ("NLI", "toy", "premise", "550", "10,000", "81 tokens", "entailment"):
+        assert word not in about_data.replace("such as a premise", ""), word
+
+
+@pytest.mark.parametrize("pipeline", ["params.yaml", "demo/params.yaml"], indirect=True)
+def test_a_later_change_by_dvc_leaves_no_further_diff(run, pipeline):
+    data = table(yes=40, no=30)
+    data.to_csv(pipeline.parent / "data/answers.csv", index=False)
+    run(pipeline.parent / "data/answers.csv")
+    path = pipeline / "params.yaml"
+    written = path.read_text()
+    with modify_yaml(path) as raw:
+        raw["seed"] = 43
+    assert path.read_text().replace("seed: 43", "seed: 42", 1) == written
+    params.load()
+
+
+def test_a_dialect_is_written_to_read(run, pipeline):
+    data = table(gut=30, schlecht=30)
+    data["text"] = "Größe; " + data["text"]
+    path = pipeline.parent / "data/kunden.csv"
+    data.to_csv(path, index=False, sep=";", encoding="cp1252", quotechar="'", quoting=csv.QUOTE_ALL)
+    p, printed = run(path)
+    assert p.data.read.model_dump() == {"sep": ";", "encoding": "cp1252", "quotechar": "'", "names": None}
+    assert "cp1252; cells are separated by semicolons and quoted by '" in printed
+    assert (p.data.label, p.tokenize.template) == ("mood", "{text}\nMood:")
+
+
+def test_a_file_without_a_header_gets_names(run, pipeline):
+    path = pipeline.parent / "data/plain.csv"
+    table(yes=30, no=30)[["mood", "text"]].to_csv(path, index=False, header=False)
+    p, _ = run(path)
+    assert p.data.read.names == ["label", "text"]
+    assert (p.data.label, p.tokenize.template) == ("label", "{text}\nLabel:")
+
+
+def test_a_folder_with_train_and_test_only_holds_out_validation_rows(run, pipeline):
+    for split, rows in (("train", 50), ("test", 20)):
+        table(ham=rows, spam=rows // 5).to_parquet(pipeline.parent / f"data/{split}.parquet")
+    p, printed = run(pipeline.parent / "data")
+    assert p.data.splits.model_dump() == {"train": "train", "validation": None, "test": "test"}
+    assert (p.data.holdout.validation, p.data.holdout.test) == ("10%", None)
+    assert "leads with macro F1" in printed
+
+
+def test_a_test_split_without_labels_is_not_used(run, pipeline):
+    table(glad=40, sad=30).to_csv(pipeline.parent / "data/train.csv", index=False)
+    table(glad=20)[["text"]].to_csv(pipeline.parent / "data/test.csv", index=False)
+    p, printed = run(pipeline.parent / "data")
+    assert p.data.splits.test is None and p.data.holdout.test == "10%"
+    assert "the test split has no labels" in printed
+
+
+def test_a_split_column_is_obeyed(run, pipeline):
+    data = table(glad=60, sad=60).sample(frac=1, random_state=1)
+    data["split"] = ["train"] * 80 + ["dev"] * 20 + ["test"] * 20
+    data.to_csv(pipeline.parent / "data/all.csv", index=False)
+    p, printed = run(pipeline.parent / "data/all.csv")
+    assert p.data.split == "split"
+    assert p.data.splits.model_dump() == {"train": "train", "validation": "dev", "test": "test"}
+    assert "80 train, 20 validation, 20 test" in printed
+
+
+def test_groups_are_held_out_whole_and_counted_as_fewer_rows(run, pipeline):
+    data = table(glad=60, sad=60)
+    data["author"] = [f"author {number}" for number in range(30)] * 4
+    data.to_csv(pipeline.parent / "data/all.csv", index=False)
+    p, printed = run(pipeline.parent / "data/all.csv")
+    assert (p.data.group, p.data.holdout.columns) == ("author", None)
+    assert "rows with the same author resemble each other" in printed
+
+
+def test_the_configs_of_a_readme_are_obeyed(run, pipeline):
+    folder = pipeline.parent / "data"
+    table(glad=40, sad=40).to_csv(folder / "mine.csv", index=False, sep=";")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  sep: ;\n  data_files:\n  - split: train\n    path: mine.csv\n---\n"
+    )
+    p, printed = run(folder)
+    assert set(p.data.read.model_dump().values()) == {None}
+    assert p.data.label == "mood" and "README.md: its configs" in printed
+
+
+def test_a_subset_is_asked_for_by_its_option(run, pipeline):
+    folder = pipeline.parent / "data"
+    table(glad=40, sad=40).to_csv(folder / "one.csv", index=False)
+    configs = "".join(f"- config_name: {name}\n  data_files: one.csv\n" for name in ("en", "de"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with pytest.raises(UserError, match=r"^--subset: null; allowed .*: en, de"):
+        run(folder)
+    p, _ = run(folder, "--subset", "de")
+    assert p.data.subset == "de"
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["b"] * 5 + ["a"] * 5, None),
+        (["spam"] * 9 + ["ham"] * 2, ["spam", "ham"]),
+        (["ham"] * 9 + ["spam"] * 2, None),
+        (["0"] * 2 + ["1"] * 9, ["1", "0"]),
+        (["-1"] * 4 + ["0"] * 3 + ["1"] * 4, ["-1", "0", "1"]),
+        (["-1"] * 4 + ["0", "1", "2"] * 3, ["0", "1", "2"]),
+        (["-2", "-1", "0", "1", "2"] * 3, ["-2", "-1", "0", "1", "2"]),
+        (["0.5"] * 4 + ["1.0"] * 4 + ["10"] * 4, ["0.5", "1.0", "10"]),
+        (["-"] * 2 + ["a", "b", "c"] * 4, ["a", "b", "c"]),
+        (["Spam"] * 5 + ["spam"] + ["ham"] * 5 + ["eggs"] * 5, ["eggs", "ham", "Spam"]),
+    ],
+)
+def test_classes_are_listed_only_where_the_data_does_not_say_them(labels, classes):
+    columns = read_label_columns({"train": pa.table({"y": labels})}, "y")
+    listed, _ = choose_params.choose_classes(columns)
+    assert listed == classes
+
+
+def test_too_many_labels_are_rejected_as_the_stage_does():
+    columns = read_label_columns({"train": pa.table({"y": [f"{number / 7:.3f}" for number in range(100)]})}, "y")
+    with pytest.raises(UserError, match="numbers to be predicted"):
+        choose_params.choose_classes(columns)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions", "expected"),
+    [
+        ([20] * 99 + [40], None, 48),  # all rows, since that costs little
+        ([200] * 995 + [5000] * 5, None, 208),  # 99%
+        ([600] * 100, 512, 512),
+        ([9000] * 100, None, 8192),
+    ],
+)
+def test_max_length_holds_nearly_all_rows_and_no_more_than_the_model_has(monkeypatch, lengths, positions, expected):
+    monkeypatch.setattr(choose_params, "read_positions", lambda manifest: positions)
+    draft = Draft(COMMITTED / "demo/params.yaml")
+    assert choose_params.choose_max_length(draft, np.array(lengths), {}) == expected
+    assert draft.params().tokenize.max_length == expected
+
+
+def test_what_the_test_rows_can_show():
+    task = Task(("a", "b"), "{text}", None)
+    rows = pd.DataFrame({"text_text": texts(1000), "label": [0, 1] * 500, "group": range(1000)})
+    _, accuracy, difference = describe_data.describe_test_rows(rows, task, 0.95)
+    assert "±1.9 points" in accuracy
+    assert "10% of the rows must differ by 2.8 points" in difference  # (1.96 + 0.84) sqrt(0.1 / 1000)
+    few, _, difference = describe_data.describe_test_rows(
+        rows.assign(group=[*range(100)] * 10), Task(("a", "b"), "{text}", "author"), 0.95
+    )
+    assert "1,000, which count as 100" in few
+    assert "differ by 8.9 points" in difference
+
+
+def change(folder):
+    with open(folder / "params.yaml", "a") as file:
+        file.write("# mine\n")
+
+
+def remove_repository(folder):
+    shutil.rmtree(folder / ".git")
+
+
+REFUSED = {
+    "uncommitted changes": (change, [], "params.yaml: has uncommitted changes"),
+    "no repository": (remove_repository, [], "params.yaml: Git can't restore it"),
+    "an existing --out": (lambda folder: None, ["--out", "dvc.yaml"], "--out: dvc.yaml exists"),
+    "another folder": (lambda folder: (folder / "dvc.yaml").unlink(), [], "dvc.yaml: not in this folder"),
+    "an unknown label": (lambda folder: None, ["--label", "x"], "--label: x: no such column"),
+    "an unknown text": (lambda folder: None, ["--text", "x"], "--text: x: no such column"),
+    "no model": (lambda folder: None, ["--model", "../data"], "data: no model here"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_is_one_line_and_writes_nothing(run, pipeline, case):
+    prepare, arguments, words = REFUSED[case]
+    path = sorted_csv(pipeline)
+    prepare(pipeline)
+    before = files(pipeline.parent)
+    with pytest.raises(UserError) as error:
+        run(path, *arguments)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert files(pipeline.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("none.csv", "none.csv: no such file or folder"),
+        ("../none/moods.csv", "no such file or folder"),
+        (".", "the pipeline writes outs/ there"),
+        (".git", "no table here"),
+        ("outs/moods.csv", "the pipeline writes outs/ there"),
+    ],
+)
+def test_a_wrong_path_is_named(run, pipeline, path, words):
+    if path.startswith("outs"):
+        (pipeline / "outs").mkdir()
+        shutil.copy(sorted_csv(pipeline), pipeline / path)
+    with pytest.raises(UserError, match=words):
+        run(path)
+
+
+def test_force_keeps_the_other_uncommitted_changes(run, pipeline):
+    change(pipeline)
+    run(sorted_csv(pipeline), "--force")
+    assert (pipeline / "params.yaml").read_text().endswith("# mine\n")
+
+
+def test_check_writes_nothing_even_with_uncommitted_changes(run, pipeline):
+    path = sorted_csv(pipeline)
+    change(pipeline)
+    before = files(pipeline.parent)
+    _, printed = run(path, "--check")
+    assert files(pipeline.parent) == before and not (pipeline / "outs").exists()
+    assert "label: mood" in printed and printed.endswith("nothing was written (--check)\n")
+
+
+def test_out_writes_another_file(run, pipeline):
+    before = (pipeline / "params.yaml").read_bytes()
+    _, printed = run(sorted_csv(pipeline), "--out", "mine.yaml")
+    assert (pipeline / "params.yaml").read_bytes() == before
+    assert params.load("mine.yaml").data.label == "mood"
+    assert printed.endswith("Next: cp mine.yaml params.yaml && dvc repro\n")
+
+
+def test_a_path_in_the_repository_is_relative(run, pipeline):
+    shutil.copytree(sorted_csv(pipeline).parent, pipeline / "own")
+    p, _ = run(pipeline / "own")
+    assert p.data.folder == "own"
+
+
+def test_on_a_terminal_the_label_is_asked_for_and_no_keeps_the_file(run, pipeline, monkeypatch, capsys):
+    data = table(glad=40, sad=30)
+    data["topic"] = ["home", "work"] * 35
+    data.to_csv(pipeline.parent / "data/two.csv", index=False)
+    before = files(pipeline)
+    answers = iter(["topic", "n"])
+    monkeypatch.setattr(init, "is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    _, printed = run(pipeline.parent / "data/two.csv")
+    assert files(pipeline) == before
+    assert "label: topic" in printed and printed.endswith("nothing was written\n")
+
+
+def model_folder(folder, config=(), tokenizer=()):
+    """A copy of the nano model with some keys of its files changed."""
+    copy = folder / "model"
+    shutil.copytree(NANO, copy)
+    for name, changes in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        path = copy / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(changes)))
+    return copy
+
+
+@pytest.mark.parametrize(("activation", "expected"), [("gelu_new", "gelu_pytorch_tanh"), ("silu", None)])
+def test_a_models_activation_is_replaced_only_by_an_equal_one(run, pipeline, activation, expected):
+    model = model_folder(pipeline.parent, config={"hidden_act": activation})
+    p, _ = run(sorted_csv(pipeline), "--model", model)
+    assert (p.model.folder, p.model.hidden_act, p.model.digest) == (str(model), expected, None)
+
+
+CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% endfor %}<|assistant|>"
+
+
+def test_a_models_chat_template_is_used(run, pipeline):
+    p, _ = run(sorted_csv(pipeline), "--model", model_folder(pipeline.parent, tokenizer={"chat_template": CHAT}))
+    assert p.tokenize.chat is True
+    assert p.tokenize.template == "Text: {text}\nMood:"  # the chat template removes spaces at the start of a message
+
+
+def test_yes_and_no_without_quotes_are_text(tmp_path):
+    """DVC's -S writes them without quotes."""
+    raw = (COMMITTED / "demo/params.yaml").read_text()
+    text = raw.replace("  - entailment\n  - neutral\n  - contradiction\n", "  - yes\n  - no\n  - 12:30\n")
+    assert params.parse(text, tmp_path).data.classes == ["yes", "no", "12:30"]
+    assert yaml.safe_load("[yes, 12:30]") == [True, 750]  # what PyYAML itself reads
