@@ -31,7 +31,8 @@ torch.set_num_threads(1)
 SHARE_REPRO = tuple(f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export"))
 # These and the files that take longest, from 90 to 15 s of CPU, longest first.
 LONGEST = (
-    *SHARE_REPRO, "unit/test_kernels.py", "unit/test_report.py", "pipeline/test_own_data.py", "faults/test_kill.py",
+    *SHARE_REPRO, "unit/test_kernels.py", "pipeline/test_init.py", "unit/test_report.py", "pipeline/test_own_data.py",
+    "faults/test_kill.py", "faults/test_data_keys_fuzz.py",
     "faults/test_process_failure.py", "pipeline/test_sweep.py", "unit/test_fused_families.py", "unit/test_predict.py",
     "unit/test_families.py", "pipeline/test_train_stage.py", "unit/test_analysis.py", "pipeline/test_examples.py",
     "pipeline/test_compare.py", "pipeline/test_several_processes.py", "faults/test_task_fuzz.py",
