@@ -1,8 +1,12 @@
 """Stage `download`: fetch model and data, from the hub or a folder, at pinned revisions, and check them."""
 
+import textwrap
+
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data.split_files import read_splits
+from stages.data.task import SPLITS
 from stages.runtime import errors, files, gpu_selection, params
 from stages.sources.fetch import fetch
 
@@ -21,8 +25,24 @@ def main() -> None:
     files.write_json("outs/base_model.json", model_manifest)
 
     gigabytes = sum(file["size"] for file in model_manifest["files"].values()) / 1e9
+    print(f"{model_manifest['name']}: {gigabytes:.2g} GB; {data_manifest['name']}: {describe_rows(splits, p.data)}")
+    print("\n".join(describe_columns(splits)))
+
+
+def describe_rows(splits: dict[str, pa.Table], data: params.Data) -> str:
+    """The number of rows that were read for each split, and what `tokenize` will hold out of the training rows."""
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items())
-    print(f"{model_manifest['name']}: {gigabytes:.2g} GB; {data_manifest['name']}: {counts}")
+    sizes = {split: getattr(data.holdout, split) for split in SPLITS if split not in splits}
+    held_out = " and ".join(f"{size if '%' in size else f'{size} rows'} for {split}" for split, size in sizes.items())
+    return f"{counts}; `tokenize` holds out {held_out}" if held_out else counts
+
+
+def describe_columns(splits: dict[str, pa.Table]) -> list[str]:
+    """A line with the columns that were read; a line for each split if they have different ones."""
+    names = {split: textwrap.shorten(", ".join(rows.column_names), 500) for split, rows in splits.items()}
+    if len(set(names.values())) == 1:
+        return [f"columns: {names['train']}"]
+    return [f"columns of {split}: {columns}" for split, columns in names.items()]
 
 
 def warn_without_gpu(device: str) -> None:

@@ -22,7 +22,7 @@ from stages.runtime.errors import UserError, first_line
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
 # missing, so a class with such a name would be lost.
 AS_TEXT = {"dtype": str, "keep_default_na": False, "na_values": [""], "chunksize": None}
-NAME = re.compile(r"(?=.{1,40}$)[^\W\d][^\s,;!?\"']*( [^\s,;!?\"']+){0,2}")  # of a column: up to three words
+NAME = re.compile(r"(?=.{1,40}$)[^\W\d][\w.:/()#%&+-]*( [\w.:/()#%&+-]+){0,2}")  # of a column: up to three words
 
 
 def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
@@ -69,7 +69,7 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
                 "list one name for each column"
             )
         frame.columns = pd.Index(columns)
-    elif options["header"] == "infer" and options["names"] is None and (cells := _find_data_in_header(frame)):
+    elif options["header"] == "infer" and options.get("names") is None and (cells := _find_data_in_header(frame)):
         raise UserError(
             f"{name}: its first row seems to be data, not the names of the columns ({cells}); "
             f"set data.read.names to the names of its {len(frame.columns)} columns"

@@ -45,8 +45,8 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
             `configs` of README.md.
 
     Returns:
-        {split: arrow table} of the splits that `data.splits` names, with the columns that all files of the split have. The schema has the features of
-        `datasets`, above all the names of classes.
+        {split: arrow table} of the splits that `data.splits` names, with the columns that all files of the split have.
+        The schema has the features of `datasets`, above all the names of classes.
 
     Raises:
         UserError: no table, a file that is not readable, no such subset, no such split, an empty slice. The error names
