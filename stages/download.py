@@ -25,16 +25,15 @@ def main() -> None:
     files.write_json("outs/base_model.json", model_manifest)
 
     gigabytes = sum(file["size"] for file in model_manifest["files"].values()) / 1e9
-    print(f"{model_manifest['name']}: {gigabytes:.2g} GB; {data_manifest['name']}: {describe_rows(splits, p.data)}")
+    print(f"{model_manifest['name']}: {gigabytes:.2g} GB; {data_manifest['name']}: {describe_rows(splits)}")
     print("\n".join(describe_columns(splits)))
 
 
-def describe_rows(splits: dict[str, pa.Table], data: params.Data) -> str:
-    """The number of rows that were read for each split, and what `tokenize` will hold out of the training rows."""
+def describe_rows(splits: dict[str, pa.Table]) -> str:
+    """The number of rows that were read for each split, and which are held out by `tokenize`."""
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items())
-    sizes = {split: getattr(data.holdout, split) for split in SPLITS if split not in splits}
-    held_out = " and ".join(f"{size if '%' in size else f'{size} rows'} for {split}" for split, size in sizes.items())
-    return f"{counts}; `tokenize` holds out {held_out}" if held_out else counts
+    held_out = " and ".join(split for split in SPLITS if split not in splits)
+    return f"{counts}; `tokenize` holds out the {held_out} rows" if held_out else counts
 
 
 def describe_columns(splits: dict[str, pa.Table]) -> list[str]:

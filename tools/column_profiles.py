@@ -31,7 +31,7 @@ LOOKS: dict[Kind, re.Pattern] = {  # of text
     "numbers": re.compile(rf"[$€£]?{NUMBER.pattern}([eE][-+]?\d+)?%?|[$€£]?-?\d{{1,3}}(,\d{{3}})+(\.\d+)?"),
     "URLs": re.compile(r"(?i)(https?|ftp)://\S+|www\.\S+"),
     "e-mail addresses": re.compile(r"[^\s@]+@[^\s@]+\.[^\s@]+"),
-    "file paths": re.compile(rf"([a-z]:)?[\\/]?([^\\/:\n]+[\\/])+[^\\/\s:]*|{FILE}", re.IGNORECASE),
+    "file paths": re.compile(rf"([a-z]:)?[\\/]?([^\\/:\s]+[\\/])+[^\\/:\s]*|{FILE}", re.IGNORECASE),
     "brackets": re.compile(r"(?s)\[.*\]|\{.*\}|\(.*\)"),
 }
 

@@ -32,6 +32,8 @@ from tools.column_names import (
 from tools.column_profiles import ColumnProfile, profile_columns
 
 FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes as in train
+SHARED = 0.3  # of the rows share their value of a group with another row
+CHANCE = 0.05  # if fewer rows share their value, that may be chance
 FEW_VALUES = 20  # a column of names with fewer values is a category, even if it is called title
 LISTED = 12  # columns in one line
 LABEL_PARTS = ("gold", "is", "id", "text", "name", "names")  # of a label's name, not in the template
@@ -326,7 +328,9 @@ def _choose_group(
             ranks[name] = _rate_group(profile, name in texts)
     found = [profiles[name] for name, rank in ranks.items() if rank]
     if not found:
-        return None, "none: no column names the author, document or other source that rows share"
+        near = [p for p in profiles.values() if p.name in ranks and _names_group(p) and p.shared >= CHANCE]
+        listed = [f"{p.name} ({p.distinct:,} values, {p.shared:.0%} of the rows share one)" for p in near]
+        return None, f"none: {_list_some(listed) or 'no column names the author, document or other source of rows'}"
     best, *others = sorted(found, key=lambda p: (-ranks[p.name], -p.group_size))
     reason = (
         f"{best.name}, {best.distinct:,} values in {best.filled:,} rows, {best.filled / best.distinct:.1f} rows each"
@@ -343,8 +347,7 @@ def _rate_group(profile: ColumnProfile, is_input: bool) -> int:
     name = set(split_name(profile.name))
     if profile.kind == "whole numbers" and COUNT_WORDS & name:
         return 0
-    is_key = bool(name & KEY_WORDS)
-    if (name & ENTITIES or (is_key and name & TEXT_WORDS)) and profile.shared >= 0.3:
+    if _names_group(profile) and profile.shared >= SHARED:
         if is_input and profile.word_count <= 5:
             return 0
         return 2 if name & (ENTITIES - CLOSE_ENTITIES) else 3
@@ -352,9 +355,15 @@ def _rate_group(profile: ColumnProfile, is_input: bool) -> int:
     if is_input:
         return 3 * (often and profile.word_count > 5)
     nameless = is_nameless(profile.name) and profile.kind in ("identifiers", "words")
-    if (nameless or is_key) and profile.distinct > MAX_CLASSES:
+    if (nameless or name & KEY_WORDS) and profile.distinct > MAX_CLASSES:
         return int(profile.shared >= 0.6 and profile.filled >= 2 * profile.distinct)
     return 0
+
+
+def _names_group(profile: ColumnProfile) -> bool:
+    """Whether a column's name says that its rows have one source: user, premise, sentence_id."""
+    name = set(split_name(profile.name))
+    return bool(name & ENTITIES or (name & KEY_WORDS and name & TEXT_WORDS))
 
 
 # --- split ---

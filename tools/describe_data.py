@@ -13,7 +13,7 @@ from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.data.assign_splits import find_dropped
 from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
 from stages.data.data_warnings import find_warnings
-from stages.data.dialect import SEPARATORS, Dialect
+from stages.data.dialect import NO_QUOTES, SEPARATORS, Dialect
 from stages.data.task import NO_LABEL, SPLITS, Task
 
 MOST_CLASSES = 20  # that are listed
@@ -25,9 +25,8 @@ def describe_dialect(names: Sequence[str], dialect: Dialect) -> str:
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     header = "the first line names the columns" if dialect.has_header else "no line names the columns"
     separator = SEPARATORS.get(dialect.sep, repr(dialect.sep))
-    return (
-        f"{listed}: {dialect.encoding}; cells are separated by {separator} and quoted by {dialect.quotechar}; {header}"
-    )
+    quotes = "not quoted" if dialect.quotechar == NO_QUOTES else f"quoted by {dialect.quotechar}"
+    return f"{listed}: {dialect.encoding}; cells are separated by {separator} and {quotes}; {header}"
 
 
 def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator[str]:

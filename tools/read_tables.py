@@ -1,6 +1,7 @@
 """Find out how a data set's files are written, read them, and choose the columns. `tools.init` uses it."""
 
 import contextlib
+import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from stages.data.compression import open_file
 from stages.data.dialect import Dialect, detect_dialect
 from stages.data.label_column import UNLABELLED_MARKS, read_label_columns
 from stages.data.split_files import list_splits, read_splits
@@ -52,7 +54,12 @@ def read_tables(
         print(describe_dialect(texts_of, dialect))
         set_dialect(draft, dialect, texts_of[0])
         if not dialect.has_header:
-            draft.set("data.read.names", name_columns(read(draft, folder, names)["train"], manifest["name"]))
+            numbers = range(1, count_columns(folder / texts_of[0], dialect) + 1)
+            draft.set("data.read.names", [f"column_{number}" for number in numbers])
+            with contextlib.redirect_stdout(io.StringIO()):
+                column_names = name_columns(read(draft, folder, names)["train"], manifest["name"])
+            draft.set("data.read.names", column_names)
+            print(f"so the columns are called {', '.join(column_names)}")
     tables = read(draft, folder, names)
 
     columns = choose_columns(tables["train"], label, texts, manifest["name"])
@@ -127,19 +134,19 @@ def set_dialect(draft: Draft, dialect: Dialect, name: str) -> None:
             draft.set(f"data.read.{key}", value)
 
 
-def name_columns(table: pa.Table, place: str) -> list[str]:
-    """Names for the columns of files without a header: label, text, and numbers for the others.
+def count_columns(path: Path, dialect: Dialect) -> int:
+    """Cells of the first row of a csv or tsv file."""
+    with open_file(path, str(path)) as file, io.TextIOWrapper(file, encoding=dialect.encoding, newline="") as lines:
+        rows = csv.reader(lines, delimiter=dialect.sep, quotechar=dialect.quotechar)
+        return len(next((row for row in rows if row), []))
 
-    Args:
-        table: read with the first row as a header.
-    """
-    numbered = table.rename_columns([f"column_{number}" for number in range(1, table.num_columns + 1)])
-    columns = choose_columns(numbered, place=place)
+
+def name_columns(table: pa.Table, place: str) -> list[str]:
+    """Names for the columns of files without a header: label, text, and the names that they have for the others."""
+    columns = choose_columns(table, place=place)
     texts = ["text"] if len(columns.texts) == 1 else [f"text_{number}" for number in range(1, len(columns.texts) + 1)]
-    roles = {columns.label: "label", **dict(zip(columns.texts, texts, strict=True))}
-    names = [roles.get(name, name) for name in numbered.column_names]
-    print(f"so the columns are called {', '.join(names)}")
-    return names
+    names = {columns.label: "label", **dict(zip(columns.texts, texts, strict=True))}
+    return [names.get(name, name) for name in table.column_names]
 
 
 def find_unlabelled_splits(tables: Mapping[str, pa.Table], label: str) -> list[str]:

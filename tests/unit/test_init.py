@@ -103,7 +103,7 @@ def test_other_lines_and_comments_stay_and_none_is_about_other_data(run, pipelin
     for name in sections:
         start = next(i for i, line in enumerate(old) if line.startswith(name))
         assert old[start : start + 5] == new[(at := new.index(old[start])) : at + 5]
-    assert all(line in new for line in old if line.startswith(("  holdout", "    seed:", "  duplicates:", "  label")))
+    assert all(line in new for line in old if line.startswith(("  holdout:", "    seed:", "  duplicates:")))
     about_data = "\n".join([new[0], *new[new.index("data:") : new.index("batches:")]])
     for word in ("NLI", "toy", "premise", "550", "10,000", "81 tokens", "entailment"):
         assert word not in about_data.replace("such as a premise", ""), word

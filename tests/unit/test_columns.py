@@ -1,0 +1,229 @@
+"""tools.columns: the label, the texts, a group and a given split of tables as users have them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.project import ROOT
+from helpers.user_tables import EXAMPLES, Example
+
+from stages.data.task import parse_columns
+from stages.runtime.errors import UserError
+from tools.columns import choose_columns, make_template
+
+ASSETS = ROOT / "demo/assets"
+SNLI = ROOT.parent / "shared/data/snli"
+CHOSEN = ("label", "texts", "group", "split_values")
+
+
+def error_of(function, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def choices(columns):
+    return {name: getattr(columns, name) for name in CHOSEN}
+
+
+def table(columns, rows=300):
+    return Example(columns, "", rows=rows).make()
+
+
+# --- the columns of well-known data sets ---
+
+
+@pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if example.label])
+def test_the_columns_of_a_known_data_set_are_chosen(name):
+    example = EXAMPLES[name]
+    columns = choose_columns(example.make())
+    found = (columns.label, ", ".join(columns.texts), columns.group or "", columns.split_values)
+    assert found[0] in example.label.split("|")
+    assert found[1] == example.texts
+    assert found[2] in example.group.split("|")
+    assert found[3] == example.split
+    assert columns.label_candidates[0] == columns.label
+
+
+@pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if not example.label])
+def test_a_table_without_a_label_is_rejected_with_what_each_column_has(name):
+    example = EXAMPLES[name]
+    error = error_of(choose_columns, example.make(), place="reviews.csv")
+    assert error.startswith("reviews.csv: no column looks like a label")
+    assert all(f"{part.partition(' = ')[0]}: " in error for part in example.columns.split("; "))
+
+
+@pytest.mark.parametrize("name", ["amazon", "mnli", "medical notes", "numbers and names", "numbered splits"])
+def test_the_choice_does_not_depend_on_the_order_of_the_rows(name):
+    rows = EXAMPLES[name].make()
+    shuffled = rows.take(pa.array(np.random.default_rng(1).permutation(len(rows))))
+    assert choices(choose_columns(shuffled)) == choices(choose_columns(rows))
+
+
+@pytest.mark.parametrize("name", ["amazon", "forty patients", "numbered splits", "six labels of jigsaw"])
+def test_numbers_and_the_text_of_a_csv_file_lead_to_the_same_choice(name):
+    rows = EXAMPLES[name].make()
+    as_text = pa.table({column: rows[column].cast(pa.string()) for column in rows.column_names})
+    assert choices(choose_columns(as_text)) == choices(choose_columns(rows))
+
+
+# --- the data of this project ---
+
+
+def test_the_demos_data_sets_get_the_columns_of_their_examples():
+    moods = pa.Table.from_pandas(pd.read_csv(ASSETS / "everyday-moods/moods.csv", dtype=str))
+    lines = (ASSETS / "everyday-pairs/train.jsonl").read_text().splitlines()
+    pairs = pa.Table.from_pylist([json.loads(line) for line in lines])
+    topics = pq.read_table(ASSETS / "everyday-topics/train.parquet")
+    nli = pq.read_table(ASSETS / "everyday-nli/test.parquet")
+    chosen = {}
+    for name, rows in {"moods": moods, "pairs": pairs, "topics": topics, "nli": nli}.items():
+        columns = choose_columns(rows)
+        chosen[name] = columns.label, columns.texts, columns.group
+    assert chosen == {
+        "moods": ("sentiment", ("text",), None),
+        "pairs": ("gold_label", ("sentence1", "sentence2"), "sentence1"),
+        "topics": ("topic", ("title", "body"), None),
+        "nli": ("label", ("premise", "hypothesis"), None),  # each premise is there once
+    }
+
+
+@pytest.mark.skipif(not SNLI.exists(), reason="SNLI is not here")
+def test_snli_gets_premise_and_hypothesis_and_groups_by_premise():
+    columns = choose_columns(pq.read_table(SNLI / "test.parquet"))
+    assert (columns.label, columns.texts, columns.group) == ("label", ("premise", "hypothesis"), "premise")
+
+
+# --- label ---
+
+
+def test_the_reason_for_a_label_counts_its_values_and_names_the_other_candidates():
+    reason = choose_columns(table("text = text; sentiment = a|b|; genre = x|y; stars = 1|2|3")).reasons["label"]
+    assert reason.startswith("sentiment, 2 values in ")
+    assert "rows have none" in reason
+    assert reason.endswith("other candidates: stars, genre")
+
+
+def test_a_label_column_given_by_hand_is_taken_and_its_oddities_are_listed():
+    columns = choose_columns(table("text = text; label = a|b; score = 0.5|1.5|-1"), label="score")
+    assert columns.label == "score"
+    assert "numbers with fractions" in columns.reasons["label"] or "-1 may mean no label" in columns.reasons["label"]
+
+
+def test_labels_of_several_columns_are_pointed_out():
+    assert "several labels a row" in choose_columns(EXAMPLES["six labels of jigsaw"].make()).reasons["label"]
+
+
+def test_rare_values_of_the_label_are_pointed_out():
+    rows = pa.table({"text": [f"text number {i} of all" for i in range(50)], "label": ["a", "b"] * 24 + ["c", "d"]})
+    assert "2 values occur in one row only" in choose_columns(rows).reasons["label"]
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("nosuch", "no such column; allowed: text, label, always, tags"),
+        ("always", "one value, x"),
+        ("tags", "list<"),
+        ("text", "text, 1,100 values"),
+    ],
+)
+def test_a_label_column_given_by_hand_that_has_no_classes_is_rejected(label, reason):
+    rows = table("text = text 6-9; label = a|b; always = x; tags = lists label", rows=1100)
+    assert error_of(choose_columns, rows, label=label).startswith(f"--label: {label}: {reason}")
+
+
+# --- texts ---
+
+
+def test_texts_given_by_hand_keep_their_order_and_leave_the_label_alone():
+    columns = choose_columns(table("title = title; body = text; label = a|b"), texts=["body", "title"])
+    assert (columns.texts, columns.label) == (("body", "title"), "label")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nosuch", "no such column; allowed: text, number, empty, {x}, label"),
+        ("number", "holds int64; allowed: text"),
+        ("empty", "holds no values; allowed: text"),
+        ("label", "is --label"),
+    ],
+)
+def test_a_text_column_given_by_hand_that_holds_no_text_is_rejected(text, reason):
+    rows = table("text = text; number = ints 1|2|3; empty = ; {x} = text; label = a|b")
+    rows = rows.set_column(2, "empty", pa.array([""] * len(rows)))
+    assert error_of(choose_columns, rows, texts=[text], label="label").startswith(f"--text: {text}: {reason}")
+
+
+def test_the_only_column_of_text_is_taken_even_if_it_is_short():
+    columns = choose_columns(EXAMPLES["names"].make())
+    assert "though short" in columns.reasons["texts"]
+
+
+@pytest.mark.parametrize("rows", [pa.table({"label": ["a", "b"] * 50}), table("label = a|b; price = number; id = row")])
+def test_a_table_without_text_is_rejected(rows):
+    assert error_of(choose_columns, rows, place="a.csv").startswith("a.csv: no column of text next to the label")
+
+
+def test_a_table_without_rows_is_rejected():
+    assert error_of(choose_columns, table("text = text; label = a|b").slice(0, 0)).startswith("data: no rows")
+
+
+# --- group ---
+
+
+def test_values_that_rows_share_by_chance_are_no_group():
+    rows = table("user = key 9000; text = text; label = a|b", rows=300)
+    assert choose_columns(rows).group is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ("patient = key 6; text = text; label = a|b", "patient (6 values, 100% of the rows share one)"),
+        ("user = key 1200; text = text; label = a|b", "user (269 values, 19% of the rows share one)"),
+        ("text = text; label = a|b", "no column names the author"),
+    ],
+)
+def test_the_reason_for_no_group_names_the_columns_that_came_near(columns, reason):
+    found = choose_columns(table(columns))
+    assert found.group is None
+    assert found.reasons["group"].startswith(f"none: {reason}")
+
+
+def test_the_reason_for_a_group_says_how_many_rows_share_a_value():
+    assert "300 values in 900 rows, 3.0 rows each" in choose_columns(EXAMPLES["e-snli"].make()).reasons["group"]
+
+
+# --- template ---
+
+
+@pytest.mark.parametrize(
+    ("texts", "label", "template"),
+    [
+        (["text"], "sentiment", "{text}\nSentiment:"),
+        (["premise", "hypothesis"], "gold_label", "Premise: {premise}\nHypothesis: {hypothesis}\nLabel:"),
+        (["Review Title", "reviewBody"], "y", "Review title: {Review Title}\nReview body: {reviewBody}\nLabel:"),
+        (["column_2", "column_3"], "column_1", "Text 1: {column_2}\nText 2: {column_3}\nLabel:"),
+        (["标题"], "类别", "{标题}\n类别:"),
+        (["v2"], "product_category", "{v2}\nProduct category:"),
+        (["question"], "is_duplicate", "{question}\nDuplicate:"),
+        (["text"], "#", "{text}\nLabel:"),
+    ],
+)
+def test_a_template_names_the_columns_in_words_and_ends_with_the_labels_name(texts, label, template):
+    assert make_template(texts, label) == template
+    assert list(parse_columns(template)) == texts
+
+
+@pytest.mark.parametrize("name", ["{text}", "a}b", r"new\nline"])
+def test_a_column_that_no_template_can_name_is_rejected(name):
+    assert "a template can't name this column" in error_of(make_template, [name], "label")
+    rows = table("text = text; label = a|b").rename_columns([name, "label"])
+    assert "a template can't name this column" in error_of(choose_columns, rows)
+    assert "a template can't name this column" in error_of(choose_columns, rows, texts=[name])
