@@ -9,7 +9,14 @@ def _words(text: str) -> frozenset[str]:
 
 # How sure a word is: a column called `label` is a label, one called `type` may be.
 LABEL_WORDS = {
-    **dict.fromkeys(_words("label labels gold class classes y 标签 类别"), 6.0),
+    **dict.fromkeys(_words("label labels gold class classes y"), 6.0),
+    **dict.fromkeys(  # in German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese and Japanese
+        _words(
+            "klasse kategorie etikett classe catégorie categorie étiquette clase categoría etiqueta categoria "
+            "etichetta класс категория метка 标签 标注 类别 分类 標籤 類別 ラベル カテゴリ 分類"
+        ),
+        5.0,
+    ),
     **dict.fromkeys(
         _words(
             "fraud fraudulent fake scam phishing "
@@ -34,7 +41,9 @@ TEXT_WORDS = _words(
     "text texts sentence sentences review reviews comment comments tweet content body title subject headline message "
     "question answer premise hypothesis query utterance description summary abstract post passage context claim "
     "evidence statement document article paragraph dialogue note notes transcript prompt response caption phrase "
-    "snippet aspect term sms email request narrative"
+    "snippet aspect term sms email request narrative "
+    "titel betreff kommentar satz frage antwort beschreibung nachricht texte titre commentaire phrase question texto "
+    "título titulo comentario testo titolo commento tekst текст отзыв 文本 内容 正文 评论 标题 句子 テキスト 本文"
 )
 DERIVED = "is made from another"
 NOT_TEXT_WORDS = {  # why a column of words is no input
@@ -53,6 +62,8 @@ NOT_TEXT_WORDS = {  # why a column of words is no input
 # Rows of one person, conversation or document are not independent.
 CLOSE_ENTITIES = _words(
     "author authors user users username userid reviewer patient customer client speaker writer respondent participant "
+    "autor autorin nutzer benutzer kunde kunden patientin auteur utilisateur cliente usuario autore utente gebruiker "
+    "автор пользователь 作者 用户 患者 "
     "student account session conversation dialog dialogue thread doc document article paper report premise passage "
     "context paragraph prompt question caption screen hadm encounter visit essay person pid uid subject case"
 )

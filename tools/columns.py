@@ -155,7 +155,7 @@ def _rate_label(profile: ColumnProfile, at_edge: bool) -> float:
         points -= 3 * bool(METADATA_WORDS & set(name))
         if ENTITIES & set(name):
             points -= 3 if profile.distinct > 50 else 2
-    points += 4 * (profile.kind == "classes") + 0.5 * at_edge - (profile.distinct > 100)
+    points += 4 * (profile.kind == "classes") + 0.5 * at_edge - 0.5 * np.log10(profile.distinct)
     if profile.kind == "whole numbers":
         points -= 3 * bool(COUNT_WORDS & set(name))
         numbers = sorted(float(value) for value in profile.values if WHOLE.fullmatch(value) and value != "-1")

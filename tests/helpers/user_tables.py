@@ -231,7 +231,8 @@ EXAMPLES = {
     "german columns": Example(
         "Nr = row; Beschreibung = text; Kategorie = Rechnung|Technik", "Kategorie", "Beschreibung"
     ),
-    "french columns": Example("avis = text; note = 1|2|3|4|5; auteur = person 600", "note", "avis"),
+    "french columns": Example("avis = text; note = 1|2|3|4|5; auteur = person 600", "note", "avis", "auteur"),
+    "german names": Example("Text = text; Klasse = gut|schlecht|egal; autor = person 40", "Klasse", "Text", "autor"),
     "codes": Example("text = text; code = 01|02|07|10|11", "code"),
     "floats": Example("text = text; label = floats 1|2|", "label"),
     "floats in csv": Example("text = text; rating = 1.0|2.0|3.0", "rating"),
