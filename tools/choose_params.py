@@ -113,7 +113,7 @@ def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list
     """The classes of labels from which `resolve_classes` can't tell them, and sentences that say what was decided."""
     counts = pd.concat([column.values for column in columns]).dropna().value_counts()
     values, notes = set(counts.index), []
-    named = any(column.class_names for column in columns)
+    declared = len({(column.class_names, column.unnamed_integers) for column in columns}) > 1 or columns[0].class_names
     others = values - UNLABELLED_MARKS
     numeric = all(map(NUMBER.fullmatch, others))
     marks = values & UNLABELLED_MARKS
@@ -131,7 +131,7 @@ def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list
         unique = {key: value.removesuffix(".0") for key, value in unique.items()}
     if len(unique) < len(values - marks):
         notes.append("labels that differ only in case, or in how a number is written, are read as one class")
-    if named or not 2 <= len(unique) <= min(MAX_CLASSES, max(20, counts.sum() / 2)):
+    if declared or not 2 <= len(unique) <= min(MAX_CLASSES, max(20, counts.sum() / 2)):
         raise error
     return [unique[key] for key in sorted(unique)], notes
 
@@ -143,7 +143,8 @@ def set_columns(draft: Draft, columns: Columns) -> None:
     draft.set("data.unlabelled", "drop")
     draft.set("data.classes", None)
     for split in SPLITS:
-        draft.set(f"data.{split}_rows", None, "null: all")
+        sampled = getattr(draft.present.data, f"{split}_rows")  # a comment says what the number means
+        draft.set(f"data.{split}_rows", None, "null: all" if sampled else None)
     holdout = draft.params().data.holdout
     held_out = holdout.validation or holdout.test
     draft.set("data.holdout.columns", list(columns.texts) if held_out and not columns.group else None)

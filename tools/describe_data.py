@@ -112,9 +112,10 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Ite
         f", which count as {rows:,.0f}: rows with the same {task.group} resemble each other" if task.group else ""
     )
     yield f"  an accuracy of {ACCURACY:.0%} is known to ±{50 * (interval.high - interval.low):.1f} points"
+    disagree = f" that disagree on {DISAGREEMENT:.0%} of the rows" if difference < DISAGREEMENT else ""
+    power = f"(power {TARGET_POWER:.0%})"
     yield (
-        f"  two models that disagree on {max(DISAGREEMENT, difference):.0%} of the rows must differ by "
-        f"{100 * difference:.1f} points to be told apart (power {TARGET_POWER:.0%})"
+        f"  two models{disagree} must differ by {100 * difference:.1f} points to be told apart {power}"
         if difference < 1
         else "  these are too few to tell two models apart"
     )

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,14 +116,25 @@ def is_csv(name: str) -> bool:
 
 def find_dialect(folder: Path, names: Sequence[str]) -> Dialect:
     """How the csv and tsv files are written, which must be the same for all: params.yaml has one `data.read`."""
-    first, *others = ((name, detect_dialect(folder / name)) for name in names)
-    for name, dialect in others:
+    dialects = {name: detect_dialect(folder / name) for name in names}
+    encodings = {name: dialect.encoding for name, dialect in dialects.items()}
+    if len(others := {*encodings.values()} - {"utf-8"}) == 1:
+        for name, encoding in encodings.items():
+            if encoding == "utf-8" and is_ascii(folder / name):  # such a file is readable in both
+                dialects[name] = replace(dialects[name], encoding=min(others))
+    first, *rest = dialects.items()
+    for name, dialect in rest:
         if dialect != first[1]:
             raise UserError(
                 f"{describe_dialect([first[0]], first[1])}. {describe_dialect([name], dialect)}. Allowed: files that "
                 "are all written in the same way; export them again"
             )
     return first[1]
+
+
+def is_ascii(path: Path) -> bool:
+    with open_file(path, str(path)) as file:
+        return file.read().isascii()
 
 
 def set_dialect(draft: Draft, dialect: Dialect, name: str) -> None:

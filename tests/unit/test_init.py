@@ -1,6 +1,7 @@
 """tools.init: from a file of somebody's to the keys of params.yaml, in the folder of a pipeline."""
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pytest
 import yaml
 from dvc.utils.serialize import modify_yaml
+from helpers.hub_server import Hub
 from helpers.project import COMMITTED, NANO
+from huggingface_hub import constants
 
 from stages.data.label_column import read_label_columns
 from stages.data.task import Task
@@ -133,6 +136,22 @@ def test_a_dialect_is_written_to_read(run, pipeline):
     assert (p.data.label, p.tokenize.template) == ("mood", "{text}\nMood:")
 
 
+def test_a_file_of_plain_ascii_is_no_other_dialect(run, pipeline):
+    for split, word in (("train", "plain "), ("test", "für ")):
+        data = table(glad=40, sad=30)
+        data["text"] = word + data["text"]
+        data.to_csv(pipeline.parent / f"data/{split}.csv", index=False, encoding="cp1252")
+    p, _ = run(pipeline.parent / "data")
+    assert p.data.read.encoding == "cp1252"
+
+
+def test_files_in_different_dialects_are_rejected(run, pipeline):
+    for split, separator in (("train", ","), ("test", ";")):
+        table(glad=40, sad=30).to_csv(pipeline.parent / f"data/{split}.csv", index=False, sep=separator)
+    with pytest.raises(UserError, match=r"separated by (commas|semicolons).*written in the same way"):
+        run(pipeline.parent / "data")
+
+
 def test_a_file_without_a_header_gets_names(run, pipeline):
     path = pipeline.parent / "data/plain.csv"
     table(yes=30, no=30)[["mood", "text"]].to_csv(path, index=False, header=False)
@@ -218,6 +237,12 @@ def test_classes_are_listed_only_where_the_data_does_not_say_them(labels, classe
     columns = read_label_columns({"train": pa.table({"y": labels})}, "y")
     listed, _ = choose_params.choose_classes(columns)
     assert listed == classes
+
+
+def test_other_classes_in_another_split_are_rejected_as_the_stage_does():
+    tables = {"train": pa.table({"y": [0, 1, 2]}), "test": pa.table({"y": ["a", "b", "c"]})}
+    with pytest.raises(UserError, match="declares other classes in one split"):
+        choose_params.choose_classes(read_label_columns(tables, "y"))
 
 
 def test_too_many_labels_are_rejected_as_the_stage_does():
@@ -371,6 +396,26 @@ def test_a_models_chat_template_is_used(run, pipeline):
     p, _ = run(sorted_csv(pipeline), "--model", model_folder(pipeline.parent, tokenizer={"chat_template": CHAT}))
     assert p.tokenize.chat is True
     assert p.tokenize.template == "Text: {text}\nMood:"  # the chat template removes spaces at the start of a message
+
+
+def test_names_on_the_hub_are_pinned_to_their_present_commits(run, pipeline, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    data = io.BytesIO()
+    table(glad=40, sad=30).to_parquet(data)
+    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(pipeline.parent / "hub")}.items():
+        monkeypatch.setattr(constants, name, value)
+    with Hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        hub.add("datasets", "tests/moods", commit, {"train.parquet": data.getvalue()})
+        hub.add("models", "tests/nano", commit, {path.name: path.read_bytes() for path in NANO.iterdir()})
+        p, printed = run("tests/moods", "--model", "tests/nano")
+        with pytest.raises(UserError, match="no tests/none on the hub"):
+            run("tests/none", "--force")
+    for section, name in ((p.data, "tests/moods"), (p.model, "tests/nano")):
+        assert (section.folder, section.name, section.revision) == ("from_hub", name, commit)
+    fetched = {path for name, kind, path in hub.seen if (name, kind) == ("tests/nano", "get")}
+    assert "tokenizer.json" in fetched and "model.safetensors" not in fetched
+    assert "tests/moods: no such path here" in printed
 
 
 def test_yes_and_no_without_quotes_are_text(tmp_path):
