@@ -268,8 +268,7 @@ def test_only_named_splits_are_read_and_the_others_are_announced(folder):
     (folder / "a.csv").write_text("text,label\na,x\nb,y\n")
     tables = read_tables(folder)
     assert list(tables) == ["train"]
-    data = data_params(**ONLY_TRAIN | {"holdout": HELD_OUT | {"test": "100"}})
-    assert describe_rows(tables, data) == "2 train; `tokenize` holds out 10% for validation and 100 rows for test"
+    assert describe_rows(tables) == "2 train; `tokenize` holds out the validation and test rows"
     assert describe_columns(tables) == ["columns: text, label"]
 
 
