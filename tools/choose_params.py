@@ -24,9 +24,8 @@ from stages.data.label_column import (
     resolve_classes,
 )
 from stages.data.max_length import read_positions
-from stages.data.sampling import choose_evenly
 from stages.data.task import SPLITS, Task
-from stages.data.tokenization import get_encoder
+from stages.data.tokenization import CHUNK, get_encoder
 from stages.runtime.errors import UserError
 from stages.runtime.params import FROM_HUB, MAX_CLASSES, Model
 from stages.sources import hub
@@ -37,7 +36,6 @@ from tools.params_file import Draft
 from tools.read_tables import HOLDOUT_SIZES
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-MOST_TOKENIZED = 10_000  # rows: tokenizing 100 tokens of each takes 1 s
 MAX_LENGTH = 8192  # the highest that params.yaml allows
 EVEN = 0.4  # share of the rarer of two classes from which they count as equally frequent
 
@@ -182,12 +180,11 @@ def assign(draft: Draft, tables: dict[str, pa.Table], template: str) -> tuple[Ta
     raise AssertionError
 
 
-def sample_lengths(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, task: Task) -> np.ndarray:
-    """Tokens of at most `MOST_TOKENIZED` rows at equal distances, before truncation; int [rows]."""
+def count_tokens(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, task: Task) -> np.ndarray:
+    """Tokens of each row before truncation, int [rows]."""
     encoder = get_encoder(tokenizer, task.template)
     lengths: list[int] = []
-    chosen = rows.iloc[choose_evenly(len(rows), min(len(rows), MOST_TOKENIZED))]
-    for chunk in np.array_split(chosen[task.text_columns].to_numpy(), -(-len(chosen) // 1000)):
+    for chunk in np.array_split(rows[task.text_columns].to_numpy(), -(-len(rows) // CHUNK)):
         ids = encoder.encode([dict(zip(task.columns, texts, strict=True)) for texts in chunk])
         encoder.check_ends(ids)
         lengths += map(len, ids)
@@ -204,8 +201,9 @@ def choose_max_length(draft: Draft, lengths: np.ndarray, manifest: dict[str, Any
     needed = longest if round_up(longest) <= max(128, 2 * round_up(most)) else most
     max_length = min(round_up(needed), limit)
     share = (lengths <= max_length).mean()
-    fit = "all rows fit" if longest <= max_length else f"{share:.1%} of the rows fit"
-    draft.set("tokenize.max_length", max_length, f"tokens; {fit}, the longest has {longest:,}")
+    fit = "all" if longest <= max_length else f"{share:.1%}"
+    comment = f"tokens; {fit} of {len(lengths):,} rows fit, the longest has {longest:,}"
+    draft.set("tokenize.max_length", max_length, comment)
     return max_length
 
 

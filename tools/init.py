@@ -20,17 +20,19 @@ from pathlib import Path
 import pandas as pd
 
 from stages.data.label_column import read_label_columns
+from stages.data.sampling import choose_evenly
 from stages.data.task import SPLITS
-from stages.data.tokenization import load_tokenizer
+from stages.data.tokenization import encode_rows, load_tokenizer
 from stages.download import warn_without_gpu
 from stages.runtime import errors, files, params
 from stages.runtime.errors import UserError
 from tools import choose_params, describe_data
-from tools.git import repository_problem, run_git
+from tools.git import repository_problem, run_git, stderr_line
 from tools.params_file import Draft
 from tools.read_tables import read_tables
 
 PARAMS = Path("params.yaml")
+MOST_TOKENIZED = 10_000  # rows: tokenizing 100 tokens of each takes 1 s
 
 
 def main() -> None:
@@ -71,9 +73,10 @@ def check_target(target: Path) -> None:
         if target.exists():
             raise UserError(f"--out: {target} exists; name another file, or add --force to replace it")
         return
-    if problem := repository_problem():
+    status = run_git("status", "--porcelain", "--ignored", "--", str(PARAMS))
+    if problem := repository_problem() or (stderr_line(status) if status.returncode else None):
         raise UserError(f"{PARAMS}: Git can't restore it ({problem}); write another file with --out, or add --force")
-    if run_git("status", "--porcelain", "--ignored", "--", str(PARAMS)).stdout:
+    if status.stdout:
         raise UserError(
             f"{PARAMS}: has uncommitted changes; commit them, undo them (git checkout {PARAMS}), or add --force: it "
             "keeps them, except for the keys that this command sets"
@@ -109,8 +112,10 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
         print(f"  {note}")
     print("rows: " + ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS))
     everything = pd.concat(splits.values())
-    lengths = choose_params.sample_lengths(everything, tokenizer, task)
+    sample = everything.iloc[choose_evenly(len(everything), min(len(everything), MOST_TOKENIZED))]
+    lengths = choose_params.count_tokens(sample, tokenizer, task)
     max_length = choose_params.choose_max_length(draft, lengths, manifest)
+    encode_rows(sample.iloc[[lengths.argmax()]], tokenizer, template, max_length)  # raises if the template is too long
     print(describe_data.describe_tokens(lengths, len(everything), max_length))
     confidence = draft.present.analysis.confidence
     for line in (
@@ -129,7 +134,7 @@ def show_and_write(draft: Draft, target: Path, check: bool) -> None:
     if check:
         print("nothing was written (--check)")
         return
-    if is_terminal() and input(f"Write {target}? [Y/n] ").strip().lower() not in ("", "y", "yes"):
+    if is_terminal() and ask(f"Write {target}? [Y/n] ").lower() not in ("", "y", "yes"):
         print("nothing was written")
         return
     files.write_text(target, text)
@@ -146,11 +151,18 @@ def ask_label(candidates: tuple[str, ...]) -> str | None:
     for number, name in enumerate(candidates, 1):
         print(f"  {number}  {name}")
     while True:
-        answer = input(f"1 to {len(candidates)} [1]: ").strip() or "1"
+        answer = ask(f"1 to {len(candidates)} [1]: ") or "1"
         if answer in candidates:
             return answer
         if answer.isdecimal() and 1 <= int(answer) <= len(candidates):
             return candidates[int(answer) - 1]
+
+
+def ask(question: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError as error:
+        raise UserError("no answer, so nothing was written") from error
 
 
 def is_terminal() -> bool:

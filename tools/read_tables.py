@@ -163,10 +163,10 @@ def name_columns(table: pa.Table, place: str) -> list[str]:
 def find_unlabelled_splits(tables: Mapping[str, pa.Table], label: str) -> list[str]:
     """Validation or test splits without any label, as in a competition."""
 
-    def has_label(table: pa.Table) -> bool:
-        if label not in table.column_names:
+    def has_label(split: str) -> bool:
+        if label not in tables[split].column_names:
             return False
-        (column,) = read_label_columns({"": table}, label)
+        (column,) = read_label_columns({split: tables[split]}, label)
         return not set(column.values.dropna()) <= UNLABELLED_MARKS
 
-    return [split for split, table in tables.items() if split != "train" and not has_label(table)]
+    return [split for split in tables if split != "train" and not has_label(split)]

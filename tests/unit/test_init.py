@@ -267,6 +267,14 @@ def test_max_length_holds_nearly_all_rows_and_no_more_than_the_model_has(monkeyp
     assert draft.params().tokenize.max_length == expected
 
 
+def test_a_template_longer_than_the_model_allows_is_rejected_as_the_stage_does(run, pipeline):
+    model = model_folder(pipeline.parent, config={"max_position_embeddings": 8})
+    data = table(glad=40, sad=30).rename(columns={"mood": "the label that says in many words how the writer felt"})
+    data.to_csv(pipeline.parent / "data/moods.csv", index=False)
+    with pytest.raises(UserError, match=r"tokenize\.max_length: 8 is less than the template"):
+        run(pipeline.parent / "data/moods.csv", "--model", model)
+
+
 def test_what_the_test_rows_can_show():
     task = Task(("a", "b"), "{text}", None)
     rows = pd.DataFrame({"text_text": texts(1000), "label": [0, 1] * 500, "group": range(1000)})
@@ -372,6 +380,18 @@ def test_on_a_terminal_the_label_is_asked_for_and_no_keeps_the_file(run, pipelin
     assert "label: topic" in printed and printed.endswith("nothing was written\n")
 
 
+def test_an_end_of_input_writes_nothing(run, pipeline, monkeypatch):
+    def end(question):
+        raise EOFError
+
+    before = files(pipeline)
+    monkeypatch.setattr(init, "is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", end)
+    with pytest.raises(UserError, match="nothing was written"):
+        run(sorted_csv(pipeline))
+    assert files(pipeline) == before
+
+
 def model_folder(folder, config=(), tokenizer=()):
     """A copy of the nano model with some keys of its files changed."""
     copy = folder / "model"
@@ -406,6 +426,8 @@ def test_names_on_the_hub_are_pinned_to_their_present_commits(run, pipeline, mon
         monkeypatch.setattr(constants, name, value)
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
         hub.add("datasets", "tests/moods", commit, {"train.parquet": data.getvalue()})
         hub.add("models", "tests/nano", commit, {path.name: path.read_bytes() for path in NANO.iterdir()})
         p, printed = run("tests/moods", "--model", "tests/nano")
