@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.data.compression import open_file
-from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding
+from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding, is_utf8
 from stages.runtime.errors import UserError, first_line
 
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
@@ -160,7 +160,7 @@ def _describe_encoding(path: Path, name: str, encoding: str) -> str | None:
     """
     with open_file(path, name) as file:
         content = file.read()
-    if not is_same_encoding(encoding, "utf-8") and not content.isascii() and detect_encoding(content) == "utf-8":
+    if not is_same_encoding(encoding, "utf-8") and not content.isascii() and is_utf8(content):
         return f"it is UTF-8, not {encoding.upper()}"
     try:
         content.decode(encoding)

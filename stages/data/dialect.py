@@ -74,7 +74,7 @@ def detect_encoding(content: bytes) -> str | None:
     A text in another encoding is hardly ever valid UTF-8. UTF-16 may be, but has NULs. chardet sees the first lines,
     and further lines that are not ASCII, however late in the file they are.
     """
-    if b"\0" not in content and decodes(content, "utf-8"):
+    if is_utf8(content):
         return "utf-8"
     lines = io.BytesIO(content)
     first = itertools.islice(lines, 500)
@@ -86,14 +86,19 @@ def detect_encoding(content: bytes) -> str | None:
         for guess in chardet.detect_all(sample, encoding_era=era)
         if guess["encoding"]
     }
-    best = next((encoding for encoding in guesses if decodes(content, encoding)), None)
+    best = next((encoding for encoding in guesses if _decodes(content, encoding)), None)
     # A few letters leave chardet in doubt, and its first guess is then a rare encoding, such as an old Macintosh's.
-    if best and guesses.get("cp1252", 0) >= 0.8 * guesses[best] and decodes(content, "cp1252"):
+    if best and guesses.get("cp1252", 0) >= 0.8 * guesses[best] and _decodes(content, "cp1252"):
         return "cp1252"
     return best
 
 
-def decodes(content: bytes, encoding: str) -> bool:
+def is_utf8(content: bytes) -> bool:
+    """Whether bytes are text in UTF-8, with or without a mark at the beginning."""
+    return b"\0" not in content and _decodes(content, "utf-8")
+
+
+def _decodes(content: bytes, encoding: str) -> bool:
     try:
         content.decode(encoding)
     except (UnicodeError, LookupError):

@@ -226,7 +226,7 @@ class Data(Source):
     def _check_holdout(cls, value: Holdout, info: ValidationInfo) -> Holdout:
         splits = info.data.get("splits")
         for split in ("validation", "test") if splits else ():
-            named, size = getattr(splits, split), getattr(value, split)
+            named, size = vars(splits)[split], vars(value)[split]  # not as attributes: a test records what stages read
             if named is None and size is None:
                 raise ValueError(
                     f"must have a size for {split}, such as 10%, because data.splits.{split} is empty; "
