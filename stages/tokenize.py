@@ -123,9 +123,10 @@ def describe_dropped(summary: DataSummary) -> list[str]:
     lines = []
     if duplicates := summary.dropped_duplicates:
         lines.append(
-            f"dropped, since other rows have the same texts: {duplicates.rows:,} training rows ({duplicates.in_test:,} "
-            f"equal a test row, {duplicates.in_validation:,} a validation row; {duplicates.other_label:,} equal a "
-            "training row that has another label and stays)"
+            f"dropped, since other rows have the same texts: {duplicates.rows:,} of "
+            f"{duplicates.rows + summary.splits['train'].rows:,} training rows ({duplicates.in_test:,} equal a test "
+            f"row, {duplicates.in_validation:,} a validation row; {duplicates.other_label:,} equal a training row that "
+            "has another label and stays)"
         )
     if any(split.dropped for split in summary.splits.values()):
         counts = (f"{split.dropped:,} of {split.chosen:,} {name} rows" for name, split in summary.splits.items())

@@ -149,7 +149,10 @@ def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.Da
 
 
 def number_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Replace the index by a column `row`, the row's number in its split, and the groups' names by numbers."""
+    """Replace the index by a column `row`, and the groups' names by numbers.
+
+    `row` is the row's number in the split that it was read from: for a held-out row, the training split.
+    """
     return frame.assign(group=pd.factorize(frame["group"])[0]).rename_axis("row").reset_index()
 
 

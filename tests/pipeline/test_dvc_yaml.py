@@ -118,13 +118,19 @@ def test_metrics_and_plots_are_outs_of_analyze():
     assert all(any(file.startswith(out) for out in outs) for file in files)
 
 
+# Keys that `download` reads only for the hub, or for csv files. The demo has folders with parquet files.
+UNREAD_IN_DEMO = {"model.name", "model.revision", "data.name", "data.revision", "data.read.names"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_lists_the_parameters_that_it_reads(repro, stage):
     read = repro.reads[stage]
     listed = listed_leaves(stage)
     assert read - listed == set(), "read, but not listed: after a change DVC would not run the stage again"
-    assert listed - read == set(), "listed, but not read: after a change DVC would run the stage again without need"
+    assert listed - read == (UNREAD_IN_DEMO if stage == "download" else set()), (
+        "listed, but not read: after a change DVC would run the stage again without need"
+    )
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from helpers.families import save_family
 from helpers.project import COMMITTED, CPU, DEMO, NANO, ROOT
+from helpers.stages import run_module, stage_env
 from torch.autograd import DeviceType
 from transformers import Trainer, TrainingArguments
 from transformers.models.gemma3 import modeling_gemma3
@@ -281,17 +281,18 @@ def test_variants_are_trained_and_tested_for_each_seed(tmp_path):
         "data.test_rows=64",
         "train.epochs=1",
     ]
-    command = [
-        sys.executable, real / "run.py", NANO, DEMO / "assets/everyday-nli", tmp_path, "ours", "template",
+    arguments = [
+        NANO, DEMO / "assets/everyday-nli", tmp_path, "ours", "template",
         "--seeds", "42", *(word for value in small for word in ("--set", value)),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_module("run", arguments, real, stage_env())
+    assert done.returncode == 0, done.stderr
     assert sorted(line.split(":")[0] for line in done.stdout.splitlines()) == [
         "ours 42", "template 42"
     ]  # fmt: skip
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+    assert run_module("run", arguments, real, stage_env()).stdout == ""
     (tmp_path / "into").mkdir()
-    subprocess.run([sys.executable, real / "collect.py", tmp_path, tmp_path / "into"], check=True)
+    assert run_module("collect", [tmp_path, tmp_path / "into"], real, stage_env()).returncode == 0
     table = pd.read_parquet(tmp_path / "into/predictions.parquet")
     assert list(table) == [
         "row", "gold", "group", "untrained_head 42", "zero_shot 42", "probe 42", "ours 42", "template 42"

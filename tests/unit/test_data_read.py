@@ -202,7 +202,7 @@ def test_a_workbook_of_several_sheets_is_an_error_that_names_them(folder):
 def folds(folder):
     """Two files whose rows have a split in the column `fold`."""
     (folder / "a.csv").write_text("text,label,fold\na,x,train\nb,y, train\nc,x,dev set\nd,y,train\n")
-    (folder / "b.csv").write_text("text,label,fold\ne,x,test\nf,y,\ng,x,train\nh,y,other\n")
+    (folder / "b.csv").write_text("text,label,fold\ne,x,test\nf,y,\ng,x,train\nh,y,no set\n")
     return folder
 
 
@@ -213,7 +213,7 @@ def test_a_column_assigns_rows_to_splits(folds, capsys):
         "train": ["a", "b", "d", "g"], "validation": ["c"], "test": ["e", "c"]
     }  # fmt: skip
     assert "fold" in tables["train"].column_names
-    assert "column fold: rows in none of data.splits: 1 other, 1 empty" in capsys.readouterr().out
+    assert "column fold: rows in none of data.splits: 1 no set, 1 empty" in capsys.readouterr().out
 
 
 def test_values_of_the_column_may_be_sliced(folds):
@@ -225,7 +225,7 @@ def test_values_of_the_column_may_be_sliced(folds):
 def test_a_value_that_the_column_does_not_have_is_an_error_that_lists_its_values(folds):
     line = error_of(folds, split="fold", splits={"train": "Train", "validation": None, "test": None})
     assert line.startswith('params.yaml: data.splits.train: Train (Unknown split "Train"); allowed: ')
-    assert "(train (4 rows), dev set (1 rows), test (1 rows), other (1 rows))" in line
+    assert "(train (4 rows), dev set (1 rows), test (1 rows), no set (1 rows))" in line
 
 
 def test_a_column_that_does_not_name_splits_is_an_error(folds):

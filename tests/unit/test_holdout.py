@@ -357,7 +357,7 @@ def test_the_stage_writes_rows_with_their_numbers_in_the_file(tmp_path, raw_para
     done, _ = tokenize_in(tmp_path, raw_params, rows, **more)
     assert done.returncode == 0, done.stderr
     assert "held out of 100 training rows: 10 test rows and 10 validation rows\n" in done.stdout
-    assert "dropped, since other rows have the same texts: 1 training rows (0 equal a test row, " in done.stdout
+    assert "dropped, since other rows have the same texts: 1 of 80 training rows (0 equal a test row, " in done.stdout
     assert "WARNING" not in done.stdout
     assert DataSummary.read(tmp_path / "outs/data_summary.json").dropped_duplicates == DroppedDuplicates(1, 0, 0, 0)
     written_rows = {split: pd.read_parquet(tmp_path / f"outs/tokenized/{split}.parquet") for split in

@@ -1,6 +1,6 @@
 """params.yaml: which values are valid, and the message for each kind of mistake."""
 
-import copy
+import contextlib
 import re
 import shutil
 from typing import get_args
@@ -10,10 +10,10 @@ import yaml
 from dvc.utils.serialize import modify_yaml
 from helpers.parameters import set_key
 from helpers.project import COMMITTED
-from helpers.stages import error_line, run_stage, run_stage_in_each, written
+from helpers.stages import error_line, run_stage, written
 
 from stages.analysis import references
-from stages.runtime import params
+from stages.runtime import errors, params
 from stages.runtime.errors import UserError
 
 BOTH = (COMMITTED, COMMITTED / "demo")
@@ -80,60 +80,51 @@ BAD_FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """{case: result of a real stage with that params.yaml}."""
-    folder = tmp_path_factory.mktemp("params")
-    good = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
-    contents = {name: content for name, (content, _) in BAD_FILES.items()}
-    for name, (key, value, _) in BAD_VALUES.items():
-        raw = copy.deepcopy(good)
-        if key.startswith("data.classes."):  # a member of the list
-            raw["data"]["classes"][int(key[-1])] = value
-        else:
-            set_key(raw, key, value)
-        if name == "fp16 without 4-bit products":
-            raw["model"]["quantization"] = "none"
-        if value is REMOVED:
-            *sections, leaf = key.split(".")
-            del (raw[sections[0]] if sections else raw)[leaf]
-        contents[name] = yaml.safe_dump(raw).encode()
-    for name, content in contents.items():
-        (folder / name).mkdir()
-        (folder / name / "params.yaml").write_bytes(content)
-    (folder / "no file").mkdir()
-    results = run_stage_in_each("download", [folder / name for name in [*contents, "no file"]])
-    for name, result in results.items():
-        result.written = written(folder / name)
-    return results
+def error_of(folder, content):
+    """The error line for a params.yaml with this content; None: there is no file."""
+    if content is not None:
+        (folder / "params.yaml").write_bytes(content)
+    with contextlib.chdir(folder), pytest.raises(UserError) as caught:
+        params.load()
+    return errors.one_line(caught.value)
 
 
 @pytest.mark.parametrize("name", BAD_VALUES)
-def test_a_wrong_value_is_reported_in_one_line_with_file_and_key(outcomes, name):
-    key, _, words = BAD_VALUES[name]
-    line = error_line(outcomes[name])
-    assert line.startswith(f"error: params.yaml: {key}: ")
+def test_a_wrong_value_is_reported_in_one_line_with_file_and_key(tmp_path, raw_params, name):
+    key, value, words = BAD_VALUES[name]
+    if key.startswith("data.classes."):  # a member of the list
+        raw_params["data"]["classes"][int(key[-1])] = value
+    else:
+        set_key(raw_params, key, value)
+    if name == "fp16 without 4-bit products":
+        raw_params["model"]["quantization"] = "none"
+    if value is REMOVED:
+        *sections, leaf = key.split(".")
+        del (raw_params[sections[0]] if sections else raw_params)[leaf]
+    line = error_of(tmp_path, yaml.safe_dump(raw_params).encode())
+    assert line.startswith(f"params.yaml: {key}: ")
     assert words in line
     assert ";" not in line or name == "no modules", "one message for one mistake"
-    assert outcomes[name].written == []
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_an_unreadable_file_is_reported_in_one_line(outcomes, name):
-    line = error_line(outcomes[name])
-    assert line.startswith("error: params.yaml: ")
-    assert BAD_FILES[name][1] in line
-    assert outcomes[name].written == []
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path, name):
+    content, words = BAD_FILES[name]
+    line = error_of(tmp_path, content)
+    assert line.startswith("params.yaml: ")
+    assert words in line
+    assert not (tmp_path / "pwned").exists()
 
 
-def test_a_missing_file_is_reported_in_one_line(outcomes):
-    assert error_line(outcomes["no file"]).startswith("error: params.yaml: not readable")
+def test_a_missing_file_is_reported_in_one_line(tmp_path):
+    assert error_of(tmp_path, None).startswith("params.yaml: not readable")
 
 
-def test_a_stage_started_by_hand_fails_the_same_way(tmp_path, raw_params):
+def test_a_stage_prints_the_line_and_writes_nothing(tmp_path, raw_params):
     raw_params["lora"]["r"] = "abc"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params))
-    assert "params.yaml: lora.r: " in error_line(run_stage("download", tmp_path))
+    assert error_line(run_stage("download", tmp_path)).startswith("error: params.yaml: lora.r: ")
+    assert written(tmp_path) == []
 
 
 def test_classes_may_be_integers(make_params):

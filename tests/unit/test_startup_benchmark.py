@@ -86,6 +86,9 @@ def test_folders_replace_model_and_data(tmp_path):
 def test_the_stages_write_time_stamps(tmp_path):
     folder = startup.copy_checkout(ROOT, tmp_path / "repository") / "demo"
     assert not (folder / "dvc.lock").exists() and not (folder / "outs/results").exists()
+    values = yaml.safe_load((folder / "params.yaml").read_text())
+    values["data"] |= {"train_rows": 64, "validation_rows": 16, "test_rows": 16}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     startup.commit(folder)
     times = startup.time_command(folder, ["repro", "eval_base"])
     assert list(times["stages"]) == ["download", "tokenize", "eval_base"]

@@ -107,9 +107,9 @@ def train_stage(folder):
 
 VARIANTS = {
     "first": {"lora__r": 4, "seed": 1},
-    "balanced": {"seed": 2, "train__class_weights": "balanced", "train__keep": "last"},
     "other layers": {
-        "lora__target_modules": ["fc1"], "train__gradient_checkpointing": True, "train__freeze_head": True,
+        "seed": 2, "train__class_weights": "balanced", "train__keep": "last", "lora__target_modules": ["fc1"],
+        "train__gradient_checkpointing": True, "train__freeze_head": True,
     },
     "unquantised": {"seed": 1, "model__quantization": "none"},
     "first again": {"lora__r": 4, "seed": 1},
