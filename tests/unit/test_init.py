@@ -169,9 +169,10 @@ def test_a_folder_with_train_and_test_only_holds_out_validation_rows(run, pipeli
     assert "leads with macro F1" in printed
 
 
-def test_a_test_split_without_labels_is_not_used(run, pipeline):
+@pytest.mark.parametrize("columns", [{}, {"mood": None}, {"mood": "-1"}])
+def test_a_test_split_without_labels_is_not_used(run, pipeline, columns):
     table(glad=40, sad=30).to_csv(pipeline.parent / "data/train.csv", index=False)
-    table(glad=20)[["text"]].to_csv(pipeline.parent / "data/test.csv", index=False)
+    table(glad=20)[["text"]].assign(**columns).to_csv(pipeline.parent / "data/test.csv", index=False)
     p, printed = run(pipeline.parent / "data")
     assert p.data.splits.test is None and p.data.holdout.test == "10%"
     assert "the test split has no labels" in printed
