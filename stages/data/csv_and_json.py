@@ -7,6 +7,7 @@ import json
 import operator
 import re
 import reprlib
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,11 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
             raise UserError(
                 f"params.yaml: data.read.names: has {len(columns)} names, but {name} has {len(frame.columns)} columns; "
                 "list one name for each column"
+            )
+        if any(cell == column for cell, column in zip(frame.iloc[0], columns, strict=True)):  # it would be a row
+            raise UserError(
+                f"params.yaml: data.read.names: the first row of {name} names the columns already "
+                f"({textwrap.shorten(', '.join(map(str, frame.iloc[0])), 200)}); set data.read.names to null"
             )
         frame.columns = pd.Index(columns)
     elif options["header"] == "infer" and options.get("names") is None and (cells := _find_data_in_header(frame)):
@@ -204,7 +210,7 @@ def _describe_dialect(path: Path, name: str, options: dict[str, Any], one_column
         one_column: whether pandas read the file as a single column.
     """
     separator = options["sep"]
-    if separator not in SEPARATORS:  # a regular expression, from README.md
+    if len(separator) > 1:  # a regular expression, from README.md
         return None
     with _open_lines(path, name, options["encoding"] or "utf-8") as file:
         header, row = (file.readline().lstrip("\ufeff").rstrip("\r\n") for _ in range(2))

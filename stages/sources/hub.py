@@ -135,7 +135,7 @@ def check_announced(folder: Path, manifest: dict[str, Any], section: str) -> Non
                 path.resolve().unlink()
                 path.unlink()
             raise UserError(
-                f"params.yaml: {section}: {manifest['name']}: {path} is not what the hub announced; "
+                f"params.yaml: {section}.name: {manifest['name']}: {path} is not what the hub announced; "
                 "run the same command again to fetch it again"
             )
 

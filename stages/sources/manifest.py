@@ -88,6 +88,11 @@ def check(folder: Path, manifest: dict[str, Any], section: str) -> None:
         _check_no_adapter(folder, manifest)
 
 
+def name_key(manifest: dict[str, Any], section: str) -> str:
+    """The key of params.yaml that says where a source is, and its value, for errors."""
+    return f"{section}.{'folder' if manifest['revision'] is None else 'name'}: {manifest['name']}"
+
+
 def _check_shards(folder: Path, manifest: dict[str, Any], section: str) -> None:
     """Reject a cache or a copy that has only some of a source's shards.
 
@@ -101,7 +106,7 @@ def _check_shards(folder: Path, manifest: dict[str, Any], section: str) -> None:
     for (start, count), present in shards.items():
         if len(present) < int(count):
             raise UserError(
-                f"params.yaml: {section}: {manifest['name']}: {folder} has {len(present)} of {int(count)} files "
+                f"params.yaml: {name_key(manifest, section)}: {folder} has {len(present)} of {int(count)} files "
                 f"{start}-…; fetch or copy it whole"
             )
     for index in (name for name in names if name.endswith(".safetensors.index.json")):
@@ -109,7 +114,7 @@ def _check_shards(folder: Path, manifest: dict[str, Any], section: str) -> None:
             parts = json.loads((folder / index).read_text())["weight_map"].values()
             for part in sorted({str(Path(index).with_name(part)) for part in parts} - names.keys()):
                 raise UserError(
-                    f"params.yaml: {section}: {manifest['name']}: no {part} in {folder}; fetch or copy it whole"
+                    f"params.yaml: {name_key(manifest, section)}: no {part} in {folder}; fetch or copy it whole"
                 )
 
 
@@ -118,12 +123,12 @@ def _check_content(folder: Path, manifest: dict[str, Any], section: str) -> None
     names = manifest["files"]
     if section == "model" and not ("config.json" in names and any(name.endswith(".safetensors") for name in names)):
         raise UserError(
-            f"params.yaml: model: {manifest['name']}: no model here; "
+            f"params.yaml: {name_key(manifest, section)}: no model here; "
             "allowed: a folder with config.json and *.safetensors"
         )
     if section == "data" and all(Path(name).name == "README.md" for name in names):
         raise UserError(
-            f"params.yaml: data: {manifest['name']}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}"
+            f"params.yaml: {name_key(manifest, section)}: no table here; allowed: *.{', *.'.join(TABLE_EXTENSIONS)}"
         )
 
 
@@ -131,7 +136,7 @@ def _check_no_adapter(folder: Path, manifest: dict[str, Any]) -> None:
     """Reject a base model with an adapter: transformers would load the adapter too, and the base would be tuned."""
     if "adapter_config.json" in manifest["files"]:
         raise UserError(
-            f"params.yaml: model: {manifest['name']} has a LoRA adapter next to its weights "
+            f"params.yaml: {name_key(manifest, 'model')} has a LoRA adapter next to its weights "
             f"({folder / 'adapter_config.json'}); allowed: a base without one, such as a copy without that file"
         )
 

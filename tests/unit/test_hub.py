@@ -236,16 +236,19 @@ def test_the_files_arrive(outcomes, name):
         ("no branch", ["params.yaml: model.revision", "elsewhere"]),
         ("branch", ["params.yaml: model.revision: main", "allowed: a commit of tests/moving", REVISION]),
         ("always-cut", ["model.name", "gave no answer", "closed connection"]),
-        ("other-bytes", ["params.yaml: model: tests/other-bytes", WEIGHTS, "not what the hub announced"]),
-        ("other-text", ["params.yaml: model: tests/other-text", "tokenizer_config.json", "not what the hub announced"]),
+        ("other-bytes", ["params.yaml: model.name: tests/other-bytes", WEIGHTS, "not what the hub announced"]),
+        (
+            "other-text",
+            ["params.yaml: model.name: tests/other-text", "tokenizer_config.json", "not what the hub announced"],
+        ),
         ("no cache", ["data.name", "Not a directory", "hub cache"]),
         ("full", ["model.name", "File too large", "hub cache"]),
         ("offline cold", ["model.name", "not in the local cache", "HF_HUB_OFFLINE", "make demo"]),
         ("unreachable cold", ["model.name", "not in the local cache", "refused", "make demo"]),
-        ("offline in part", ["params.yaml: data: tests/shards", "1 of 2 files data/train-"]),
+        ("offline in part", ["params.yaml: data.name: tests/shards", "1 of 2 files data/train-"]),
         ("endpoint with a password", ["model.name", "not in the local cache", "http://127.0.0.1"]),
         ("pwned", ["params.yaml: model.name", "$(touch pwned)"]),
-        ("adapter", ["params.yaml: model: tests/adapter", "adapter_config.json", "allowed: "]),
+        ("adapter", ["params.yaml: model.name: tests/adapter", "adapter_config.json", "allowed: "]),
     ],
 )
 def test_a_failure_is_reported_in_one_line_and_nothing_is_written(outcomes, name, words):
@@ -323,7 +326,7 @@ def test_a_base_with_an_adapter_next_to_its_weights_is_rejected(nano_copy, capsy
     """transformers would load both, and the base would be tuned."""
     for name, content in adapter_file().items():
         (nano_copy / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"^params\.yaml: model: .*nano has a LoRA adapter .*adapter_config"):
+    with pytest.raises(UserError, match=r"^params\.yaml: model\.folder: .*nano has a LoRA adapter .*adapter_config"):
         fetch(source_of(nano_copy, digest), "model")
     assert capsys.readouterr().out == "", "no digest to pin is printed"
 
@@ -345,7 +348,7 @@ def test_for_a_folder_without_model_or_table_no_digest_is_printed(tmp_path, caps
     (tmp_path / "README.md").write_text("# Reviews\n")
     with pytest.raises(UserError) as caught:
         fetch(source_of(tmp_path, digest), section)
-    assert f"{section}: {tmp_path}: {words}" in str(caught.value)
+    assert f"params.yaml: {section}.folder: {tmp_path}: {words}" in str(caught.value)
     assert "digest" not in capsys.readouterr().out + str(caught.value)
 
 
