@@ -112,9 +112,10 @@ def _add(gain: float) -> str:
 def explain_outcomes(comparison: Comparison) -> str:
     """How many rows changed, compared with the best reference."""
     outcomes, name = comparison.outcomes, name_reference(comparison.best)
+    rows = "row" if outcomes.broken == 1 else "rows"
     return (
         f"In {outcomes.fixed:,} of {comparison.rows:,} test rows, the tuned model is right and the best reference "
-        f"({name}) is wrong. In {outcomes.broken:,} {"row" if outcomes.broken == 1 else "rows"} it is the other way round."
+        f"({name}) is wrong. In {outcomes.broken:,} {rows} it is the other way round."
     )
 
 
