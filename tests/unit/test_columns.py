@@ -12,7 +12,7 @@ from helpers.user_tables import EXAMPLES, Example
 
 from stages.data.task import parse_columns
 from stages.runtime.errors import UserError
-from tools.columns import choose_columns, make_template
+from tools.init.columns import choose_columns, make_template
 
 ASSETS = ROOT / "demo/assets"
 SNLI = ROOT.parent / "shared/data/snli"

@@ -38,7 +38,9 @@ EVALUATION = Path("stages/evaluation.py")  # shared by two stages, above all pac
 
 def level(file: Path) -> int:
     """0 for a stage or a tool, 1 for `evaluation`, else 2 and more: the position of its package from the top."""
-    return PACKAGES.index(file.parts[1]) + 2 if len(file.parts) > 2 else int(file == EVALUATION)
+    if file.parts[0] == "tools" or len(file.parts) == 2:
+        return int(file == EVALUATION)
+    return PACKAGES.index(file.parts[1]) + 2
 
 
 def test_these_are_all_packages_of_stages():

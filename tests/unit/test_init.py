@@ -21,8 +21,9 @@ from stages.data.label_column import read_label_columns
 from stages.data.task import Task
 from stages.runtime import params
 from stages.runtime.errors import UserError
-from tools import choose_params, describe_data, init
-from tools.params_file import Draft
+from tools.init import __main__ as init
+from tools.init import choose_params, describe_data
+from tools.init.params_file import Draft
 
 WORDS = ("rain", "sun", "snow", "wind", "cloud", "storm", "heat", "frost", "mist", "hail", "light", "dark", "north")
 

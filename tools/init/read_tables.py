@@ -16,9 +16,9 @@ from stages.data.split_files import list_splits, read_splits
 from stages.data.task import SPLITS
 from stages.runtime.errors import UserError
 from stages.sources.fetch import fetch
-from tools.columns import Columns, choose_columns
-from tools.describe_data import describe_dialect
-from tools.params_file import Draft
+from tools.init.columns import Columns, choose_columns
+from tools.init.describe_data import describe_dialect
+from tools.init.params_file import Draft
 
 HOLDOUT_SIZES = ("10%", "20%", "30%")  # the first that leaves a validation and a test row is taken
 # What the names of splits begin with

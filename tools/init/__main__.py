@@ -26,10 +26,10 @@ from stages.data.tokenization import encode_rows, load_tokenizer
 from stages.download import warn_without_gpu
 from stages.runtime import errors, files, params
 from stages.runtime.errors import UserError
-from tools import choose_params, describe_data
 from tools.git import repository_problem, run_git, stderr_line
-from tools.params_file import Draft
-from tools.read_tables import read_tables
+from tools.init import choose_params, describe_data
+from tools.init.params_file import Draft
+from tools.init.read_tables import read_tables
 
 PARAMS = Path("params.yaml")
 MOST_TOKENIZED = 10_000  # rows: tokenizing 100 tokens of each takes 1 s

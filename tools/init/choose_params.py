@@ -31,9 +31,9 @@ from stages.runtime.params import FROM_HUB, MAX_CLASSES, Model
 from stages.sources import hub
 from stages.sources.fetch import choose_folder_value, fetch, find_model_folder
 from stages.sources.manifest import PATTERNS
-from tools.columns import Columns, make_template
-from tools.params_file import Draft
-from tools.read_tables import HOLDOUT_SIZES
+from tools.init.columns import Columns, make_template
+from tools.init.params_file import Draft
+from tools.init.read_tables import HOLDOUT_SIZES
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LENGTH = 8192  # the highest that params.yaml allows

@@ -13,7 +13,7 @@ from stages.data.task import SPLITS
 from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.runtime.params import MAX_CLASSES
-from tools.column_names import (
+from tools.init.column_names import (
     CLOSE_ENTITIES,
     COUNT_WORDS,
     DERIVED,
@@ -29,7 +29,7 @@ from tools.column_names import (
     is_nameless,
     split_name,
 )
-from tools.column_profiles import ColumnProfile, profile_columns
+from tools.init.column_profiles import ColumnProfile, profile_columns
 
 FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes as in train
 SHARED = 0.3  # of the rows share their value of a group with another row
