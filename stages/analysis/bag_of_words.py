@@ -16,7 +16,7 @@ SAGA_CELLS = 150_000  # training rows times classes; from this number on, SAGA i
 SAGA_COEFFICIENTS = 2_000_000  # terms times classes; from this number on, SAGA is used
 MAX_COEFFICIENTS = 10_000_000  # of all columns together
 
-# Candidates for scikit-learn's C. On 980 short texts in two uneven classes (docs/examples.md), the default of 1 has a
+# Candidates for scikit-learn's C. On 980 short texts in two uneven classes (docs/own-data.md), the default of 1 has a
 # macro F1 of 60%, and the chosen one 96%: a reference that is too weak flatters the tuned model.
 STRENGTHS = (1.0, 10.0, 100.0)
 MAX_ROWS_TO_CHOOSE = 4_000  # of the cross-validation that chooses one

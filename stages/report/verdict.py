@@ -114,7 +114,7 @@ def explain_outcomes(comparison: Comparison) -> str:
     outcomes, name = comparison.outcomes, name_reference(comparison.best)
     return (
         f"In {outcomes.fixed:,} of {comparison.rows:,} test rows, the tuned model is right and the best reference "
-        f"({name}) is wrong. In {outcomes.broken:,} rows it is the other way round."
+        f"({name}) is wrong. In {outcomes.broken:,} {"row" if outcomes.broken == 1 else "rows"} it is the other way round."
     )
 
 

@@ -1,5 +1,6 @@
 """The demo's params.yaml as nested dicts that a test can change, and the manifest of a model's folder."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,15 @@ def unpinned_params() -> dict:
     raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
     raw["model"]["digest"] = raw["data"]["digest"] = None
     return raw
+
+
+def list_leaves(raw: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted key, value) of the leaves of nested dicts."""
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            yield from list_leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def set_key(raw: dict, key: str, value: object) -> None:

@@ -1,48 +1,44 @@
-"""Other data sets in the whole pipeline: the examples of docs/examples.md, and the same rows in two file formats."""
+"""Other data sets in the whole pipeline: the examples of docs/own-data.md, and the same rows in two file formats."""
 
+import contextlib
 import json
 import re
+import sys
+from unittest import mock
 
 import datasets
 import pandas as pd
 import pytest
 import yaml
 from helpers.clone import Clone
-from helpers.parameters import set_key, unpinned_params, use
-from helpers.project import COMMITTED, NANO, ROOT
+from helpers.parameters import unpinned_params, use
+from helpers.project import NANO, ROOT
 from helpers.stages import run_stage_in_each
+
+from tools.init import __main__ as init
 
 pytestmark = pytest.mark.slow
 
-DOCUMENT = (ROOT / "docs/examples.md").read_text()
+DOCUMENT = (ROOT / "docs/own-data.md").read_text()
 NAMES = ("score", "metric", "verdict", "reference", "reference_score")  # the groups of HEADLINE; scores in percent
 HEADLINE = (
     r"\*\*([\d.]+)%\*\* ([\w ]+?) of the tuned model \([^\n]+\)\.\s+"
     r"\*\*([\w ]+):\*\* [^\n]+? the best reference, ([^\n]+?) \(([\d.]+)%\)\."
 )
-# [(title, changes to demo/params.yaml, *NAMES)]
-EXAMPLES = re.findall(rf"^## (.+?)$.*?^```yaml\n(.*?)^```.*?^{HEADLINE}", DOCUMENT, re.MULTILINE | re.DOTALL)
+# [(arguments of tools.init, more changes as "KEY=VALUE …", *NAMES)]
+EXAMPLES = re.findall(
+    rf"^\$ python -m tools\.init (assets/\S+)\n(?:\$ dvc repro|\$ dvc exp run -S (\S+))\n{HEADLINE}",
+    DOCUMENT,
+    re.MULTILINE,
+)
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
 
 
-def run(clone, changes):
-    """Run `dvc repro` in demo/ with the committed parameters, some of them changed."""
-    raw = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
-    for key, value in flatten(changes):
-        set_key(raw, key, value)
-    (clone.folder / "demo/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    done = clone.dvc("repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def flatten(changes, prefix=""):
-    """Yield (dotted key, value) of the leaves of nested dicts."""
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def initialize(clone, folder):
+    """Run `tools.init` in demo/, on the committed params.yaml."""
+    clone.git("checkout", "--", "demo/params.yaml")
+    with contextlib.chdir(clone.folder / "demo"), mock.patch.object(sys, "argv", ["init", folder]):
+        init.main()
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +47,16 @@ def clone(tmp_path_factory):
 
 
 def test_the_document_has_three_examples():
-    assert len(EXAMPLES) == DOCUMENT.count("```yaml") == 3
+    assert len(EXAMPLES) == 3
 
 
-@pytest.mark.parametrize(("title", "block", *NAMES), EXAMPLES, ids=[e[0] for e in EXAMPLES])
+@pytest.mark.parametrize(("folder", "change", *NAMES), EXAMPLES, ids=[e[0] for e in EXAMPLES])
 def test_an_example_ends_with_the_verdict_in_the_document(
-    clone, title, block, score, metric, verdict, reference, reference_score
+    clone, folder, change, score, metric, verdict, reference, reference_score
 ):
-    done = run(clone, yaml.safe_load(block))
+    initialize(clone, folder)
+    done = clone.dvc("exp", "run", "-S", change) if change else clone.dvc("repro")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.ran == STAGES
 
     demo = clone.folder / "demo"
