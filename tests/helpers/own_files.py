@@ -183,13 +183,13 @@ def make_many_classes() -> OwnFile:
 def make_uneven() -> OwnFile:
     """Two classes, 87 to 13."""
     classes = {"happy": "ham", "angry": "spam"}
-    rows = shuffle(draw_rows("mood", {"happy": 348, "angry": 52}, seed=8, classes=classes), seed=8)
+    rows = shuffle(draw_rows("mood", {"happy": 261, "angry": 39}, seed=8, classes=classes), seed=8)
     return OwnFile("mails.csv", rows.rename(columns={"label": "kind"}), "kind", ("ham", "spam"), ("text",))
 
 
 def make_chinese() -> OwnFile:
     rng, texts = random.Random(9), {}
-    while len(texts) < 240:
+    while len(texts) < 200:
         label = list(CHINESE)[len(texts) % 2]
         judgements, advice = CHINESE[label]
         text = (
