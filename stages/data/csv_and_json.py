@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.data.compression import open_file
-from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding, is_utf8
+from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding, find_wrong_utf8, is_utf8
 from stages.runtime.errors import UserError, first_line
 
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
@@ -167,7 +167,7 @@ def _describe_encoding(path: Path, name: str, encoding: str) -> str | None:
     except UnicodeDecodeError as error:
         line, start = content.count(b"\n", 0, error.start) + 1, content.rfind(b"\n", 0, error.start) + 1
         likely = detect_encoding(content)
-        looks = "no known encoding fits"
+        looks = f"it is {wrong}" if (wrong := find_wrong_utf8(content)) else "no known encoding fits"
         if likely and likely.startswith(("utf-16", "utf-32")):
             looks = f"it looks like {likely.upper()}"
         elif likely:
