@@ -73,9 +73,9 @@ def detect_dialect(path: Path, name: str | None = None) -> Dialect:
 def detect_encoding(content: bytes) -> str | None:
     """The name of the codec that decodes all of a file; None if it is not text, or UTF-8 with a few wrong bytes.
 
-    A text in another encoding is hardly ever valid UTF-8. UTF-16 may be, but has NULs. chardet sees the lines that are not
-    ASCII, however late in the file they are. Among many other lines, it reads even Russian as Windows-1252, so it sees
-    others only if these have too few letters to tell.
+    A text in another encoding is hardly ever valid UTF-8. UTF-16 may be, but has NULs. chardet sees the lines that are
+    not ASCII, however late in the file they are. Among many other lines, it reads even Russian as Windows-1252, so it
+    sees others only if these have too few letters to tell.
     """
     if is_utf8(content):
         return "utf-8"

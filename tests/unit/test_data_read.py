@@ -185,6 +185,18 @@ def test_cells_of_a_workbook_are_text_as_in_a_csv_file(folder):
     }
 
 
+def test_a_table_may_begin_in_any_cell_of_a_sheet(folder):
+    rows = [[None, None, None], [None, "text", "label"], [None, None, None], [None, "a", "b"]]
+    write_workbook(folder / "a.xlsx", Mine=rows)
+    assert read_rows(folder) == {"text": ["a"], "label": ["b"]}
+
+
+@pytest.mark.parametrize("header", [["Report", None], ["text", "text"], [1, "1"]])
+def test_a_title_above_a_table_and_columns_of_one_name_are_an_error(folder, header):
+    write_workbook(folder / "a.xlsx", Mine=[header, ["text", "label"], ["a", "b"]])
+    assert "a.xlsx: the first row does not name its 2 columns (" in error_of(folder)
+
+
 def test_a_workbook_of_several_sheets_is_an_error_that_names_them(folder):
     rows = [["text", "label"], ["a", "b"]]
     write_workbook(folder / "a.xlsx", Mine=rows, Yours=rows)
