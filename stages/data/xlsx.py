@@ -34,8 +34,8 @@ def read_xlsx(path: Path, name: str) -> pa.Table:
     header = cells.iloc[0].fillna("").tolist()
     if "" in header[1:] or len(set(header)) < len(header):
         raise UserError(
-            f"{name}: the first row does not name its {len(header)} columns ({', '.join(header):.200}); allowed: a name "
-            "of its own above each column, and no title above the names"
+            f"{name}: the first row does not name its {len(header)} columns ({', '.join(header):.200}); allowed: a "
+            "name of its own above each column, and no title above the names"
         )
     rows = cells.iloc[1:].set_axis([header[0] or "Unnamed: 0", *header[1:]], axis="columns")
     return pa.Table.from_pandas(rows.astype("str"), preserve_index=False)
