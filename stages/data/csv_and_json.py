@@ -62,12 +62,18 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
         raise error(dialect or "its rows have more cells than its header")
     if dialect := _describe_dialect(path, name, options, one_column=len(frame.columns) == 1):
         raise error(dialect)
+    first = [str(cell).strip() for cell in (frame.columns if columns is None else frame.head(1).to_numpy().flat)]
+    if re.fullmatch("sep=.?", first[0], re.IGNORECASE):
+        raise UserError(f"{name}: its first line, {first[0]}, is a note for Excel; delete it")
     if columns is not None:
         if len(columns) != len(frame.columns):
             raise UserError(
                 f"params.yaml: data.read.names: has {len(columns)} names, but {name} has {len(frame.columns)} columns; "
                 "list one name for each column"
             )
+        if first == columns:
+            raise UserError(f"params.yaml: data.read.names: the first line of {name} has these names; set it to null")
+        print(f"{name}: its first line is read as a row, as data.read.names says: {', '.join(first):.100}")
         frame.columns = pd.Index(columns)
     elif options["header"] == "infer" and options.get("names") is None and (cells := _find_data_in_header(frame)):
         raise UserError(
