@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.data.compression import open_file
-from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding, is_utf8
+from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding, find_wrong_utf8, is_utf8
 from stages.runtime.errors import UserError, first_line
 
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
@@ -63,6 +63,9 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
         raise error(dialect or "its rows have more cells than its header")
     if dialect := _describe_dialect(path, name, options, one_column=len(frame.columns) == 1):
         raise error(dialect)
+    first = [str(cell).strip() for cell in (frame.columns if columns is None else frame.head(1).to_numpy().flat)]
+    if re.fullmatch("sep=.?", first[0], re.IGNORECASE):
+        raise UserError(f"{name}: its first line, {first[0]}, is a note for Excel; delete it")
     if columns is not None:
         if len(columns) != len(frame.columns):
             raise UserError(
@@ -74,6 +77,7 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
                 f"params.yaml: data.read.names: the first row of {name} names the columns already "
                 f"({textwrap.shorten(', '.join(map(str, frame.iloc[0])), 200)}); set data.read.names to null"
             )
+        print(f"{name}: its first line is read as a row, as data.read.names says: {', '.join(first):.100}")
         frame.columns = pd.Index(columns)
     elif options["header"] == "infer" and options.get("names") is None and (cells := _find_data_in_header(frame)):
         raise UserError(
@@ -173,7 +177,7 @@ def _describe_encoding(path: Path, name: str, encoding: str) -> str | None:
     except UnicodeDecodeError as error:
         line, start = content.count(b"\n", 0, error.start) + 1, content.rfind(b"\n", 0, error.start) + 1
         likely = detect_encoding(content)
-        looks = "no known encoding fits"
+        looks = f"it is {wrong}" if (wrong := find_wrong_utf8(content)) else "no known encoding fits"
         if likely and likely.startswith(("utf-16", "utf-32")):
             looks = f"it looks like {likely.upper()}"
         elif likely:

@@ -100,7 +100,7 @@ def read_groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) ->
     """
     if task.group is None:
         return join_texts(texts)
-    groups = read_as_text(table, task.group)
+    groups = read_group_column(table, task.group)
     missing = np.flatnonzero(groups.isna())
     if not len(missing):
         return groups
@@ -118,9 +118,14 @@ def read_units(table: pa.Table, task: Task, columns: Sequence[str] | None) -> pd
     )
     if task.group is None:
         return texts
+    return read_group_column(table, task.group).fillna(SEPARATOR + texts)
+
+
+def read_group_column(table: pa.Table, column: str) -> pd.Series:
+    """The group column as text. Spaces around a value do not make another group, and a blank value is a missing one."""
+    groups = read_as_text(table, column).str.strip()
     # In a csv file, 1 is 1.0 if pandas wrote it next to missing values.
-    groups = read_as_text(table, task.group).str.replace(r"^(-?[0-9]+)\.0$", r"\1", regex=True)
-    return groups.fillna(SEPARATOR + texts)
+    return groups.str.replace(r"^(-?[0-9]+)\.0$", r"\1", regex=True).replace("", None)
 
 
 def read_as_text(table: pa.Table, column: str) -> pd.Series:

@@ -22,6 +22,7 @@ from stages.runtime.errors import UserError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 NO_QUOTES = "\x1f"  # a control character that texts don't have: quotes are then text
 QUOTES = ('"', NO_QUOTES, "'")
+FEW_LETTERS = 20  # that are not ASCII: chardet needs more lines than theirs
 SAMPLE = 1 << 17  # characters of a file that are looked at. The `csv` module reads no longer cell
 NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?%?")
 
@@ -56,7 +57,8 @@ def detect_dialect(path: Path, name: str | None = None) -> Dialect:
         content = file.read()
     encoding = detect_encoding(content)
     if encoding is None:
-        raise UserError(f"{name}: not text in a known encoding; export it as csv in UTF-8")
+        problem = find_wrong_utf8(content) or "not text in a known encoding"
+        raise UserError(f"{name}: {problem}; correct it, or export it as csv in UTF-8")
     text = content[: 4 * SAMPLE].decode(encoding, "ignore").lstrip("\ufeff")
     is_cut = len(text) > SAMPLE or len(content) > 4 * SAMPLE
     if is_cut:
@@ -69,17 +71,20 @@ def detect_dialect(path: Path, name: str | None = None) -> Dialect:
 
 
 def detect_encoding(content: bytes) -> str | None:
-    """The name of the codec that decodes all of a file; None if it is not text.
+    """The name of the codec that decodes all of a file; None if it is not text, or UTF-8 with a few wrong bytes.
 
-    A text in another encoding is hardly ever valid UTF-8. UTF-16 may be, but has NULs. chardet sees the first lines,
-    and further lines that are not ASCII, however late in the file they are.
+    A text in another encoding is hardly ever valid UTF-8. UTF-16 may be, but has NULs. chardet sees the lines that are
+    not ASCII, however late in the file they are. Among many other lines, it reads even Russian as Windows-1252, so it
+    sees others only if these have too few letters to tell.
     """
     if is_utf8(content):
         return "utf-8"
+    if find_wrong_utf8(content):
+        return None
     lines = io.BytesIO(content)
-    first = itertools.islice(lines, 500)
-    others = itertools.islice((line for line in lines if b"\0" in content or not line.isascii()), 500)
-    sample = b"".join(itertools.chain(first, others))
+    sample = b"".join(itertools.islice((line for line in lines if b"\0" in content or not line.isascii()), 1000))
+    if sum(byte > 127 for byte in sample) < FEW_LETTERS:
+        sample = b"".join(itertools.islice(io.BytesIO(content), 500)) + sample
     era = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME
     guesses = {
         codecs.lookup(guess["encoding"]).name: guess["confidence"]
@@ -96,6 +101,25 @@ def detect_encoding(content: bytes) -> str | None:
 def is_utf8(content: bytes) -> bool:
     """Whether bytes are text in UTF-8, with or without a mark at the beginning."""
     return b"\0" not in content and _decodes(content, "utf-8")
+
+
+def find_wrong_utf8(content: bytes) -> str | None:
+    """The first wrong byte of a text that is otherwise UTF-8; None if it is valid, or rather in another encoding.
+
+    A file may have one line from elsewhere, or be cut within a letter. In Windows-1252 all of it would be readable, and
+    each letter that is not ASCII would be wrong. Of a text in another encoding, few letters are valid UTF-8.
+    """
+    if b"\0" in content:
+        return None
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        text = content.decode("utf-8", "replace")
+        wrong = text.count("\ufffd")
+        if sum(not char.isascii() for char in text) - wrong >= 3 * wrong:
+            line = content.count(b"\n", 0, error.start) + 1
+            return f"UTF-8, but with {wrong:,} wrong bytes: the first is 0x{content[error.start]:02x} in line {line:,}"
+    return None
 
 
 def _decodes(content: bytes, encoding: str) -> bool:

@@ -170,6 +170,29 @@ def test_rows_under_a_key_of_a_json_object_are_an_error_in_any_encoding(folder):
     assert "the file is one object, not a list of rows; write" in error_of(folder, {"encoding": "cp1252"})
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_line_for_excel_above_the_header_is_an_error(folder, encoding):
+    (folder / "a.csv").write_text("sep=;\ntext;label\na;b\nc;d\n", encoding=encoding)
+    assert error_of(folder, {"sep": ";", "encoding": encoding}).endswith(
+        "its first line, sep=, is a note for Excel; delete it"
+    )
+
+
+def test_names_for_a_file_that_has_a_header_are_an_error_or_a_line(folder, capsys):
+    (folder / "a.csv").write_text("text,label\na,b\nc,d\n")
+    assert "a.csv has these names; set it to null" in error_of(folder, {"names": ["text", "label"]})
+    capsys.readouterr()
+    read_rows(folder, {"names": ["x", "y"]})
+    assert "a.csv: its first line is read as a row, as data.read.names says: text, label" in capsys.readouterr().out
+
+
+def test_files_that_are_in_no_split_are_listed(folder, capsys):
+    for name in ("train", "test", "extra"):
+        (folder / f"{name}.csv").write_text("text,label\na,b\n")
+    read_rows(folder)
+    assert "not read, since data.splits names no split with them: extra.csv, test.csv" in capsys.readouterr().out
+
+
 # --- xlsx ---
 
 
@@ -183,6 +206,18 @@ def test_cells_of_a_workbook_are_text_as_in_a_csv_file(folder):
         "when": ["2024-03-01", "2024-03-01T09:30:00", None],
         "7": ["1", "0.5", "3"],
     }
+
+
+def test_a_table_may_begin_in_any_cell_of_a_sheet(folder):
+    rows = [[None, None, None], [None, "text", "label"], [None, None, None], [None, "a", "b"]]
+    write_workbook(folder / "a.xlsx", Mine=rows)
+    assert read_rows(folder) == {"text": ["a"], "label": ["b"]}
+
+
+@pytest.mark.parametrize("header", [["Report", None], ["text", "text"], [1, "1"]])
+def test_a_title_above_a_table_and_columns_of_one_name_are_an_error(folder, header):
+    write_workbook(folder / "a.xlsx", Mine=[header, ["text", "label"], ["a", "b"]])
+    assert "a.xlsx: the first row does not name its 2 columns (" in error_of(folder)
 
 
 def test_a_workbook_of_several_sheets_is_an_error_that_names_them(folder):

@@ -118,6 +118,25 @@ def test_a_single_letter_that_is_not_ascii_is_windows_1252_however_late_it_is(tm
     assert detect_dialect(tmp_path / "a.csv").encoding == "cp1252"
 
 
+@pytest.mark.parametrize("encoding", ["cp1251", "cp1250", "cp850"])
+def test_ascii_rows_do_not_hide_the_encoding_of_the_others(tmp_path, encoding):
+    others = [f"{WORDS[encoding]} {i}" for i in range(20)]
+    rows = [
+        ["text", "label"],
+        *[[f"a film, number {i}", "pos"] for i in range(400)],
+        *[[text, "neg"] for text in others],
+    ]
+    write(tmp_path / "a.csv", rows, encoding=encoding)
+    assert read_cells(tmp_path / "a.csv", detect_dialect(tmp_path / "a.csv")) == rows
+
+
+@pytest.mark.parametrize("wrong", [b"caf\xe9,neg\n", b"caf\xc3"])
+def test_a_wrong_byte_in_utf_8_does_not_make_it_another_encoding(tmp_path, wrong):
+    (tmp_path / "a.csv").write_bytes("text,label\ncafé größer,pos\nnaïve Straße,neg\n".encode() + wrong)
+    with pytest.raises(UserError, match=rf"a\.csv: UTF-8, but .* is 0x{wrong[3]:02x} in line 4; correct it"):
+        detect_dialect(tmp_path / "a.csv")
+
+
 def test_bytes_that_are_no_text_are_an_error(tmp_path):
     (tmp_path / "a.csv").write_bytes(bytes(range(256)) * 9)
     with pytest.raises(UserError, match=r"a\.csv: not text in a known encoding"):

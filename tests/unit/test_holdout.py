@@ -195,6 +195,22 @@ def test_rows_of_a_group_are_in_one_split_and_equal_texts_without_a_group_too():
     assert all(abs(len(splits[split]) - 60) < 12 for split in ("validation", "test"))
 
 
+def test_spaces_around_a_group_and_the_number_1_0_make_no_other_group():
+    groups = [f"{row % 50}{('', ' ', '.0')[row // 50 % 3]}" for row in range(300)]
+    _, _, splits = assign(table("ab" * 150, author=groups), group="author")
+    authors = [{row % 50 for row in rows.index} for rows in splits.values()]
+    assert sum(map(len, authors)) == len(set().union(*authors)) == 50
+    assert [rows["group"].nunique() for rows in splits.values()] == [*map(len, authors)]
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_rows_with_a_blank_group_are_independent_as_those_without_a_group(blank):
+    groups = [f"author {row // 3}" if row < 150 else None for row in range(300)]
+    rows, blanks = (table("ab" * 150, author=[group or empty for group in groups]) for empty in (None, blank))
+    assert held_out(blanks, group="author") == held_out(rows, group="author")
+    assert assign(blanks, group="author")[1]["train"]["group"].nunique() == 200
+
+
 def test_rows_with_equal_values_in_holdout_columns_are_in_one_split_unless_there_is_a_group():
     rows = table(["ham", "spam"] * 50, page=[row // 4 for row in range(100)], author=[row // 2 for row in range(100)])
     for of_data, size in (({}, 4), ({"group": "author"}, 2)):
