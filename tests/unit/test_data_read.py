@@ -180,7 +180,7 @@ def test_a_line_for_excel_above_the_header_is_an_error(folder, encoding):
 
 def test_names_for_a_file_that_has_a_header_are_an_error_or_a_line(folder, capsys):
     (folder / "a.csv").write_text("text,label\na,b\nc,d\n")
-    assert "a.csv has these names; set it to null" in error_of(folder, {"names": ["text", "label"]})
+    assert "the first row of" in error_of(folder, {"names": ["text", "label"]})
     capsys.readouterr()
     read_rows(folder, {"names": ["x", "y"]})
     assert "a.csv: its first line is read as a row, as data.read.names says: text, label" in capsys.readouterr().out
