@@ -84,7 +84,13 @@ NAMELESS = _words("column col unnamed field var v c f x feature attribute")
 def split_name(name: str) -> list[str]:
     """The words of a column's name in lower case: goldLabel_2 is gold, label, 2."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)", " ", name)
-    return re.findall(r"[^\W_]+", spaced.lower())
+    words = re.findall(r"[^\W_]+", spaced.lower())
+    numbered = [re.fullmatch(r"(.+?)(id|nr|nummer|number|key)", word) for word in words]  # userid, Kundennummer
+    return [
+        part
+        for word, parts in zip(words, numbered, strict=True)
+        for part in (parts.groups() if parts and parts[1] in ENTITIES else [word])
+    ]
 
 
 def is_nameless(name: str) -> bool:
