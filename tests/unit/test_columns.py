@@ -160,6 +160,16 @@ def test_a_text_column_given_by_hand_that_holds_no_text_is_rejected(text, reason
     assert error_of(choose_columns, rows, texts=[text], label="label").startswith(f"--text: {text}: {reason}")
 
 
+@pytest.mark.parametrize("classes", [25, 60])
+def test_a_description_of_each_class_is_no_input_and_no_group(classes):
+    intents = [f"intent {row % classes}" for row in range(600)]
+    described = [f"the customer wants to get the thing number {intent} very soon" for intent in intents]
+    texts = [f"please help me with the things of row {row}" for row in range(600)]
+    columns = choose_columns(pa.table({"utterance": texts, "intent": intents, "intent_description": described}))
+    assert (columns.label, columns.texts, columns.group) == ("intent", ("utterance",), None)
+    assert "left out: intent_description (says the label)" in columns.reasons["texts"]
+
+
 def test_the_only_column_of_text_is_taken_even_if_it_is_short():
     columns = choose_columns(EXAMPLES["names"].make())
     assert "though short" in columns.reasons["texts"]

@@ -295,12 +295,18 @@ def change(folder):
         file.write("# mine\n")
 
 
+def change_unseen(folder):
+    git("update-index", "--assume-unchanged", "params.yaml", at=folder)
+    change(folder)
+
+
 def remove_repository(folder):
     shutil.rmtree(folder / ".git")
 
 
 REFUSED = {
     "uncommitted changes": (change, [], "params.yaml: has uncommitted changes"),
+    "changes that Git is told not to see": (change_unseen, [], "params.yaml: has uncommitted changes"),
     "no repository": (remove_repository, [], "params.yaml: Git can't restore it"),
     "an existing --out": (lambda folder: None, ["--out", "dvc.yaml"], "--out: dvc.yaml exists"),
     "another folder": (lambda folder: (folder / "dvc.yaml").unlink(), [], "dvc.yaml: not in this folder"),

@@ -76,7 +76,11 @@ def check_target(target: Path) -> None:
     status = run_git("status", "--porcelain", "--ignored", "--", str(PARAMS))
     if problem := repository_problem() or (stderr_line(status) if status.returncode else None):
         raise UserError(f"{PARAMS}: Git can't restore it ({problem}); write another file with --out, or add --force")
-    if status.stdout:
+    # `status` trusts a file that is marked as unchanged, and does not look at what a link points to.
+    contents = [
+        run_git(*command).stdout for command in (["hash-object", str(PARAMS)], ["rev-parse", f"HEAD:./{PARAMS}"])
+    ]
+    if status.stdout or contents[0] != contents[1]:
         raise UserError(
             f"{PARAMS}: has uncommitted changes; commit them, undo them (git checkout {PARAMS}), or add --force: it "
             "keeps them, except for the keys that this command sets"

@@ -92,11 +92,12 @@ def choose_columns(
         )
     chosen = profiles[label or candidates[0].name]
     others = [p for p in candidates if p is not chosen]
+    same = _find_same(profiles, chosen, table)
     if texts is None:
-        text_columns, text_reason = _choose_texts(profiles, chosen, split, table, place)
+        text_columns, text_reason = _choose_texts(profiles, chosen, same, split, table, place)
     else:
         text_columns, text_reason = _check_texts(profiles, texts), "as --text says"
-    group, group_reason = _choose_group(profiles, chosen, text_columns, split)
+    group, group_reason = _choose_group(profiles, chosen, same, text_columns, split)
     return Columns(
         label=chosen.name,
         texts=text_columns,
@@ -220,19 +221,34 @@ def _describe_label(chosen: ColumnProfile, others: Sequence[ColumnProfile], give
     return name + (f"; other candidates: {_list_some([p.name for p in others])}" if others else "; no other candidate")
 
 
+def _find_same(profiles: Mapping[str, ColumnProfile], label: ColumnProfile, table: pa.Table) -> set[str]:
+    """Columns that say the label in other words, such as a description of each class: no value has two labels."""
+    few = [
+        p.name for p in profiles.values()
+        if p is not label and 2 <= p.distinct <= min(2 * label.distinct, p.filled / 2) and p.kind != "other"
+    ]  # fmt: skip
+    pairs = {name: table.select([name, label.name]).drop_null().group_by([name, label.name]) for name in few}
+    return {name for name, pair in pairs.items() if len(pair.aggregate([])) <= profiles[name].distinct}
+
+
 # --- texts ---
 
 
 def _choose_texts(
-    profiles: Mapping[str, ColumnProfile], label: ColumnProfile, split: str | None, table: pa.Table, place: str
+    profiles: Mapping[str, ColumnProfile],
+    label: ColumnProfile,
+    same: set[str],
+    split: str | None,
+    table: pa.Table,
+    place: str,
 ) -> tuple[tuple[str, ...], str]:
     rest = [p for p in profiles.values() if p.is_text and p.distinct > 0 and p.name not in (label.name, split)]
-    left_out = {p.name: reason for p in rest if (reason := _exclude_text(p))}
+    left_out = {p.name: reason for p in rest if (reason := "says the label" if p.name in same else _exclude_text(p))}
     texts = [p for p in rest if p.name not in left_out] or [p for p in rest if left_out[p.name] == DERIVED]
     left_out |= _find_derived(texts, table)
     texts = [p for p in texts if left_out.get(p.name, DERIVED) == DERIVED]
     if not texts:
-        return _choose_short_text(rest, label, profiles, place)
+        return _choose_short_text([p for p in rest if p.name not in same], label, profiles, place)
     chosen = ", ".join(f"{p.name} ({p.word_count:.0f} words)" for p in texts)
     names = {p.name for p in texts}
     others = [
@@ -320,11 +336,15 @@ def _check_texts(profiles: Mapping[str, ColumnProfile], texts: Sequence[str]) ->
 
 
 def _choose_group(
-    profiles: Mapping[str, ColumnProfile], label: ColumnProfile, texts: Sequence[str], split: str | None
+    profiles: Mapping[str, ColumnProfile],
+    label: ColumnProfile,
+    same: set[str],
+    texts: Sequence[str],
+    split: str | None,
 ) -> tuple[str | None, str]:
     ranks = {}
     for name, profile in profiles.items():
-        if name not in (label.name, split, *(texts if len(texts) == 1 else ())):
+        if name not in (label.name, split, *same, *(texts if len(texts) == 1 else ())):
             ranks[name] = _rate_group(profile, name in texts)
     found = [profiles[name] for name, rank in ranks.items() if rank]
     if not found:

@@ -44,8 +44,9 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
         yield f"  {unlabelled:,} rows have no label and are left out"
     test = splits["test"]["label"]
     metric = choose_leading_metric(test[test != NO_LABEL].to_numpy(), len(task.classes))
-    reason = "are uneven" if metric == "f1_macro" else "are even, up to three to one"
-    yield f"  the classes of the test rows {reason}, so the report leads with {TITLES[metric]}"
+    uneven = "one class of the test rows has over three times the rows of another"
+    even = "no class of the test rows has over three times the rows of another"
+    yield f"  {uneven if metric == 'f1_macro' else even}, so the report leads with {TITLES[metric]}"
 
 
 def describe_tokens(lengths: np.ndarray, rows: int, max_length: int) -> str:
