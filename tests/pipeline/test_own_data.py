@@ -52,9 +52,11 @@ def test_the_document_has_three_examples():
 
 @pytest.mark.parametrize(("folder", "change", *NAMES), EXAMPLES, ids=[e[0] for e in EXAMPLES])
 def test_an_example_ends_with_the_verdict_in_the_document(
-    clone, folder, change, score, metric, verdict, reference, reference_score
+    clone, capsys, folder, change, score, metric, verdict, reference, reference_score
 ):
     initialize(clone, folder)
+    found = capsys.readouterr().out.partition("\n\n")[0]  # before the keys
+    assert folder != "assets/everyday-moods" or f"tools.init {folder}\n{found}\n…\n" in DOCUMENT
     done = clone.dvc("exp", "run", "-S", change) if change else clone.dvc("repro")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.ran == STAGES
