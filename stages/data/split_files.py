@@ -74,7 +74,8 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
         split: [name for source in names for name in files[source].values()] for split, names in sources.items()
     }
     print("; ".join(f"{split} from {_list_some(names)}" for split, names in read_files.items()))
-    if unread := sorted({*links.values()} - {name for names in read_files.values() for name in names}):
+    read = {name for names in read_files.values() for name in names}
+    if unread := sorted(name for name in links.values() if _format(name) and name not in read):
         print(f"not read, since data.splits names no split with them: {_list_some(unread)}")
     if data.split:
         tables = _split_rows(tables, specs, data.split)

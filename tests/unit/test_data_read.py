@@ -189,8 +189,9 @@ def test_names_for_a_file_that_has_a_header_are_an_error_or_a_line(folder, capsy
 def test_files_that_are_in_no_split_are_listed(folder, capsys):
     for name in ("train", "test", "extra"):
         (folder / f"{name}.csv").write_text("text,label\na,b\n")
+    (folder / "README.md").write_text("No table.\n")
     read_rows(folder)
-    assert "not read, since data.splits names no split with them: extra.csv, test.csv" in capsys.readouterr().out
+    assert "not read, since data.splits names no split with them: extra.csv, test.csv\n" in capsys.readouterr().out
 
 
 # --- xlsx ---
