@@ -1,7 +1,7 @@
 """Hold validation and test rows out of the training rows (`data.holdout`).
 
-What is never separated is a unit: the rows with the same value in `data.group`, or else the rows with equal texts. A
-hash of `data.holdout.seed` and the unit's content puts the units in an order. In this order, units are held out until
+What is never separated is a unit: the rows with the same value in `data.group`, or else the rows with equal texts (apart from spaces).
+A hash of `data.holdout.seed` and the unit's content puts the units in an order. In this order, units are held out until
 each class has its share. So the same rows are held out on every machine, from every kind of file, in any order of the
 rows, and with every `seed`, template (if `data.holdout.columns` is set) and size of the validation split.
 
