@@ -111,14 +111,19 @@ def read_units(table: pa.Table, task: Task, columns: Sequence[str] | None) -> pd
     """The unit of each row, as text, from the row's content alone. `data.holdout` does not separate rows of a unit.
 
     The unit is the value in the task's group column. Without such a column, or without a value, it is the texts in
-    `columns` (None: the template's columns), whatever order these are named in.
+    `columns` (None: the template's columns), whatever order these are named in. Texts that differ only in spaces, line
+    ends or Unicode's forms of a letter are equal here: they look the same.
     """
-    texts = join_texts(
-        pd.DataFrame({name: read_as_text(table, name).fillna("") for name in sorted(columns or task.columns)})
-    )
+    names = sorted(columns or task.columns)
+    texts = join_texts(pd.DataFrame({name: simplify(read_as_text(table, name).fillna("")) for name in names}))
     if task.group is None:
         return texts
     return read_group_column(table, task.group).fillna(SEPARATOR + texts)
+
+
+def simplify(texts: pd.Series) -> pd.Series:
+    """Texts with letters in Unicode's composed form, and with single spaces only between words."""
+    return texts.str.normalize("NFC").str.split().str.join(" ")
 
 
 def read_group_column(table: pa.Table, column: str) -> pd.Series:

@@ -173,8 +173,9 @@ def _has_header(rows: list[list[str]]) -> bool:
     """Whether the first row names the columns.
 
     It does if it has a word above a column of numbers, or if it counts the columns, as pandas does. Else it does not
-    if one of its cells occurs again further down in the same column, as a class does, or is a number above numbers. It
-    does if nothing speaks against it.
+    if one of its cells occurs again further down in the same column, as a class does, or is a number above numbers. But
+    a column may be called `spam` and hold spam and ham, so a single word above longer texts is a name. It does if
+    nothing speaks against it.
     """
     header, *others = rows or [[]]
     others = [row for row in others if row != header]  # of joined files: each has the header
@@ -185,6 +186,13 @@ def _has_header(rows: list[list[str]]) -> bool:
     ]
     if [name for name, _ in columns] == [str(i) for i in range(len(columns))]:
         return True
+    for name, cells in columns:
+        if (
+            re.fullmatch(r"[^\W\d]\w*", name)
+            and len(cells) >= 10
+            and all(" " in c and len(c) > len(name) for c in cells)
+        ):
+            return True
     above_numbers = [
         bool(NUMBER.fullmatch(name)) for name, cells in columns if cells and all(map(NUMBER.fullmatch, cells))
     ]

@@ -1,9 +1,9 @@
 """Hold validation and test rows out of the training rows (`data.holdout`).
 
-What is never separated is a unit: the rows with the same value in `data.group`, or else the rows with equal texts. A
-hash of `data.holdout.seed` and the unit's content puts the units in an order. In this order, units are held out until
-each class has its share. So the same rows are held out on every machine, from every kind of file, in any order of the
-rows, and with every `seed`, template (if `data.holdout.columns` is set) and size of the validation split.
+What is never separated is a unit: the rows with the same value in `data.group`, or else the rows with equal texts,
+spaces apart. A hash of `data.holdout.seed` and the unit's content puts the units in an order. In this order, units are
+held out until each class has its share. So the same rows are held out on every machine, from every kind of file, in any
+order of the rows, and with every `seed`, template (if `data.holdout.columns` is set) and size of the validation split.
 
 New rows change few test rows. With a size in percent, single rows of one class change no test row of another class.
 New rows of the same class replace some, because an exact share of each class and rows that never change exclude each

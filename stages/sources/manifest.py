@@ -60,6 +60,8 @@ def build_manifest(folder: Path, name: str, revision: str | None, section: str) 
         folder, found = folder.parent, [folder]
     elif folder.is_dir():
         found = [path for path in folder.rglob("*") if path.is_file()]
+        if section == "data":
+            _check_links(folder, name)
     else:
         kind = "folder" if section == "model" else "folder or file"
         raise UserError(
@@ -78,6 +80,17 @@ def build_manifest(folder: Path, name: str, revision: str | None, section: str) 
     }
     digest = hashlib.sha256("".join(f"{path} {file['sha256']}\n" for path, file in files.items()).encode())
     return {"name": name, "revision": revision, "digest": digest.hexdigest(), "files": files}
+
+
+def _check_links(folder: Path, name: str) -> None:
+    """Reject a link to a folder inside of data: its files are not found, so a split would be left out."""
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        if path.is_symlink() and path.is_dir() and not any(part.startswith(".") for part in relative.parts):
+            raise UserError(
+                f"params.yaml: data.folder: {name}: {relative} is a link to a folder, whose files are not read; copy "
+                "them, or link each file"
+            )
 
 
 def check(folder: Path, manifest: dict[str, Any], section: str) -> None:

@@ -210,6 +210,17 @@ def test_the_reason_for_a_group_says_how_many_rows_share_a_value():
     assert "300 values in 900 rows, 3.0 rows each" in choose_columns(EXAMPLES["e-snli"].make()).reasons["group"]
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [(["train", "TRAIN", "test"], "train, TRAIN, test"), (["train", "test", None], "train, test, empty in 100 rows")],
+)
+def test_a_column_that_names_splits_in_another_way_is_pointed_out(values, words):
+    rows = table("text = text; label = a|b")
+    columns = choose_columns(rows.append_column("split", pa.array(values * 100)))
+    assert columns.split is None
+    assert columns.reasons["split"].startswith(f"WARNING: split is not used, although it has the values {words}; ")
+
+
 # --- template ---
 
 

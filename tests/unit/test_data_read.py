@@ -194,6 +194,14 @@ def test_files_that_are_in_no_split_are_listed(folder, capsys):
     assert "not read, since data.splits names no split with them: extra.csv, test.csv\n" in capsys.readouterr().out
 
 
+def test_a_link_to_a_folder_is_an_error_because_its_files_would_be_left_out(folder):
+    for name in ("mine/train", "elsewhere"):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "a.csv").write_text("text,label\na,b\n")
+    (folder / "test").symlink_to(folder.parent / "elsewhere")
+    assert "data.folder: mine: test is a link to a folder, whose files are not read" in error_of(folder)
+
+
 # --- xlsx ---
 
 

@@ -179,10 +179,12 @@ def test_a_compressed_file_is_looked_into(tmp_path, ending, compress):
         ("3,5;pos\n1,25;pos\n", False),
         ("好看,正面\n难看,负面\n喜欢,正面\n", False),
         ("text,label\n", True),
+        ("message,spam\n" + "".join(f"a longer text {i},{'spam' if i % 2 else 'ham'}\n" for i in range(20)), True),
+        ("Great,pos\n" + "".join(f"a longer text {i},pos\n" if i % 9 else "Bad,neg\n" for i in range(20)), False),
     ],
     ids=["names", "a class again", "numbers", "an id", "names above numbers", "a class in another case", "joined files",
          "columns counted", "an index and columns counted", "names and numbers", "empty cells", "decimal commas",
-         "Chinese", "no rows"],
+         "Chinese", "no rows", "a column called as its class", "a text of one word"],
 )  # fmt: skip
 def test_the_first_row_is_a_header_unless_it_looks_like_the_others(tmp_path, content, has_header):
     (tmp_path / "a.csv").write_text(content)

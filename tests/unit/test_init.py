@@ -241,6 +241,12 @@ def test_classes_are_listed_only_where_the_data_does_not_say_them(labels, classe
     assert listed == classes
 
 
+@pytest.mark.parametrize("missing", ["nan", "None", "?"])
+def test_a_class_that_may_mean_no_label_is_pointed_out(missing):
+    columns = read_label_columns({"train": pa.table({"y": ["a", "b", missing] * 9})}, "y")
+    assert choose_params.choose_classes(columns)[1][0].startswith(f"{missing} is read as a class; if it means no label")
+
+
 def test_other_classes_in_another_split_are_rejected_as_the_stage_does():
     tables = {"train": pa.table({"y": [0, 1, 2]}), "test": pa.table({"y": ["a", "b", "c"]})}
     with pytest.raises(UserError, match="declares other classes in one split"):

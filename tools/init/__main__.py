@@ -95,7 +95,7 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     draft.set_head(f"{columns.label} of {Path(arguments.path).name}: keys set by `python -m tools.init`")
     for what in ("label", "texts", "group"):
         print(f"{what}: {columns.reasons[what]}")
-    if draft.params().data.split:
+    if draft.params().data.split or columns.reasons["split"].startswith("WARNING"):
         print(f"split: {columns.reasons['split']}")
 
     choose_params.set_columns(draft, columns)

@@ -37,6 +37,7 @@ from tools.init.read_tables import HOLDOUT_SIZES
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LENGTH = 8192  # the highest that params.yaml allows
+MISSING = ("nan", "none", "null", "na", "n/a", "?", "unknown")  # how other programs write a missing value
 EVEN = 0.4  # share of the rarer of two classes from which they count as equally frequent
 
 
@@ -98,6 +99,8 @@ def choose_classes(columns: Sequence[LabelColumn]) -> tuple[list[str] | None, li
     except UserError as error:
         classes, notes = list_classes(columns, error)
         listed = classes
+    if missing := [name for name in classes if name.casefold() in MISSING]:
+        notes.append(f"{', '.join(missing)} is read as a class; if it means no label, empty these cells of the data")
     if len(classes) == 2:
         codes = np.concatenate([encode_labels(column, classes) for column in columns])
         counts = np.bincount(codes[codes >= 0], minlength=2)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from stages.data.label_column import UNLABELLED_MARKS, WHOLE
+from stages.data.split_column import MOST_VALUES
 from stages.data.task import SPLITS
 from stages.runtime import params
 from stages.runtime.errors import UserError
@@ -395,6 +396,14 @@ def _choose_split(
     for name, profile in profiles.items():
         if name not in taken and (values := _read_split_values(profile)):
             return name, values, f"{name}, whose values are {', '.join(values.values())}"
+    for name, profile in profiles.items():
+        splits = {SPLIT_WORDS.get(value.lower()) for value in profile.values} - {None}
+        if name not in taken and profile.distinct <= MOST_VALUES and "train" in splits and len(splits) > 1:
+            empty = f", empty in {count:,} rows" if (count := profile.rows - profile.filled) else ""
+            return None, None, (
+                f"WARNING: {name} is not used, although it has the values {_list_some(profile.values)}{empty}; to use "
+                "it, make it one value for each split, or set data.split and data.splits"
+            )  # fmt: skip
     return None, None, "none: no column says which split a row belongs to"
 
 
