@@ -104,6 +104,12 @@ def predict_rows(classifier: Classifier, settings: ClassifierSettings, rows: lis
     template = settings.template
     table = pd.DataFrame(rows, columns=name_text_columns(parse_columns(template)))
     table = tokenize_rows(table, classifier.tokenizer, template, classifier.max_length)
+    if truncated := int(table["truncated"].sum()):
+        print(
+            f"{truncated:,} of {len(table):,} rows have more than {classifier.max_length} tokens (the longest has "
+            f"{table['full_length'].max():,}); the end of their longest text is not read",
+            file=sys.stderr,
+        )
     tokenized = TokenizedRows.from_lists(table["input_ids"], [0] * len(table))
     return [
         {

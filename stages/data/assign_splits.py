@@ -28,7 +28,7 @@ def assign_splits(rows: Mapping[str, pd.DataFrame], data: Data, task: Task) -> d
         UserError: a slice leaves a class out of training, no rows can be held out, or no training row is left.
     """
     check_slice(rows, data.splits, task)
-    splits = {**rows, **hold_out(rows["train"], data.holdout, task)}
+    splits = {**rows, **hold_out(rows["train"], data.holdout, task, data.unlabelled != "drop")}
     if data.duplicates == "drop":
         splits["train"] = splits["train"][~find_dropped(splits, task)]
         if splits["train"].empty:

@@ -23,6 +23,7 @@ from stages.runtime.errors import UserError, first_line
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
 # missing, so a class with such a name would be lost.
 AS_TEXT = {"dtype": str, "keep_default_na": False, "na_values": [""], "chunksize": None}
+UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column whose header is empty
 NAME = re.compile(r"(?=.{1,40}$)[^\W\d][\w.:/()#%&+-]*( [\w.:/()#%&+-]+){0,2}")  # of a column: up to three words
 
 
@@ -66,6 +67,11 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
     first = [str(cell).strip() for cell in (frame.columns if columns is None else frame.head(1).to_numpy().flat)]
     if re.fullmatch("sep=.?", first[0], re.IGNORECASE):
         raise UserError(f"{name}: its first line, {first[0]}, is a note for Excel; delete it")
+    if columns is None and len(first) > 2 and all(map(UNNAMED.fullmatch, first[1:])):
+        raise UserError(
+            f"{name}: its first line names one of {len(first)} columns, {first[0]:.60}; if it is a title, delete the "
+            "lines above the names of the columns"
+        )
     if columns is not None:
         if len(columns) != len(frame.columns):
             raise UserError(

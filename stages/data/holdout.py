@@ -35,11 +35,14 @@ def list_sizes(holdout: Holdout) -> dict[str, str]:
     return {split: size for split in HELD_OUT if (size := getattr(holdout, split)) is not None}
 
 
-def hold_out(rows: pd.DataFrame, holdout: Holdout, task: Task) -> dict[str, pd.DataFrame]:
+def hold_out(
+    rows: pd.DataFrame, holdout: Holdout, task: Task, count_unlabelled: bool = False
+) -> dict[str, pd.DataFrame]:
     """Divide the training rows into training rows and held-out rows.
 
     Args:
         rows: with the task's text columns, `label`, and `UNIT` if a split has a size.
+        count_unlabelled: hold out rows without a label too, since they get one later. Else they stay in training.
 
     Returns:
         {split: rows}, for "train" and each split that has a size. They are in the order of the hashes and keep their
@@ -55,7 +58,9 @@ def hold_out(rows: pd.DataFrame, holdout: Holdout, task: Task) -> dict[str, pd.D
     unit_order = np.argsort(hash_texts(names, seed), kind="stable")
     places = np.argsort(unit_order)[numbers]  # of each row's unit in the order of the hashes
     units = count_classes(places, rows["label"].to_numpy() + 1)
-    targets = set_targets(sizes, np.bincount(rows["label"] + 1, minlength=len(task.classes) + 1))
+    counts = np.bincount(rows["label"] + 1, minlength=len(task.classes) + 1)
+    counts[0] *= count_unlabelled
+    targets = set_targets(sizes, counts)
 
     assigned = np.full(len(units), "train", dtype=object)
     for split, target in targets.items():
@@ -201,6 +206,8 @@ def describe_holdout(splits: Mapping[str, pd.DataFrame], rows: int, holdout: Hol
         return []
     counts = " and ".join(f"{len(splits[split]):,} {split} rows" for split in sizes)
     lines = [f"held out of {rows:,} training rows: {counts}"]
+    if holdout.columns and task.group is not None:
+        lines.append(f"data.holdout.columns is not used, because rows with the same {task.group} are not separated")
     for split, size in sizes.items():
         wanted = float(size[:-1]) / 100 * rows if size.endswith("%") else int(size)
         if abs(len(splits[split]) - wanted) > max(1, FAR_OFF * wanted):

@@ -57,6 +57,7 @@ def _check_digest(source: Source, manifest: dict[str, Any], section: str) -> Non
         raise UserError(
             f"params.yaml: {section}.digest: the files of {manifest['name']} have the digest {digest}; "
             f"set {section}.digest to it, or to null if they may change"
+            + ("; for data with other columns: python -m tools.init PATH" if section == "data" else "")
         )
 
 

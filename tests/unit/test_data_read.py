@@ -186,6 +186,16 @@ def test_names_for_a_file_that_has_a_header_are_an_error_or_a_line(folder, capsy
     assert "a.csv: its first line is read as a row, as data.read.names says: text, label" in capsys.readouterr().out
 
 
+def test_a_title_above_the_header_is_an_error(folder):
+    (folder / "a.csv").write_text("Tickets 2024,,\ntext,label,id\na,b,1\nc,d,2\n")
+    assert "its first line names one of 3 columns, Tickets 2024; if it is a title, delete" in error_of(folder)
+
+
+def test_columns_without_a_name_at_the_end_are_no_title(folder):
+    (folder / "a.csv").write_text("v1,v2,,\nham,a,,\nspam,b,,\n")
+    assert read_rows(folder)["v1"] == ["ham", "spam"]
+
+
 def test_files_that_are_in_no_split_are_listed(folder, capsys):
     for name in ("train", "test", "extra"):
         (folder / f"{name}.csv").write_text("text,label\na,b\n")

@@ -75,6 +75,13 @@ SORTED = table(["ham"] * 200 + ["spam"] * 90 + ["other"] * 14)
 # --- which rows are held out ---
 
 
+def test_rows_without_a_label_are_held_out_only_if_they_get_one():
+    rows = table(["ham"] * 60 + ["spam"] * 60 + [None] * 900)
+    assert counts_of(rows, validation="10", test="40")["test"] == [20, 20]
+    given = assign(rows, validation="10", test="40", unlabelled="spam")[2]["test"]["label"]
+    assert 30 <= (given == -1).sum() <= 40, "900 of 1,020 rows get their label later"
+
+
 def test_each_class_of_a_sorted_file_has_its_share_in_each_split():
     assert counts_of(SORTED) == {"train": [160, 12, 72], "validation": [20, 1, 9], "test": [20, 1, 9]}
     assert counts_of(SORTED, validation="25%", test="1%")["validation"] == [50, 4, 23], "3.5 and 22.5 are rounded up"

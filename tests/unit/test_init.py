@@ -195,7 +195,17 @@ def test_groups_are_held_out_whole_and_counted_as_fewer_rows(run, pipeline):
     data.to_csv(pipeline.parent / "data/all.csv", index=False)
     p, printed = run(pipeline.parent / "data/all.csv")
     assert (p.data.group, p.data.holdout.columns) == ("author", None)
-    assert "rows with the same author resemble each other" in printed
+    assert "if rows with the same author are right or wrong together" in printed
+
+
+def test_a_column_of_groups_may_be_named(run, pipeline):
+    data = table(glad=60, sad=60)
+    data["batch"] = [f"b {number}" for number in range(20)] * 6
+    data.to_csv(pipeline.parent / "data/all.csv", index=False)
+    p, printed = run(pipeline.parent / "data/all.csv")
+    assert p.data.group is None and "columns that are not used: batch" in printed
+    p, _ = run(pipeline.parent / "data/all.csv", "--group", "batch", "--force")
+    assert p.data.group == "batch"
 
 
 def test_the_configs_of_a_readme_are_obeyed(run, pipeline):
@@ -262,7 +272,8 @@ def test_too_many_labels_are_rejected_as_the_stage_does():
 @pytest.mark.parametrize(
     ("lengths", "positions", "expected"),
     [
-        ([20] * 99 + [40], None, 48),  # all rows, since that costs little
+        ([20] * 99 + [40], None, 128),  # later rows may be longer
+        ([100] * 99 + [200], None, 208),  # all rows, since that costs little
         ([200] * 995 + [5000] * 5, None, 208),  # 99%
         ([600] * 100, 512, 512),
         ([9000] * 100, None, 8192),

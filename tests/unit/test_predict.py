@@ -92,6 +92,12 @@ def test_the_texts_may_be_arguments(adapter, capsys, monkeypatch):
     assert [line.split() for line in lines] == [[f"{p:.1%}", name] for name, p in answer["probabilities"].items()]
 
 
+def test_a_text_that_is_too_long_is_reported(adapter, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["predict", "A man sleeps. " * 100, "He rests.", "--adapter", str(adapter)])
+    predict.main()
+    assert re.search(r"^1 of 1 rows have more than 128 tokens \(the longest has \d+\)", capsys.readouterr().err)
+
+
 def test_json_lines_are_predicted_in_batches(adapter, capsys, monkeypatch):
     """There are more lines than in a batch, of different lengths. Their order and their other keys do not change."""
     pairs = PAIRS * (predict.BATCH_SIZE // len(PAIRS) + 2)

@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("path", metavar="PATH", help="a file, a folder, or OWNER/NAME on the hub")
     parser.add_argument("--label", metavar="COLUMN", help="the label column")
     parser.add_argument("--text", metavar="COLUMN", action="append", help="a text column; repeat it for several")
+    parser.add_argument("--group", metavar="COLUMN", help="a column whose equal values belong together")
     parser.add_argument("--subset", metavar="NAME", help="the configuration, if the data set has several")
     parser.add_argument("--model", metavar="MODEL", help="another base model: a folder, or OWNER/NAME on the hub")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write this file; params.yaml stays as it is")
@@ -91,10 +92,13 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     """Look at the data and the model, choose all keys, and print what was found."""
     choose_params.choose_source(draft, "data", arguments.path)
     draft.set("data.subset", arguments.subset)
-    tables, columns = read_tables(draft, arguments.label, arguments.text, ask_label)
+    tables, columns = read_tables(draft, arguments.label, arguments.text, arguments.group, ask_label)
     draft.set_head(f"{columns.label} of {Path(arguments.path).name}: keys set by `python -m tools.init`")
     for what in ("label", "texts", "group"):
         print(f"{what}: {columns.reasons[what]}")
+    used = {columns.label, *columns.texts, columns.group, columns.split}
+    if others := [name for name in tables["train"].column_names if name not in used]:
+        print(f"columns that are not used: {', '.join(others)}")
     if draft.params().data.split or columns.reasons["split"].startswith("WARNING"):
         print(f"split: {columns.reasons['split']}")
 

@@ -37,6 +37,7 @@ from tools.init.read_tables import HOLDOUT_SIZES
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LENGTH = 8192  # the highest that params.yaml allows
+MIN_LENGTH = 128  # tokens: later texts may be longer than these, and without padding a higher limit costs nothing
 MISSING = ("nan", "none", "null", "na", "n/a", "?", "unknown")  # how other programs write a missing value
 EVEN = 0.4  # share of the rarer of two classes from which they count as equally frequent
 
@@ -197,12 +198,13 @@ def count_tokens(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, task: T
 def choose_max_length(draft: Draft, lengths: np.ndarray, manifest: dict[str, Any]) -> int:
     """Set `tokenize.max_length`: all rows fit if that costs little, else 99% of them.
 
-    Long rows cost memory in proportion to the longest batch. Up to twice the 99th percentile counts as little.
+    Long rows cost memory in proportion to the longest batch. Up to twice the 99th percentile counts as little. Rows to
+    be predicted later may be longer, so it is at least `MIN_LENGTH`.
     """
     longest, most = int(lengths.max()), int(np.quantile(lengths, 0.99, method="inverted_cdf"))
     limit = min(MAX_LENGTH, read_positions(manifest) or MAX_LENGTH)
-    needed = longest if round_up(longest) <= max(128, 2 * round_up(most)) else most
-    max_length = min(round_up(needed), limit)
+    needed = longest if round_up(longest) <= max(MIN_LENGTH, 2 * round_up(most)) else most
+    max_length = min(max(round_up(needed), MIN_LENGTH), limit)
     share = (lengths <= max_length).mean()
     fit = "all" if longest <= max_length else f"{share:.1%}"
     comment = f"tokens; {fit} of {len(lengths):,} rows fit, the longest has {longest:,}"

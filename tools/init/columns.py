@@ -65,7 +65,11 @@ class Columns:
 
 
 def choose_columns(
-    table: pa.Table, label: str | None = None, texts: Sequence[str] | None = None, place: str = "data"
+    table: pa.Table,
+    label: str | None = None,
+    texts: Sequence[str] | None = None,
+    group: str | None = None,
+    place: str = "data",
 ) -> Columns:
     """Choose the label, the texts, a group and a given split by what the columns hold and by their names.
 
@@ -73,6 +77,7 @@ def choose_columns(
         table: all rows, with the features of `datasets` in its schema.
         label: the label column, if the user says it.
         texts: the text columns, if the user says them.
+        group: the column of groups, if the user says it.
         place: what errors call the data, such as its path.
 
     Raises:
@@ -98,7 +103,13 @@ def choose_columns(
         text_columns, text_reason = _choose_texts(profiles, chosen, same, split, table, place)
     else:
         text_columns, text_reason = _check_texts(profiles, texts), "as --text says"
-    group, group_reason = _choose_group(profiles, chosen, same, text_columns, split)
+    if group is None:
+        group, group_reason = _choose_group(profiles, chosen, same, text_columns, split)
+    elif group in profiles and group != chosen.name:
+        group_reason = f"{group}, {profiles[group].distinct:,} values; as --group says"
+    else:
+        allowed = ", ".join(name for name in profiles if name != chosen.name)
+        raise UserError(f"--group: {group}: no such column next to the label; allowed: {allowed}")
     return Columns(
         label=chosen.name,
         texts=text_columns,

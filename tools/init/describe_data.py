@@ -110,7 +110,9 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Ite
     quantiles = norm.ppf((1 + confidence) / 2) + norm.ppf(TARGET_POWER)
     difference = max(quantiles * np.sqrt(DISAGREEMENT / rows), quantiles**2 / rows)
     yield f"test rows: {len(labelled):,}" + (
-        f", which count as {rows:,.0f}: rows with the same {task.group} resemble each other" if task.group else ""
+        f", which count as {rows:,.0f} if rows with the same {task.group} are right or wrong together"
+        if task.group
+        else ""
     )
     yield f"  an accuracy of {ACCURACY:.0%} is known to ±{50 * (interval.high - interval.low):.1f} points"
     disagree = f" that disagree on {DISAGREEMENT:.0%} of the rows" if difference < DISAGREEMENT else ""

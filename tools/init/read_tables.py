@@ -26,12 +26,16 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "val", "dev"), "test
 
 
 def read_tables(
-    draft: Draft, label: str | None, texts: Sequence[str] | None, ask_label: Callable[[tuple[str, ...]], str | None]
+    draft: Draft,
+    label: str | None,
+    texts: Sequence[str] | None,
+    group: str | None,
+    ask_label: Callable[[tuple[str, ...]], str | None],
 ) -> tuple[dict[str, pa.Table], Columns]:
     """Read the data, and set the keys that say how: `data.read`, `data.split`, `data.splits` and `data.holdout`.
 
     Args:
-        label, texts: columns that the user named.
+        label, texts, group: columns that the user named.
         ask_label: returns the user's choice among several candidates, or None.
 
     Returns:
@@ -62,9 +66,9 @@ def read_tables(
             print(f"so the columns are called {', '.join(column_names)}")
     tables = read(draft, folder, names)
 
-    columns = choose_columns(tables["train"], label, texts, manifest["name"])
+    columns = choose_columns(tables["train"], label, texts, group, manifest["name"])
     if label is None and (label := ask_label(columns.label_candidates)):
-        columns = choose_columns(tables["train"], label, texts, manifest["name"])
+        columns = choose_columns(tables["train"], label, texts, group, manifest["name"])
     if len(files) == 1 and columns.split and columns.split_values:
         draft.set("data.split", columns.split)
         set_splits(draft, columns.split_values)
@@ -76,7 +80,7 @@ def read_tables(
     set_splits(draft, {split: getattr(splits, split) for split in tables})
     shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
     if {columns.group, *columns.texts} - {None, *shared}:
-        columns = choose_columns(tables["train"].select(shared), columns.label, texts, manifest["name"])
+        columns = choose_columns(tables["train"].select(shared), columns.label, texts, group, manifest["name"])
     return tables, columns
 
 
