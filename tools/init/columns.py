@@ -48,7 +48,7 @@ class Columns:
     Attributes:
         label: the column to be predicted.
         texts: what the model reads, in the table's order.
-        group: a column whose values mark rows that are not independent.
+        group: a column; rows with the same value are not independent.
         split: a column that says which split a row belongs to.
         split_values: {"train": its value, …} for the splits that `split` has.
         reasons: a sentence for each of label, texts, group, split.
