@@ -25,7 +25,7 @@ def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, *
     (folder / "outs/tokenized").mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
     (folder / "outs/base_model.json").write_text(json.dumps(manifest_of(model)))
-    Task(CLASSES, "{text}", None).write(folder / "outs/task.json")
+    Task(CLASSES, str(changes.get("tokenize.template", "{text}")), None).write(folder / "outs/task.json")
     rng = np.random.default_rng(0)
     for split, count in (ROWS | {"train": train_rows}).items():
         ids = [rng.integers(10, 200, size=rng.integers(5, 40)).tolist() for _ in range(count)]

@@ -72,7 +72,8 @@ def test_another_folder_is_rejected_and_the_error_says_what_to_set(clone):
     done = clone.dvc("exp", "run", "download", "-S", "data.folder=assets/everyday-pairs")
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert re.search(r"have the digest (\w{64}); set data.digest to it, or to null if they may change$", line)
+    sentence = r"have the digest (\w{64}); set data.digest to it, or to null if they may change; for data with other "
+    assert re.search(f"{sentence}columns: python -m tools.init PATH$", line)
 
 
 def test_a_users_files_in_data_and_models_are_not_deleted(clone):
