@@ -22,7 +22,7 @@ from stages.data.dataset import prepare_rows, resolve_unlabelled, write_rows
 from stages.data.holdout import describe_holdout
 from stages.data.max_length import check_max_length
 from stages.data.sampling import sample_evenly
-from stages.data.task import SPLITS, Task
+from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.data.tokenization import describe_special_tokens, load_tokenizer, tokenize_rows
 from stages.runtime import errors, files, params
 
@@ -52,7 +52,7 @@ def main() -> None:
     special_tokens = describe_special_tokens(tokenizer, task.template, base["name"])
     lines = [
         describe_classes(task.classes),
-        *describe_holdout(rows, len(read_rows["train"]), p.data.holdout, task),
+        *describe_holdout(rows, count_divided(read_rows["train"], p.data), p.data.holdout, task),
         *describe_dropped(summary),
         *special_tokens,
         *describe_chat(tokenizer, p.tokenize, base["name"]),
@@ -64,6 +64,11 @@ def read_tables(splits: params.Splits) -> dict[str, pa.Table]:
     """The tables that `download` wrote, {split: table}: those that `data.splits` names."""
     named = [split for split in SPLITS if getattr(splits, split) is not None]
     return {split: files.read_columns(f"outs/splits/{split}.parquet") for split in named}
+
+
+def count_divided(train: pd.DataFrame, data: params.Data) -> int:
+    """The number of training rows from which `data.holdout` takes its share: without those that will be dropped."""
+    return int((train["label"] != NO_LABEL).sum()) if data.unlabelled == "drop" else len(train)
 
 
 def choose_rows(rows: pd.DataFrame, split: str, data: params.Data) -> pd.DataFrame:

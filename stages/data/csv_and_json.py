@@ -78,10 +78,10 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
                 f"params.yaml: data.read.names: has {len(columns)} names, but {name} has {len(frame.columns)} columns; "
                 "list one name for each column"
             )
-        if any(cell == column for cell, column in zip(frame.iloc[0], columns, strict=True)):  # it would be a row
+        if any(cell == column for cell, column in zip(first, columns, strict=True)):  # it would be a row
             raise UserError(
                 f"params.yaml: data.read.names: the first row of {name} names the columns already "
-                f"({textwrap.shorten(', '.join(map(str, frame.iloc[0])), 200)}); set data.read.names to null"
+                f"({textwrap.shorten(', '.join(first), 200)}); set data.read.names to null"
             )
         print(f"{name}: its first line is read as a row, as data.read.names says: {', '.join(first):.100}")
         frame.columns = pd.Index(columns)

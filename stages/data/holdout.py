@@ -67,7 +67,7 @@ def hold_out(
         left = {place: units[place] for place in np.flatnonzero(assigned == "train").tolist()}
         chosen = choose_units(left, target)
         if not chosen:
-            raise _no_unit(split, sizes[split], target, left, len(rows), describe_unit(holdout, task))
+            raise _no_unit(split, sizes[split], target, left, int(counts.sum()), describe_unit(holdout, task))
         assigned[chosen] = split
 
     # Rows of a unit are in an order of their content too.
@@ -199,7 +199,7 @@ def describe_holdout(splits: Mapping[str, pd.DataFrame], rows: int, holdout: Hol
 
     Args:
         splits: {split: rows}, from `hold_out`.
-        rows: in all of them together.
+        rows: that were divided. Rows without a label do not count if they will be dropped.
     """
     sizes = list_sizes(holdout)
     if not sizes:

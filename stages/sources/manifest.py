@@ -5,6 +5,7 @@ import fnmatch
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ def build_manifest(folder: Path, name: str, revision: str | None, section: str) 
             raise UserError(f"params.yaml: model.folder: {name}: is a file; allowed: a folder; set {folder.parent}")
         folder, found = folder.parent, [folder]
     elif folder.is_dir():
-        found = [path for path in folder.rglob("*") if path.is_file()]
+        entries = list(folder.rglob("*"))
+        found = [path for path in entries if path.is_file()]
         if section == "data":
-            _check_links(folder, name)
+            _check_links(entries, folder, name)
     else:
         kind = "folder" if section == "model" else "folder or file"
         raise UserError(
@@ -82,9 +84,9 @@ def build_manifest(folder: Path, name: str, revision: str | None, section: str) 
     return {"name": name, "revision": revision, "digest": digest.hexdigest(), "files": files}
 
 
-def _check_links(folder: Path, name: str) -> None:
+def _check_links(entries: Iterable[Path], folder: Path, name: str) -> None:
     """Reject a link to a folder inside of data: its files are not found, so a split would be left out."""
-    for path in folder.rglob("*"):
+    for path in entries:
         relative = path.relative_to(folder)
         if path.is_symlink() and path.is_dir() and not any(part.startswith(".") for part in relative.parts):
             raise UserError(

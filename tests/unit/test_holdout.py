@@ -23,6 +23,7 @@ from stages.report.recipe import recipe
 from stages.report.run_description import RunDescription, Source
 from stages.runtime import params
 from stages.runtime.errors import UserError
+from stages.tokenize import count_divided
 
 NAMES = ("ham", "spam", "other")
 
@@ -78,6 +79,9 @@ SORTED = table(["ham"] * 200 + ["spam"] * 90 + ["other"] * 14)
 def test_rows_without_a_label_are_held_out_only_if_they_get_one():
     rows = table(["ham"] * 60 + ["spam"] * 60 + [None] * 900)
     assert np.bincount(assign(rows, validation="10", test="40")[2]["test"]["label"]).tolist() == [20, 20]
+    task, read, splits = assign(rows)
+    data = data_of()
+    assert len(describe_holdout(splits, count_divided(read["train"], data), data.holdout, task)) == 1, "no warning"
     given = assign(rows, validation="10", test="40", unlabelled="spam")[2]["test"]["label"]
     assert 30 <= (given == -1).sum() <= 40, "900 of 1,020 rows get their label later"
 
