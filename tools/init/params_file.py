@@ -64,7 +64,7 @@ class Draft:
             if change.comment is not None:
                 section, name = _find(written, key)
                 comments[section.lc.key(name)[0]] = change.comment
-        for number in sorted(comments, reverse=True):  # from the end: a removed line moves none that is still to come
+        for number in sorted(comments, reverse=True):  # from the end: removing a line moves only later lines
             _set_comment(lines, number, comments[number])
         return "\n".join(lines) + "\n"
 
