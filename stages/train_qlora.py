@@ -96,8 +96,8 @@ def load_inputs(p: params.Params) -> Inputs:
 
 def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
     """Digest of everything that determines the training. A run resumes only from checkpoints with the same digest."""
-    sections = {name: getattr(p, name).model_dump() for name in ("batches", "lora", "train")}
-    sections["model"] = p.model.settings.model_dump()
+    sections = {name: getattr(p, name).model_dump() for name in ("batches", "lora")}
+    sections |= {"model": p.model.settings.model_dump(), "train": p.train.recipe()}
     return checkpoints.compute_run_digest(
         sections, inputs.task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, inputs.manifest["digest"],
         [files.sha256(path) for path in ROW_FILES.values()], checkpoints.hash_code(__file__),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from pydantic import BaseModel
-
 from stages.data.data_summary import DataSummary
 from stages.data.holdout import list_sizes
 from stages.data.task import SPLITS, Task
@@ -35,12 +33,12 @@ def key_facts(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
 def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
     """(name, value) of everything that was run. It has no time and no commit, so equal inputs give equal bytes."""
     p = run.params
-    holdout = _section(p.data.holdout)
+    holdout = _section(p.data.holdout.model_dump())
     dropped = data.dropped_duplicates
     return [
         ("seed", str(p.seed)),
         ("base model", _source(run.model)),
-        ("its weights", _section(p.model.settings)),
+        ("its weights", _section(p.model.settings.model_dump())),
         ("data", _source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
         ("rows", ", ".join(_rows(data, split, _origin(p.data, split)) for split in SPLITS)),
         ("rows held out", holdout if list_sizes(p.data.holdout) else "none"),
@@ -52,9 +50,9 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
         ("classes", _classes(run.task)),
         ("input, in the model's chat template" if p.tokenize.chat else "input", run.task.template),
         ("longest input", f"{p.tokenize.max_length:,} tokens"),
-        ("LoRA", _section(p.lora)),
-        ("training", _section(p.train)),
-        ("batches", _section(p.batches)),
+        ("LoRA", _section(p.lora.model_dump())),
+        ("training", _section(p.train.recipe())),
+        ("batches", _section(p.batches.model_dump())),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
         ("device", run.device),
     ]
@@ -85,8 +83,7 @@ def _classes(task: Task) -> str:
     return f"{len(task.classes)}: {names}"
 
 
-def _section(section: BaseModel) -> str:
-    values = section.model_dump()
+def _section(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {_value(value)}" for key, value in values.items())
 
 

@@ -268,6 +268,10 @@ class Lora(Section):
     ]
 
 
+# Keys of `train` that change no result. No stage depends on them, and a run resumes with other values.
+NO_EFFECT_ON_RESULTS = {"checkpoint_minutes", "report_to"}
+
+
 class Train(Section):
     epochs: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=1000)]
     batch_size: Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=65536)]
@@ -283,6 +287,12 @@ class Train(Section):
     gradient_checkpointing: bool
     cuda_graphs: bool
     dequantize_once: Literal["auto"] | bool
+    checkpoint_minutes: Positive | None
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow", "dvclive"]
+
+    def recipe(self) -> dict[str, Any]:
+        """The values that determine the result."""
+        return self.model_dump(exclude=NO_EFFECT_ON_RESULTS)
 
 
 class Eval(Section):
