@@ -24,7 +24,7 @@ from stages.model.validation_summary import ValidationSummary
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime import distributed, errors, files, params
 from stages.runtime.usage_recorder import Recorder, read_versions
-from stages.training import checkpoints, history
+from stages.training import checkpoints, history, live_curves
 from stages.training.calibration import Temperature, fit_temperature
 from stages.training.loss import compute_balanced_weights, weigh_classes
 from stages.training.trainer import ClassifierTrainer, make_trainer
@@ -39,6 +39,7 @@ def main() -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
     distributed.init_process_group(device)
+    curves = live_curves.prepare(p)
     inputs = load_inputs(p)
     folder = checkpoints.ROOT / digest_run(p, inputs, device)
     files.check_same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
@@ -49,12 +50,18 @@ def main() -> None:
         recorder.mark("loaded")
         classifier = build_classifier(base, p, inputs)
         pad_id = inputs.tokenizer.pad_token_id
-        trainer = make_trainer(classifier, inputs.train_rows, inputs.validation_rows, p, pad_id, folder, recorder)
+        trainer = make_trainer(
+            classifier, inputs.train_rows, inputs.validation_rows, p, pad_id, folder, recorder, curves
+        )
         checkpoint = find_checkpoint(folder)
+        if curves:
+            curves.start(folder, checkpoint)
         recorder.mark("before_training")
         seconds = train(trainer, checkpoint, p, recorder)
         logits = trainer.compute_validation_logits()  # of the epoch to save: a resumed run computes the same
         recorder.mark("after_training")
+        if curves:
+            curves.end()
     if not distributed.is_main():
         return
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.data.confusion import class_counts, confusion_counts, f1_weighted
-from stages.runtime import distributed
+from stages.runtime.progress import format_rate, progress_bar
 from stages.runtime.usage_recorder import Recorder
+from stages.training.live_losses import RecentSteps
 
 
 class History(TrainerCallback):
@@ -53,27 +53,37 @@ class History(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """Prints a line for each epoch instead of the Trainer's dictionaries, and shows a bar of the steps on a terminal.
+    """Shows steps, loss, speed and time left, and prints a line for each epoch instead of the Trainer's dictionaries.
 
-    - on_train_begin, on_step_end, on_train_end: open, move and close the bar.
+    - on_train_begin, on_train_end: open and close the progress bar. Without a terminal it is a line every 30 seconds.
+    - on_epoch_begin: leaves validation out of the time left.
     - on_evaluate: prints the epoch's line.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="train", unit="step",
-            disable=distributed.progress_bar_disabled(),
-        )  # fmt: skip
+        self.bar = progress_bar(state.max_steps, "train", "step", state.global_step)
+        self.epochs = round(state.num_train_epochs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.unpause()
+
+    def show(self, recent: RecentSteps) -> None:
+        """Move the bar to these steps, which `LiveLosses` passes on."""
+        self.bar.set_postfix_str(
+            f"epoch {math.ceil(recent.epoch)} of {self.epochs}, loss {recent.loss:.4f}, "
+            f"{format_rate(recent.rows_per_second)} rows/s",
+            refresh=False,
+        )
+        self.bar.update(recent.step - self.bar.n)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         epoch = read_curves(state)[1][-1]
         self.bar.write(
-            f"epoch {epoch['epoch']} of {round(state.num_train_epochs)}: "
+            f"epoch {epoch['epoch']} of {self.epochs}: "
             f"training loss {epoch['train_loss']:.4f}, validation loss {epoch['validation_loss']:.4f}, "
             f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
         )

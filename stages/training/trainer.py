@@ -17,10 +17,13 @@ from stages.data.batching import count_tokens, pack_rows, pad_rows
 from stages.kernels.errors import StepUnavailable
 from stages.runtime import distributed
 from stages.runtime.params import Batches, Params
+from stages.runtime.progress import progress_bar
 from stages.runtime.usage_recorder import Recorder
 from stages.training.checkpoints import WholeCheckpoints, remove_partial_if_disk_is_full
 from stages.training.epoch_batches import EpochBatches, EpochLoader
 from stages.training.history import History, Progress, compute_validation_metrics
+from stages.training.live_curves import LiveCurves
+from stages.training.live_losses import LiveLosses
 
 if TYPE_CHECKING:  # it imports Triton, which comes only with PyTorch for CUDA
     from stages.training.captured_step import CapturedStep
@@ -153,7 +156,12 @@ class ClassifierTrainer(Trainer):
             each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold classes [rows]
         """
         self.classifier.eval()
-        outputs = [self.prediction_step(self.classifier, inputs, prediction_loss_only=False) for inputs in dataloader]
+        outputs = []
+        batches, main = dataloader.batch_sampler, distributed.is_main()
+        with progress_bar(sum(map(len, batches)), "validate", "row", disable=not main) as bar:  # type: ignore[arg-type]
+            for inputs in dataloader:
+                outputs.append(self.prediction_step(self.classifier, inputs, prediction_loss_only=False))
+                bar.update(len(inputs["labels"]))
         batches_of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
         rounds = itertools.zip_longest(*distributed.all_gather(batches_of_rank))
         losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
@@ -267,6 +275,7 @@ def make_trainer(
     pad_id: int,
     output_dir: Path,
     recorder: Recorder,
+    curves: LiveCurves | None = None,
 ) -> ClassifierTrainer:
     """Make the Trainer for these rows and parameters.
 
@@ -276,6 +285,7 @@ def make_trainer(
         params: the parameters of params.yaml.
         output_dir: folder of the checkpoints.
         recorder: its samples get the name of their epoch.
+        curves: live curves of losses and scores.
     """
     train = params.train
     if train.batch_size < distributed.world_size():
@@ -326,5 +336,10 @@ def make_trainer(
     trainer.add_callback(WholeCheckpoints())
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
-    trainer.add_callback(Progress())
+    if distributed.is_main():
+        progress = Progress()
+        receivers = [progress.show, *([curves.log_steps] if curves else [])]
+        live_losses = LiveLosses(trainer.step_losses, len(train_rows), train.batch_size, receivers)
+        for callback in (live_losses, progress, *([curves] if curves else [])):
+            trainer.add_callback(callback)
     return trainer
