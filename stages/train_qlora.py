@@ -22,7 +22,7 @@ from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.head import freeze_head, scale_head
 from stages.model.validation_summary import ValidationSummary
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
-from stages.runtime import distributed, errors, files, params
+from stages.runtime import distributed, errors, files, params, shutdown
 from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history, live_curves
 from stages.training.calibration import Temperature, fit_temperature
@@ -43,7 +43,14 @@ def main() -> None:
     inputs = load_inputs(p)
     folder = checkpoints.ROOT / digest_run(p, inputs, device)
     files.check_same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
+    with shutdown.graceful("train_qlora", lambda: checkpoints.describe_next_run(folder)):
+        train_and_save(p, inputs, device, folder, curves)
 
+
+def train_and_save(
+    p: params.Params, inputs: "Inputs", device: torch.device, folder: Path, curves: live_curves.LiveCurves | None
+) -> None:
+    """Train from the newest checkpoint below `folder`, or from the start, and write the outs."""
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
         base = load_base(inputs.manifest, p.model, inputs.task.classes, device, p.seed, inputs.tokenizer)
@@ -81,6 +88,7 @@ def main() -> None:
     summary = {"best_epoch": saved_epoch, "parameters": parameters, "temperature": fitted}
     write_results(steps, epochs, prediction_table(rows, probabilities, inputs.task), summary)
     recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": checkpoint is not None})
+    shutdown.defer()  # the results are complete: a signal does not end the process before `dvc` gets exit code 0
     checkpoints.remove_checkpoints(folder)
 
 
@@ -129,19 +137,21 @@ def find_checkpoint(folder: Path) -> Path | None:
         lambda: checkpoint is None or checkpoint.exists(), f"{checkpoints.ROOT}/, one folder for all machines,"
     )
     if checkpoint:
-        print(f"resuming from {checkpoint}")
+        state = checkpoints.read_state(checkpoint)
+        print(f"resuming from {checkpoint}: step {state.global_step} of {state.max_steps}")
     return checkpoint
 
 
 def train(trainer: ClassifierTrainer, checkpoint: Path | None, p: params.Params, recorder: Recorder) -> float:
-    """Train, and return the seconds of all epochs, those before a resume included."""
+    """Train, and return the seconds of all epochs. Those before a resume count, without the steps that were lost."""
+    before = history.sum_seconds(checkpoints.read_state(checkpoint)) if checkpoint else 0.0
     start = recorder.elapsed_seconds()
     with report_out_of_memory(
         f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; to use less, set "
         "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller train.batch_size"
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return checkpoints.sum_seconds_before(checkpoint, trainer.state) + recorder.elapsed_seconds() - start
+    return before + recorder.elapsed_seconds() - start
 
 
 def choose_epoch(epochs: list[dict], p: params.Params, folder: Path) -> int:

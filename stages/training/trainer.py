@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalLoopOutput
 
 from stages.data.batching import count_tokens, pack_rows, pad_rows
@@ -21,9 +29,10 @@ from stages.runtime.progress import progress_bar
 from stages.runtime.usage_recorder import Recorder
 from stages.training.checkpoints import WholeCheckpoints, remove_partial_if_disk_is_full
 from stages.training.epoch_batches import EpochBatches, EpochLoader
-from stages.training.history import History, Progress, compute_validation_metrics
+from stages.training.history import History, Progress, compute_validation_metrics, record_step_losses
 from stages.training.live_curves import LiveCurves
 from stages.training.live_losses import LiveLosses
+from stages.training.timed_checkpoints import TimedCheckpoints
 
 if TYPE_CHECKING:  # it imports Triton, which comes only with PyTorch for CUDA
     from stages.training.captured_step import CapturedStep
@@ -50,7 +59,8 @@ class ClassifierTrainer(Trainer):
     - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
     - get_eval_dataloader: divides the batches of a single rank among all ranks, without repeating rows.
     - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
-    - _save_checkpoint: first compares the ranks' weights; leaves no partial checkpoint if the disk is full.
+    - _save_checkpoint: first compares the ranks' weights and records the steps' losses; leaves no partial checkpoint if
+      the disk is full.
     - _save_rng_state: only rank 0 writes it. Several ranks do not need it, because they seed each step.
 
     Args:
@@ -61,7 +71,7 @@ class ClassifierTrainer(Trainer):
         trainer_arguments: further arguments of `Trainer`.
 
     Attributes:
-        step_losses: losses of this epoch's steps, on the device.
+        step_losses: losses of the steps that are not in the state yet, on the device.
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
         rows_per_rank: the largest number of a batch's rows that a rank computes.
     """
@@ -223,6 +233,7 @@ class ClassifierTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._compare_ranks()
+        record_step_losses(self.step_losses, self.state)
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
         with remove_partial_if_disk_is_full(folder):
             super()._save_checkpoint(model, trial)
@@ -255,6 +266,25 @@ class ClassifierTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor | Any]) -> int:
         return 0
+
+
+class LossSinceLog(TrainerCallback):
+    """Gives a resumed Trainer the sum of the losses since its last log, which its checkpoint does not contain.
+
+    Otherwise the loss that it logs at an epoch's end would be the mean of the steps after the resume.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        logged = max((int(entry["step"]) for entry in state.log_history if "loss" in entry), default=0)
+        losses = [entry["step_loss"] for entry in state.log_history if "step_loss" in entry and entry["step"] > logged]
+        self.trainer._globalstep_last_logged = logged
+        for loss in np.asarray(losses, dtype=np.float32):  # in the Trainer's order: another one rounds otherwise
+            self.trainer._tr_loss += float(loss)
 
 
 def checksum(weight: torch.Tensor) -> int:
@@ -333,6 +363,7 @@ def make_trainer(
         pad_id=pad_id,
     )
     trainer.add_callback(History(trainer.step_losses, recorder))
+    trainer.add_callback(LossSinceLog(trainer))
     trainer.add_callback(WholeCheckpoints())
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
@@ -342,4 +373,5 @@ def make_trainer(
         live_losses = LiveLosses(trainer.step_losses, len(train_rows), train.batch_size, receivers)
         for callback in (live_losses, progress, *([curves] if curves else [])):
             trainer.add_callback(callback)
+    trainer.add_callback(TimedCheckpoints(train.checkpoint_minutes))  # the last one: it may end the process
     return trainer
