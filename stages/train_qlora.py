@@ -88,7 +88,6 @@ def train_and_save(
     summary = {"best_epoch": saved_epoch, "parameters": parameters, "temperature": fitted}
     write_results(steps, epochs, prediction_table(rows, probabilities, inputs.task), summary)
     recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": checkpoint is not None})
-    shutdown.defer()  # the results are complete: a signal does not end the process before `dvc` gets exit code 0
     checkpoints.remove_checkpoints(folder)
 
 

@@ -25,6 +25,8 @@ GRACE_SECONDS = 25.0  # torchrun kills its ranks 30 s after it has passed on SIG
 REPEAT_SECONDS = 2.0  # Slurm signals torchrun and its ranks, and torchrun passes the signal on: they get it twice
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+Request = tuple[str, int]  # why a process has to end, and its exit code
+
 
 @dataclass
 class _Shutdown:
@@ -33,15 +35,14 @@ class _Shutdown:
     Attributes:
         stage: its name.
         describe_next_run: returns what the next run will do, for the line that the process ends with.
-        reason: why the process has to end; None: nothing has asked for it.
+        request: (reason, exit code) with which the process has to end; None: nothing has asked for it.
         deferred: whether the main thread ends the process itself as soon as it can.
         ending: held by the thread that ends the process.
     """
 
     stage: str
     describe_next_run: Callable[[], str]
-    reason: str | None = None
-    exit_code: int = 1
+    request: Request | None = None
     deferred: bool = False
     ending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -101,21 +102,21 @@ def request(reason: str, exit_code: int) -> None:
     """
     if not _shutdown:
         return
-    _shutdown.reason, _shutdown.exit_code = reason, exit_code
+    _shutdown.request = (reason, exit_code)
     deadline = time.monotonic() + GRACE_SECONDS
     while _shutdown and _shutdown.deferred and time.monotonic() < deadline:
         time.sleep(0.05)
     if _shutdown:
-        end()
+        end(reason, exit_code)
 
 
-def is_requested() -> bool:
-    """Whether a signal or the end of `dvc` has asked this process to end."""
-    return bool(_shutdown and _shutdown.reason)
+def requested() -> Request | None:
+    """What has asked this process to end, a signal or the end of `dvc`; or None."""
+    return _shutdown.request if _shutdown else None
 
 
 def defer() -> None:
-    """From here on the main thread ends the process itself: it checks `is_requested`, saves and calls `end`."""
+    """From here on the main thread ends the process itself: it asks for `requested`, saves and calls `end`."""
     if _shutdown:
         _shutdown.deferred = True
 
@@ -124,19 +125,19 @@ def stop_deferring() -> None:
     """From here on a signal ends the process immediately. End it now if a signal has come."""
     if _shutdown:
         _shutdown.deferred = False
-        if _shutdown.reason:
-            end()
+        if _shutdown.request:
+            end(*_shutdown.request)
 
 
-def end() -> NoReturn:
-    """End the process as requested. Rank 0 prints why, and what the next run will do."""
+def end(reason: str, exit_code: int) -> NoReturn:
+    """End the process. Rank 0 prints why, and what the next run will do."""
     assert _shutdown
     _shutdown.ending.acquire()  # never released: two threads may come here
     if distributed.is_main():
-        line = f"{_shutdown.stage}: {_shutdown.reason}: {_shutdown.describe_next_run()}"
+        line = f"{_shutdown.stage}: {reason}: {_shutdown.describe_next_run()}"
         with suppress(OSError):  # `dvc` or the terminal may be gone
             sys.stdout.flush()
             print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # on a terminal after its bar
     else:
         time.sleep(1)  # a launcher ends all ranks when one has ended, and rank 0 has to print first
-    os._exit(_shutdown.exit_code)
+    os._exit(exit_code)

@@ -32,7 +32,7 @@ class TimedCheckpoints(TrainerCallback):
 
     def __init__(self, minutes: float | None) -> None:
         self.interval = math.inf if minutes is None else 60 * minutes
-        self.stopping = False
+        self.request: shutdown.Request | None = None  # of any rank
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,17 +53,17 @@ class TimedCheckpoints(TrainerCallback):
         seconds_per_step = (now - self.asked) / (step - self.asked_step)
         self.asked, self.asked_step = now, step
         wait = max(1, int(QUESTION_SECONDS / max(seconds_per_step, 1e-6))) if distributed.world_size() > 1 else 1
-        answers = distributed.all_gather((now - self.saved >= self.interval, wait, shutdown.is_requested()))
+        answers = distributed.all_gather((now - self.saved >= self.interval, wait, shutdown.requested()))
         is_due, wait, _ = answers[0]
-        self.stopping = any(is_requested for *_, is_requested in answers)
+        self.request = next((request for *_, request in answers if request), None)
         self.next_question = step + wait
-        control.should_save = control.should_save or is_due or self.stopping
+        control.should_save = control.should_save or is_due or self.request is not None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.saved = time.monotonic()
-        if self.stopping:
+        if self.request:
             distributed.all_gather(None)  # when a rank ends, the launcher ends rank 0, which writes the checkpoint
-            shutdown.end()
+            shutdown.end(*self.request)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
