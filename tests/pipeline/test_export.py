@@ -1,5 +1,6 @@
 """The demo's adapter, merged by `tools.export`. transformers loads it without this project, and LitServe serves it."""
 
+import contextlib
 import json
 import os
 import re
@@ -85,7 +86,7 @@ def fresh(exported, rows, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(exported, tmp_path_factory):
-    """The address of the server in docs/use.md, started as its reader starts it."""
+    """The address of the server in docs/use.md, started as its reader starts it. SIGTERM ends it, with its workers."""
     pytest.importorskip("litserve")
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     (folder / "serve.py").write_text(SERVER)
@@ -100,9 +101,13 @@ def server(exported, tmp_path_factory):
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.1)
         yield f"{address}/predict"
+        process.terminate()
+        assert process.wait(60) == 0, (folder / "log").read_text()
+        with pytest.raises(ProcessLookupError):  # no worker is left
+            os.killpg(process.pid, 0)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # with its workers
-        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
