@@ -141,6 +141,7 @@ def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
         params=p,
         device=usage.train.device,
         versions=usage.train.versions,
+        adapter=files.read_json("outs/results/tuned/summary.json")["adapter"],
         references=files.read_json("outs/results/base/summary.json")["references"],
         published=files.read_json(PUBLISHED),
     )

@@ -37,9 +37,9 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
     dropped = data.dropped_duplicates
     return [
         ("seed", str(p.seed)),
-        ("base model", _source(run.model)),
+        ("base model", describe_source(run.model)),
         ("its weights", _section(p.model.settings.model_dump())),
-        ("data", _source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
+        ("data", describe_source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
         ("rows", ", ".join(_rows(data, split, _origin(p.data, split)) for split in SPLITS)),
         ("rows held out", holdout if list_sizes(p.data.holdout) else "none"),
         ("duplicate training rows", f"{dropped.rows:,} dropped" if dropped else p.data.duplicates),
@@ -53,15 +53,21 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
         ("LoRA", _section(p.lora.model_dump())),
         ("training", _section(p.train.recipe())),
         ("batches", _section(p.batches.model_dump())),
+        ("adapter", describe_adapter(run.adapter)),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
         ("device", run.device),
     ]
 
 
-def _source(source: Source, subset: str = "") -> str:
+def describe_source(source: Source, subset: str = "") -> str:
     """A model or data set by name, revision and digest."""
     revision = "" if source.revision is None else f", revision {source.revision}"
     return f"{source.name}{subset}{revision}, SHA-256 of its files {source.digest}"
+
+
+def describe_adapter(digest: str) -> str:
+    """An adapter by its digest. `tools.export` finds out by this text whether a card describes an adapter."""
+    return f"SHA-256 of its files {digest}"
 
 
 def _rows(data: DataSummary, split: str, origin: str = "") -> str:

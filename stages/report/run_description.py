@@ -37,6 +37,7 @@ class RunDescription:
         params: all of params.yaml.
         device: name of the GPU, or CPU.
         versions: {library: version}.
+        adapter: digest of the adapter that predicted the test rows.
         references: what the base's summary.json says about the references that need the language model.
         published: published.json, the figures of the notebook's report.
     """
@@ -47,6 +48,7 @@ class RunDescription:
     params: Params
     device: str
     versions: dict[str, str]
+    adapter: str
     references: dict[str, Any]
     published: dict[str, Any]
 
