@@ -278,6 +278,7 @@ def export(
         with write_folder(out) as temporary:
             adapter.merge_into(chosen).save_pretrained(temporary)
             save_tokenizer(adapter.tokenizer, temporary)
+            shutil.copy(folder / "classifier.json", temporary)  # a server needs the template and max_length
             files.write_text(temporary / "README.md", model_card.build_export_card(about))
             for path in temporary.iterdir():  # safetensors makes its file readable by the owner only
                 shutil.copymode(temporary / "config.json", path)

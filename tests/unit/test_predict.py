@@ -38,7 +38,7 @@ from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors, params
 from tools import answer_rules, predict
 
-DOCUMENT = (ROOT / "docs/use.md").read_text()
+DOCUMENT = (ROOT / "docs/use.md").read_text().partition("\n## Servers\n")[0]
 COLUMNS = ("premise", "hypothesis")
 
 PAIRS = [
