@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib.util
 import os
 import shutil
 from types import SimpleNamespace
@@ -19,6 +20,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
+
+if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
+    from helpers.triton_interpreter import replace_operations_once
+
+    replace_operations_once()
 
 from stages.data.tokenization import load_tokenizer
 from stages.model.base import load_base
