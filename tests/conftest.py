@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.blank_figures import leave_figures_blank
 from helpers.clone import Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO
@@ -122,6 +123,12 @@ def one_pixel_pngs(monkeypatch):
             save(figure, file, format=format, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Let `analyze` write blank pictures, for tests of texts and numbers."""
+    leave_figures_blank(monkeypatch.setattr)
 
 
 @pytest.fixture
