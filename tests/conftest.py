@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import importlib.util
 import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.blank_figures import leave_figures_blank
 from helpers.clone import Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO
@@ -19,6 +21,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
+
+if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
+    from helpers.triton_interpreter import replace_operations_once
+
+    replace_operations_once()
 
 from stages.data.tokenization import load_tokenizer
 from stages.model.base import load_base
@@ -116,6 +123,12 @@ def one_pixel_pngs(monkeypatch):
             save(figure, file, format=format, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Let `analyze` write blank pictures, for tests of texts and numbers."""
+    leave_figures_blank(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tools.export import Agreement
 
 
 @pytest.fixture
-def analyze_run(tmp_path, monkeypatch, one_pixel_pngs):
+def analyze_run(tmp_path, monkeypatch, blank_figures):
     """A function that analyzes a finished run with these settings and returns (its card, metrics folder)."""
 
     def analyze_run(**settings):
