@@ -23,7 +23,7 @@ WORSE = 60  # rows
 
 @pytest.fixture(scope="module")
 def change(tmp_path_factory):
-    """A clone whose HEAD has the committed run of demo/, and whose workspace has a finished run with lora.r 8.
+    """A clone: its HEAD has the committed run of demo/, its workspace a finished run with lora.r 8.
 
     HEAD~1 has no results. DVC's cache is empty, as in a fresh clone.
     """
