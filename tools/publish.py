@@ -216,12 +216,13 @@ def list_private_paths(adapter: Path, base: Base) -> list[str]:
     paths |= {Path(constants.HF_HUB_CACHE), *([base.folder.absolute()] if base.folder else [])}
     if DATA_SOURCE.is_file() and (source := files.read_json(DATA_SOURCE))["revision"] is None:
         paths.add(Path(source["name"]).absolute())
-    return sorted((str(path) for path in paths), key=len, reverse=True)
+    return [str(path) for path in paths]
 
 
 def check_private_paths(folder: Path, paths: list[str]) -> None:
     """Reject a file that has one of these paths. A path as short as /tmp may be a token: then one below it counts."""
-    patterns = [re.escape(path) + (r"(?![\w-])" if path.count("/") > 1 else r"/\w") for path in paths if path != "/"]
+    spellings = {spelling for path in paths if path != "/" for spelling in (path, json.dumps(path)[1:-1])}
+    patterns = [re.escape(path) + (r"(?![\w-])" if path.count("/") > 1 else r"/\w") for path in spellings]
     private = re.compile("|".join(patterns).encode())
     for file in sorted(folder.iterdir()):
         if match := private.search(file.read_bytes()):

@@ -85,11 +85,14 @@ def test_the_card_of_an_export_does_not_publish_a_local_path(tmp_path):
         "chosen": "original",
         "dtype": "bfloat16",
         "license": "mit",
+        "base_model": None,
         "example": "x",
     }
     text = build_export_card(about)
     assert str(tmp_path) not in text and "On 2 test rows of reviews:" in text and "base model: `phi-2`, SHA" in text
     assert ModelCard(text).data.license == "mit" and "Before you publish" not in text
+    card = ModelCard(build_export_card(about | {"base_model": "me/phi-2"}))
+    assert card.data.base_model == "me/phi-2" and "base model: `me/phi-2`, SHA" in card.text
     assert "Before you publish, add `license:`" in build_export_card(about | {"license": None})
     assert ModelCard(text).data.eval_results[0].dataset_type == "reviews"
 

@@ -24,6 +24,7 @@ from stages.runtime.errors import UserError
 from tools import export
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DATA = "my reviews ü"  # JSON writes it as \u00fc
 ON_HUB = {"name": "tests/nano", "revision": COMMIT}
 
 
@@ -38,8 +39,8 @@ def workspaces(tmp_path_factory):
     for file in NANO.iterdir():
         shutil.copy(file, top / "base")
     for name in ("on_hub", "local"):
-        (top / "my reviews").mkdir(exist_ok=True)
-        folder = finished_run.make(top / name, data=str(top / "my reviews"), rows=40)
+        (top / DATA).mkdir(exist_ok=True)
+        folder = finished_run.make(top / name, data=str(top / DATA), rows=40)
         manifest = manifest_of(top / "base") | (ON_HUB if name == "on_hub" else {})
         files.write_json(folder / "outs/base_model.json", manifest)
         link_adapter(folder, manifest)
@@ -192,10 +193,10 @@ def test_a_missing_card_is_an_error(publish, workspaces, tmp_path, monkeypatch):
     refused(publish, tmp_path, r"none\.md: no such file; run `dvc repro`", "on_hub", "--license", "mit")
 
 
-@pytest.mark.parametrize("path", ["{home}/reviews.csv", "{workspace}", "{cache}/models--a", "/tmp/a"])
+@pytest.mark.parametrize("path", ["{home}/reviews.csv", "{workspace}", "{cache}/models--a", "{data}", "/tmp/a"])
 def test_a_file_with_a_path_of_this_machine_is_rejected(publish, workspaces, tmp_path, path):
     workspace = shutil.copytree(workspaces / "on_hub", workspaces / f"private{len(list(workspaces.iterdir()))}")
-    path = path.format(home=Path.home(), workspace=workspace, cache=tmp_path / "hf")
+    path = path.format(home=Path.home(), workspace=workspace, cache=tmp_path / "hf", data=workspaces / DATA)
     card = workspace / "metrics/model_card.md"
     before = digest_adapter(workspace / "outs/adapter")
     (workspace / "outs/adapter/validation.json").chmod(0o644)
