@@ -7,8 +7,8 @@ from scipy.optimize import linear_sum_assignment
 
 from stages.analysis.intervals import wilson
 
-MIN_GAIN = 0.2  # of the accuracy of the exchanged classes' rows
-CONFIDENCE = 0.999  # that the model answers most of these rows with the other class
+MIN_GAIN = 0.3  # of the accuracy of the exchanged classes' rows
+CONFIDENCE = 0.99  # that the model answers most of these rows with the other class
 
 
 @dataclass(frozen=True)

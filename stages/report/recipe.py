@@ -45,7 +45,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
         ("duplicate training rows", f"{dropped.rows:,} dropped" if dropped else p.data.duplicates),
         (
             "rows without a gold label",
-            "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}",
+            "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}{_of_test(run)}",
         ),
         ("classes", _classes(run.task)),
         ("input, in the model's chat template" if p.tokenize.chat else "input", run.task.template),
@@ -71,8 +71,12 @@ def _list_data(run: RunDescription) -> list[tuple[str, Source]]:
 
 
 def _tested(tested: TestedData) -> str:
-    reading = f"; {tested.reading}" if tested.reading else ""
-    return f"{_source(tested.source)}, split {tested.split}{reading}"
+    split = f", split {tested.split}" if tested.split else ""
+    return f"{_source(tested.source)}{split}; {tested.reading}"
+
+
+def _of_test(run: RunDescription) -> str:
+    return "; of the test rows: dropped" if run.tested else ""
 
 
 def _rows(data: DataSummary, split: str, origin: str = "") -> str:

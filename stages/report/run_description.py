@@ -34,13 +34,13 @@ class TestedData:
     """Other data than the run's, of which the test rows of a report are. `tools.evaluate` reads it.
 
     Attributes:
-        split: of the data set.
+        split: of the data set; None if it has only one.
         reading: where its columns and labels differ from the run's, such as "premise from sentence1".
         sharing: rows that are also rows of the run's own test set.
     """
 
     source: Source
-    split: str
+    split: str | None
     reading: str
     sharing: int
 

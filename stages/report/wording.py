@@ -25,9 +25,10 @@ def explain_tested(results: Results, run: RunDescription) -> str | None:
     if run.tested is None:
         return None
     tested, rows = run.tested, results.tuned.rows
+    split = f", split {tested.split}" if tested.split else ""
     sharing = f" {tested.sharing:,} of them are also among the run's own test rows." if tested.sharing else ""
     return (
-        f"The test rows are the {rows:,} labelled rows of {tested.source.name}, split {tested.split}. The model was "
+        f"The test rows are the {rows:,} labelled rows of {tested.source.name}{split}. The model was "
         f"trained on {run.data.name}. Training and validation rows, and the thresholds, are those of that run."
         f"{sharing}"
     )

@@ -64,11 +64,13 @@ def encode_set_labels(
 
 def _unknown_labels(labels: LabelColumn, unknown: list[str], classes: Sequence[str], place: str) -> UserError:
     rows = labels.values.value_counts()
-    counted = [f"{value} ({rows[value]:,} rows)" for value in sorted(unknown, key=lambda value: -rows[value])]
+    listed = sorted(unknown, key=lambda value: float(value) if labels.unnamed_integers else -rows[value])
+    counted = [f"{value} ({rows[value]:,} rows)" for value in listed]
+    flags = " ".join(f"--class {value}=CLASS" for value in listed[:MOST_NAMED])
     what = "integers without names" if labels.unnamed_integers else "labels that are not classes of the adapter"
     return UserError(
         f"{place}: column '{labels.column}' has {what}: {_list(counted)}; the classes are {_list(classes)}. "
-        f"Say which class each means: --class {unknown[0]}=CLASS"
+        f"Say which class each means: {flags}"
     )
 
 

@@ -1,5 +1,6 @@
 """Predict data sets by the base's references, by the run's adapter and by those of other runs."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +90,7 @@ def read_adapters(folders: Sequence[Path]) -> list[Adapter]:
         UserError: a folder has no adapter, or one with other classes than the first.
     """
     adapters: list[Adapter] = []
-    for folder in folders:
+    for folder in dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders):
         adapter = Adapter.read(folder)
         first = adapters[0] if adapters else adapter
         if set(adapter.settings.classes) != set(first.settings.classes):

@@ -24,12 +24,15 @@ from tools.init.describe_data import describe_dialect
 from tools.init.params_file import Draft
 from tools.init.read_tables import find_dialect, is_csv, set_dialect
 
+SPLIT = "test"  # what the pipeline's modules call these rows
 READ_FLAGS = ("sep", "encoding", "quotechar")
 # Errors of the pipeline's modules name keys of params.yaml. Here the user has flags.
 KEYS = {
     **{f"params.yaml: data.{key}": f"--{key.removeprefix('read.')}" for key in ("subset", "label")},
     **{f"params.yaml: data.read.{key}": f"--{key}" for key in READ_FLAGS},
     **{f"data.read.{key}": f"--{key}" for key in READ_FLAGS},
+    f"data: split '{SPLIT}': ": "",
+    f" in split '{SPLIT}'": "",
     "params.yaml: data.folder: ": "",
     "params.yaml: data.name: ": "",
 }
@@ -42,6 +45,7 @@ class LabelledSet:
     Attributes:
         name: of its folder in evaluations/.
         source: the data, as the user named it.
+        split: None if the data has only one.
         task: the run's, but with the column that groups these rows.
         shares_groups: whether the groups' values can be compared with those of the training rows.
         rows: text columns, `label` (`NO_LABEL` for none), `group` (text).
@@ -50,7 +54,7 @@ class LabelledSet:
 
     name: str
     source: Source
-    split: str
+    split: str | None
     task: Task
     shares_groups: bool
     rows: pd.DataFrame
@@ -70,7 +74,8 @@ class LabelledSet:
         listed = ", ".join(f"{rows:,} {name}" for name, rows in counts.head(10).items())
         more = f" and {len(counts) - 10:,} more classes" if len(counts) > 10 else ""
         dropped = int((labels == NO_LABEL).sum())
-        yield f"{self.source.name}: split {self.split}: {len(labels) - dropped:,} labelled rows: {listed}{more}"
+        split = f", split {self.split}" if self.split else ""
+        yield f"{self.source.name}{split}: {len(labels) - dropped:,} labelled rows: {listed}{more}"
         if self.source.revision:
             yield f"  commit {self.source.revision}"
         if dropped:
@@ -98,23 +103,21 @@ def read_set(
     """
     with _name_flags():
         source, split, table = read_table(given, arguments)
-    place = f"{given}: split '{split}'"
+    place = f"{given}, split '{split}'" if split else given
     check_columns(table, columns, label, place)
     group = choose_group(table, columns, arguments.group, task.group, place)
     with _name_flags(place):
-        (label_column,) = read_label_columns({split: table}, label)
+        (label_column,) = read_label_columns({SPLIT: table}, label)
     texts = pd.DataFrame({
         name: table[column].to_pandas().fillna("")
         for name, column in zip(name_text_columns(tuple(columns)), columns.values(), strict=True)
     })  # fmt: skip
     rows = texts.assign(
         label=encode_set_labels(label_column, task.classes, class_map, place),
-        group=read_groups(table, replace(task, group=group), texts[task.text_columns], split),
+        group=read_groups(table, replace(task, group=group), texts[task.text_columns], SPLIT),
     )
-    try:
-        check_texts(rows, split, task)
-    except UserError as error:
-        raise UserError(str(error).replace(f"data: split '{split}'", place, 1)) from error
+    with _name_flags(place):
+        check_texts(rows, SPLIT, task)
     own_group = columns.get(task.group or "", task.group)  # the file's column for the run's group
     shares_groups = group is not None and group == own_group
     occurring = label_column.values.dropna().unique()
@@ -136,8 +139,8 @@ def read_set(
     )
 
 
-def read_table(given: str, arguments: Namespace) -> tuple[Source, str, pa.Table]:
-    """Find a data set, choose its split and read it -> (the data, the split's name, its rows).
+def read_table(given: str, arguments: Namespace) -> tuple[Source, str | None, pa.Table]:
+    """Find a data set, choose its split and read it -> (the data, the split's name if it has several, its rows).
 
     The csv dialect is detected as in `tools.init`; the flags replace what was detected.
     """
@@ -165,7 +168,7 @@ def read_table(given: str, arguments: Namespace) -> tuple[Source, str, pa.Table]
             draft.set(f"data.holdout.{key}", "10%")  # params.yaml must say where each split is from
     with contextlib.redirect_stdout(io.StringIO()):
         table = read_splits(folder, names, draft.params().data)["train"]
-    return Source(given, manifest["revision"], manifest["digest"]), split, table
+    return Source(given, manifest["revision"], manifest["digest"]), split if len(files) > 1 else None, table
 
 
 def choose_split(names: Sequence[str], asked: str | None, given: str) -> str:
