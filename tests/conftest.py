@@ -35,7 +35,9 @@ torch.set_num_threads(1)
 
 
 # Files that use the fixture `repro`.
-SHARE_REPRO = tuple(f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export", "publish"))
+SHARE_REPRO = tuple(
+    f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export", "publish", "evaluate")
+)
 # These and the files that take longest, from 90 to 15 s of CPU, longest first.
 LONGEST = (
     *SHARE_REPRO, "unit/test_kernels.py", "pipeline/test_init.py", "unit/test_report.py", "pipeline/test_own_data.py",

@@ -52,9 +52,9 @@ def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescriptio
         **loading_dtypes(run.params.model.precision),
         on_hub=not run.model.is_local,
         **verdict_section(results, run),
-        **alarms_section(results, cases, run.task),
+        **alarms_section(results, cases, run),
         **scores_section(results, public_run),
-        **data_section(results.data, run.task),
+        **data_section(results.data, run),
         **recipe_section(results.data, public_run),
     )
 
