@@ -1,13 +1,21 @@
 """A training saves checkpoints in the middle of an epoch, resumes there, and ends like an undisturbed one."""
 
 import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.stages import run_stage_in_each, stage_env
 from helpers.training_folder import prepare
 
 from stages import train_qlora
+from stages.runtime import shutdown
 from stages.runtime import usage_recorder as recorder_module
 from stages.training import history
 from stages.training.checkpoints import WholeCheckpoints
@@ -153,3 +161,49 @@ def test_seconds_are_those_of_all_steps_that_were_not_lost(tmp_path, monkeypatch
     train_qlora.main()
     assert epochs == [4, 4]
     assert json.loads((folder / "outs/measurements/train/run.json").read_text())["seconds"] == 8
+
+
+def test_sigterm_saves_a_checkpoint_and_the_next_run_continues_there(tmp_path):
+    """The next run has another `train.checkpoint_minutes`, which changes no result."""
+    folder = prepare(tmp_path / "run", train_rows=320, train__epochs=1, train__checkpoint_minutes=1e-3)
+    undisturbed = prepare(tmp_path / "undisturbed", train_rows=320, train__epochs=1)
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.PIPE, text=True
+    )
+    while stage.poll() is None and not saved_steps(folder):
+        time.sleep(0.01)
+    stage.send_signal(signal.SIGTERM)
+    stderr = stage.communicate(timeout=30)[1]
+    assert stage.returncode == 143
+    (saved,) = saved_steps(folder)
+    line = f"train_qlora: SIGTERM: checkpoint of step {saved} written; `dvc repro` continues there\n"
+    assert stderr == line and saved < 40, "40 steps"
+    assert not (folder / "outs/adapter").exists() and not list(folder.rglob(".*.tmp"))
+    shutil.copy(undisturbed / "params.yaml", folder)
+    done = run_stage_in_each("train_qlora", [folder, undisturbed])
+    assert re.search(rf"resuming from \S+/checkpoint-{saved}: step {saved} of 40\n", done["run"].stdout)
+    assert results(folder) == results(undisturbed)
+
+
+def test_a_signal_waits_for_a_checkpoint_except_in_a_validation_and_after_the_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(prepare(tmp_path / "run", train__epochs=2, train__checkpoint_minutes=EACH_STEP))
+    events, deferred = set(), []
+
+    def log(name):
+        plain = getattr(ClassifierTrainer, name)
+
+        def logged(self, *arguments, **named):
+            events.add((name, deferred[-1]))
+            return plain(self, *arguments, **named)
+
+        monkeypatch.setattr(ClassifierTrainer, name, logged)
+
+    for name in ("training_step", "_save_checkpoint", "evaluation_loop", "compute_validation_logits"):
+        log(name)
+    monkeypatch.setattr(shutdown, "defer", lambda: deferred.append(True))
+    monkeypatch.setattr(shutdown, "stop_deferring", lambda: deferred.append(False))
+    train_qlora.main()
+    assert events == {
+        ("training_step", True), ("_save_checkpoint", True), ("evaluation_loop", False),
+        ("compute_validation_logits", False),
+    }  # fmt: skip
