@@ -41,7 +41,7 @@ def prepare(p: params.Params) -> "LiveCurves | None":
 
 
 def _error(name: str, reason: str) -> errors.UserError:
-    return errors.UserError(f"params.yaml: train.report_to: {name}: {reason}, or set none")
+    return errors.UserError(f"params.yaml: train.report_to: {name}: {reason.rstrip('.')}, or set none")
 
 
 class LiveCurves(TrainerCallback):

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,11 +28,12 @@ from helpers.tables import CLASSES
 from helpers.training_folder import adapter_bytes, prepare
 from scipy.special import softmax
 from transformers import PreTrainedModel
+from transformers.integrations import integration_utils
 
 from stages import train_qlora
 from stages.data.batching import TokenizedRows
 from stages.model.classifier import Classifier
-from stages.runtime import files, params
+from stages.runtime import files, params, progress
 from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.training import checkpoints, history
@@ -263,6 +265,57 @@ def test_a_checkpoint_of_other_parameters_is_not_resumed_and_not_removed(killed,
     assert f"resuming from outs/checkpoints/{left.name}/" in done.stdout
     assert adapter_bytes(folder) == adapter_bytes(folders["one"])
     assert not (folder / "outs/checkpoints").exists()
+
+
+def read_log_lines(text):
+    """The progress lines of a training -> [(step, total, epoch, epochs, loss)]."""
+    pattern = r"train: step (\d+) of (\d+), epoch (\d+) of (\d+), loss ([\d.]+), [\d.,]+ rows/s, about .* left"
+    found = [re.fullmatch(pattern, line) for line in text.splitlines() if line.startswith("train: ")]
+    return [(*map(int, match.groups()[:4]), float(match[5])) for match in found]
+
+
+def test_log_lines_and_live_curves_have_the_losses_also_after_a_resume_and_change_no_out(
+    tmp_path, monkeypatch, capsys, folders
+):
+    """The first run ends in the second epoch, of whose 4 steps one point is made."""
+    pytest.importorskip("dvclive")
+    folder, plain, count = prepare(tmp_path / "run", train__report_to="dvclive"), ClassifierTrainer.training_step, []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+
+    def training_step(*arguments, **named):
+        count.append(None)
+        if len(count) == 6:
+            raise Killed
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(ClassifierTrainer, "training_step", training_step)
+    steps = curves(folders["one"])["steps"]["loss"].to_numpy()
+    means = steps.reshape(3, 4).mean(axis=1)
+    with pytest.raises(Killed):
+        train_qlora.main()
+    assert read_log_lines(capsys.readouterr().err) == [(4, 12, 1, 3, pytest.approx(means[0], abs=1e-4))]
+    train_qlora.main()
+    assert read_log_lines(capsys.readouterr().err) == [(8, 12, 2, 3, pytest.approx(means[1], abs=1e-4))]
+
+    assert adapter_bytes(folder) == adapter_bytes(folders["one"])
+    for path in (folders["one"] / "outs/results/train").iterdir():
+        assert (folder / "outs/results/train" / path.name).read_bytes() == path.read_bytes(), path.name
+    (run,) = (folder / "logs/dvclive").iterdir()
+    losses = pd.read_csv(run / "plots/metrics/loss.tsv", sep="\t")
+    assert list(losses["step"]) == [4, 8, 12]
+    assert losses["loss"].to_numpy() == pytest.approx(means, rel=1e-6)
+    accuracy = pd.read_csv(run / "plots/metrics/eval/accuracy.tsv", sep="\t")["accuracy"]
+    assert list(accuracy) == list(curves(folder)["epochs"]["validation_accuracy"])
+
+
+def test_a_missing_logger_is_an_error_before_the_base_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(prepare(tmp_path / "run", train__report_to="mlflow"))
+    monkeypatch.setattr(integration_utils, "is_mlflow_available", lambda: False)
+    monkeypatch.delattr(train_qlora, "load_base")
+    with pytest.raises(UserError, match=r"^params\.yaml: train\.report_to: mlflow: its package is not installed; run"):
+        train_qlora.main()
 
 
 def copy_of_the_code(root, **edits):

@@ -152,7 +152,7 @@ class Broken(live_curves.Logger):
         def call(*arguments, **named):
             self.calls.append(event)
             if len(self.calls) > self.good_calls:
-                raise ConnectionError("no route to host\nat line 3")
+                raise ConnectionError("no route to host.\nat line 3")
 
         return call
 
@@ -166,7 +166,7 @@ def test_a_logger_that_fails_during_a_training_is_left_out_and_reported_once(mak
     assert logger.calls == ["on_train_begin", "on_log", "on_log"]
     assert capsys.readouterr().out.splitlines() == [
         "live curves: nowhere",
-        "live curves: the training goes on without wandb: ConnectionError: no route to host",
+        "live curves: the training goes on without wandb: ConnectionError: no route to host.",
     ]
 
 
