@@ -1,5 +1,6 @@
 """Predict data sets by the base's references, by the run's adapter and by those of other runs."""
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from stages.data.tokenization import load_tokenizer, tokenize_rows
 from stages.eval_base import answer, prepare_references
 from stages.evaluation import Measured, load_and_predict
 from stages.model.adapter_files import ClassifierSettings, read_adapter
-from stages.model.base_cache import cache_base
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
 from stages.runtime import files, params
@@ -115,13 +115,12 @@ def predict_sets(
     """
     device = pick_device(p.device, p.threads)
     tables = [[tokenize_set(rows, adapter) for rows in sets] for adapter in adapters]
-    with cache_base():  # adapters that share a base share its weights
-        predict_base = partial(predict_references, adapters[0], tables[0], p, task)
-        base = _run(adapters[0], None, device, p, predict_base)
-        tuned = [
-            _run(adapter, adapter.folder, device, p, partial(predict_adapter, adapter, of_sets, p, task))
-            for adapter, of_sets in zip(adapters, tables, strict=True)
-        ]
+    predict_base = partial(predict_references, adapters[0], tables[0], p, task)
+    base = _run(adapters[0], None, device, p, predict_base)
+    tuned = [
+        _run(adapter, adapter.folder, device, p, partial(predict_adapter, adapter, of_sets, p, task))
+        for adapter, of_sets in zip(adapters, tables, strict=True)
+    ]
     return SetPredictions(tables[0], base, tuned)
 
 
@@ -163,6 +162,11 @@ def _run(
     p: params.Params,
     predict: Callable[[Classifier], Predicted],
 ) -> Measured[Predicted]:
+    """Load the base anew, as each stage does, and predict."""
+    if device.type == "cuda":  # as in a new process: what fits the memory decides which kernels are used
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     settings, batch_size = adapter.settings, p.eval.batch_size
     return load_and_predict(
         adapter.manifest, settings, settings.max_length, settings.classes, device, weights, batch_size, predict
