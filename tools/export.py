@@ -269,6 +269,7 @@ def export(
         about = {
             "task": task,
             "model": named.manifest if named else adapter.manifest,
+            "base_model": base_model,
             "license": license_id,
             "data": data,
             "settings": adapter.settings,

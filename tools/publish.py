@@ -1,5 +1,6 @@
 """Prepare an adapter for the Hugging Face hub: `tools.export --adapter-only`. This module is no command of its own."""
 
+import difflib
 import json
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
@@ -83,7 +84,7 @@ def write_adapter(
         text = model_card.rename_base(text, Source.from_manifest(manifest), base.source)
     files.write_text(folder / "README.md", model_card.complete_card(text, base.source, terms.fields))
     check_private_paths(folder, list_private_paths(adapter, base))
-    return [f"base model {base.source.name}{base.note}", f"license {terms.fields['license']}, {terms.origin}"]
+    return [f"base model: {base.source.name}{base.note}", f"license: {terms.fields['license']}, {terms.origin}"]
 
 
 def read_card(adapter: Path) -> str:
@@ -140,7 +141,7 @@ def find_commit(name: str, manifest: dict[str, Any]) -> tuple[str | None, str]:
     (None, why) if the hub gives no answer.
     """
     try:
-        commit = HfApi().model_info(name).sha
+        commit = HfApi().model_info(name, timeout=10).sha
         entries = HfApi().list_repo_tree(name, revision=commit, recursive=True)
         present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     except HfHubHTTPError as error:
@@ -152,8 +153,8 @@ def find_commit(name: str, manifest: dict[str, Any]) -> tuple[str | None, str]:
         return None, errors.one_line(error)
     for path, file in manifest["files"].items():
         entry = present.get(path)
-        same = entry and entry.size == file["size"] and entry.lfs in (None, entry.lfs and file["sha256"])
-        if not same:
+        # The hub names the SHA-256 of large files only, which are the weights.
+        if not entry or entry.size != file["size"] or (entry.lfs and entry.lfs.sha256 != file["sha256"]):
             raise errors.UserError(
                 f"--base-model: {name}: its {path} is not the file that the adapter was trained on; "
                 f"allowed: a repository with the base's files (SHA-256 of all: {manifest['digest']})"
@@ -187,19 +188,26 @@ def choose_license(license_id: str | None, base: Base) -> License:
 
 
 def check_license(license_id: str) -> None:
+    """Reject a licence that the hub does not know."""
     if license_id not in LICENSES:
-        raise errors.UserError(f"--license: {license_id}; allowed: {', '.join(sorted(LICENSES))}")
+        closest = difflib.get_close_matches(license_id.lower(), sorted(LICENSES)) or ["mit", "apache-2.0"]
+        raise errors.UserError(
+            f"--license: {license_id}: the hub has no such identifier; allowed: {', '.join(closest)}, …, and other"
+        )
 
 
 def read_base_metadata(base: Base) -> dict[str, Any]:
     """The metadata of the base's card, in its folder or on the hub; {} if there is none."""
-    card = base.folder / "README.md" if base.folder else None
+    card, source = base.folder / "README.md" if base.folder else None, base.source
     try:
-        if not (card and card.is_file()) and base.source.revision:
-            card = Path(hf_hub_download(base.source.name, "README.md", revision=base.source.revision))
-        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card and card.is_file() else {}
+        if card and card.is_file():
+            return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        if source.revision:
+            data = HfApi().model_info(source.name, revision=source.revision, timeout=10).card_data
+            return data.to_dict() if data else {}
     except (HfHubHTTPError, *UNREACHABLE, ValueError, yaml.YAMLError):
-        return {}
+        pass
+    return {}
 
 
 def list_private_paths(adapter: Path, base: Base) -> list[str]:
@@ -208,12 +216,13 @@ def list_private_paths(adapter: Path, base: Base) -> list[str]:
     paths |= {Path(constants.HF_HUB_CACHE), *([base.folder.absolute()] if base.folder else [])}
     if DATA_SOURCE.is_file() and (source := files.read_json(DATA_SOURCE))["revision"] is None:
         paths.add(Path(source["name"]).absolute())
-    return sorted((str(path) for path in paths), key=len, reverse=True)
+    return [str(path) for path in paths]
 
 
 def check_private_paths(folder: Path, paths: list[str]) -> None:
     """Reject a file that has one of these paths. A path as short as /tmp may be a token: then one below it counts."""
-    patterns = [re.escape(path) + (r"(?![\w-])" if path.count("/") > 1 else r"/\w") for path in paths if path != "/"]
+    spellings = {spelling for path in paths if path != "/" for spelling in (path, json.dumps(path)[1:-1])}
+    patterns = [re.escape(path) + (r"(?![\w-])" if path.count("/") > 1 else r"/\w") for path in spellings]
     private = re.compile("|".join(patterns).encode())
     for file in sorted(folder.iterdir()):
         if match := private.search(file.read_bytes()):
@@ -228,7 +237,8 @@ def describe_folder(out: Path, lines: list[str]) -> list[str]:
     """The lines that the tool prints. The last one uploads the folder."""
     sizes = [path.stat().st_size for path in out.iterdir()]
     return [
-        f"{out}: {len(sizes)} files, {sum(sizes) / 1e6:.3g} MB; {'; '.join(lines)}",
+        f"{out}: {len(sizes)} files, {sum(sizes) / 1e6:.3g} MB",
+        *lines,
         "To upload it, replace OWNER/NAME:",
         "",
         f"hf upload OWNER/NAME {shlex.quote(str(out))}",

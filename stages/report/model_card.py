@@ -52,9 +52,9 @@ def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescriptio
         **loading_dtypes(run.params.model.precision),
         on_hub=not run.model.is_local,
         **verdict_section(results, run),
-        **alarms_section(results, cases, run.task),
+        **alarms_section(results, cases, run),
         **scores_section(results, public_run),
-        **data_section(results.data, run.task),
+        **data_section(results.data, run),
         **recipe_section(results.data, public_run),
     )
 
@@ -97,14 +97,18 @@ def build_export_card(about: dict[str, Any]) -> str:
             accuracy; `merges`, {name of a merge: its `Agreement` with the adapter}; `chosen`, the name of the merge in
             the folder; `rows`, the number of test rows; `truncated`, how many of them were truncated; `left_out`, how
             many more were not used; `special`, whether the template has special tokens; `dtype`, the weights' dtype;
-            `license`, the hub's identifier or None.
+            `license`, the hub's identifier or None; `base_model`, the name on the hub of a base that was in a local
+            folder, or None.
     """
     model, data = (Source.from_manifest(about[key]) for key in ("model", "data"))
     scores = {"accuracy": about["merges"][about["chosen"]].accuracy}
+    metadata = build_metadata(about["task"], model, data, scores, library="transformers", tags=[])
+    metadata.base_model, metadata.license = about["base_model"] or metadata.base_model, about["license"]
+    public_model = replace(model, name=about["base_model"] or public_name(model))
     return render_card(
         "exported_card.md",
-        build_metadata(about["task"], model, data, scores, library="transformers", tags=[], license=about["license"]),
-        **about | {"data": {"name": public_name(data)}, "model": replace(model, name=public_name(model))},
+        metadata,
+        **about | {"data": {"name": public_name(data)}, "model": public_model},
         nf4=about["settings"].model.quantization == "nf4",
         texts=example_texts(about["task"]),
     )
@@ -128,7 +132,6 @@ def build_metadata(
     *,
     library: str,
     tags: list[str],
-    license: str | None = None,
     dataset: Mapping[str, Any] | None = None,
 ) -> ModelCardData:
     """What the hub reads from a card. A local folder is not listed as base model or data set.
@@ -137,7 +140,6 @@ def build_metadata(
         scores: values by the keys of `metrics.METRICS`.
         library: the library that loads the model.
         tags: the card's tags besides those of the task.
-        license: the hub's identifier of the model's licence.
         dataset: more arguments of `EvalResult` about the data.
     """
     is_nli = NliTask.from_task(task) is not None
@@ -166,7 +168,6 @@ def build_metadata(
         base_model=None if model.is_local else model.name,
         datasets=None if data.is_local else [data.name],
         library_name=library,
-        license=license,
         pipeline_tag="text-classification",
         tags=[*tags, *(["natural-language-inference"] if is_nli else [])] or None,
         metrics=list(dict.fromkeys(metric_type for _, (metric_type, _), _ in hub_metrics)),

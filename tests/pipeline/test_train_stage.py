@@ -473,7 +473,7 @@ def test_the_trained_model_is_freed_before_the_adapter_is_loaded_again(tmp_path,
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):
-    """A killed `dvc` sends no signal to its stage."""
+    """A killed `dvc` sends no signal to its stage. The training saves a checkpoint, or its last one was just saved."""
     folder = prepare(tmp_path / "orphan", train__epochs=500)
     (tmp_path / "dvc").write_text(
         "import subprocess, sys\nsubprocess.run(sys.argv[1], shell=True)\n"
@@ -481,7 +481,7 @@ def test_the_stage_ends_when_dvc_is_killed(tmp_path):
     command = f"echo $$ > pid; exec env DVC_PID=$PPID {sys.executable} -m stages.train_qlora"
     parent = subprocess.Popen(
         [sys.executable, str(tmp_path / "dvc"), command], cwd=folder, env=stage_env(DVC_STAGE="train_qlora"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=(tmp_path / "stderr").open("w"),
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
@@ -497,6 +497,8 @@ def test_the_stage_ends_when_dvc_is_killed(tmp_path):
         try:
             os.kill(stage, 0)
         except ProcessLookupError:
+            line = (tmp_path / "stderr").read_text().splitlines()[-1]
+            assert line.startswith("train_qlora: `dvc` or the launcher has ended: checkpoint of step "), line
             return
         time.sleep(0.1)
     os.kill(stage, signal.SIGKILL)
