@@ -3,11 +3,18 @@
     python -m tools.export merged                                  for transformers' pipeline, without this project
     python -m tools.export --adapter-only publish --license mit    the adapter with its model card, for the hub
 
+Example: `python -m tools.export ../merged` in demo/ prints, before the lines of Python that load ../merged,
+
+    1,000 test rows
+    adapter on its own base: accuracy 97.7%
+    merged into the original weights: accuracy 97.9%, answers flipped: 2, …
+    merged into the dequantised weights: accuracy 97.7%, answers flipped: 0, …
+
 **Merged.** The tool tries two merges on the workspace's test rows: into the base's original weights, and into the
 dequantised 4-bit weights that training used. It writes the one whose predictions are closer to those of the adapter on
-its 4-bit base. OUT is a folder with weights in 16 bits, tokenizer and model card. Before the tool gives the folder its
-name, it loads the folder by `pipeline("text-classification", OUT)` and checks that the predictions are those of the
-model in memory.
+its 4-bit base. OUT is a folder with weights in 16 bits, tokenizer, model card, and classifier.json for a server. Before
+the tool gives the folder its name, it loads the folder by `pipeline("text-classification", OUT)` and checks that the
+predictions are those of the model in memory.
 
 **--adapter-only.** OUT is a copy of the adapter. metrics/model_card.md, which must describe this adapter, becomes its
 README.md. Without --license, the adapter gets the licence in the base's card. If the base was in a local folder, give

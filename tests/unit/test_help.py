@@ -20,10 +20,10 @@ def test_the_commands_are_found():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_is_the_docstring_with_an_example(name):
-    """The example begins a paragraph, and has a command of this tool. argparse keeps the line breaks."""
+    """A line begins with "Example". argparse keeps the line breaks."""
     docstring = ast.get_docstring(COMMANDS[name])
-    example = docstring[docstring.find("\n\nExample") :]
-    assert example and f"python -m tools.{name} " in f"{docstring} ", docstring
+    assert re.search(r"^Example\b", docstring, re.MULTILINE), docstring
+    assert re.search(rf"^    python -m tools\.{name}\b", docstring, re.MULTILINE), docstring
     (parser,) = (
         call
         for call in ast.walk(COMMANDS[name])

@@ -43,7 +43,7 @@ def commands(text):
     """The command lines of a document, in its blocks and between backticks."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     for block in (block for language, block in blocks if language in ("", "sh")):
-        shell = [line.removeprefix("$ ") for line in block.splitlines()]
+        shell = [line.removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines()]
         yield from (part for line in shell for part in line.split(" && ") if re.fullmatch(COMMAND, part))
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     yield from re.findall(rf"^    ({COMMAND})$", prose, re.MULTILINE)
