@@ -177,7 +177,7 @@ def test_sigterm_saves_a_checkpoint_and_the_next_run_continues_there(tmp_path):
     assert stage.returncode == 143
     (saved,) = saved_steps(folder)
     line = f"train_qlora: SIGTERM: checkpoint of step {saved} written; `dvc repro` continues there\n"
-    assert stderr == line and saved < 40, "40 steps"
+    assert stderr.endswith(line) and "Traceback" not in stderr and saved < 40, "40 steps"
     assert not (folder / "outs/adapter").exists() and not list(folder.rglob(".*.tmp"))
     shutil.copy(undisturbed / "params.yaml", folder)
     done = run_stage_in_each("train_qlora", [folder, undisturbed])
