@@ -31,7 +31,7 @@ def progress_bar(total: int, title: str, unit: str, initial: int = 0, disable: b
         return ProgressLines(total, title, unit, initial, disable)
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=title, unit=unit, initial=initial)
+    return tqdm(total=total, desc=title, unit=unit, initial=initial, leave=None)  # an inner bar is removed at its end
 
 
 class ProgressLines:
