@@ -88,7 +88,8 @@ def test_a_second_set_has_its_own_report(evaluations):
     assert results["data"]["train"]["kept"] == 1000 and results["data"]["test"]["unlabelled"] == 1
     assert results["data"]["test"]["in_train"].keys() == {"rows", "groups"}
     assert {"probe", "zero_shot", "untrained_head", "bag_of_words"} <= results["comparison"]["references"].keys()
-    page, short = ((folder / "second" / name).read_text() for name in ("report.html", "report.md"))
+    page = (folder / "second/report.html").read_text().replace("<wbr>", "")
+    short = (folder / "second/report.md").read_text()
     for text in (page, short):
         assert "The test rows are the 90 labelled rows of" in text and "trained on assets/everyday-nli" in text
     assert short.startswith("# What was tuning worth? nano-phi on second.csv\n")
