@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import safetensors.torch
 from helpers.processes import free_port
@@ -101,10 +102,11 @@ def server(exported, tmp_path_factory):
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.1)
         yield f"{address}/predict"
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         assert process.wait(60) == 0, (folder / "log").read_text()
-        with pytest.raises(ProcessLookupError):  # no worker is left
-            os.killpg(process.pid, 0)
+        while any(map(is_alive, workers)):
+            time.sleep(0.1)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -122,6 +124,11 @@ def in_demo(demo, monkeypatch):
 
 def run_export(demo, *arguments):
     return run_module("tools.export", arguments, demo, stage_env(PYTHONPATH=str(demo.parent)))
+
+
+def is_alive(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
 
 
 def ask(address, body=None):
