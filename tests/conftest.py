@@ -1,57 +1,36 @@
-"""Fixtures that several test files use, the order of the tests, and their division between processes."""
+"""The order of the tests, and their division between processes. The fixtures are in tests/helpers/fixtures.py."""
 
-import copy
 import gc
-import importlib.util
 import os
-import shutil
-from types import SimpleNamespace
 
 import pytest
-import torch
-from helpers.blank_figures import leave_figures_blank
-from helpers.clone import Clone
-from helpers.parameters import manifest_of, set_key, unpinned_params
-from helpers.project import CPU, NANO
-from helpers.tables import CLASSES
-from matplotlib.figure import Figure
-from PIL import Image
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
-
-if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
-    from helpers.triton_interpreter import replace_operations_once
-
-    replace_operations_once()
-
-from stages.data.tokenization import load_tokenizer
-from stages.model.base import load_base
-from stages.runtime import params
-
-torch.set_num_threads(1)
-
 
 # Files that use the fixture `repro`.
 SHARE_REPRO = tuple(
     f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export", "publish", "evaluate")
 )
-# These and the files that take longest, from 90 to 15 s of CPU, longest first.
+# These and the files that take longest, from 200 to 15 s of CPU, longest first.
 LONGEST = (
-    *SHARE_REPRO, "unit/test_kernels.py", "pipeline/test_init.py", "unit/test_report.py", "pipeline/test_own_data.py",
-    "faults/test_kill.py", "faults/test_data_keys_fuzz.py",
-    "faults/test_process_failure.py", "pipeline/test_sweep.py", "unit/test_fused_families.py", "unit/test_predict.py",
-    "unit/test_families.py", "pipeline/test_train_stage.py", "unit/test_analysis.py", "pipeline/test_examples.py",
-    "pipeline/test_compare.py", "pipeline/test_several_processes.py", "faults/test_task_fuzz.py",
-    "unit/test_benchmarks.py",
+    *SHARE_REPRO, "unit/test_report.py", "faults/test_kill.py", "unit/test_kernels.py", "pipeline/test_own_data.py",
+    "pipeline/test_sweep.py", "faults/test_process_failure.py", "pipeline/test_init.py",
+    "faults/test_data_keys_fuzz.py",
+    "unit/test_analysis.py", "unit/test_predict.py", "unit/test_families.py", "pipeline/test_train_stage.py",
+    "pipeline/test_examples.py", "unit/test_fused_families.py", "pipeline/test_compare.py",
+    "pipeline/test_several_processes.py", "unit/test_hub.py", "faults/test_task_fuzz.py", "unit/test_benchmarks.py",
 )  # fmt: skip
 
 
 def file_of(item_or_id: pytest.Item | str) -> str:
     """A test's file, relative to tests/."""
     return getattr(item_or_id, "nodeid", item_or_id).split("::")[0].removeprefix("tests/")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the fixtures, and with them PyTorch, except in the process that only distributes the tests of `-n`."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("helpers.fixtures")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,89 +60,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return ByFixture(config, log)
 
 
-@pytest.fixture
-def raw_params():
-    """The demo params.yaml as plain dicts, which a test may change."""
-    return unpinned_params()
-
-
-@pytest.fixture
-def make_params(raw_params):
-    """Make validated parameters: `make_params(lora__r=4)` is the demo's with another `lora.r`."""
-
-    def make(**changes):
-        raw = copy.deepcopy(raw_params)
-        for key, value in changes.items():
-            set_key(raw, key.replace("__", "."), value)
-        return params.Params.model_validate(raw)
-
-    return make
-
-
-@pytest.fixture
-def load_nano(make_params):
-    """Load the nano base as the stages do: `load_nano(quantization="none", seed=1)` -> (base, tokenizer, manifest)."""
-
-    def load(folder=NANO, seed=42, **changes):
-        manifest = manifest_of(folder)
-        tokenizer = load_tokenizer(manifest)
-        settings = make_params().model.model_copy(update=changes)
-        return load_base(manifest, settings, CLASSES, CPU, seed, tokenizer), tokenizer, manifest
-
-    return load
-
-
-@pytest.fixture
-def one_pixel_pngs(monkeypatch):
-    """Save PNGs with one pixel, which halves the time of `analyze`. The same figures are still drawn as SVG."""
-    save = Figure.savefig
-
-    def savefig(figure, file, format, **options):
-        if format == "png":
-            Image.new("RGB", (1, 1)).save(file, "png")
-        else:
-            save(figure, file, format=format, **options)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-
-
-@pytest.fixture
-def blank_figures(monkeypatch):
-    """Let `analyze` write blank pictures, for tests of texts and numbers."""
-    leave_figures_blank(monkeypatch.setattr)
-
-
-@pytest.fixture
-def nano_copy(tmp_path):
-    """A writable copy of the nano model's folder, which a test may damage."""
-    folder = tmp_path / "nano"
-    shutil.copytree(NANO, folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
-    return folder
-
-
 class ByFixture(LoadScopeScheduling):
     """Runs all tests of a file in one process, and all files that use the fixture `repro` in one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)
         return "repro" if file in SHARE_REPRO else file
-
-
-@pytest.fixture(scope="session")
-def repro(tmp_path_factory):
-    """A clone in which `dvc repro` ran once in demo/, started as a user starts it. It takes 35 s of CPU.
-
-    Returns:
-        namespace with `clone`, `run` (the outcome of `dvc`), `metrics` ({name: content}), `status` (of Git, after the
-        run) and `reads` ({stage: parameters read, `STAGE.files`: files opened})
-    """
-    clone = Clone(tmp_path_factory.mktemp("pipeline"))
-    run = clone.dvc_in_new_processes("repro")
-    assert run.returncode == 0, run.stdout + run.stderr
-    status = clone.git("status", "--porcelain")
-    clone.git("add", "--all")
-    clone.git("commit", "--quiet", "--allow-empty", "--message", "demo results")
-    reads = {path.name: set(path.read_text().splitlines()) for path in clone.reads.iterdir()}
-    return SimpleNamespace(clone=clone, run=run, metrics=clone.metrics(), status=status, reads=reads)

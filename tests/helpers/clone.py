@@ -18,13 +18,16 @@ class Clone:
 
     The code is the workspace's; parameters and results are those of Git's index.
 
+    Args:
+        figures: whether `analyze` draws the report's pictures in forks; else it leaves them blank.
+
     Attributes:
         folder: root of the repository.
         reads: folder with the logs of what the stages read, two files a stage. Only stages in new processes log.
         env: environment of the commands that run in it.
     """
 
-    def __init__(self, top: Path, omit: tuple[str, ...] = ("tests/",)):
+    def __init__(self, top: Path, omit: tuple[str, ...] = ("tests/",), figures: bool = True):
         self.folder, self.reads = top / "clone", top / "reads"
         self.reads.mkdir()
         self.env = stage_env(
@@ -36,6 +39,8 @@ class Clone:
             },
             **{f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         )
+        if not figures:
+            self.env["BLANK_FIGURES"] = "1"
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
             cwd=ROOT, capture_output=True, text=True, check=True,

@@ -6,8 +6,9 @@ line of JSON each, and answers each with an exit code on standard output. There 
 - `modules`: import modules once in a fork. Then run their `main` in each of many folders, a fork for each folder.
 - `module`: do what `python -m` does in one folder. If the module runs DVC, the stages that DVC starts are forks too.
 
-The environment and the arguments come with the request. Some libraries read HF_* variables while they are imported. For
-other values of these, `helpers.stages` starts a second such process, which imports only the libraries in PLAIN.
+The environment and the arguments come with the request. With BLANK_FIGURES in the environment, `analyze` draws no
+pictures. Some libraries read HF_* variables while they are imported. For other values of these, `helpers.stages` starts
+a second such process, which imports only the libraries in PLAIN.
 """
 
 import gc
@@ -79,11 +80,24 @@ def set_environment(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
+def skip_figures(modules: list[str]) -> None:
+    """With BLANK_FIGURES in the environment, let `analyze` draw no pictures.
+
+    It imports `stages`, so sys.path must have the folder of the stages that run.
+    """
+    if "BLANK_FIGURES" in os.environ and "stages.analyze" in modules:
+        sys.path.append(str(Path(__file__).parents[1]))
+        from helpers.blank_figures import leave_figures_blank
+
+        leave_figures_blank()
+
+
 def run_in_each(request: dict[str, Any]) -> None:
     """Run the `main` of modules in each of a request's folders, and write each outcome to FOLDER.result."""
     redirect(request["log"], 1, 2)
     set_environment(request)
     modules = [importlib.import_module(name) for name in request["modules"]]
+    skip_figures(request["modules"])
     for folder in request["folders"]:
         code = fork(run_mains, modules, folder)
         stdout, stderr = (Path(f"{folder}.{name}").read_text() for name in ("stdout", "stderr"))
@@ -107,6 +121,7 @@ def run_module(request: dict[str, Any]) -> None:
     set_environment(request)
     os.chdir(request["folder"])
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    skip_figures([request["module"]])
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 

@@ -67,7 +67,7 @@ def verify(clone):
 def story(tmp_path_factory):
     """The commands in order -> namespace with the outcome of each step."""
     top = tmp_path_factory.mktemp("everyday")
-    clone, outcomes = Clone(top), {}
+    clone, outcomes = Clone(top, figures=False), {}
     path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for key, value in SMALL.items():

@@ -73,7 +73,7 @@ def run_without_dvc(top, kinds):
     for outcome in outcomes.values():
         outcome.init = run_module("tools.init", [outcome.path.name], outcome.folder, env)
     ready = [outcome.folder for outcome in outcomes.values() if outcome.init.returncode == 0]
-    done = run_stage_in_each(",".join(STAGES), ready)
+    done = run_stage_in_each(",".join(STAGES), ready, BLANK_FIGURES="1")
     for outcome in outcomes.values():
         outcome.stages, outcome.ran = done.get(outcome.folder.name), STAGES
     return outcomes
@@ -83,7 +83,7 @@ def run_without_dvc(top, kinds):
 def outcomes(tmp_path_factory):
     """{kind of file: outcome with file, init, stages, ran and the folder with params.yaml, outs and metrics}."""
     top = tmp_path_factory.mktemp("init")
-    clone = Clone(top)
+    clone = Clone(top, figures=False)
     (clone.folder / "demo/params.yaml").write_text(yaml.safe_dump(make_params(), sort_keys=False))
     clone.commit("little training")
     with_dvc = {kind: run_with_dvc(clone, kind) for kind in WITH_DVC}

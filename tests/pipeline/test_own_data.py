@@ -43,7 +43,7 @@ def initialize(clone, folder):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    return Clone(tmp_path_factory.mktemp("own"))
+    return Clone(tmp_path_factory.mktemp("own"), figures=False)
 
 
 def test_the_document_has_three_examples():

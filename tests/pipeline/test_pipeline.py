@@ -23,7 +23,7 @@ def outs(clone):
 @pytest.fixture(scope="module")
 def experiment(repro):
     """`dvc exp run` with another `lora.r` and one epoch, and what DVC's commands print afterwards."""
-    done = repro.clone.dvc("exp", "run", "-S", "lora.r=8", "-S", "train.epochs=1")
+    done = repro.clone.dvc("exp", "run", "-S", "lora.r=8", "-S", "train.epochs=1", BLANK_FIGURES="1")
     assert done.returncode == 0, done.stdout + done.stderr
     outputs = {
         name: repro.clone.dvc(*command.split())
@@ -42,7 +42,7 @@ def experiment(repro):
 def back(repro, experiment):
     """An experiment with the first parameters again."""
     epochs = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())["train"]["epochs"]
-    done = repro.clone.dvc("exp", "run", "-S", "lora.r=16", "-S", f"train.epochs={epochs}")
+    done = repro.clone.dvc("exp", "run", "-S", "lora.r=16", "-S", f"train.epochs={epochs}", BLANK_FIGURES="1")
     assert done.returncode == 0, done.stdout + done.stderr
     return SimpleNamespace(run=done, metrics=repro.clone.metrics())
 

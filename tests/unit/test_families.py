@@ -89,14 +89,14 @@ def test_the_captured_step_equals_the_eager_one(family, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
 
     options = {"freeze": False, "precision": "fp32", "quantization": family.quantization, "hidden_act": None}
-    pair = batch(length=24)
+    pair = batch(length=12)
     loss, grads = eager(small_classifier.classifier(family.manifest, **options), *pair)
     lora = small_classifier.classifier(family.manifest, **options)
     if family.name == "falcon":
         with pytest.raises(StepUnavailable, match="FalconLinear"):
-            small_classifier.make_eager_step(monkeypatch, lora, longest=24)
+            small_classifier.make_eager_step(monkeypatch, lora, longest=12)
         return
-    step = small_classifier.make_eager_step(monkeypatch, lora, longest=24)
+    step = small_classifier.make_eager_step(monkeypatch, lora, longest=12)
     assert step(as_inputs(*pair), 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if torch.cuda.is_available() else 1e-5)
 

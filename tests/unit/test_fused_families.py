@@ -37,7 +37,7 @@ def make_step(monkeypatch):
 
 
 def pack_batch(ids, labels):
-    batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=96)
+    batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=48)
     return {name: value.to(DEVICE) for name, value in batch.items()}
 
 
@@ -46,10 +46,10 @@ def test_loss_and_gradients_equal_the_eager_ones(manifest, make_step):
 
     Rows are longer than the models' sliding windows. Biases and norms have random weights.
     """
-    ids, labels = batch(length=24)
+    ids, labels = batch(length=12)
     loss, grads = eager(classifier(manifest, checkpointing=True), ids, labels)
     lora = classifier(manifest, checkpointing=True)
-    step = make_step(lora, longest=24)
+    step = make_step(lora, longest=12)
     assert step.takes_packed_rows
     assert step(pack_batch(ids, labels), 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may multiply in tf32
@@ -59,7 +59,7 @@ def test_a_layer_recomputed_by_checkpointing_has_the_same_dropout_masks(make_ste
     manifest, grads = manifest_of(save_family("gemma3_text", tmp_path)), []
     for checkpointing in (False, True):
         lora = classifier(manifest, dropout=0.2, checkpointing=checkpointing)
-        make_step(lora, longest=24)(pack_batch(*batch(length=24)), 5)
+        make_step(lora, longest=12)(pack_batch(*batch(length=12)), 5)
         grads.append(gradients(lora))
     assert distance(*grads) < 1e-6
 
@@ -76,11 +76,11 @@ def test_logits_equal_those_of_transformers(manifest):
     from stages.kernels.fusion import fuse_for_evaluation
     from stages.kernels.packed_rows import compute_logits
 
-    model, (ids, labels) = classifier(manifest).get_base_model().eval(), batch(length=24)
+    model, (ids, labels) = classifier(manifest).get_base_model().eval(), batch(length=12)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
         fuse_for_evaluation(model, dequantize_once=True)
-        for logits in (model(input_ids=ids).logits, compute_logits(model, pack_batch(ids, labels), 24)):
+        for logits in (model(input_ids=ids).logits, compute_logits(model, pack_batch(ids, labels), 12)):
             assert torch.allclose(logits, expected, atol=1e-3 if ON_GPU else 1e-5)
 
 
