@@ -36,7 +36,8 @@ from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors, params
-from tools import answer_rules, predict
+from tools import answer_rules
+from tools.predict import __main__ as predict
 
 DOCUMENT = (ROOT / "docs/use.md").read_text()
 COLUMNS = ("premise", "hypothesis")
@@ -392,7 +393,7 @@ def test_one_of_two_texts_may_be_empty(adapter, capsys, monkeypatch):
 
 
 def test_a_missing_adapter_is_an_error_of_one_line(tmp_path):
-    done = run_in_each(["tools.predict"], [tmp_path], ["a", "b"])[tmp_path.name]
+    done = run_in_each(["tools.predict.__main__"], [tmp_path], ["a", "b"])[tmp_path.name]
     assert "outs/adapter/classifier.json" in error_line(done)
 
 
@@ -443,7 +444,7 @@ def test_a_missing_folder_after_base_is_an_error_that_mentions_untuned(moved, tm
 
 def test_a_copied_adapter_works_without_params_yaml(adapter, tmp_path):
     copy = shutil.copytree(adapter, tmp_path / "elsewhere")
-    done = run_in_each(["tools.predict"], [tmp_path], [*PAIRS[0], "--adapter", copy])[tmp_path.name]
+    done = run_in_each(["tools.predict.__main__"], [tmp_path], [*PAIRS[0], "--adapter", copy])[tmp_path.name]
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == predict.load_predictor(adapter, base_only=False)(PAIRS[:1])[0]["label"]
 
