@@ -154,10 +154,8 @@ def predict_missing(
     """Predict the rows that have no logits in the progress folder."""
     bar = ProgressBar(total, progress.state.rows)
     parts = read_parts([target.reader for target in targets], columns, classifier, settings, progress)
-    try:
-        Predictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
-    finally:
-        bar.close()
+    Predictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
+    bar.close()
 
 
 @dataclass

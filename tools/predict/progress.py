@@ -158,4 +158,7 @@ class ProgressBar:
             print(f"{self.done:,} of {self.total:,} rows, {rate:,.1f} rows/s, {left} left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Remove the bar, and print how fast it was."""
         self.bar.close()
+        rows, seconds = self.done - self.first, time.monotonic() - self.start
+        print(f"predicted {rows:,} rows in {seconds:,.1f} s: {rows / seconds:,.1f} rows/s", file=sys.stderr)
