@@ -11,7 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.hub_server import Hub
 from helpers.workbook import write_workbook
+from huggingface_hub import constants
 
 from stages.data.compression import open_file
 from stages.runtime.errors import UserError
@@ -349,3 +351,33 @@ def test_the_tables_of_a_folder_are_found_in_order(tmp_path):
     for given in ("nowhere.csv", "a/b/c.csv"):
         with pytest.raises(UserError, match=re.escape(f"{given}: no such file or folder; allowed: a path, or")):
             find_files(given, None)
+
+
+CARD = b"""---
+configs:
+- config_name: en
+  data_files: en/*.csv
+- config_name: de
+  data_files: de/*.csv
+---
+"""
+
+
+def test_the_tables_of_a_subset_on_the_hub_are_read_at_a_commit_that_is_printed(tmp_path, monkeypatch, capsys):
+    commit, table = "1" * 40, b"text\na\n"
+    files = {"README.md": CARD, "en/test.csv": table, "en/train.csv": table, "de/test.csv": table}
+    monkeypatch.chdir(tmp_path)
+    with Hub() as hub:
+        hub.add("datasets", "me/pairs", commit, files)
+        for name, value in {
+            "ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        }.items():  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        assert [file.name for file in find_files("me/pairs", "en")] == ["en/test.csv", "en/train.csv"]
+        assert f"me/pairs: no such path here, so it is read from the hub, at commit {commit}" in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"^--subset: null; allowed with .*: en, de$"):
+            find_files("me/pairs", None)
+        with pytest.raises(UserError, match=r"^no me/other on the hub; correct the name"):
+            find_files("me/other", None)
+    assert not (tmp_path / "outs").exists()
