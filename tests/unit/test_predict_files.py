@@ -226,7 +226,7 @@ ERRORS = {
     "an ending": (["rows.csv", "--out", "o.txt"], r"^--out: o\.txt: allowed: a name that ends in \.parquet"),
     "a workbook": (["rows.csv", "--out", "o.xlsx"], "not a format that is written"),
     "the input": (["rows.csv", "--out", "rows.csv", "--force"], "^--out: rows.csv is the input"),
-    "in the input": ([".", "--out", "o"], "^--out: o is in the input"),
+    "in the input": ([".", "--out", "o"], "^--out: o is the input, in it or around it"),
     "an old file": (["rows.csv", "--out", "old.csv"], "^--out: old.csv exists; name another path, or add --force"),
     "another column": (["rows.csv", "--out", "o.csv", "--column", "text=a"], "^--column text=a: the template has no"),
     "a column that is there": (["taken.csv", "--out", "o.csv", "--all"], "taken.csv: has a column p_neutral"),

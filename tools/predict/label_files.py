@@ -89,12 +89,9 @@ def label_files(
 
 def check_out(out: Path, given: Path, force: bool) -> None:
     """Reject a target that would be lost, or that is part of the input."""
-    if out.resolve() == given.resolve() or (given.is_dir() and out.resolve().is_relative_to(given.resolve())):
-        raise UserError(
-            f"--out: {out} is {'in ' if out.resolve() != given.resolve() else ''}the input; name another path"
-        )
-    if given.is_dir() and given.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--out: {out} has the input in it; name another path")
+    source, target = given.resolve(), out.resolve()
+    if source.exists() and (target.is_relative_to(source) or source.is_relative_to(target)):
+        raise UserError(f"--out: {out} is the input, in it or around it; name another path")
     if out.exists() and not force:
         raise UserError(f"--out: {out} exists; name another path, or add --force to replace it")
 
