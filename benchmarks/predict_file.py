@@ -34,10 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=ROOT / "demo/assets/everyday-nli/test.parquet")
     parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"))
     parser.add_argument("--base", type=Path, help="the base model's folder, if it has moved")
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=64, help="of both ways (%(default)s)")
+    for option, default in (("--rows", 200_000), ("--kills", 3), ("--seed", 0)):
+        parser.add_argument(option, type=int, default=default)
+    parser.add_argument("--batch-size", type=int, default=64, help="of both (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: its own choice")
     return parser.parse_args()
 
@@ -52,23 +51,14 @@ def main() -> None:
         folder, generator = Path(name), random.Random(arguments.seed)
         table = make_rows(folder / "rows.csv", arguments, columns, generator)
         undisturbed = predict(folder / "undisturbed.csv", folder, arguments)
-        killed = []
-        for _ in range(arguments.kills):
-            after = generator.uniform(0.1, 0.6) * undisturbed["seconds"]
-            killed.append(predict(folder / "killed.csv", folder, arguments, after))
-        last = predict(folder / "killed.csv", folder, arguments) if killed else undisturbed
-        results = {
-            "command": f"python {' '.join(sys.argv)}",
-            "rows": arguments.rows,
-            "undisturbed": undisturbed,
-            "kills": killed,
-            "last": last,
-            "equal": sha256(folder / "undisturbed.csv") == sha256(folder / "killed.csv") if killed else None,
-        }
+        moments = [generator.uniform(0.1, 0.6) * undisturbed["seconds"] for _ in range(arguments.kills)]
+        runs = [predict(folder / "killed.csv", folder, arguments, after) for after in [*moments, float("inf")]]
+        results = {"command": f"python {' '.join(sys.argv)}", "undisturbed": undisturbed, "killed": runs}
+        results["equal"] = sha256(folder / "undisturbed.csv") == sha256(folder / "killed.csv")
         results["eval_lora"] = evaluate(table, arguments)
     results["ratio"] = round(undisturbed["rows_per_second"] / results["eval_lora"]["rows_per_second"], 3)
     print(json.dumps(results, indent=2))
-    sys.exit(results["equal"] is False)
+    sys.exit(not results["equal"])
 
 
 def make_rows(
@@ -102,13 +92,9 @@ def predict(out: Path, folder: Path, arguments: argparse.Namespace, kill_after: 
     code = os.waitstatus_to_exitcode(status)
     assert code in (0, -signal.SIGKILL), text
     speed, resumed = re.search(r": ([\d,.]+) rows/s\n", text), re.search(r"^([\d,]+) rows are predicted", text, re.M)
-    return {
-        "killed": code != 0,
-        "seconds": round(seconds, 1),
-        "rows_per_second": float(speed[1].replace(",", "")) if speed else None,
-        "rows_from_before": int(resumed[1].replace(",", "")) if resumed else 0,
-        "peak_rss_gb": round(usage.ru_maxrss / 1e6, 2),
-    }
+    numbers = [float(match[1].replace(",", "")) if match else None for match in (speed, resumed)]
+    about = {"killed": code != 0, "rows_per_second": numbers[0], "rows_from_before": numbers[1]}
+    return about | {"seconds": round(seconds, 1), "peak_rss_gb": round(usage.ru_maxrss / 1e6, 2)}
 
 
 def evaluate(rows: list[list[str]], arguments: argparse.Namespace) -> dict:
@@ -126,8 +112,7 @@ def evaluate(rows: list[list[str]], arguments: argparse.Namespace) -> dict:
     examples = TokenizedRows.from_lists(table["input_ids"], [0] * len(table))
     start = time.monotonic()
     classifier.predict(examples, arguments.batch_size)
-    seconds = time.monotonic() - start
-    return {"seconds": round(seconds, 1), "rows_per_second": round(len(rows) / seconds, 1)}
+    return {"rows_per_second": round(len(rows) / (time.monotonic() - start), 1)}
 
 
 if __name__ == "__main__":

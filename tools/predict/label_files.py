@@ -1,4 +1,4 @@
-"""Label the rows of files: check everything, predict what is not predicted yet, then write the files in one go."""
+"""Label the rows of files: check them, predict the rows that are left, then write the new files."""
 
 import argparse
 import hashlib
