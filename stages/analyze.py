@@ -1,4 +1,7 @@
-"""Stage `analyze`: compute the results from predictions and histories. Only this stage writes to metrics/."""
+"""Stage `analyze`: compute the results from predictions and histories. Only this stage writes to metrics/.
+
+`tools.evaluate` makes the same report for test rows of other data.
+"""
 
 import csv
 from dataclasses import dataclass
@@ -62,12 +65,46 @@ class Inputs:
     summaries: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Report:
+    """Everything that `write_report` writes.
+
+    Attributes:
+        cases: from `build_case_table`, with `outcome`.
+        label_errors: from `likely_label_errors`, after `hide_texts`.
+        plot_tables: from `build_plot_tables`.
+        pictures: {name: (PNG bytes, SVG text)}, without `usage_picture`.
+        context: what the templates show.
+    """
+
+    run: RunDescription
+    usage: Usage
+    samples: pd.DataFrame
+    results: Results
+    cases: pd.DataFrame
+    label_errors: pd.DataFrame
+    plot_tables: dict[str, pd.DataFrame]
+    pictures: dict[str, tuple[bytes, str]]
+    usage_picture: tuple[bytes, str]
+    context: document.Context
+
+
 def main() -> None:
     p, task = params.load(), Task.read("outs/task.json")
-    inputs, usage = load_inputs(task), load_usage()
+    usage = load_usage()
     samples = join_samples({stage: load_samples(name) for stage, name in GPU_STAGES.items()})
-    run = describe_run(p, task, usage)
+    report = build_report(load_inputs(task), usage, samples, describe_run(p, task, usage))
+    write_report(report, Path("metrics"))
+    files.write_text("metrics/model_card.md", model_card.build_adapter_card(report.results, report.cases, report.run))
 
+
+def build_report(inputs: Inputs, usage: Usage, samples: pd.DataFrame, run: RunDescription) -> Report:
+    """Compute the results, and render the pictures. Writes nothing.
+
+    Args:
+        samples: of memory and load, from `join_samples`.
+    """
+    p, task = run.params, run.task
     cases = build_case_table(inputs.base, inputs.tuned, inputs.tokenized, task, p.analysis.references)
     check_references(cases, run)
     results = compute_results(inputs, cases, run)
@@ -77,26 +114,32 @@ def main() -> None:
     plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, best, temperature, task, p.analysis.confidence)
     label_errors = page_rows.hide_texts(likely_label_errors(inputs.tuned, task), p.analysis.texts, task)
     pictures = figures.render_results(results, plot_tables, cases, run)
-    usage_picture = figures.render_usage(samples, usage.train.on_gpu)
+    usage_picture = figures.render_usage(samples, document.shown_usage(usage, run).on_gpu)
     shown_cases = page_rows.hide_texts(cases, p.analysis.texts, task)
     context = document.build_context(
         results, usage, shown_cases, label_errors, plot_tables, pictures | {"usage": usage_picture}, run
     )
+    return Report(run, usage, samples, results, cases, label_errors, plot_tables, pictures, usage_picture, context)
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write the report and its files to a folder."""
+    shown_cases = page_rows.hide_texts(report.cases, report.run.params.analysis.texts, report.run.task)
+    spreadsheet = page_rows.to_spreadsheet(shown_cases, report.run.task)
 
     # Results: equal inputs give equal bytes.
-    files.write_json("metrics/details.json", results.to_json())
-    files.write_csv("metrics/cases.csv", page_rows.to_spreadsheet(shown_cases, task), quoting=csv.QUOTE_NONNUMERIC)
-    escaped = page_rows.escape_formulas(label_errors)
-    files.write_csv("metrics/label_errors.csv", escaped, quoting=csv.QUOTE_NONNUMERIC)
-    write_plots(plot_tables)
-    write_figures(pictures)
-    files.write_text("metrics/report.md", document.markdown(context))
-    files.write_text("metrics/model_card.md", model_card.build_adapter_card(results, cases, run))
+    files.write_json(folder / "details.json", report.results.to_json())
+    files.write_csv(folder / "cases.csv", spreadsheet, quoting=csv.QUOTE_NONNUMERIC)
+    escaped = page_rows.escape_formulas(report.label_errors)
+    files.write_csv(folder / "label_errors.csv", escaped, quoting=csv.QUOTE_NONNUMERIC)
+    write_plots(report.plot_tables, folder / "plots")
+    write_figures(report.pictures, folder / "figures")
+    files.write_text(folder / "report.md", document.markdown(report.context))
 
     # Measurements of this run, and files that include measurements.
-    files.write_json("metrics/summary.json", results.summarize() | usage.summarize())
-    write_measurements(usage, samples, usage_picture[0])
-    files.write_text("metrics/report.html", document.html(context))
+    files.write_json(folder / "summary.json", report.results.summarize() | report.usage.summarize())
+    write_measurements(report, folder / "measurements")
+    files.write_text(folder / "report.html", document.html(report.context))
 
 
 def load_inputs(task: Task) -> Inputs:
@@ -141,6 +184,7 @@ def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
         params=p,
         device=usage.train.device,
         versions=usage.train.versions,
+        adapter=files.read_json("outs/results/tuned/summary.json")["adapter"],
         references=files.read_json("outs/results/base/summary.json")["references"],
         published=files.read_json(PUBLISHED),
     )
@@ -186,23 +230,23 @@ def measure_coverage(test: Predictions, validation: Predictions) -> dict[str, Co
     return {f"{goal:.0%}": CoverageOfGoal(coverage_at(curve, goal), select(goal)) for goal in GOALS}
 
 
-def write_plots(plot_tables: dict[str, pd.DataFrame]) -> None:
-    with files.atomic_folder("metrics/plots") as folder:
+def write_plots(plot_tables: dict[str, pd.DataFrame], path: Path) -> None:
+    with files.atomic_folder(path) as folder:
         for name, table in plot_tables.items():
             files.write_csv(folder / f"{name}.csv", page_rows.escape_formulas(table))
 
 
-def write_figures(pictures: dict[str, tuple[bytes, str]]) -> None:
-    with files.atomic_folder("metrics/figures") as folder:
+def write_figures(pictures: dict[str, tuple[bytes, str]], path: Path) -> None:
+    with files.atomic_folder(path) as folder:
         for name, (png, _) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
 
 
-def write_measurements(usage: Usage, samples: pd.DataFrame, png: bytes) -> None:
-    with files.atomic_folder("metrics/measurements") as folder:
-        files.write_json(folder / "stages.json", usage.to_json())
-        files.write_csv(folder / "usage.csv", samples)
-        (folder / "usage.png").write_bytes(png)
+def write_measurements(report: Report, path: Path) -> None:
+    with files.atomic_folder(path) as folder:
+        files.write_json(folder / "stages.json", report.usage.to_json())
+        files.write_csv(folder / "usage.csv", report.samples)
+        (folder / "usage.png").write_bytes(report.usage_picture[0])
 
 
 if __name__ == "__main__":

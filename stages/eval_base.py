@@ -8,13 +8,14 @@ import numpy as np
 
 from stages.data.batching import TokenizedRows
 from stages.data.sampling import choose_evenly
+from stages.data.task import Task
 from stages.evaluation import TEST, TRAIN, Inputs, Predictions, evaluate
 from stages.model.adapter import get_base
 from stages.model.classifier import Classifier
 from stages.model.head import check_head, remove_head, replace_head
 from stages.model.linear_reference import LinearReference, classify_all, stack_heads
 from stages.model.zero_shot import LanguageModelHead, Unavailable
-from stages.runtime import distributed, errors, files
+from stages.runtime import distributed, errors, files, params
 
 PROBE_ROWS = 4000  # training rows: phi-2 reads them in seconds on a GPU, and all of SNLI in minutes
 
@@ -25,31 +26,37 @@ def main() -> None:
 
 def predict(inputs: Inputs, classifier: Classifier) -> Predictions:
     """Predict the test rows by each reference of `analysis.references` that needs the language model."""
-    references, descriptions, rows_read = prepare_references(inputs, classifier)
+    references, descriptions, rows_read = prepare_references(inputs.p, inputs.manifest, inputs.task, classifier)
     table = files.read_table(TEST, ["row", "label", "group"])
     if references:
-        replace_head(get_base(classifier.model), *stack_heads(references.values()))
-        outputs = classifier.compute_logits(inputs.test, inputs.p.eval.batch_size, title="predict, base")
-        table = table.assign(**classify_all(references, outputs))
-        rows_read += len(outputs)
+        table = table.assign(**answer(references, inputs.test, classifier, inputs.p.eval.batch_size))
+        rows_read += len(table)
     return Predictions(table, rows_read, {"references": descriptions})
 
 
+def answer(
+    references: dict[str, LinearReference], rows: TokenizedRows, classifier: Classifier, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Predict rows by references, one or more -> {name: numbers of the rows' classes [rows]}. Replaces the head."""
+    replace_head(get_base(classifier.model), *stack_heads(references.values()))
+    return classify_all(references, classifier.compute_logits(rows, batch_size, title="predict, base"))
+
+
 def prepare_references(
-    inputs: Inputs, classifier: Classifier
+    p: params.Params, manifest: dict, task: Task, classifier: Classifier
 ) -> tuple[dict[str, LinearReference], dict[str, dict], int]:
     """Build the references -> ({name: reference}, {name: description for summary.json}, rows that the base has read).
 
     The base reads training rows only if a reference needs them.
     """
-    asked, base = inputs.p.analysis.references, get_base(classifier.model)
+    asked, base = p.analysis.references, get_base(classifier.model)
     references: dict[str, LinearReference] = {}
     descriptions: dict[str, dict] = {}
     language_model_head = None
     if "zero_shot" in asked:
         try:
             language_model_head = LanguageModelHead.read(
-                base, inputs.manifest, classifier.tokenizer, inputs.task.template, inputs.task.classes
+                base, manifest, classifier.tokenizer, task.template, task.classes
             )
             descriptions["zero_shot"] = {"tokens": language_model_head.tokens}
         except Unavailable as reason:
@@ -62,11 +69,10 @@ def prepare_references(
 
     rows, labels, groups = read_training_rows()
     remove_head(base)
-    states = classifier.compute_logits(rows, inputs.p.eval.batch_size, title="training rows, base")
+    states = classifier.compute_logits(rows, p.eval.batch_size, title="training rows, base")
     if not np.isfinite(states).all():
         raise errors.UserError(
-            f"params.yaml: model.precision: {inputs.p.model.precision}: the base's states are not all finite; "
-            "set bf16 or fp32"
+            f"params.yaml: model.precision: {p.model.precision}: the base's states are not all finite; set bf16 or fp32"
         )
     if language_model_head:
         references["zero_shot"] = language_model_head.calibrate(states)

@@ -4,18 +4,22 @@ from pathlib import Path
 
 from stages.data.predictions import prediction_table
 from stages.evaluation import TEST, Inputs, Predictions, evaluate
+from stages.model.adapter_files import digest_adapter
 from stages.model.classifier import Classifier
 from stages.runtime import errors, files
 
+ADAPTER = Path("outs/adapter")
+
 
 def main() -> None:
-    evaluate("tuned", Path("outs/adapter"), predict)
+    evaluate("tuned", ADAPTER, predict)
 
 
 def predict(inputs: Inputs, classifier: Classifier) -> Predictions:
     probabilities = classifier.predict(inputs.test, inputs.p.eval.batch_size, title="predict, tuned")
     rows = files.read_table(TEST, ["row", *inputs.task.text_columns, "group", "label"])
-    return Predictions(prediction_table(rows, probabilities, inputs.task), len(rows))
+    table = prediction_table(rows, probabilities, inputs.task)
+    return Predictions(table, len(rows), {"adapter": digest_adapter(ADAPTER)})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
-"""Predict the test rows and write the results: what the stages `eval_base` and `eval_lora` share."""
+"""Predict rows and measure what it takes. The stages `eval_base` and `eval_lora` share it with `tools.evaluate`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
+import torch
 
 from stages.data.batching import TokenizedRows
 from stages.data.task import Task
 from stages.model.adapter import count_parameters
-from stages.model.classifier import Classifier
+from stages.model.classifier import Classifier, ClassifierParams
 from stages.model.devices import pick_device, report_out_of_memory
 from stages.runtime import distributed, files, params
 from stages.runtime.usage_recorder import Recorder, read_versions
 
 TEST, TRAIN = "outs/tokenized/test.parquet", "outs/tokenized/train.parquet"
+
+Predicted = TypeVar("Predicted")
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,73 @@ def evaluate(name: str, adapter: Path | None, predict: Callable[[Inputs, Classif
         lambda: [p, manifest, read_versions(device), *(files.sha256(path) for path in paths)],
         "parameters, base, versions, kind of GPU, training and test rows, adapter",
     )
+    measured = load_and_predict(
+        manifest,
+        p,
+        p.tokenize.max_length,
+        task.classes,
+        device,
+        adapter,
+        p.eval.batch_size,
+        lambda classifier: predict(Inputs(p, manifest, task, test), classifier),
+    )
+    if not distributed.is_main():
+        return
+    predictions = measured.predicted
+    with files.atomic_folder(f"outs/results/{name}") as folder:
+        predictions.table.to_parquet(folder / "predictions.parquet", index=False)
+        files.write_json(folder / "summary.json", {"parameters": measured.parameters, **predictions.summary})
+    measured.recorder.save(f"outs/measurements/{name}", measured.figures(predictions.rows))
+
+
+@dataclass(frozen=True)
+class Measured(Generic[Predicted]):
+    """What a loaded model has predicted, and what it took.
+
+    Attributes:
+        predicted: what `predict` returned.
+        parameters: from `count_parameters`.
+        seconds: of the prediction, without loading.
+        recorder: of loading and prediction.
+    """
+
+    predicted: Predicted
+    parameters: dict[str, int]
+    seconds: float
+    recorder: Recorder
+
+    def figures(self, rows: int) -> dict[str, float]:
+        """The figures of run.json; rows: number of rows that the model has read."""
+        return {"seconds": self.seconds, "rows_per_second": rows / self.seconds}
+
+
+def load_and_predict(
+    manifest: dict,
+    settings: ClassifierParams,
+    max_length: int,
+    classes: Sequence[str],
+    device: torch.device,
+    adapter: Path | None,
+    batch_size: int,
+    predict: Callable[[Classifier], Predicted],
+) -> Measured[Predicted]:
+    """Load a model and predict with it, and record time and memory.
+
+    Args:
+        manifest, settings, max_length, classes, device, adapter: as for `Classifier.load`.
+        batch_size: `eval.batch_size`, for the error if the memory is too small.
+        predict: is called on every rank.
+    """
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
-        classifier = Classifier.load(manifest, p, p.tokenize.max_length, task.classes, device, adapter)
+        classifier = Classifier.load(manifest, settings, max_length, classes, device, adapter)
         parameters = count_parameters(classifier.model)
         recorder.mark("loaded")
         start = recorder.elapsed_seconds()
         with report_out_of_memory(
-            f"params.yaml: eval.batch_size: {p.eval.batch_size} rows do not fit this GPU's memory; set a smaller one"
+            f"params.yaml: eval.batch_size: {batch_size} rows do not fit this GPU's memory; set a smaller one"
         ):
-            predictions = predict(Inputs(p, manifest, task, test), classifier)
+            predicted = predict(classifier)
         seconds = recorder.elapsed_seconds() - start
         recorder.mark("after_evaluation")
-    if not distributed.is_main():
-        return
-    with files.atomic_folder(f"outs/results/{name}") as folder:
-        predictions.table.to_parquet(folder / "predictions.parquet", index=False)
-        files.write_json(folder / "summary.json", {"parameters": parameters, **predictions.summary})
-    recorder.save(f"outs/measurements/{name}", {"seconds": seconds, "rows_per_second": predictions.rows / seconds})
+    return Measured(predicted, parameters, seconds, recorder)

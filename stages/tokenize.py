@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from stages.data import batching
@@ -25,6 +24,7 @@ from stages.data.sampling import sample_evenly
 from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.data.tokenization import describe_special_tokens, load_tokenizer, tokenize_rows
 from stages.runtime import errors, files, params
+from stages.runtime.progress import progress_bar
 
 
 def main() -> None:
@@ -94,10 +94,7 @@ def write_tokenized(
     """Tokenize the rows of each split and write them to outs/tokenized."""
     tokenized = {}
     total = sum(map(len, labelled.values()))
-    with (
-        files.atomic_folder("outs/tokenized") as folder,
-        tqdm(total=total, desc="tokenize", unit="row", disable=None) as bar,
-    ):
+    with files.atomic_folder("outs/tokenized") as folder, progress_bar(total, "tokenize", "row") as bar:
         for split, rows in labelled.items():
             tokenized[split] = tokenize_rows(rows, tokenizer, template, max_length, bar.update)
             write_rows(tokenized[split].drop(columns="full_length"), folder / f"{split}.parquet")

@@ -22,9 +22,9 @@ from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.head import freeze_head, scale_head
 from stages.model.validation_summary import ValidationSummary
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
-from stages.runtime import distributed, errors, files, params
+from stages.runtime import distributed, errors, files, params, shutdown
 from stages.runtime.usage_recorder import Recorder, read_versions
-from stages.training import checkpoints, history
+from stages.training import checkpoints, history, live_curves
 from stages.training.calibration import Temperature, fit_temperature
 from stages.training.loss import compute_balanced_weights, weigh_classes
 from stages.training.trainer import ClassifierTrainer, make_trainer
@@ -39,22 +39,36 @@ def main() -> None:
     p = params.load()
     device = pick_device(p.device, p.threads)
     distributed.init_process_group(device)
+    curves = live_curves.prepare(p)
     inputs = load_inputs(p)
     folder = checkpoints.ROOT / digest_run(p, inputs, device)
     files.check_same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
+    with shutdown.graceful("train_qlora", lambda: checkpoints.describe_next_run(folder)):
+        train_and_save(p, inputs, device, folder, curves)
 
+
+def train_and_save(
+    p: params.Params, inputs: "Inputs", device: torch.device, folder: Path, curves: live_curves.LiveCurves | None
+) -> None:
+    """Train from the newest checkpoint below `folder`, or from the start, and write the outs."""
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
         base = load_base(inputs.manifest, p.model, inputs.task.classes, device, p.seed, inputs.tokenizer)
         recorder.mark("loaded")
         classifier = build_classifier(base, p, inputs)
         pad_id = inputs.tokenizer.pad_token_id
-        trainer = make_trainer(classifier, inputs.train_rows, inputs.validation_rows, p, pad_id, folder, recorder)
+        trainer = make_trainer(
+            classifier, inputs.train_rows, inputs.validation_rows, p, pad_id, folder, recorder, curves
+        )
         checkpoint = find_checkpoint(folder)
+        if curves:
+            curves.start(folder, checkpoint)
         recorder.mark("before_training")
         seconds = train(trainer, checkpoint, p, recorder)
         logits = trainer.compute_validation_logits()  # of the epoch to save: a resumed run computes the same
         recorder.mark("after_training")
+        if curves:
+            curves.end()
     if not distributed.is_main():
         return
 
@@ -122,19 +136,21 @@ def find_checkpoint(folder: Path) -> Path | None:
         lambda: checkpoint is None or checkpoint.exists(), f"{checkpoints.ROOT}/, one folder for all machines,"
     )
     if checkpoint:
-        print(f"resuming from {checkpoint}")
+        state = checkpoints.read_state(checkpoint)
+        print(f"resuming from {checkpoint}: step {state.global_step} of {state.max_steps}")
     return checkpoint
 
 
 def train(trainer: ClassifierTrainer, checkpoint: Path | None, p: params.Params, recorder: Recorder) -> float:
-    """Train, and return the seconds of all epochs, those before a resume included."""
+    """Train, and return the seconds of all epochs. Those before a resume count, without the steps that were lost."""
+    before = history.sum_seconds(checkpoints.read_state(checkpoint)) if checkpoint else 0.0
     start = recorder.elapsed_seconds()
     with report_out_of_memory(
         f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; to use less, set "
         "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller train.batch_size"
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return checkpoints.sum_seconds_before(checkpoint, trainer.state) + recorder.elapsed_seconds() - start
+    return before + recorder.elapsed_seconds() - start
 
 
 def choose_epoch(epochs: list[dict], p: params.Params, folder: Path) -> int:

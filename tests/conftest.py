@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import importlib.util
 import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.blank_figures import leave_figures_blank
 from helpers.clone import Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO
@@ -20,6 +22,11 @@ from xdist.scheduler import LoadScopeScheduling
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
 
+if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
+    from helpers.triton_interpreter import replace_operations_once
+
+    replace_operations_once()
+
 from stages.data.tokenization import load_tokenizer
 from stages.model.base import load_base
 from stages.runtime import params
@@ -28,7 +35,9 @@ torch.set_num_threads(1)
 
 
 # Files that use the fixture `repro`.
-SHARE_REPRO = tuple(f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export"))
+SHARE_REPRO = tuple(
+    f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export", "publish", "evaluate")
+)
 # These and the files that take longest, from 90 to 15 s of CPU, longest first.
 LONGEST = (
     *SHARE_REPRO, "unit/test_kernels.py", "pipeline/test_init.py", "unit/test_report.py", "pipeline/test_own_data.py",
@@ -116,6 +125,12 @@ def one_pixel_pngs(monkeypatch):
             save(figure, file, format=format, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Let `analyze` write blank pictures, for tests of texts and numbers."""
+    leave_figures_blank(monkeypatch.setattr)
 
 
 @pytest.fixture

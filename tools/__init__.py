@@ -1,5 +1,5 @@
 """Commands for finished runs, one file for each: `python -m tools.NAME`.
 
-`predict`, `compare`, `sweep`, `export` and `verify` are the commands. `git`, `read_runs` and `group_runs` are modules
-that they use.
+`init`, `predict`, `evaluate`, `compare`, `sweep`, `export` and `verify` are the commands. The other modules are used by
+them.
 """

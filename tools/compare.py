@@ -8,6 +8,15 @@ A name is a Git revision, a DVC experiment, or `workspace`. Run the command in a
 nothing out: it reads each run's predictions from DVC's cache, or else from the metrics/cases.csv in Git. All runs must
 have the same test rows in the same order.
 
+Example: after the two variants of `python -m tools.sweep -S train.epochs=2 -S seed=1,2` in demo/,
+
+    python -m tools.compare --all
+
+prints, besides the accuracies,
+
+    | recipe           | points of accuracy above A | p     | Holm's p | verdict             | detectable |
+    | B train.epochs=2 | −0.9 (−1.5 to −0.3)        | 0.004 | 0.004    | worse (these seeds) | 0.9        |
+
 Runs that differ only in `seed` are one recipe. To compare two recipes, train each with three or more seeds:
 dvc exp run --queue -S 'lora.r=8,16' -S 'seed=1,2,3'
 """

@@ -1,11 +1,24 @@
-"""Merge a trained adapter into its base model, for transformers' pipeline and without this project.
+"""Write a trained adapter for others: merged into its base model, or as the folder that `hf upload` takes.
 
-    python -m tools.export OUT
+    python -m tools.export merged                                  for transformers' pipeline, without this project
+    python -m tools.export --adapter-only publish --license mit    the adapter with its model card, for the hub
 
-The tool tries two merges on the workspace's test rows: into the base's original weights, and into the dequantised 4-bit
-weights that training used. It writes the one whose predictions are closer to those of the adapter on its 4-bit base.
-OUT is a folder with weights in 16 bits, tokenizer and model card. Before the tool gives the folder its name, it loads
-the folder by `pipeline("text-classification", OUT)` and checks that the predictions are those of the model in memory.
+Example: `python -m tools.export ../merged` in demo/ prints, before the lines of Python that load ../merged,
+
+    1,000 test rows
+    adapter on its own base: accuracy 97.7%
+    merged into the original weights: accuracy 97.9%, answers flipped: 2, …
+    merged into the dequantised weights: accuracy 97.7%, answers flipped: 0, …
+
+**Merged.** The tool tries two merges on the workspace's test rows: into the base's original weights, and into the
+dequantised 4-bit weights that training used. It writes the one whose predictions are closer to those of the adapter on
+its 4-bit base. OUT is a folder with weights in 16 bits, tokenizer, model card, and classifier.json for a server. Before
+the tool gives the folder its name, it loads the folder by `pipeline("text-classification", OUT)` and checks that the
+predictions are those of the model in memory.
+
+**--adapter-only.** OUT is a copy of the adapter. metrics/model_card.md, which must describe this adapter, becomes its
+README.md. Without --license, the adapter gets the licence in the base's card. If the base was in a local folder, give
+its name on the hub by --base-model. No file has a path of this machine. The last line that the tool prints uploads OUT.
 """
 
 import argparse
@@ -36,6 +49,7 @@ from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.report import model_card
 from stages.runtime import errors, files
+from tools import publish
 
 BATCH_SIZE = 64
 MERGES = ("original", "dequantised")  # the weights that the adapter is added to
@@ -187,16 +201,41 @@ def main() -> None:
         metavar="FOLDER",
         help="the base model's folder; default: the one in the adapter's base.json",
     )
-    parser.add_argument("--merge", choices=MERGES, help="write this merge instead of the closer one")
+    parser.add_argument("--base-model", metavar="OWNER/NAME", help="name on the hub of a base from a local folder")
+    parser.add_argument("--license", metavar="ID", help="the hub's identifier of the licence, such as mit")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--merge", choices=MERGES, help="write this merge instead of the closer one")
+    form.add_argument("--adapter-only", action="store_true", help="write the adapter and its card, not a merged model")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     check_vacant(out)
+    if arguments.adapter_only:
+        export_adapter(arguments)
+        return
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # each load would report an untrained head, which the adapter's head replaces
-    export(out, arguments.adapter, arguments.merge, arguments.base)
+    export(out, arguments.adapter, arguments.merge, arguments.base, arguments.base_model, arguments.license)
 
 
-def export(out: Path, folder: Path, merge_name: str | None, base: Path | None = None) -> None:
+def export_adapter(arguments: argparse.Namespace) -> None:
+    """Write the adapter and its card, and print how to upload them."""
+    adapter, base, base_model, license_id = (
+        getattr(arguments, name) for name in ("adapter", "base", "base_model", "license")
+    )
+    with write_folder(arguments.out.resolve()) as temporary:
+        lines = publish.write_adapter(temporary, adapter, base, base_model, license_id)
+        check_vacant(arguments.out)
+    print("\n".join(publish.describe_folder(arguments.out, lines)))
+
+
+def export(
+    out: Path,
+    folder: Path,
+    merge_name: str | None,
+    base: Path | None = None,
+    base_model: str | None = None,
+    license_id: str | None = None,
+) -> None:
     """Merge, write OUT and print how the merged model agrees with the adapter.
 
     Args:
@@ -204,8 +243,13 @@ def export(out: Path, folder: Path, merge_name: str | None, base: Path | None = 
         folder: of the adapter.
         merge_name: one of `MERGES`; None: the closer one.
         base: folder of the base model; None: the one in the adapter's base.json.
+        base_model: the base's name on the hub, if it was in a local folder; None: the card has the folder's last name.
+        license_id: the hub's identifier of the licence; None: the card has none.
     """
     adapter = Adapter.read(folder, base)
+    named = publish.find_base(folder, adapter.manifest, base, base_model) if base_model else None
+    if license_id:
+        publish.check_license(license_id)
     if merge_name and merge_name not in adapter.merges:
         raise errors.UserError(
             f"--merge: {merge_name}, but {folder} was trained on weights that are not quantised; allowed: original"
@@ -224,7 +268,9 @@ def export(out: Path, folder: Path, merge_name: str | None, base: Path | None = 
         chosen = merge_name or choose_merge(merges)
         about = {
             "task": task,
-            "model": adapter.manifest,
+            "model": named.manifest if named else adapter.manifest,
+            "base_model": base_model,
+            "license": license_id,
             "data": data,
             "settings": adapter.settings,
             "rows": len(rows.texts),
@@ -240,6 +286,7 @@ def export(out: Path, folder: Path, merge_name: str | None, base: Path | None = 
         with write_folder(out) as temporary:
             adapter.merge_into(chosen).save_pretrained(temporary)
             save_tokenizer(adapter.tokenizer, temporary)
+            shutil.copy(folder / "classifier.json", temporary)  # a server needs the template and max_length
             files.write_text(temporary / "README.md", model_card.build_export_card(about))
             for path in temporary.iterdir():  # safetensors makes its file readable by the owner only
                 shutil.copymode(temporary / "config.json", path)

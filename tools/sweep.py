@@ -3,6 +3,14 @@
     python -m tools.sweep -S lora.r=4,8,16 -S seed=1,2,3                    nine variants
     python -m tools.sweep -S 'train.epochs=range(1,6)' -S lora.alpha=32     five
 
+Example: `python -m tools.sweep -S train.epochs=2 -S seed=1,2` in demo/ prints a line when a variant ends, and then
+
+    experiment train.epochs seed accuracy
+    soapy-mold            2    1   0.9670
+    gawsy-nosh            2    2   0.9690
+
+    `dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.
+
 `-S` works as in `dvc exp run --queue`: lists and ranges give one variant for each combination. DVC decides which stages
 have changed, restores cached results and stores new ones, as in `dvc exp run -S`. The difference: this process calls a
 stage's `main()` itself, so the quantised base is read once.

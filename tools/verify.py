@@ -3,6 +3,13 @@
     make verify                                     the pipeline of demo/
     python -m tools.verify                          the pipeline in the current folder
 
+Example: `make verify` ends with a line for each stage. The first and the last ones are
+
+    download: equal: outs/base_model.json, outs/data_source.json, outs/splits
+    tokenize: equal: outs/data_summary.json, outs/task.json, outs/tokenized
+    …
+    Every result is byte for byte that of the committed dvc.lock; seconds and memory were measured anew.
+
 dvc.lock records the hash of every file that a run read or wrote. On the same kind of machine, with the same versions,
 equal code, parameters and inputs give equal results, byte for byte. Measurements, such as
 seconds and memory, differ each time and are not compared. The exit code is 0 if every result is equal.

@@ -77,14 +77,17 @@ class Comparison:
         return self.references[self.best]
 
 
-def compare_models(cases: pd.DataFrame, task: Task, confidence: float) -> Comparison:
+def compare_models(
+    cases: pd.DataFrame, task: Task, confidence: float, metric: LeadingMetric | None = None
+) -> Comparison:
     """Measure each reference and its difference from the tuned model, and judge tuning.
 
     Args:
         cases: from `build_case_table`; it has at least one reference.
         confidence: of the intervals, such as 0.95.
+        metric: in which everything is measured; None: the leading metric of these rows.
     """
-    metric = choose_leading_metric(cases["gold"].to_numpy(), len(task.classes))
+    metric = metric or choose_leading_metric(cases["gold"].to_numpy(), len(task.classes))
 
     def subtract(name: str, other: str, rows: pd.DataFrame = cases) -> Difference:
         gold, predicted, other_predicted, groups = (rows[key].to_numpy() for key in ("gold", name, other, "group"))

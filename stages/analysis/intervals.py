@@ -5,7 +5,7 @@ Pure functions of arrays. Shares are 0 to 1. Without rows, the interval is NaN.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.optimize import brentq
@@ -86,16 +86,27 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, confidence: float) -> 
     return Interval(*(float(values.mean() - error * without_skewness(score)) for score in (t, -t)))
 
 
-def newcombe(share: Share, other: Share) -> tuple[float, Interval]:
-    """How much higher a share is than that of other rows, with its interval.
+class HasInterval(Protocol):
+    """A value with its interval, such as a `Share`."""
 
-    The interval joins the two Wilson intervals (Newcombe 1998, Statistics in Medicine 17, method 10).
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def interval(self) -> Interval: ...
+
+
+def newcombe(share: HasInterval, other: HasInterval) -> tuple[float, Interval]:
+    """How much higher a score is than that of other, independent rows, with its interval.
+
+    The interval joins the two scores' intervals. For shares with Wilson's, this is Newcombe's (1998, Statistics in
+    Medicine 17, method 10); for other scores, such as F1, that of Zou and Donner (2008, Statistics in Medicine 27).
     """
     gap = share.value - other.value
     (low, high), (other_low, other_high) = share.interval, other.interval
     return gap, Interval(
-        gap - np.hypot(share.value - low, other_high - other.value),
-        gap + np.hypot(high - share.value, other.value - other_low),
+        float(gap - np.hypot(share.value - low, other_high - other.value)),
+        float(gap + np.hypot(high - share.value, other.value - other_low)),
     )
 
 

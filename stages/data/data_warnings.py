@@ -59,13 +59,14 @@ class DataWarning:
     text: str
 
 
-def find_warnings(summary: DataSummary, group: str | None) -> list[DataWarning]:
+def find_warnings(summary: DataSummary, group: str | None, is_own_test: bool = True) -> list[DataWarning]:
     """Each fact about the rows that a reader should know before the scores, alarms first.
 
     Args:
         group: `Task.group`.
+        is_own_test: the test rows are of the same data as the training rows, so the user can split it otherwise.
     """
-    alarms = [DataWarning("alarm", text) for text in _unevenly_shared_classes(summary)]
+    alarms = [DataWarning("alarm", text) for text in _unevenly_shared_classes(summary, is_own_test)]
     warnings = [DataWarning("warning", text) for text in (*_overlaps(summary, group), *_empty_texts(summary))]
     return sorted(
         [*_missing_classes(summary), *alarms, *_truncated_texts(summary), *warnings],
@@ -88,7 +89,7 @@ def _missing_classes(summary: DataSummary) -> Iterator[DataWarning]:
             yield DataWarning(level, f"No {ADJECTIVES[split]} row has {names}: {meaning} {pronoun}.")
 
 
-def _unevenly_shared_classes(summary: DataSummary) -> Iterator[str]:
+def _unevenly_shared_classes(summary: DataSummary, is_own_test: bool) -> Iterator[str]:
     """A sentence about the test rows, or else about the validation rows, if their classes are not those of training."""
     rows = {split: np.array(list(summary.splits[split].classes.values())) for split in SPLITS}
     shares = {split: counts / counts.sum() for split, counts in rows.items()}
@@ -99,7 +100,9 @@ def _unevenly_shared_classes(summary: DataSummary) -> Iterator[str]:
         widest = int(differences.argmax())
         listed = [f"{shares[name][widest]:.1%} of the {ADJECTIVES[name]} rows" for name in SPLITS]
         sentence = f"{list(summary.splits[split].classes)[widest]} is {listed[0]}, {listed[1]} and {listed[2]}"
-        if differences.sum() / 2 > MOSTLY_DIFFERENT:
+        if split == "test" and not is_own_test:
+            yield f"The classes are shared out differently: {sentence}. {meaning}"
+        elif differences.sum() / 2 > MOSTLY_DIFFERENT:
             yield (
                 f"Training and {ADJECTIVES[split]} rows have mostly different classes: {sentence}. A sorted file gives "
                 "such splits if it is sliced in file order: hold rows out by data.holdout instead."

@@ -228,14 +228,7 @@ def _match_labels(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int 
         matches = {value: codes.get(value.removesuffix(".0")) for value in values}
         allowed = ", ".join(f"{code} ({name})" for code, name in enumerate(classes))
     else:
-        find = _code_finder(classes)
-        matches = {value: find(value) for value in values}
-        if labels.number_type or labels.unnamed_integers:  # 1 and 1.0 are the same number
-            exact = {name: code for code, name in enumerate(classes)}
-            same = {format_number(float(name)): exact[name] for name in numbers if "." in name} | exact
-            for value in values:
-                if matches[value] is None:
-                    matches[value] = same.get(value.removesuffix(".0"))
+        matches = match_by_name(labels, classes)
         allowed = ", ".join(classes)
     matches |= {mark: NO_LABEL for mark in UNLABELLED_MARKS if mark in matches and matches[mark] is None}
     wrong = labels.values.map(lambda value: value is not None and matches[value] is None)
@@ -243,6 +236,20 @@ def _match_labels(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int 
         row = wrong.idxmax()
         label = f"{labels.values[row]!r} in row {row}; data.classes: {_shorten(allowed)}"
         raise UserError(f"data: split '{labels.split}': column '{labels.column}' has {label}")
+    return matches
+
+
+def match_by_name(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int | None]:
+    """{label that occurs: number of the class with this name, None if there is none}."""
+    find = _code_finder(classes)
+    matches = {value: find(value) for value in labels.values.dropna().unique()}
+    if labels.number_type or labels.unnamed_integers:  # 1 and 1.0 are the same number
+        exact = {name: code for code, name in enumerate(classes)}
+        numbers = [name for name in classes if NUMBER.fullmatch(name)]
+        same = {format_number(float(name)): exact[name] for name in numbers if "." in name} | exact
+        for value in matches:
+            if matches[value] is None:
+                matches[value] = same.get(value.removesuffix(".0"))
     return matches
 
 

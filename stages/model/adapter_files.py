@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, create_model
 from stages.data.task import Task
 from stages.runtime import files, params
 from stages.sources.fetch import use_folder
+from stages.sources.manifest import digest_of
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -84,6 +85,12 @@ def read_adapter(adapter: Path, base_only: bool = False, base: Path | None = Non
     if not base_only:
         _read(adapter / "adapter_config.json", AdapterConfig)
     return settings, use_folder(manifest, base) if base else manifest
+
+
+def digest_adapter(adapter: Path) -> str:
+    """SHA-256 of the names and contents of all files of an adapter. `eval_lora` and the model card name it."""
+    paths = sorted(path for path in adapter.rglob("*") if path.is_file())
+    return digest_of({path.relative_to(adapter).as_posix(): files.sha256(path) for path in paths})
 
 
 def _read(path: Path, section: type[params.Section]) -> Any:

@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 from scipy.special import softmax
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.data.batching import assign_batches, count_tokens, pack_rows, pad_rows
@@ -18,6 +17,7 @@ from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import get_base, load_adapter
 from stages.model.base import load_base
 from stages.runtime import distributed, params
+from stages.runtime.progress import progress_bar
 
 # Without cuDNN's attention: it builds a plan for each new shape, and nearly every batch here has another length.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -93,7 +93,7 @@ class Classifier:
 
         Args:
             examples: of {"input_ids", "labels"}.
-            title: of a terminal's progress bar, which counts rows sent to the device; None for no bar.
+            title: of the progress bar, which counts rows sent to the device; None for no bar.
 
         Returns:
             float64 [rows, outputs], in the order of `examples`, on every rank.
@@ -104,8 +104,8 @@ class Classifier:
             distributed.rank()
         ]
         results = []
-        with tqdm(total=sum(len(batches[i]) for i in numbers), desc=title, unit="row",
-                  disable=distributed.progress_bar_disabled() if title else True) as bar:  # fmt: skip
+        disable = not (title and distributed.is_main())
+        with progress_bar(sum(len(batches[i]) for i in numbers), title or "", "row", disable=disable) as bar:
             for rows in map(batches.__getitem__, numbers):
                 logits = self.compute_batch_logits([examples[i] for i in rows])
                 results.append((rows, logits.double()))  # copied later: the GPU need not wait

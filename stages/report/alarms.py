@@ -4,9 +4,13 @@ import pandas as pd
 
 from stages.analysis.comparison import Comparison
 from stages.analysis.f1 import FEW_ROWS
+from stages.analysis.label_permutation import find_permutation
+from stages.data.confusion import confusion_counts
 from stages.data.task import Task
-from stages.report.formatting import list_names
+from stages.report.formatting import list_names, percent
 from stages.report.verdict import name_reference
+
+MOSTLY_SEEN = 0.5  # share of test rows that are duplicates of training rows
 
 
 def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list[str]:
@@ -27,6 +31,7 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list
         never = [name for number, name in enumerate(task.classes) if number in frequent]
         them = "this class" if len(never) == 1 else "these classes"
         alarms = [f"The tuned model never answers {list_names(never)}, but test rows have {them}."] if never else []
+    alarms += [*describe_permutation(cases, task), *describe_seen_rows(cases)]
     if comparison.best_reference.difference.value <= 0:
         alarms.append(f"The tuned model is not better than the best reference, {name_reference(comparison.best)}.")
     if comparison.verdict != comparison.verdict_with_duplicates:
@@ -35,3 +40,29 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list
             f"{comparison.verdict_with_duplicates}. The verdict is that of the other rows."
         )
     return alarms
+
+
+def describe_permutation(cases: pd.DataFrame, task: Task) -> list[str]:
+    """The alarm that labels seem exchanged, if they do."""
+    confusion = confusion_counts(cases["gold"].to_numpy(), cases["tuned"].to_numpy(), len(task.classes))
+    found = find_permutation(confusion)
+    if found is None:
+        return []
+    exchanged = [f"{task.classes[gold]} as {task.classes[seeming]}" for gold, seeming in found.labels.items()]
+    return [
+        f"The labels seem to be exchanged: the tuned model reads {list_names(exchanged)}. The accuracy of these "
+        f"{found.rows:,} rows is {percent(found.accuracy)}, and would be {percent(found.exchanged_accuracy)} with the "
+        "labels exchanged. Check which label means which class."
+    ]
+
+
+def describe_seen_rows(cases: pd.DataFrame) -> list[str]:
+    """The alarm that most test rows are training rows, if they are."""
+    seen = int(cases["in_train"].sum())
+    if seen <= MOSTLY_SEEN * len(cases):
+        return []
+    which = "All" if seen == len(cases) else f"{seen:,} of"
+    return [
+        f"{which} {len(cases):,} test rows are duplicates of training rows: the scores say how well the model "
+        "remembers them, and little about new rows."
+    ]

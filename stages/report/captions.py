@@ -4,21 +4,20 @@ from stages.analysis.calibration import BINS, MIN_BIN_ROWS
 from stages.analysis.comparison import Comparison
 from stages.analysis.leading_metric import TITLES
 from stages.analysis.usage import RunUsage
-from stages.data.task import Task
 from stages.report.figures.axes import can_name_classes
 from stages.report.figures.scores import LOWEST_CLASSES
+from stages.report.run_description import RunDescription
 from stages.report.tables import FEW_CLASSES
 from stages.report.verdict import name_reference
-from stages.runtime.params import Params
 
 
-def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> dict[str, tuple[str, str]]:
+def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> dict[str, tuple[str, str]]:
     """The (title, caption) of each picture, by its name.
 
     Args:
-        p: all of params.yaml.
-        usage: the training's usage.
+        usage: from `document.shown_usage`.
     """
+    task, p = run.task, run.params
     metric = TITLES[comparison.metric][0].upper() + TITLES[comparison.metric][1:]
     before = " Grey squares are the same answers without the temperature." if p.train.calibrate else ""
     kept_epoch = "the one with the lowest validation loss" if p.train.keep == "best" else "the last"
@@ -54,7 +53,7 @@ def captions(comparison: Comparison, task: Task, p: Params, usage: RunUsage) -> 
             "90%, 95% and 99%, with the interval of the coverage, unless all rows or no rows have them. The accuracy "
             "axis does not start at 0.",
         ),
-        "usage": ("Memory and load", _usage(usage)),
+        "usage": ("Memory and load", _usage(usage, run.tested is None)),
     }
 
 
@@ -78,8 +77,12 @@ def _slices(classes: int, reference: str) -> str:
     )
 
 
-def _usage(usage: RunUsage) -> str:
-    stages = "The three stages that run the model, one after the other."
+def _usage(usage: RunUsage, is_own_test: bool) -> str:
+    stages = (
+        "The three stages that run the model, one after the other."
+        if is_own_test
+        else "Base and tuned model, one after the other, on all data sets of the command. The training is not shown."
+    )
     if (number := usage.process_count) == 1:
         return stages
     lines = f"One line for each of the {number} {'GPUs' if usage.on_gpu else 'processes'}."

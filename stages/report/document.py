@@ -17,9 +17,9 @@ from stages.analysis.comparison import Comparison
 from stages.analysis.leading_metric import TITLES
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
-from stages.analysis.usage import Usage
+from stages.analysis.usage import RunUsage, Usage
 from stages.data.data_summary import DataSummary
-from stages.data.data_warnings import find_warnings
+from stages.data.data_warnings import DataWarning, find_warnings
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import published, tables, verdict, wording
@@ -105,14 +105,15 @@ def build_context(
     """
     return {
         "model": run.model.short_name,
-        "data": run.data.short_name,
+        "data": (run.tested.source if run.tested else run.data).short_name,
+        "tested": wording.explain_tested(results, run),
         **verdict_section(results, run),
-        **alarms_section(results, cases, run.task),
+        **alarms_section(results, cases, run),
         **scores_section(results, run),
         **classes_section(results, plot_tables),
         **calibration_section(results, run.task),
         **coverage_section(results),
-        **data_section(results.data, run.task),
+        **data_section(results.data, run),
         **recipe_section(results.data, run),
         **errors_section(cases, results.comparison.best, run.task),
         **label_errors_section(label_errors, cases, run.task),
@@ -149,10 +150,14 @@ def verdict_section(results: Results, run: RunDescription) -> Context:
     }
 
 
-def alarms_section(results: Results, cases: pd.DataFrame, task: Task) -> Context:
+def alarms_section(results: Results, cases: pd.DataFrame, run: RunDescription) -> Context:
     """What makes the scores mean less than they seem to; the model card has this section too."""
-    of_data = [alarm.text for alarm in find_warnings(results.data, task.group) if alarm.level == "alarm"]
-    return {"alarms": [*find_alarms(cases, results.comparison, task), *of_data]}
+    of_data = [warning.text for warning in list_warnings(results.data, run) if warning.level == "alarm"]
+    return {"alarms": [*find_alarms(cases, results.comparison, run.task), *of_data]}
+
+
+def list_warnings(data: DataSummary, run: RunDescription) -> list[DataWarning]:
+    return find_warnings(data, run.task.group, is_own_test=run.tested is None)
 
 
 def scores_section(results: Results, run: RunDescription) -> Context:
@@ -192,12 +197,12 @@ def coverage_section(results: Results) -> Context:
     }
 
 
-def data_section(data: DataSummary, task: Task) -> Context:
+def data_section(data: DataSummary, run: RunDescription) -> Context:
     """The rows of each split, and what is wrong with them; the model card has this section too."""
     return {
-        "by_split": tables.split_table(data, task),
-        "warnings": [warning.text for warning in find_warnings(data, task.group) if warning.level == "warning"],
-        "overlap": wording.no_overlap(data.splits["test"], task.group),
+        "by_split": tables.split_table(data, run.task),
+        "warnings": [warning.text for warning in list_warnings(data, run) if warning.level == "warning"],
+        "overlap": wording.no_overlap(data.splits["test"], run.task.group),
     }
 
 
@@ -231,7 +236,7 @@ def confusions_section(cases: pd.DataFrame, task: Task) -> Context:
 def pictures_section(
     pictures: dict[str, tuple[bytes, str]], comparison: Comparison, usage: Usage, run: RunDescription
 ) -> Context:
-    titles = captions(comparison, run.task, run.params, usage.train)
+    titles = captions(comparison, run, shown_usage(usage, run))
     return {
         "pictures": {
             name: {
@@ -244,6 +249,11 @@ def pictures_section(
         },
         "picture_width": SHOWN,
     }
+
+
+def shown_usage(usage: Usage, run: RunDescription) -> RunUsage:
+    """The usage that describes the picture of memory and load: with other data, its own; else the training's."""
+    return usage.tuned if run.tested else usage.train
 
 
 def published_section(results: Results, usage: Usage, epochs: pd.DataFrame, run: RunDescription) -> Context:

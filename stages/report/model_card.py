@@ -1,13 +1,15 @@
 """Model cards in the format of the Hugging Face hub: of an adapter, and of an adapter merged into its base."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2.utils import htmlsafe_json_dumps
 
 from stages.analysis import metrics
 from stages.analysis.metrics import Metric
@@ -22,7 +24,9 @@ from stages.report.document import (
     scores_section,
     verdict_section,
 )
+from stages.report.recipe import describe_source
 from stages.report.run_description import RunDescription, Source
+from stages.runtime.errors import UserError
 
 
 def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescription) -> str:
@@ -48,11 +52,40 @@ def build_adapter_card(results: Results, cases: pd.DataFrame, run: RunDescriptio
         **loading_dtypes(run.params.model.precision),
         on_hub=not run.model.is_local,
         **verdict_section(results, run),
-        **alarms_section(results, cases, run.task),
+        **alarms_section(results, cases, run),
         **scores_section(results, public_run),
-        **data_section(results.data, run.task),
+        **data_section(results.data, run),
         **recipe_section(results.data, public_run),
     )
+
+
+def rename_base(text: str, local: Source, public: Source) -> str:
+    """Name a base that was in a local folder by its name on the hub, in the recipe and the code of an adapter's card.
+
+    Raises:
+        UserError: the card does not have these two lines exactly once.
+    """
+
+    def lines(source: Source) -> list[str]:
+        revision = f"\n    revision={quote(source.revision)}," if source.revision else ""
+        return [f"\n- base model: `{describe_source(source)}`\n", f"\n    {quote(source.name)},{revision}\n"]
+
+    def quote(value: str) -> str:
+        return htmlsafe_json_dumps(value, ensure_ascii=False)
+
+    for before, after in zip(lines(local), lines(public), strict=True):
+        if text.count(before) != 1:
+            raise UserError(f"metrics/model_card.md: must have the line {before.strip()} exactly once; run `dvc repro`")
+        text = text.replace(before, after)
+    return text
+
+
+def complete_card(text: str, model: Source, license_fields: Mapping[str, str]) -> str:
+    """Add to an adapter's card what the hub reads about its base and its licence."""
+    card = ModelCard(text)
+    for key, value in {"base_model": model.name, **license_fields}.items():
+        card.data[key] = value
+    return str(card)
 
 
 def build_export_card(about: dict[str, Any]) -> str:
@@ -63,14 +96,19 @@ def build_export_card(about: dict[str, Any]) -> str:
             classifier.json; `example`, a filled template; `adapter`, the adapter's `Agreement` with itself, for its
             accuracy; `merges`, {name of a merge: its `Agreement` with the adapter}; `chosen`, the name of the merge in
             the folder; `rows`, the number of test rows; `truncated`, how many of them were truncated; `left_out`, how
-            many more were not used; `special`, whether the template has special tokens; `dtype`, the weights' dtype.
+            many more were not used; `special`, whether the template has special tokens; `dtype`, the weights' dtype;
+            `license`, the hub's identifier or None; `base_model`, the name on the hub of a base that was in a local
+            folder, or None.
     """
     model, data = (Source.from_manifest(about[key]) for key in ("model", "data"))
     scores = {"accuracy": about["merges"][about["chosen"]].accuracy}
+    metadata = build_metadata(about["task"], model, data, scores, library="transformers", tags=[])
+    metadata.base_model, metadata.license = about["base_model"] or metadata.base_model, about["license"]
+    public_model = replace(model, name=about["base_model"] or public_name(model))
     return render_card(
         "exported_card.md",
-        build_metadata(about["task"], model, data, scores, library="transformers", tags=[]),
-        **about | {"data": {"name": public_name(data)}},
+        metadata,
+        **about | {"data": {"name": public_name(data)}, "model": public_model},
         nf4=about["settings"].model.quantization == "nf4",
         texts=example_texts(about["task"]),
     )
@@ -114,7 +152,7 @@ def build_metadata(
         EvalResult(
             task_type="text-classification",
             task_name="Natural language inference" if is_nli else "Text classification",
-            dataset_type=public_name(data),
+            dataset_type=dataset_id(data),
             dataset_name=public_name(data),
             dataset_revision=data.revision,
             **(dataset or {}),
@@ -137,12 +175,18 @@ def build_metadata(
     )
 
 
-def public_name(data: Source) -> str:
-    """The name of a data set on the hub, or the last name of a local folder, whose path is private.
+def public_name(source: Source) -> str:
+    """The name of a model or data set on the hub, or the last name of a local folder, whose path is private.
 
     The name cannot be omitted: the hub requires a type and a name of the data for each score (`EvalResult`).
     """
-    return Path(data.name).resolve().name if data.is_local else data.name
+    return Path(source.name).resolve().name if source.is_local else source.name
+
+
+def dataset_id(data: Source) -> str:
+    """The data's name on the hub, or the last name of a local folder in the characters that such a name may have."""
+    identifier = re.sub(r"[^A-Za-z0-9_]+", "-", public_name(data)).strip("-")[:96]
+    return (identifier or "local") if data.is_local else data.name
 
 
 def make_title(model: str, data: str) -> str:

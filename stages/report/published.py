@@ -36,7 +36,9 @@ FIGURES: tuple[tuple[str, Format, str], ...] = (
 def is_published_task(run: RunDescription) -> bool:
     """Whether a run has the base model and the data of the published report, from the hub or from a local copy."""
     pairs = ((run.model, run.published["model"]), (run.data, run.published["data"]))
-    return all(source.short_name.casefold() == Path(name).name.casefold() for source, name in pairs)
+    return run.tested is None and all(
+        source.short_name.casefold() == Path(name).name.casefold() for source, name in pairs
+    )
 
 
 def explain_published(published: dict[str, Any], rows: int) -> str:

@@ -5,8 +5,7 @@ from typing import Any
 from stages.data.data_summary import DataSummary
 from stages.data.holdout import list_sizes
 from stages.data.task import SPLITS, Task
-from stages.report.run_description import RunDescription, Source
-from stages.runtime.params import Data
+from stages.report.run_description import RunDescription, Source, TestedData
 
 MAX_CLASSES = 20  # by name; further ones are counted
 DIGEST_LENGTH = 12  # characters of a digest among the key facts
@@ -20,7 +19,7 @@ def key_facts(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
         ("seed", str(p.seed)),
         *(
             (name, f"{source.name} ({source.digest[:DIGEST_LENGTH]}…)")
-            for name, source in (("base model", run.model), ("data", run.data))
+            for name, source in (("base model", run.model), *_list_data(run))
         ),
         ("rows", ", ".join(_rows(data, split) for split in SPLITS)),
         ("LoRA", f"rank {p.lora.r}, alpha {p.lora.alpha:g}"),
@@ -37,15 +36,16 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
     dropped = data.dropped_duplicates
     return [
         ("seed", str(p.seed)),
-        ("base model", _source(run.model)),
+        ("base model", describe_source(run.model)),
         ("its weights", _section(p.model.settings.model_dump())),
-        ("data", _source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
-        ("rows", ", ".join(_rows(data, split, _origin(p.data, split)) for split in SPLITS)),
+        ("data", describe_source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
+        *([("data of the test rows", _tested(run.tested))] if run.tested else []),
+        ("rows", ", ".join(_rows(data, split, _origin(run, split)) for split in SPLITS)),
         ("rows held out", holdout if list_sizes(p.data.holdout) else "none"),
         ("duplicate training rows", f"{dropped.rows:,} dropped" if dropped else p.data.duplicates),
         (
             "rows without a gold label",
-            "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}",
+            "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}{_of_test(run)}",
         ),
         ("classes", _classes(run.task)),
         ("input, in the model's chat template" if p.tokenize.chat else "input", run.task.template),
@@ -53,23 +53,47 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
         ("LoRA", _section(p.lora.model_dump())),
         ("training", _section(p.train.recipe())),
         ("batches", _section(p.batches.model_dump())),
+        ("adapter", describe_adapter(run.adapter)),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
         ("device", run.device),
     ]
 
 
-def _source(source: Source, subset: str = "") -> str:
+def describe_source(source: Source, subset: str = "") -> str:
     """A model or data set by name, revision and digest."""
     revision = "" if source.revision is None else f", revision {source.revision}"
     return f"{source.name}{subset}{revision}, SHA-256 of its files {source.digest}"
+
+
+def describe_adapter(digest: str) -> str:
+    """An adapter by its digest. `tools.export` finds out by this text whether a card describes an adapter."""
+    return f"SHA-256 of its files {digest}"
+
+
+def _list_data(run: RunDescription) -> list[tuple[str, Source]]:
+    if run.tested is None:
+        return [("data", run.data)]
+    return [("trained on", run.data), ("tested on", run.tested.source)]
+
+
+def _tested(tested: TestedData) -> str:
+    split = f", split {tested.split}" if tested.split else ""
+    return f"{describe_source(tested.source)}{split}; {tested.reading}"
+
+
+def _of_test(run: RunDescription) -> str:
+    return "; of the test rows: dropped" if run.tested else ""
 
 
 def _rows(data: DataSummary, split: str, origin: str = "") -> str:
     return f"{data.splits[split].kept:,} {split}{origin}"
 
 
-def _origin(data: Data, split: str) -> str:
+def _origin(run: RunDescription, split: str) -> str:
     """Where the rows of a split are from, unless its name says so."""
+    if run.tested and split == "test":
+        return f" (of {run.tested.source.short_name})"
+    data = run.params.data
     source, column = getattr(data.splits, split), data.split
     if source is None:
         return f" (held out of {data.splits.train})"

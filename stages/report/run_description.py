@@ -30,6 +30,22 @@ class Source:
 
 
 @dataclass(frozen=True)
+class TestedData:
+    """Other data than the run's, of which the test rows of a report are. `tools.evaluate` reads it.
+
+    Attributes:
+        split: of the data set; None if it has only one.
+        reading: where its columns and labels differ from the run's, such as "premise from sentence1".
+        sharing: rows that are also rows of the run's own test set.
+    """
+
+    source: Source
+    split: str | None
+    reading: str
+    sharing: int
+
+
+@dataclass(frozen=True)
 class RunDescription:
     """What the reports say about a run besides its results.
 
@@ -37,8 +53,10 @@ class RunDescription:
         params: all of params.yaml.
         device: name of the GPU, or CPU.
         versions: {library: version}.
+        adapter: digest of the adapter that predicted the test rows.
         references: what the base's summary.json says about the references that need the language model.
         published: published.json, the figures of the notebook's report.
+        tested: the data of the test rows, if it is not `data`.
     """
 
     task: Task
@@ -47,8 +65,10 @@ class RunDescription:
     params: Params
     device: str
     versions: dict[str, str]
+    adapter: str
     references: dict[str, Any]
     published: dict[str, Any]
+    tested: TestedData | None = None
 
     @property
     def confidence(self) -> float:

@@ -17,6 +17,21 @@ from stages.report.formatting import (
     points_interval,
     signed_points,
 )
+from stages.report.run_description import RunDescription
+
+
+def explain_tested(results: Results, run: RunDescription) -> str | None:
+    """Which data the test rows are of, if they are not the run's own."""
+    if run.tested is None:
+        return None
+    tested, rows = run.tested, results.tuned.rows
+    split = f", split {tested.split}" if tested.split else ""
+    sharing = f" {tested.sharing:,} of them are also among the run's own test rows." if tested.sharing else ""
+    return (
+        f"The test rows are the {rows:,} labelled rows of {tested.source.name}{split}. The model was "
+        f"trained on {run.data.name}. Training and validation rows, and the thresholds, are those of that run."
+        f"{sharing}"
+    )
 
 
 def explain_intervals(results: Results, group: str | None, confidence: float) -> str:
@@ -158,6 +173,6 @@ def no_overlap(test: SplitSummary, group: str | None) -> str | None:
     overlap = test.overlaps["train"]
     if overlap.rows:
         return None
-    if group is None or overlap.groups:
+    if group is None or overlap.groups != 0:  # None: its values are not those of training's group
         return "No test row is also a training row."
     return f"No test row is also a training row, and none shares its {group} with one."

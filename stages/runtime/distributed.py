@@ -43,11 +43,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def progress_bar_disabled() -> bool | None:
-    """Value for `disable` of tqdm. None: rank 0 shows a bar if the output is a terminal. True: other ranks do not."""
-    return None if is_main() else True
-
-
 def init_process_group(device: "torch.device") -> None:
     """Connect the ranks, by NCCL on GPUs and by Gloo on CPUs. From here on only rank 0 prints."""
     if not is_launched():

@@ -85,9 +85,12 @@ class Recorder:
         if not distributed.is_main():
             return
         with atomic_folder(folder) as temporary:
-            write_csv(temporary / "usage.csv", self._merge_ranks())
-            run = figures | {"gpu": self.summary(), "versions": read_versions(self.device)}
-            write_json(temporary / "run.json", run)
+            write_csv(temporary / "usage.csv", self.merge_ranks())
+            write_json(temporary / "run.json", self.describe(figures))
+
+    def describe(self, figures: dict) -> dict:
+        """The content of run.json; arguments: as for `save`. Rank 0 calls this after the block."""
+        return figures | {"gpu": self.summary(), "versions": read_versions(self.device)}
 
     def summary(self) -> dict:
         """Name of the GPU, its memory in GB at each marked moment, the highest sample, and PyTorch's own peaks.
@@ -95,9 +98,10 @@ class Recorder:
         Rank 0 calls this after the block. `usage_samples.summarize` combines the figures of several GPUs.
         """
         summaries = [summary for *_, summary in self._of_ranks]
-        return usage_samples.summarize(summaries, self._merge_ranks()["memory_sum_gb"])
+        return usage_samples.summarize(summaries, self.merge_ranks()["memory_sum_gb"])
 
-    def _merge_ranks(self) -> pd.DataFrame:
+    def merge_ranks(self) -> pd.DataFrame:
+        """The samples of all ranks, as in usage.csv. Rank 0 calls this after the block."""
         starts, samples, _ = zip(*self._of_ranks, strict=True)
         return usage_samples.merge_samples(starts, samples)
 

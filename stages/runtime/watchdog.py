@@ -1,7 +1,8 @@
 """The watchdog: a thread that ends a stage when the `dvc` that started it is gone.
 
 Without it a stage outlives a killed `dvc` and keeps its GPU. A stage may end at any moment, because every output is
-written under a temporary name first. This module imports nothing heavy: it has to watch while the libraries load.
+written under a temporary name first. A training first saves a checkpoint (`shutdown`). This module imports nothing
+heavy: it has to watch while the libraries load.
 """
 
 import os
@@ -11,7 +12,7 @@ import time
 
 import psutil
 
-from stages.runtime import distributed
+from stages.runtime import distributed, shutdown
 from stages.runtime.processes import is_running
 
 POLL_SECONDS = 0.5
@@ -34,6 +35,7 @@ def start() -> None:
     def watch() -> None:
         while all(map(is_running, watched)):
             time.sleep(POLL_SECONDS)
+        shutdown.request("`dvc` or the launcher has ended", exit_code=1)
         os._exit(1)
 
     if watched:

@@ -5,7 +5,7 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,14 @@ def build_manifest(folder: Path, name: str, revision: str | None, section: str) 
             paths, ignore_patterns=IGNORED_PATTERNS[section], key=lambda path: path.relative_to(folder).as_posix()
         )
     )
-    files = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": cached_sha256(path)} for path in paths
-    }
-    digest = hashlib.sha256("".join(f"{path} {file['sha256']}\n" for path, file in files.items()).encode())
-    return {"name": name, "revision": revision, "digest": digest.hexdigest(), "files": files}
+    hashes = {str(path.relative_to(folder)): cached_sha256(path) for path in paths}
+    files = {path: {"size": (folder / path).stat().st_size, "sha256": sha256} for path, sha256 in hashes.items()}
+    return {"name": name, "revision": revision, "digest": digest_of(hashes), "files": files}
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """SHA-256 of the names and contents of files; hashes: {relative path: SHA-256}, in the order of the paths."""
+    return hashlib.sha256("".join(f"{path} {sha256}\n" for path, sha256 in hashes.items()).encode()).hexdigest()
 
 
 def _check_links(entries: Iterable[Path], folder: Path, name: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from stages.runtime import distributed
 from stages.runtime.errors import DiskFull, report_full_disk
@@ -67,19 +68,17 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def sum_seconds_before(checkpoint: Path | None, state: TrainerState) -> float:
-    """Seconds of the epochs that a run resumed from `checkpoint` did not train again; 0 if it is None.
+def read_state(checkpoint: Path) -> TrainerState:
+    """The Trainer's state in a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
-    An epoch's seconds are those of its steps and its validation. Loading, saving and the steps of an epoch that was
-    killed do not count.
 
-    Args:
-        state: of the resumed run.
-    """
-    if checkpoint is None:
-        return 0.0
-    epochs = [entry for entry in state.log_history if "epoch_seconds" in entry]
-    return sum(epoch["epoch_seconds"] for epoch in epochs if epoch["step"] <= _step(checkpoint))
+def describe_next_run(folder: Path) -> str:
+    """What the next run will do with the checkpoints below `folder`, for the last line of this one."""
+    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if (checkpoint / WHOLE).exists()]
+    if not whole:
+        return "no checkpoint yet; `dvc repro` starts the training again"
+    return f"checkpoint of step {max(map(_step, whole))} written; `dvc repro` continues there"
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -1,10 +1,11 @@
 """The batches of an epoch, divided among the ranks. A batch has the same rows on any number of ranks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.data.batching import count_tokens, order_rows, split_rows_among_ranks
 from stages.runtime import distributed
@@ -55,13 +56,31 @@ class EpochBatches(Dataset):
         return tensors
 
 
+class BatchNumbers(Sampler[list[int]]):
+    """The numbers of an epoch's batches, one at a time.
+
+    A training that resumes in the middle of an epoch skips the first numbers (accelerate's `skip_first_batches`). The
+    rows of these batches are not read. The loader with the rest has no `set_epoch`, so the Trainer calls this one.
+    """
+
+    def __init__(self, batches: EpochBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([number] for number in range(len(self.batches)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order the rows for this epoch."""
+        self.batches.set_epoch(epoch)
+
+
 class EpochLoader(DataLoader):
     """Loads `EpochBatches` one by one, without accelerate, which repeats rows until all ranks have equally many."""
 
     def __init__(self, batches: EpochBatches, pin_memory: bool) -> None:
-        super().__init__(batches, batch_size=None, pin_memory=pin_memory)
-        self.batches = batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Order the rows for this epoch; the Trainer calls this when an epoch begins."""
-        self.batches.set_epoch(epoch)
+        numbers = BatchNumbers(batches)
+        super().__init__(batches, batch_sampler=numbers, collate_fn=itemgetter(0), pin_memory=pin_memory)
+        self.set_epoch = numbers.set_epoch  # the Trainer calls it when an epoch begins

@@ -6,23 +6,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from stages.data.confusion import class_counts, confusion_counts, f1_weighted
-from stages.runtime import distributed
+from stages.runtime.progress import format_rate, progress_bar
 from stages.runtime.usage_recorder import Recorder
+from stages.training.live_losses import RecentSteps
 
 
-class History(TrainerCallback):
+class History(TrainerCallback, ExportableState):
     """Records the loss of each step and the seconds of each epoch in the state, which the checkpoint contains.
+
+    An epoch's seconds are those of its steps, its validation and the checkpoints in its middle. After a resume in the
+    middle of an epoch the seconds before its checkpoint count too, and the steps after it count once.
 
     Training ends after an epoch whose loss is not finite. That epoch gets no checkpoint, so it cannot become the
     Trainer's best one, and a resumed run reaches it again. All ranks have the same losses, and end together.
 
+    - on_train_begin: reads the seconds of the epoch that a resumed training continues.
     - on_epoch_begin: names the phase of the recorder's samples, starts the epoch's clock.
     - on_epoch_end: moves the steps' losses from the device to the state.
     - on_evaluate: records the epoch's seconds, stops a diverged training.
+    - state: the seconds of the unfinished epoch, for a checkpoint.
 
     Args:
         step_losses: the Trainer's list, to which each step appends its loss; emptied here.
@@ -30,50 +36,87 @@ class History(TrainerCallback):
 
     def __init__(self, step_losses: list[torch.Tensor], recorder: Recorder) -> None:
         self.step_losses, self.recorder = step_losses, recorder
-        self.epoch_start = 0.0
+        self.epoch_start: float | None = None  # None: no epoch has begun, or its validation has ended
+        self.seconds_before = 0.0
+
+    def state(self) -> dict[str, dict[str, float]]:
+        seconds = 0.0 if self.epoch_start is None else time.perf_counter() - self.epoch_start
+        return {"args": {}, "attributes": {"epoch_seconds": seconds}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.seconds_before = _unfinished_seconds(state)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.recorder.phase = f"epoch_{round(state.epoch or 0) + 1}"
-        self.epoch_start = time.perf_counter()
+        self.recorder.phase = f"epoch_{int(state.epoch or 0) + 1}"
+        self.epoch_start, self.seconds_before = time.perf_counter() - self.seconds_before, 0.0
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        losses = torch.stack(self.step_losses).float().tolist()
-        self.step_losses.clear()
-        first = state.global_step - len(losses) + 1
-        state.log_history += [{"step": first + i, "step_loss": loss} for i, loss in enumerate(losses)]
+        record_step_losses(self.step_losses, state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        state.log_history.append({"step": state.global_step, "epoch_seconds": time.perf_counter() - self.epoch_start})
+        seconds = self.state()["attributes"]["epoch_seconds"]
+        state.log_history.append({"step": state.global_step, "epoch_seconds": seconds})
+        self.epoch_start = None
         if not is_finite(read_curves(state)[1][-1]):
             control.should_training_stop, control.should_save = True, False
 
 
-class Progress(TrainerCallback):
-    """Prints a line for each epoch instead of the Trainer's dictionaries, and shows a bar of the steps on a terminal.
+def record_step_losses(step_losses: list[torch.Tensor], state: TrainerState) -> None:
+    """Move the losses of the steps before this moment from the device to the state."""
+    if step_losses:
+        losses = torch.stack(step_losses).float().tolist()
+        step_losses.clear()
+        first = state.global_step - len(losses) + 1
+        state.log_history += [{"step": first + i, "step_loss": loss} for i, loss in enumerate(losses)]
 
-    - on_train_begin, on_step_end, on_train_end: open, move and close the bar.
+
+def sum_seconds(state: TrainerState) -> float:
+    """Seconds of the epochs and of the unfinished epoch that a checkpoint's state has."""
+    return sum(entry.get("epoch_seconds", 0.0) for entry in state.log_history) + _unfinished_seconds(state)
+
+
+def _unfinished_seconds(state: TrainerState) -> float:
+    return state.stateful_callbacks[History.__name__]["attributes"]["epoch_seconds"]  # type: ignore[index, call-overload]
+
+
+class Progress(TrainerCallback):
+    """Shows steps, loss, speed and time left, and prints a line for each epoch instead of the Trainer's dictionaries.
+
+    - on_train_begin, on_train_end: open and close the progress bar. Without a terminal it is a line every 30 seconds.
+    - on_epoch_begin: leaves validation out of the time left.
     - on_evaluate: prints the epoch's line.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="train", unit="step",
-            disable=distributed.progress_bar_disabled(),
-        )  # fmt: skip
+        self.bar = progress_bar(state.max_steps, "train", "step", state.global_step)
+        self.epochs = round(state.num_train_epochs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.unpause()
+
+    def show(self, recent: RecentSteps) -> None:
+        """Move the bar to these steps, which `LiveLosses` passes on."""
+        self.bar.set_postfix_str(
+            f"epoch {math.ceil(recent.epoch)} of {self.epochs}, loss {recent.loss:.4f}, "
+            f"{format_rate(recent.rows_per_second)} rows/s",
+            refresh=False,
+        )
+        self.bar.update(recent.step - self.bar.n)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         epoch = read_curves(state)[1][-1]
         self.bar.write(
-            f"epoch {epoch['epoch']} of {round(state.num_train_epochs)}: "
+            f"epoch {epoch['epoch']} of {self.epochs}: "
             f"training loss {epoch['train_loss']:.4f}, validation loss {epoch['validation_loss']:.4f}, "
             f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
         )

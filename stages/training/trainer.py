@@ -10,17 +10,29 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalLoopOutput
 
 from stages.data.batching import count_tokens, pack_rows, pad_rows
 from stages.kernels.errors import StepUnavailable
 from stages.runtime import distributed
 from stages.runtime.params import Batches, Params
+from stages.runtime.progress import progress_bar
 from stages.runtime.usage_recorder import Recorder
 from stages.training.checkpoints import WholeCheckpoints, remove_partial_if_disk_is_full
 from stages.training.epoch_batches import EpochBatches, EpochLoader
-from stages.training.history import History, Progress, compute_validation_metrics
+from stages.training.history import History, Progress, compute_validation_metrics, record_step_losses
+from stages.training.live_curves import LiveCurves
+from stages.training.live_losses import LiveLosses
+from stages.training.timed_checkpoints import TimedCheckpoints
 
 if TYPE_CHECKING:  # it imports Triton, which comes only with PyTorch for CUDA
     from stages.training.captured_step import CapturedStep
@@ -47,7 +59,8 @@ class ClassifierTrainer(Trainer):
     - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
     - get_eval_dataloader: divides the batches of a single rank among all ranks, without repeating rows.
     - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
-    - _save_checkpoint: first compares the ranks' weights; leaves no partial checkpoint if the disk is full.
+    - _save_checkpoint: first compares the ranks' weights and records the steps' losses; leaves no partial checkpoint if
+      the disk is full.
     - _save_rng_state: only rank 0 writes it. Several ranks do not need it, because they seed each step.
 
     Args:
@@ -58,7 +71,7 @@ class ClassifierTrainer(Trainer):
         trainer_arguments: further arguments of `Trainer`.
 
     Attributes:
-        step_losses: losses of this epoch's steps, on the device.
+        step_losses: losses of the steps that are not in the state yet, on the device.
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
         rows_per_rank: the largest number of a batch's rows that a rank computes.
     """
@@ -153,7 +166,12 @@ class ClassifierTrainer(Trainer):
             each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold classes [rows]
         """
         self.classifier.eval()
-        outputs = [self.prediction_step(self.classifier, inputs, prediction_loss_only=False) for inputs in dataloader]
+        outputs = []
+        batches, main = dataloader.batch_sampler, distributed.is_main()
+        with progress_bar(sum(map(len, batches)), "validate", "row", disable=not main) as bar:  # type: ignore[arg-type]
+            for inputs in dataloader:
+                outputs.append(self.prediction_step(self.classifier, inputs, prediction_loss_only=False))
+                bar.update(len(inputs["labels"]))
         batches_of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
         rounds = itertools.zip_longest(*distributed.all_gather(batches_of_rank))
         losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
@@ -215,6 +233,7 @@ class ClassifierTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._compare_ranks()
+        record_step_losses(self.step_losses, self.state)
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
         with remove_partial_if_disk_is_full(folder):
             super()._save_checkpoint(model, trial)
@@ -249,6 +268,25 @@ class ClassifierTrainer(Trainer):
         return 0
 
 
+class LossSinceLog(TrainerCallback):
+    """Gives a resumed Trainer the sum of the losses since its last log, which its checkpoint does not contain.
+
+    Otherwise the loss that it logs at an epoch's end would be the mean of the steps after the resume.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        logged = max((int(entry["step"]) for entry in state.log_history if "loss" in entry), default=0)
+        losses = [entry["step_loss"] for entry in state.log_history if "step_loss" in entry and entry["step"] > logged]
+        self.trainer._globalstep_last_logged = logged
+        for loss in np.asarray(losses, dtype=np.float32):  # in the Trainer's order: another one rounds otherwise
+            self.trainer._tr_loss += float(loss)
+
+
 def checksum(weight: torch.Tensor) -> int:
     """Sum of a fp32 tensor's bits, each element's multiplied by its position, so moved elements change it too."""
     bits = weight.flatten().view(torch.int32).long()
@@ -267,6 +305,7 @@ def make_trainer(
     pad_id: int,
     output_dir: Path,
     recorder: Recorder,
+    curves: LiveCurves | None = None,
 ) -> ClassifierTrainer:
     """Make the Trainer for these rows and parameters.
 
@@ -276,6 +315,7 @@ def make_trainer(
         params: the parameters of params.yaml.
         output_dir: folder of the checkpoints.
         recorder: its samples get the name of their epoch.
+        curves: live curves of losses and scores.
     """
     train = params.train
     if train.batch_size < distributed.world_size():
@@ -323,8 +363,15 @@ def make_trainer(
         pad_id=pad_id,
     )
     trainer.add_callback(History(trainer.step_losses, recorder))
+    trainer.add_callback(LossSinceLog(trainer))
     trainer.add_callback(WholeCheckpoints())
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
-    trainer.add_callback(Progress())
+    if distributed.is_main():
+        progress = Progress()
+        receivers = [progress.show, *([curves.log_steps] if curves else [])]
+        live_losses = LiveLosses(trainer.step_losses, len(train_rows), train.batch_size, receivers)
+        for callback in (live_losses, progress, *([curves] if curves else [])):
+            trainer.add_callback(callback)
+    trainer.add_callback(TimedCheckpoints(train.checkpoint_minutes))  # the last one: it may end the process
     return trainer

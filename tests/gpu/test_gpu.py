@@ -45,6 +45,7 @@ from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.runtime.usage_recorder import Recorder
 from stages.training import checkpoints, history
+from stages.training.live_losses import LiveLosses
 from stages.training.loss import weigh_classes
 from stages.training.trainer import make_trainer
 
@@ -385,6 +386,34 @@ def test_a_resumed_training_equals_an_uninterrupted_one(small_phi, tmp_path):
         {n: p.detach().float() for n, p in model.named_parameters() if p.requires_grad} for model in (whole, resumed)
     )
     assert distance(weights, expected) < 0.01  # a GPU may sum in another order; rows and masks are the same
+
+
+def test_live_losses_are_those_of_the_history_and_no_step_waits_for_them(small_phi, tmp_path, monkeypatch):
+    """Within these two callbacks a synchronisation with the GPU is an error."""
+    points = []
+
+    def without_synchronisation(plain):
+        def callback(self, *arguments, **named):
+            self.receivers = [points.append]
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                plain(self, *arguments, **named)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return callback
+
+    for name in ("on_step_begin", "on_step_end"):
+        monkeypatch.setattr(LiveLosses, name, without_synchronisation(getattr(LiveLosses, name)))
+    _, trainer = train(small_phi, tmp_path, True)
+    losses = torch.tensor([step["loss"] for step in history.read_curves(trainer.state)[0]])
+    assert [point.step for point in points] == [11, 21, 32, 42, 53, 63]
+    begins = [0, *(point.step for point in points[:-1])]
+    for begin, point in zip(begins, points, strict=True):
+        assert point.loss == pytest.approx(losses[begin : point.step].mean().item(), rel=1e-5)
+        assert point.rows_per_second > 0
+    with pytest.raises(RuntimeError, match="synchronizing"):  # the mode that the test relies on
+        without_synchronisation(lambda _: torch.ones(1, device=DEVICE).item())(SimpleNamespace())
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "falcon"])  # it has no captured step

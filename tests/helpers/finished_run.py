@@ -168,7 +168,7 @@ def write_run(folder, model, data, gpu, gpus):
         summary = {"parameters": {"stored": 5, "total": 8, "trainable": 1}}
         train = {"best_epoch": 2, "temperature": {"value": 2.0, "low": 1.6, "high": 2.5, "rows": 50}}
         base = {"references": {"probe": {"rows": 200, "C": 0.1}, "zero_shot": {"tokens": {}}}}
-        more = {"train": train, "base": base, "tuned": {}}[name]
+        more = {"train": train, "base": base, "tuned": {"adapter": "a" * 64}}[name]
         write(folder / f"outs/results/{name}/summary.json", summary | more)
         run = {"seconds": 12.5, "gpu": memory, "versions": {"python": "3.11"}}
         write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from helpers import hub_uploads
+
 BRANCH = "main"
 LARGE = (".safetensors", ".parquet")  # listed with their SHA-256, like large files of the hub; others with Git's hash
 
@@ -17,6 +19,8 @@ class Hub:
 
     Attributes:
         repos: {("models" or "datasets", name): (revision, {path: bytes})}. Each repository has the branch `BRANCH`.
+        history: the same by (kind, name, revision), for the earlier commits of `hf upload`.
+        large: {SHA-256: bytes} of the large files that were uploaded.
         faults: {name: function of (request handler, kind of request, path)}. The function answers the request and
             returns True, or it returns a false value and the hub answers. Kinds are "info", "tree", "head" and "get".
         seen: counter of requests by (name, kind, path).
@@ -24,7 +28,7 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        self.repos, self.faults, self.seen, self.headers = {}, {}, Counter(), []
+        self.repos, self.history, self.large, self.faults, self.seen, self.headers = {}, {}, {}, {}, Counter(), []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +38,11 @@ class Hub:
                 hub.answer(self)
 
             do_HEAD = do_GET
+
+            def do_POST(self):
+                hub_uploads.answer(hub, self)
+
+            do_PUT = do_POST
 
             def log_message(self, *arguments):
                 pass
@@ -55,13 +64,22 @@ class Hub:
         if fault:
             self.faults[name] = fault
 
+    def commit(self, kind: str, name: str, revision: str, files: dict[str, bytes]) -> None:
+        """Add a commit that writes these files. The earlier ones stay available by their revision."""
+        before, kept = self.repos[kind, name]
+        self.history[kind, name, before] = kept
+        self.repos[kind, name] = (revision, kept | files)
+
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer a request as the hub does, or by the fault of its repository."""
         path = request.path.split("?")[0].strip("/")
         parts = path.split("/")
-        api = parts[0] == "api"
-        if api:  # api/models/OWNER/NAME/revision/REVISION, api/models/OWNER/NAME/tree/REVISION
-            kind, name, asked, revision, file = parts[1], "/".join(parts[2:4]), parts[4], parts[5], None
+        if parts[0] == "api" and len(parts) < 4:
+            refuse(request, 404, "EntryNotFound")  # what the client can do without
+            return
+        if parts[0] == "api":  # api/models/OWNER/NAME, then nothing, revision/REVISION or tree/REVISION
+            kind, name, file = parts[1], "/".join(parts[2:4]), None
+            asked, revision = parts[4:6] or ("revision", BRANCH)
             asked = {"revision": "info", "tree": "tree"}[asked]
         else:  # OWNER/NAME/resolve/REVISION/FILE, datasets/OWNER/NAME/resolve/REVISION/FILE
             kind = "datasets" if parts[0] == "datasets" else "models"
@@ -78,11 +96,14 @@ class Hub:
             refuse(request, 401 if request.headers.get("authorization") is None else 404, "RepoNotFound")
             return
         commit, files = self.repos[kind, name]
+        if (kind, name, revision) in self.history:
+            commit, files = revision, self.history[kind, name, revision]
         if revision not in (commit, BRANCH):
             refuse(request, 404, "RevisionNotFound")
         elif asked == "info":
             siblings = [{"rfilename": path} for path in files]
-            send(request, json.dumps({"id": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}))
+            info = {"id": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
+            send(request, json.dumps(info | {"cardData": hub_uploads.read_card_data(files.get("README.md", b""))}))
         elif asked == "tree":
             send(request, json.dumps([entry(path, content) for path, content in files.items()]))
         elif file not in files:

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node=2 -m helpers.processes train_qlora:FOLDER eval_base:FOLDER
 
-`broken:FOLDER` runs `train_qlora` and interrupts it after its first checkpoint.
+`broken:FOLDER` runs `train_qlora` and interrupts it after its first checkpoint. `terminated:FOLDER` runs it and sends
+SIGTERM to the last rank in its third step.
 """
 
 import contextlib
@@ -10,9 +11,11 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from unittest import mock
@@ -29,13 +32,23 @@ class Interrupted(Exception):
 
 def run_tasks(tasks: Iterable[str]) -> None:
     """Run tasks of the form `STAGE:FOLDER`, one after another."""
+    from stages.runtime import distributed, shutdown
+    from stages.training import timed_checkpoints
     from stages.training.checkpoints import WholeCheckpoints
+    from stages.training.trainer import ClassifierTrainer
 
-    on_save = WholeCheckpoints.on_save
+    on_save, training_step = WholeCheckpoints.on_save, ClassifierTrainer.training_step
 
     def save_and_interrupt(*arguments, **options):
         on_save(*arguments, **options)
         raise Interrupted
+
+    def step_and_signal(self, *arguments, **options):
+        if self.state.global_step == 2 and distributed.rank() == distributed.world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not shutdown.requested():  # another thread receives it
+                time.sleep(0.01)
+        return training_step(self, *arguments, **options)
 
     for task in tasks:
         stage, _, folder = task.partition(":")
@@ -43,6 +56,10 @@ def run_tasks(tasks: Iterable[str]) -> None:
         if stage == "broken":
             with mock.patch.object(WholeCheckpoints, "on_save", save_and_interrupt), contextlib.suppress(Interrupted):
                 importlib.import_module("stages.train_qlora").main()
+        elif stage == "terminated":
+            timed_checkpoints.QUESTION_SECONDS = 0.0  # ask at each step
+            ClassifierTrainer.training_step = step_and_signal
+            importlib.import_module("stages.train_qlora").main()
         else:
             importlib.import_module(f"stages.{stage}").main()
 
@@ -59,11 +76,16 @@ def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
 
 def run_on_forked_ranks(count: int, tasks: Iterable[str]) -> str:
     """As `run_on_ranks`, but the ranks are forks, which need no time for imports. It is not for a GPU."""
-    env = stage_env()
-    env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
-    process = run_module("helpers.forked_ranks", [count, *tasks], ROOT, env)
+    process = try_on_forked_ranks(count, tasks)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
+
+
+def try_on_forked_ranks(count: int, tasks: Iterable[str]) -> subprocess.CompletedProcess:
+    """`run_on_forked_ranks`, for tasks that may fail -> their outcome."""
+    env = stage_env()
+    env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
+    return run_module("helpers.forked_ranks", [count, *tasks], ROOT, env)
 
 
 def free_port() -> int:

@@ -1,19 +1,25 @@
-"""The demo's adapter, merged by `tools.export` and loaded by transformers in a process without this project."""
+"""The demo's adapter, merged by `tools.export`. transformers loads it without this project, and LitServe serves it."""
 
+import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+from helpers.processes import free_port
 from helpers.project import ROOT
 from helpers.stages import run_module, stage_env
 from helpers.tables import CLASSES
@@ -21,12 +27,14 @@ from huggingface_hub import ModelCard
 from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
+from stages.data.tokenization import encode_rows
 from stages.runtime.errors import UserError
 from tools import export
 
 pytestmark = pytest.mark.slow
 
 DOCUMENT = (ROOT / "docs/sharing.md").read_text()
+SERVER = re.search(r"```python\n((?:(?!```).)*litserve.*?)```", (ROOT / "docs/use.md").read_text(), re.DOTALL)[1]
 TEMPLATE = "Premise: {}\nHypothesis: {}\nLabel:"
 FRESH = """
 import json, sys
@@ -76,6 +84,32 @@ def fresh(exported, rows, tmp_path_factory):
     return {name: np.array([by_class(row) for row in found]) for name, found in answers.items()}
 
 
+@pytest.fixture(scope="module")
+def server(exported, tmp_path_factory):
+    """The address of the server in docs/use.md, started as its reader starts it. SIGTERM ends it, with its workers."""
+    pytest.importorskip("litserve")
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    (folder / "serve.py").write_text(SERVER)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "serve.py", str(exported[0]), str(port)], cwd=folder, stdout=log, stderr=log,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True,
+        )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}"
+        while ask(f"{address}/health")[0] != 200:
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"{address}/predict"
+        process.terminate()
+        assert process.wait(60) == 0, (folder / "log").read_text()
+        with pytest.raises(ProcessLookupError):  # no worker is left
+            os.killpg(process.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.fixture
 def in_demo(demo, monkeypatch):
     """Change into the clone's demo/, as the command does: (adapter, some of its rows)."""
@@ -88,6 +122,26 @@ def in_demo(demo, monkeypatch):
 
 def run_export(demo, *arguments):
     return run_module("tools.export", arguments, demo, stage_env(PYTHONPATH=str(demo.parent)))
+
+
+def ask(address, body=None):
+    """Send a request -> (status, answer); without a server: (0, "")."""
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def ask_in_turn(address, pairs):
+    """Send rows one after another, each with a key that no template names -> the answers."""
+    bodies = (json.dumps({"premise": premise, "hypothesis": hypothesis, "id": 1}) for premise, hypothesis in pairs)
+    answers = [ask(address, body.encode()) for body in bodies]
+    assert {status for status, _ in answers} == {200}, answers
+    return [json.loads(answer) for _, answer in answers]
 
 
 def texts_of(rows):
@@ -187,7 +241,7 @@ def test_the_folder_has_no_trace_of_4_bits_and_of_this_machine(exported, demo):
     assert config["dtype"] == "bfloat16" and "quantization_config" not in config
     assert config["hidden_act"] == "gelu_pytorch_tanh", "params.yaml replaces it"
     assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "classifier.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     for path in out.iterdir():
         assert path.stat().st_mode == (out / "config.json").stat().st_mode, "others can read it too"
@@ -272,3 +326,99 @@ def test_another_base_and_rows_of_another_task_are_rejected(demo, tmp_path, name
     process = run_export(demo, tmp_path / "out", "--adapter", folder)
     assert process.returncode == 1 and message in process.stderr and process.stderr.count("\n") == 1, process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_server_gives_each_of_64_clients_its_own_answers(server, rows, fresh):
+    """They equal those of the pipeline called row by row. Prints how many rows a second it answers."""
+    numbers = pick_rows(texts_of(rows))[:320]
+    expected = fresh["alone"][: len(numbers)]
+    pairs = rows[["text_premise", "text_hypothesis"]].to_numpy()[numbers].tolist()
+    start = time.perf_counter()
+    ask_in_turn(server, pairs[:64])
+    seconds = [time.perf_counter() - start]
+    with ThreadPoolExecutor(64) as clients:
+        start = time.perf_counter()
+        answers = list(clients.map(lambda client: ask_in_turn(server, pairs[client::64]), range(64)))
+        seconds.append(time.perf_counter() - start)
+    one_by_one, batched = 64 / seconds[0], len(pairs) / seconds[1]
+    print(f"{one_by_one:.0f} rows/s one by one, {batched:.0f} rows/s from 64 clients")
+    assert batched > one_by_one
+    served = [answers[row % 64][row // 64] for row in range(len(pairs))]
+    probabilities = np.array([[answer["probabilities"][name] for name in CLASSES] for answer in served])
+    assert np.abs(probabilities - expected).max() < 0.05, "a batch of rows of other lengths rounds otherwise"
+    assert [answer["prediction"] for answer in served] == [CLASSES[row] for row in probabilities.argmax(1)]
+
+
+REJECTED = {
+    "not JSON": (b'{"premise":', 422),
+    "not UTF-8": (b'{"premise": "\xff"}', 400),
+    "nested too deep": (b"[" * 100_000, 400),
+    "a list": (b"[1]", 422),
+    "no hypothesis": (b'{"premise": "A man sleeps."}', 422),
+    "a number": (b'{"premise": "A man sleeps.", "hypothesis": 1}', 422),
+    "half a character": (b'{"premise": "A man sleeps.", "hypothesis": "\\ud800"}', 422),
+    "empty": (b'{"premise": "", "hypothesis": " "}', 422),
+    "a long text": (json.dumps({"premise": "long " * 2001, "hypothesis": "text"}).encode(), 422),
+    "a large body": (json.dumps({"premise": "a", "hypothesis": "b", "id": "long " * 200_000}).encode(), 413),
+}
+
+
+def test_a_bad_request_is_rejected_and_fails_no_other_one(server, rows, fresh):
+    """They arrive together with good requests, and would be in the same batch."""
+    good = json.dumps(
+        dict(zip(("premise", "hypothesis"), rows.loc[0, ["text_premise", "text_hypothesis"]], strict=True))
+    )
+    bodies = [body for bad, _ in REJECTED.values() for body in (bad, good.encode(), good.encode())]
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        answers = list(clients.map(lambda body: ask(server, body), bodies))
+    assert dict(zip(REJECTED, [status for status, _ in answers[::3]], strict=True)) == {
+        name: status for name, (_, status) in REJECTED.items()
+    }
+    assert all(len(answer) < 200 and "detail" in json.loads(answer) for _, answer in answers[::3]), "no text comes back"
+    for status, answer in [*answers[1::3], *answers[2::3]]:
+        assert status == 200
+        assert json.loads(answer)["probabilities"] == pytest.approx(
+            dict(zip(CLASSES, fresh["batches"][0], strict=True)), abs=0.05
+        )
+
+
+def run_server_file(folder, tmp_path, monkeypatch):
+    """The functions of the server in docs/use.md, without a server."""
+    pytest.importorskip("litserve")
+    (tmp_path / "serve.py").write_text(SERVER)
+    monkeypatch.setattr(sys, "argv", ["serve.py", str(folder), "8000"])
+    return runpy.run_path(str(tmp_path / "serve.py"))
+
+
+def test_a_server_truncates_as_training_does(exported, in_demo, rows, tmp_path, monkeypatch):
+    """The name of a special token is text, braces too."""
+    serve = run_server_file(exported[0], tmp_path, monkeypatch)
+    rng = np.random.default_rng(0)
+    odd = ["中文字符测试", "   ", "1234567890 ", "ünïcødé 😀 ", "<|endoftext|>", "{premise}", "aaaaaaaaaaaa"]
+    pieces = [*rows["text_premise"], *rows["text_hypothesis"], *odd * 40]
+    pairs = [["".join(rng.choice(pieces, rng.integers(1, 12))) for _ in range(2)] for _ in range(100)]
+    template = TEMPLATE.format("{premise}", "{hypothesis}")
+    table = pd.DataFrame(pairs, columns=["text_premise", "text_hypothesis"])
+    texts, _, lengths = encode_rows(table, in_demo[0].tokenizer, template, 128)
+    assert 30 < sum(length > 128 for length in lengths) < 90
+    for (premise, hypothesis), text in zip(pairs, texts, strict=True):
+        row = serve["check"]({"premise": premise, "hypothesis": hypothesis})
+        assert serve["Classifier"]().decode_request(row) == text
+
+
+def test_a_server_rejects_the_name_of_a_special_token_if_the_template_has_special_tokens(
+    exported, tmp_path, monkeypatch
+):
+    from fastapi import HTTPException
+
+    folder = shutil.copytree(exported[0], tmp_path / "model")
+    settings = json.loads((folder / "classifier.json").read_text())
+    (folder / "classifier.json").write_text(json.dumps(settings | {"template": "<|endoftext|>{premise} {hypothesis}"}))
+    AutoTokenizer.from_pretrained(folder, split_special_tokens=False).save_pretrained(folder)
+    check = run_server_file(folder, tmp_path, monkeypatch)["check"]
+    row = {"premise": "A man sleeps.", "hypothesis": "He is <|endoftext|> awake."}
+    with pytest.raises(HTTPException, match="the name of a special token") as error:
+        check(row)
+    assert error.value.status_code == 422
+    row["hypothesis"] = "He is awake."
+    assert check(row) == row

@@ -1,13 +1,17 @@
 """Stages on several ranks: they train and predict as on one rank, also after a resume with another number of ranks."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
-from helpers.processes import run_on_forked_ranks, without_dropout
+from helpers.processes import run_on_forked_ranks, try_on_forked_ranks, without_dropout
 from helpers.project import NANO
 from helpers.stages import run_stage_in_each
 from helpers.training_folder import adapter_bytes, prepare
+
+from stages.training.checkpoints import WHOLE
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +29,7 @@ CASES = {  # {case: changes of params.yaml}
     "padded": {"batches__padding": "max_length", "batches__order": "random"},
     "weighted": {"train__class_weights": "balanced"},
     "dropped": {"lora__dropout": 0.3},
+    "each step": {"lora__dropout": 0.3, "train__checkpoint_minutes": 1e-6},  # a checkpoint after the first step
 }
 ROWS = 33  # in batches of 8: the last batch has one row, fewer than ranks
 
@@ -41,16 +46,19 @@ def top(tmp_path_factory):
         rows["label"] = np.where(rows.index % 4, rows["label"], 0)  # uneven classes
         rows.to_parquet(folder / "outs/tokenized/train.parquet", index=False)
 
-    for case in CASES:
+    finished = [case for case in CASES if case != "each step"]
+    for case in finished:
         make(f"{case}-one", case)
         make(f"{case}-three", case)
     for name in ("one-then-three", "three-then-one", "three-then-three"):
-        make(name, "dropped" if name == "three-then-three" else "plain")
+        make(name, "each step" if name == "three-then-three" else "plain")
+    make("terminated", "each step")
     run_on_forked_ranks(1, [f"broken:{top}/one-then-three"])
     tasks = [f"broken:{top}/three-then-one", f"broken:{top}/three-then-three", f"train_qlora:{top}/one-then-three"]
     tasks += [f"train_qlora:{top}/three-then-three", f"eval_base:{top}/plain-three"]
-    run_on_forked_ranks(3, [*tasks, *(f"train_qlora:{top}/{case}-three" for case in CASES)])
-    done = run_stage_in_each("train_qlora", [top / "three-then-one", *(top / f"{case}-one" for case in CASES)])
+    output = run_on_forked_ranks(3, [*tasks, *(f"train_qlora:{top}/{case}-three" for case in finished)])
+    (top / "output").write_text(output)
+    done = run_stage_in_each("train_qlora", [top / "three-then-one", *(top / f"{case}-one" for case in finished)])
     done["eval_base"] = run_stage_in_each("eval_base", [top / "plain-one"])["plain-one"]
     assert {outcome.returncode for outcome in done.values()} == {0}, done
     assert "resuming from" in done["three-then-one"].stdout
@@ -67,8 +75,8 @@ def test_three_ranks_train_as_one_rank_does(top, case):
 
 
 def test_the_cases_are_different_trainings(top):
-    losses = [curve(top / f"{case}-one", "steps")["loss"].sum() for case in CASES]
-    assert len({round(loss, 3) for loss in losses}) == len(CASES)
+    losses = [curve(top / f"{case}-one", "steps")["loss"].sum() for case in CASES if case != "each step"]
+    assert len({round(loss, 3) for loss in losses}) == len(losses)
 
 
 @pytest.mark.parametrize("name", ["one-then-three", "three-then-one"])
@@ -78,8 +86,21 @@ def test_a_training_resumes_with_another_number_of_ranks(top, name):
     assert not (top / name / "outs/checkpoints").exists()
 
 
-def test_dropout_after_a_resume_is_that_of_an_undisturbed_training(top):
+def test_rows_and_dropout_after_a_resume_in_an_epochs_middle_are_those_of_an_undisturbed_training(top):
+    assert re.search(r"resuming from \S+/checkpoint-1: step 1 of 10\n", (top / "output").read_text())
     assert adapter_bytes(top / "three-then-three") == adapter_bytes(top / "dropped-three")
+    for table in ("steps", "epochs"):
+        assert curve(top / "three-then-three", table).equals(curve(top / "dropped-three", table))
+
+
+def test_sigterm_to_one_rank_saves_a_checkpoint_and_ends_all_ranks(top):
+    """As on several machines of which one is reclaimed."""
+    done = try_on_forked_ranks(2, [f"terminated:{top}/terminated"])
+    line = "train_qlora: SIGTERM: checkpoint of step 3 written; `dvc repro` continues there"
+    assert done.stderr.count(line) == 1, done.stderr
+    (saved,) = (top / "terminated/outs/checkpoints").glob("*/checkpoint-*")
+    assert saved.name == "checkpoint-3" and (saved / WHOLE).exists()
+    assert not (top / "terminated/outs/adapter").exists()
 
 
 def test_three_ranks_write_the_same_predictions_as_one_byte_for_byte(top):

@@ -1,10 +1,14 @@
-"""The commands of docs/sharing.md that share a run and an experiment, run by DVC on a pipeline of one stage."""
+"""The commands of docs/sharing.md that share a run and an experiment, run by DVC on a pipeline of one stage.
+
+And the command of docs/use.md that copies the adapter of another run.
+"""
 
 import re
 import subprocess
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from helpers.project import ROOT
 from helpers.stages import stage_env
 
@@ -13,6 +17,7 @@ pytestmark = pytest.mark.slow
 SECTION = re.search(r"## Results, by Git and DVC\n(.*?)\n## ", (ROOT / "docs/sharing.md").read_text(), re.DOTALL)[1]
 SHARE, EXPERIMENT = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
 STORE = "/path/of/a/shared/folder"
+GET = re.findall(r"^(dvc get .*?) *#", (ROOT / "docs/use.md").read_text(), re.MULTILINE)
 PIPELINE = "stages:\n  make:\n    cmd: cp params.yaml out\n    params: [r]\n    outs: [out]\n"
 
 
@@ -70,3 +75,15 @@ def test_an_experiment_that_ran_before_the_remotes_commit_has_no_files_as_readme
     assert "the push sends no file" in " ".join(SECTION.split())
     done = clones.in_second("git restore . && dvc exp apply before")
     assert "Checkout failed" in done.stderr
+
+
+def test_the_adapter_of_a_run_in_demo_is_copied_from_the_cache(repro, tmp_path):
+    """DVC looks for a path in a revision from the root of the Git repository, not from demo/."""
+    at_root, in_demo = (command.replace("adapters/NAME", str(tmp_path / "NAME")).split()[1:] for command in GET)
+    assert at_root[2] == "outs/adapter"
+    copied = repro.clone.dvc(*(word.replace("NAME", "HEAD") for word in in_demo))
+    assert copied.returncode == 0, copied.stderr
+    lock = yaml.safe_load(repro.clone.git("show", "HEAD:demo/dvc.lock"))
+    (adapter,) = (out for out in lock["stages"]["train_qlora"]["outs"] if out["path"] == "outs/adapter")
+    files = [path.stat().st_size for path in (tmp_path / "HEAD").iterdir()]
+    assert (len(files), sum(files)) == (adapter["nfiles"], adapter["size"])

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,11 +28,12 @@ from helpers.tables import CLASSES
 from helpers.training_folder import adapter_bytes, prepare
 from scipy.special import softmax
 from transformers import PreTrainedModel
+from transformers.integrations import integration_utils
 
 from stages import train_qlora
 from stages.data.batching import TokenizedRows
 from stages.model.classifier import Classifier
-from stages.runtime import files, params
+from stages.runtime import files, params, progress
 from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.training import checkpoints, history
@@ -265,6 +267,57 @@ def test_a_checkpoint_of_other_parameters_is_not_resumed_and_not_removed(killed,
     assert not (folder / "outs/checkpoints").exists()
 
 
+def read_log_lines(text):
+    """The progress lines of a training -> [(step, total, epoch, epochs, loss)]."""
+    pattern = r"train: step (\d+) of (\d+), epoch (\d+) of (\d+), loss ([\d.]+), [\d.,]+ rows/s, about .* left"
+    found = [re.fullmatch(pattern, line) for line in text.splitlines() if line.startswith("train: ")]
+    return [(*map(int, match.groups()[:4]), float(match[5])) for match in found]
+
+
+def test_log_lines_and_live_curves_have_the_losses_also_after_a_resume_and_change_no_out(
+    tmp_path, monkeypatch, capsys, folders
+):
+    """The first run ends in the second epoch, of whose 4 steps one point is made."""
+    pytest.importorskip("dvclive")
+    folder, plain, count = prepare(tmp_path / "run", train__report_to="dvclive"), ClassifierTrainer.training_step, []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+
+    def training_step(*arguments, **named):
+        count.append(None)
+        if len(count) == 6:
+            raise Killed
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(ClassifierTrainer, "training_step", training_step)
+    steps = curves(folders["one"])["steps"]["loss"].to_numpy()
+    means = steps.reshape(3, 4).mean(axis=1)
+    with pytest.raises(Killed):
+        train_qlora.main()
+    assert read_log_lines(capsys.readouterr().err) == [(4, 12, 1, 3, pytest.approx(means[0], abs=1e-4))]
+    train_qlora.main()
+    assert read_log_lines(capsys.readouterr().err) == [(8, 12, 2, 3, pytest.approx(means[1], abs=1e-4))]
+
+    assert adapter_bytes(folder) == adapter_bytes(folders["one"])
+    for path in (folders["one"] / "outs/results/train").iterdir():
+        assert (folder / "outs/results/train" / path.name).read_bytes() == path.read_bytes(), path.name
+    (run,) = (folder / "logs/dvclive").iterdir()
+    losses = pd.read_csv(run / "plots/metrics/loss.tsv", sep="\t")
+    assert list(losses["step"]) == [4, 8, 12]
+    assert losses["loss"].to_numpy() == pytest.approx(means, rel=1e-6)
+    accuracy = pd.read_csv(run / "plots/metrics/eval/accuracy.tsv", sep="\t")["accuracy"]
+    assert list(accuracy) == list(curves(folder)["epochs"]["validation_accuracy"])
+
+
+def test_a_missing_logger_is_an_error_before_the_base_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(prepare(tmp_path / "run", train__report_to="mlflow"))
+    monkeypatch.setattr(integration_utils, "is_mlflow_available", lambda: False)
+    monkeypatch.delattr(train_qlora, "load_base")
+    with pytest.raises(UserError, match=r"^params\.yaml: train\.report_to: mlflow: its package is not installed; run"):
+        train_qlora.main()
+
+
 def copy_of_the_code(root, **edits):
     """Copy stages/ below `root`; each edit is {file: (text, its replacement)}."""
     shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
@@ -473,7 +526,7 @@ def test_the_trained_model_is_freed_before_the_adapter_is_loaded_again(tmp_path,
 
 
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):
-    """A killed `dvc` sends no signal to its stage."""
+    """A killed `dvc` sends no signal to its stage. The training saves a checkpoint, or its last one was just saved."""
     folder = prepare(tmp_path / "orphan", train__epochs=500)
     (tmp_path / "dvc").write_text(
         "import subprocess, sys\nsubprocess.run(sys.argv[1], shell=True)\n"
@@ -481,7 +534,7 @@ def test_the_stage_ends_when_dvc_is_killed(tmp_path):
     command = f"echo $$ > pid; exec env DVC_PID=$PPID {sys.executable} -m stages.train_qlora"
     parent = subprocess.Popen(
         [sys.executable, str(tmp_path / "dvc"), command], cwd=folder, env=stage_env(DVC_STAGE="train_qlora"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=(tmp_path / "stderr").open("w"),
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
@@ -497,6 +550,8 @@ def test_the_stage_ends_when_dvc_is_killed(tmp_path):
         try:
             os.kill(stage, 0)
         except ProcessLookupError:
+            line = (tmp_path / "stderr").read_text().splitlines()[-1]
+            assert line.startswith("train_qlora: `dvc` or the launcher has ended: checkpoint of step "), line
             return
         time.sleep(0.1)
     os.kill(stage, signal.SIGKILL)

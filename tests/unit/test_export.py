@@ -16,6 +16,7 @@ from helpers.damage import edit_json, edit_weights
 from helpers.parameters import manifest_of, unpinned_params
 from helpers.project import CPU, NANO
 from helpers.tables import CLASSES
+from huggingface_hub import ModelCard, constants
 from transformers import AutoTokenizer
 
 from stages.data.chat import apply_chat
@@ -26,8 +27,9 @@ from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
-from tools import export, predict
+from tools import export
 from tools.export import Agreement
+from tools.predict import __main__ as predict
 
 SWAPPED_CLASSES = {"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}
 TEXTS = [f"Premise: A man {'is ' * n}sleeping.\nHypothesis: A dog is outside.\nLabel:" for n in range(1, 9)]
@@ -249,7 +251,10 @@ def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsy
     Task(CLASSES, "{premise}{hypothesis}", None).write("outs/task.json")
     files.write_json("outs/data_source.json", {"name": "data", "revision": None, "digest": "d" * 64})
     rows.to_parquet("outs/tokenized/test.parquet")
-    export.export(tmp_path / "out", tmp_path / "adapter", "original")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    export.export(tmp_path / "out", tmp_path / "adapter", "original", None, "tests/nano", "mit")
+    metadata = ModelCard.load("out/README.md").data
+    assert metadata.base_model == "tests/nano" and metadata.license == "mit"
     assert (
         "2 test rows\n1 more were left out: their texts have the name of a special token\n" in capsys.readouterr().out
     )

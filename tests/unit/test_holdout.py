@@ -415,7 +415,7 @@ def test_the_recipe_says_where_the_rows_are_from(tmp_path, raw_params):
     def lines(dropped=None, **of_data):
         raw = raw_params | {"data": raw_params["data"] | of_data}
         source, p = Source("name", None, "digest"), params.Params.model_validate(raw)
-        run = RunDescription(task, source, source, p, "cpu", {}, {}, {})
+        run = RunDescription(task, source, source, p, "cpu", {}, "a" * 64, {}, {})
         facts = dict(recipe(DataSummary(summary.splits, summary.padding, 128, dropped), run))
         return [facts[name] for name in ("rows", "rows held out", "duplicate training rows")]
 

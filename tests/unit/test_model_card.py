@@ -1,4 +1,4 @@
-"""The model cards, read by the classes of huggingface_hub, and the folder that is ready to publish."""
+"""The model cards, read by the classes of huggingface_hub."""
 
 import ast
 import json
@@ -16,11 +16,9 @@ from stages.data.task import Task
 from stages.report.model_card import build_export_card
 from tools.export import Agreement
 
-PUBLISH = "rm -rf publish && cp -rL outs/adapter publish && cp metrics/model_card.md publish/README.md"
-
 
 @pytest.fixture
-def analyze_run(tmp_path, monkeypatch, one_pixel_pngs):
+def analyze_run(tmp_path, monkeypatch, blank_figures):
     """A function that analyzes a finished run with these settings and returns (its card, metrics folder)."""
 
     def analyze_run(**settings):
@@ -68,13 +66,14 @@ def test_the_path_of_local_data_is_not_published(analyze_run, tmp_path, relative
     assert name not in card.content and "- data: `reviews, SHA-256 of its files " in card.text
 
 
-def test_the_card_of_an_export_does_not_publish_the_path_of_local_data(tmp_path):
+def test_the_card_of_an_export_does_not_publish_a_local_path(tmp_path):
     (tmp_path / "me/reviews").mkdir(parents=True)
+    (tmp_path / "me/phi-2").mkdir()
     source = {"name": f"{tmp_path}/me/reviews", "revision": None, "digest": "d" * 64}
     settings = SimpleNamespace(model=SimpleNamespace(quantization="none"), template="{text}", max_length=9)
     about = {
         "task": Task(("ham", "spam"), "{text}", None),
-        "model": {**source, "name": "microsoft/phi-2"},
+        "model": {**source, "name": f"{tmp_path}/me/phi-2"},
         "data": source,
         "settings": settings,
         "rows": 2,
@@ -85,10 +84,16 @@ def test_the_card_of_an_export_does_not_publish_the_path_of_local_data(tmp_path)
         "merges": {"original": Agreement(1, 0, 0, 0)},
         "chosen": "original",
         "dtype": "bfloat16",
+        "license": "mit",
+        "base_model": None,
         "example": "x",
     }
     text = build_export_card(about)
-    assert str(tmp_path) not in text and "On 2 test rows of reviews:" in text
+    assert str(tmp_path) not in text and "On 2 test rows of reviews:" in text and "base model: `phi-2`, SHA" in text
+    assert ModelCard(text).data.license == "mit" and "Before you publish" not in text
+    card = ModelCard(build_export_card(about | {"base_model": "me/phi-2"}))
+    assert card.data.base_model == "me/phi-2" and "base model: `me/phi-2`, SHA" in card.text
+    assert "Before you publish, add `license:`" in build_export_card(about | {"license": None})
     assert ModelCard(text).data.eval_results[0].dataset_type == "reviews"
 
 
@@ -110,20 +115,6 @@ def test_the_card_has_all_sections(analyze_run):
     card, _ = analyze_run()
     for heading in ("## Results", "## Recipe", "## Use", "## Limits"):
         assert heading in card.text
-
-
-def test_the_documented_command_makes_a_folder_to_publish(analyze_run, tmp_path):
-    analyze_run()
-    cached = tmp_path / "cached"  # DVC may link its outs to its cache, whose files are read-only
-    cached.write_text("{}")
-    cached.chmod(0o444)
-    (tmp_path / "outs/adapter").mkdir()
-    (tmp_path / "outs/adapter/adapter_config.json").symlink_to(cached)
-    subprocess.run(["bash", "-ec", PUBLISH], cwd=tmp_path, check=True)
-    folder = tmp_path / "publish"
-    assert ModelCard.load(folder / "README.md").data.to_dict()["model-index"]
-    assert (folder / "adapter_config.json").is_file() and not (folder / "adapter_config.json").is_symlink()
-    assert PUBLISH in (ROOT / "docs/sharing.md").read_text()
 
 
 @pytest.mark.parametrize("below", ["", "demo/"])

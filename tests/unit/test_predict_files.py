@@ -20,7 +20,7 @@ from stages.model.classifier import Classifier
 from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors
 from tools.predict import __main__ as predict
-from tools.predict import predict_rows, progress
+from tools.predict import predict_rows
 
 ROWS = 60
 PARTS = {"PART": 16, "BATCH": 5}
@@ -291,17 +291,6 @@ def test_outputs_that_are_not_finite_are_an_error(work, monkeypatch):
     monkeypatch.setattr(Classifier, "compute_batch_logits", lambda *arguments: compute(*arguments) * float("nan"))
     with pytest.raises(errors.UserError, match=r"rows\.csv: the model's outputs for row \d+ are not finite"):
         work.run("rows.csv", "--out", "out.csv")
-
-
-def test_progress_is_printed_where_there_is_no_terminal(monkeypatch, capsys):
-    now = iter([0.0, 10.0, 31.0, 45.0, 62.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    bar = progress.ProgressBar(1000, 400)
-    for rows in (100, 210, 90, 10):
-        bar.update(rows)
-    assert capsys.readouterr().err.splitlines() == [
-        "710 of 1,000 rows, 10.0 rows/s, 00:29 left", "810 of 1,000 rows, 6.6 rows/s, 00:28 left",
-    ]  # fmt: skip
 
 
 def test_a_process_that_is_killed_goes_on(adapter, loaded, tmp_path, monkeypatch):

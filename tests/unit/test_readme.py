@@ -43,7 +43,7 @@ def commands(text):
     """The command lines of a document, in its blocks and between backticks."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     for block in (block for language, block in blocks if language in ("", "sh")):
-        shell = [line.removeprefix("$ ") for line in block.splitlines()]
+        shell = [line.removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines()]
         yield from (part for line in shell for part in line.split(" && ") if re.fullmatch(COMMAND, part))
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     yield from re.findall(rf"^    ({COMMAND})$", prose, re.MULTILINE)
@@ -250,8 +250,7 @@ def test_the_effect_of_the_temperature_is_that_in_the_results(capsys):
     calibrated = capsys.readouterr().out.strip().split("\n\n")[2]
     ours, best_epoch = (line.strip("| ").split(" | ")[2:] for line in calibrated.splitlines()[2:4])
     loss, loss_with, error, error_with = ours
-    document = DOCUMENTS["docs/use.md"]
-    assert f"| {loss} | {loss_with} |" in document and f"| {error}% | {error_with}% |" in document
+    assert f"| {loss} | {loss_with} |" in NOTEBOOK and f"| {error}% | {error_with}% |" in NOTEBOOK
     assert {loss, loss_with, *best_epoch[:2]} <= figures(NOTEBOOK)
     assert f"test loss of the 1,000-row model from {loss} to {loss_with}" in " ".join(README.split())
 

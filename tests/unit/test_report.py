@@ -62,7 +62,12 @@ def analyze_in(folder, **settings):
 
 
 @pytest.fixture
-def analyzed(tmp_path, one_pixel_pngs):
+def analyzed(tmp_path, blank_figures):
+    return partial(analyze_in, tmp_path)
+
+
+@pytest.fixture
+def analyzed_with_figures(tmp_path, one_pixel_pngs):
     return partial(analyze_in, tmp_path)
 
 
@@ -230,8 +235,9 @@ def test_the_metrics_of_dvc_are_few_and_finite(metrics):
     assert PIPELINE["metrics"] == ["metrics/summary.json"]
 
 
-def test_measurements_are_in_other_files_than_results(tmp_path):
+def test_measurements_are_in_other_files_than_results(tmp_path, monkeypatch):
     """The same run on a machine that is slower and has less free memory."""
+    monkeypatch.setattr(render, "SHOWN", 50)  # smaller PNGs, which take less time
     first = contents(analyze_in(tmp_path, gpu="NVIDIA H100"))
     for name in ("base", "train", "tuned"):
         path = tmp_path / f"outs/measurements/{name}/run.json"
@@ -248,7 +254,7 @@ def test_measurements_are_in_other_files_than_results(tmp_path):
     assert {name for name in first if first[name] != second[name]} == {"summary.json", "report.html", *measurements}
 
 
-@pytest.mark.usefixtures("one_pixel_pngs")
+@pytest.mark.usefixtures("blank_figures")
 def test_a_new_metric_needs_only_one_entry(tmp_path, monkeypatch):
     """The entry of a Matthews correlation puts it in every output with metrics, with interval and the hub's name."""
 
@@ -305,7 +311,7 @@ def test_a_class_that_is_neither_gold_nor_predicted_has_no_f1(analyzed):
 ODD_TEXTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tA1", "\r=1", "a\rb", "a\r\nb\nc", 'a "b", c', "'quoted'", "", "plain ="]
 
 
-@pytest.mark.usefixtures("one_pixel_pngs")
+@pytest.mark.usefixtures("blank_figures")
 def test_odd_texts_are_read_back_from_the_cases_and_are_no_formulas(tmp_path, monkeypatch):
     finished_run.make(tmp_path, rows=len(ODD_TEXTS))
     path = tmp_path / "outs/results/tuned/predictions.parquet"
@@ -348,7 +354,7 @@ def test_no_interval_collapses_if_all_predictions_are_right(analyzed):
         assert 0.94 < scores[f"{name}_interval"]["low"] < 0.99 and scores[f"{name}_interval"]["high"] == 1, name
 
 
-@pytest.mark.usefixtures("one_pixel_pngs")
+@pytest.mark.usefixtures("blank_figures")
 def test_repeated_rows_narrow_no_interval(tmp_path):
     """Each row occurs once, or four times. Repeated rows contain no new information."""
     once, often = (analyze_in(folder(tmp_path / str(copies)), rows=80, copies=copies) for copies in (1, 4))
@@ -386,8 +392,8 @@ def folder(path):
     ],
     ids=str,
 )
-def test_any_outcome_makes_a_report_without_nan(analyzed, settings):
-    metrics = analyzed(**settings)
+def test_any_outcome_makes_a_report_without_nan(analyzed_with_figures, settings):
+    metrics = analyzed_with_figures(**settings)
     for path in metrics.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)
     for name in ("report.md", "report.html", "model_card.md"):
@@ -440,8 +446,8 @@ def test_the_report_of_a_gpu_run_shows_the_gpu(gpu_metrics):
     assert "GPU 0" not in page and "A line for each" not in page
 
 
-def test_the_report_of_a_run_on_two_gpus_shows_both(analyzed):
-    metrics = analyzed(gpu="NVIDIA H100", gpus=2)
+def test_the_report_of_a_run_on_two_gpus_shows_both(analyzed_with_figures):
+    metrics = analyzed_with_figures(gpu="NVIDIA H100", gpus=2)
     for name in ("report.md", "report.html", "model_card.md"):
         assert "2 GPUs (NVIDIA H100)" in (metrics / name).read_text(), name
     caption = "One line for each of the 2 GPUs. The panel between memory and load is their total memory."
@@ -456,8 +462,8 @@ def test_the_report_of_a_run_on_two_gpus_shows_both(analyzed):
     assert usage["seconds"].is_monotonic_increasing
 
 
-def test_the_report_of_two_processes_on_a_cpu_shows_their_number_and_memory(analyzed):
-    metrics = analyzed(gpus=2)
+def test_the_report_of_two_processes_on_a_cpu_shows_their_number_and_memory(analyzed_with_figures):
+    metrics = analyzed_with_figures(gpus=2)
     assert "CPU, 2 processes" in (metrics / "report.md").read_text()
     assert {"process 0", "process 1"} <= set(words_of(picture_of(metrics, "Memory and load")))
     run = measured(metrics, "train")
@@ -647,6 +653,7 @@ def test_each_reference_has_its_score_and_its_paired_difference(metrics):
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_reference_that_was_left_out_has_a_sentence(tmp_path):
     folder = finished_run.make(tmp_path, rows=20, zero_shot=None)
     path = folder / "outs/results/base/summary.json"
@@ -661,6 +668,7 @@ def test_a_reference_that_was_left_out_has_a_sentence(tmp_path):
         assert "Zero-shot is left out: two classes begin with the same token." in text, name
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("answers, sentence", [
     ({0: 0, 1: 0, 2: 0}, "The tuned model answers entailment to all 60 test rows: it learnt nothing."),
     ({0: 0, 1: 1, 2: 1}, "The tuned model never answers contradiction, but test rows have this class."),
@@ -698,6 +706,7 @@ def be_sure_of_errors(folder):
     table.to_parquet(path)
 
 
+@pytest.mark.usefixtures("one_pixel_pngs")
 @pytest.mark.parametrize("texts", ["all", "errors", "none"])
 def test_only_the_texts_of_analysis_texts_are_written(tmp_path, texts):
     """Each premise ends with its row's number, so that a text in any file shows its row."""
@@ -843,6 +852,7 @@ def font_file(folder, family, characters):
 ANIMALS = {"classes": ("猫", "犬と狐", "bird"), "columns": ("文本",), "rows": 60}
 
 
+@pytest.mark.usefixtures("one_pixel_pngs")
 @pytest.mark.parametrize("has_font", [True, False], ids=["a font has them", "no font has them"])
 def test_class_names_that_matplotlibs_font_lacks_are_in_a_system_font_or_become_numbers(
     tmp_path, system_fonts, has_font
@@ -863,7 +873,7 @@ def test_class_names_that_matplotlibs_font_lacks_are_in_a_system_font_or_become_
     assert numbers == [[str(number), name] for number, name in enumerate(ANIMALS["classes"])]
 
 
-def test_a_column_name_that_no_font_has_is_shown_as_boxes_without_a_warning(tmp_path, system_fonts):
+def test_a_column_name_that_no_font_has_is_shown_as_boxes_without_a_warning(tmp_path, system_fonts, one_pixel_pngs):
     system_fonts()
     with warnings.catch_warnings(action="error"):
         metrics = analyze_in(tmp_path, **ANIMALS)
@@ -912,7 +922,7 @@ def test_an_axis_is_as_narrow_as_its_values_allow(values, least, ends):
     assert share_limits(values, least) == pytest.approx(ends)
 
 
-def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, tmp_path):
+def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, tmp_path, blank_figures):
     for title in ("Loss", "Validation"):
         assert "kept, epoch 2" in words_of(picture_of(metrics, title))
     assert page_of(metrics).count("whose adapter is used: the one with the lowest validation loss") == 2
@@ -979,7 +989,7 @@ def test_likely_label_errors_are_a_table_and_a_file(many_metrics, two_metrics):
     assert pd.read_csv(two_metrics / "label_errors.csv").empty and "Likely label errors" not in page_of(two_metrics)
 
 
-def test_the_share_of_rows_that_it_can_answer_is_a_sentence(tmp_path):
+def test_the_share_of_rows_that_it_can_answer_is_a_sentence(tmp_path, one_pixel_pngs):
     """A tuned model that is surer of its right predictions."""
     folder = finished_run.make(tmp_path, rows=300, tuned=0.8)
     for path in ("outs/results/tuned/predictions.parquet", "outs/results/train/validation.parquet"):
@@ -1021,6 +1031,7 @@ def test_the_best_threshold_of_two_classes_is_explained():
     assert "It also has the best macro F1" in wording.explain_threshold(ThresholdEffect(0.5, estimate, estimate, gain))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_without_calibration_the_page_says_so(tmp_path):
     folder = finished_run.make(tmp_path, rows=20)
     path = folder / "outs/results/train/summary.json"
@@ -1032,6 +1043,7 @@ def test_without_calibration_the_page_says_so(tmp_path):
     assert "as training left them, since train.calibrate is false" in page and "without it" not in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_score_without_duplicates_of_training_rows_is_a_sentence(tmp_path):
     """Ten test rows are also training rows, and the tuned model is right in most rows."""
     folder = finished_run.make(tmp_path, rows=100, tuned=0.8)
@@ -1127,6 +1139,7 @@ def test_long_texts_are_cut_with_an_ellipsis_only_on_the_page(odd_metrics):
     assert [row[1][2] for row in rows] == [f"{text[:600]}…" for text in cases["text_label"]]
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("most, characters, rows", [(10_000, 10**9, 90), (40, 10**9, 40), (10_000, 1200, 20)])
 def test_the_page_has_as_many_rows_as_fit(monkeypatch, tmp_path, most, characters, rows):
     """Texts of 30 characters in each of two columns, 90 rows."""

@@ -14,6 +14,8 @@ from stages.data.task import Task
 from stages.report.verdict import explain_verdict
 from stages.runtime import errors
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def analyze_run(folder, monkeypatch, **run):
     """Make a finished run and analyze it -> (comparison of details.json, report.md)."""
@@ -121,7 +123,7 @@ def test_one_answer_to_all_rows_is_not_worth_it_even_if_it_exceeds_all_reference
 def test_a_class_of_few_test_rows_that_is_never_answered_is_no_alarm(tmp_path, monkeypatch):
     """With 77 classes and 150 rows, a good model misses some classes by chance."""
     names = tuple(f"intent_{i}" for i in range(77))
-    settings = {"columns": ("text",), "rows": 150, "train_rows": 800, "words": 12, "classes": names}
+    settings = {"columns": ("text",), "rows": 150, "words": 12, "classes": names}
     _, report = analyze_run(tmp_path, monkeypatch, tuned=0.85, **settings)
     assert "never answers" not in report
 

@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import json
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +18,14 @@ from stages.model.adapter_files import ClassifierSettings
 from stages.model.classifier import Classifier
 from stages.runtime import files
 from stages.runtime.errors import UserError
+from stages.runtime.progress import progress_bar
 from stages.sources.hashes import cached_sha256
 from stages.sources.manifest import TABLE_EXTENSIONS, find_extension
 from tools.answer_rules import Rule
 from tools.column_map import parse_column_map
 from tools.predict.find_files import InputFile, find_files
 from tools.predict.predict_rows import Predictor, prefetch, read_parts
-from tools.predict.progress import ProgressBar, ProgressFolder, open_progress
+from tools.predict.progress import ProgressFolder, open_progress
 from tools.predict.read_tables import Reader, open_reader
 from tools.predict.write_tables import check_target, write_table
 
@@ -149,10 +152,12 @@ def predict_missing(
     total: int,
 ) -> None:
     """Predict the rows that have no logits in the progress folder."""
-    bar = ProgressBar(total, progress.state.rows)
+    done, start = progress.state.rows, time.monotonic()
     parts = read_parts([target.reader for target in targets], columns, classifier, settings, progress)
-    Predictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
-    bar.close()
+    with progress_bar(total, "predict", "row", initial=done) as bar:
+        Predictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
+    rows, seconds = total - done, time.monotonic() - start
+    print(f"predicted {rows:,} rows in {seconds:,.1f} s: {rows / seconds:,.1f} rows/s", file=sys.stderr)
 
 
 @dataclass

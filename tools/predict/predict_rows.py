@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from stages.model.adapter_files import ClassifierSettings
 from stages.model.classifier import Classifier
 from stages.model.devices import report_out_of_memory
 from stages.runtime.errors import UserError
-from tools.predict.progress import ProgressBar, ProgressFolder
+from tools.predict.progress import ProgressFolder
 from tools.predict.read_tables import Reader
 
 PART = 4096  # rows that are sorted by length together
@@ -103,7 +103,7 @@ class Predictor:
     """Computes the logits of parts, and saves them in the progress folder. A row without a text gets NaN."""
 
     def __init__(
-        self, classifier: Classifier, outputs: int, progress: ProgressFolder, batch_size: int, bar: ProgressBar
+        self, classifier: Classifier, outputs: int, progress: ProgressFolder, batch_size: int, bar: Any
     ) -> None:
         self.classifier, self.outputs, self.progress = classifier, outputs, progress
         self.batch_size, self.bar = batch_size, bar

@@ -4,8 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,12 +11,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from stages.runtime import distributed, files
+from stages.runtime import files
 from stages.runtime.errors import UserError, report_full_disk
 
-LINE_SECONDS = 30.0  # between two lines where there is no terminal
 DTYPE = np.dtype(np.float32)  # no model's head computes in more bits
 
 
@@ -136,29 +132,3 @@ def _lock_parent(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-class ProgressBar:
-    """A bar on a terminal. Without one, a line every 30 s."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.first, self.done = total, done, done
-        self.start = self.last_line = time.monotonic()
-        disable = distributed.progress_bar_disabled()
-        self.bar = tqdm(total=total, initial=done, unit="row", desc="predict", disable=disable)
-
-    def update(self, rows: int) -> None:
-        self.done += rows
-        self.bar.update(rows)
-        now = time.monotonic()
-        if self.bar.disable and now - self.last_line >= LINE_SECONDS:
-            self.last_line = now
-            rate = (self.done - self.first) / (now - self.start)
-            left = tqdm.format_interval((self.total - self.done) / max(rate, 1e-9))
-            print(f"{self.done:,} of {self.total:,} rows, {rate:,.1f} rows/s, {left} left", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Remove the bar, and print how fast it was."""
-        self.bar.close()
-        rows, seconds = self.done - self.first, time.monotonic() - self.start
-        print(f"predicted {rows:,} rows in {seconds:,.1f} s: {rows / seconds:,.1f} rows/s", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 In a stage that DVC runs, this code writes the dotted name of every parameter that the stage reads to
 $RECORD_READS/<stage>, and every file that Python opens to read to $RECORD_READS/<stage>.files. It stops the process
-before the first file operation that matches the pattern $STOP_AT.
+before the first file operation that matches the pattern $STOP_AT. It writes the number and the start of each training
+step, in seconds since 1970, to $STEP_LOG.
 """
 
 import os
@@ -66,6 +67,25 @@ if "DVC_STAGE" in os.environ and "RECORD_READS" in os.environ:
 
     params.Section.__getattribute__, params.Section.model_dump = read, dump
     report.touch()
+
+if os.environ.get("DVC_STAGE", "").endswith("train_qlora") and "STEP_LOG" in os.environ:
+    import threading
+    import time
+
+    def log_steps():
+        """Wait until the trainer's module is imported, seconds before its first step."""
+        while not hasattr(module := sys.modules.get("stages.training.trainer"), "make_trainer"):
+            time.sleep(0.01)
+        plain = module.ClassifierTrainer.training_step
+
+        def training_step(self, *arguments, **named):
+            with open(os.environ["STEP_LOG"], "a") as file:
+                file.write(f"{self.state.global_step + 1} {time.time()}\n")
+            return plain(self, *arguments, **named)
+
+        module.ClassifierTrainer.training_step = training_step
+
+    threading.Thread(target=log_steps, daemon=True).start()
 
 if "DVC_STAGE" in os.environ and os.environ.get("STOP_AT"):
     import re

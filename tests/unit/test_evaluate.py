@@ -1,0 +1,274 @@
+"""tools.evaluate: which rows, labels and groups it reads from other data, and what it rejects."""
+
+import json
+from argparse import Namespace
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from helpers.parameters import unpinned_params
+from helpers.tables import CLASSES
+
+from stages import analyze
+from stages.analysis.intervals import newcombe
+from stages.analysis.label_permutation import find_permutation
+from stages.analysis.metrics import Predictions
+from stages.data.confusion import class_counts, confusion_counts, f1_macro
+from stages.data.task import Task
+from stages.runtime.errors import UserError
+from tools.evaluate import __main__ as evaluate
+from tools.evaluate.labels import parse_class_map
+from tools.evaluate.read_set import choose_split, name_folder, read_set
+
+TASK = Task(CLASSES, "{premise} {hypothesis}", "premise")
+COLUMNS = {"premise": "sentence1", "hypothesis": "sentence2"}
+LABELS = ["entailment", "neutral", "contradiction", "neutral"]
+NO_FLAGS = dict.fromkeys(("split", "subset", "group", "sep", "encoding", "quotechar"))
+
+
+@pytest.fixture(autouse=True)
+def pipeline(tmp_path, monkeypatch):
+    """A pipeline's folder, in which the test runs."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(unpinned_params()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pairs(labels=LABELS, **columns):
+    rows = range(len(labels))
+    texts = {
+        "sentence1": [f"A man runs {row // 2}." for row in rows],
+        "sentence2": [f"He moves {row}." for row in rows],
+    }
+    return pd.DataFrame(texts | {"gold": labels} | columns)
+
+
+def write(frame, name="pairs.csv", **options):
+    frame.to_csv(name, index=False, **options)
+    return name
+
+
+def read(given, classes=(), task=TASK, columns=COLUMNS, **flags):
+    class_map = parse_class_map(classes, task.classes)
+    return read_set(given, Namespace(**NO_FLAGS | flags), task, "gold", columns, class_map)
+
+
+def codes(labelled):
+    return labelled.rows["label"].tolist()
+
+
+def test_columns_and_labels_of_other_names_are_mapped(capsys):
+    frame = pairs(["yes", "maybe", "no", "-", ""])
+    found = read(write(frame, sep=";", encoding="cp1252"), ["yes=entailment", "maybe=neutral", "no=contradiction"])
+    assert codes(found) == [0, 1, 2, -1, -1]
+    assert found.rows["text_premise"].tolist() == frame["sentence1"].tolist()
+    assert found.rows["text_hypothesis"].tolist() == frame["sentence2"].tolist()
+    assert found.record["classes"] == {"yes": "entailment", "maybe": "neutral", "no": "contradiction"}
+    assert "cells are separated by semicolons" in capsys.readouterr().out
+    assert "  2 rows without a label are left out" in list(found.describe())
+
+
+def test_a_flag_replaces_the_detected_dialect():
+    """Without it, the bars of this file would separate its cells."""
+    frame = pd.DataFrame({"premise": ["a|b", "c|d"], "hypothesis": ["e|f", "g|h"], "gold": LABELS[:2]})
+    frame.to_csv("bars.csv", index=False, sep="~")
+    found = read("bars.csv", columns={"premise": "premise", "hypothesis": "hypothesis"}, sep="~")
+    assert found.rows["text_premise"].tolist() == ["a|b", "c|d"]
+
+
+def test_labels_match_classes_by_name_in_any_case():
+    assert codes(read(write(pairs(["Neutral", "ENTAILMENT", "contradiction"])))) == [1, 0, 2]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "parquet with missing labels"])
+def test_integers_without_names_mean_no_class_by_themselves(kind):
+    """The classes' numbers may be others in this data set: a wrong guess would be a wrong score."""
+    labels = [0, 2, 1, 0] if kind != "parquet with missing labels" else [0, 2, 1, None]
+    frame = pairs(labels)
+    given = write(frame) if kind == "csv" else "pairs.parquet"
+    if kind != "csv":
+        frame.to_parquet(given)
+    with pytest.raises(UserError, match=r"integers without names: 0 \(\d rows\), 1 .*--class 0=CLASS --class 1=CLASS"):
+        read(given)
+    mapped = read(given, ["0=contradiction", "1=neutral", "2=entailment"])
+    assert codes(mapped)[:3] == [2, 0, 1]
+
+
+def test_integers_that_are_the_classes_names_match_them():
+    task = Task(("1", "2", "5"), TASK.template, None)
+    assert codes(read(write(pairs([5, 1, 2, 1])), task=task)) == [2, 0, 1, 0]
+
+
+def test_a_classlabel_is_matched_by_its_names_whatever_its_numbers():
+    features = datasets.Features(
+        {"sentence1": datasets.Value("string"), "sentence2": datasets.Value("string"),
+         "gold": datasets.ClassLabel(names=["contradiction", "other", "entailment", "neutral"])}
+    )  # fmt: skip
+    frame = pairs([0, 2, 3, -1])
+    datasets.Dataset.from_dict(frame.to_dict("list"), features=features).to_parquet("named.parquet")
+    assert codes(read("named.parquet")) == [2, 0, 1, -1]
+
+
+def test_a_mapped_class_replaces_that_of_the_same_name():
+    assert codes(read(write(pairs(["neutral", "entailment"])), ["neutral=contradiction"])) == [2, 0]
+
+
+WRONG = {  # {case: (labels, --class, phrases of the error)}
+    "unknown labels": (
+        ["yes", "yes", "neutral"], [], ["column 'gold' has labels that are not classes", "yes (2 rows)", "yes=CLASS"]
+    ),
+    "one is mapped": (["yes", "no", "neutral"], ["yes=entailment"], ["not classes of the adapter: no (1 rows)"]),
+    "numbers to be predicted": ([0.5, 0.7, 0.1], [], ["not classes", "--class"]),
+    "no label": (["-", "-", "-"], [], ["has no label in any row", "--label"]),
+    "no such class": (LABELS, ["yes=entails"], ["--class yes=entails: the adapter has no class entails"]),
+    "no =": (LABELS, ["yes"], ["--class yes: must be LABEL=CLASS"]),
+    "named twice": (LABELS, ["a=neutral", "a=entailment"], ["a means neutral already"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("labels, classes, phrases", WRONG.values(), ids=WRONG)
+def test_a_label_that_could_be_read_wrongly_is_rejected(labels, classes, phrases):
+    with pytest.raises(UserError) as caught:
+        read(write(pairs(labels)), classes)
+    assert all(phrase in str(caught.value) for phrase in phrases), str(caught.value)
+    assert "params.yaml" not in str(caught.value)
+
+
+COLUMN_ERRORS = {
+    "no text column": ({"columns": {"premise": "text", "hypothesis": "sentence2"}}, "--column premise=COLUMN"),
+    "no label column": ({"drop": "gold"}, "no label column 'gold'; it has sentence1, sentence2. Name it: --label"),
+    "no group column": ({"group": "author"}, "--group author: pairs.csv has no such column; it has sentence1"),
+    "the label as a text": ({"columns": {"premise": "gold", "hypothesis": "sentence2"}}, "both a text and the label"),
+    "no split": ({"split": "dev"}, "--split dev: pairs.csv has no such split; it has train"),
+    "no subset": ({"subset": "easy"}, "--subset: easy; allowed"),
+    "an empty row": ({"blank": True}, "pairs.csv: columns premise, hypothesis are all empty in row 0"),
+    "a wrong encoding": ({"encoding": "ascii"}, "--encoding"),
+}
+
+
+@pytest.mark.parametrize("changes, message", COLUMN_ERRORS.values(), ids=COLUMN_ERRORS)
+def test_the_error_names_the_flag(changes, message):
+    changes = dict(changes)
+    frame = pairs().drop(columns=changes.pop("drop", []))
+    if changes.pop("blank", False):
+        frame.loc[0, ["sentence1", "sentence2"]] = " "
+    frame.loc[1, "sentence1"] = "A café."
+    with pytest.raises(UserError) as caught:
+        read(write(frame), **changes)
+    assert message in str(caught.value) and "params.yaml" not in str(caught.value), str(caught.value)
+
+
+def test_the_runs_group_column_is_used_under_its_name_in_the_file():
+    found = read(write(pairs()))
+    assert found.rows["group"].nunique() == 2 and found.task.group == "premise" and found.shares_groups
+
+
+def test_without_the_runs_group_column_equal_texts_are_a_group(capsys):
+    found = read(write(pairs()), task=Task(CLASSES, TASK.template, "author"))
+    assert found.rows["group"].nunique() == 4 and found.task.group is None and not found.shares_groups
+    assert "no column 'author', which groups the run's rows" in capsys.readouterr().out
+
+
+def test_another_group_column_is_not_compared_with_that_of_training():
+    found = read(write(pairs(author=["a", "a", "a", "b"])), group="author")
+    assert found.rows["group"].nunique() == 2 and found.task.group == "author" and not found.shares_groups
+
+
+def test_the_split_called_test_is_taken_or_the_only_one():
+    assert choose_split(["train", "test"], None, "x") == "test"
+    assert choose_split(["train"], None, "x") == "train"
+    assert choose_split(["train", "test"], "train", "x") == "train"
+    with pytest.raises(UserError, match="x: has the splits train, dev, and none is called test; name one by --split"):
+        choose_split(["train", "dev"], None, "x")
+
+
+def test_a_folder_is_called_as_its_data(pipeline):
+    (pipeline / "reviews.2024.csv.gz").touch()
+    (pipeline / "sets").mkdir()
+    assert [name_folder(name) for name in ("reviews.2024.csv.gz", "sets/", "nyu-mll/multi_nli")] == [
+        "reviews", "sets", "multi_nli",
+    ]  # fmt: skip
+
+
+def named(name):
+    return SimpleNamespace(name=name, source=SimpleNamespace(name=f"{name}.csv"), record={"label": "gold"})
+
+
+def test_a_folder_that_the_command_has_not_written_is_not_replaced(pipeline):
+    out = pipeline / "evaluations"
+    evaluate.check_targets(out, [named("a"), named("b")])
+    (out / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="this command has not written it"):
+        evaluate.check_targets(out, [named("a")])
+    (out / "a" / evaluate.RECORD).write_text("{}")
+    evaluate.check_targets(out, [named("a")])
+    with pytest.raises(UserError, match="would both be written to"):
+        evaluate.check_targets(out, [named("b"), named("b")])
+
+
+def test_an_earlier_evaluation_stays_until_the_new_one_is_whole(pipeline, monkeypatch):
+    folder = pipeline / "evaluations/a"
+    monkeypatch.setattr(analyze, "write_report", lambda report, path: (path / "report.md").write_text(report))
+    evaluate.write_set(folder, named("a"), "first", [])
+    assert json.loads((folder / evaluate.RECORD).read_text()) == {"label": "gold", "adapters": {}}
+
+    def fail(report, path):
+        (path / "report.md").write_text(report)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analyze, "write_report", fail)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.write_set(folder, named("a"), "second", [])
+    assert (folder / "report.md").read_text() == "first"
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]
+
+
+def draw_confusion(rng, rows, classes, right):
+    gold = rng.integers(classes, size=rows)
+    wrong = (gold + rng.integers(1, classes, rows)) % classes
+    return confusion_counts(gold, np.where(rng.random(rows) < right, gold, wrong), classes)
+
+
+@pytest.mark.parametrize("classes, right", [(2, 0.9), (3, 0.8), (20, 0.7)])
+def test_exchanged_labels_are_found(classes, right):
+    confusion = draw_confusion(np.random.default_rng(0), 800, classes, right)
+    assert find_permutation(confusion) is None
+    order = [1, 0, *range(2, classes)]
+    assert find_permutation(confusion[order]).labels == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize(
+    "classes, right, rows", [(2, 0.5, 20), (2, 0.45, 200), (3, 0.3, 30), (3, 0.33, 1000), (20, 0.05, 60)]
+)
+def test_a_poor_model_is_not_taken_for_exchanged_labels(classes, right, rows):
+    rng = np.random.default_rng(0)
+    found = [find_permutation(draw_confusion(rng, rows, classes, right)) for _ in range(200)]
+    assert sum(map(bool, found)) <= 1
+
+
+def draw_predictions(rng, groups, right):
+    """Three uneven classes, in groups of three rows whose answers are alike."""
+    group = np.repeat(np.arange(groups), 3)
+    gold = rng.choice(3, 3 * groups, p=[0.6, 0.3, 0.1])
+    quality = np.clip(right + rng.normal(0, 0.2, groups), 0, 1)[group]
+    answers = np.where(rng.random(len(gold)) < quality, gold, rng.choice(3, len(gold), p=[0.6, 0.3, 0.1]))
+    return Predictions(gold, answers, np.empty((len(gold), 0)), group, ("a", "b", "c"), 0.95)
+
+
+def test_the_interval_of_a_difference_between_independent_samples_covers_the_truth():
+    """Of accuracy and of macro F1, with rows that share a group and samples of different sizes."""
+    rng, samples = np.random.default_rng(0), 300
+    large = [draw_predictions(rng, 60_000, right) for right in (0.6, 0.8)]
+    truth = np.array([
+        large[0].right.mean() - large[1].right.mean(), float(np.subtract(*(f1_macro(p.counts) for p in large)))
+    ])  # fmt: skip
+    covered = np.zeros(2)
+    for _ in range(samples):
+        first, second = draw_predictions(rng, 40, 0.6), draw_predictions(rng, 120, 0.8)
+        results = (newcombe(first.accuracy, second.accuracy), newcombe(first.f1_macro, second.f1_macro))
+        covered += [low <= true <= high for (_, (low, high)), true in zip(results, truth, strict=True)]
+    assert (covered / samples >= 0.925).all() and (covered / samples <= 0.985).all(), covered / samples
+    assert np.allclose(truth[1], np.subtract(*(f1_macro(class_counts(p.confusion)) for p in large)))

@@ -1,0 +1,79 @@
+"""Match the labels of a data set with an adapter's classes. A label that could be read wrongly is rejected."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stages.data.label_column import UNLABELLED_MARKS, LabelColumn, match_by_name
+from stages.data.task import NO_LABEL
+from stages.runtime.errors import UserError
+
+MOST_NAMED = 6  # labels or classes in an error; further ones are counted
+
+
+def parse_class_map(pairs: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """{label of a file: class} from the values of `--class`, such as yes=entailment.
+
+    Raises:
+        UserError: a pair has no `=`, names no class, or its label is named twice.
+    """
+    mapped: dict[str, str] = {}
+    for pair in pairs:
+        label, separator, name = (part.strip() for part in pair.rpartition("="))  # a label may have an = in it
+        if not separator or not label:
+            raise UserError(f"--class {pair}: must be LABEL=CLASS, such as yes={classes[0]}")
+        if name not in classes:
+            raise UserError(f"--class {pair}: the adapter has no class {name}; it has {_list(classes)}")
+        if label in mapped:
+            raise UserError(f"--class {pair}: {label} means {mapped[label]} already; name it once")
+        mapped[label] = name
+    return mapped
+
+
+def encode_set_labels(
+    labels: LabelColumn, classes: Sequence[str], class_map: Mapping[str, str], place: str
+) -> np.ndarray:
+    """Number of each row's class, int64 [rows], `NO_LABEL` for a row without a label.
+
+    A label means the class that `class_map` says, or else the class of its name. Integers without names mean no class
+    by themselves: another data set may number the same classes differently. They must be in `class_map`, unless the
+    classes are numbers themselves.
+
+    Args:
+        class_map: from `parse_class_map`.
+        place: file and split, for errors.
+
+    Raises:
+        UserError: a label is neither mapped nor the name of a class, or no row has a label.
+    """
+    codes = match_by_name(labels, classes)
+    for value in codes:
+        name = class_map.get(value) or (class_map.get(value.removesuffix(".0")) if labels.unnamed_integers else None)
+        if name is not None:
+            codes[value] = classes.index(name)
+        elif codes[value] is None and value in UNLABELLED_MARKS:
+            codes[value] = NO_LABEL
+    unknown = [value for value, code in codes.items() if code is None]
+    if unknown:
+        raise _unknown_labels(labels, unknown, classes, place)
+    encoded = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
+    if (encoded == NO_LABEL).all():
+        raise UserError(f"{place}: column '{labels.column}' has no label in any row; name another one by --label")
+    return encoded
+
+
+def _unknown_labels(labels: LabelColumn, unknown: list[str], classes: Sequence[str], place: str) -> UserError:
+    rows = labels.values.value_counts()
+    listed = sorted(unknown, key=lambda value: float(value) if labels.unnamed_integers else -rows[value])
+    counted = [f"{value} ({rows[value]:,} rows)" for value in listed]
+    flags = " ".join(f"--class {value}=CLASS" for value in listed[:MOST_NAMED])
+    what = "integers without names" if labels.unnamed_integers else "labels that are not classes of the adapter"
+    return UserError(
+        f"{place}: column '{labels.column}' has {what}: {_list(counted)}; the classes are {_list(classes)}. "
+        f"Say which class each means: {flags}"
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

@@ -1,0 +1,241 @@
+"""Read a labelled file or data set, whose columns and labels may have other names than those of the run."""
+
+import contextlib
+import io
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from stages.data.dataset import check_texts, read_groups
+from stages.data.label_column import describe_type, read_label_columns
+from stages.data.split_files import list_splits, read_splits
+from stages.data.task import NO_LABEL, Task, name_text_columns
+from stages.report.run_description import Source
+from stages.runtime.errors import UserError
+from stages.sources.fetch import fetch
+from tools.evaluate.labels import encode_set_labels
+from tools.init import choose_params
+from tools.init.describe_data import describe_dialect
+from tools.init.params_file import Draft
+from tools.init.read_tables import find_dialect, is_csv, set_dialect
+
+SPLIT = "test"  # what the pipeline's modules call these rows
+READ_FLAGS = ("sep", "encoding", "quotechar")
+# Errors of the pipeline's modules name keys of params.yaml. Here the user has flags.
+KEYS = {
+    **{f"params.yaml: data.{key}": f"--{key.removeprefix('read.')}" for key in ("subset", "label")},
+    **{f"params.yaml: data.read.{key}": f"--{key}" for key in READ_FLAGS},
+    **{f"data.read.{key}": f"--{key}" for key in READ_FLAGS},
+    f"data: split '{SPLIT}': ": "",
+    f" in split '{SPLIT}'": "",
+    "params.yaml: data.folder: ": "",
+    "params.yaml: data.name: ": "",
+}
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A labelled data set.
+
+    Attributes:
+        name: of its folder in evaluations/.
+        source: the data, as the user named it.
+        split: None if the data has only one.
+        task: the run's, but with the column that groups these rows.
+        shares_groups: whether the groups' values can be compared with those of the training rows.
+        rows: text columns, `label` (`NO_LABEL` for none), `group` (text).
+        record: how it was read, for evaluation.json.
+    """
+
+    name: str
+    source: Source
+    split: str | None
+    task: Task
+    shares_groups: bool
+    rows: pd.DataFrame
+    record: dict[str, Any]
+
+    @property
+    def reading(self) -> str:
+        """Where columns, labels and group differ from the run's."""
+        columns = [f"{column} from {source}" for column, source in self.record["columns"].items() if column != source]
+        labels = [f"label {label} as {name}" for label, name in self.record["classes"].items()]
+        return ", ".join([*columns, f"labels from {self.record['label']}", *labels])
+
+    def describe(self) -> Iterator[str]:
+        """Lines for the user: what was read, and how."""
+        labels = self.rows["label"]
+        counts = labels[labels != NO_LABEL].map(dict(enumerate(self.task.classes))).value_counts()
+        listed = ", ".join(f"{rows:,} {name}" for name, rows in counts.head(10).items())
+        more = f" and {len(counts) - 10:,} more classes" if len(counts) > 10 else ""
+        dropped = int((labels == NO_LABEL).sum())
+        split = f", split {self.split}" if self.split else ""
+        yield f"{self.source.name}{split}: {len(labels) - dropped:,} labelled rows: {listed}{more}"
+        if self.source.revision:
+            yield f"  commit {self.source.revision}"
+        if dropped:
+            yield f"  {dropped:,} rows without a label are left out"
+        yield f"  {self.reading}"
+        if self.task.group:
+            yield f"  rows with the same {self.task.group} are not independent"
+
+
+def read_set(
+    given: str, arguments: Namespace, task: Task, label: str, columns: Mapping[str, str], class_map: Mapping[str, str]
+) -> LabelledSet:
+    """Read one data set.
+
+    Args:
+        given: a path, or OWNER/NAME on the hub.
+        arguments: the flags `split`, `subset`, `group`, `sep`, `encoding` and `quotechar`.
+        task: of the run.
+        label: the label column.
+        columns: {column of a template: column of the file}, from `parse_column_map`.
+        class_map: from `parse_class_map`.
+
+    Raises:
+        UserError: one line that names the file or the flag.
+    """
+    with _name_flags():
+        source, split, table = read_table(given, arguments)
+    place = f"{given}, split '{split}'" if split else given
+    check_columns(table, columns, label, place)
+    group = choose_group(table, columns, arguments.group, task.group, place)
+    with _name_flags(place):
+        (label_column,) = read_label_columns({SPLIT: table}, label)
+    texts = pd.DataFrame({
+        name: table[column].to_pandas().fillna("")
+        for name, column in zip(name_text_columns(tuple(columns)), columns.values(), strict=True)
+    })  # fmt: skip
+    rows = texts.assign(
+        label=encode_set_labels(label_column, task.classes, class_map, place),
+        group=read_groups(table, replace(task, group=group), texts[task.text_columns], SPLIT),
+    )
+    with _name_flags(place):
+        check_texts(rows, SPLIT, task)
+    own_group = columns.get(task.group or "", task.group)  # the file's column for the run's group
+    shares_groups = group is not None and group == own_group
+    occurring = label_column.values.dropna().unique()
+    used = {*occurring, *(value.removesuffix(".0") for value in occurring)} & class_map.keys()
+    return LabelledSet(
+        name="-".join(filter(None, [name_folder(given), arguments.subset, arguments.split])),
+        source=source,
+        split=split,
+        task=replace(task, group=task.group if shares_groups else group),
+        shares_groups=shares_groups,
+        rows=rows,
+        record={
+            "data": {"name": given, "revision": source.revision, "digest": source.digest, "split": split},
+            "columns": dict(columns),
+            "label": label,
+            "classes": {value: class_map[value] for value in sorted(used)},
+            "group": group,
+        },
+    )
+
+
+def read_table(given: str, arguments: Namespace) -> tuple[Source, str | None, pa.Table]:
+    """Find a data set, choose its split and read it -> (the data, the split's name if it has several, its rows).
+
+    The csv dialect is detected as in `tools.init`; the flags replace what was detected.
+    """
+    draft = Draft(Path("params.yaml"))  # it is changed in memory only
+    choose_params.choose_source(draft, "data", given)
+    for key in ("split", *(f"read.{name}" for name in (*READ_FLAGS, "names"))):
+        draft.set(f"data.{key}", None)
+    draft.set("data.subset", arguments.subset)
+    with contextlib.redirect_stdout(io.StringIO()):  # `fetch` prints the digest that would pin the data
+        folder, manifest = fetch(draft.params().data, "data")
+    names = list(manifest["files"])
+    files, has_configs = list_splits(folder, names, arguments.subset)
+    split = choose_split(list(files), arguments.split, given)
+    if not has_configs and (csv_files := [name for name in files[split] if is_csv(name)]):
+        dialect = find_dialect(folder, csv_files)
+        flags = {key: value for key in READ_FLAGS if (value := getattr(arguments, key)) is not None}
+        set_dialect(draft, dialect, csv_files[0])
+        print(describe_dialect(csv_files, replace(dialect, **flags)))
+    for key in READ_FLAGS:
+        if (value := getattr(arguments, key)) is not None:
+            draft.set(f"data.read.{key}", value)
+    for key, value in (("train", split), ("validation", None), ("test", None)):
+        draft.set(f"data.splits.{key}", value)
+        if value is None:
+            draft.set(f"data.holdout.{key}", "10%")  # params.yaml must say where each split is from
+    with contextlib.redirect_stdout(io.StringIO()):
+        table = read_splits(folder, names, draft.params().data)["train"]
+    return Source(given, manifest["revision"], manifest["digest"]), split if len(files) > 1 else None, table
+
+
+def choose_split(names: Sequence[str], asked: str | None, given: str) -> str:
+    """The split that the user asked for; else the one called test, or the only one."""
+    listed = ", ".join(names)
+    if asked is not None:
+        if asked not in names:
+            raise UserError(f"--split {asked}: {given} has no such split; it has {listed}")
+        return asked
+    if "test" in names or len(names) == 1:
+        return "test" if "test" in names else names[0]
+    raise UserError(f"{given}: has the splits {listed}, and none is called test; name one by --split")
+
+
+def check_columns(table: pa.Table, columns: Mapping[str, str], label: str, place: str) -> None:
+    """Reject a table without the columns of a template or the label column, or whose texts are not text."""
+    has = f"it has {', '.join(table.column_names)}"
+    for column, source in columns.items():
+        if source not in table.column_names:
+            raise UserError(
+                f"{place}: no column '{source}'; {has}. Name the one for {column}: --column {column}=COLUMN"
+            )
+        kind = table.schema.field(source).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{place}: column '{source}' holds {describe_type(kind)}; allowed for {column}: text")
+    if label not in table.column_names:
+        raise UserError(f"{place}: no label column '{label}'; {has}. Name it: --label COLUMN")
+    if label in columns.values():
+        raise UserError(f"{place}: column '{label}' can't be both a text and the label; correct --label or --column")
+
+
+def choose_group(
+    table: pa.Table, columns: Mapping[str, str], asked: str | None, own: str | None, place: str
+) -> str | None:
+    """The file's column that groups rows; None: rows with equal texts are a group.
+
+    Args:
+        asked: the flag `--group`.
+        own: the run's group column.
+    """
+    if asked is not None:
+        if asked not in table.column_names:
+            raise UserError(f"--group {asked}: {place} has no such column; it has {', '.join(table.column_names)}")
+        return asked
+    if own is None:
+        return None
+    source = columns.get(own, own)
+    if source in table.column_names:
+        return source
+    print(f"{place}: no column '{own}', which groups the run's rows: rows with equal texts are a group; or set --group")
+    return None
+
+
+def name_folder(given: str) -> str:
+    """The name of a data set's folder in evaluations/: that of its file without the endings, or of its folder."""
+    path = Path(given)
+    name = Path(path.resolve() if path.exists() else path).name
+    return name.partition(".")[0] or name if path.is_file() else name
+
+
+@contextlib.contextmanager
+def _name_flags(place: str = "") -> Iterator[None]:
+    """Let errors about keys of params.yaml name the flags of this command."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for key, flag in KEYS.items():
+            message = message.replace(key, flag)
+        raise UserError(f"{place}: {message}" if place else message) from error
