@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from stages.runtime.errors import UserError
 
 
-def add_column_argument(parser: argparse.ArgumentParser) -> None:
+def add_column_argument(parser: argparse._ActionsContainer) -> None:
     """Add the option, which may be repeated."""
     parser.add_argument(
         "--column",

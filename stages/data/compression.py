@@ -1,13 +1,14 @@
-"""Open files that may be compressed, and decompress .zst files."""
+"""Open files that may be compressed, to read or to write them, and decompress .zst files."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -36,6 +37,23 @@ def open_file(path: Path, name: str) -> Iterator[BinaryIO]:
             yield file
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{name}: not readable ({first_line(error)}); fetch or copy it whole") from error
+
+
+@contextmanager
+def open_to_write(path: Path, suffix: str) -> Iterator[Any]:
+    """Open a binary file to write it, compressed as a suffix says. Equal contents give equal files.
+
+    Args:
+        suffix: .gz, .bz2, .xz or .zst; another one: not compressed.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "wb"))
+        if suffix == ".gz":  # without the time and the name that gzip would note
+            yield stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+        elif suffix == ".zst":
+            yield stack.enter_context(pa.output_stream(file, compression="zstd"))
+        else:
+            yield stack.enter_context(OPENERS[suffix](file, "wb")) if suffix in OPENERS else file
 
 
 def decompress_zst(path: Path, target: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import itertools
 import json
 import operator
 import re
@@ -17,7 +18,15 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.data.compression import open_file
-from stages.data.dialect import NO_QUOTES, NUMBER, SEPARATORS, detect_dialect, detect_encoding, find_wrong_utf8, is_utf8
+from stages.data.dialect import (
+    NO_QUOTES,
+    NUMBER,
+    SEPARATORS,
+    detect_dialect,
+    detect_encoding,
+    find_wrong_utf8,
+    scan_text,
+)
 from stages.runtime.errors import UserError, first_line
 
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
@@ -39,26 +48,19 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
         UserError: the file is not readable, or looks as if it were written in another way. The error names the keys of
             `data.read` and values with which the file is readable.
     """
-    separator, quotechar, encoding = options["sep"], options["quotechar"], options["encoding"] or "utf-8"
+    encoding = options["encoding"] or "utf-8"
     if columns is not None:
         options = options | {"header": None, "names": None}
 
     def error(problem: str) -> UserError:
-        quoted = "" if quotechar == NO_QUOTES else f", with {quotechar} around a cell that holds one"
-        allowed = f"allowed: cells separated by {SEPARATORS.get(separator, repr(separator))}{quoted}"
-        return UserError(f"{name}: {problem}; {_suggest_keys(path, options) or allowed}")
+        return _csv_error(problem, path, name, options)
 
     if not is_same_encoding(encoding, "utf-8") and (problem := _describe_encoding(path, name, encoding)):
         raise error(problem)
     try:
         frame = pd.read_csv(path, **options | AS_TEXT)
     except Exception as cause:  # pandas raises a dozen kinds here
-        if problem := _describe_encoding(path, name, encoding):
-            raise error(problem) from cause
-        reason = first_line(cause).removeprefix("Error tokenizing data. C error: ")
-        reason = reason.replace("EOF inside string starting at row", f"a {quotechar} is never closed; it opens in row")
-        dialect = _describe_dialect(path, name, options)
-        raise error(dialect or _find_uneven_row(path, name, options) or reason) from cause
+        raise _explain(cause, path, name, options) from cause
     if options["index_col"] is None and not isinstance(frame.index, pd.RangeIndex):  # pandas moved all cells by one
         dialect = _describe_dialect(path, name, options)
         raise error(dialect or "its rows have more cells than its header")
@@ -95,6 +97,52 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
     if rows := frame.apply(lambda cells: cells.str.contains("\n", regex=False)).any(axis=1).sum():
         print(f'{name}: {rows:,} rows hold line breaks in a cell; if there should be more rows, look for a stray "')
     return pa.Table.from_pandas(frame)
+
+
+def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int) -> Iterator[pa.Table]:
+    """Read a csv or tsv file, which may be compressed, as text. The header is its first row, also in the first chunk.
+
+    The memory does not grow with the file.
+
+    Args:
+        name: the file's name in errors.
+        options: `sep`, `quotechar` and `encoding`, for `pandas.read_csv`.
+        rows: of a chunk.
+
+    Raises:
+        UserError: as `read_csv`, but only about what keeps pandas from reading the file.
+    """
+    options = options | {"header": None, "index_col": None}
+    encoding = options["encoding"]
+    if problem := _describe_encoding(path, name, encoding):
+        raise _csv_error(problem, path, name, options)
+    try:
+        with open_file(path, name) as file, pd.read_csv(file, **options | AS_TEXT | {"chunksize": rows}) as frames:
+            for frame in frames:
+                texts = [pa.array(frame[column], pa.large_string(), from_pandas=True) for column in frame]
+                yield pa.Table.from_arrays(texts, [str(column) for column in frame])
+    except UserError:
+        raise
+    except Exception as cause:  # as in `read_csv`
+        raise _explain(cause, path, name, options) from cause
+
+
+def _csv_error(problem: str, path: Path, name: str, options: dict[str, Any]) -> UserError:
+    separator, quotechar = options["sep"], options["quotechar"]
+    quoted = "" if quotechar == NO_QUOTES else f", with {quotechar} around a cell that holds one"
+    allowed = f"allowed: cells separated by {SEPARATORS.get(separator, repr(separator))}{quoted}"
+    return UserError(f"{name}: {problem}; {_suggest_keys(path, options) or allowed}")
+
+
+def _explain(cause: Exception, path: Path, name: str, options: dict[str, Any]) -> UserError:
+    """What is wrong with a file that pandas can't read."""
+    encoding, quotechar = options["encoding"] or "utf-8", options["quotechar"]
+    if problem := _describe_encoding(path, name, encoding):
+        return _csv_error(problem, path, name, options)
+    reason = first_line(cause).removeprefix("Error tokenizing data. C error: ")
+    reason = reason.replace("EOF inside string starting at row", f"a {quotechar} is never closed; it opens in row")
+    dialect = _describe_dialect(path, name, options)
+    return _csv_error(dialect or _find_uneven_row(path, name, options) or reason, path, name, options)
 
 
 def _suggest_keys(path: Path, options: dict[str, Any]) -> str | None:
@@ -144,7 +192,7 @@ def check_json(path: Path, name: str, encoding: str) -> None:
             return
         try:
             content = json.loads(first)
-            if any(line.strip() for line in (second, *file)):
+            if any(line.strip() for line in itertools.chain([second], file)):
                 return  # one object a line
         except (ValueError, RecursionError):  # an object of several lines, or no JSON, which the reader reports
             try:
@@ -174,10 +222,16 @@ def _describe_encoding(path: Path, name: str, encoding: str) -> str | None:
 
     UTF-8 is read in Windows-1252 without an error, with two letters for each that is not ASCII.
     """
+    try:
+        scan = scan_text(path, name, encoding)
+    except LookupError as error:
+        raise UserError(f"{name}: no encoding is called {encoding}") from error
+    if not is_same_encoding(encoding, "utf-8") and scan.is_utf8 and not scan.is_ascii:
+        return f"it is UTF-8, not {encoding.upper()}"
+    if scan.is_text:
+        return None
     with open_file(path, name) as file:
         content = file.read()
-    if not is_same_encoding(encoding, "utf-8") and not content.isascii() and is_utf8(content):
-        return f"it is UTF-8, not {encoding.upper()}"
     try:
         content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -191,8 +245,6 @@ def _describe_encoding(path: Path, name: str, encoding: str) -> str | None:
             looks = f"as {likely} it reads {text[-60:]!r}"
         place = f"byte 0x{content[error.start]:02x} at position {error.start}, in line {line}"
         return f"not {encoding.upper()}: {place} ({looks})"
-    except LookupError as error:
-        raise UserError(f"{name}: no encoding is called {encoding}") from error
     return None
 
 

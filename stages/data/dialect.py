@@ -24,6 +24,7 @@ NO_QUOTES = "\x1f"  # a control character that texts don't have: quotes are then
 QUOTES = ('"', NO_QUOTES, "'")
 FEW_LETTERS = 20  # that are not ASCII: chardet needs more lines than theirs
 SAMPLE = 1 << 17  # characters of a file that are looked at. The `csv` module reads no longer cell
+BLOCK = 1 << 20  # bytes that are decoded at a time
 NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?%?")
 
 
@@ -46,6 +47,8 @@ class Dialect:
 def detect_dialect(path: Path, name: str | None = None) -> Dialect:
     """Detect the dialect of a csv or tsv file, which may be compressed.
 
+    Only a file that is not UTF-8 is held in memory whole.
+
     Args:
         name: the file's name in errors; None: its path.
 
@@ -53,9 +56,10 @@ def detect_dialect(path: Path, name: str | None = None) -> Dialect:
         UserError: the file is not readable, or not text in an encoding that Python can decode.
     """
     name = name or str(path)
+    is_unicode = scan_text(path, name, "utf-8").is_utf8
     with open_file(path, name) as file:
-        content = file.read()
-    encoding = detect_encoding(content)
+        content = file.read(4 * SAMPLE + 1) if is_unicode else file.read()
+    encoding = "utf-8" if is_unicode else detect_encoding(content)
     if encoding is None:
         problem = find_wrong_utf8(content) or "not text in a known encoding"
         raise UserError(f"{name}: {problem}; correct it, or export it as csv in UTF-8")
@@ -68,6 +72,48 @@ def detect_dialect(path: Path, name: str | None = None) -> Dialect:
     sep, quotechar = _choose_format(text, is_cut, usual)
     rows, _ = _read_rows(text, sep, quotechar, is_cut)
     return Dialect(sep, encoding, quotechar, _has_header(rows))
+
+
+@dataclass(frozen=True)
+class TextScan:
+    """Which encodings a file's bytes are valid in.
+
+    Attributes:
+        is_text: in the encoding that was asked for.
+        is_utf8: in UTF-8, with or without a mark at the beginning, and no NUL.
+        is_ascii: no byte is above 127.
+    """
+
+    is_text: bool
+    is_utf8: bool
+    is_ascii: bool
+
+
+def scan_text(path: Path, name: str, encoding: str) -> TextScan:
+    """Decode a file, which may be compressed, block by block.
+
+    Raises:
+        LookupError: there is no such encoding.
+    """
+    asked, utf8 = (codecs.getincrementaldecoder(codec)() for codec in (encoding, "utf-8"))
+    is_text = is_utf8 = is_ascii = True
+    with open_file(path, name) as file:
+        while is_text or is_utf8:
+            block = file.read(BLOCK)
+            is_text = is_text and _decodes_next(asked, block)
+            is_utf8 = is_utf8 and b"\0" not in block and _decodes_next(utf8, block)
+            is_ascii = is_ascii and block.isascii()
+            if not block:
+                break
+    return TextScan(is_text, is_utf8, is_ascii)
+
+
+def _decodes_next(decoder: codecs.IncrementalDecoder, block: bytes) -> bool:
+    try:
+        decoder.decode(block, final=not block)
+    except UnicodeError:
+        return False
+    return True
 
 
 def detect_encoding(content: bytes) -> str | None:

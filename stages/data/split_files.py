@@ -22,7 +22,7 @@ from stages.data.xlsx import read_xlsx
 from stages.runtime.errors import UserError, first_line
 from stages.runtime.files import temporary_folder
 from stages.runtime.params import Data, Read
-from stages.sources.manifest import TABLE_EXTENSIONS
+from stages.sources.manifest import TABLE_EXTENSIONS, find_extension
 
 FORMATS = {"jsonl": "json", "ndjson": "json"}  # {extension: format}, where they differ
 READERS = {"tsv": "csv", "xlsx": "csv"}  # {format: builder of `datasets` that reads it}, where they differ
@@ -124,14 +124,9 @@ def _leave_out_states(names: Iterable[str]) -> list[str]:
     return [name for name in names if Path(name) not in states]
 
 
-def _extension(name: str) -> str:
-    """The extension that makes a file a table, in lower case; empty for another file."""
-    return next((extension for extension in TABLE_EXTENSIONS if name.lower().endswith(f".{extension}")), "")
-
-
 def _format(name: str) -> str:
     """The format of a table by its file's name: csv, tsv, json, parquet or arrow; empty for another file."""
-    extension = _extension(name).partition(".")[0]
+    extension = find_extension(name).partition(".")[0]
     return FORMATS.get(extension, extension)
 
 
@@ -139,8 +134,8 @@ def _link_files(folder: Path, names: list[str], target: Path) -> dict[str, str]:
     """Link to the named files, with extensions in lower case as `datasets` expects -> {link: name of the file}."""
     links: dict[str, str] = {}
     for name in names:
-        link = target / (name[: len(name) - len(_extension(name))] + _extension(name))
-        if _extension(name) == "xlsx":  # which `datasets` does not know: it only assigns the file to a split
+        link = target / (name[: len(name) - len(find_extension(name))] + find_extension(name))
+        if find_extension(name) == "xlsx":  # which `datasets` does not know: it only assigns the file to a split
             link = link.with_name(f"{link.name}.csv")
         if str(link) in links:
             raise UserError(f"data: {folder}: {links[str(link)]} and {name} differ only in case; rename one")

@@ -98,22 +98,16 @@ class Classifier:
         Returns:
             float64 [rows, outputs], in the order of `examples`, on every rank.
         """
-        order, lengths = np.arange(len(examples)), count_tokens(examples)
-        if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
-            order = np.argsort(-lengths, kind="stable")
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        batches = self.split_batches(examples, batch_size)
+        lengths = count_tokens(examples)
         numbers = assign_batches([lengths[rows].sum() for rows in batches], distributed.world_size())[
             distributed.rank()
         ]
         results = []
-        with (
-            sdpa_kernel(ATTENTION),
-            progress_bar(
-                sum(len(batches[i]) for i in numbers), title or "", "row", disable=not (title and distributed.is_main())
-            ) as bar,
-        ):
+        disable = not (title and distributed.is_main())
+        with progress_bar(sum(len(batches[i]) for i in numbers), title or "", "row", disable=disable) as bar:
             for rows in map(batches.__getitem__, numbers):
-                logits = self._compute_logits([examples[i] for i in rows])
+                logits = self.compute_batch_logits([examples[i] for i in rows])
                 results.append((rows, logits.double()))  # copied later: the GPU need not wait
                 bar.update(len(rows))
         device = next(self.model.parameters()).device
@@ -124,6 +118,19 @@ class Classifier:
             all_logits[torch.from_numpy(rows).to(device)] = values
         distributed.all_reduce(all_logits)
         return all_logits.cpu().numpy()
+
+    def split_batches(self, examples: Sequence[dict], batch_size: int) -> list[np.ndarray]:
+        """The numbers of the rows of each batch, in the order in which the batches are computed."""
+        order = np.arange(len(examples))
+        if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
+            order = np.argsort(-count_tokens(examples), kind="stable")
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    @torch.inference_mode()
+    def compute_batch_logits(self, examples: list[dict]) -> torch.Tensor:
+        """The outputs of the head for the rows of a batch, [rows, outputs], on the device: a GPU may still compute."""
+        with sdpa_kernel(ATTENTION):
+            return self._compute_logits(examples)
 
     def _compute_logits(self, examples: list[dict]) -> torch.Tensor:
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device

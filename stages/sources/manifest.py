@@ -27,6 +27,11 @@ TABLE_EXTENSIONS = [
 ]
 
 
+def find_extension(name: str) -> str:
+    """The extension that makes a file a table, in lower case; empty for another file."""
+    return next((extension for extension in TABLE_EXTENSIONS if name.lower().endswith(f".{extension}")), "")
+
+
 def _in_any_case(extension: str) -> str:
     """A pattern that matches an extension in capital and small letters."""
     return "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in extension)

@@ -16,7 +16,8 @@ from helpers.project import NANO
 from helpers.stages import run_module, stage_env
 from huggingface_hub import ModelCard, constants
 
-from tools import export, predict
+from tools import export
+from tools.predict import __main__ as predict
 
 pytestmark = pytest.mark.slow
 

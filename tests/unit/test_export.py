@@ -27,8 +27,9 @@ from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
-from tools import export, predict
+from tools import export
 from tools.export import Agreement
+from tools.predict import __main__ as predict
 
 SWAPPED_CLASSES = {"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}
 TEXTS = [f"Premise: A man {'is ' * n}sleeping.\nHypothesis: A dog is outside.\nLabel:" for n in range(1, 9)]

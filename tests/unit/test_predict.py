@@ -16,12 +16,12 @@ import bitsandbytes
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from helpers import finished_run, tokenizers
 from helpers.damage import edit_json
-from helpers.parameters import manifest_of, set_key, unpinned_params
-from helpers.project import CPU, NANO, ROOT
+from helpers.parameters import manifest_of
+from helpers.project import NANO, ROOT
+from helpers.random_adapter import make_adapter
 from helpers.stages import error_line, run_in_each, run_module, stage_env
 from helpers.tables import CLASSES
 from sklearn.metrics import f1_score
@@ -29,14 +29,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
 from stages.data.chat import apply_chat
-from stages.data.task import Task
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
-from stages.model.adapter import add_lora, save_adapter
-from stages.model.adapter_files import make_settings
-from stages.model.base import load_base
 from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors, params
-from tools import answer_rules, predict
+from tools import answer_rules
+from tools.predict import __main__ as predict
 
 DOCUMENT = (ROOT / "docs/use.md").read_text().partition("\n## Servers\n")[0]
 COLUMNS = ("premise", "hypothesis")
@@ -46,30 +43,6 @@ PAIRS = [
     ("Two dogs are running.", "Animals are outside."),
     ("A girl is reading a book.", "The girl likes the book, and she reads it in the garden."),
 ]
-
-
-def make_adapter(folder, classes=CLASSES, template=None, **model_settings):
-    """Write an adapter as `train_qlora` does. Its weights are random, so it predicts other probabilities than the base.
-
-    Args:
-        template: instead of the demo pipeline's.
-        model_settings: keys of the section `model` of params.yaml.
-    """
-    raw = unpinned_params()
-    for key, value in model_settings.items():
-        set_key(raw, f"model.{key}", value)
-    if template:
-        set_key(raw, "tokenize.template", template)
-    p = params.Params.model_validate(raw)
-    manifest = manifest_of(NANO)
-    tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
-    classifier = add_lora(load_base(manifest, p.model, classes, CPU, p.seed, tokenizer), p.lora, p.seed)
-    torch.manual_seed(0)
-    for name, parameter in classifier.named_parameters():
-        if parameter.requires_grad and "lora_A" not in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    save_adapter(classifier, tokenizer, manifest, make_settings(p, Task(classes, p.tokenize.template, None)), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +365,7 @@ def test_one_of_two_texts_may_be_empty(adapter, capsys, monkeypatch):
 
 
 def test_a_missing_adapter_is_an_error_of_one_line(tmp_path):
-    done = run_in_each(["tools.predict"], [tmp_path], ["a", "b"])[tmp_path.name]
+    done = run_in_each(["tools.predict.__main__"], [tmp_path], ["a", "b"])[tmp_path.name]
     assert "outs/adapter/classifier.json" in error_line(done)
 
 
@@ -443,7 +416,7 @@ def test_a_missing_folder_after_base_is_an_error_that_mentions_untuned(moved, tm
 
 def test_a_copied_adapter_works_without_params_yaml(adapter, tmp_path):
     copy = shutil.copytree(adapter, tmp_path / "elsewhere")
-    done = run_in_each(["tools.predict"], [tmp_path], [*PAIRS[0], "--adapter", copy])[tmp_path.name]
+    done = run_in_each(["tools.predict.__main__"], [tmp_path], [*PAIRS[0], "--adapter", copy])[tmp_path.name]
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == predict.load_predictor(adapter, base_only=False)(PAIRS[:1])[0]["label"]
 

@@ -3,6 +3,15 @@
     python -m tools.predict "A man is sleeping." "A man is awake."       one text for each column of the template
     python -m tools.predict                        asks for one row after another
     python -m tools.predict < rows.jsonl           reads and writes JSON lines in UTF-8
+    python -m tools.predict rows.csv --out answers.csv                   labels a file, a folder or a hub data set
+
+Example: the demo's test rows are in a parquet file that calls the texts text_premise and text_hypothesis. In demo/,
+
+    python -m tools.predict outs/tokenized/test.parquet --out answers.csv --all \\
+        --column premise=text_premise --column hypothesis=text_hypothesis
+
+writes all columns as they came, then `prediction`, `probability` (of that class), and with --all `p_CLASS` for each
+class. OUT's ending is the format. If the command is killed, the same command goes on where it was.
 
 It needs neither the pipeline's stages nor params.yaml: the adapter's folder has the template, the classes, all settings
 and the name of the base model.
@@ -28,7 +37,10 @@ from stages.model.adapter_files import ClassifierSettings, read_adapter
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
 from stages.runtime import errors
+from stages.sources.manifest import find_extension
 from tools.answer_rules import Answer, Rule, add_arguments, choose_rule
+from tools.column_map import add_column_argument
+from tools.predict.label_files import label_files
 
 BATCH_SIZE = 64  # rows
 MOST_SHOWN = 5  # classes in an answer for a terminal
@@ -42,7 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("text", nargs="*", help="one for each column of the adapter's template, in its order")
+    parser.add_argument(
+        "text",
+        nargs="*",
+        help="one for each column of the adapter's template, in its order; with --out: a table (csv, tsv, json, jsonl, "
+        "parquet, arrow, xlsx), a folder of tables, or OWNER/NAME of a data set on the hub",
+    )
     parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="the adapter's folder (%(default)s)")
     parser.add_argument(
         "--base",
@@ -54,14 +71,20 @@ def main() -> None:
         "--untuned", action="store_true", help="use the untuned model, with the head before the first training step"
     )
     add_arguments(parser)
+    add_file_arguments(parser)
     arguments = parser.parse_args()
+    check_arguments(parser, arguments)
     settings, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
     columns = parse_columns(settings.template)
-    if arguments.text:
+    if arguments.text and not arguments.out:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
         check_texts(dict(zip(columns, arguments.text, strict=True)))
     rule = choose_rule(arguments, settings)
+    if arguments.out:
+        load = partial(load_classifier, arguments.adapter, arguments.untuned, arguments.base)
+        label_files(arguments.text[0], arguments, settings, rule, find_device(), lambda: load()[0])
+        return
     predict = load_predictor(arguments.adapter, arguments.untuned, arguments.base)
     if rule:
         predict = partial(map_answers, predict, rule)
@@ -75,6 +98,62 @@ def main() -> None:
         answer_lines(predict, columns, sys.stdin.buffer)  # type: ignore[arg-type]  # typeshed: a BinaryIO, without read1
 
 
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that are only for `--out`."""
+    group = parser.add_argument_group("options for files")
+    group.add_argument(
+        "--out", type=Path, metavar="OUT", help="write the table with its predictions; the ending is the format"
+    )
+    group.add_argument("--all", action="store_true", help="add the probability of each class, p_CLASS")
+    add_column_argument(group)
+    group.add_argument(
+        "--sep", metavar="CHARACTER", help=r"between the cells of a csv file, \t for a tab (default: as it looks)"
+    )
+    group.add_argument("--encoding", help="of a csv or json file, such as cp1252 (default: as it looks; json: utf-8)")
+    group.add_argument("--quotechar", metavar="CHARACTER", help="around cells of a csv file (default: as it looks)")
+    group.add_argument("--subset", metavar="NAME", help="the configuration, if the data set on the hub has several")
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="ROWS",
+        help="rows that are predicted together (default: 256 on a GPU, 64 on a CPU)",
+    )
+    group.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Exit with code 2 if options contradict each other."""
+    options = ("all", "columns", "sep", "encoding", "quotechar", "subset", "batch_size", "force")
+    if arguments.out:
+        if len(arguments.text) != 1:
+            parser.error(f"--out needs one file, folder or data set; given: {len(arguments.text)}")
+    elif used := [option for option in options if getattr(arguments, option)]:
+        parser.error(f"--{used[0].replace('columns', 'column').replace('_', '-')} is only for --out OUT")
+    elif len(arguments.text) == 1 and find_extension(arguments.text[0]) and Path(arguments.text[0]).is_file():
+        parser.error(f"{arguments.text[0]} is a file; to label its rows, add --out OUT")
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        parser.error(f"--batch-size: must be at least 1, not {arguments.batch_size}")
+    arguments.sep = "\t" if arguments.sep == "\\t" else arguments.sep
+    for option in ("sep", "quotechar"):
+        if (value := getattr(arguments, option)) is not None and len(value) != 1:
+            parser.error(f"--{option}: must be one character, not {value!r}")
+
+
+def find_device() -> str:
+    """ "cuda" if there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_classifier(adapter: Path, base_only: bool, base: Path | None = None) -> tuple[Classifier, ClassifierSettings]:
+    """Load a model, with the arguments of `load_predictor`."""
+    settings, manifest = read_adapter(adapter, base_only, base)
+    classifier = Classifier.load(
+        manifest, settings, settings.max_length, settings.classes, pick_device(find_device(), threads=None),
+        None if base_only else adapter,
+    )  # fmt: skip
+    return classifier, settings
+
+
 def load_predictor(adapter: Path, base_only: bool, base: Path | None = None) -> Predictor:
     """Load a model -> a function that predicts rows.
 
@@ -86,12 +165,7 @@ def load_predictor(adapter: Path, base_only: bool, base: Path | None = None) -> 
     Raises:
         UserError: a key in a file of the folder is missing, unknown or of the wrong type.
     """
-    settings, manifest = read_adapter(adapter, base_only, base)
-    device = pick_device("cuda" if torch.cuda.is_available() else "cpu", threads=None)
-    classifier = Classifier.load(
-        manifest, settings, settings.max_length, settings.classes, device, None if base_only else adapter
-    )
-    return partial(predict_rows, classifier, settings)
+    return partial(predict_rows, *load_classifier(adapter, base_only, base))
 
 
 def map_answers(predict: Predictor, rule: Rule, rows: list[list[str]]) -> list[Answer]:

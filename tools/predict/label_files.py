@@ -1,0 +1,240 @@
+"""Label the rows of files: check them, predict the rows that are left, then write the new files."""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+
+from stages.data.task import Task, parse_columns
+from stages.model.adapter_files import ClassifierSettings
+from stages.model.classifier import Classifier
+from stages.runtime import files
+from stages.runtime.errors import UserError
+from stages.runtime.progress import progress_bar
+from stages.sources.hashes import cached_sha256
+from stages.sources.manifest import TABLE_EXTENSIONS, find_extension
+from tools.answer_rules import Rule
+from tools.column_map import parse_column_map
+from tools.predict.find_files import InputFile, find_files
+from tools.predict.predict_rows import Predictor, prefetch, read_parts
+from tools.predict.progress import ProgressFolder, open_progress
+from tools.predict.read_tables import Reader, open_reader
+from tools.predict.write_tables import check_target, write_table
+
+MOST_LISTED = 5  # classes in the line about a file
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table to be read, and the one to be written.
+
+    Attributes:
+        name: relative to the folder to be written; empty if it is a single file.
+        extension: of the file to be written.
+        rows: of the table.
+    """
+
+    reader: Reader
+    name: str
+    extension: str
+    rows: int
+
+
+def label_files(
+    given: str,
+    arguments: argparse.Namespace,
+    settings: ClassifierSettings,
+    rule: Rule | None,
+    device: str,
+    load: Callable[[], Classifier],
+) -> None:
+    """Write a copy of each table with the predictions.
+
+    Args:
+        given: a file, a folder, or a data set on the hub.
+        device: "cuda" or "cpu": their logits differ.
+        load: loads the classifier. It is called only if rows are left to be predicted.
+
+    Raises:
+        UserError: see the modules of this package. It is raised before the model is loaded, if the files are the cause.
+    """
+    out: Path = arguments.out
+    check_out(out, Path(given), arguments.force)
+    column_map = parse_column_map(arguments.columns, parse_columns(settings.template))
+    found = find_files(given, arguments.subset)
+    is_folder = not Path(given).is_file()
+    targets = [check_file(file, arguments, is_folder, settings, list(column_map.values())) for file in found]
+    batch_size = arguments.batch_size or (256 if device == "cuda" else 64)
+    progress = open_progress(out, compute_digest(found, arguments, column_map, batch_size, device))
+    if progress.state.rows:
+        print(f"{progress.state.rows:,} rows are predicted already; continuing")
+    total = sum(target.rows for target in targets)
+    if progress.state.rows < total:
+        predict_missing(targets, list(column_map.values()), load(), settings, progress, batch_size, total)
+    if is_folder:
+        with files.atomic_folder(out) as folder:
+            counts = [write_target(target, i, folder / target.name, progress, arguments, settings, rule)
+                      for i, target in enumerate(targets)]  # fmt: skip
+    else:
+        with files.atomic_file(out) as path:
+            counts = [write_target(targets[0], 0, path, progress, arguments, settings, rule)]
+    print(describe(out, total, counts, progress, settings.max_length))
+    progress.remove()
+
+
+def check_out(out: Path, given: Path, force: bool) -> None:
+    """Reject a target that would be lost, or that is part of the input."""
+    source, target = given.resolve(), out.resolve()
+    if source.exists() and (target.is_relative_to(source) or source.is_relative_to(target)):
+        raise UserError(f"--out: {out} is the input, in it or around it; name another path")
+    if out.exists() and not force:
+        raise UserError(f"--out: {out} exists; name another path, or add --force to replace it")
+
+
+def check_file(
+    file: InputFile,
+    arguments: argparse.Namespace,
+    is_folder: bool,
+    settings: ClassifierSettings,
+    columns: Sequence[str],
+) -> Target:
+    """Read a table once, to find what is wrong with it before the model is loaded, and to count its rows."""
+    reader = open_reader(file, arguments.sep, arguments.encoding, arguments.quotechar)
+    extension = file.extension if is_folder else find_extension(arguments.out.name)
+    if not extension:
+        raise UserError(f"--out: {arguments.out}: allowed: a name that ends in .{', .'.join(TABLE_EXTENSIONS)}")
+    rows = sum(map(len, reader.read_texts(columns, name_new_columns(settings.classes, arguments.all))))
+    if not rows:
+        raise UserError(f"{reader.place}: the file has no rows")
+    name = file.name if is_folder else ""
+    check_target(extension, f"--out: {arguments.out / name}", reader, settings.classes)
+    return Target(reader, name, extension, rows)
+
+
+def name_new_columns(classes: Sequence[str], with_all: bool) -> list[str]:
+    """The columns that are added: the class, its probability, and with `--all` the probability of each class."""
+    names = Task(tuple(classes), "", None).probability_columns if with_all else []
+    return ["prediction", "probability", *names]
+
+
+def compute_digest(
+    found: Sequence[InputFile], arguments: argparse.Namespace, column_map: dict[str, str], batch_size: int, device: str
+) -> str:
+    """A digest of all that decides the logits: the bytes of input and adapter, and some options."""
+    adapter = sorted(path for path in arguments.adapter.iterdir() if path.is_file())
+    content = {
+        "input": [[file.extension, file.sha256] for file in found],
+        "adapter": {path.name: cached_sha256(path) for path in adapter},
+        "untuned": arguments.untuned,
+        "columns": column_map,
+        "read": [arguments.sep, arguments.encoding, arguments.quotechar],
+        "batch_size": batch_size,
+        "device": device,
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def predict_missing(
+    targets: Sequence[Target],
+    columns: Sequence[str],
+    classifier: Classifier,
+    settings: ClassifierSettings,
+    progress: ProgressFolder,
+    batch_size: int,
+    total: int,
+) -> None:
+    """Predict the rows that have no logits in the progress folder."""
+    done, start = progress.state.rows, time.monotonic()
+    parts = read_parts([target.reader for target in targets], columns, classifier, settings, progress)
+    with progress_bar(total, "predict", "row", initial=done) as bar:
+        Predictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
+    rows, seconds = total - done, time.monotonic() - start
+    print(f"predicted {rows:,} rows in {seconds:,.1f} s: {rows / seconds:,.1f} rows/s", file=sys.stderr)
+
+
+@dataclass
+class AnswerColumns:
+    """The new columns of a table, for one chunk of rows after the other.
+
+    Attributes:
+        counts: rows of each answer; None: no answer.
+        blank: rows without a text.
+    """
+
+    progress: ProgressFolder
+    file: int
+    classes: Sequence[str]
+    with_all: bool
+    rule: Rule | None
+    row: int = 0
+    counts: Counter = field(default_factory=Counter)
+    blank: int = 0
+
+    def next_columns(self, rows: int) -> dict[str, list]:
+        """{name: values} for the next rows. A row without a text has none; without an answer it has the highest
+        probability."""
+        logits = self.progress.read_logits(self.file, self.row, rows, len(self.classes))
+        self.row += rows
+        probabilities = softmax(logits.astype(np.float64), axis=1)
+        numbers = probabilities.argmax(axis=1)
+        probabilities = probabilities.round(6)
+        labels: list[str | None] = [self.classes[number] for number in numbers]
+        if self.rule:
+            labels = [self._apply(self.rule, label, row) for label, row in zip(labels, probabilities, strict=True)]
+        numbers = [self.classes.index(label) if label else best for label, best in zip(labels, numbers, strict=True)]
+        values = probabilities.astype(object)
+        values[np.isnan(probabilities)] = None
+        blank = np.isnan(logits).all(axis=1)
+        labels = [None if is_blank else label for label, is_blank in zip(labels, blank, strict=True)]
+        self.blank += int(blank.sum())
+        self.counts.update(label for label, is_blank in zip(labels, blank, strict=True) if not is_blank)
+        names = name_new_columns(self.classes, self.with_all)
+        columns = [labels, values[np.arange(rows), numbers].tolist(), *(values.T.tolist() if self.with_all else [])]
+        return dict(zip(names, columns, strict=True))
+
+    def _apply(self, rule: Rule, label: str | None, row: np.ndarray) -> str | None:
+        return rule({"label": label, "probabilities": dict(zip(self.classes, row.tolist(), strict=True))})["label"]
+
+
+def write_target(
+    target: Target,
+    file: int,
+    path: Path,
+    progress: ProgressFolder,
+    arguments: argparse.Namespace,
+    settings: ClassifierSettings,
+    rule: Rule | None,
+) -> AnswerColumns:
+    """Read a table once more, and write it with the new columns."""
+    answers = AnswerColumns(progress, file, settings.classes, arguments.all, rule)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, target.extension, target.reader, answers.next_columns)
+    return answers
+
+
+def describe(out: Path, total: int, written: Sequence[AnswerColumns], progress: ProgressFolder, max_length: int) -> str:
+    """Lines about what was written."""
+    counts: Counter = sum((answers.counts for answers in written), Counter())
+    blank, unanswered = sum(answers.blank for answers in written), counts.pop(None, 0)
+    listed = [f"{rows:,} {name}" for name, rows in counts.most_common(MOST_LISTED)]
+    if others := sum(counts.values()) - sum(rows for _, rows in counts.most_common(MOST_LISTED)):
+        listed.append(f"{others:,} other classes")
+    if unanswered:
+        listed.append(f"{unanswered:,} without an answer")
+    lines = [f"{out}: {total:,} rows: {', '.join(listed)}"]
+    if blank:
+        lines.append(f"{blank:,} rows have no text, so they have no prediction")
+    if truncated := progress.state.truncated:
+        lines.append(
+            f"{truncated:,} of {total:,} rows have more than {max_length} tokens (the longest has "
+            f"{progress.state.longest:,}); the end of their longest text is not read"
+        )
+    return "\n".join(lines)
