@@ -1,6 +1,6 @@
 """Measure what live curves cost a training step on a GPU.
 
-    python benchmarks/live_curves.py MODEL DATA --out benchmarks/results/live_curves.json
+    python benchmarks/live_curves.py MODEL DATA --out benchmarks/results/h200-live-curves.json
 
 MODEL and DATA are those of benchmarks/compare.py. Our recipe is trained several times in turn: without points, with the
 points of the progress bar only (`train.report_to: none`), and with each logger that is installed. CUDA events time

@@ -158,6 +158,15 @@ def test_the_effects_of_the_speed_parameters_are_those_in_the_results():
     )
 
 
+def test_what_live_curves_cost_is_what_was_measured():
+    variants = json.loads((RESULTS / "h200-live-curves.json").read_text())["variants"]
+    text = " ".join((ROOT / "docs/long-trainings.md").read_text().split())
+    times = {name: f"{results['ms_per_step']:.2f} ms" for name, results in variants.items()}
+    assert f"a step takes {times['none']} with the points of the progress line" in text
+    assert f"{times['tensorboard']} with TensorBoard too, and {times['without points']} without any" in text
+    assert all(results["ratio"] < 1.02 for results in variants.values())
+
+
 def test_what_a_gpu_run_needs_is_what_was_measured():
     _, lines = results_of("h100.json")
     (memory,) = re.findall(r"^\| GPU memory \| (.*) \|$", README, re.MULTILINE)
