@@ -50,9 +50,17 @@ def spoil_adapter(source, target):
 
 
 @pytest.fixture(scope="module")
-def evaluations(repro, tmp_path_factory):
+def demo(repro):
+    """The demo's folder as it was committed. Tests of experiments leave it with the results of another run."""
+    repro.clone.git("checkout", "--", "demo")
+    assert repro.clone.dvc("checkout").returncode == 0
+    return repro.clone.folder / "demo"
+
+
+@pytest.fixture(scope="module")
+def evaluations(repro, demo, tmp_path_factory):
     """The outcome of one command for all sets, and the folder that it has written."""
-    top, demo = tmp_path_factory.mktemp("evaluate"), repro.clone.folder / "demo"
+    top = tmp_path_factory.mktemp("evaluate")
     make_second_set(90).to_csv(top / "second.csv", index=False, sep=";")
     own = pd.read_parquet(demo / "assets/everyday-nli/test.parquet")
     rename(own, OTHER_NAMES.values()).to_json(top / "own.jsonl", orient="records", lines=True)
@@ -72,12 +80,11 @@ def read(folder, name):
     return json.loads((folder / name / "details.json").read_text())
 
 
-def test_the_runs_own_test_rows_under_other_names_have_the_runs_results(repro, evaluations):
+def test_the_runs_own_test_rows_under_other_names_have_the_runs_results(demo, evaluations):
     """Byte for byte: the same probabilities, references, scores, intervals and counts."""
     _, folder = evaluations
-    metrics = repro.clone.folder / "demo/metrics"
     for name in ("details.json", "label_errors.csv", "plots/confusion_reference.csv", "figures/references.png"):
-        assert (folder / "own" / name).read_bytes() == (metrics / name).read_bytes(), name
+        assert (folder / "own" / name).read_bytes() == (demo / "metrics" / name).read_bytes(), name
     assert "1,000 of its 1,000 rows are also in the own test set" in (folder / "sets.md").read_text()
 
 
@@ -138,8 +145,7 @@ def test_real_snli_rows_are_scored(evaluations):
     assert results["tuned"]["groups"] < results["tuned"]["rows"] / 2, "each premise has three hypotheses"
 
 
-def test_training_rows_and_exchanged_labels_raise_an_alarm(repro, tmp_path):
-    demo = repro.clone.folder / "demo"
+def test_training_rows_and_exchanged_labels_raise_an_alarm(repro, demo, tmp_path):
     train = pd.read_parquet(demo / "assets/everyday-nli/train.parquet").query("label >= 0")[:60]
     rename(train, ("no", "maybe", "yes")).to_csv(tmp_path / "seen.csv", index=False)
     done = run_module(
@@ -152,16 +158,14 @@ def test_training_rows_and_exchanged_labels_raise_an_alarm(repro, tmp_path):
     assert "All 60 test rows are duplicates" in (tmp_path / "out/seen/report.html").read_text()
 
 
-def test_an_error_writes_nothing(repro, tmp_path):
-    demo = repro.clone.folder / "demo"
+def test_an_error_writes_nothing(repro, demo, tmp_path):
     done = run_module("tools.evaluate", ["assets/everyday-nli", "--out", tmp_path / "out"], demo, repro.clone.env)
     assert "integers without names: 0 (334 rows), 1 (333 rows), 2 (333 rows)" in error_line(done)
     assert not (tmp_path / "out").exists() and repro.clone.git("status", "--porcelain") == ""
 
 
 @pytest.fixture
-def workspace(repro, tmp_path, monkeypatch):
-    demo = repro.clone.folder / "demo"
+def workspace(demo, tmp_path, monkeypatch):
     for name in ("params.yaml", "dvc.lock"):
         shutil.copy(demo / name, tmp_path)
     shutil.copytree(demo / "outs", tmp_path / "outs")
