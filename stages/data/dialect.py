@@ -129,9 +129,11 @@ def detect_encoding(content: bytes) -> str | None:
         return None
     lines = io.BytesIO(content)
     sample = b"".join(itertools.islice((line for line in lines if b"\0" in content or not line.isascii()), 1000))
+    era = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME
     if sum(byte > 127 for byte in sample) < FEW_LETTERS:
         sample = b"".join(itertools.islice(io.BytesIO(content), 500)) + sample
-    era = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME
+        if _decodes(content, "cp1252"):
+            era = chardet.EncodingEra.MODERN_WEB  # a single € would make it guess the Hebrew of DOS
     guesses = {
         codecs.lookup(guess["encoding"]).name: guess["confidence"]
         for guess in chardet.detect_all(sample, encoding_era=era)

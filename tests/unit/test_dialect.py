@@ -9,7 +9,7 @@ import lzma
 import pyarrow as pa
 import pytest
 
-from stages.data.dialect import Dialect, detect_dialect
+from stages.data.dialect import Dialect, detect_dialect, detect_encoding
 from stages.runtime.errors import UserError
 
 HEADER = ["id", "text", "label"]
@@ -100,6 +100,11 @@ WORDS = {
     "shift_jis": "この映画はとても良かった、しかし結末が残念", "euc_jp": "この映画はとても良かった、しかし結末が残念",
     "cp949": "이 영화는 정말 재미있었지만 결말이 아쉬웠어요",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["Price 5 €", "Das kostet 5 € – “toll”", "“quote” it’s", "Hi – she said … 5 €"])
+def test_few_signs_are_those_of_windows_and_not_of_an_old_system(text):
+    assert detect_encoding(f"text;label\n{text};pos\nfine;neg\n".encode("cp1252")) == "cp1252"
 
 
 @pytest.mark.parametrize("encoding", WORDS)
