@@ -80,6 +80,26 @@ def test_a_call_that_blocks_the_main_thread_delays_nothing():
     assert (code, stderr) == (143, "a_stage: SIGTERM: the next run continues\n")
 
 
+def test_an_error_in_the_last_line_does_not_keep_the_process():
+    lines = f"    shutdown._shutdown.describe_next_run = lambda: 1 / 0\n{READY}{SLEEP}"
+    assert run(lines, signal.SIGTERM) == (143, "", "")
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_the_process():
+    """As that of `dvc repro 2>&1 | less`, where the last line waits for a reader too."""
+    lines = f"    shutdown.PRINT_SECONDS = 0.3\n{READY}    while True: print('x' * 9999)\n"
+    command, pipe = [sys.executable, "-c", START + lines], subprocess.PIPE
+    program = subprocess.Popen(command, env=stage_env(), stdout=pipe, stderr=subprocess.STDOUT)
+    assert program.stdout.readline() == b"ready\n"
+    time.sleep(0.5)
+    program.send_signal(signal.SIGTERM)
+    try:
+        assert program.wait(timeout=10) == 143
+    finally:
+        program.kill()
+        program.communicate()
+
+
 def test_after_the_block_the_handlers_are_as_before():
     before = [signal.getsignal(number) for number in shutdown.SIGNALS]
     with shutdown.graceful("a_stage", str):
