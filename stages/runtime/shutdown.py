@@ -111,6 +111,12 @@ def request(reason: str, exit_code: int) -> None:
         end(reason, exit_code)
 
 
+def describe_next_run_by(describe_next_run: Callable[[], str]) -> None:
+    """From here on the last line says what this returns, instead of what was given to `graceful`."""
+    if _shutdown:
+        _shutdown.describe_next_run = describe_next_run
+
+
 def requested() -> Request | None:
     """What has asked this process to end, a signal or the end of `dvc`; or None."""
     return _shutdown.request if _shutdown else None
