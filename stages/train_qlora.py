@@ -36,14 +36,15 @@ ROW_FILES = {split: f"outs/tokenized/{split}.parquet" for split in ("train", "va
 
 
 def main() -> None:
-    p = params.load()
-    device = pick_device(p.device, p.threads)
-    distributed.init_process_group(device)
-    curves = live_curves.prepare(p)
-    inputs = load_inputs(p)
-    folder = checkpoints.ROOT / digest_run(p, inputs, device)
-    files.check_same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
-    with shutdown.graceful("train_qlora", lambda: checkpoints.describe_next_run(folder)):
+    with shutdown.graceful("train_qlora", lambda: "`dvc repro` continues at the last checkpoint, if there is one"):
+        p = params.load()
+        device = pick_device(p.device, p.threads)
+        distributed.init_process_group(device)
+        curves = live_curves.prepare(p)
+        inputs = load_inputs(p)
+        folder = checkpoints.ROOT / digest_run(p, inputs, device)
+        shutdown.describe_next_run_by(lambda: checkpoints.describe_next_run(folder))
+        files.check_same_on_all_ranks(lambda: folder, "parameters, base, rows, versions, kind of GPU")
         train_and_save(p, inputs, device, folder, curves)
 
 

@@ -23,6 +23,7 @@ from stages.runtime import distributed
 
 GRACE_SECONDS = 25.0  # torchrun kills its ranks 30 s after it has passed on SIGTERM
 REPEAT_SECONDS = 2.0  # Slurm signals torchrun and its ranks, and torchrun passes the signal on: they get it twice
+PRINT_SECONDS = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Request = tuple[str, int]  # why a process has to end, and its exit code
@@ -110,6 +111,12 @@ def request(reason: str, exit_code: int) -> None:
         end(reason, exit_code)
 
 
+def describe_next_run_by(describe_next_run: Callable[[], str]) -> None:
+    """From here on the last line says what this returns, instead of what was given to `graceful`."""
+    if _shutdown:
+        _shutdown.describe_next_run = describe_next_run
+
+
 def requested() -> Request | None:
     """What has asked this process to end, a signal or the end of `dvc`; or None."""
     return _shutdown.request if _shutdown else None
@@ -134,10 +141,17 @@ def end(reason: str, exit_code: int) -> NoReturn:
     assert _shutdown
     _shutdown.ending.acquire()  # never released: two threads may come here
     if distributed.is_main():
-        line = f"{_shutdown.stage}: {reason}: {_shutdown.describe_next_run()}"
-        with suppress(OSError):  # `dvc` or the terminal may be gone
-            sys.stdout.flush()
-            print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # on a terminal after its bar
+        # In a thread: a pipe that nobody reads blocks, and the thread that ends the process must not wait or fail.
+        printing = threading.Thread(target=_print_last_line, args=[_shutdown, reason], daemon=True)
+        printing.start()
+        printing.join(PRINT_SECONDS)
     else:
         time.sleep(1)  # a launcher ends all ranks when one has ended, and rank 0 has to print first
     os._exit(exit_code)
+
+
+def _print_last_line(ended: _Shutdown, reason: str) -> None:
+    with suppress(Exception):  # `dvc`, the terminal or the checkpoints may be gone
+        line = f"{ended.stage}: {reason}: {ended.describe_next_run()}"
+        sys.stdout.flush()
+        print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # on a terminal after its bar

@@ -60,6 +60,9 @@ class CapturedStep:
         self.seed = seed + distributed.rank() * SEED_STRIDE
         device = next(model.parameters()).device
         self.masks = DropoutMasks(device)
+        self.generator = (
+            torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+        )
         if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
             raise StepUnavailable("layerdrop: each step runs other layers")
         checkpointing = uses_gradient_checkpointing(model)
@@ -89,7 +92,7 @@ class CapturedStep:
         shape = tuple(batch["input_ids"].shape)
         if shape not in self.graphs:
             self.graphs[shape] = self._capture(batch) if self.capturable else None
-        self.masks.set_step(self.seed, step)
+        self._select_masks(step)
         if capture := self.graphs[shape]:
             graph, inputs = capture
             for name, value in inputs.items():
@@ -100,6 +103,15 @@ class CapturedStep:
         distributed.all_reduce(self.lora.buffer)
         self.lora.assign_grads()
         return self.lora.loss.clone()
+
+    def _select_masks(self, step: int) -> None:
+        """Let all dropout masks depend only on seed, rank and step.
+
+        Attention's dropout reads PyTorch's generator, which each capture advances. A resumed training captures at other
+        steps, and only rank 0's generator is in the checkpoint.
+        """
+        self.masks.set_step(self.seed, step)
+        self.generator.manual_seed(((self.seed << 32) + step) & 0x7FFFFFFFFFFFFFFF)
 
     def run(self, batch: dict[str, torch.Tensor]) -> None:
         """Run the step eagerly: put gradients and loss into the buffer."""

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import integration_utils
 from transformers.utils.generic import flatten_dict
 
-from stages.runtime import distributed, errors, params
+from stages.runtime import distributed, errors, files, params
 from stages.training.history import read_curves
 from stages.training.live_losses import RecentSteps
 
@@ -73,13 +73,13 @@ class LiveCurves(TrainerCallback):
         """
         self.run_file = folder / "live_run.json"
         step, run_id = 0, None
-        if checkpoint:
-            step = int(checkpoint.name.split("-")[1])
-            runs = json.loads(self.run_file.read_text()) if self.run_file.exists() else {}
-            run_id = runs.get(self.p.train.report_to)
         name = os.environ.get("DVC_EXP_NAME", folder.name)
         values = self.p.model_dump(exclude={"train": params.NO_EFFECT_ON_RESULTS})
         try:
+            if checkpoint:
+                step = int(checkpoint.name.split("-")[1])
+                runs = files.read_json(self.run_file) if self.run_file.exists() else {}
+                run_id = runs.get(self.p.train.report_to)
             where = self.logger.start(name, folder, step, run_id, values)
         except Exception as error:
             raise _error(self.p.train.report_to, errors.type_and_first_line(error)) from error
@@ -97,8 +97,11 @@ class LiveCurves(TrainerCallback):
         self._try(lambda: self.logger.log(logs | {"epoch_loss": epoch["train_loss"]}, state.global_step))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.active and self.logger.run_id():
-            self.run_file.write_text(json.dumps({self.p.train.report_to: self.logger.run_id()}))
+        self._try(self._record_run)
+
+    def _record_run(self) -> None:
+        if run_id := self.logger.run_id():
+            files.write_json(self.run_file, {self.p.train.report_to: run_id})
 
     def end(self) -> None:
         """End the logger's run. What it has not sent yet, it sends now."""

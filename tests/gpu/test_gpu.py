@@ -159,6 +159,22 @@ def test_masks_differ_between_steps_and_repeat_for_the_same_step(small_phi):
     assert step3 != step4
 
 
+def test_dropout_without_a_module_has_the_same_masks_if_the_shape_was_captured_at_another_step(tmp_path):
+    """As in a resumed training. A capture advances PyTorch's generator, which GPT-2's attention dropout reads."""
+    from stages.training.captured_step import functional_dropouts
+
+    manifest = manifest_of(save_family("gpt2", tmp_path))
+    losses = []
+    for numbers in ((3, 4, 5), (4, 5)):
+        lora = classifier(manifest, dropout=0.1, quantization=quantization_of("gpt2"), hidden_act=None)
+        assert functional_dropouts(lora) == ["attn_pdrop"]
+        step = make_step(lora)
+        losses.append([step(*batch(16, 32 + 16 * (number % 2)), number).item() for number in numbers])
+        assert all(step.graphs.values())
+    assert losses[0][1:] == losses[1]
+    assert step(*batch(16, 32), 6).item() != losses[1][0], "another step has other masks"
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_rows_have_the_gradients_of_padded_rows(small_phi, checkpointing):
     """With rows of one attention block and of several, an incomplete batch, and tokens after the last row."""

@@ -445,3 +445,13 @@ def test_logits_of_fused_phi_layers_equal_those_of_transformers(with_lora, dequa
         layers = [module for module in model.modules() if isinstance(module, PhiDecoderLayer)]
         assert layers and all(type(layer) is not PhiDecoderLayer for layer in layers)
         assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-3 if ON_GPU else 1e-5)
+
+
+def test_dropout_without_a_module_has_the_same_masks_at_the_same_step(families, make_step):
+    """Other random numbers may have been drawn before, as in a resumed training."""
+    step = make_step(classifier(dropout=0.05, folder=families["opt"]))
+    losses = []
+    for number in (3, 4, 3):
+        losses.append(step(small_classifier.as_inputs(*batch()), number).item())
+        torch.rand(7)
+    assert losses[0] == losses[2] != losses[1]

@@ -170,6 +170,27 @@ def test_a_logger_that_fails_during_a_training_is_left_out_and_reported_once(mak
     ]
 
 
+def test_a_run_that_cannot_be_recorded_ends_the_curves_and_not_the_training(make_params, folder, monkeypatch, capsys):
+    """As when a user's code has ended the logger's run. The record of an earlier checkpoint stays whole."""
+    curves = live_curves.LiveCurves(logger := Broken(9), make_params(train__report_to="wandb"))
+    monkeypatch.setattr(logger, "run_id", lambda: "first", raising=False)
+    curves.start(folder, None)
+    curves.on_save(None, scores(10), None)
+    monkeypatch.setattr(logger, "run_id", lambda: logger.callback.run.id)
+    monkeypatch.setattr(logger, "callback", SimpleNamespace(run=None))
+    curves.on_save(None, scores(20), None)
+    assert json.loads((folder / "live_run.json").read_text()) == {"wandb": "first"}
+    assert "the training goes on without wandb: AttributeError" in capsys.readouterr().out
+
+
+def test_a_damaged_record_of_the_run_is_an_error_of_one_line(make_params, folder):
+    folder.mkdir(parents=True)
+    (folder / "live_run.json").touch()
+    curves = live_curves.LiveCurves(Broken(9), make_params(train__report_to="wandb"))
+    with pytest.raises(UserError, match=r"^params.yaml: train.report_to: wandb: .*live_run.json.*, or set none$"):
+        curves.start(folder, folder / "checkpoint-10")
+
+
 def test_a_logger_that_cannot_start_is_an_error_of_one_line(make_params, folder):
     curves = live_curves.LiveCurves(Broken(0), make_params(train__report_to="wandb"))
     with pytest.raises(UserError, match=r"^params.yaml: train.report_to: wandb: ConnectionError: no route to host, or"):

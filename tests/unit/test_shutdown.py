@@ -46,6 +46,23 @@ def test_a_signal_ends_the_process_with_one_line(number, code):
     assert run(READY + SLEEP, number) == (code, "", line)
 
 
+def test_the_last_line_is_the_newest_that_was_given():
+    lines = f"    shutdown.describe_next_run_by(lambda: 'the next run starts again')\n{READY}{SLEEP}"
+    assert run(lines, signal.SIGTERM) == (143, "", "a_stage: SIGTERM: the next run starts again\n")
+
+
+def test_a_training_that_has_not_read_its_rows_yet_ends_with_a_line_too(tmp_path):
+    lines = "import time\nfrom stages import train_qlora\n"
+    lines += "train_qlora.params.load = lambda: (print('ready', flush=True), time.sleep(60))\ntrain_qlora.main()\n"
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", lines]
+    program = subprocess.Popen(command, env=stage_env(), cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+    assert program.stdout.readline() == "ready\n"
+    program.send_signal(signal.SIGTERM)
+    line = "train_qlora: SIGTERM: `dvc repro` continues at the last checkpoint, if there is one\n"
+    assert (program.communicate(timeout=20)[1], program.returncode) == (line, 143)
+
+
 def test_after_defer_the_main_thread_saves_first():
     line = "a_stage: SIGTERM: the next run continues\n"
     assert run(DEFER + WAITS, signal.SIGTERM) == (143, "saved\n", line)
@@ -78,6 +95,26 @@ def test_a_call_that_blocks_the_main_thread_delays_nothing():
     lines += f"    c.pthread_mutex_lock(mutex)\n{READY}    c.pthread_mutex_lock(mutex)\n"
     code, _, stderr = run(lines, signal.SIGTERM)
     assert (code, stderr) == (143, "a_stage: SIGTERM: the next run continues\n")
+
+
+def test_an_error_in_the_last_line_does_not_keep_the_process():
+    lines = f"    shutdown._shutdown.describe_next_run = lambda: 1 / 0\n{READY}{SLEEP}"
+    assert run(lines, signal.SIGTERM) == (143, "", "")
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_the_process():
+    """As that of `dvc repro 2>&1 | less`, where the last line waits for a reader too."""
+    lines = f"    shutdown.PRINT_SECONDS = 0.3\n{READY}    while True: print('x' * 9999)\n"
+    command, pipe = [sys.executable, "-c", START + lines], subprocess.PIPE
+    program = subprocess.Popen(command, env=stage_env(), stdout=pipe, stderr=subprocess.STDOUT)
+    assert program.stdout.readline() == b"ready\n"
+    time.sleep(0.5)
+    program.send_signal(signal.SIGTERM)
+    try:
+        assert program.wait(timeout=10) == 143
+    finally:
+        program.kill()
+        program.communicate()
 
 
 def test_after_the_block_the_handlers_are_as_before():

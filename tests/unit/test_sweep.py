@@ -4,6 +4,8 @@ import gc
 import itertools
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from helpers.training_folder import adapter_bytes, prepare
 
 from stages import train_qlora
 from stages.model.base_cache import cache_base
+from stages.runtime import shutdown
 from stages.runtime.errors import UserError
 from tools import sweep
 
@@ -151,6 +154,17 @@ def test_a_stage_leaves_threads_environment_and_folder_unchanged(tmp_path, monke
         assert Path.cwd() == here
     torch.set_num_threads(threads)
     assert seen_by_stage == [(threads, None, tmp_path)] * 2
+
+
+def test_ctrl_c_in_a_training_reaches_the_sweep_which_removes_its_copy(tmp_path, monkeypatch):
+    def main():
+        with shutdown.graceful("train_qlora", str):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(10)
+
+    monkeypatch.setattr(train_qlora, "main", main)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.InProcess(None, lambda: None)(train_stage(tmp_path))
 
 
 def test_a_stage_that_changes_the_base_fails(tmp_path, monkeypatch):
