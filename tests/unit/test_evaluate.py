@@ -240,6 +240,12 @@ def test_exchanged_labels_are_found(classes, right):
     assert find_permutation(confusion[order]).labels == {0: 1, 1: 0}
 
 
+def test_a_class_without_rows_is_not_said_to_be_exchanged():
+    confusion = draw_confusion(np.random.default_rng(0), 800, 3, 0.9)[[1, 0, 2]]
+    confusion[[1, 2]] = 0
+    assert find_permutation(confusion).labels == {0: 1}
+
+
 @pytest.mark.parametrize(
     "classes, right, rows", [(2, 0.5, 20), (2, 0.45, 200), (3, 0.3, 30), (3, 0.33, 1000), (20, 0.05, 60)]
 )
