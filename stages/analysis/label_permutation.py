@@ -38,7 +38,7 @@ def find_permutation(confusion: np.ndarray) -> Permutation | None:
         confusion: from `confusion_counts`, int [classes, classes].
     """
     gold, seeming = linear_sum_assignment(confusion, maximize=True)
-    moved = gold != seeming
+    moved = (gold != seeming) & confusion.any(axis=1)  # a class without rows is assigned too, and means nothing
     rows = int(confusion[gold[moved]].sum())
     if not rows:
         return None

@@ -1,11 +1,12 @@
 """Alarms: what a reader must know before the scores, because they mean less than they seem to."""
 
+import numpy as np
 import pandas as pd
 
 from stages.analysis.comparison import Comparison
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.label_permutation import find_permutation
-from stages.data.confusion import confusion_counts
+from stages.data.confusion import class_counts, confusion_counts, f1_per_class
 from stages.data.task import Task
 from stages.report.formatting import list_names, percent
 from stages.report.verdict import name_reference
@@ -13,8 +14,13 @@ from stages.report.verdict import name_reference
 MOSTLY_SEEN = 0.5  # share of test rows that are duplicates of training rows
 
 
-def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list[str]:
-    """A sentence for each alarm about the tuned model's answers; cases: from `build_case_table`."""
+def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task, is_own_test: bool = True) -> list[str]:
+    """A sentence for each alarm about the tuned model's answers.
+
+    Args:
+        cases: from `build_case_table`.
+        is_own_test: the test rows are the run's own. One answer to all rows of other data may be due to those rows.
+    """
     answered, gold = set(cases["tuned"]), set(cases["gold"])
     if answered == gold and len(gold) == 1:
         (answer,) = answered
@@ -24,13 +30,16 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list
         ]
     elif len(answered) == 1:
         (answer,) = answered
-        alarms = [f"The tuned model answers {task.classes[answer]} to all {len(cases):,} test rows: it learnt nothing."]
+        meaning = "it learnt nothing" if is_own_test else "on them, it is no better than a constant"
+        alarms = [f"The tuned model answers {task.classes[answer]} to all {len(cases):,} test rows: {meaning}."]
     else:
         rows = cases["gold"].value_counts()
         frequent = {number for number in gold - answered if rows[number] >= FEW_ROWS}  # fewer can be chance
         never = [name for number, name in enumerate(task.classes) if number in frequent]
         them = "this class" if len(never) == 1 else "these classes"
         alarms = [f"The tuned model never answers {list_names(never)}, but test rows have {them}."] if never else []
+    if comparison.metric == "f1_macro":
+        alarms += describe_classes_without_rows(cases, task)
     alarms += [*describe_permutation(cases, task), *describe_seen_rows(cases)]
     if comparison.best_reference.difference.value <= 0:
         alarms.append(f"The tuned model is not better than the best reference, {name_reference(comparison.best)}.")
@@ -40,6 +49,22 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task) -> list
             f"{comparison.verdict_with_duplicates}. The verdict is that of the other rows."
         )
     return alarms
+
+
+def describe_classes_without_rows(cases: pd.DataFrame, task: Task) -> list[str]:
+    """The alarm that macro F1 is lowered by classes that the tuned model answers but no test row has, if it is."""
+    gold, answered = cases["gold"].to_numpy(), cases["tuned"].to_numpy()
+    absent = sorted(set(answered) - set(gold))
+    if not absent:
+        return []
+    f1 = f1_per_class(class_counts(confusion_counts(gold, answered, len(task.classes))))
+    rows = int(np.isin(answered, absent).sum())
+    which = "the class" if len(absent) == 1 else "one of the classes"
+    return [
+        f"No test row has {which} {list_names([task.classes[number] for number in absent])}, but the tuned model "
+        f"answers so in {rows:,} of {len(cases):,} rows. Macro F1 counts an F1 of 0 for that. The mean F1 of the other "
+        f"classes is {percent(f1[np.unique(gold)].mean())}."
+    ]
 
 
 def describe_permutation(cases: pd.DataFrame, task: Task) -> list[str]:

@@ -153,7 +153,8 @@ def verdict_section(results: Results, run: RunDescription) -> Context:
 def alarms_section(results: Results, cases: pd.DataFrame, run: RunDescription) -> Context:
     """What makes the scores mean less than they seem to; the model card has this section too."""
     of_data = [warning.text for warning in list_warnings(results.data, run) if warning.level == "alarm"]
-    return {"alarms": [*find_alarms(cases, results.comparison, run.task), *of_data]}
+    of_answers = find_alarms(cases, results.comparison, run.task, is_own_test=run.tested is None)
+    return {"alarms": [*of_answers, *of_data]}
 
 
 def list_warnings(data: DataSummary, run: RunDescription) -> list[DataWarning]:

@@ -18,10 +18,12 @@ from stages.analysis.label_permutation import find_permutation
 from stages.analysis.metrics import Predictions
 from stages.data.confusion import class_counts, confusion_counts, f1_macro
 from stages.data.task import Task
+from stages.report.alarms import find_alarms
 from stages.runtime.errors import UserError
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate.labels import parse_class_map
 from tools.evaluate.read_set import choose_split, name_folder, read_set
+from tools.evaluate.tables import TestRows
 
 TASK = Task(CLASSES, "{premise} {hypothesis}", "premise")
 COLUMNS = {"premise": "sentence1", "hypothesis": "sentence2"}
@@ -207,6 +209,20 @@ def test_a_folder_that_the_command_has_not_written_is_not_replaced(pipeline):
     evaluate.check_targets(out, [named("a")])
     with pytest.raises(UserError, match="would both be written to"):
         evaluate.check_targets(out, [named("b"), named("b")])
+    for folder in (out / "a" / evaluate.RECORD, out / "a" / evaluate.RECORD / "b"):
+        with pytest.raises(UserError, match=r"^--out: .*evaluation\.json is a file; name a folder"):
+            evaluate.check_targets(folder, [named("b")])
+
+
+def test_a_tab_may_be_written_as_in_python(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["evaluate", "a.csv", "--sep", "\\t"])
+    assert evaluate.parse_arguments().sep == "\t"
+
+
+def test_the_link_to_a_report_works_with_any_name():
+    assert TestRows("my [set] (1)", "my [set] (1)/report.md", pd.DataFrame(), None).title == (
+        "[my \\[set\\] (1)](my%20%5Bset%5D%20%281%29/report.md)"
+    )
 
 
 def test_an_earlier_evaluation_stays_until_the_new_one_is_whole(pipeline, monkeypatch):
@@ -240,6 +256,12 @@ def test_exchanged_labels_are_found(classes, right):
     assert find_permutation(confusion[order]).labels == {0: 1, 1: 0}
 
 
+def test_a_class_without_rows_is_not_said_to_be_exchanged():
+    confusion = draw_confusion(np.random.default_rng(0), 800, 3, 0.9)[[1, 0, 2]]
+    confusion[[1, 2]] = 0
+    assert find_permutation(confusion).labels == {0: 1}
+
+
 @pytest.mark.parametrize(
     "classes, right, rows", [(2, 0.5, 20), (2, 0.45, 200), (3, 0.3, 30), (3, 0.33, 1000), (20, 0.05, 60)]
 )
@@ -247,6 +269,28 @@ def test_a_poor_model_is_not_taken_for_exchanged_labels(classes, right, rows):
     rng = np.random.default_rng(0)
     found = [find_permutation(draw_confusion(rng, rows, classes, right)) for _ in range(200)]
     assert sum(map(bool, found)) <= 1
+
+
+def alarms_of(gold, answers, metric, **options):
+    reference = SimpleNamespace(difference=SimpleNamespace(value=0.1))
+    comparison = SimpleNamespace(metric=metric, best_reference=reference, verdict=1, verdict_with_duplicates=1)
+    cases = pd.DataFrame({"gold": gold, "tuned": answers, "in_train": False})
+    return find_alarms(cases, comparison, Task(("a", "b", "c"), "", None), **options)
+
+
+def test_an_alarm_says_that_a_class_without_rows_lowers_macro_f1():
+    gold, answers = [0] * 40 + [1] * 10, [0] * 38 + [2] * 2 + [1] * 10
+    assert alarms_of(gold, answers, "accuracy") == []
+    assert alarms_of(gold, answers, "f1_macro") == [
+        "No test row has the class c, but the tuned model answers so in 2 of 50 rows. Macro F1 counts an F1 of 0 for "
+        "that. The mean F1 of the other classes is 98.7%."
+    ]
+
+
+def test_one_answer_to_all_rows_of_other_data_does_not_mean_that_nothing_was_learnt():
+    assert alarms_of([0, 1], [0, 0], "accuracy")[0].endswith("to all 2 test rows: it learnt nothing.")
+    (alarm,) = alarms_of([0, 1], [0, 0], "accuracy", is_own_test=False)
+    assert alarm == "The tuned model answers a to all 2 test rows: on them, it is no better than a constant."
 
 
 def draw_predictions(rng, groups, right):

@@ -228,6 +228,10 @@ ERRORS = {
     "the input": (["rows.csv", "--out", "rows.csv", "--force"], "^--out: rows.csv is the input"),
     "in the input": ([".", "--out", "o"], "^--out: o is the input, in it or around it"),
     "an old file": (["rows.csv", "--out", "old.csv"], "^--out: old.csv exists; name another path, or add --force"),
+    "a folder for a file": (["rows.csv", "--out", "old.d.csv", "--force"], "old.d.csv is a folder, unlike the input"),
+    "a file for a folder": (["in", "--out", "old.csv", "--force"], "old.csv is a file, unlike the input"),
+    "the present folder": (["owner/name", "--out", ".", "--force"], "^--out: \\. has .* in it, which would be lost"),
+    "no folder": (["rows.csv", "--out", "old.csv/o.csv"], "^--out: old.csv/o.csv: File exists; name another path"),
     "another column": (["rows.csv", "--out", "o.csv", "--column", "text=a"], "^--column text=a: the template has no"),
     "a column that is there": (["taken.csv", "--out", "o.csv", "--all"], "taken.csv: has a column p_neutral"),
     "only a header": (["header.csv", "--out", "o.csv"], "header.csv: the file has no rows"),
@@ -241,6 +245,8 @@ def test_an_error_comes_before_the_model_is_loaded_and_leaves_nothing(work, monk
         "old.csv": "x", "taken.csv": "premise,hypothesis,p_neutral\na,b,c\n", "header.csv": "premise,hypothesis\n",
     }.items():  # fmt: skip
         Path(name).write_text(content)
+    for name in ("in", "old.d.csv"):
+        Path(name).mkdir()
     before = sorted(work.folder.iterdir())
     with pytest.raises(errors.UserError, match=message):
         work.run(*arguments)

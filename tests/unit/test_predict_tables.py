@@ -130,8 +130,17 @@ def test_columns_of_a_csv_file_with_the_same_name_stay(tmp_path):
     (tmp_path / "in.csv").write_text("text,a,a\nx,1,2\n")
     convert(tmp_path / "in.csv", tmp_path / "out.csv")
     assert read_cells(tmp_path / "out.csv") == [["text", "a", "a", *NEW], ["x", "1", "2", "class 0", "0.0"]]
-    with pytest.raises(UserError, match=r"in\.csv: several columns are called a, which only csv and tsv allow"):
+    with pytest.raises(UserError, match=r"in\.csv: several columns are called a, which jsonl does not allow"):
         convert(tmp_path / "in.csv", tmp_path / "out.jsonl")
+
+
+def test_columns_of_a_parquet_file_with_the_same_name_stay_or_are_an_error(tmp_path):
+    table = pa.table([pa.array(["x"]), pa.array([1]), pa.array([2])], names=["text", "a", "a"])
+    pq.write_table(table, tmp_path / "in.parquet")
+    convert(tmp_path / "in.parquet", tmp_path / "out.csv")
+    assert read_cells(tmp_path / "out.csv")[1][:3] == ["x", "1", "2"]
+    with pytest.raises(UserError, match=r"in\.parquet: several columns are called a, which jsonl does not allow"):
+        convert(tmp_path / "in.parquet", tmp_path / "out.jsonl")
 
 
 LINES = [

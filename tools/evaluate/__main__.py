@@ -96,7 +96,9 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="for sets.md and a folder of each data set (default: %(default)s)",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.sep = "\t" if arguments.sep == "\\t" else arguments.sep
+    return arguments
 
 
 def read_sets(arguments: argparse.Namespace, run: FinishedRun, adapters: Sequence[Adapter]) -> list[LabelledSet]:
@@ -117,6 +119,8 @@ def read_sets(arguments: argparse.Namespace, run: FinishedRun, adapters: Sequenc
 
 def check_targets(out: Path, sets: Sequence[LabelledSet]) -> None:
     """Reject folders that would be lost, and two data sets for one folder."""
+    if file := next((path for path in (out, *out.parents) if path.is_file()), None):
+        raise UserError(f"--out: {file} is a file; name a folder")
     for number, rows in enumerate(sets):
         folder = out / rows.name
         if twin := next((other for other in sets[:number] if other.name == rows.name), None):

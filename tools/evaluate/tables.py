@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ class TestRows:
 
     @property
     def title(self) -> str:
-        return f"[{escape_markdown(self.name)}]({self.link})" if self.link else escape_markdown(self.name)
+        return f"[{escape_markdown(self.name)}]({quote(self.link)})" if self.link else escape_markdown(self.name)
 
 
 def render_sets(own: TestRows, others: Sequence[TestRows], confidence: float) -> str:

@@ -67,7 +67,7 @@ def label_files(
         UserError: see the modules of this package. It is raised before the model is loaded, if the files are the cause.
     """
     out: Path = arguments.out
-    check_out(out, Path(given), arguments.force)
+    check_out(out, Path(given), arguments.adapter, arguments.force)
     column_map = parse_column_map(arguments.columns, parse_columns(settings.template))
     found = find_files(given, arguments.subset)
     is_folder = not Path(given).is_file()
@@ -90,13 +90,18 @@ def label_files(
     progress.remove()
 
 
-def check_out(out: Path, given: Path, force: bool) -> None:
-    """Reject a target that would be lost, or that is part of the input."""
+def check_out(out: Path, given: Path, adapter: Path, force: bool) -> None:
+    """Reject a target that would be lost, that is part of the input, or whose old content must stay."""
     source, target = given.resolve(), out.resolve()
     if source.exists() and (target.is_relative_to(source) or source.is_relative_to(target)):
         raise UserError(f"--out: {out} is the input, in it or around it; name another path")
     if out.exists() and not force:
         raise UserError(f"--out: {out} exists; name another path, or add --force to replace it")
+    if out.exists() and out.is_dir() == given.is_file():
+        kind = "folder" if out.is_dir() else "file"
+        raise UserError(f"--out: {out} is a {kind}, unlike the input; name another path")
+    if kept := [path for path in (Path.cwd(), adapter) if path.resolve().is_relative_to(target)]:
+        raise UserError(f"--out: {out} has {kept[0]} in it, which would be lost; name another path")
 
 
 def check_file(

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from stages.runtime import files
-from stages.runtime.errors import UserError, report_full_disk
+from stages.runtime.errors import UserError, find_disk_full, report_full_disk
 
 DTYPE = np.dtype(np.float32)  # no model's head computes in more bits
 
@@ -88,8 +88,17 @@ def open_progress(out: Path, digest: str) -> ProgressFolder:
     """Open the progress folder of a run, or make it. Other progress towards the same `out` is removed.
 
     Raises:
-        UserError: another process uses it, or writes `out`.
+        UserError: another process uses it, or writes `out`; or there can be no such folder.
     """
+    try:
+        return _open_progress(out, digest)
+    except OSError as error:
+        if find_disk_full(error):
+            raise
+        raise UserError(f"--out: {out}: {error.strerror}; name another path") from error
+
+
+def _open_progress(out: Path, digest: str) -> ProgressFolder:
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.parent / f".predict-{digest[:20]}"
     with _lock_parent(path):

@@ -20,6 +20,7 @@ from stages.sources.manifest import TABLE_EXTENSIONS
 from tools.predict.read_tables import ArrowReader, CsvReader, JsonReader, Reader, TableReader
 
 WRITTEN = [extension for extension in TABLE_EXTENSIONS if extension != "xlsx"]
+JSON_KINDS = ("json", "jsonl", "ndjson")
 GROUP_ROWS = 65_536  # of a parquet file's row groups: a reader of the file reads faster from few large ones
 
 Answers = Callable[[int], dict[str, list]]  # takes a number of rows; returns the new columns for the next rows
@@ -71,14 +72,14 @@ def check_target(extension: str, place: str, reader: Reader, classes: Sequence[s
                     f"{place}: class {name} has {sep!r}, and the cells of {reader.place} are not quoted; name a file "
                     "that ends in .jsonl"
                 )
-    elif isinstance(reader, CsvReader):
+    elif isinstance(reader, CsvReader) or (kind in JSON_KINDS and isinstance(reader, TableReader)):
         names = reader.read_names()
         if doubled := [name for name in names if names.count(name) > 1]:
             raise UserError(
-                f"{reader.place}: several columns are called {doubled[0]}, which only csv and tsv allow; name an --out "
+                f"{reader.place}: several columns are called {doubled[0]}, which {kind} does not allow; name an --out "
                 "that ends in .csv"
             )
-    if kind in ("csv", "tsv", "json", "jsonl", "ndjson") and isinstance(reader, TableReader):
+    if kind in ("csv", "tsv", *JSON_KINDS) and isinstance(reader, TableReader):
         for field in reader.read_schema():
             if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type) or "binary" in str(field.type):
                 raise UserError(
