@@ -19,7 +19,7 @@ fail() {
 [ -f dvc.yaml ] || fail "dvc.yaml: not in this folder; run this script in the folder of the pipeline"
 [ -f metrics/report.md ] || fail "metrics/report.md: no such file; run \`dvc repro\` first"
 git rev-parse --verify --quiet "$base^{commit}" >/dev/null ||
-  fail "$base: no such revision here; fetch it (actions/checkout: fetch-depth: 0)"
+  fail "$base: no such Git revision here; fetch it (actions/checkout: fetch-depth: 0)"
 
 temporary=$(mktemp -d)
 trap 'rm -r "$temporary"' EXIT
@@ -30,7 +30,9 @@ trap 'rm -r "$temporary"' EXIT
   else
     printf '### Metrics: `%s` and this change\n\n' "$base"
     differences=$(dvc metrics diff "$base" --md)
-    printf '%s\n\n' "${differences:-No metric differs.}"
+    # Without differences, DVC prints nothing, or a table with its heading only.
+    [ "$(grep -c '^|' <<<"$differences")" -gt 2 ] || differences='No metric differs.'
+    printf '%s\n\n' "$differences"
     printf '### Is the difference significant?\n\n'
     # If the change selects other test rows, the runs are not comparable. Then the comment says so.
     if ! python -m tools.compare "$base" workspace 2>"$temporary/log"; then

@@ -91,7 +91,7 @@ def test_a_base_without_results_is_named(change, tmp_path):
         (
             "origin/none",
             "demo",
-            "error: origin/none: no such revision here; fetch it (actions/checkout: fetch-depth: 0)",
+            "error: origin/none: no such Git revision here; fetch it (actions/checkout: fetch-depth: 0)",
         ),
         ("HEAD", "docs", "error: dvc.yaml: not in this folder; run this script in the folder of the pipeline"),
         ("HEAD", ".", "error: metrics/report.md: no such file; run `dvc repro` first"),

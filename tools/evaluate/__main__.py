@@ -1,4 +1,4 @@
-"""Score the run of this folder on labelled data that its training never saw, with base and references beside it.
+"""Score the run of this folder on labelled data that its training never saw, next to the base and the references.
 
     python -m tools.evaluate reviews_2024.csv
     python -m tools.evaluate ../mnli --split validation_matched --label gold_label

@@ -82,7 +82,7 @@ class LabelledSet:
             yield f"  {dropped:,} rows without a label are left out"
         yield f"  {self.reading}"
         if self.task.group:
-            yield f"  rows with the same {self.task.group} are not independent"
+            yield f"  rows with the same {self.task.group} form a group; the intervals allow for that"
 
 
 def read_set(

@@ -11,7 +11,8 @@ Example: the demo's test rows are in a parquet file that calls the texts text_pr
         --column premise=text_premise --column hypothesis=text_hypothesis
 
 writes all columns as they came, then `prediction`, `probability` (of that class), and with --all `p_CLASS` for each
-class. OUT's ending is the format. If the command is killed, the same command goes on where it was.
+class. OUT's ending is the format; the files of a folder keep theirs. If the command is killed, the same command
+continues where it stopped.
 
 It needs neither the pipeline's stages nor params.yaml: the adapter's folder has the template, the classes, all settings
 and the name of the base model.
@@ -74,6 +75,10 @@ def main() -> None:
     add_file_arguments(parser)
     arguments = parser.parse_args()
     check_arguments(parser, arguments)
+    if not arguments.adapter.is_dir():
+        raise errors.UserError(
+            f"--adapter: {arguments.adapter}: no such folder; `dvc repro` writes outs/adapter at the training's end"
+        )
     settings, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
     columns = parse_columns(settings.template)
     if arguments.text and not arguments.out:
@@ -102,15 +107,18 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that are only for `--out`."""
     group = parser.add_argument_group("options for files")
     group.add_argument(
-        "--out", type=Path, metavar="OUT", help="write the table with its predictions; the ending is the format"
+        "--out",
+        type=Path,
+        metavar="OUT",
+        help="the file to write; its ending is the format. For a folder or a data set, the folder to write",
     )
     group.add_argument("--all", action="store_true", help="add the probability of each class, p_CLASS")
     add_column_argument(group)
     group.add_argument(
-        "--sep", metavar="CHARACTER", help=r"between the cells of a csv file, \t for a tab (default: as it looks)"
+        "--sep", metavar="CHARACTER", help=r"the separator of csv files, \t for a tab (default: detected)"
     )
-    group.add_argument("--encoding", help="of a csv or json file, such as cp1252 (default: as it looks; json: utf-8)")
-    group.add_argument("--quotechar", metavar="CHARACTER", help="around cells of a csv file (default: as it looks)")
+    group.add_argument("--encoding", help="of csv or json files, such as cp1252 (default: detected; json: utf-8)")
+    group.add_argument("--quotechar", metavar="CHARACTER", help="the quote character of csv files (default: detected)")
     group.add_argument("--subset", metavar="NAME", help="the configuration, if the data set on the hub has several")
     group.add_argument(
         "--batch-size",

@@ -236,7 +236,8 @@ def describe(out: Path, total: int, written: Sequence[AnswerColumns], progress: 
         listed.append(f"{unanswered:,} without an answer")
     lines = [f"{out}: {total:,} rows: {', '.join(listed)}"]
     if blank:
-        lines.append(f"{blank:,} rows have no text, so they have no prediction")
+        are = "1 row has no text, so it has" if blank == 1 else f"{blank:,} rows have no text, so they have"
+        lines.append(f"{are} no prediction")
     if truncated := progress.state.truncated:
         lines.append(
             f"{truncated:,} of {total:,} rows have more than {max_length} tokens (the longest has "

@@ -81,8 +81,8 @@ def describe_missing(place: str, missing: Sequence[str], columns: Sequence[str])
     """An error about columns of the template that a table, or a row of JSON, does not have."""
     listed = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
     return UserError(
-        f"{place}: no column {' and no column '.join(missing)}; it has {listed}; name the right one with --column "
-        f"{missing[0]}=COLUMN"
+        f"{place}: no column {' and no column '.join(missing)}; it has {listed}; name the right one with "
+        + " ".join(f"--column {column}=COLUMN" for column in missing)
     )
 
 
