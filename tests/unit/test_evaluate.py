@@ -188,15 +188,16 @@ def test_the_split_called_test_is_taken_or_the_only_one():
 
 
 def test_a_folder_is_called_as_its_data(pipeline):
-    (pipeline / "reviews.2024.csv.gz").touch()
+    for name in ("reviews.2023.CSV", "reviews.2024.csv.gz"):
+        (pipeline / name).touch()
     (pipeline / "sets").mkdir()
-    assert [name_folder(name) for name in ("reviews.2024.csv.gz", "sets/", "nyu-mll/multi_nli")] == [
-        "reviews", "sets", "multi_nli",
-    ]  # fmt: skip
+    names = ("reviews.2023.CSV", "reviews.2024.csv.gz", "sets/", "nyu-mll/multi_nli")
+    assert list(map(name_folder, names)) == ["reviews.2023", "reviews.2024", "sets", "multi_nli"]
 
 
 def named(name):
-    return SimpleNamespace(name=name, source=SimpleNamespace(name=f"{name}.csv"), record={"label": "gold"})
+    record = {"label": "gold", "data": {"name": f"{name}.csv"}}
+    return SimpleNamespace(name=name, source=SimpleNamespace(name=f"{name}.csv"), record=record)
 
 
 def test_a_folder_that_the_command_has_not_written_is_not_replaced(pipeline):
@@ -207,6 +208,13 @@ def test_a_folder_that_the_command_has_not_written_is_not_replaced(pipeline):
         evaluate.check_targets(out, [named("a")])
     (out / "a" / evaluate.RECORD).write_text("{}")
     evaluate.check_targets(out, [named("a")])
+    for data in (pipeline / "a.csv", "b/a.csv"):  # a.csv may be named by another path
+        (out / "a" / evaluate.RECORD).write_text(json.dumps({"data": {"name": str(data)}}))
+        if data == "b/a.csv":
+            with pytest.raises(UserError, match=r"a: has the report of b/a\.csv; move it, or set another --out"):
+                evaluate.check_targets(out, [named("a")])
+        else:
+            evaluate.check_targets(out, [named("a")])
     with pytest.raises(UserError, match="would both be written to"):
         evaluate.check_targets(out, [named("b"), named("b")])
     for folder in (out / "a" / evaluate.RECORD, out / "a" / evaluate.RECORD / "b"):
@@ -229,7 +237,7 @@ def test_an_earlier_evaluation_stays_until_the_new_one_is_whole(pipeline, monkey
     folder = pipeline / "evaluations/a"
     monkeypatch.setattr(analyze, "write_report", lambda report, path: (path / "report.md").write_text(report))
     evaluate.write_set(folder, named("a"), "first", [])
-    assert json.loads((folder / evaluate.RECORD).read_text()) == {"label": "gold", "adapters": {}}
+    assert json.loads((folder / evaluate.RECORD).read_text()) == named("a").record | {"adapters": {}}
 
     def fail(report, path):
         (path / "report.md").write_text(report)

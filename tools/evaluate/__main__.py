@@ -130,6 +130,19 @@ def check_targets(out: Path, sets: Sequence[LabelledSet]) -> None:
             )
         if folder.exists() and not (folder / RECORD).is_file():
             raise UserError(f"{folder}: exists, and this command has not written it; move it, or set another --out")
+        earlier, name = read_name(folder), rows.record["data"]["name"]
+        if earlier and not is_same_data(earlier, name):
+            raise UserError(f"{folder}: has the report of {earlier}; move it, or set another --out")
+
+
+def read_name(folder: Path) -> str | None:
+    """The data whose report a folder has, as the user named it; None: there is no such folder."""
+    return files.read_json(folder / RECORD).get("data", {}).get("name") if folder.exists() else None
+
+
+def is_same_data(name: str, other: str) -> bool:
+    """Whether two names are equal, or paths to the same file or folder."""
+    return name == other or Path(name).resolve() == Path(other).resolve()
 
 
 def compare_adapters(

@@ -18,6 +18,7 @@ from stages.data.task import NO_LABEL, Task, name_text_columns
 from stages.report.run_description import Source
 from stages.runtime.errors import UserError
 from stages.sources.fetch import fetch
+from stages.sources.manifest import find_extension
 from tools.evaluate.labels import encode_set_labels
 from tools.init import choose_params
 from tools.init.describe_data import describe_dialect
@@ -223,10 +224,11 @@ def choose_group(
 
 
 def name_folder(given: str) -> str:
-    """The name of a data set's folder in evaluations/: that of its file without the endings, or of its folder."""
+    """The name of a data set's folder in evaluations/: that of its folder, or of its file without .csv.gz."""
     path = Path(given)
     name = Path(path.resolve() if path.exists() else path).name
-    return name.partition(".")[0] or name if path.is_file() else name
+    extension = find_extension(name) if path.is_file() else ""
+    return name.removesuffix(name[-len(extension) - 1 :]) if extension else name  # .CSV too
 
 
 @contextlib.contextmanager
