@@ -152,6 +152,14 @@ def test_options_that_change_no_probability_do_not_predict_again(work, change):
     assert left_over(work.folder) == []
 
 
+def test_progress_that_was_copied_in_part_is_not_used(work):
+    """The missing logits would be read as zeros."""
+    killed(work)
+    (logits,) = work.folder.glob(".predict-*/logits-0.f32")
+    logits.write_bytes(logits.read_bytes()[:-4])
+    assert work.run("rows.csv", "--out", "out.csv") == ROWS - 2
+
+
 def test_another_input_adapter_or_column_starts_anew_and_removes_the_old_progress(work, adapter, tmp_path):
     killed(work)
     first = left_over(work.folder)

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +30,7 @@ class State:
         rows: of all files, in complete batches.
         truncated: rows of complete parts that are longer than the model reads.
         longest: tokens of the longest of them.
+        sizes: bytes of each file's logits.
     """
 
     out: str
@@ -39,6 +40,7 @@ class State:
     rows: int = 0
     truncated: int = 0
     longest: int = 0
+    sizes: list[int] = field(default_factory=list)
 
 
 class ProgressFolder:
@@ -77,7 +79,13 @@ class ProgressFolder:
             if self.logits_file(self.state.file).exists():
                 with open(self.logits_file(self.state.file), "rb") as file:
                     os.fsync(file.fileno())
+            self.state.sizes = self.measure_sizes(self.state.file + 1)
             files.write_json(self.state_file, asdict(self.state))
+
+    def measure_sizes(self, count: int) -> list[int]:
+        """Bytes of the logits of the first files; 0 if there are none."""
+        paths = map(self.logits_file, range(count))
+        return [path.stat().st_size if path.exists() else 0 for path in paths]
 
     def remove(self) -> None:
         with _lock_parent(self.path):
@@ -109,7 +117,11 @@ def _open_progress(out: Path, digest: str) -> ProgressFolder:
         path.mkdir(exist_ok=True)
         progress = ProgressFolder(path, State(out.name), _lock(path, out))
         if progress.state_file.exists():
-            progress.state = State(**files.read_json(progress.state_file) | {"out": out.name})
+            state = State(**files.read_json(progress.state_file) | {"out": out.name})
+            # A folder that was copied in part would otherwise give wrong predictions: missing logits are read as 0.
+            sizes = progress.measure_sizes(len(state.sizes))
+            if all(size >= saved for size, saved in zip(sizes, state.sizes, strict=True)):
+                progress.state = state
         progress.save()
     return progress
 
