@@ -3,6 +3,7 @@
 import fcntl
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def make_rows(rows=ROWS, seed=0):
     )
     table.loc[[3, 17], list(COLUMNS)] = [[None, " "], [None, None]]
     table.loc[20, "premise"] = "word " * 500
+    table.loc[19, "hypothesis"] = " "
     return table.assign(id=[f"{row:03}" for row in range(rows)])
 
 
@@ -112,7 +114,8 @@ def test_rows_get_the_answers_of_the_other_ways_in_the_order_of_the_file(work, a
     counts = written["prediction"].value_counts()
     assert lines[0].startswith("out.csv: 60 rows: ") and f"{counts['neutral']} neutral" in lines[0]
     assert lines[1] == "2 rows have no text, so they have no prediction"
-    assert re.match(r"1 of 60 rows have more than 128 tokens \(the longest has [\d,]+\)", lines[2])
+    assert lines[2] == "rows with an empty text next to others, which are predicted as in training: 1"
+    assert re.match(r"1 of 60 rows have more than 128 tokens \(the longest has [\d,]+\)", lines[3])
     assert left_over(work.folder) == []
 
 
@@ -130,7 +133,7 @@ def test_a_run_that_is_killed_and_repeated_writes_the_same_bytes(work, capsys, m
     total += work.run("rows.csv", "--out", "out.csv", "--all")
     assert (work.folder / "out.csv").read_bytes() == (work.folder / "whole.csv").read_bytes()
     assert total == ROWS - 2, "a finished batch was computed again, or one was left out"
-    assert capsys.readouterr().out.splitlines()[-2:] == printed, "rows that are cut or have no text are counted once"
+    assert capsys.readouterr().out.splitlines()[-3:] == printed, "rows that are cut or have no text are counted once"
     assert left_over(work.folder) == []
 
 
@@ -238,6 +241,7 @@ ERRORS = {
     "an old file": (["rows.csv", "--out", "old.csv"], "^--out: old.csv exists; name another path, or add --force"),
     "a folder for a file": (["rows.csv", "--out", "old.d.csv", "--force"], "old.d.csv is a folder, unlike the input"),
     "a file for a folder": (["in", "--out", "old.csv", "--force"], "old.csv is a file, unlike the input"),
+    "a table's name for a folder": (["in", "--out", "o.parquet"], "o.parquet: the files of in go to a folder"),
     "the present folder": (["owner/name", "--out", ".", "--force"], "^--out: \\. has .* in it, which would be lost"),
     "no folder": (["rows.csv", "--out", "old.csv/o.csv"], "^--out: old.csv/o.csv: File exists; name another path"),
     "another column": (["rows.csv", "--out", "o.csv", "--column", "text=a"], "^--column text=a: the template has no"),
@@ -255,6 +259,7 @@ def test_an_error_comes_before_the_model_is_loaded_and_leaves_nothing(work, monk
         Path(name).write_text(content)
     for name in ("in", "old.d.csv"):
         Path(name).mkdir()
+    shutil.copy("rows.csv", "in")
     before = sorted(work.folder.iterdir())
     with pytest.raises(errors.UserError, match=message):
         work.run(*arguments)

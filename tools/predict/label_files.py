@@ -40,12 +40,14 @@ class Target:
         name: relative to the folder to be written; empty if it is a single file.
         extension: of the file to be written.
         rows: of the table.
+        incomplete: rows with an empty text next to others.
     """
 
     reader: Reader
     name: str
     extension: str
     rows: int
+    incomplete: int
 
 
 def label_files(
@@ -71,6 +73,8 @@ def label_files(
     column_map = parse_column_map(arguments.columns, parse_columns(settings.template))
     found = find_files(given, arguments.subset)
     is_folder = not Path(given).is_file()
+    if is_folder and (extension := find_extension(out.name)):
+        raise UserError(f"--out: {out}: the files of {given} go to a folder; name it without .{extension}")
     targets = [check_file(file, arguments, is_folder, settings, list(column_map.values())) for file in found]
     batch_size = arguments.batch_size or (256 if device == "cuda" else 64)
     progress = open_progress(out, compute_digest(found, arguments, column_map, batch_size, device))
@@ -86,7 +90,8 @@ def label_files(
     else:
         with files.atomic_file(out) as path:
             counts = [write_target(targets[0], 0, path, progress, arguments, settings, rule)]
-    print(describe(out, total, counts, progress, settings.max_length))
+    incomplete = sum(target.incomplete for target in targets)
+    print(describe(out, total, incomplete, counts, progress, settings.max_length))
     progress.remove()
 
 
@@ -116,12 +121,15 @@ def check_file(
     extension = file.extension if is_folder else find_extension(arguments.out.name)
     if not extension:
         raise UserError(f"--out: {arguments.out}: allowed: a name that ends in .{', .'.join(TABLE_EXTENSIONS)}")
-    rows = sum(map(len, reader.read_texts(columns, name_new_columns(settings.classes, arguments.all))))
+    rows = incomplete = 0
+    for chunk in reader.read_texts(columns, name_new_columns(settings.classes, arguments.all)):
+        rows += len(chunk)
+        incomplete += sum(0 < sum(not text.strip() for text in texts) < len(texts) for texts in chunk)
     if not rows:
         raise UserError(f"{reader.place}: the file has no rows")
     name = file.name if is_folder else ""
     check_target(extension, f"--out: {arguments.out / name}", reader, settings.classes)
-    return Target(reader, name, extension, rows)
+    return Target(reader, name, extension, rows, incomplete)
 
 
 def name_new_columns(classes: Sequence[str], with_all: bool) -> list[str]:
@@ -225,8 +233,15 @@ def write_target(
     return answers
 
 
-def describe(out: Path, total: int, written: Sequence[AnswerColumns], progress: ProgressFolder, max_length: int) -> str:
-    """Lines about what was written."""
+def describe(
+    out: Path,
+    total: int,
+    incomplete: int,
+    written: Sequence[AnswerColumns],
+    progress: ProgressFolder,
+    max_length: int,
+) -> str:
+    """Lines about what was written: `total` rows, `incomplete` of them with an empty text next to others."""
     counts: Counter = sum((answers.counts for answers in written), Counter())
     blank, unanswered = sum(answers.blank for answers in written), counts.pop(None, 0)
     listed = [f"{rows:,} {name}" for name, rows in counts.most_common(MOST_LISTED)]
@@ -238,6 +253,8 @@ def describe(out: Path, total: int, written: Sequence[AnswerColumns], progress: 
     if blank:
         are = "1 row has no text, so it has" if blank == 1 else f"{blank:,} rows have no text, so they have"
         lines.append(f"{are} no prediction")
+    if incomplete:
+        lines.append(f"rows with an empty text next to others, which are predicted as in training: {incomplete:,}")
     if truncated := progress.state.truncated:
         lines.append(
             f"{truncated:,} of {total:,} rows have more than {max_length} tokens (the longest has "
