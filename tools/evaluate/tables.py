@@ -64,7 +64,7 @@ def render_sets(own: TestRows, others: Sequence[TestRows], confidence: float) ->
     scores = [score_tuned(rows.cases, metric, rows.task, confidence) for rows in every]
     level = confidence_level(confidence)
     headings = ("test rows of", "rows", f"{TITLES[metric]} ({level} interval)", "best reference",
-                "tuned minus this, points", "tuning was", "minus own test set, points")  # fmt: skip
+                "tuned minus reference, points", "verdict", "difference from own test set, points")  # fmt: skip
     lines = [
         _set_line(
             rows, score, compare_models(rows.cases, rows.task, confidence, metric), None if rows is own else scores[0]
@@ -126,7 +126,7 @@ def render_adapters(
             lines.append([*line, gap, p_value(difference.p, confidence)])
         else:
             lines.append([*line, "–", "–"])
-    headings = ("adapter", f"{TITLES[metric]} ({level} interval)", "minus the first, points", "p")
+    headings = ("adapter", f"{TITLES[metric]} ({level} interval)", "difference from the first, points", "p")
     note = (
         "The differences are paired, and each is tested by itself. Only the training rows of the first adapter are "
         "known here. If another one was trained on rows of this data, its score is too high."
