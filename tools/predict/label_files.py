@@ -24,7 +24,7 @@ from stages.sources.manifest import TABLE_EXTENSIONS, find_extension
 from tools.answer_rules import Rule
 from tools.column_map import parse_column_map
 from tools.predict.find_files import InputFile, find_files
-from tools.predict.predict_rows import Predictor, prefetch, read_parts
+from tools.predict.predict_rows import PartPredictor, prefetch, read_parts
 from tools.predict.progress import ProgressFolder, open_progress
 from tools.predict.read_tables import Reader, open_reader
 from tools.predict.write_tables import check_target, write_table
@@ -168,7 +168,7 @@ def predict_missing(
     done, start = progress.state.rows, time.monotonic()
     parts = read_parts([target.reader for target in targets], columns, classifier, settings, progress)
     with progress_bar(total, "predict", "row", initial=done) as bar:
-        Predictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
+        PartPredictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
     rows, seconds = total - done, time.monotonic() - start
     print(f"predicted {rows:,} rows in {seconds:,.1f} s: {rows / seconds:,.1f} rows/s", file=sys.stderr)
 

@@ -99,7 +99,7 @@ def prefetch(items: Iterable[Item]) -> Iterator[Item]:
             yield item  # type: ignore[misc]
 
 
-class Predictor:
+class PartPredictor:
     """Computes the logits of parts, and saves them in the progress folder. A row without a text gets NaN."""
 
     def __init__(

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,17 +88,21 @@ def describe_missing(place: str, missing: Sequence[str], columns: Sequence[str])
 
 
 class TableReader:
-    """A table with columns of Arrow. Subclasses define `read_schema` and `read_chunks`."""
+    """A table with columns of Arrow. Subclasses define `_read_schema` and `read_chunks`."""
 
     def __init__(self, path: Path, place: str, extension: str) -> None:
         self.path, self.place, self.extension = path, place, extension
 
-    def read_schema(self) -> pa.Schema:
-        """The names and types of the columns."""
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The names and types of the columns. It is read once: csv checks the whole file, xlsx reads it."""
+        return self._read_schema()
+
+    def _read_schema(self) -> pa.Schema:
         raise NotImplementedError
 
     def read_names(self) -> list[str]:
-        return self.read_schema().names
+        return self.schema.names
 
     def read_chunks(self, numbers: list[int] | None) -> Iterator[pa.Table]:
         """Yield some columns, or all, in their order."""
@@ -168,7 +173,7 @@ class CsvReader(TableReader):
         with open_file(path, place) as file:
             self.has_mark = file.read(3) == b"\xef\xbb\xbf"
 
-    def read_schema(self) -> pa.Schema:
+    def _read_schema(self) -> pa.Schema:
         with self._name_flags():
             header = next(read_csv_in_chunks(self.path, self.place, self.options, 1))
         return header.rename_columns([column[0].as_py() or "" for column in header.columns]).schema
@@ -200,7 +205,7 @@ class CsvReader(TableReader):
 class ParquetReader(TableReader):
     """A parquet file."""
 
-    def read_schema(self) -> pa.Schema:
+    def _read_schema(self) -> pa.Schema:
         with self._open() as file:
             return file.schema_arrow
 
@@ -229,7 +234,7 @@ class ArrowReader(TableReader):
         with open(self.path, "rb") as file:
             return file.read(6) != b"ARROW1"
 
-    def read_schema(self) -> pa.Schema:
+    def _read_schema(self) -> pa.Schema:
         with self._open() as file:
             return file.schema
 
@@ -256,7 +261,7 @@ class ArrowReader(TableReader):
 class XlsxReader(TableReader):
     """The only sheet of a workbook, as text."""
 
-    def read_schema(self) -> pa.Schema:
+    def _read_schema(self) -> pa.Schema:
         return read_xlsx(self.path, self.place).schema
 
     def read_chunks(self, numbers: list[int] | None) -> Iterator[pa.Table]:

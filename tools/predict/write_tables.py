@@ -80,7 +80,7 @@ def check_target(extension: str, place: str, reader: Reader, classes: Sequence[s
                 "that ends in .csv"
             )
     if kind in ("csv", "tsv", *JSON_KINDS) and isinstance(reader, TableReader):
-        for field in reader.read_schema():
+        for field in reader.schema:
             if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type) or "binary" in str(field.type):
                 raise UserError(
                     f"{reader.place}: column '{field.name}' holds {describe_type(field.type)}, which {kind} does not "
