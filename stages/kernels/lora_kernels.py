@@ -104,7 +104,8 @@ def compute_input_grad(
     _input_grad_kernel[(triton.cdiv(tokens, block_m), triton.cdiv(in_features, block_k))](
         dfu, a, x, out, seed, positions, tokens, in_features, dfu.stride(0), x.stride(0), out.stride(0),
         drop_threshold(p), dropout_scale(p), site,
-        GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=min(lora_rank, 64), BLOCK_M=block_m, BLOCK_K=block_k, DROPOUT=p > 0, num_warps=4,
+        GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=min(lora_rank, 64), BLOCK_M=block_m, BLOCK_K=block_k,
+        DROPOUT=p > 0, num_warps=4,
     )  # fmt: skip
     return out
 
