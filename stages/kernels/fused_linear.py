@@ -5,6 +5,7 @@ PEFT computes a LoRA layer in a dozen kernels and in fp32. Here the frozen W and
 of x and u are one more, dy [W | B].
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -16,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from stages.kernels.dropout import Dropout, DropoutMasks
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.lora_kernels import compute_input_grad, down_project, padded_rank, write_a_grads
+from stages.kernels.side_stream import SideStream
 
 Saved = tuple[torch.Tensor | None, Dropout]  # what `FusedLinear.backward` needs: [f | u], None without LoRA
 
@@ -57,6 +59,7 @@ class LoraGrads:
             `GradientBuffer` copies them to `buffer`.
         dummy_input: an input of the autograd function that requires a gradient. Without it autograd would skip the
             backward of the first layer, whose x requires none.
+        side_stream: where the gradients are computed.
         is_written: whether this step's backward has written the gradients.
     """
 
@@ -65,6 +68,7 @@ class LoraGrads:
     a: list[torch.Tensor]
     b: torch.Tensor
     dummy_input: torch.Tensor
+    side_stream: SideStream
     is_written: bool = False
 
 
@@ -215,17 +219,27 @@ class FusedLinear:
                 df = torch.ops.aten.gelu_backward(df, x, approximate="tanh")
             return df if out is None else out.copy_(df)
         assert self.grads is not None, "a backward outside training"
-        f, u = fu[:, : self.in_features], fu[:, self.in_features :]
         dfu = self.multiply_backward(dy) if needs_dx else None
         du = dy @ self.b.to(dy.dtype) if dfu is None else dfu[:, self.in_features :]
-        add = self.grads.is_written  # the forward used this layer twice
-        write_a_grads(self.grads.buffer, self.grads.a_offsets, self.r, du, f, *dropout, add)
-        if add:
-            self.grads.b.addmm_(dy.t(), u)
-        else:
-            torch.mm(dy.t(), u, out=self.grads.b)
+        write_grads = functools.partial(self._write_lora_grads, self.grads, dy, du, fu, dropout, self.grads.is_written)
+        self.grads.side_stream.run(write_grads, tokens=len(dy))
         self.grads.is_written = True
         return None if dfu is None else compute_input_grad(dfu, self.a, *dropout, gelu, x, out)
+
+    def _write_lora_grads(
+        self, grads: LoraGrads, dy: torch.Tensor, du: torch.Tensor, fu: torch.Tensor, dropout: Dropout, add: bool
+    ) -> None:
+        """Write the gradients of A and B.
+
+        Args:
+            add: add to the values there, because the forward used this layer twice.
+        """
+        f, u = fu[:, : self.in_features], fu[:, self.in_features :]
+        write_a_grads(grads.buffer, grads.a_offsets, self.r, du, f, *dropout, add=add)
+        if add:
+            grads.b.addmm_(dy.t(), u)
+        else:
+            torch.mm(dy.t(), u, out=grads.b)
 
     def dequantize(self) -> torch.Tensor:
         """W, [sum of outs, in]."""

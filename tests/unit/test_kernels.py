@@ -383,7 +383,9 @@ def test_dropout_of_nearly_all_or_all_elements(p, rows, values):
         assert set(out.unique().tolist()) == values
 
 
-@pytest.mark.parametrize(("tokens", "in_features", "n", "r"), [(70, 520, 3, 8), (20, 100, 1, 130), (5, 1024, 2, 16)])
+@pytest.mark.parametrize(
+    ("tokens", "in_features", "n", "r"), [(70, 520, 3, 8), (20, 100, 1, 130), (5, 1024, 2, 16), (600, 40, 2, 8)]
+)
 def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
     """With dropout, sums that are split among programs, and sizes that are no multiples of a tile."""
     from stages.kernels import lora_kernels
@@ -402,7 +404,7 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
     tolerances = {"rtol": 1e-2, "atol": 1e-2} if ON_GPU else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(xu, torch.cat([x, u], dim=1), **tolerances)
 
-    dxu = torch.randn(xu.shape, generator=generator).to(DEVICE)
+    dxu = (torch.randn(xu.shape, generator=generator) / tokens**0.5).to(DEVICE)  # so that sums over tokens are near 1
     dx, du = dxu[:, :in_features], dxu[:, in_features:].unflatten(1, (n, lora_rank))
     expected = dx + sum(mask * (du[:, i] @ a[i]) for i, mask in enumerate(masks))
     torch.testing.assert_close(
@@ -416,6 +418,27 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
         lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, p, seed, site, positions, add)
         torch.testing.assert_close(grads[3:], factor * expected, **tolerances)
     assert (grads[:3] == 1).all()
+
+
+def test_the_lora_kernels_compute_the_same_for_many_tokens(monkeypatch):
+    """They have other tiles, and A's gradients are sums of several programs."""
+    from stages.kernels import lora_kernels
+
+    generator, tokens, in_features, n, r = torch.Generator().manual_seed(0), 1100, 72, 2, 8
+    x, a, dxu = (
+        torch.randn(*shape, generator=generator).to(DEVICE, torch.bfloat16)
+        for shape in ((tokens, in_features), (n, 16, in_features), (tokens, in_features + n * 16))
+    )
+    seed, offsets = torch.tensor(7, device=DEVICE), torch.arange(n, device=DEVICE) * r * in_features
+    results = []
+    for many_tokens in (tokens + 1, tokens):
+        monkeypatch.setattr(lora_kernels, "MANY_TOKENS", many_tokens)
+        grads = torch.ones(n * r * in_features, device=DEVICE)
+        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, 0.1, seed, 3, None, add=True)
+        dx = lora_kernels.compute_input_grad(dxu, a, 0.1, seed, 3, None, True, x)
+        results.append((lora_kernels.down_project(x, a, 0.1, seed, 3, gelu=True), dx, grads))
+    for few, many in zip(*results, strict=True):
+        torch.testing.assert_close(many, few, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("columns", [512, 7])
