@@ -226,12 +226,17 @@ def _block_size(qkv: torch.Tensor, config: AttentionConfig) -> int:
     block_d, block = _padded(config.head_dim), 64
     if qkv.element_size() == 4:
         block = max(16, min(32, 4096 // block_d))
-    if qkv.is_cuda:
-        device = torch.cuda.get_device_properties(qkv.device)
-        shared_memory = device.shared_memory_per_block_optin  # type: ignore[attr-defined]  # PyTorch's hints lack it
-        while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory:
-            block //= 2
+    while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory(qkv.device):
+        block //= 2
     return block
+
+
+def shared_memory(device: torch.device) -> float:
+    """Bytes of shared memory that one program may use."""
+    if device.type != "cuda":
+        return float("inf")
+    properties = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # PyTorch's hints lack it
 
 
 def _launch_options(
