@@ -13,12 +13,11 @@ import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 
-from stages.kernels.dropout import DropoutMasks
+from stages.kernels.dropout import Dropout, DropoutMasks
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.lora_kernels import compute_input_grad, down_project, padded_rank, write_a_grads
 
-DropoutArgs = tuple[float, torch.Tensor, int]  # p, seed, site
-Saved = tuple[torch.Tensor | None, DropoutArgs]  # what `FusedLinear.backward` needs: [f | u], None without LoRA
+Saved = tuple[torch.Tensor | None, Dropout]  # what `FusedLinear.backward` needs: [f | u], None without LoRA
 
 
 def get_frozen_layer(module: torch.nn.Module) -> torch.nn.Module:
@@ -185,9 +184,9 @@ class FusedLinear:
         """y for f = x or gelu(x), and what `backward` needs; x: [tokens, in], rows of any stride."""
         if not self.lora_layers:
             f = torch.nn.functional.gelu(x, approximate="tanh") if gelu else x
-            return self.multiply(f), (None, (0.0, self.masks.seed, 0))
+            return self.multiply(f), (None, Dropout(0.0, self.masks.seed))
         p = self.p if self.lora_layers[0].training else 0.0
-        dropout = (p, self.masks.seed, self.masks.reserve_sites(len(self.a)))
+        dropout = self.masks.make_dropout(p, len(self.a), len(x))
         fu = down_project(x.to(self.a.dtype), self.a, *dropout, gelu)
         return self.multiply(fu), (fu, dropout)
 
@@ -279,6 +278,11 @@ class FusedProjections:
     def __call__(self, modules: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
         """The outputs of the modules for x [..., in], as columns of one tensor; its gradient is one tensor too."""
         return self.fused_linears[tuple(modules)](x)
+
+    def select(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """These tokens of x, [1, selected, hidden]. The rest of the layer computes no others: they get their masks."""
+        self.masks.select(tokens)
+        return x[:, tokens]
 
 
 class _Product(torch.autograd.Function):

@@ -212,4 +212,4 @@ def _dropout_forward(
 ) -> torch.Tensor:
     if not (module.training and torch.is_grad_enabled()):
         return original(x)
-    return SeededDropout.apply(x, module.p, masks.seed, masks.reserve_sites(1))
+    return SeededDropout.apply(x, masks.make_dropout(module.p, 1, x.numel() // x.shape[-1]))

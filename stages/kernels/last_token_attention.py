@@ -165,7 +165,7 @@ def _forward_kernel(
     tl.store(lse_ptrs, row_max + tl.log2(row_sum), mask_g)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _backward_kernel(
     q_ptr, kv_ptr, out_ptr, lse_ptr, dout_ptr, dq_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, last_ptr, rows,
     tokens, stride_q, stride_kv, stride_dq, scale, scale_log2,

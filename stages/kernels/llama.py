@@ -88,7 +88,7 @@ def compute_attention(
         q_linear, kv_linears, output_linear, *_ = last_linears_by_input(layer)
         kv = project_heads(kv_linears, 0, kv_heads)
         if layout.last is not None:
-            normed, x = add_norm(x[:, layout.last], norm=input_norm)
+            normed, x = add_norm(project.select(x, layout.last), norm=input_norm)
         attended = attend_last(project_heads(q_linear, heads, 0), kv, config, layout)
     else:
         qkv_linears, output_linear, *_ = linears_by_input(layer)

@@ -49,7 +49,7 @@ def last_forward(layer: PhiDecoderLayer, project: FusedProjections, x: torch.Ten
     normed = layer.input_layernorm(x)
     kv = project(kv_linears, normed)
     if layout.last is not None:
-        x = x[:, layout.last]
+        x = project.select(x, layout.last)
         q_up = project(q_fc1, layer.input_layernorm(x))
         return _attend_and_add_mlp(layer, project, q_up, kv, x, layout, dense, fc2)
     q, up = project(q_fc1, normed).tensor_split([layer.self_attn.q_proj.out_features], dim=-1)
@@ -90,18 +90,18 @@ class _AttentionAndMLP(torch.autograd.Function):
             out, lse = last_token_forward(flat, kv, config, layout)
         dense_out, (dense_fu, ctx.dense_dropout) = dense.forward(out)
         fc2_out, (fc2_fu, ctx.fc2_dropout) = fc2.forward(flat[:, -fc2.in_features :], gelu=True)
-        ctx.site = masks.reserve_sites(2)
-        ctx.dense, ctx.fc2, ctx.config, ctx.layout, ctx.p, ctx.seed = dense, fc2, config, layout, p, masks.seed
+        ctx.dropout = masks.make_dropout(p, 2, len(flat))
+        ctx.dense, ctx.fc2, ctx.config, ctx.layout = dense, fc2, config, layout
         ctx.save_for_backward(flat, kv, out, lse, dense_fu, fc2_fu)
         residual = x.reshape(dense_out.shape).contiguous()
-        return apply_dropout([dense_out, fc2_out], p, masks.seed, ctx.site, residual).view(x.shape)
+        return apply_dropout([dense_out, fc2_out], *ctx.dropout, residual=residual).view(x.shape)
 
     @staticmethod
     def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, kv, out, lse, dense_fu, fc2_fu = ctx.saved_tensors
         dflat = torch.empty_like(flat)
         up, dup = flat[:, -ctx.fc2.in_features :], dflat[:, -ctx.fc2.in_features :]
-        d_dense, d_fc2 = apply_two_masks(dy.reshape(len(flat), -1).contiguous(), ctx.p, ctx.seed, ctx.site)
+        d_dense, d_fc2 = apply_two_masks(dy.reshape(len(flat), -1).contiguous(), *ctx.dropout)
         ctx.fc2.backward(d_fc2, (fc2_fu, ctx.fc2_dropout), gelu=True, x=up, out=dup)
         dout = ctx.dense.backward(d_dense, (dense_fu, ctx.dense_dropout))
         dkv = None

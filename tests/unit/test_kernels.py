@@ -377,8 +377,9 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
     a = torch.zeros(n, lora_rank, in_features)
     a[:, :r] = torch.randn(n, r, in_features, generator=generator) / in_features**0.5
     a = a.to(DEVICE)
-    masks = [apply_dropout([torch.ones_like(x)], p, seed, site + i) for i in range(n)]
-    xu = lora_kernels.down_project(x, a, p, seed, site)
+    positions = torch.randperm(2 * tokens, generator=generator)[:tokens].int().to(DEVICE)
+    masks = [apply_dropout([torch.ones_like(x)], p, seed, site + i, positions) for i in range(n)]
+    xu = lora_kernels.down_project(x, a, p, seed, site, positions)
     u = torch.cat([(x * mask) @ a_i.t() for mask, a_i in zip(masks, a, strict=True)], dim=1)
     tolerances = {"rtol": 1e-2, "atol": 1e-2} if ON_GPU else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(xu, torch.cat([x, u], dim=1), **tolerances)
@@ -386,15 +387,30 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
     dxu = torch.randn(xu.shape, generator=generator).to(DEVICE)
     dx, du = dxu[:, :in_features], dxu[:, in_features:].unflatten(1, (n, lora_rank))
     expected = dx + sum(mask * (du[:, i] @ a[i]) for i, mask in enumerate(masks))
-    torch.testing.assert_close(lora_kernels.compute_input_grad(dxu, a, p, seed, site), expected, **tolerances)
+    torch.testing.assert_close(
+        lora_kernels.compute_input_grad(dxu, a, p, seed, site, positions), expected, **tolerances
+    )
 
     grads = torch.ones(n * r * in_features + 3, device=DEVICE)
     offsets = torch.arange(n, device=DEVICE) * r * in_features + 3
     expected = torch.cat([(du[:, i, :r].t() @ (x * mask)).flatten() for i, mask in enumerate(masks)])
     for add, factor in ((False, 1), (True, 2)):
-        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, p, seed, site, add)
+        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, p, seed, site, positions, add)
         torch.testing.assert_close(grads[3:], factor * expected, **tolerances)
     assert (grads[:3] == 1).all()
+
+
+@pytest.mark.parametrize("columns", [512, 7])
+def test_dropout_masks_depend_on_the_position_in_the_batch_only(columns):
+    from stages.kernels.dropout import apply_dropout, apply_two_masks
+
+    ones, seed = torch.ones(20, columns, device=DEVICE), torch.tensor(7, device=DEVICE)
+    positions = torch.tensor([11, 3, 19, 0], dtype=torch.int32, device=DEVICE)
+    part = torch.ones(4, columns, device=DEVICE)
+    whole = apply_dropout([ones], 0.3, seed, 2)
+    assert torch.equal(apply_dropout([part], 0.3, seed, 2, positions), whole[positions])
+    assert torch.equal(apply_two_masks(part, 0.3, seed, 1, positions)[1], whole[positions])
+    assert 0.5 < (whole > 0).float().mean() < 0.9
 
 
 def test_the_memory_of_dequantized_weights_grows_with_weights_and_batch():
