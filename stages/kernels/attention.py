@@ -30,27 +30,29 @@ class RowLayout:
             cu_seqlens[i + 1] - 1. Tokens after the last row belong to no row, and their attention is 0.
         max_seqlen: the largest number of tokens that a row may have.
         cos, sin: [tokens, rotary] by token; or [max_seqlen, rotary] by position, if all rows have max_seqlen tokens.
+        last: int64 [rows], the token of each row that is classified, 0 for a row without tokens; None for padded rows.
     """
 
     cu_seqlens: torch.Tensor
     max_seqlen: int
     cos: torch.Tensor
     sin: torch.Tensor
+    last: torch.Tensor | None = None
 
     @classmethod
     def from_layer_inputs(
         cls, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        cu_seq_lens_q: torch.Tensor | None, max_length_q: int | None,
+        cu_seq_lens_q: torch.Tensor | None, max_length_q: int | None, last: torch.Tensor | None,
     ) -> Self:  # fmt: skip
         """The layout of the inputs that transformers passes to a decoder layer.
 
         Args:
             x: hidden states, [1, tokens, hidden] of packed rows or [rows, length, hidden] of padded ones.
-            cu_seq_lens_q, max_length_q: `cu_seqlens` and `max_seqlen` of packed rows, None for padded ones.
+            cu_seq_lens_q, max_length_q, last: `cu_seqlens`, `max_seqlen`, `last` of packed rows; None for padded ones.
         """
         cos, sin = (table.reshape(-1, table.shape[-1]).contiguous() for table in position_embeddings)
         if cu_seq_lens_q is not None and max_length_q is not None:
-            return cls(cu_seq_lens_q, max_length_q, cos, sin)
+            return cls(cu_seq_lens_q, max_length_q, cos, sin, last)
         rows, length, _ = x.shape
         starts = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=x.device)
         return cls(starts, length, cos, sin)

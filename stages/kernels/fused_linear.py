@@ -298,6 +298,11 @@ class FusedProjections:
         """The outputs of the modules for x [..., in], as columns of one tensor; its gradient is one tensor too."""
         return self.fused_linears[tuple(modules)](x)
 
+    def select(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """These tokens of x, [1, selected, hidden]. The rest of the layer computes no others: they get their masks."""
+        self.masks.select(tokens)
+        return x[:, tokens]
+
 
 class _Product(torch.autograd.Function):
     """`FusedLinear` under autograd. It saves x and u; W is kept, or dequantized again in the backward."""
