@@ -75,7 +75,7 @@ def padded(rows, length, rotary, generator):
     """The layout of padded rows, with angles by position."""
     angles = torch.rand(length, rotary // 2, generator=generator).repeat(1, 2).to(DEVICE)
     return RowLayout.from_layer_inputs(
-        torch.empty(rows, length, 1, device=DEVICE), (angles.cos()[None], angles.sin()[None]), None, None
+        torch.empty(rows, length, 1, device=DEVICE), (angles.cos()[None], angles.sin()[None]), None, None, None
     )
 
 
@@ -122,9 +122,9 @@ def test_gradients_of_a_model_are_the_eager_ones(family, checkpointing, tmp_path
     options = {"freeze": True, "precision": "fp32", "quantization": "none", "hidden_act": None}
     loss, grads = eager(classifier(manifest, **options), ids, labels)
     lora = classifier(manifest, checkpointing=checkpointing, **options)
-    packed_batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    packed_batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=64)
     step = make_eager_step(monkeypatch, lora, longest=12)
-    step({name: value.to(DEVICE) for name, value in packed_batch.items()}, 0)
+    step([{name: value.to(DEVICE) for name, value in packed_batch.items()}], 0)
     assert step.lora.loss.item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if DEVICE.type == "cuda" else 1e-5)
 
