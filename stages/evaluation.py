@@ -129,8 +129,7 @@ def load_and_predict(
         start = recorder.elapsed_seconds()
         with report_out_of_memory(
             f"params.yaml: eval.batch_size: {batch_size} rows do not fit this GPU's memory, although a batch has at "
-            f"most {EVALUATION_TOKENS:,} tokens; set a smaller one, and a smaller tokenize.max_length if one row is too "
-            "long"
+            f"most {EVALUATION_TOKENS:,} tokens; set a smaller one, or a smaller tokenize.max_length if a row is long"
         ):
             predicted = predict(classifier)
         seconds = recorder.elapsed_seconds() - start

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -21,9 +20,10 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from stages.data.batching import count_tokens, pack_rows, pad_rows
+from stages.data.batching import EVALUATION_TOKENS, count_tokens, pack_rows, pad_rows, padded_length, split_batches
 from stages.kernels.errors import StepUnavailable
 from stages.runtime import distributed
+from stages.runtime.errors import UserError
 from stages.runtime.params import Batches, Params
 from stages.runtime.progress import progress_bar
 from stages.runtime.usage_recorder import Recorder
@@ -52,12 +52,12 @@ class ClassifierTrainer(Trainer):
     - get_batch_samples: the Trainer counts labels, which the captured step does not need. The host would wait for the
       GPU.
     - training_step: runs the captured step, seeds dropout on several ranks, records the loss.
-    - compute_loss: weights the loss of a rank's part.
+    - compute_loss: weights the loss of a rank's part, computes that of packed validation rows.
     - create_optimizer: passes the captured step's few tensors. With hundreds the host takes longer for a step than the
       GPU.
     - _clip_grad_norm: clips the same few tensors.
     - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
-    - get_eval_dataloader: divides the batches of a single rank among all ranks, without repeating rows.
+    - get_eval_dataloader: divides batches of limited size among the ranks, without repeating rows.
     - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
     - _save_checkpoint: first compares the ranks' weights and records the steps' losses; leaves no partial checkpoint if
       the disk is full.
@@ -68,6 +68,7 @@ class ClassifierTrainer(Trainer):
         batches: the section `batches` of params.yaml.
         cuda_graphs, dequantize_once: as in the section `train`.
         pad_id: token that fills batches.
+        max_length: `tokenize.max_length`.
         trainer_arguments: further arguments of `Trainer`.
 
     Attributes:
@@ -86,12 +87,13 @@ class ClassifierTrainer(Trainer):
         cuda_graphs: bool,
         dequantize_once: bool | Literal["auto"],
         pad_id: int,
+        max_length: int,
         **trainer_arguments: Any,
     ) -> None:
         rows: dict[str, Any] = {"train_dataset": train_rows, "eval_dataset": validation_rows}  # any Sequence will do
         super().__init__(model, **rows, **trainer_arguments)
         self.classifier, self.train_rows, self.validation_rows = model, train_rows, validation_rows
-        self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
+        self.batches, self.cuda_graphs, self.pad_id, self.max_length = batches, cuda_graphs, pad_id, max_length
         self.dequantize_once = dequantize_once
         self.lengths = count_tokens(train_rows)
         largest_batch = min(self.args.train_batch_size, len(self.lengths))
@@ -102,17 +104,25 @@ class ClassifierTrainer(Trainer):
 
     def get_train_dataloader(self) -> EpochLoader:
         self.captured_step = self._make_captured_step()
+        if self.args.device.type == "cuda":
+            self.try_largest_validation_batch()
         self._compare_ranks()
         if self.captured_step:  # it sums the ranks' gradients itself, so no DistributedDataParallel
             without_ddp = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = without_ddp  # type: ignore[method-assign]  # the Trainer has no option
         collate = self.collate_padded
-        if self.captured_step and self.captured_step.takes_packed_rows and self.batches.padding == "none":
+        if self.packs_rows:
             collate = self.collate_packed
         elif self.batches.order == "balanced":
             print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
         batches = EpochBatches(self.train_rows, self.args.train_batch_size, self.batches.order, self.args.seed, collate)
         return EpochLoader(batches, self.args.dataloader_pin_memory)
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether the rows of a batch follow one another without padding."""
+        packs = self.captured_step is not None and self.captured_step.takes_packed_rows
+        return packs and self.batches.padding == "none"
 
     def collate_packed(self, rows: list[dict], tokens: int, longest: int) -> dict[str, torch.Tensor]:
         """Pack a rank's rows, for a captured step that takes packed rows."""
@@ -130,19 +140,50 @@ class ClassifierTrainer(Trainer):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         return [next(epoch_iterator)], None
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        size, rows = self.args.eval_batch_size, len(self.validation_rows)
-        batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
-        return DataLoader(
-            self.validation_rows,  # type: ignore[arg-type]  # hinted a Dataset, but needs only len() and []
-            batch_sampler=batches[distributed.rank() :: distributed.world_size()],
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """This rank's validation batches: for each batch the numbers of its rows, int64 [rows]."""
+        return self._split_validation()[distributed.rank() :: distributed.world_size()]
+
+    def _split_validation(self) -> list[np.ndarray]:
+        """The numbers of the rows of each validation batch.
+
+        Long rows are sorted by length, so that little padding is computed. Short ones keep their order: another one
+        rounds otherwise.
+        """
+        lengths, order = count_tokens(self.validation_rows), np.arange(len(self.validation_rows))
+        if lengths.max() * self.args.eval_batch_size > EVALUATION_TOKENS:
+            order = np.argsort(-lengths, kind="stable")
+        pad = partial(padded_length, batches=self.batches, max_length=self.max_length)
+        return split_batches(lengths, order.tolist(), self.args.eval_batch_size, None if self.packs_rows else pad)
+
+    def try_largest_validation_batch(self) -> None:
+        """Compute the largest validation batch, to find out before the first step whether it fits the GPU's memory.
+
+        It changes no weight, no mode of a module and no random generator.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        modes = {module: module.training for module in self.classifier.modules()}
+        lengths = count_tokens(self.validation_rows)
+        largest = max(
+            self._split_validation(),
+            key=lambda rows: lengths[rows].sum() if self.packs_rows else len(rows) * lengths[rows].max(),
         )
+        try:
+            self._predict_validation_batch(largest)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"params.yaml: a validation batch of {len(largest)} rows and {lengths[largest].sum():,} tokens does "
+                "not fit this GPU's memory; to use less, set train.dequantize_once: false, a smaller train.batch_size "
+                "(validation takes up to 4 times as many rows) or a smaller tokenize.max_length"
+            ) from error
+        for module, mode in modes.items():
+            module.training = mode
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: Any,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -159,24 +200,39 @@ class ClassifierTrainer(Trainer):
         """Logits of the validation rows by the current weights, float32 [rows, classes]. All ranks must call it."""
         return self._predict_on_all_ranks(self.get_eval_dataloader())[1]
 
-    def _predict_on_all_ranks(self, dataloader: DataLoader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _predict_on_all_ranks(self, batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Put the ranks' batches together in the order of the rows: the result is the same on any number of ranks.
+
+        Args:
+            batches: of this rank, from `get_eval_dataloader`.
 
         Returns:
             each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold classes [rows]
         """
-        self.classifier.eval()
         outputs = []
-        batches, main = dataloader.batch_sampler, distributed.is_main()
-        with progress_bar(sum(map(len, batches)), "validate", "row", disable=not main) as bar:  # type: ignore[arg-type]
-            for inputs in dataloader:
-                outputs.append(self.prediction_step(self.classifier, inputs, prediction_loss_only=False))
-                bar.update(len(inputs["labels"]))
-        batches_of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
-        rounds = itertools.zip_longest(*distributed.all_gather(batches_of_rank))
-        losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
-        loss_of_row = torch.cat([loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)])
-        return loss_of_row.numpy(), torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
+        with progress_bar(sum(map(len, batches)), "validate", "row", disable=not distributed.is_main()) as bar:
+            for rows in batches:
+                outputs.append(self._predict_validation_batch(rows))
+                bar.update(len(rows))
+        batches_of_rank = [
+            (rows, loss.cpu().repeat(len(rows)), logits.float().cpu(), labels.cpu())
+            for rows, (loss, logits, labels) in zip(batches, outputs, strict=True)
+        ]
+        all_batches = itertools.chain(*distributed.all_gather(batches_of_rank))
+        rows, *results = (np.concatenate(parts) for parts in zip(*all_batches, strict=True))
+        losses, logits, labels = (values[np.argsort(rows)] for values in results)
+        return losses, logits, labels
+
+    def _predict_validation_batch(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Mean loss, logits [rows, classes] and gold classes [rows] of a validation batch, on the device."""
+        self.classifier.eval()
+        batch = [self.validation_rows[row] for row in rows.tolist()]
+        if self.packs_rows:
+            longest = max(1, *(len(row["input_ids"]) for row in batch))
+            inputs = pack_rows(batch, self.pad_id) | {"longest": longest}
+        else:
+            inputs = self.data_collator(batch)
+        return self.prediction_step(self.classifier, inputs, prediction_loss_only=False)  # type: ignore[return-value]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.captured_step is None or self.optimizer is not None:
@@ -226,6 +282,13 @@ class ClassifierTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Weight the loss so that the batch's gradient is the mean of the ranks' gradients, which DDP computes."""
+        if "starts" in inputs:  # packed rows, in validation: the captured step does not call this method
+            from stages.kernels import fusion, packed_rows
+
+            base = fusion.unwrap_peft(self.classifier)
+            logits = packed_rows.compute_logits(self.classifier, inputs, int(inputs["longest"]))
+            loss = base.loss_function(logits=logits, labels=inputs["labels"], pooled_logits=logits, config=base.config)
+            return loss, {"logits": logits}
         weight = inputs.get("weight")
         inputs = {name: value for name, value in inputs.items() if name != "weight"}
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -327,8 +390,8 @@ def make_trainer(
         use_cpu=params.device == "cpu",
         num_train_epochs=train.epochs,
         per_device_train_batch_size=train.batch_size,  # on all ranks together: `EpochBatches` divides it
-        # 4 times a rank's rows, because no activations are kept. Not eval.batch_size: its change needs no training.
-        per_device_eval_batch_size=4 * -(-train.batch_size // distributed.world_size()),
+        # 4 times the rows, because no activations are kept. Not eval.batch_size: its change needs no training.
+        per_device_eval_batch_size=4 * train.batch_size,  # at most: `EVALUATION_TOKENS` limits the tokens
         learning_rate=train.learning_rate,
         lr_scheduler_type=SCHEDULES[train.schedule],
         warmup_steps=int(steps * train.warmup_ratio),
@@ -361,6 +424,7 @@ def make_trainer(
         cuda_graphs=train.cuda_graphs,
         dequantize_once=train.dequantize_once,
         pad_id=pad_id,
+        max_length=params.tokenize.max_length,
     )
     trainer.add_callback(History(trainer.step_losses, recorder))
     trainer.add_callback(LossSinceLog(trainer))
