@@ -18,11 +18,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from stages.data.batching import EVALUATION_TOKENS, count_tokens, pack_rows, pad_rows, padded_length, split_batches
 from stages.kernels.errors import StepUnavailable
-from stages.runtime import distributed
+from stages.runtime import distributed, files
 from stages.runtime.errors import UserError
 from stages.runtime.params import Batches, Params
 from stages.runtime.progress import progress_bar
@@ -59,8 +61,10 @@ class ClassifierTrainer(Trainer):
     - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
     - get_eval_dataloader: divides batches of limited size among the ranks, without repeating rows.
     - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
+    - _maybe_log_save_evaluate: the Trainer evaluates before it saves. A kill in a long validation would lose the epoch.
+    - _init_training_state, _run_epoch: resume such a checkpoint, whose validation is missing.
     - _save_checkpoint: first compares the ranks' weights and records the steps' losses; leaves no partial checkpoint if
-      the disk is full.
+      the disk is full. After a validation it only adds the scores to the checkpoint of before.
     - _save_rng_state: only rank 0 writes it. Several ranks do not need it, because they seed each step.
 
     Args:
@@ -73,6 +77,7 @@ class ClassifierTrainer(Trainer):
 
     Attributes:
         step_losses: losses of the steps that are not in the state yet, on the device.
+        saved_step: the step of the newest checkpoint, or 0.
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
         rows_per_rank: the largest number of a batch's rows that a rank computes.
     """
@@ -100,6 +105,7 @@ class ClassifierTrainer(Trainer):
         self.rows_per_rank = -(-largest_batch // distributed.world_size())
         self.min_tokens = round(self.rows_per_rank * self.lengths.mean()) or 1  # a smaller batch gets this size too
         self.step_losses: list[torch.Tensor] = []
+        self.saved_step = 0
         self.captured_step: CapturedStep | None = None
 
     def get_train_dataloader(self) -> EpochLoader:
@@ -294,12 +300,46 @@ class ClassifierTrainer(Trainer):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return loss if weight is None else loss * weight * distributed.world_size()
 
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        validates, self.control.should_evaluate = self.control.should_evaluate, False
+        super()._maybe_log_save_evaluate(*arguments, **named)
+        if validates:
+            self.control.should_evaluate = self.control.should_save = True
+            super()._maybe_log_save_evaluate(*arguments, **named)
+
+    def _init_training_state(self, max_steps: int, steps_per_epoch: int, *arguments: Any) -> tuple[int, int]:
+        epochs, steps = super()._init_training_state(max_steps, steps_per_epoch, *arguments)
+        self.saved_step = self.state.global_step
+        validated = max((entry["step"] for entry in self.state.log_history if "eval_loss" in entry), default=0)
+        return (epochs - 1, steps_per_epoch) if not steps and validated < self.saved_step else (epochs, steps)
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        step = self.state.global_step
+        super()._run_epoch(*arguments, **named)
+        if self.state.global_step == step:  # only the validation was missing; the Trainer loads it before a step
+            self._load_rng_state(named["resume_from_checkpoint"])
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._compare_ranks()
-        record_step_losses(self.step_losses, self.state)
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
         with remove_partial_if_disk_is_full(folder):
+            if self.saved_step == self.state.global_step:
+                self._save_state(folder / f"checkpoint-{self.saved_step}")
+                return
+            self._compare_ranks()
+            record_step_losses(self.step_losses, self.state)
             super()._save_checkpoint(model, trial)
+            self.saved_step = self.state.global_step
+
+    def _save_state(self, checkpoint: Path) -> None:
+        """Replace the Trainer's state in a complete checkpoint, the only file that a validation changes."""
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(checkpoint)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
+        if distributed.is_main():
+            with files.atomic_file(checkpoint / TRAINER_STATE_NAME) as temporary:
+                self.state.save_to_json(str(temporary))
 
     def _compare_ranks(self) -> None:
         """Raise RuntimeError if ranks have different weights: only rank 0's are saved, and no later check finds it."""
