@@ -32,21 +32,31 @@ class Timing:
         return self.warm_up + self.block * self.blocks
 
     @classmethod
-    def of(cls, rows: int, batch_size: int, passes: float) -> "Timing":
-        """One pass over the rows in up to seven equal blocks, after `passes` passes to warm up."""
+    def of(cls, rows: int, batch_size: int, passes: float, most_blocks: int = 7) -> "Timing":
+        """One pass over the rows in up to seven equal blocks, after `passes` passes to warm up.
+
+        Args:
+            most_blocks: only so many of these blocks are timed.
+        """
         steps = math.ceil(rows / batch_size)
         blocks = max(count for count in range(1, 8) if steps % count == 0)
-        return cls(math.ceil(passes * steps), steps // blocks, blocks)
+        return cls(math.ceil(passes * steps), steps // blocks, min(blocks, most_blocks))
 
 
 class Clock(TrainerCallback):
     """Records CUDA events: at the start, after the first step, after the warm-up, after each block.
 
     It synchronises only when the training has ended: a synchronisation costs a captured step about a millisecond.
+
+    Attributes:
+        lengths: tokens of each row that was put into a batch; `count_lengths` adds them.
+        rows_until: the number of these rows at the end of each step.
+        collated: how often a batch, or a part of one, was made.
     """
 
     def __init__(self, timing: Timing) -> None:
         self.timing, self.first, self.ends = timing, [], []
+        self.lengths, self.rows_until, self.collated = [], [], 0
 
     def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
         torch.cuda.empty_cache()
@@ -54,6 +64,7 @@ class Clock(TrainerCallback):
         self.first.append(mark())
 
     def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        self.rows_until.append(len(self.lengths))
         if state.global_step == 1:
             self.first.append(mark())
         if ends_block(state.global_step, self.timing):
@@ -62,6 +73,20 @@ class Clock(TrainerCallback):
     def blocks(self) -> list[float]:
         """Milliseconds a step of each block, in order. Call it after a synchronisation."""
         return [span / self.timing.block for span in spans(self.ends)]
+
+    def count_lengths(self, collate: Callable) -> Callable:
+        """Wrap a function that makes a batch, or a part of one, from rows."""
+
+        def collate_and_count(rows: list[dict], **shape: object) -> object:
+            self.collated += 1
+            self.lengths += [len(row["input_ids"]) for row in rows]
+            return collate(rows, **shape)
+
+        return collate_and_count
+
+    def timed_lengths(self) -> list[int]:
+        """Tokens of each row of the timed steps."""
+        return self.lengths[self.rows_until[self.timing.warm_up - 1] : self.rows_until[self.timing.steps - 1]]
 
 
 def mark() -> torch.cuda.Event:
@@ -114,18 +139,9 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
     trainer = make_trainer(timing.steps)
     clock = Clock(timing)
     trainer.add_callback(clock)
-    lengths = []  # of the rows, for each batch
-
-    def count_lengths(collate: Callable) -> Callable:
-        def collate_and_count(batch: list[dict], **shape: object) -> object:
-            lengths.append([len(row["input_ids"]) for row in batch])
-            return collate(batch, **shape)
-
-        return collate_and_count
-
     for name in ("data_collator", "collate_packed"):  # our Trainer has two
         if hasattr(trainer, name):
-            setattr(trainer, name, count_lengths(getattr(trainer, name)))
+            setattr(trainer, name, clock.count_lengths(getattr(trainer, name)))
     with Recorder(DEVICE, interval=0.1) as recorder:
         try:
             trainer.train()
@@ -134,8 +150,8 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
         torch.cuda.synchronize()
         peaks = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
     times = clock.blocks()
-    mean = statistics.mean(times)
-    measured = lengths[timing.warm_up : timing.steps]
+    mean, lengths = statistics.mean(times), clock.timed_lengths()
+    seconds = mean * timing.block * timing.blocks / 1e3
     step = getattr(trainer, "captured_step", None)
     captured = [graph is not None for graph in step.graphs.values()] if step else []
     return {
@@ -146,8 +162,9 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
         "ms_slowest": max(times),
         "block_ms_per_step": times,
         "steps_per_block": timing.block,
-        "rows_per_second": statistics.mean(map(len, measured)) / mean * 1e3,
-        "tokens_per_second": statistics.mean(map(sum, measured)) / mean * 1e3,
+        "rows_per_second": len(lengths) / seconds,
+        "tokens_per_second": sum(lengths) / seconds,
+        "parts_per_step": clock.collated / timing.steps,
         "capture_seconds": step.capture_seconds if step else 0.0,
         "graphs": captured.count(True),
         "lengths_without_graph": captured.count(False),
