@@ -6,6 +6,7 @@ import torch
 
 from stages.kernels.fused_linear import FusedLinear, LoraGrads, get_lora_weights
 from stages.kernels.multi_tensor_copy import MultiTensorCopy
+from stages.kernels.side_stream import SideStream
 
 
 class GradientBuffer:
@@ -31,6 +32,7 @@ class GradientBuffer:
         device = fused_linears[0].a.device
         self.fused_linears, self.other_parameters = fused_linears, other_parameters
         self.dummy_input = torch.zeros((), device=device, requires_grad=True)
+        self.side_stream = SideStream(device)
         pairs = [get_lora_weights(layer) for fused in fused_linears for layer in fused.lora_layers]
         self.lora_weights = [a for a, _ in pairs] + [b for _, b in pairs]
         sizes = [weight.numel() for weight in self.lora_weights]
@@ -58,7 +60,7 @@ class GradientBuffer:
             b_grad = torch.zeros_like(fused.b, memory_format=torch.contiguous_format)
             fused.grads = LoraGrads(
                 self.buffer, offsets[first:last].to(self.buffer.device), self.lora_grads[first:last], b_grad,
-                self.dummy_input,
+                self.dummy_input, self.side_stream,
             )  # fmt: skip
             for i in range(last - first):
                 copies.append((fused.b_block(b_grad, i), self.lora_grads[modules + first + i], fused.scaling))
@@ -67,11 +69,13 @@ class GradientBuffer:
 
     def start_step(self) -> None:
         """Call before the forward."""
+        self.side_stream.start()
         for grads in self._all_lora_grads():
             grads.is_written = False
 
     def finish_backward(self) -> None:
         """Call after the backward: copy B's gradients, with zeros for a layer that the forward did not use."""
+        self.side_stream.join()
         for grads in self._all_lora_grads():
             if not grads.is_written:
                 for grad in (grads.b, *grads.a):

@@ -9,15 +9,61 @@ The kernels never write a copy of an input after dropout. In all kernels:
 - There are no atomics: the same inputs give the same bytes.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from stages.kernels.activation import activation
-from stages.kernels.dropout import drop_threshold, dropout_mask, dropout_scale
+from stages.kernels.dropout import drop_threshold, dropout_mask, dropout_scale, load_positions
 from stages.kernels.index_limits import check_index_range
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU
+MANY_TOKENS = 2048
+
+
+class Tiles(NamedTuple):
+    """A program's block of tokens (m) and of the input's columns (k), and Triton's options."""
+
+    block_m: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# Few tokens: the launch and the latency of memory decide, so many small blocks. Many: the bandwidth of memory.
+FEW_TOKENS_TILES = {
+    "down_project": Tiles(32, 64, 4, 3),
+    "a_grads": Tiles(128, 32, 4, 3),
+    "input_grad": Tiles(32, 64, 4, 3),
+}
+MANY_TOKENS_TILES = {
+    "down_project": Tiles(64, 128, 4, 3),
+    "a_grads": Tiles(128, 64, 4, 3),
+    "input_grad": Tiles(64, 128, 8, 3),
+}
+
+
+def choose_tiles(kernel: str, x: torch.Tensor, block_r: int) -> Tiles:
+    """The tiles of a kernel for x [tokens, columns] and `block_r` columns of LoRA's rank.
+
+    More tokens in fp32 exceed the shared memory of smaller GPUs, and so do larger tiles with a high rank.
+    """
+    tiles = FEW_TOKENS_TILES[kernel]
+    if x.element_size() == 4:
+        return tiles._replace(block_m=min(tiles.block_m, 64))
+    return MANY_TOKENS_TILES[kernel] if len(x) >= MANY_TOKENS and block_r <= 32 else tiles
+
+
+def split_evenly(size: int, block: int, programs: int) -> tuple[int, int]:
+    """Split `size` elements if there are fewer than `PROGRAMS` programs -> splits, elements of each.
+
+    A split has whole blocks, at least four.
+    """
+    splits = max(1, min(PROGRAMS // programs + 1, size // (4 * block)))
+    split_size = triton.cdiv(triton.cdiv(size, splits), block) * block
+    return triton.cdiv(size, split_size), split_size
 
 
 def padded_rank(r: int) -> int:
@@ -26,13 +72,14 @@ def padded_rank(r: int) -> int:
 
 
 def down_project(
-    x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False
-) -> torch.Tensor:
+    x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, positions: torch.Tensor | None = None,
+    gelu: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """[f | u], [tokens, in + n * R], where f is x or gelu(x) and u_i = dropout_i(f) A_i'.
 
     Args:
         x: rows may have any stride.
-        p: share of the elements that dropout sets to 0.
+        p, seed, site, positions: of `dropout.Dropout`.
         gelu: apply GELU's tanh form.
     """
     tokens, in_features = x.shape
@@ -40,17 +87,18 @@ def down_project(
     width = n * lora_rank
     out = torch.empty((tokens, in_features + width), dtype=x.dtype, device=x.device)
     check_index_range(tokens * x.stride(0), out.numel())
-    block_r, block_m, block_k = min(lora_rank, 64), 32, 64
-    programs = triton.cdiv(tokens, block_m) * n * (lora_rank // block_r)
-    splits = max(1, min(PROGRAMS // programs + 1, in_features // (4 * block_k)))
-    split_size = triton.cdiv(triton.cdiv(in_features, splits), block_k) * block_k
-    splits = triton.cdiv(in_features, split_size)
+    block_r = min(lora_rank, 64)
+    tiles = choose_tiles("down_project", x, block_r)
+    # Programs with the same x have adjacent numbers, so they run at the same time, and one of them reads x from memory.
+    grid = n * (lora_rank // block_r), triton.cdiv(tokens, tiles.block_m)
+    splits, split_size = split_evenly(in_features, tiles.block_k, grid[0] * grid[1])
     # Partial sums are fp32, so that their sum is rounded once. A single split writes u itself.
     parts = torch.empty((splits, tokens, width), dtype=torch.float32, device=x.device) if splits > 1 else out
-    _down_project_kernel[(triton.cdiv(tokens, block_m), n * (lora_rank // block_r), splits)](
-        x, a, out, parts, seed, tokens, in_features, x.stride(0), out.stride(0), width, split_size,
-        drop_threshold(p), dropout_scale(p), site, GELU=gelu, LORA_RANK=lora_rank, BLOCK_R=block_r, BLOCK_M=block_m,
-        BLOCK_K=block_k, DROPOUT=p > 0, SPLIT=splits > 1, num_warps=4, num_stages=3,
+    _down_project_kernel[(*grid, splits)](
+        x, a, out, parts, seed, positions, tokens, in_features, x.stride(0), out.stride(0), width, split_size,
+        drop_threshold(p), dropout_scale(p), site, GELU=gelu, LORA_RANK=lora_rank, BLOCK_R=block_r,
+        BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k, DROPOUT=p > 0, SPLIT=splits > 1, num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )  # fmt: skip
     if splits > 1:
         _sum_splits_kernel[(triton.cdiv(tokens * width, 1024),)](
@@ -61,7 +109,7 @@ def down_project(
 
 def write_a_grads(
     grads: torch.Tensor, offsets: torch.Tensor, r: int, du: torch.Tensor, x: torch.Tensor, p: float, seed: torch.Tensor,
-    site: int, add: bool,
+    site: int, positions: torch.Tensor | None, add: bool,
 ) -> None:  # fmt: skip
     """Write A_i's gradient du_i' dropout_i(x), [r, in], to grads[offsets[i]:], or add it to the values there.
 
@@ -74,17 +122,27 @@ def write_a_grads(
     lora_rank, n = du.shape[1] // len(offsets), len(offsets)
     check_index_range(tokens * x.stride(0), tokens * du.stride(0))
     block_r = min(lora_rank, 64)
-    block_m = 64 if x.element_size() == 4 else 128  # 128 tokens in fp32 exceed the shared memory of smaller GPUs
-    _a_grads_kernel[(triton.cdiv(in_features, 32), n * (lora_rank // block_r))](
-        du, x, grads, offsets, seed, tokens, in_features, du.stride(0), x.stride(0), drop_threshold(p),
-        dropout_scale(p), site, r, LORA_RANK=lora_rank, BLOCK_R=block_r, BLOCK_M=block_m, BLOCK_K=32,
-        DROPOUT=p > 0, ADD=add, num_warps=4, num_stages=3,
+    tiles = choose_tiles("a_grads", x, block_r)
+    grid = n * (lora_rank // block_r), triton.cdiv(in_features, tiles.block_k)
+    splits, split_size = split_evenly(tokens, tiles.block_m, grid[0] * grid[1])
+    parts = grads  # a single split writes the gradient itself
+    if splits > 1:
+        parts = torch.empty((splits, n * lora_rank, in_features), dtype=torch.float32, device=x.device)
+    _a_grads_kernel[(*grid, splits)](
+        du, x, grads, parts, offsets, seed, positions, tokens, in_features, du.stride(0), x.stride(0), split_size,
+        drop_threshold(p), dropout_scale(p), site, r, LORA_RANK=lora_rank, BLOCK_R=block_r, BLOCK_M=tiles.block_m,
+        BLOCK_K=tiles.block_k, DROPOUT=p > 0, ADD=add, SPLIT=splits > 1, num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )  # fmt: skip
+    if splits > 1:
+        _sum_a_grads_kernel[(triton.cdiv(in_features, 1024), n * r)](
+            parts, grads, offsets, in_features, splits, r, LORA_RANK=lora_rank, ADD=add, MODULES=n, BLOCK=1024
+        )
 
 
 def compute_input_grad(
-    dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False,
-    x: torch.Tensor | None = None, out: torch.Tensor | None = None,
+    dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, positions: torch.Tensor | None = None,
+    gelu: bool = False, x: torch.Tensor | None = None, out: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of x: df plus the sum of dropout_i(du_i A_i), times GELU's derivative where f = gelu(x).
 
@@ -99,11 +157,13 @@ def compute_input_grad(
         out = torch.empty((tokens, in_features), dtype=dfu.dtype, device=dfu.device)
     x = out if x is None else x
     check_index_range(dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
-    block_m, block_k = 32, 64
-    _input_grad_kernel[(triton.cdiv(tokens, block_m), triton.cdiv(in_features, block_k))](
-        dfu, a, x, out, seed, tokens, in_features, dfu.stride(0), x.stride(0), out.stride(0), drop_threshold(p),
-        dropout_scale(p), site, GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=min(lora_rank, 64),
-        BLOCK_M=block_m, BLOCK_K=block_k, DROPOUT=p > 0, num_warps=4,
+    block_r = min(lora_rank, 64)
+    tiles = choose_tiles("input_grad", dfu, block_r)
+    _input_grad_kernel[(triton.cdiv(tokens, tiles.block_m), triton.cdiv(in_features, tiles.block_k))](
+        dfu, a, x, out, seed, positions, tokens, in_features, dfu.stride(0), x.stride(0), out.stride(0),
+        drop_threshold(p), dropout_scale(p), site, GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=block_r,
+        BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k, DROPOUT=p > 0, num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )  # fmt: skip
     return out
 
@@ -113,16 +173,17 @@ def compute_input_grad(
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _down_project_kernel(
-    x_ptr, a_ptr, out_ptr, parts_ptr, seed_ptr, tokens, in_features, stride_x, stride_out, stride_parts, split_size,
-    threshold, scale, site,
+    x_ptr, a_ptr, out_ptr, parts_ptr, seed_ptr, positions_ptr, tokens, in_features, stride_x, stride_out, stride_parts,
+    split_size, threshold, scale, site,
     GELU: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     DROPOUT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """A block of u, over one split of the input's columns. Programs for u's first columns copy f too."""
     blocks: tl.constexpr = LORA_RANK // BLOCK_R
-    module = tl.program_id(1) // blocks
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_r = (tl.program_id(1) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    module = tl.program_id(0) // blocks
+    offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    positions = load_positions(positions_ptr, offs_m, offs_m < tokens)
     first = tl.program_id(2) * split_size
     acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for start in range(first, tl.minimum(first + split_size, in_features), BLOCK_K):
@@ -132,10 +193,11 @@ def _down_project_kernel(
         if GELU:
             active, _ = activation(x.to(tl.float32), True)
             x = active.to(x.dtype)
-        if tl.program_id(1) == 0:
+        if tl.program_id(0) == 0:
             tl.store(out_ptr + offs_m[:, None] * stride_out + offs_k[None, :], x, mask)
         if DROPOUT:
-            x = tl.where(_tile_mask(offs_m, start, in_features, seed_ptr, site + module, threshold, BLOCK_K), x, 0.0)
+            keep = dropout_mask(positions, start, in_features, seed_ptr, site + module, threshold, BLOCK_K)
+            x = tl.where(keep, x, 0.0)
         a_ptrs = a_ptr + (module * LORA_RANK + offs_r)[:, None] * in_features + offs_k[None, :]
         a = tl.load(a_ptrs, (offs_k < in_features)[None, :], 0)
         acc = tl.dot(x, tl.trans(a), acc, input_precision="ieee")
@@ -154,13 +216,6 @@ def _down_project_kernel(
 
 
 @triton.jit
-def _tile_mask(offs_m, first, in_features, seed_ptr, site, threshold, BLOCK_K: tl.constexpr):
-    """`dropout_mask` of a tile: the tokens offs_m, BLOCK_K columns from `first`, which is even."""
-    pairs = first // 2 + tl.arange(0, BLOCK_K // 2)
-    return dropout_mask(offs_m[:, None] * ((in_features + 1) // 2) + pairs[None, :], seed_ptr, site, threshold)
-
-
-@triton.jit
 def _sum_splits_kernel(parts_ptr, out_ptr, tokens, in_features, stride_out, width, splits, BLOCK: tl.constexpr):
     """u as the sum of its splits."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -174,31 +229,57 @@ def _sum_splits_kernel(parts_ptr, out_ptr, tokens, in_features, stride_out, widt
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _a_grads_kernel(
-    du_ptr, x_ptr, grads_ptr, offsets_ptr, seed_ptr, tokens, in_features, stride_du, stride_x, threshold, scale, site,
-    r,
+    du_ptr, x_ptr, grads_ptr, parts_ptr, offsets_ptr, seed_ptr, positions_ptr, tokens, in_features, stride_du, stride_x,
+    split_size, threshold, scale, site, r,
     LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    DROPOUT: tl.constexpr, ADD: tl.constexpr,
+    DROPOUT: tl.constexpr, ADD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """A block of A's gradient, over all tokens."""
+    """A block of A's gradient, over one split of the tokens."""
     blocks: tl.constexpr = LORA_RANK // BLOCK_R
-    module = tl.program_id(1) // blocks
-    first = tl.program_id(0) * BLOCK_K
+    module = tl.program_id(0) // blocks
+    first = tl.program_id(1) * BLOCK_K
     offs_k = first + tl.arange(0, BLOCK_K)
-    offs_r = (tl.program_id(1) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     acc = tl.zeros((BLOCK_R, BLOCK_K), dtype=tl.float32)
-    for start in range(0, tokens, BLOCK_M):
+    first_token = tl.program_id(2) * split_size
+    for start in range(first_token, tl.minimum(first_token + split_size, tokens), BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         x_ptrs = x_ptr + offs_m[:, None] * stride_x + offs_k[None, :]
         x = tl.load(x_ptrs, (offs_m < tokens)[:, None] & (offs_k < in_features)[None, :], 0)
         if DROPOUT:
-            x = tl.where(_tile_mask(offs_m, first, in_features, seed_ptr, site + module, threshold, BLOCK_K), x, 0.0)
+            positions = load_positions(positions_ptr, offs_m, offs_m < tokens)
+            keep = dropout_mask(positions, first, in_features, seed_ptr, site + module, threshold, BLOCK_K)
+            x = tl.where(keep, x, 0.0)
         du_ptrs = du_ptr + offs_m[:, None] * stride_du + (module * LORA_RANK + offs_r)[None, :]
         du = tl.load(du_ptrs, (offs_m < tokens)[:, None], 0)
         acc = tl.dot(tl.trans(du), x, acc, input_precision="ieee")
     if DROPOUT:
         acc *= scale
-    grad_ptrs = grads_ptr + tl.load(offsets_ptr + module) + offs_r[:, None] * in_features + offs_k[None, :]
-    mask = (offs_r < r)[:, None] & (offs_k < in_features)[None, :]
+    if SPLIT:
+        offs_part = tl.program_id(2).to(tl.int64) * tl.num_programs(0) * BLOCK_R + module * LORA_RANK + offs_r
+        tl.store(parts_ptr + offs_part[:, None] * in_features + offs_k[None, :], acc, (offs_k < in_features)[None, :])
+    else:
+        grad_ptrs = grads_ptr + tl.load(offsets_ptr + module) + offs_r[:, None] * in_features + offs_k[None, :]
+        mask = (offs_r < r)[:, None] & (offs_k < in_features)[None, :]
+        if ADD:
+            acc += tl.load(grad_ptrs, mask, 0)
+        tl.store(grad_ptrs, acc, mask)
+
+
+@triton.jit
+def _sum_a_grads_kernel(
+    parts_ptr, grads_ptr, offsets_ptr, in_features, splits, r,
+    LORA_RANK: tl.constexpr, ADD: tl.constexpr, MODULES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row of A's gradient as the sum of its splits."""
+    module, row = tl.program_id(1) // r, tl.program_id(1) % r
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < in_features
+    acc = tl.zeros((BLOCK,), dtype=tl.float32)
+    for split in range(splits):
+        offs_part = (split * MODULES + module) * LORA_RANK + row
+        acc += tl.load(parts_ptr + offs_part.to(tl.int64) * in_features + offsets, mask, 0)
+    grad_ptrs = grads_ptr + tl.load(offsets_ptr + module) + row * in_features + offsets
     if ADD:
         acc += tl.load(grad_ptrs, mask, 0)
     tl.store(grad_ptrs, acc, mask)
@@ -206,13 +287,14 @@ def _a_grads_kernel(
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _input_grad_kernel(
-    dfu_ptr, a_ptr, x_ptr, out_ptr, seed_ptr, tokens, in_features, stride_dfu, stride_x, stride_out, threshold, scale,
-    site,
+    dfu_ptr, a_ptr, x_ptr, out_ptr, seed_ptr, positions_ptr, tokens, in_features, stride_dfu, stride_x, stride_out,
+    threshold, scale, site,
     GELU: tl.constexpr, MODULES: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """A block of x's gradient, over all modules."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    positions = load_positions(positions_ptr, offs_m, offs_m < tokens)
     first = tl.program_id(1) * BLOCK_K
     offs_k = first + tl.arange(0, BLOCK_K)
     mask = (offs_m < tokens)[:, None] & (offs_k < in_features)[None, :]
@@ -226,8 +308,8 @@ def _input_grad_kernel(
             a = tl.load(a_ptr + offs_u[:, None] * in_features + offs_k[None, :], (offs_k < in_features)[None, :], 0)
             acc = tl.dot(du, a, acc, input_precision="ieee")
         if DROPOUT:
-            drop_mask = _tile_mask(offs_m, first, in_features, seed_ptr, site + module, threshold, BLOCK_K)
-            acc = tl.where(drop_mask, acc * scale, 0.0)
+            keep = dropout_mask(positions, first, in_features, seed_ptr, site + module, threshold, BLOCK_K)
+            acc = tl.where(keep, acc * scale, 0.0)
         dx += acc
     if GELU:
         x = tl.load(x_ptr + offs_m[:, None] * stride_x + offs_k[None, :], mask, 0).to(tl.float32)

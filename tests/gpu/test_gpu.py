@@ -230,6 +230,58 @@ def test_checkpointed_layers_replay_their_dropout_masks_and_use_less_memory(smal
     assert peaks[1] < 0.7 * peaks[0]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("captures", [True, False])
+def test_the_second_stream_changes_no_gradient(small_phi, monkeypatch, checkpointing, captures):
+    from stages.kernels import side_stream
+
+    grads = []
+    for max_tokens in (0, 10**6):
+        monkeypatch.setattr(side_stream, "MAX_TOKENS", max_tokens)
+        step = make_step(lora := classifier(small_phi, dropout=0.1, checkpointing=checkpointing))
+        step.capturable = captures
+        for number in range(3):
+            step(*batch(16, 48, number), number)
+        assert captures == all(step.graphs.values())
+        grads.append(gradients(lora))
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_no_tensor_is_used_again_before_the_second_stream_has_read_it(captures):
+    from stages.kernels.side_stream import MAX_RUNNING, SideStream
+
+    numbers, mib = 20, 2**20
+    side_stream, sums = SideStream(DEVICE), torch.zeros(numbers, device=DEVICE)
+
+    def run():
+        side_stream.start()
+        for number in range(numbers):
+            x = torch.full((mib,), number, dtype=torch.uint8, device=DEVICE)
+            side_stream.run(functools.partial(slow_max, x, sums[number]), tokens=1)
+            del x
+        side_stream.join()
+
+    def slow_max(x, out):
+        torch.cuda._sleep(2_000_000)  # about a millisecond
+        out.copy_(x[-1])
+
+    run()
+    torch.cuda.synchronize()
+    sums.zero_()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    if captures:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        graph.replay()
+    else:
+        run()
+    assert sums.tolist() == list(range(numbers))
+    assert torch.cuda.max_memory_allocated() - before <= (MAX_RUNNING + 2) * mib
+
+
 def test_a_step_that_cannot_be_captured_runs_eagerly(small_phi, capsys):
     batches = [batch(16, length) for length in (32, 48)]
     reference = classifier(small_phi, dropout=0.0)

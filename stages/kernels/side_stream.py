@@ -1,0 +1,56 @@
+"""A second CUDA stream, for work whose results nothing needs before the end of the backward."""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+MAX_TOKENS = 2048  # of a batch; the products of a larger one fill the GPU
+MAX_RUNNING = 4  # pieces of work whose tensors are kept
+
+
+class SideStream:
+    """Runs work next to the main stream: the stream that is current where `run` is called.
+
+    It works in eager runs and in CUDA graphs: in a capture the second stream becomes a branch of the graph. On a CPU,
+    and for large batches, the work runs at once.
+
+    A tensor that the main stream allocates may be freed and used again there while the second stream still reads it.
+    `record_stream` would prevent this, but in a graph's memory pool it would keep every tensor until the capture ends.
+    Here each piece of work keeps its tensors, and the main stream waits for it before they are released.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.running: deque[tuple[torch.cuda.Event, Callable[[], None]]] = deque()
+
+    def run(self, work: Callable[[], None], tokens: int) -> None:
+        """Run `work` after all that the main stream has been given so far.
+
+        Args:
+            work: launches kernels. The main stream must not write to the tensors that it reads, which it must refer to:
+                a `functools.partial`.
+            tokens: of the batch.
+        """
+        if self.stream is None or tokens > MAX_TOKENS:
+            work()
+            return
+        main = torch.cuda.current_stream()
+        self.stream.wait_stream(main)
+        with torch.cuda.stream(self.stream):
+            work()
+        self.running.append((self.stream.record_event(), work))
+        if len(self.running) > MAX_RUNNING:
+            done, _ = self.running.popleft()
+            main.wait_event(done)
+
+    def join(self) -> None:
+        """Let the main stream wait for all work."""
+        if self.running:
+            last, _ = self.running[-1]
+            torch.cuda.current_stream().wait_event(last)
+        self.running.clear()
+
+    def start(self) -> None:
+        """Forget the work of a step that failed: events of a broken capture cannot be waited for."""
+        self.running.clear()
