@@ -259,7 +259,7 @@ def main() -> None:
                 add("evaluation", texts, try_evaluation(name, evaluate, inputs))
     if not arguments.only and SHORT in arguments.texts:
         epoch = math.ceil(len(short.rows["ours"]) / 16)
-        timing = gpu_timing.Timing(recipes.CAPTURE_PASSES * epoch, epoch, 12)
+        timing = gpu_timing.Timing(recipes.CAPTURE_PASSES * epoch, epoch, 6)
         results["recorder"] = gpu_timing.time_recorder(functools.partial(recipes.train_ours, short, 16), timing)
         ours = next(r for r in results["training"] if r["variant"] == "ours" and "error" not in r)
         gpu_timing.clean()

@@ -44,27 +44,27 @@ class Timing:
 
 
 class Clock(TrainerCallback):
-    """Records CUDA events: at the start, after the first step, after the warm-up, after each block.
+    """Records CUDA events: at `start`, after the first step, after the warm-up, after each block.
 
     It synchronises only when the training has ended: a synchronisation costs a captured step about a millisecond.
 
     Attributes:
-        lengths: tokens of each row that was put into a batch; `count_lengths` adds them.
-        rows_until: the number of these rows at the end of each step.
-        collated: how often a batch, or a part of one, was made.
+        lengths: tokens of the rows of each batch, or each part of a batch, that was made.
+        made_until: the number of these at the end of each step.
     """
 
     def __init__(self, timing: Timing) -> None:
         self.timing, self.first, self.ends = timing, [], []
-        self.lengths, self.rows_until, self.collated = [], [], 0
+        self.lengths, self.made_until = [], []
 
-    def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+    def start(self) -> None:
+        """Call it after the model is loaded and before the training, which begins with captures."""
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # the peak includes captures, but not loading
+        torch.cuda.reset_peak_memory_stats()
         self.first.append(mark())
 
     def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
-        self.rows_until.append(len(self.lengths))
+        self.made_until.append(len(self.lengths))
         if state.global_step == 1:
             self.first.append(mark())
         if ends_block(state.global_step, self.timing):
@@ -78,15 +78,14 @@ class Clock(TrainerCallback):
         """Wrap a function that makes a batch, or a part of one, from rows."""
 
         def collate_and_count(rows: list[dict], **shape: object) -> object:
-            self.collated += 1
-            self.lengths += [len(row["input_ids"]) for row in rows]
+            self.lengths.append([len(row["input_ids"]) for row in rows])
             return collate(rows, **shape)
 
         return collate_and_count
 
-    def timed_lengths(self) -> list[int]:
-        """Tokens of each row of the timed steps."""
-        return self.lengths[self.rows_until[self.timing.warm_up - 1] : self.rows_until[self.timing.steps - 1]]
+    def timed_lengths(self) -> list[list[int]]:
+        """Those of `lengths` that the timed steps computed."""
+        return self.lengths[self.made_until[self.timing.warm_up - 1] : self.made_until[self.timing.steps - 1]]
 
 
 def mark() -> torch.cuda.Event:
@@ -139,19 +138,20 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
     trainer = make_trainer(timing.steps)
     clock = Clock(timing)
     trainer.add_callback(clock)
-    for name in ("data_collator", "collate_packed"):  # our Trainer has two
+    for name in ("data_collator", "collate_part", "collate_packed"):  # the last one: of earlier versions of our Trainer
         if hasattr(trainer, name):
             setattr(trainer, name, clock.count_lengths(getattr(trainer, name)))
     with Recorder(DEVICE, interval=0.1) as recorder:
         try:
+            clock.start()
             trainer.train()
         except torch.OutOfMemoryError:
             return {"error": "out of memory"}
         torch.cuda.synchronize()
         peaks = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
     times = clock.blocks()
-    mean, lengths = statistics.mean(times), clock.timed_lengths()
-    seconds = mean * timing.block * timing.blocks / 1e3
+    mean, lengths, steps = statistics.mean(times), clock.timed_lengths(), timing.block * timing.blocks
+    seconds = mean * steps / 1e3
     step = getattr(trainer, "captured_step", None)
     captured = [graph is not None for graph in step.graphs.values()] if step else []
     return {
@@ -162,9 +162,9 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
         "ms_slowest": max(times),
         "block_ms_per_step": times,
         "steps_per_block": timing.block,
-        "rows_per_second": len(lengths) / seconds,
-        "tokens_per_second": sum(lengths) / seconds,
-        "parts_per_step": clock.collated / timing.steps,
+        "rows_per_second": sum(map(len, lengths)) / seconds,
+        "tokens_per_second": sum(map(sum, lengths)) / seconds,
+        "parts_per_step": len(lengths) / steps,
         "capture_seconds": step.capture_seconds if step else 0.0,
         "graphs": captured.count(True),
         "lengths_without_graph": captured.count(False),

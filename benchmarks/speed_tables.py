@@ -8,6 +8,7 @@ They come from the results of benchmarks/compare.py and benchmarks/what_fits.py.
 
 import argparse
 import json
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,7 +124,7 @@ def find_fit(
 
 def is_largest(line: dict) -> bool:
     """Whether a training would be the same with more memory: what_fits.py then leaves out the larger sizes."""
-    planned = line.get("keep_weights"), line.get("checkpointing"), round(line.get("parts_per_step", 0))
+    planned = line.get("keep_weights"), line.get("checkpointing"), line.get("parts_per_step")
     return "error" not in line and planned == (True, False, 1)
 
 
@@ -135,7 +136,7 @@ def describe_fit(line: dict | None, free_gb: float) -> str:
         return f"as with {line['free_gb']:g} GB"
     if "error" in line:
         return line["error"]
-    parts = round(line.get("parts_per_step", 1))
+    parts = math.ceil(line.get("parts_per_step", 1))
     words = ["kept"] if line.get("keep_weights") else []
     words += ["checkpointed"] if line.get("checkpointing") else []
     words += [f"{parts} parts"] if parts > 1 else []
@@ -314,11 +315,11 @@ def replace_figures(text: str, results: dict) -> str:
         f"{less['nvml_used_gb']:.1f} GB with `train.gradient_checkpointing: true`"
     )
     cost = (
-        f"notebook: true, {less['peak_allocated_gb']:.1f} GB instead of {ours['peak_allocated_gb']:.1f}, "
+        f"{less['peak_allocated_gb']:.1f} GB instead of {ours['peak_allocated_gb']:.1f}, "
         f"{less['ms_per_step'] / ours['ms_per_step']:.1f} times the time"
     )
     text = re.sub(r"(?<=^\| GPU memory \| ).*(?= \|$)", used, text, flags=re.MULTILINE)
-    return re.sub(r"notebook: true, [\d.]+ GB instead of [\d.]+, [\d.]+ times the time", cost, text)
+    return re.sub(r"[\d.]+ GB instead of [\d.]+, [\d.]+ times the time", cost, text)
 
 
 def find_results() -> list[Path]:
