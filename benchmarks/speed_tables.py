@@ -205,8 +205,8 @@ def machine(results: dict) -> str:
     versions = results["versions"]
     torch, transformers = (versions[name].rpartition(".")[0] for name in ("torch", "transformers"))
     return (
-        f"The figures are for phi-2's full shape with random weights and real SNLI rows, on one {results['gpu']} with "
-        f"torch {torch}, transformers {transformers} and peft {versions['peft']}, unless a table says otherwise."
+        "Unless a table says otherwise, the model has phi-2's full shape and random weights, and the rows are SNLI's. The "
+        f"machine has one {results['gpu']}, torch {torch}, transformers {transformers} and peft {versions['peft']}."
     )
 
 
