@@ -38,7 +38,6 @@ NAMES = {
     "ours, dequantizing each": "ours, dequantizing at each use (`train.dequantize_once: false`)",
     "ours, checkpointing": "ours, gradient checkpointing",
 }
-SHORT_NAMES = {name: name for name in NAMES} | {"ours": "**ours**", "trainer at its best": "HF Trainer"}
 AGAIN = "the notebook's, again at the end"
 
 
@@ -70,20 +69,26 @@ def training(results: list[dict], earlier: Sequence[dict] = (), gpu: str = "") -
 
 
 def others(results: dict) -> Iterator[str]:
-    """The table of trainings with long texts and of other models, a row for each."""
+    """The table of trainings with long texts and of other models, and of these models' evaluations."""
     yield "| model | texts | batch | recipe | ms a step | rows/s | tokens/s | peak GB | GB in use |"
     yield "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
-    for r in results["training"]:
+    names = {name: name for name in NAMES} | {"ours": "**ours**", "trainer at its best": "HF Trainer"}
+    names |= {f"ours, {model}": f"ours, evaluation, {model}" for model in ("base", "tuned")}
+    for r in results["training"] + results["evaluation"]:
         if is_main(r, results):
             continue
-        start = f"| {MODELS[r['model']]} | {name_texts(r['texts'])} | {r['batch_size']} | {SHORT_NAMES[r['variant']]} |"
+        start = (
+            f"| {MODELS[r['model']]} | {name_texts(r['texts'])} | {r.get('batch_size', '')} | {names[r['variant']]} |"
+        )
         if "error" in r:
             yield f"{start} {r['error']} | | | | |"
-        else:
-            yield (
-                f"{start} {ms(r['ms_per_step'])} | {r['rows_per_second']:,.0f} | {r['tokens_per_second']:,.0f} "
-                f"| {tenths(r, 'peak_allocated_gb')} | {tenths(r, 'nvml_used_gb')} |"
-            )
+            continue
+        step = ms(r["ms_per_step"]) if "ms_per_step" in r else ""
+        tokens = f"{r['tokens_per_second']:,.0f}" if "tokens_per_second" in r else ""
+        yield (
+            f"{start} {step} | {r['rows_per_second']:,.0f} | {tokens} "
+            f"| {tenths(r, 'peak_allocated_gb')} | {tenths(r, 'nvml_used_gb')} |"
+        )
 
 
 def is_main(line: dict, results: dict) -> bool:
@@ -205,8 +210,8 @@ def machine(results: dict) -> str:
     versions = results["versions"]
     torch, transformers = (versions[name].rpartition(".")[0] for name in ("torch", "transformers"))
     return (
-        "Unless a table says otherwise, the model has phi-2's full shape and random weights, and the rows are SNLI's. The "
-        f"machine has one {results['gpu']}, torch {torch}, transformers {transformers} and peft {versions['peft']}."
+        "Unless a table says otherwise, the model has phi-2's full shape and random weights, and the rows are SNLI's. "
+        f"The machine has one {results['gpu']}, torch {torch}, transformers {transformers} and peft {versions['peft']}."
     )
 
 
