@@ -147,8 +147,9 @@ def train(trainer: ClassifierTrainer, checkpoint: Path | None, p: params.Params,
     before = history.sum_seconds(checkpoints.read_state(checkpoint)) if checkpoint else 0.0
     start = recorder.elapsed_seconds()
     with report_out_of_memory(
-        f"params.yaml: train.batch_size: {p.train.batch_size} rows do not fit this GPU's memory; to use less, set "
-        "train.dequantize_once: false, then train.gradient_checkpointing: true, or a smaller train.batch_size"
+        f"params.yaml: train.micro_batch: {p.train.micro_batch}: a part of a batch does not fit this GPU's memory; to "
+        "use less, set train.micro_batch: 1, train.dequantize_once: false and train.gradient_checkpointing: true, then "
+        "a smaller tokenize.max_length"
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return before + recorder.elapsed_seconds() - start

@@ -80,26 +80,28 @@ def pad_rows(
     return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in batch])}
 
 
-def pack_rows(batch: list[Row], pad_id: int, rows: int = 0, tokens: int = 0) -> dict[str, torch.Tensor]:
+def pack_rows(
+    batch: list[Row], pad_id: int, rows: int = 0, tokens: int = 0, offsets: Sequence[int] | np.ndarray | None = None
+) -> dict[str, torch.Tensor]:
     """Concatenate the rows of a batch into tensors, without padding between them.
 
     Args:
         batch: list of {"input_ids": ints, "labels": int}.
         pad_id: the pad token. As in transformers' classifiers, pad tokens at a row's end are not classified.
         rows: minimum number of rows; empty rows with the label IGNORE_INDEX make up the difference.
-        tokens: minimum number of tokens; it is rounded up by `bucket_size`, and pad tokens make up the difference. With
-            0, none are added.
+        tokens: minimum number of tokens; pad tokens make up the difference.
+        offsets: where each row begins in the whole batch, of which these rows are a part.
 
     Returns:
         int64: {"input_ids": [tokens], "positions": [tokens], the position of each token in its row, "starts":
         [rows + 1], row i has the tokens starts[i] to starts[i + 1] - 1, "last": [rows], the token that is classified,
-        "labels": [rows]}
+        "labels": [rows]}, and with `offsets` {"batch_positions": int32 [tokens]}, the position in the whole batch
     """
     ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in batch]
     ids = [row if len(row) else np.array([pad_id]) for row in ids]  # as in `pad_rows`, an empty row is one pad token
     lengths = [len(row) for row in ids]
     total, empty_rows = sum(lengths), max(rows - len(batch), 0)
-    pad_tokens = (bucket_size(max(total, tokens)) if tokens else total) - total
+    pad_tokens = max(total, tokens) - total
     starts = np.concatenate([[0], np.cumsum(lengths), np.full(empty_rows, total)]).astype(np.int64)
     last = [int((row != pad_id).nonzero()[0].max(initial=0)) for row in ids]
     arrays = {
@@ -109,11 +111,17 @@ def pack_rows(batch: list[Row], pad_id: int, rows: int = 0, tokens: int = 0) -> 
         "last": np.concatenate([starts[: len(batch)] + last, np.zeros(empty_rows, dtype=np.int64)]),
         "labels": np.concatenate([[row["labels"] for row in batch], np.full(empty_rows, IGNORE_INDEX)]),
     }
-    return {name: torch.from_numpy(np.asarray(array, dtype=np.int64)) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(np.asarray(array, dtype=np.int64)) for name, array in arrays.items()}
+    if offsets is not None:
+        first = torch.from_numpy(np.repeat(np.asarray(offsets), lengths))
+        in_batch = torch.zeros(total + pad_tokens, dtype=torch.int32)
+        in_batch[:total] = tensors["positions"][:total] + first
+        tensors["batch_positions"] = in_batch
+    return tensors
 
 
 def bucket_size(tokens: int) -> int:
-    """Round up to one of a few sizes: similar batches get equal shapes, and large batches fill a GPU's tiles."""
+    """Round a number of tokens up to a multiple of 16 to 256: large batches fill a GPU's tiles."""
     step = min(max(16, 2 ** (tokens.bit_length() - 4)), 256)
     return -(-tokens // step) * step
 
@@ -176,19 +184,34 @@ def order_in_balanced_batches(lengths: np.ndarray, batch_size: int, seed: Seed) 
     return np.concatenate([rng.permuted(parts, axis=1).T.reshape(-1), rest]).tolist()
 
 
-def split_rows_among_ranks(lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
-    """Split the rows of one batch among ranks: row counts differ by one at most, and token counts are similar.
+def split_evenly(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Split the rows of one batch: row counts differ by one at most, and token counts are similar.
 
     Args:
         lengths: tokens of the batch's rows, [rows].
 
     Returns:
-        for each rank the indices of its rows in the batch, ascending; empty for some ranks if there are too few rows.
+        for each part the indices of its rows in the batch, ascending; empty for some parts if there are too few rows.
     """
     longest_first = np.argsort(-lengths, kind="stable")
-    turn, column = np.divmod(np.arange(len(lengths)), ranks)
-    rank_of_row = np.where(turn % 2, ranks - 1 - column, column)  # ranks 0, 1, 2, then 2, 1, 0, and so on
-    return [np.sort(longest_first[rank_of_row == rank]) for rank in range(ranks)]
+    turn, column = np.divmod(np.arange(len(lengths)), parts)
+    part_of_row = np.where(turn % 2, parts - 1 - column, column)  # parts 0, 1, 2, then 2, 1, 0, and so on
+    return [np.sort(longest_first[part_of_row == part]) for part in range(parts)]
+
+
+def split_to_limits(lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
+    """Split the rows of one batch into the fewest parts of `split_evenly` that stay within both limits.
+
+    Args:
+        lengths: tokens of the batch's rows, [rows].
+        max_tokens: of a part; at least the longest row, which is a part of its own if need be.
+    """
+    fewest = max(-(-len(lengths) // max_rows), -(-int(lengths.sum()) // max_tokens))
+    for count in range(fewest, len(lengths)):
+        parts = split_evenly(lengths, count)
+        if max(lengths[part].sum() for part in parts) <= max_tokens:
+            return parts
+    return split_evenly(lengths, len(lengths))
 
 
 def assign_batches(costs: Sequence[int], ranks: int) -> list[list[int]]:

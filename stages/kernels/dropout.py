@@ -1,8 +1,11 @@
 """Dropout without stored masks.
 
-A mask is a hash of the step, the dropout's number in the model and the element. The backward computes it again, and so
-does a layer that is recomputed by gradient checkpointing. A resumed run gets the masks of an uninterrupted one.
+A mask is a hash of the step, the dropout's number in the model, the token's position in the batch, and the column. The
+backward computes it again, and so does a layer that is recomputed by gradient checkpointing. A resumed run gets the
+masks of an uninterrupted one. A batch gets the same masks on any number of GPUs, and in any number of parts.
 """
+
+from typing import NamedTuple, Self
 
 import torch
 import triton
@@ -11,6 +14,27 @@ import triton.language as tl
 from stages.kernels.index_limits import check_index_range
 
 SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
+BLOCK = 2048
+
+
+class Dropout(NamedTuple):
+    """What the masks of one or more dropouts depend on. The kernels take its fields as arguments.
+
+    Attributes:
+        p: share of the elements that are set to 0, in steps of 2^-16; the others are multiplied by 1 / (1 - p).
+        seed: of `DropoutMasks`.
+        site: of the first mask; the next ones have the next numbers.
+        positions: int32 [tokens], the position of each token in the whole batch. None: the row of the tensor.
+    """
+
+    p: float
+    seed: torch.Tensor
+    site: int = 0
+    positions: torch.Tensor | None = None
+
+    def select(self, tokens: torch.Tensor) -> Self:
+        """The same masks for these tokens only; tokens: int64 [selected]."""
+        return self if self.positions is None else self._replace(positions=self.positions[tokens])
 
 
 class DropoutMasks:
@@ -19,20 +43,26 @@ class DropoutMasks:
     Attributes:
         seed: int64 scalar on the device, different at each step.
         site: number of the next dropout in the model.
+        positions: of `Dropout`, for the tokens of the current part of a batch.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.seed = torch.zeros((), dtype=torch.int64, device=device)
         self.site = 0
+        self.positions: torch.Tensor | None = None
 
     def set_step(self, seed: int, step: int) -> None:
         """Choose the masks of a step."""
         self.seed.fill_((seed * 0x9E3779B1 + step * 0x85EBCA77) & 0x7FFFFFFF)
 
-    def reserve_sites(self, count: int) -> int:
-        """Reserve `count` consecutive sites and return the first."""
+    def make_dropout(self, p: float, count: int, tokens: int) -> Dropout:
+        """Reserve `count` consecutive sites for tensors of `tokens` rows.
+
+        Tensors whose rows are not the batch's tokens, such as those of an expert, get masks by their own rows.
+        """
         self.site += count
-        return self.site - count
+        is_batch = self.positions is not None and len(self.positions) == tokens
+        return Dropout(p, self.seed, self.site - count, self.positions if is_batch else None)
 
     def start_layer(self, number: int) -> None:
         """Go to the first site of decoder layer `number`, so that a recomputed layer gets the same masks."""
@@ -43,43 +73,46 @@ class SeededDropout(torch.autograd.Function):
     """Dropout whose backward computes the mask again instead of saving it."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> torch.Tensor:
-        ctx.p, ctx.seed, ctx.site = p, seed, site
-        return apply_dropout([x.contiguous()], p, seed, site)
+    def forward(ctx, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
+        ctx.dropout = dropout
+        return apply_dropout([x.contiguous()], *dropout)
 
     @staticmethod
-    def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return apply_dropout([dy.contiguous()], ctx.p, ctx.seed, ctx.site), None, None, None
+    def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return apply_dropout([dy.contiguous()], *ctx.dropout), None
 
 
 def apply_dropout(
-    xs: list[torch.Tensor], p: float, seed: torch.Tensor, site: int, residual: torch.Tensor | None = None
-) -> torch.Tensor:
-    """residual + the sum of dropout(x) for one or two tensors x, all contiguous and of one shape.
+    xs: list[torch.Tensor], p: float, seed: torch.Tensor, site: int, positions: torch.Tensor | None = None,
+    *, residual: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """residual + the sum of dropout(x) for one or two tensors x, all contiguous and of one shape [..., columns].
 
     Args:
-        p: share of the elements that are set to 0, in steps of 2^-16; the others are multiplied by 1 / (1 - p).
-        seed: of `DropoutMasks`.
-        site: of the first tensor's mask; a second tensor has `site` + 1.
+        p, seed, site, positions: of `Dropout`; a second tensor has the site `site` + 1.
     """
     x, out = xs[0], torch.empty_like(xs[0])
     check_index_range(x.numel())
-    _dropout_kernel[(triton.cdiv(x.numel(), 2048),)](
-        x, xs[-1], x if residual is None else residual, out, seed, x.numel(), drop_threshold(p), dropout_scale(p), site,
-        INPUTS=len(xs), ADD_RESIDUAL=residual is not None, DROPOUT=p > 0, BLOCK=2048, num_warps=8,
+    _dropout_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+        x, xs[-1], x if residual is None else residual, out, seed, positions, x.numel(), x.shape[-1],
+        drop_threshold(p), dropout_scale(p), site,
+        INPUTS=len(xs), ADD_RESIDUAL=residual is not None, DROPOUT=p > 0, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return out
 
 
-def apply_two_masks(dy: torch.Tensor, p: float, seed: torch.Tensor, site: int) -> tuple[torch.Tensor, torch.Tensor]:
+def apply_two_masks(
+    dy: torch.Tensor, p: float, seed: torch.Tensor, site: int, positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of the two tensors of `apply_dropout`: dy by the masks `site` and `site` + 1. dy: contiguous."""
     if p == 0:
         return dy, dy
     dx1, dx2 = torch.empty_like(dy), torch.empty_like(dy)
     check_index_range(dy.numel())
-    _two_masks_kernel[(triton.cdiv(dy.numel(), 2048),)](
-        dy, dx1, dx2, seed, dy.numel(), drop_threshold(p), dropout_scale(p), site, BLOCK=2048, num_warps=8
-    )
+    _two_masks_kernel[(triton.cdiv(dy.numel(), BLOCK),)](
+        dy, dx1, dx2, seed, positions, dy.numel(), dy.shape[-1], drop_threshold(p), dropout_scale(p), site,
+        BLOCK=BLOCK, num_warps=8,
+    )  # fmt: skip
     return dx1, dx2
 
 
@@ -95,19 +128,20 @@ def dropout_scale(p: float) -> float:
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _dropout_kernel(
-    x_ptr, x2_ptr, residual_ptr, out_ptr, seed_ptr, n, threshold, scale, site,
+    x_ptr, x2_ptr, residual_ptr, out_ptr, seed_ptr, positions_ptr, n, columns, threshold, scale, site,
     INPUTS: tl.constexpr, ADD_RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    pairs = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     mask = offsets < n
     out = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
     if DROPOUT:
-        out = tl.where(dropout_mask(pairs, seed_ptr, site, threshold), out * scale, 0.0)
+        keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site, threshold)
+        out = tl.where(keep, out * scale, 0.0)
     if INPUTS == 2:
         x2 = tl.load(x2_ptr + offsets, mask, 0).to(tl.float32)
         if DROPOUT:
-            x2 = tl.where(dropout_mask(pairs, seed_ptr, site + 1, threshold), x2 * scale, 0.0)
+            keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site + 1, threshold)
+            x2 = tl.where(keep, x2 * scale, 0.0)
         out += x2
     if ADD_RESIDUAL:
         out += tl.load(residual_ptr + offsets, mask, 0).to(tl.float32)
@@ -115,22 +149,52 @@ def _dropout_kernel(
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
-def _two_masks_kernel(dy_ptr, dx1_ptr, dx2_ptr, seed_ptr, n, threshold, scale, site, BLOCK: tl.constexpr):
+def _two_masks_kernel(
+    dy_ptr, dx1_ptr, dx2_ptr, seed_ptr, positions_ptr, n, columns, threshold, scale, site, BLOCK: tl.constexpr
+):  # fmt: skip
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    pairs = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     mask = offsets < n
     dy = tl.load(dy_ptr + offsets, mask, 0).to(tl.float32) * scale
     dtype = dx1_ptr.dtype.element_ty
-    tl.store(dx1_ptr + offsets, tl.where(dropout_mask(pairs, seed_ptr, site, threshold), dy, 0.0).to(dtype), mask)
-    tl.store(dx2_ptr + offsets, tl.where(dropout_mask(pairs, seed_ptr, site + 1, threshold), dy, 0.0).to(dtype), mask)
+    keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site, threshold)
+    tl.store(dx1_ptr + offsets, tl.where(keep, dy, 0.0).to(dtype), mask)
+    keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site + 1, threshold)
+    tl.store(dx2_ptr + offsets, tl.where(keep, dy, 0.0).to(dtype), mask)
 
 
 @triton.jit
-def dropout_mask(pairs, seed_ptr, site, threshold) -> tl.tensor:
-    """True where the element is not set to 0. One 32-bit hash serves two elements, 2 * pair and 2 * pair + 1."""
-    key = _hash(tl.load(seed_ptr).to(tl.uint32) ^ _hash(site.to(tl.uint32)))
-    bits = _hash(pairs.to(tl.uint32) ^ key)
+def _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site, threshold) -> tl.tensor:
+    """`dropout_mask` of the elements `offsets` of a flat tensor of n elements."""
+    rows, offs_n = offsets // columns, offsets % columns
+    pairs = load_positions(positions_ptr, rows, offsets < n) * ((columns + 1) // 2) + offs_n // 2
+    bits = _hash_pairs(pairs, seed_ptr, site)
+    return tl.where(offs_n % 2 == 0, bits & 0xFFFF, bits >> 16) >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def dropout_mask(positions, first, columns, seed_ptr, site, threshold, BLOCK_N: tl.constexpr) -> tl.tensor:
+    """True where an element of a tile is not set to 0: tokens at `positions`, BLOCK_N columns from `first`, even.
+
+    One 32-bit hash serves the two columns 2 * pair and 2 * pair + 1.
+    """
+    pairs = positions[:, None] * ((columns + 1) // 2) + (first // 2 + tl.arange(0, BLOCK_N // 2))[None, :]
+    bits = _hash_pairs(pairs, seed_ptr, site)
     return tl.interleave(bits & 0xFFFF, bits >> 16) >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def load_positions(positions_ptr, rows, mask) -> tl.tensor:
+    """The positions in the batch of a tensor's rows; `rows` themselves if positions_ptr is None."""
+    positions = rows
+    if positions_ptr is not None:
+        positions = tl.load(positions_ptr + rows, mask, 0)
+    return positions
+
+
+@triton.jit
+def _hash_pairs(pairs, seed_ptr, site):
+    key = _hash(tl.load(seed_ptr).to(tl.uint32) ^ _hash(site.to(tl.uint32)))
+    return _hash(pairs.to(tl.uint32) ^ key)
 
 
 @triton.jit

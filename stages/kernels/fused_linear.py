@@ -14,13 +14,12 @@ import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 
-from stages.kernels.dropout import DropoutMasks
+from stages.kernels.dropout import Dropout, DropoutMasks
 from stages.kernels.errors import StepUnavailable
 from stages.kernels.lora_kernels import compute_input_grad, down_project, padded_rank, write_a_grads
 from stages.kernels.side_stream import SideStream
 
-DropoutArgs = tuple[float, torch.Tensor, int]  # p, seed, site
-Saved = tuple[torch.Tensor | None, DropoutArgs]  # what `FusedLinear.backward` needs: [f | u], None without LoRA
+Saved = tuple[torch.Tensor | None, Dropout]  # what `FusedLinear.backward` needs: [f | u], None without LoRA
 
 
 def get_frozen_layer(module: torch.nn.Module) -> torch.nn.Module:
@@ -82,9 +81,9 @@ class FusedLinear:
         modules: linear layers, quantized (Dettmers et al. 2023) or not; some or all of them may have LoRA.
         dtype: of the activations.
         masks: of the dropouts.
-        dequantize_once: keep one dequantized copy of all weights, or dequantize them at each use.
 
     Attributes:
+        weight: W, dequantized at each use; after `keep_weight` a copy of it is here.
         a: copies of A, padded, [n, R, in] (`lora_kernels.padded_rank`); only with LoRA.
         b: copies of alpha / r times B, block by block, [sum of outs, n * R]; only with LoRA.
         grads: None outside training.
@@ -96,9 +95,7 @@ class FusedLinear:
     a: torch.Tensor
     b: torch.Tensor
 
-    def __init__(
-        self, modules: Sequence[torch.nn.Module], dtype: torch.dtype, masks: DropoutMasks, dequantize_once: bool
-    ) -> None:
+    def __init__(self, modules: Sequence[torch.nn.Module], dtype: torch.dtype, masks: DropoutMasks) -> None:
         self.masks = masks
         self.grads: LoraGrads | None = None
         self.layers: list[torch.nn.Linear] = []
@@ -117,25 +114,32 @@ class FusedLinear:
             self.dtype = first.compute_dtype  # as in bitsandbytes
         self.bias = self._concatenate_biases()
         self.lora_layers = [module for module in modules if isinstance(module, LoraLayer)]
-        device, width = first.weight.device, 0
+        self.weight: torch.Tensor | None = None
+        self.b_in_weight = False
         if self.lora_layers:
             self._read_lora_options()
             self.lora_slices = self._output_slices(modules)
-            n, lora_rank = len(self.lora_layers), padded_rank(self.r)
+            n, lora_rank, device = len(self.lora_layers), padded_rank(self.r), first.weight.device
             self.a = torch.zeros((n, lora_rank, self.in_features), dtype=dtype, device=device)
-            width = n * lora_rank
-        # If W and B have one dtype, they are one matrix, and one product computes both.
-        self.b_in_weight = dequantize_once and width > 0 and self.dtype == dtype
-        self.weight: torch.Tensor | None = None
-        if dequantize_once:
-            columns = self.in_features + (width if self.b_in_weight else 0)
-            self.weight = torch.zeros((sum(self.out_features), columns), dtype=self.dtype, device=device)
-            for rows, layer in zip(self.weight.split(self.out_features), self.layers, strict=True):
-                rows[:, : self.in_features] = _dequantize(layer, self.dtype)
-        if self.weight is not None and self.b_in_weight:
-            self.b = self.weight[:, self.in_features :]
-        elif width:
-            self.b = torch.zeros((sum(self.out_features), width), dtype=dtype, device=device)
+            self.b = torch.zeros((sum(self.out_features), n * lora_rank), dtype=dtype, device=device)
+
+    def count_weight_bytes(self) -> int:
+        """Bytes that `keep_weight` adds."""
+        return sum(self.out_features) * self.in_features * self.dtype.itemsize
+
+    def keep_weight(self) -> None:
+        """Keep one dequantized copy of W from here on. If B has its dtype, both are one matrix, and one product."""
+        width = 0
+        if self.lora_layers and self.dtype == self.b.dtype:
+            self.b_in_weight, width = True, self.b.shape[1]
+        shape = (sum(self.out_features), self.in_features + width)
+        weight = torch.empty(shape, dtype=self.dtype, device=self.layers[0].weight.device)
+        for rows, layer in zip(weight.split(self.out_features), self.layers, strict=True):
+            rows[:, : self.in_features] = _dequantize(layer, self.dtype)
+        if self.b_in_weight:
+            weight[:, self.in_features :] = self.b
+            self.b = weight[:, self.in_features :]
+        self.weight = weight
 
     def _concatenate_biases(self) -> torch.Tensor | None:
         if all(layer.bias is None for layer in self.layers):
@@ -189,9 +193,9 @@ class FusedLinear:
         """y for f = x or gelu(x), and what `backward` needs; x: [tokens, in], rows of any stride."""
         if not self.lora_layers:
             f = torch.nn.functional.gelu(x, approximate="tanh") if gelu else x
-            return self.multiply(f), (None, (0.0, self.masks.seed, 0))
+            return self.multiply(f), (None, Dropout(0.0, self.masks.seed))
         p = self.p if self.lora_layers[0].training else 0.0
-        dropout = (p, self.masks.seed, self.masks.reserve_sites(len(self.a)))
+        dropout = self.masks.make_dropout(p, len(self.a), len(x))
         fu = down_project(x.to(self.a.dtype), self.a, *dropout, gelu)
         return self.multiply(fu), (fu, dropout)
 
@@ -223,7 +227,7 @@ class FusedLinear:
         return None if dfu is None else compute_input_grad(dfu, self.a, *dropout, gelu, x, out)
 
     def _write_lora_grads(
-        self, grads: LoraGrads, dy: torch.Tensor, du: torch.Tensor, fu: torch.Tensor, dropout: DropoutArgs, add: bool
+        self, grads: LoraGrads, dy: torch.Tensor, du: torch.Tensor, fu: torch.Tensor, dropout: Dropout, add: bool
     ) -> None:
         """Write the gradients of A and B.
 

@@ -19,34 +19,70 @@ from stages.kernels.gradient_buffer import GradientBuffer
 from stages.kernels.multi_tensor_copy import MultiTensorCopy
 from stages.kernels.registry import find_architecture
 
-RESERVED_BYTES = 3e9  # for CUDA, LoRA's gradients and optimizer, and gaps between tensors
+RESERVED_BYTES = 3e9  # in evaluation, for a batch and for CUDA
 
 
-def fuse_for_training(model: PeftModel, masks: DropoutMasks, dequantize_once: bool) -> GradientBuffer:
-    """Replace a LoRA model's layers by fused ones, in place, for training and evaluation.
+class FusedModel:
+    """A model whose layers are fused, in place. Linear layers dequantize their weights at each use.
 
     Args:
-        dequantize_once: keep dequantized weights, or dequantize them at each use.
-
-    Returns:
-        the buffer into which the backward writes all gradients.
+        masks: of the dropouts.
 
     Raises:
         StepUnavailable: where the fused layers do not support a layer; the model is unchanged.
     """
-    fused_linears = _fuse(model, masks, dequantize_once)
-    with_lora = [fused for fused in fused_linears if fused.lora_layers]
-    lora_parameters = {weight for fused in with_lora for layer in fused.lora_layers for weight in layer.parameters()}
-    others = [weight for weight in model.parameters() if weight.requires_grad and weight not in lora_parameters]
-    gradients = GradientBuffer(with_lora, others)
-    _refresh_before_forward(model, masks, fused_linears)
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for number, layer in enumerate(layers, start=1):
-        _set_forward(layer, _with_numbered_masks(type(layer).forward, masks, number))
-    if uses_gradient_checkpointing(model):  # masks need no random state, and a graph capture has none to save
-        kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-        unwrap_peft(model).gradient_checkpointing_enable(kwargs)
-    return gradients
+
+    def __init__(self, model: torch.nn.Module, masks: DropoutMasks) -> None:
+        self.model, self.masks = model, masks
+        self.linears = _fuse(model, masks)
+        self._collect_copies()
+        unwrap_peft(model).base_model.register_forward_pre_hook(self._before_forward)
+
+    def keep_weights(self) -> None:
+        """Keep a dequantized copy of all weights from here on."""
+        for linear in self.linears:
+            linear.keep_weight()
+        self._collect_copies()
+
+    def _collect_copies(self) -> None:
+        copies = [copy for linear in self.linears if linear.lora_layers for copy in linear.list_copies()]
+        self.lora_copy = MultiTensorCopy(copies) if copies else None
+
+    def _before_forward(self, *_: object) -> None:
+        """Copy LoRA's current weights, and restart the numbering of dropouts."""
+        self.masks.start_layer(0)
+        if self.lora_copy:
+            self.lora_copy.run()
+
+
+class FusedTraining(FusedModel):
+    """A LoRA model with fused layers, for training and evaluation.
+
+    Attributes:
+        gradients: the buffer into which the backward writes all gradients.
+    """
+
+    def __init__(self, model: PeftModel, masks: DropoutMasks) -> None:
+        super().__init__(model, masks)
+        with_lora = [linear for linear in self.linears if linear.lora_layers]
+        lora_parameters = {w for linear in with_lora for layer in linear.lora_layers for w in layer.parameters()}
+        others = [weight for weight in model.parameters() if weight.requires_grad and weight not in lora_parameters]
+        self.gradients = GradientBuffer(with_lora, others)
+        self._collect_copies()  # the buffer has moved LoRA's weights
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for number, layer in enumerate(layers, start=1):
+            _set_forward(layer, _with_numbered_masks(type(layer).forward, masks, number))
+        if uses_gradient_checkpointing(model):
+            self.set_checkpointing(True)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Choose whether the layers are recomputed in the backward."""
+        base = unwrap_peft(self.model)
+        if enabled:  # masks need no random state, and a graph capture has none to save
+            kwargs = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+            base.gradient_checkpointing_enable(kwargs)
+        elif uses_gradient_checkpointing(base):
+            base.gradient_checkpointing_disable()
 
 
 def fuse_for_evaluation(model: torch.nn.Module, dequantize_once: bool) -> bool:
@@ -56,39 +92,41 @@ def fuse_for_evaluation(model: torch.nn.Module, dequantize_once: bool) -> bool:
         False where the fused layers do not support a layer; the model is unchanged.
     """
     try:
-        masks = DropoutMasks(next(model.parameters()).device)
-        _refresh_before_forward(model, masks, _fuse(model, masks, dequantize_once))
+        fused = FusedModel(model, DropoutMasks(next(model.parameters()).device))
     except StepUnavailable:
         return False
+    if dequantize_once:
+        fused.keep_weights()
     return True
 
 
-def dequantized_weights_fit(model: torch.nn.Module, tokens: int = 0) -> bool:
-    """Whether the GPU has enough free memory for dequantized weights in addition to the 4-bit ones.
-
-    Args:
-        tokens: of the largest training batch, without gradient checkpointing; 0 in evaluation.
-    """
+def dequantized_weights_fit(model: torch.nn.Module) -> bool:
+    """Whether the GPU has enough free memory for dequantized weights in addition to the 4-bit ones, in evaluation."""
     device = next(model.parameters()).device
     if device.type != "cuda":
         return False
-    # Memory that PyTorch reserved for earlier models and does not use counts as free.
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused >= estimate_memory(model, tokens)
+    weights = sum(i * o for i, o in _frozen_linears(model)) * unwrap_peft(model).dtype.itemsize
+    return count_free_bytes() >= weights + RESERVED_BYTES
 
 
-def estimate_memory(model: torch.nn.Module, tokens: int) -> float:
-    """Bytes of dequantized weights, twice those of each linear module's input and output for all tokens, and a reserve.
+def count_free_bytes() -> int:
+    """Bytes of the current GPU that are free, or that PyTorch reserved for earlier tensors and does not use."""
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + unused
 
-    For phi-2 the weights take 5.0e9, and each token 4.9e6: 22.5e9 for the 4,600 tokens of batch 128 in
-    benchmarks/results/h100.json. At the peak measured there, inputs and outputs took at most 12.5e9, and all weights
-    6.7e9.
+
+def estimate_bytes_per_token(model: torch.nn.Module) -> int:
+    """An upper bound of the bytes that a step keeps for each token: twice each linear module's input and output.
+
+    For phi-2 it is 5.9e6. Measured were 2.7e6 (batch 128 in benchmarks/results/h100.json).
     """
-    base = unwrap_peft(model)
-    linears = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear)]
-    sizes = [(module.in_features, module.out_features) for module in linears if not module.weight.requires_grad]
-    width = base.dtype.itemsize
-    return width * (sum(i * o for i, o in sizes) + 2 * tokens * sum(i + o for i, o in sizes)) + RESERVED_BYTES
+    return 2 * sum(i + o for i, o in _frozen_linears(model)) * unwrap_peft(model).dtype.itemsize
+
+
+def _frozen_linears(model: torch.nn.Module) -> list[tuple[int, int]]:
+    """Columns of input and output of each frozen linear module."""
+    linears = [module for module in unwrap_peft(model).base_model.modules() if isinstance(module, torch.nn.Linear)]
+    return [(module.in_features, module.out_features) for module in linears if not module.weight.requires_grad]
 
 
 def uses_gradient_checkpointing(model: torch.nn.Module) -> bool:
@@ -112,13 +150,13 @@ def unwrap_peft(model: torch.nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def _fuse(model: torch.nn.Module, masks: DropoutMasks, dequantize_once: bool) -> list[FusedLinear]:
+def _fuse(model: torch.nn.Module, masks: DropoutMasks) -> list[FusedLinear]:
     dtype, layers = unwrap_peft(model).dtype, _fusable_layers(model)
     shared = [modules for layer, architecture in layers for modules in architecture.linears_by_input(layer)]
     in_layers = {module for modules in shared for module in modules}
     lora_modules = [module for module in model.modules() if isinstance(module, LoraLayer)]
     unshared = [(module,) for module in lora_modules if module not in in_layers]
-    fused_linears = {modules: FusedLinear(modules, dtype, masks, dequantize_once) for modules in [*shared, *unshared]}
+    fused_linears = {modules: FusedLinear(modules, dtype, masks) for modules in [*shared, *unshared]}
     for modules in unshared:
         modules[0].forward = fused_linears[modules]
     in_lora = {inner for module in lora_modules for inner in module.modules()}
@@ -132,22 +170,9 @@ def _fuse(model: torch.nn.Module, masks: DropoutMasks, dequantize_once: bool) ->
     return list(fused_linears.values())
 
 
-def _refresh_before_forward(model: torch.nn.Module, masks: DropoutMasks, fused_linears: list[FusedLinear]) -> None:
-    copies = [copy for fused in fused_linears if fused.lora_layers for copy in fused.list_copies()]
-    hook = functools.partial(_before_forward, masks, MultiTensorCopy(copies) if copies else None)
-    unwrap_peft(model).base_model.register_forward_pre_hook(hook)
-
-
 def _fusable_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Architecture]]:
     pairs = [(module, find_architecture(module)) for module in model.modules()]
     return [(module, architecture) for module, architecture in pairs if architecture]
-
-
-def _before_forward(masks: DropoutMasks, lora_copy: MultiTensorCopy | None, *_: object) -> None:
-    """Copy LoRA's current weights, and restart the numbering of dropouts."""
-    masks.start_layer(0)
-    if lora_copy:
-        lora_copy.run()
 
 
 def _layer_forward(
@@ -195,4 +220,4 @@ def _dropout_forward(
 ) -> torch.Tensor:
     if not (module.training and torch.is_grad_enabled()):
         return original(x)
-    return SeededDropout.apply(x, module.p, masks.seed, masks.reserve_sites(1))
+    return SeededDropout.apply(x, masks.make_dropout(module.p, 1, x.numel() // x.shape[-1]))

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from stages.kernels.activation import activation
-from stages.kernels.dropout import drop_threshold, dropout_mask, dropout_scale
+from stages.kernels.dropout import drop_threshold, dropout_mask, dropout_scale, load_positions
 from stages.kernels.index_limits import check_index_range
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU
@@ -72,13 +72,14 @@ def padded_rank(r: int) -> int:
 
 
 def down_project(
-    x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False
-) -> torch.Tensor:
+    x: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, positions: torch.Tensor | None = None,
+    gelu: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """[f | u], [tokens, in + n * R], where f is x or gelu(x) and u_i = dropout_i(f) A_i'.
 
     Args:
         x: rows may have any stride.
-        p: share of the elements that dropout sets to 0.
+        p, seed, site, positions: of `dropout.Dropout`.
         gelu: apply GELU's tanh form.
     """
     tokens, in_features = x.shape
@@ -94,7 +95,7 @@ def down_project(
     # Partial sums are fp32, so that their sum is rounded once. A single split writes u itself.
     parts = torch.empty((splits, tokens, width), dtype=torch.float32, device=x.device) if splits > 1 else out
     _down_project_kernel[(*grid, splits)](
-        x, a, out, parts, seed, tokens, in_features, x.stride(0), out.stride(0), width, split_size,
+        x, a, out, parts, seed, positions, tokens, in_features, x.stride(0), out.stride(0), width, split_size,
         drop_threshold(p), dropout_scale(p), site, GELU=gelu, LORA_RANK=lora_rank, BLOCK_R=block_r,
         BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k, DROPOUT=p > 0, SPLIT=splits > 1, num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -108,7 +109,7 @@ def down_project(
 
 def write_a_grads(
     grads: torch.Tensor, offsets: torch.Tensor, r: int, du: torch.Tensor, x: torch.Tensor, p: float, seed: torch.Tensor,
-    site: int, add: bool,
+    site: int, positions: torch.Tensor | None, add: bool,
 ) -> None:  # fmt: skip
     """Write A_i's gradient du_i' dropout_i(x), [r, in], to grads[offsets[i]:], or add it to the values there.
 
@@ -128,7 +129,7 @@ def write_a_grads(
     if splits > 1:
         parts = torch.empty((splits, n * lora_rank, in_features), dtype=torch.float32, device=x.device)
     _a_grads_kernel[(*grid, splits)](
-        du, x, grads, parts, offsets, seed, tokens, in_features, du.stride(0), x.stride(0), split_size,
+        du, x, grads, parts, offsets, seed, positions, tokens, in_features, du.stride(0), x.stride(0), split_size,
         drop_threshold(p), dropout_scale(p), site, r, LORA_RANK=lora_rank, BLOCK_R=block_r, BLOCK_M=tiles.block_m,
         BLOCK_K=tiles.block_k, DROPOUT=p > 0, ADD=add, SPLIT=splits > 1, num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -140,8 +141,8 @@ def write_a_grads(
 
 
 def compute_input_grad(
-    dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, gelu: bool = False,
-    x: torch.Tensor | None = None, out: torch.Tensor | None = None,
+    dfu: torch.Tensor, a: torch.Tensor, p: float, seed: torch.Tensor, site: int, positions: torch.Tensor | None = None,
+    gelu: bool = False, x: torch.Tensor | None = None, out: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of x: df plus the sum of dropout_i(du_i A_i), times GELU's derivative where f = gelu(x).
 
@@ -159,8 +160,8 @@ def compute_input_grad(
     block_r = min(lora_rank, 64)
     tiles = choose_tiles("input_grad", dfu, block_r)
     _input_grad_kernel[(triton.cdiv(tokens, tiles.block_m), triton.cdiv(in_features, tiles.block_k))](
-        dfu, a, x, out, seed, tokens, in_features, dfu.stride(0), x.stride(0), out.stride(0), drop_threshold(p),
-        dropout_scale(p), site, GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=block_r,
+        dfu, a, x, out, seed, positions, tokens, in_features, dfu.stride(0), x.stride(0), out.stride(0),
+        drop_threshold(p), dropout_scale(p), site, GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=block_r,
         BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k, DROPOUT=p > 0, num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )  # fmt: skip
@@ -172,8 +173,8 @@ def compute_input_grad(
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _down_project_kernel(
-    x_ptr, a_ptr, out_ptr, parts_ptr, seed_ptr, tokens, in_features, stride_x, stride_out, stride_parts, split_size,
-    threshold, scale, site,
+    x_ptr, a_ptr, out_ptr, parts_ptr, seed_ptr, positions_ptr, tokens, in_features, stride_x, stride_out, stride_parts,
+    split_size, threshold, scale, site,
     GELU: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     DROPOUT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -182,6 +183,7 @@ def _down_project_kernel(
     module = tl.program_id(0) // blocks
     offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    positions = load_positions(positions_ptr, offs_m, offs_m < tokens)
     first = tl.program_id(2) * split_size
     acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for start in range(first, tl.minimum(first + split_size, in_features), BLOCK_K):
@@ -194,7 +196,8 @@ def _down_project_kernel(
         if tl.program_id(0) == 0:
             tl.store(out_ptr + offs_m[:, None] * stride_out + offs_k[None, :], x, mask)
         if DROPOUT:
-            x = tl.where(_tile_mask(offs_m, start, in_features, seed_ptr, site + module, threshold, BLOCK_K), x, 0.0)
+            keep = dropout_mask(positions, start, in_features, seed_ptr, site + module, threshold, BLOCK_K)
+            x = tl.where(keep, x, 0.0)
         a_ptrs = a_ptr + (module * LORA_RANK + offs_r)[:, None] * in_features + offs_k[None, :]
         a = tl.load(a_ptrs, (offs_k < in_features)[None, :], 0)
         acc = tl.dot(x, tl.trans(a), acc, input_precision="ieee")
@@ -213,13 +216,6 @@ def _down_project_kernel(
 
 
 @triton.jit
-def _tile_mask(offs_m, first, in_features, seed_ptr, site, threshold, BLOCK_K: tl.constexpr):
-    """`dropout_mask` of a tile: the tokens offs_m, BLOCK_K columns from `first`, which is even."""
-    pairs = first // 2 + tl.arange(0, BLOCK_K // 2)
-    return dropout_mask(offs_m[:, None] * ((in_features + 1) // 2) + pairs[None, :], seed_ptr, site, threshold)
-
-
-@triton.jit
 def _sum_splits_kernel(parts_ptr, out_ptr, tokens, in_features, stride_out, width, splits, BLOCK: tl.constexpr):
     """u as the sum of its splits."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -233,8 +229,8 @@ def _sum_splits_kernel(parts_ptr, out_ptr, tokens, in_features, stride_out, widt
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _a_grads_kernel(
-    du_ptr, x_ptr, grads_ptr, parts_ptr, offsets_ptr, seed_ptr, tokens, in_features, stride_du, stride_x, split_size,
-    threshold, scale, site, r,
+    du_ptr, x_ptr, grads_ptr, parts_ptr, offsets_ptr, seed_ptr, positions_ptr, tokens, in_features, stride_du, stride_x,
+    split_size, threshold, scale, site, r,
     LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     DROPOUT: tl.constexpr, ADD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -251,7 +247,9 @@ def _a_grads_kernel(
         x_ptrs = x_ptr + offs_m[:, None] * stride_x + offs_k[None, :]
         x = tl.load(x_ptrs, (offs_m < tokens)[:, None] & (offs_k < in_features)[None, :], 0)
         if DROPOUT:
-            x = tl.where(_tile_mask(offs_m, first, in_features, seed_ptr, site + module, threshold, BLOCK_K), x, 0.0)
+            positions = load_positions(positions_ptr, offs_m, offs_m < tokens)
+            keep = dropout_mask(positions, first, in_features, seed_ptr, site + module, threshold, BLOCK_K)
+            x = tl.where(keep, x, 0.0)
         du_ptrs = du_ptr + offs_m[:, None] * stride_du + (module * LORA_RANK + offs_r)[None, :]
         du = tl.load(du_ptrs, (offs_m < tokens)[:, None], 0)
         acc = tl.dot(tl.trans(du), x, acc, input_precision="ieee")
@@ -289,13 +287,14 @@ def _sum_a_grads_kernel(
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _input_grad_kernel(
-    dfu_ptr, a_ptr, x_ptr, out_ptr, seed_ptr, tokens, in_features, stride_dfu, stride_x, stride_out, threshold, scale,
-    site,
+    dfu_ptr, a_ptr, x_ptr, out_ptr, seed_ptr, positions_ptr, tokens, in_features, stride_dfu, stride_x, stride_out,
+    threshold, scale, site,
     GELU: tl.constexpr, MODULES: tl.constexpr, LORA_RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """A block of x's gradient, over all modules."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    positions = load_positions(positions_ptr, offs_m, offs_m < tokens)
     first = tl.program_id(1) * BLOCK_K
     offs_k = first + tl.arange(0, BLOCK_K)
     mask = (offs_m < tokens)[:, None] & (offs_k < in_features)[None, :]
@@ -309,8 +308,8 @@ def _input_grad_kernel(
             a = tl.load(a_ptr + offs_u[:, None] * in_features + offs_k[None, :], (offs_k < in_features)[None, :], 0)
             acc = tl.dot(du, a, acc, input_precision="ieee")
         if DROPOUT:
-            drop_mask = _tile_mask(offs_m, first, in_features, seed_ptr, site + module, threshold, BLOCK_K)
-            acc = tl.where(drop_mask, acc * scale, 0.0)
+            keep = dropout_mask(positions, first, in_features, seed_ptr, site + module, threshold, BLOCK_K)
+            acc = tl.where(keep, acc * scale, 0.0)
         dx += acc
     if GELU:
         x = tl.load(x_ptr + offs_m[:, None] * stride_x + offs_k[None, :], mask, 0).to(tl.float32)

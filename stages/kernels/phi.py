@@ -57,18 +57,18 @@ class _AttentionAndMLP(torch.autograd.Function):
         out, lse = attention_forward(flat, config, layout)
         dense_out, (dense_fu, ctx.dense_dropout) = dense.forward(out)
         fc2_out, (fc2_fu, ctx.fc2_dropout) = fc2.forward(flat[:, sum(config.qkv_widths) :], gelu=True)
-        ctx.site = masks.reserve_sites(2)
-        ctx.dense, ctx.fc2, ctx.config, ctx.layout, ctx.p, ctx.seed = dense, fc2, config, layout, p, masks.seed
+        ctx.dropout = masks.make_dropout(p, 2, len(flat))
+        ctx.dense, ctx.fc2, ctx.config, ctx.layout = dense, fc2, config, layout
         ctx.save_for_backward(flat, out, lse, dense_fu, fc2_fu)
         residual = x.reshape(dense_out.shape).contiguous()
-        return apply_dropout([dense_out, fc2_out], p, masks.seed, ctx.site, residual).view(x.shape)
+        return apply_dropout([dense_out, fc2_out], *ctx.dropout, residual=residual).view(x.shape)
 
     @staticmethod
     def backward(ctx, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, out, lse, dense_fu, fc2_fu = ctx.saved_tensors
         qkv_width, dflat = sum(ctx.config.qkv_widths), torch.empty_like(flat)
         up, dup = flat[:, qkv_width:], dflat[:, qkv_width:]
-        d_dense, d_fc2 = apply_two_masks(dy.reshape(len(flat), -1).contiguous(), ctx.p, ctx.seed, ctx.site)
+        d_dense, d_fc2 = apply_two_masks(dy.reshape(len(flat), -1).contiguous(), *ctx.dropout)
         ctx.fc2.backward(d_fc2, (fc2_fu, ctx.fc2_dropout), gelu=True, x=up, out=dup)
         dout = ctx.dense.backward(d_dense, (dense_fu, ctx.dense_dropout))
         attention_backward(flat, out, lse, dout, dflat, ctx.config, ctx.layout)

@@ -284,7 +284,8 @@ class Train(Section):
     class_weights: Literal["balanced"] | None
     keep: Literal["best", "last"]
     calibrate: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: Literal["auto"] | bool
+    micro_batch: Literal["auto"] | Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=65536)]
     cuda_graphs: bool
     dequantize_once: Literal["auto"] | bool
     checkpoint_minutes: Positive | None

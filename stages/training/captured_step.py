@@ -8,7 +8,6 @@ all-reduce sums the gradients. The Trainer does everything else: the gradients a
 """
 
 import time
-from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -17,47 +16,41 @@ from stages.data.batching import IGNORE_INDEX
 from stages.kernels import packed_rows
 from stages.kernels.dropout import DropoutMasks
 from stages.kernels.errors import StepUnavailable
-from stages.kernels.fusion import (
-    dequantized_weights_fit,
-    fuse_for_training,
-    takes_packed_rows,
-    unwrap_peft,
-    uses_gradient_checkpointing,
-)
+from stages.kernels.fusion import FusedTraining, takes_packed_rows, unwrap_peft, uses_gradient_checkpointing
 from stages.runtime import distributed
+from stages.training.epoch_batches import Part
+from stages.training.memory_plan import Plan
 
 SEED_STRIDE = 0x5851F42D  # between the ranks' seeds: larger than the distance of any two seeds that users set
 
-Capture = tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]]  # a graph and its input buffers
+Capture = tuple[torch.cuda.CUDAGraph, Part]  # a graph and its input buffers
 
 
 class CapturedStep:
-    """Forward and backward of one batch.
+    """Forward and backward of one batch, in one or more parts.
 
     Args:
         model: a PEFT LoRA classifier in training mode, on a CUDA device.
-        rows: rows of a full batch, or of a rank's part. A smaller batch is filled up with rows that the loss ignores.
+        rows: rows of a full part. A smaller part is filled up with rows that the loss ignores.
         longest: tokens of the longest row.
         seed: of the dropout masks.
         pad_id: the token in the added rows.
-        dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use. "auto" keeps
-            the copy if it fits the memory (`fusion.dequantized_weights_fit`) and no layer is checkpointed, which would
-            mean that memory is short.
+        dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use.
 
     Attributes:
         parameters: the trained parameters in few tensors: the first holds all of LoRA's weights.
-        takes_packed_rows: whether a batch may come from `data.batching.pack_rows`.
+        takes_packed_rows: whether a part may come from `data.batching.pack_rows`.
+        can_checkpoint: whether gradient checkpointing would replay all dropout masks.
+        plan: how batches are computed; None until `apply`.
 
     Raises:
         StepUnavailable: names the reason why this model cannot be captured.
     """
 
     def __init__(
-        self, model: PeftModel, rows: int, longest: int, seed: int, pad_id: int,
-        dequantize_once: bool | Literal["auto"],
-    ) -> None:  # fmt: skip
-        self.model, self.rows, self.longest, self.pad_id = model, rows, longest, pad_id
-        self.seed = seed + distributed.rank() * SEED_STRIDE
+        self, model: PeftModel, rows: int, longest: int, seed: int, pad_id: int, dequantize_once: bool = False
+    ) -> None:
+        self.model, self.rows, self.longest, self.pad_id, self.seed = model, rows, longest, pad_id, seed
         device = next(model.parameters()).device
         self.masks = DropoutMasks(device)
         self.generator = (
@@ -65,56 +58,83 @@ class CapturedStep:
         )
         if getattr(model.get_base_model().config, "layerdrop", 0) > 0:
             raise StepUnavailable("layerdrop: each step runs other layers")
-        checkpointing = uses_gradient_checkpointing(model)
-        if checkpointing and (names := functional_dropouts(model)):
+        names = functional_dropouts(model)
+        self.can_checkpoint = not names
+        if names and uses_gradient_checkpointing(model):
             raise StepUnavailable(f"{', '.join(names)}: dropout masks cannot be replayed when layers are checkpointed")
-        if dequantize_once == "auto":
-            dequantize_once = not checkpointing and dequantized_weights_fit(model, rows * longest)
         self.takes_packed_rows = takes_packed_rows(model)
-        self.lora = fuse_for_training(model, self.masks, dequantize_once)
+        self.layers = FusedTraining(model, self.masks)
+        self.lora = self.layers.gradients
+        if dequantize_once:
+            self.layers.keep_weights()
         self.parameters = [self.lora.flat_param, *self.lora.other_parameters]
+        self.plan: Plan | None = None
         self.graphs: dict[tuple[int, ...], Capture | None] = {}
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         self.capturable = True  # until a capture fails
         self.capture_seconds = 0.0
 
-    def __call__(self, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+    def apply(self, plan: Plan) -> None:
+        """Compute batches as planned from here on. Weights that are kept stay so."""
+        if plan.keep_weights and not (self.plan and self.plan.keep_weights):
+            self.layers.keep_weights()
+        self.layers.set_checkpointing(plan.checkpointing)
+        self.plan = plan
+
+    def count_optimizer_bytes(self) -> int:
+        """Bytes of AdamW's two averages, and of the sum of the parts' gradients."""
+        return 3 * self.lora.buffer.nbytes
+
+    def __call__(self, parts: list[Part], step: int) -> torch.Tensor:
         """Put the batch's gradients into `.grad` and return its mean loss. Both are summed over the ranks' parts.
 
         Args:
-            batch: int64 `input_ids` [rows or fewer, length] and `labels` [rows or fewer]; or the result of
-                `data.batching.pack_rows`, filled up. With several ranks also `weight`, fp32 scalar: the share of the
-                batch's rows that this rank computes.
+            parts: of the batch. Each has int64 `input_ids` [rows or fewer, length] and `labels` [rows or fewer], or is
+                the result of `data.batching.pack_rows`, filled up. Both may have `batch_positions`, int32, the position
+                in the batch of each of `input_ids`, and `weight`, fp32 scalar, the part's share of the batch's rows.
             step: number of the step in the whole run; selects the dropout masks.
         """
-        if "starts" not in batch:
-            batch = self._fill_up(batch)
-        shape = tuple(batch["input_ids"].shape)
-        if shape not in self.graphs:
-            self.graphs[shape] = self._capture(batch) if self.capturable else None
+        parts = [self._fill_up(part) for part in parts]
+        for part in parts:
+            if shape_of(part) not in self.graphs:
+                self.capture(part)
         self._select_masks(step)
-        if capture := self.graphs[shape]:
-            graph, inputs = capture
-            for name, value in inputs.items():
-                value.copy_(batch[name])
-            graph.replay()
-        else:
-            self.run(batch)
+        for number, part in enumerate(parts):
+            self._compute(part)
+            if number == 0 and len(parts) > 1:
+                total = self.lora.buffer.clone()
+            elif number > 0:
+                total += self.lora.buffer
+        if len(parts) > 1:
+            self.lora.buffer.copy_(total)
         distributed.all_reduce(self.lora.buffer)
         self.lora.assign_grads()
         return self.lora.loss.clone()
 
+    def _compute(self, part: Part) -> None:
+        """Put the gradients and the loss of one part into the buffer."""
+        if capture := self.graphs[shape_of(part)]:
+            graph, inputs = capture
+            for name, value in inputs.items():
+                value.copy_(part[name])
+            graph.replay()
+        else:
+            self.run(part)
+
     def _select_masks(self, step: int) -> None:
-        """Let all dropout masks depend only on seed, rank and step.
+        """Let all dropout masks depend only on seed and step; those of attention on the rank too.
 
         Attention's dropout reads PyTorch's generator, which each capture advances. A resumed training captures at other
         steps, and only rank 0's generator is in the checkpoint.
         """
         self.masks.set_step(self.seed, step)
-        self.generator.manual_seed(((self.seed << 32) + step) & 0x7FFFFFFFFFFFFFFF)
+        seed = self.seed + distributed.rank() * SEED_STRIDE
+        self.generator.manual_seed(((seed << 32) + step) & 0x7FFFFFFFFFFFFFFF)
 
-    def run(self, batch: dict[str, torch.Tensor]) -> None:
-        """Run the step eagerly: put gradients and loss into the buffer."""
+    def run(self, batch: Part) -> None:
+        """Run one part eagerly: put gradients and loss into the buffer."""
+        positions = batch.get("batch_positions")
+        self.masks.positions = None if positions is None else positions.flatten()
         self.lora.start_step()
         loss = self._compute_loss(batch)
         if "weight" in batch:
@@ -141,41 +161,64 @@ class CapturedStep:
         logits = packed_rows.compute_logits(self.model, batch, self.longest)
         return base.loss_function(logits=logits, labels=batch["labels"], pooled_logits=logits, config=base.config)
 
-    def _fill_up(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        ids, labels = batch["input_ids"], batch["labels"]
-        missing = self.rows - len(labels)
+    def _fill_up(self, part: Part) -> Part:
+        """Fill a padded part up with rows that the loss ignores."""
+        missing = 0 if "starts" in part else self.rows - len(part["labels"])
         if not missing:
-            return batch
-        pad = torch.nn.functional.pad
-        ids, labels = pad(ids, (0, 0, 0, missing), value=self.pad_id), pad(labels, (0, missing), value=IGNORE_INDEX)
-        return batch | {"input_ids": ids, "labels": labels}
+            return part
+        fillers = {"input_ids": self.pad_id, "labels": IGNORE_INDEX, "batch_positions": 0}
+        pad, filled = torch.nn.functional.pad, dict(part)
+        for name in fillers.keys() & part.keys():
+            sides = (0, missing) if part[name].ndim == 1 else (0, 0, 0, missing)
+            filled[name] = pad(part[name], sides, value=fillers[name])
+        return filled
 
-    def _capture(self, batch: dict[str, torch.Tensor]) -> Capture | None:
-        """Capture the step for batches of this shape. None: it cannot be captured, and runs eagerly."""
+    def capture(self, part: Part) -> None:
+        """Capture the step for parts of this shape. If it cannot be captured, it runs eagerly.
+
+        Raises:
+            torch.OutOfMemoryError: the memory is too small for this shape.
+        """
+        part = self._fill_up(part)
+        if not self.capturable:
+            self.graphs[shape_of(part)] = None
+            return
         start, current_stream = time.perf_counter(), torch.cuda.current_stream()
-        inputs = {name: value.clone() for name, value in batch.items()}
-        self.stream.wait_stream(current_stream)
-        with torch.cuda.stream(self.stream):
-            self.run(inputs)  # compiles and loads kernels, which is not allowed in a capture
-        current_stream.wait_stream(self.stream)
-        torch.cuda.synchronize()
+        inputs = {name: value.clone() for name, value in part.items()}
+        self.warm_up(inputs)
         torch.cuda.empty_cache()  # the graph allocates memory from its own pool
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 self.run(inputs)
-        except torch.OutOfMemoryError as error:
-            tokens, reason = batch["input_ids"].numel(), str(error).splitlines()[0]
-            print(f"no CUDA graph for batches of {tokens} tokens, their steps run eagerly: {reason}")
-            print("to leave it more memory, set train.dequantize_once: false or a smaller train.batch_size")
-            return None
+            self.graphs[shape_of(part)] = graph, inputs
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # an operation that waits for the GPU
             leave_broken_capture(current_stream)
-            self.capturable = False
+            self.capturable, self.graphs[shape_of(part)] = False, None
             print(f"no CUDA graphs, steps run eagerly: {str(error.__context__ or error).splitlines()[0]}")
-            return None
         self.capture_seconds += time.perf_counter() - start
-        return graph, inputs
+
+    def warm_up(self, part: Part) -> None:
+        """Run a part eagerly on the stream of captures. It compiles and loads kernels, which a capture may not."""
+        current_stream = torch.cuda.current_stream()
+        self.stream.wait_stream(current_stream)
+        with torch.cuda.stream(self.stream):
+            self.run(part)
+        current_stream.wait_stream(self.stream)
+        torch.cuda.synchronize()
+
+    def forget_graphs(self) -> None:
+        """Free the memory of all graphs."""
+        self.graphs.clear()
+        self.pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
+
+def shape_of(part: Part) -> tuple[int, ...]:
+    """A graph is captured for each shape of a part."""
+    return tuple(part["input_ids"].shape)
 
 
 def leave_broken_capture(stream: torch.cuda.Stream) -> None:

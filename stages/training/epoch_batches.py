@@ -1,4 +1,4 @@
-"""The batches of an epoch, divided among the ranks. A batch has the same rows on any number of ranks."""
+"""The batches of an epoch, divided among the ranks and into parts. A batch has the same rows in any division."""
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
@@ -7,30 +7,36 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stages.data.batching import count_tokens, order_rows, split_rows_among_ranks
+from stages.data.batching import count_tokens, order_rows, split_evenly, split_to_limits
 from stages.runtime import distributed
+
+Part = dict[str, torch.Tensor]  # what a model computes at once
 
 
 class EpochBatches(Dataset):
-    """The batches of an epoch; each item is this rank's part of one batch.
+    """The batches of an epoch; each item is this rank's share of one batch, as a list of parts.
 
     The order of the rows depends only on seed and epoch. A resumed run continues with the same batches, even on another
-    number of ranks.
+    number of ranks. The sum of the parts' gradients, each times its `weight`, is the batch's gradient.
 
     Args:
         rows: of {"input_ids", "labels"}.
         batch_size: rows of a batch, on all ranks together.
         order: `batches.order` of params.yaml.
-        collate: makes tensors of a rank's rows. Its arguments make the shape equal on all ranks: `tokens`, the largest
-            number of tokens of any rank's part, and `longest`, the tokens of the batch's longest row.
+        collate: collate(rows, offsets) makes tensors of a part's rows; offsets: where each row begins in the batch.
+
+    Attributes:
+        max_rows, max_tokens: limits of a part.
     """
 
     def __init__(
-        self, rows: Sequence[dict], batch_size: int, order: str, seed: int,
-        collate: Callable[..., dict[str, torch.Tensor]],
+        self, rows: Sequence[dict], batch_size: int, order: str, seed: int, collate: Callable[..., Part],
+        max_rows: int | None = None,
     ) -> None:  # fmt: skip
         self.rows, self.batch_size, self.order, self.seed, self.collate = rows, batch_size, order, seed, collate
         self.lengths = np.maximum(count_tokens(rows), 1)  # an empty row gets a pad token
+        self.max_rows = max_rows or batch_size
+        self.max_tokens = int(self.lengths.sum())
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,20 +46,34 @@ class EpochBatches(Dataset):
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number: int) -> list[Part]:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        batch = self.row_order[number * self.batch_size : (number + 1) * self.batch_size]
+        batch, share = self._share(number)
         lengths = self.lengths[batch]
-        parts = split_rows_among_ranks(lengths, distributed.world_size())
-        part = parts[distributed.rank()]
+        offsets = np.cumsum(lengths) - lengths
         # A rank without rows computes another rank's first row with weight 0, because every rank needs a gradient.
-        rows = [self.rows[row] for row in batch[part if len(part) else [0]]]
-        tokens = max(int(lengths[part_of_rank].sum()) for part_of_rank in parts)
-        tensors = self.collate(rows, tokens=tokens, longest=int(lengths.max()))
-        if distributed.world_size() > 1:
-            tensors["weight"] = torch.tensor(len(part) / len(batch), dtype=torch.float32)
-        return tensors
+        share, is_idle = (share, False) if len(share) else (np.zeros(1, dtype=np.int64), True)
+        parts = []
+        for part in split_to_limits(lengths[share], self.max_rows, self.max_tokens):
+            indices = share[part]
+            tensors = self.collate([self.rows[row] for row in batch[indices]], offsets=offsets[indices])
+            tensors["weight"] = torch.tensor(0.0 if is_idle else len(part) / len(batch), dtype=torch.float32)
+            parts.append(tensors)
+        return parts
+
+    def list_parts(self) -> Iterator[list[np.ndarray]]:
+        """For each batch of the epoch, the lengths of the rows of this rank's parts."""
+        for number in range(len(self)):
+            batch, share = self._share(number)
+            lengths = self.lengths[batch][share]
+            if len(lengths):
+                yield [lengths[part] for part in split_to_limits(lengths, self.max_rows, self.max_tokens)]
+
+    def _share(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of a batch, and the indices in it of those that this rank computes."""
+        batch = self.row_order[number * self.batch_size : (number + 1) * self.batch_size]
+        return batch, split_evenly(self.lengths[batch], distributed.world_size())[distributed.rank()]
 
 
 class BatchNumbers(Sampler[list[int]]):

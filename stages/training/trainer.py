@@ -1,10 +1,11 @@
 """The Hugging Face Trainer, adapted: a reproducible order of rows, any number of ranks, the captured step."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,18 +22,19 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from stages.data.batching import count_tokens, pack_rows, pad_rows
+from stages.data.batching import count_tokens, pad_rows
 from stages.kernels.errors import StepUnavailable
 from stages.runtime import distributed
-from stages.runtime.params import Batches, Params
+from stages.runtime.params import Batches, Params, Train
 from stages.runtime.progress import progress_bar
 from stages.runtime.usage_recorder import Recorder
 from stages.training.captured_optimizer import CapturedAdamW
 from stages.training.checkpoints import WholeCheckpoints, remove_partial_if_disk_is_full
-from stages.training.epoch_batches import EpochBatches, EpochLoader
+from stages.training.epoch_batches import EpochBatches, EpochLoader, Part
 from stages.training.history import History, Progress, compute_validation_metrics, record_step_losses
 from stages.training.live_curves import LiveCurves
 from stages.training.live_losses import LiveLosses
+from stages.training.part_collator import PartCollator
 from stages.training.timed_checkpoints import TimedCheckpoints
 
 if TYPE_CHECKING:  # it imports Triton, which comes only with PyTorch for CUDA
@@ -44,16 +46,16 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 class ClassifierTrainer(Trainer):
     """Trainer with the same batches on any number of ranks, and with the captured step.
 
-    A batch has the rows of all ranks together. Each rank computes its part and weights it by its share of the rows, so
-    the sum of the ranks' gradients is the gradient of the batch.
+    A batch has the rows of all ranks together. Each rank computes its share in one or more parts. It weights each part
+    by its share of the rows, so the sum of all parts' gradients is the gradient of the batch.
 
     What it overrides, and why:
 
     - get_train_dataloader: builds the captured step, and loads `EpochBatches`.
-    - get_batch_samples: the Trainer counts labels, which the captured step does not need. The host would wait for the
-      GPU.
-    - training_step: runs the captured step, seeds dropout on several ranks, records the loss.
-    - compute_loss: weights the loss of a rank's part.
+    - get_batch_samples: the Trainer counts labels, which no step needs. The host would wait for the GPU.
+    - training_step: computes a batch in parts, by the captured step if there is one; seeds dropout on several ranks;
+      records the loss.
+    - compute_loss: weights the loss of a part.
     - create_optimizer: captures clipping and AdamW too. It passes the captured step's few tensors: with hundreds the
       host takes longer for a step than the GPU.
     - _clip_grad_norm: leaves it to this optimizer.
@@ -68,8 +70,8 @@ class ClassifierTrainer(Trainer):
 
     Args:
         train_rows, validation_rows: of {"input_ids", "labels"}.
-        batches: the section `batches` of params.yaml.
-        cuda_graphs, dequantize_once: as in the section `train`.
+        batches, train: these sections of params.yaml.
+        max_length: `tokenize.max_length`.
         pad_id: token that fills batches.
         trainer_arguments: further arguments of `Trainer`.
 
@@ -77,7 +79,7 @@ class ClassifierTrainer(Trainer):
         step_losses: losses of the steps that are not in the state yet, on the device.
         captured_optimizer: None without captured step.
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
-        rows_per_rank: the largest number of a batch's rows that a rank computes.
+        collate: of the parts of batches.
     """
 
     def __init__(
@@ -87,20 +89,15 @@ class ClassifierTrainer(Trainer):
         validation_rows: Sequence[dict],
         *,
         batches: Batches,
-        cuda_graphs: bool,
-        dequantize_once: bool | Literal["auto"],
+        train: Train,
+        max_length: int,
         pad_id: int,
         **trainer_arguments: Any,
     ) -> None:
         rows: dict[str, Any] = {"train_dataset": train_rows, "eval_dataset": validation_rows}  # any Sequence will do
         super().__init__(model, **rows, **trainer_arguments)
         self.classifier, self.train_rows, self.validation_rows = model, train_rows, validation_rows
-        self.batches, self.cuda_graphs, self.pad_id = batches, cuda_graphs, pad_id
-        self.dequantize_once = dequantize_once
-        self.lengths = count_tokens(train_rows)
-        largest_batch = min(self.args.train_batch_size, len(self.lengths))
-        self.rows_per_rank = -(-largest_batch // distributed.world_size())
-        self.min_tokens = round(self.rows_per_rank * self.lengths.mean()) or 1  # a smaller batch gets this size too
+        self.batches, self.train_params, self.max_length, self.pad_id = batches, train, max_length, pad_id
         self.step_losses: list[torch.Tensor] = []
         self.captured_step: CapturedStep | None = None
         self.captured_optimizer: CapturedAdamW | None = None
@@ -108,32 +105,33 @@ class ClassifierTrainer(Trainer):
     def get_train_dataloader(self) -> EpochLoader:
         self.captured_step = self._make_captured_step()
         self._compare_ranks()
-        if self.captured_step:  # it sums the ranks' gradients itself, so no DistributedDataParallel
+        is_packed = bool(self.captured_step and self.captured_step.takes_packed_rows and self.batches.padding == "none")
+        if not is_packed and self.batches.order == "balanced":
+            print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
+        self.collate = PartCollator(is_packed, self.pad_id, self.batches, self.max_length)
+        micro_batch = None if self.train_params.micro_batch == "auto" else self.train_params.micro_batch
+        batches = EpochBatches(
+            self.train_rows, self.args.train_batch_size, self.batches.order, self.args.seed, self.collate_part,
+            micro_batch,
+        )  # fmt: skip
+        if self.captured_step:
+            from stages.training.prepare_step import prepare_step
+
+            # The captured step sums the ranks' gradients itself, so no DistributedDataParallel.
             without_ddp = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = without_ddp  # type: ignore[method-assign]  # the Trainer has no option
             self.classifier.zero_grad = _keep_gradients  # type: ignore[method-assign]
-        collate = self.collate_padded
-        if self.captured_step and self.captured_step.takes_packed_rows and self.batches.padding == "none":
-            collate = self.collate_packed
-        elif self.batches.order == "balanced":
-            print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
-        batches = EpochBatches(self.train_rows, self.args.train_batch_size, self.batches.order, self.args.seed, collate)
+            validate = self.try_largest_validation_batch
+            prepare_step(self.captured_step, batches, self.collate, self.train_params, validate)
         return EpochLoader(batches, self.args.dataloader_pin_memory)
 
-    def collate_packed(self, rows: list[dict], tokens: int, longest: int) -> dict[str, torch.Tensor]:
-        """Pack a rank's rows, for a captured step that takes packed rows."""
-        return pack_rows(rows, self.pad_id, rows=self.rows_per_rank, tokens=max(tokens, self.min_tokens))
-
-    def collate_padded(self, rows: list[dict], tokens: int, longest: int) -> dict[str, torch.Tensor]:
-        """Pad a rank's rows to the batch's longest row."""
-        collate: Callable[..., dict[str, torch.Tensor]] = self.data_collator
-        return collate(rows, longest=longest)
+    def collate_part(self, rows: list[dict], offsets: np.ndarray) -> Part:
+        """Make tensors of the rows of a part of a batch; offsets: where each row begins in the batch."""
+        return self.collate(rows, offsets)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        if self.captured_step is None:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
         return [next(epoch_iterator)], None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -160,6 +158,9 @@ class ClassifierTrainer(Trainer):
         return EvalLoopOutput(
             predictions=all_logits, label_ids=all_labels, metrics=metrics, num_samples=len(all_labels)
         )
+
+    def try_largest_validation_batch(self) -> None:
+        """Replaced when validation is by tokens."""
 
     def compute_validation_logits(self) -> np.ndarray:
         """Logits of the validation rows by the current weights, float32 [rows, classes]. All ranks must call it."""
@@ -208,23 +209,32 @@ class ClassifierTrainer(Trainer):
     def training_step(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
+        inputs: list[Part],  # type: ignore[override]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
+        parts = [
+            {name: value.to(self.args.device, non_blocking=True) for name, value in part.items()} for part in inputs
+        ]
         step = self.state.global_step
         if self.captured_step:
             if not model.training:
                 model.train()
-            loss = self.captured_step(inputs, step)
-        elif distributed.world_size() == 1:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = self.captured_step(parts, step)
         else:
-            torch.manual_seed(_derive_seed(self.args.seed, step, distributed.rank()))  # the same masks after a resume
-            loss = super().training_step(model, inputs, num_items_in_batch) / distributed.world_size()
-            distributed.all_reduce(loss)
+            if distributed.world_size() > 1:
+                torch.manual_seed(_derive_seed(self.args.seed, step, distributed.rank()))  # the same after a resume
+            losses = [self._compute_part(model, part, is_last=part is parts[-1]) for part in parts]
+            loss = torch.stack(losses).sum()
+            if distributed.world_size() > 1:
+                loss = loss / distributed.world_size()
+                distributed.all_reduce(loss)
         self.step_losses.append(loss.detach().clone())
         return loss.detach()
+
+    def _compute_part(self, model: torch.nn.Module, part: Part, is_last: bool) -> torch.Tensor:
+        """Add a part's gradients to `.grad` and return its share of the loss. At the last part the ranks sum theirs."""
+        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+            return super().training_step(model, part, None)
 
     def compute_loss(
         self,
@@ -259,15 +269,13 @@ class ClassifierTrainer(Trainer):
             super()._save_rng_state(output_dir)
 
     def _make_captured_step(self) -> "CapturedStep | None":
-        if not self.cuda_graphs or self.args.device.type != "cuda":
+        if not self.train_params.cuda_graphs or self.args.device.type != "cuda":
             return None
         try:
             from stages.training.captured_step import CapturedStep
 
-            return CapturedStep(
-                self.classifier.train(), self.rows_per_rank, max(1, int(self.lengths.max())), self.args.seed,
-                self.pad_id, self.dequantize_once,
-            )  # fmt: skip
+            longest = max(1, int(count_tokens(self.train_rows).max()))
+            return CapturedStep(self.classifier.train(), 1, longest, self.args.seed, self.pad_id)
         except (ImportError, StepUnavailable) as error:
             print(f"training without CUDA graphs: {error}")
             return None
@@ -347,8 +355,8 @@ def make_trainer(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim="adamw_torch_fused" if params.device == "cuda" else "adamw_torch",
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        gradient_checkpointing=train.gradient_checkpointing is True,  # auto: the captured step decides
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing is True else None,
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -370,8 +378,8 @@ def make_trainer(
         args=arguments,
         data_collator=partial(pad_rows, pad_id=pad_id, batches=params.batches, max_length=params.tokenize.max_length),
         batches=params.batches,
-        cuda_graphs=train.cuda_graphs,
-        dequantize_once=train.dequantize_once,
+        train=train,
+        max_length=params.tokenize.max_length,
         pad_id=pad_id,
     )
     trainer.add_callback(History(trainer.step_losses, recorder))

@@ -64,14 +64,14 @@ def make_eager_step(monkeypatch, lora, longest, dequantize_once=False):
     if DEVICE.type == "cpu":
         for name in ("graph_pool_handle", "Stream"):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
-    step = CapturedStep(lora, 4, longest, 42, PAD, dequantize_once=dequantize_once)
+    step = CapturedStep(lora, 4, longest, 42, PAD, dequantize_once)
     step.capturable = False
     return step
 
 
-def as_inputs(ids, labels):
-    """A padded batch as arguments of the captured step."""
-    return {"input_ids": ids, "labels": labels}
+def as_inputs(ids, labels, **others):
+    """A padded batch as the captured step takes it: one part."""
+    return [{"input_ids": ids, "labels": labels, **others}]
 
 
 def as_rows(ids, labels):

@@ -59,8 +59,8 @@ def test_packed_rows_are_concatenated_and_filled_up_to_the_minimum_sizes():
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [5, 6, 9, 8], "positions": [0, 1, 2, 0], "starts": [0, 3, 4], "last": [1, 3], "labels": [2, 0],
     }  # fmt: skip
-    assert batching.pack_rows(rows, pad_id=9, tokens=1)["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
-    batch = batching.pack_rows(rows, pad_id=9, rows=4, tokens=3)
+    assert batching.pack_rows(rows, pad_id=9, tokens=3)["input_ids"].tolist() == [5, 6, 9, 8]
+    batch = batching.pack_rows(rows, pad_id=9, rows=4, tokens=16)
     assert batch["input_ids"].tolist() == [5, 6, 9, 8] + 12 * [9]
     assert batch["starts"].tolist() == [0, 3, 4, 4, 4]
     assert batch["last"].tolist() == [1, 3, 0, 0]
@@ -162,7 +162,7 @@ def test_tokenized_rows_have_the_order_of_their_table():
 @pytest.mark.parametrize(("rows", "ranks"), [(16, 2), (17, 2), (7, 3), (64, 8), (2, 3), (1, 8)])
 def test_each_rank_gets_as_many_rows_and_similar_numbers_of_tokens(rows, ranks):
     lengths = np.random.default_rng(rows).integers(5, 60, rows)
-    parts = batching.split_rows_among_ranks(lengths, ranks)
+    parts = batching.split_evenly(lengths, ranks)
     assert sorted(row for part in parts for row in part) == list(range(rows))
     assert all(list(part) == sorted(part) for part in parts)
     counts, tokens = [len(part) for part in parts], [lengths[part].sum() for part in parts]
@@ -172,13 +172,29 @@ def test_each_rank_gets_as_many_rows_and_similar_numbers_of_tokens(rows, ranks):
 
 def test_rows_are_dealt_to_the_ranks_in_alternating_directions():
     lengths = np.array([60, 50, 40, 30, 20, 10])
-    three, two = (batching.split_rows_among_ranks(lengths, ranks) for ranks in (3, 2))
+    three, two = (batching.split_evenly(lengths, ranks) for ranks in (3, 2))
     assert [lengths[part].tolist() for part in three] == [[60, 10], [50, 20], [40, 30]]
     assert [lengths[part].tolist() for part in two] == [[60, 30, 20], [50, 40, 10]]
 
 
 def test_a_single_rank_has_the_rows_of_the_batch_in_their_order():
-    assert [part.tolist() for part in batching.split_rows_among_ranks(np.array([3, 9, 1]), 1)] == [[0, 1, 2]]
+    assert [part.tolist() for part in batching.split_evenly(np.array([3, 9, 1]), 1)] == [[0, 1, 2]]
+
+
+def test_packed_tokens_know_their_position_in_the_whole_batch():
+    rows = [{"input_ids": [5, 6, 7], "labels": 2}, {"input_ids": [8], "labels": 0}]
+    positions = batching.pack_rows(rows, pad_id=9, tokens=6, offsets=[20, 4])["batch_positions"]
+    assert positions.tolist() == [20, 21, 22, 4, 0, 0] and positions.numpy().dtype == np.int32
+
+
+@pytest.mark.parametrize(("max_rows", "max_tokens"), [(16, 10**6), (4, 10**6), (16, 200), (16, 79), (5, 150)])
+def test_a_batch_is_split_into_the_fewest_parts_within_both_limits(max_rows, max_tokens):
+    lengths = LENGTHS[:16]
+    parts = batching.split_to_limits(lengths, max_rows, max_tokens)
+    assert sorted(row for part in parts for row in part) == list(range(16))
+    assert all(len(part) <= max_rows and lengths[part].sum() <= max_tokens for part in parts)
+    fewer = batching.split_evenly(lengths, len(parts) - 1) if len(parts) > 1 else []
+    assert not fewer or any(len(part) > max_rows or lengths[part].sum() > max_tokens for part in fewer)
 
 
 def test_batches_are_assigned_to_ranks_by_their_cost():

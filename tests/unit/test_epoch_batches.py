@@ -1,44 +1,38 @@
-"""The ranks' parts of a batch: together the batch, all in one shape."""
-
-from functools import partial
+"""The parts of a batch, on one or more ranks, are together the batch."""
 
 import numpy as np
 import pytest
-from helpers.project import CPU
 
-from stages.data.batching import TokenizedRows, pack_rows, pad_rows
-from stages.model.adapter import add_lora
-from stages.runtime import distributed
-from stages.runtime.usage_recorder import Recorder
+from stages.data.batching import TokenizedRows, pack_rows
 from stages.training.epoch_batches import EpochBatches, EpochLoader
-from stages.training.trainer import make_trainer
 
 LENGTHS = np.random.default_rng(0).integers(0, 40, 37)  # some rows are empty
 ROWS = TokenizedRows.from_lists([[1 + row] * length for row, length in enumerate(LENGTHS)], range(37))
 PAD = 0
 
 
-def pack(rows, tokens, longest):
-    assert type(tokens) is int and type(longest) is int, "Triton rejects NumPy's numbers"
-    return pack_rows(rows, PAD, rows=8, tokens=tokens)
+def pack(rows, offsets):
+    return pack_rows(rows, PAD, rows=8, offsets=offsets)
 
 
-def real(batch):
-    """Labels of the rows that do not only fill the batch."""
-    return batch["labels"][batch["labels"] >= 0].tolist()
+def real(part):
+    """Labels of the rows that do not only fill the part."""
+    return part["labels"][part["labels"] >= 0].tolist()
 
 
 @pytest.fixture
 def epoch_of(monkeypatch):
-    """load(ranks, collate, epoch) -> the batches of an epoch, [rank][batch]."""
+    """load(ranks, epoch) -> the batches of an epoch, [rank][batch][part]."""
 
-    def load(ranks, collate, epoch=0):
+    def load(ranks, epoch=0, max_rows=None, max_tokens=None):
         batches = []
         for rank in range(ranks):
             if ranks > 1:
                 for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", ranks)):
                     monkeypatch.setenv(name, str(value))
-            loader = EpochLoader(EpochBatches(ROWS, 8, "balanced", 42, collate), pin_memory=False)
+            epoch_batches = EpochBatches(ROWS, 8, "balanced", 42, pack, max_rows)
+            epoch_batches.max_tokens = max_tokens or epoch_batches.max_tokens
+            loader = EpochLoader(epoch_batches, pin_memory=False)
             loader.set_epoch(epoch)
             batches.append(list(loader))
         return batches
@@ -46,54 +40,49 @@ def epoch_of(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 6])
-def test_the_parts_of_all_ranks_are_the_batch_of_a_single_rank(epoch_of, ranks):
-    (single,), parts = epoch_of(1, pack), epoch_of(ranks, pack)
-    for batch, of_ranks in zip(single, zip(*parts, strict=True), strict=True):
-        assert "weight" not in batch
-        labels = [part["labels"][part["labels"] >= 0].tolist() for part in of_ranks if part["weight"] > 0]
-        assert sorted(label for some in labels for label in some) == sorted(
-            batch["labels"][batch["labels"] >= 0].tolist()
-        )
-        assert sum(part["weight"].item() for part in of_ranks) == pytest.approx(1)
-        assert len({part["input_ids"].shape for part in of_ranks}) == 1, (
-            "otherwise ranks would capture different graphs"
-        )
+@pytest.mark.parametrize(
+    ("ranks", "limits"),
+    [(2, {}), (3, {}), (6, {}), (1, {"max_rows": 3}), (1, {"max_tokens": 60}), (2, {"max_rows": 2})],
+)
+def test_the_parts_of_all_ranks_are_the_batch(epoch_of, ranks, limits):
+    (single,), of_ranks = epoch_of(1), epoch_of(ranks, **limits)
+    for (batch,), shares in zip(single, zip(*of_ranks, strict=True), strict=True):
+        parts = [part for share in shares for part in share]
+        labels = [label for part in parts if part["weight"] > 0 for label in real(part)]
+        assert sorted(labels) == sorted(real(batch))
+        assert sum(part["weight"].item() for part in parts) == pytest.approx(1)
+        assert all(len(real(part)) <= limits.get("max_rows", 8) for part in parts)
+        assert all(len(part["input_ids"]) <= limits.get("max_tokens", 10**6) for part in parts)
+    assert ranks > 1 or len(of_ranks[0][0]) > 1, "the limits have no effect"
+
+
+@pytest.mark.parametrize(("ranks", "max_rows"), [(1, 3), (3, None), (2, 1)])
+def test_a_token_has_the_same_position_in_the_batch_in_all_divisions(epoch_of, ranks, max_rows):
+    def positions(batches):
+        """{label: positions of the row's tokens} of one batch; each row has its own label."""
+        return {
+            int(label): part["batch_positions"][part["starts"][i] : part["starts"][i + 1]].tolist()
+            for rank in batches for part in rank[0] for i, label in enumerate(real(part))
+        }  # fmt: skip
+
+    whole = positions(epoch_of(1))
+    assert sorted(p for row in whole.values() for p in row) == list(range(sum(map(len, whole.values()))))
+    assert positions(epoch_of(ranks, max_rows=max_rows)) == whole
 
 
 def test_a_rank_without_rows_computes_another_ranks_with_weight_0(epoch_of):
-    last = [part[-1] for part in epoch_of(6, pack)]  # the last batch has 5 of the 37 rows
+    last = [part for rank in epoch_of(6) for part in rank[-1]]  # the last batch has 5 of the 37 rows
     assert [part["weight"].item() for part in last] == pytest.approx([0.2] * 5 + [0])
     assert (last[5]["labels"] >= 0).sum() == 1
 
 
-def test_rows_are_padded_to_the_longest_of_all_ranks(epoch_of, make_params):
-    batches = make_params(batches__padding="longest", batches__multiple_of=1).batches
-    collated = partial(pad_rows, pad_id=PAD, batches=batches, max_length=128)
-    parts = epoch_of(2, lambda rows, tokens, longest: collated(rows, longest=longest))
-    (single,) = epoch_of(1, lambda rows, tokens, longest: collated(rows, longest=longest))
-    for batch, first, second in zip(single, *parts, strict=True):
-        assert first["input_ids"].shape[1] == second["input_ids"].shape[1] == batch["input_ids"].shape[1]
+def test_the_parts_are_known_before_they_are_loaded(epoch_of):
+    batches = EpochBatches(ROWS, 8, "balanced", 42, pack, max_rows=3)
+    batches.set_epoch(1)
+    listed = [[lengths.sum() for lengths in parts] for parts in batches.list_parts()]
+    assert listed == [[len(part["input_ids"]) for part in batch] for batch in epoch_of(1, epoch=1, max_rows=3)[0]]
 
 
 def test_each_epoch_has_another_order(epoch_of):
-    first, second = (epoch_of(1, pack, epoch)[0] for epoch in (0, 1))
-    assert [b["labels"].tolist() for b in first] != [b["labels"].tolist() for b in second]
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("batch_size", [8, 37, 256])
-def test_a_batch_is_not_filled_up_beyond_the_number_of_rows(
-    monkeypatch, make_params, load_nano, tmp_path, world_size, batch_size
-):
-    """Steps are captured for full batches, so a batch size above the number of rows would add filling rows."""
-    params = make_params(train__batch_size=batch_size)
-    classifier = add_lora(load_nano()[0], params.lora, 42)
-    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
-    trainer = make_trainer(classifier, ROWS, ROWS, params, PAD, tmp_path, Recorder(CPU))
-    largest = min(batch_size, 37)
-    assert trainer.rows_per_rank == -(-largest // world_size)
-    batch = EpochBatches(ROWS, batch_size, "balanced", 42, trainer.collate_packed)[0]
-    assert len(batch["labels"]) == trainer.rows_per_rank
-    tokens = np.maximum(LENGTHS, 1).sum()
-    assert len(batch["input_ids"]) < 1.3 * tokens * largest / 37 / world_size
+    first, second = (epoch_of(1, epoch)[0] for epoch in (0, 1))
+    assert [batch[0]["labels"].tolist() for batch in first] != [batch[0]["labels"].tolist() for batch in second]

@@ -109,7 +109,7 @@ def test_gpt2_has_no_captured_step_unless_it_is_quantized(tmp_path):
     manifest = manifest_of(save_family("gpt2", tmp_path))
     lora = small_classifier.classifier(manifest, freeze=False, precision="fp32", quantization="none", hidden_act=None)
     with pytest.raises(StepUnavailable, match="do not support Linear on Conv1D"):
-        CapturedStep(lora, 4, 24, 42, 0, dequantize_once=False)
+        CapturedStep(lora, 4, 24, 42, 0)
 
 
 def test_the_table_of_families_in_the_docs_is_complete_and_right():

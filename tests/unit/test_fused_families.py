@@ -51,7 +51,7 @@ def test_loss_and_gradients_equal_the_eager_ones(manifest, make_step):
     lora = classifier(manifest, checkpointing=True)
     step = make_step(lora, longest=12)
     assert step.takes_packed_rows
-    assert step(pack_batch(ids, labels), 0).item() == pytest.approx(loss, rel=1e-5)
+    assert step([pack_batch(ids, labels)], 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may multiply in tf32
 
 
@@ -59,7 +59,7 @@ def test_a_layer_recomputed_by_checkpointing_has_the_same_dropout_masks(make_ste
     manifest, grads = manifest_of(save_family("gemma3_text", tmp_path)), []
     for checkpointing in (False, True):
         lora = classifier(manifest, dropout=0.2, checkpointing=checkpointing)
-        make_step(lora, longest=12)(pack_batch(*batch(length=12)), 5)
+        make_step(lora, longest=12)([pack_batch(*batch(length=12))], 5)
         grads.append(gradients(lora))
     assert distance(*grads) < 1e-6
 

@@ -5,20 +5,22 @@ import itertools
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import small_classifier
 from helpers.families import save_family
 from helpers.parameters import manifest_of
-from helpers.small_classifier import DEVICE, PAD, as_inputs, as_rows, batch, distance, eager, gradients
+from helpers.small_classifier import DEVICE, PAD, PARAMS, as_inputs, as_rows, batch, distance, eager, gradients
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.data.batching import pack_rows
 from stages.kernels.errors import StepUnavailable
-from stages.runtime import distributed
+from stages.runtime import params
 from stages.runtime.errors import UserError
+from stages.training.part_collator import PartCollator
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
@@ -63,10 +65,13 @@ class FusedStep:
 
     def __init__(self, lora, dequantize_once=False):
         from stages.kernels.dropout import DropoutMasks
-        from stages.kernels.fusion import fuse_for_training
+        from stages.kernels.fusion import FusedTraining
 
         self.model, self.masks = lora, DropoutMasks(DEVICE)
-        self.gradients = fuse_for_training(lora, self.masks, dequantize_once)
+        fused = FusedTraining(lora, self.masks)
+        self.gradients = fused.gradients
+        if dequantize_once:
+            fused.keep_weights()
 
     def loss(self, ids, labels, step=0):
         """The forward alone, which takes a third of the time."""
@@ -192,7 +197,7 @@ def test_a_model_with_layerdrop_has_no_captured_step(families):
     from stages.training.captured_step import CapturedStep
 
     with pytest.raises(StepUnavailable, match="layerdrop"):
-        CapturedStep(classifier(folder=families["opt with layerdrop"]), 4, 16, 42, 0, dequantize_once=False)
+        CapturedStep(classifier(folder=families["opt with layerdrop"]), 4, 16, 42, 0)
 
 
 @pytest.fixture
@@ -234,10 +239,10 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_rows(make_step, rows)
     ids, labels = batch(rows)
     loss, grads = eager(classifier(freeze=False), ids, labels)
     lora = classifier(freeze=False)
-    step, packed = make_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    step, packed = make_step(lora), pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=64)
     assert step.takes_packed_rows and packed["input_ids"].shape == (64,)
     packed = {name: value.to(DEVICE) for name, value in packed.items()}
-    assert step(packed, 0).item() == pytest.approx(loss, rel=1e-5)
+    assert step([packed], 0).item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
@@ -248,21 +253,34 @@ def test_each_rank_weighs_its_loss_by_its_share_of_the_rows(make_step):
     step, total = make_step(lora := classifier(freeze=False)), 0
     for part in (slice(0, 2), slice(2, 3)):
         weight = torch.tensor(len(labels[part]) / 3, device=DEVICE)
-        step(as_inputs(ids[part], labels[part]) | {"weight": weight}, 0)
+        step(as_inputs(ids[part], labels[part], weight=weight), 0)
         total = total + step.lora.buffer.clone()
     step.lora.buffer.copy_(total)
     assert step.lora.loss.item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
-def test_each_rank_has_different_dropout_masks(make_step, monkeypatch):
-    def step_seed(rank):
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
-        step = make_step(classifier())
-        step.masks.set_step(step.seed, 3)
-        return step.masks.seed.item()
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_batch(make_step, packed):
+    """With dropout: the masks depend on a token's position in the batch. The parts have other rows as neighbours."""
+    ids, labels = batch(4)
+    rows, lengths = as_rows(ids, labels), [len(row["input_ids"]) for row in as_rows(ids, labels)]
+    offsets = np.cumsum(lengths) - lengths
 
-    assert len({step_seed(rank) for rank in range(8)}) == 8
+    def collate(indices):
+        chosen = [rows[i] for i in indices]
+        collator = PartCollator(packed, PAD, params.load(PARAMS).batches, 128)
+        part = collator.fill_up_to(64 if packed else 16, chosen, offsets[indices])
+        part["weight"] = torch.tensor(len(indices) / len(rows))
+        return {name: value.to(DEVICE) for name, value in part.items()}
+
+    losses, grads = [], []
+    for division in ([[0, 1, 2, 3]], [[1, 3, 0], [2]]):
+        step = make_step(lora := classifier(freeze=False, dropout=0.3), longest=16)
+        losses.append(step([collate(np.array(part)) for part in division], 7).item())
+        grads.append(gradients(lora))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert distance(grads[1], grads[0]) < (1e-3 if ON_GPU else 1e-5)
 
 
 def test_a_fused_model_uses_weights_that_are_loaded_into_it(make_step, tmp_path):
@@ -379,8 +397,9 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
     a = torch.zeros(n, lora_rank, in_features)
     a[:, :r] = torch.randn(n, r, in_features, generator=generator) / in_features**0.5
     a = a.to(DEVICE)
-    masks = [apply_dropout([torch.ones_like(x)], p, seed, site + i) for i in range(n)]
-    xu = lora_kernels.down_project(x, a, p, seed, site)
+    positions = torch.randperm(2 * tokens, generator=generator)[:tokens].int().to(DEVICE)
+    masks = [apply_dropout([torch.ones_like(x)], p, seed, site + i, positions) for i in range(n)]
+    xu = lora_kernels.down_project(x, a, p, seed, site, positions)
     u = torch.cat([(x * mask) @ a_i.t() for mask, a_i in zip(masks, a, strict=True)], dim=1)
     tolerances = {"rtol": 1e-2, "atol": 1e-2} if ON_GPU else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(xu, torch.cat([x, u], dim=1), **tolerances)
@@ -388,13 +407,15 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
     dxu = (torch.randn(xu.shape, generator=generator) / tokens**0.5).to(DEVICE)  # so that sums over tokens are near 1
     dx, du = dxu[:, :in_features], dxu[:, in_features:].unflatten(1, (n, lora_rank))
     expected = dx + sum(mask * (du[:, i] @ a[i]) for i, mask in enumerate(masks))
-    torch.testing.assert_close(lora_kernels.compute_input_grad(dxu, a, p, seed, site), expected, **tolerances)
+    torch.testing.assert_close(
+        lora_kernels.compute_input_grad(dxu, a, p, seed, site, positions), expected, **tolerances
+    )
 
     grads = torch.ones(n * r * in_features + 3, device=DEVICE)
     offsets = torch.arange(n, device=DEVICE) * r * in_features + 3
     expected = torch.cat([(du[:, i, :r].t() @ (x * mask)).flatten() for i, mask in enumerate(masks)])
     for add, factor in ((False, 1), (True, 2)):
-        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, p, seed, site, add)
+        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, p, seed, site, positions, add)
         torch.testing.assert_close(grads[3:], factor * expected, **tolerances)
     assert (grads[:3] == 1).all()
 
@@ -413,24 +434,24 @@ def test_the_lora_kernels_compute_the_same_for_many_tokens(monkeypatch):
     for many_tokens in (tokens + 1, tokens):
         monkeypatch.setattr(lora_kernels, "MANY_TOKENS", many_tokens)
         grads = torch.ones(n * r * in_features, device=DEVICE)
-        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, 0.1, seed, 3, add=True)
-        dx = lora_kernels.compute_input_grad(dxu, a, 0.1, seed, 3, True, x)
+        lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, 0.1, seed, 3, None, add=True)
+        dx = lora_kernels.compute_input_grad(dxu, a, 0.1, seed, 3, gelu=True, x=x)
         results.append((lora_kernels.down_project(x, a, 0.1, seed, 3, gelu=True), dx, grads))
     for few, many in zip(*results, strict=True):
         torch.testing.assert_close(many, few, rtol=0.02, atol=0.02)
 
 
-def test_the_memory_of_dequantized_weights_grows_with_weights_and_batch():
-    """Computed by hand for the model's linear modules in fp32."""
-    from stages.kernels.fusion import RESERVED_BYTES, estimate_memory
+@pytest.mark.parametrize("columns", [512, 7])
+def test_dropout_masks_depend_on_the_position_in_the_batch_only(columns):
+    from stages.kernels.dropout import apply_dropout, apply_two_masks
 
-    lora = classifier(quantization="nf4")
-    config = lora.get_base_model().config
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    weights = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * intermediate)
-    inputs_and_outputs = config.num_hidden_layers * (4 * 2 * hidden + 2 * (hidden + intermediate))
-    assert estimate_memory(lora, 0) == 4 * weights + RESERVED_BYTES
-    assert estimate_memory(lora, 100) == 4 * weights + RESERVED_BYTES + 4 * 2 * 100 * inputs_and_outputs
+    ones, seed = torch.ones(20, columns, device=DEVICE), torch.tensor(7, device=DEVICE)
+    positions = torch.tensor([11, 3, 19, 0], dtype=torch.int32, device=DEVICE)
+    part = torch.ones(4, columns, device=DEVICE)
+    whole = apply_dropout([ones], 0.3, seed, 2)
+    assert torch.equal(apply_dropout([part], 0.3, seed, 2, positions), whole[positions])
+    assert torch.equal(apply_two_masks(part, 0.3, seed, 1, positions)[1], whole[positions])
+    assert 0.5 < (whole > 0).float().mean() < 0.9
 
 
 def test_a_model_that_cannot_be_fused_is_unchanged(families):

@@ -124,7 +124,7 @@ def test_the_order_of_rows_depends_only_on_seed_and_epoch():
         rows = [{"input_ids": length * [row], "labels": 0} for row, length in enumerate(lengths)]
         batches = EpochBatches(rows, 4, order, seed, lambda rows, **_: {"input_ids": rows})
         batches.set_epoch(epoch)
-        return [row["input_ids"][0] for batch in batches for row in batch["input_ids"]]
+        return [row["input_ids"][0] for (part,) in batches for row in part["input_ids"]]
 
     for order in ("balanced", "grouped", "random"):
         assert row_order(1, 0, order) == row_order(1, 0, order)

@@ -1,0 +1,145 @@
+"""Plan the memory of a training, and capture its steps, before the first one."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from stages.kernels.fusion import count_free_bytes, estimate_bytes_per_token
+from stages.runtime import distributed
+from stages.runtime.params import Train
+from stages.training.captured_step import CapturedStep
+from stages.training.epoch_batches import EpochBatches, Part
+from stages.training.graph_sizes import choose_sizes
+from stages.training.memory_plan import Choices, Memory, Plan, choose_plan, describe_plan
+from stages.training.part_collator import PartCollator
+
+RESERVED = 1e9  # bytes for CUDA's graphs, the code of kernels, and gaps between tensors
+GAPS = 1.1  # a graph's memory as a multiple of what its tensors take at their peak
+
+
+def prepare_step(
+    step: CapturedStep, batches: EpochBatches, collate: PartCollator, train: Train, validate: Callable[[], object]
+) -> None:
+    """Choose how batches are computed and for which sizes the step is captured, and capture them.
+
+    Args:
+        batches: of all epochs; this sets the limits of a part.
+        collate: of `batches`; this sets its sizes.
+        train: its `dequantize_once`, `gradient_checkpointing` and `micro_batch` limit the choice.
+        validate: predicts the largest validation batch.
+
+    Raises:
+        torch.OutOfMemoryError: no plan fits the memory.
+    """
+    longest = collate.size_of(np.array([batches.lengths.max()]))
+    parts = [part for batch in list_parts(batches, train.epochs) for part in batch]
+    tokens = np.array([collate.count_tokens(part) for part in parts])
+    choices = list_choices(step, train, longest if train.micro_batch == "auto" else int(tokens.max()))
+    plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validate))
+    while True:
+        step.apply(plan)
+        batches.max_tokens = plan.max_tokens
+        batches.max_rows = min(batches.max_rows, collate.max_rows(plan.max_tokens, longest))
+        try:
+            capture_sizes(step, batches, collate, train.epochs)
+            break
+        except torch.OutOfMemoryError:
+            step.forget_graphs()
+            if plan.max_tokens <= choices.smallest_part:
+                raise
+            plan = replace(plan, max_tokens=max(plan.max_tokens // 2, choices.smallest_part))
+    print(f"GPU memory: {describe_plan(plan, tokens)}")
+
+
+def list_parts(batches: EpochBatches, epochs: int) -> Iterator[list[np.ndarray]]:
+    """For each batch of all epochs, the lengths of the rows of this rank's parts."""
+    for epoch in range(epochs):
+        batches.set_epoch(epoch)
+        yield from batches.list_parts()
+    batches.set_epoch(0)
+
+
+def list_choices(step: CapturedStep, train: Train, smallest_part: int) -> Choices:
+    """What the parameters and the model allow."""
+    checkpointing: tuple[bool, ...] = (False, True) if step.can_checkpoint else (False,)
+    if train.gradient_checkpointing != "auto":
+        checkpointing = (train.gradient_checkpointing,)
+    if train.dequantize_once != "auto":
+        return Choices((train.dequantize_once,), checkpointing, smallest_part)
+    # Who sets checkpointing wants to save memory.
+    return Choices((False,) if checkpointing == (True,) else (False, True), checkpointing, smallest_part)
+
+
+def plan_memory(
+    step: CapturedStep, batches: EpochBatches, collate: PartCollator, tokens: np.ndarray, choices: Choices,
+    validate: Callable[[], object],
+) -> Plan:  # fmt: skip
+    """Choose a plan by an upper bound of what a token needs; if the fastest plan might not fit, by measurements.
+
+    Args:
+        tokens: of each batch.
+    """
+    bound = float(estimate_bytes_per_token(step.model))
+    memory = Memory(
+        free=min(distributed.all_gather(count_free_bytes())) - RESERVED - step.count_optimizer_bytes(),
+        kept_weights=sum(linear.count_weight_bytes() for linear in step.layers.linears),
+        fixed=dict.fromkeys(choices.checkpointing, RESERVED),
+        per_token=dict.fromkeys(choices.checkpointing, bound),
+    )
+    fastest = Plan(max(choices.keep_weights), min(choices.checkpointing), int(tokens.max()))
+    if choose_plan(memory, tokens, choices) == fastest:
+        return fastest
+    fixed, per_token = {}, {}
+    for checkpointing in choices.checkpointing:
+        step.layers.set_checkpointing(checkpointing)
+        fixed[checkpointing], per_token[checkpointing] = measure_step(step, batches, collate)
+    step.layers.set_checkpointing(choices.checkpointing[0])
+    validation = measure_peak(validate)
+    return choose_plan(Memory(memory.free - validation, memory.kept_weights, fixed, per_token), tokens, choices)
+
+
+def measure_step(step: CapturedStep, batches: EpochBatches, collate: PartCollator) -> tuple[float, float]:
+    """Bytes of a step with no tokens, and of each token: from two small parts, which differ only in their size."""
+    peaks, tokens = [], []
+    for factor in (1, 2):
+        if collate.is_packed:
+            part = make_part(batches, collate, factor * 1024, rows=1)
+        else:
+            step.rows = factor
+            part = make_part(batches, collate, collate.size_of(np.array([batches.lengths.max()])), rows=factor)
+        step.warm_up(part)  # libraries allocate their workspaces at their first use
+        peaks.append(measure_peak(partial(step.warm_up, part)))
+        tokens.append(part["input_ids"].numel())
+    per_token = (peaks[1] - peaks[0]) / (tokens[1] - tokens[0])
+    return GAPS * (peaks[0] - per_token * tokens[0]), GAPS * per_token
+
+
+def measure_peak(call: Callable[[], object]) -> int:
+    """Bytes that PyTorch allocates at the call's peak, besides what is allocated before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def capture_sizes(step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int) -> None:
+    """Capture the step for all sizes that parts are filled up to.
+
+    The largest is the first: each graph then reuses the memory of the earlier ones.
+    """
+    parts = [part for batch in list_parts(batches, epochs) for part in batch]
+    step.rows = collate.rows = max(map(len, parts))
+    collate.sizes = choose_sizes([collate.size_of(part) for part in parts])
+    for size in reversed(collate.sizes):
+        step.capture(make_part(batches, collate, size, rows=1))
+
+
+def make_part(batches: EpochBatches, collate: PartCollator, size: int, rows: int) -> Part:
+    """A part of this size on the device, of copies of the shortest row."""
+    row = batches.rows[int(batches.lengths.argmin())]
+    part = collate.fill_up_to(size, [row] * rows, np.zeros(rows, dtype=np.int64))
+    part["weight"] = torch.ones((), dtype=torch.float32)
+    return {name: value.to(torch.cuda.current_device()) for name, value in part.items()}
