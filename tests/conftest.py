@@ -14,6 +14,7 @@ SHARE_REPRO = tuple(
 # These and the files that take longest, from 200 to 15 s of CPU, longest first.
 LONGEST = (
     *SHARE_REPRO, "unit/test_report.py", "faults/test_kill.py", "unit/test_kernels.py", "pipeline/test_own_data.py",
+    "unit/test_kernel_compile.py",
     "pipeline/test_sweep.py", "faults/test_process_failure.py", "pipeline/test_init.py",
     "faults/test_data_keys_fuzz.py",
     "unit/test_analysis.py", "unit/test_predict.py", "unit/test_families.py", "pipeline/test_train_stage.py",

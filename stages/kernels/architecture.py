@@ -18,9 +18,13 @@ class Architecture:
         forward: forward(layer, project, x, layout) replaces the layer's forward. project: the model's
             `fused_linear.FusedProjections`. x: [1, tokens, hidden] of packed rows, or [rows, length, hidden] of padded
             ones. layout: their `attention.RowLayout`.
+        last: the same layer as the last one of a model. Its forward returns [1, rows, hidden] of the tokens
+            `layout.last`, or all tokens if that is None, so it may leave out what no classified token reads. None: it
+            computes all tokens as the other layers do.
     """
 
     layer: type[torch.nn.Module]
     can_fuse: Callable[..., bool]
     linears_by_input: Callable[..., Sequence[tuple[torch.nn.Module, ...]]]
     forward: Callable[..., torch.Tensor]
+    last: "Architecture | None" = None

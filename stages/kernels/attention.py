@@ -1,10 +1,12 @@
-"""Causal attention of short rows, with the rotary position embedding fused in.
+"""Causal attention of packed rows, with the rotary position embedding. Packed rows follow one another without padding.
 
-PyTorch's kernels are made for long rows. Here one program computes one block of a row's queries for one head, and most
-rows of a classifier's data fit one block. Rows are packed: they follow one another without padding. The formulas of the
-blocks are FlashAttention-2's (Dao 2023).
+Long rows use PyTorch's FlashAttention-2 (Dao 2023), after a kernel that rotates queries and keys. It is slow on short
+rows: most rows of a classifier's data fit one block of tokens. Their kernels have the rotary embedding fused in, and
+one program computes one block of a row's queries for one head, by FlashAttention-2's formulas. These kernels also
+compute long rows where PyTorch's do not run: in fp32, on GPUs before sm_80, and with heads of over 256 dimensions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,8 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
+from stages.kernels.flash_attention import flash_backward, flash_forward, supports_flash
 from stages.kernels.index_limits import check_index_range
 
+LONGEST_SHORT_ROW = 64  # tokens; benchmarks/attention_lengths.py measures it
 LOG2_E = 1.4426950408889634  # GPUs have an instruction for 2^x, none for e^x
 
 
@@ -22,33 +26,36 @@ class RowLayout:
     """Where each row of a batch begins, and the rotary embedding of its tokens.
 
     Attributes:
-        cu_seqlens: int64 [rows + 1], as in flash-attention: row i has the tokens cu_seqlens[i] to
+        cu_seqlens: int32 [rows + 1], as in flash-attention: row i has the tokens cu_seqlens[i] to
             cu_seqlens[i + 1] - 1. Tokens after the last row belong to no row, and their attention is 0.
         max_seqlen: the largest number of tokens that a row may have.
-        cos, sin: [tokens, rotary] by token, or [max_seqlen, rotary] by position in the row.
+        cos, sin: [tokens, rotary] by token; or [max_seqlen, rotary] by position, if all rows have max_seqlen tokens.
+        last: int64 [rows], the token of each row that is classified, 0 for a row without tokens; None for padded rows.
     """
 
     cu_seqlens: torch.Tensor
     max_seqlen: int
     cos: torch.Tensor
     sin: torch.Tensor
+    last: torch.Tensor | None = None
 
     @classmethod
     def from_layer_inputs(
         cls, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        cu_seq_lens_q: torch.Tensor | None, max_length_q: int | None,
+        cu_seq_lens_q: torch.Tensor | None, max_length_q: int | None, last: torch.Tensor | None,
     ) -> Self:  # fmt: skip
         """The layout of the inputs that transformers passes to a decoder layer.
 
         Args:
             x: hidden states, [1, tokens, hidden] of packed rows or [rows, length, hidden] of padded ones.
-            cu_seq_lens_q, max_length_q: `cu_seqlens` and `max_seqlen` of packed rows, None for padded ones.
+            cu_seq_lens_q, max_length_q, last: `cu_seqlens`, `max_seqlen`, `last` of packed rows; None for padded ones.
         """
         cos, sin = (table.reshape(-1, table.shape[-1]).contiguous() for table in position_embeddings)
         if cu_seq_lens_q is not None and max_length_q is not None:
-            return cls(cu_seq_lens_q, max_length_q, cos, sin)
+            return cls(cu_seq_lens_q, max_length_q, cos, sin, last)
         rows, length, _ = x.shape
-        return cls(torch.arange(0, rows * length + 1, length, device=x.device), length, cos, sin)
+        starts = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=x.device)
+        return cls(starts, length, cos, sin)
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,15 @@ def attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of qkv [tokens, columns], whose first columns are queries, keys and values.
 
+    If `takes_flash` is true, queries and keys are rotated in qkv itself. This needs no memory for a copy, and the
+    backward finds them rotated. Only `attention_backward` reads them again: the product that computed them saves its
+    input but not its output, `norm_heads` too, and gradient checkpointing computes them anew.
+
     Returns:
-        the output [tokens, num_heads * head_dim], and each query's log-sum-exp, base 2, [num_heads, tokens].
+        the output [tokens, num_heads * head_dim], and each query's log-sum-exp, [num_heads, tokens], for the backward.
     """
+    if takes_flash(qkv, config, layout):
+        return forward_by_flash(qkv, config, layout)
     tokens = len(qkv)
     out = torch.empty((tokens, config.qkv_widths[0]), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((config.num_heads, tokens), dtype=torch.float32, device=qkv.device)
@@ -125,7 +138,15 @@ def attention_backward(
     qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dqkv: torch.Tensor,
     config: AttentionConfig, layout: RowLayout,
 ) -> None:  # fmt: skip
-    """Write the gradient of queries, keys and values into the first columns of dqkv."""
+    """Write the gradient of queries, keys and values into the first columns of dqkv.
+
+    Args:
+        qkv: as `attention_forward` left it.
+        out, lse: from `attention_forward`.
+        dout: the output's gradient, contiguous.
+    """
+    if takes_flash(qkv, config, layout):
+        return backward_by_flash(qkv, out, lse, dout, dqkv, config, layout)
     tokens, (q_width, kv_width, _) = len(qkv), config.qkv_widths
     dkv = dqkv[:, q_width : q_width + 2 * kv_width]
     shares_keys = config.num_heads > config.num_kv_heads
@@ -153,6 +174,52 @@ def attention_backward(
         torch.sum(parts, dim=2, out=dkv.unflatten(1, (kv_heads, head_dim)))
 
 
+def takes_flash(qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> bool:
+    """Whether PyTorch's flash attention computes these rows, or the kernels below."""
+    return layout.max_seqlen > LONGEST_SHORT_ROW and supports_flash(qkv, config.head_dim)
+
+
+def forward_by_flash(
+    qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout, attend: Callable = flash_forward
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attention_forward` by `attend`, which has the arguments of `flash_forward`."""
+    tokens, block = len(qkv), _rotary_block(config)
+    _rotate_kernel[(triton.cdiv(tokens, block), config.num_heads + config.num_kv_heads)](
+        qkv, layout.cos, layout.sin, len(layout.cos), tokens, qkv.stride(0),
+        BLOCK_M=block, **_part_sizes(config, layout),
+    )  # fmt: skip
+    out, lse = attend(
+        *_split_heads(qkv, config), layout.cu_seqlens, layout.max_seqlen, config.scale, _window(config, layout) or None
+    )
+    out = out.view(tokens, -1)
+    _zero_unused_kernel[(tokens,)](out, layout.cu_seqlens, len(layout.cu_seqlens) - 1, out.shape[1], BLOCK=1024)
+    return out, lse
+
+
+def backward_by_flash(
+    qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dqkv: torch.Tensor,
+    config: AttentionConfig, layout: RowLayout, attend_backward: Callable = flash_backward,
+) -> None:  # fmt: skip
+    """`attention_backward` by `attend_backward`, which has the arguments of `flash_backward`."""
+    tokens, block, heads = len(qkv), _rotary_block(config), (len(qkv), config.num_heads, config.head_dim)
+    dq, dk, dv = attend_backward(
+        dout.view(heads), *_split_heads(qkv, config), out.view(heads), lse,
+        layout.cu_seqlens, layout.max_seqlen, config.scale, _window(config, layout) or None,
+    )  # fmt: skip
+    _write_grads_kernel[(triton.cdiv(tokens, block), config.num_heads + 2 * config.num_kv_heads)](
+        dq, dk, dv, dqkv, layout.cos, layout.sin, len(layout.cos), layout.cu_seqlens, len(layout.cu_seqlens) - 1,
+        tokens, dqkv.stride(0),
+        NUM_HEADS=config.num_heads, NUM_KV_HEADS=config.num_kv_heads, BLOCK_D=_padded(config.head_dim), BLOCK_M=block,
+        **_part_sizes(config, layout),
+    )  # fmt: skip
+
+
+def _split_heads(qkv: torch.Tensor, config: AttentionConfig) -> list[torch.Tensor]:
+    """Views of queries, keys and values, each [tokens, heads, head_dim]."""
+    parts = qkv[:, : sum(config.qkv_widths)].split(config.qkv_widths, dim=1)
+    return [part.unflatten(1, (-1, config.head_dim)) for part in parts]
+
+
 def _block_size(qkv: torch.Tensor, config: AttentionConfig) -> int:
     """Tokens of a block, at most 64.
 
@@ -161,12 +228,17 @@ def _block_size(qkv: torch.Tensor, config: AttentionConfig) -> int:
     block_d, block = _padded(config.head_dim), 64
     if qkv.element_size() == 4:
         block = max(16, min(32, 4096 // block_d))
-    if qkv.is_cuda:
-        device = torch.cuda.get_device_properties(qkv.device)
-        shared_memory = device.shared_memory_per_block_optin  # type: ignore[attr-defined]  # PyTorch's hints lack it
-        while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory:
-            block //= 2
+    while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory(qkv.device):
+        block //= 2
     return block
+
+
+def shared_memory(device: torch.device) -> float:
+    """Bytes of shared memory that one program may use."""
+    if device.type != "cuda":
+        return float("inf")
+    properties = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # PyTorch's hints lack it
 
 
 def _launch_options(
@@ -176,13 +248,11 @@ def _launch_options(
 
     The programs cover all rows, then the tokens after the last row.
     """
-    rotary_half = layout.cos.shape[1] // 2
-    pass_dim = config.head_dim - 2 * rotary_half
     options: dict[str, int | bool] = {
+        **_part_sizes(config, layout),
         "HEADS_PER_KV": config.num_heads // config.num_kv_heads, "NUM_KV_HEADS": config.num_kv_heads,
-        "HEAD_DIM": config.head_dim, "ROTARY_HALF": rotary_half, "PASS_DIM": pass_dim,
-        "BLOCK_HALF": _padded(rotary_half), "BLOCK_PASS": _padded(pass_dim), "BLOCK_D": _padded(config.head_dim),
-        "BLOCK_M": block, "ANGLE_BY_TOKEN": len(layout.cos) == len(qkv), "WINDOW": _window(config, layout),
+        "BLOCK_D": _padded(config.head_dim), "BLOCK_M": block,
+        "ANGLE_BY_TOKEN": len(layout.cos) == len(qkv), "WINDOW": _window(config, layout),
         "num_warps": 8 if config.head_dim > 128 or qkv.element_size() == 4 else 4,
     }  # fmt: skip
     blocks = triton.cdiv(max_seqlen, block)
@@ -194,10 +264,27 @@ def _window(config: AttentionConfig, layout: RowLayout) -> int:
     return config.window if config.window is not None and config.window < layout.max_seqlen else 0
 
 
+def _part_sizes(config: AttentionConfig, layout: RowLayout) -> dict[str, int]:
+    """The kernels' constants for the parts of a head's vector."""
+    rotary_half = layout.cos.shape[1] // 2
+    pass_dim = config.head_dim - 2 * rotary_half
+    return {
+        "HEAD_DIM": config.head_dim, "ROTARY_HALF": rotary_half, "PASS_DIM": pass_dim,
+        "BLOCK_HALF": _padded(rotary_half), "BLOCK_PASS": _padded(pass_dim),
+    }  # fmt: skip
+
+
+def _rotary_block(config: AttentionConfig) -> int:
+    """Tokens of a block of the kernels that only rotate: 16 to 256."""
+    return 4096 // _padded(config.head_dim)
+
+
 def _padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+# A kernel is compiled once for all numbers of rows and tokens, divisible by 16 or not.
+#
 # In all kernels below: a block has BLOCK_M tokens, of queries and of keys. offs_m and offs_n are their positions in the
 # row, tokens_m and tokens_n their rows in the tensors. A head's vector has three parts: the two halves that are rotated
 # with one another, and the dimensions that pass unrotated.
@@ -243,6 +330,81 @@ def _store_rotated_grad(
     tl.store(pass_ptrs, passed.to(dtype), pass_mask)
 
 
+@triton.jit(do_not_specialize=["tokens"])
+def _rotate_kernel(
+    qk_ptr, cos_ptr, sin_ptr, angles, tokens, stride_qk,
+    HEAD_DIM: tl.constexpr, ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    BLOCK_PASS: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Rotate one head of a block of tokens in place; token i with the angles i modulo their number."""
+    tokens_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = tokens_m < tokens
+    head_ptr = qk_ptr + tl.program_id(1) * HEAD_DIM
+    first, second, _ = _load_rotated(
+        head_ptr, stride_qk, tokens_m.to(tl.int64), mask_m, tokens_m % angles, cos_ptr, sin_ptr,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
+    tl.debug_barrier()  # in a small block several threads load one element, and one of them stores it
+    offs_half = tl.arange(0, BLOCK_HALF)
+    mask = mask_m[:, None] & (offs_half < ROTARY_HALF)[None, :]
+    half_ptrs = head_ptr + tokens_m.to(tl.int64)[:, None] * stride_qk + offs_half[None, :]
+    tl.store(half_ptrs, first, mask)
+    tl.store(half_ptrs + ROTARY_HALF, second, mask)
+
+
+@triton.jit
+def _zero_unused_kernel(out_ptr, cu_seqlens_ptr, rows, columns, BLOCK: tl.constexpr):
+    """Zero a token's output if it comes after the last row; out: [tokens, columns], contiguous."""
+    token = tl.program_id(0)
+    if token >= tl.load(cu_seqlens_ptr + rows):
+        for first in range(0, columns, BLOCK):
+            offsets = first + tl.arange(0, BLOCK)
+            zeros = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
+            tl.store(out_ptr + token.to(tl.int64) * columns + offsets, zeros, offsets < columns)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens"])
+def _write_grads_kernel(
+    dq_ptr, dk_ptr, dv_ptr, dqkv_ptr, cos_ptr, sin_ptr, angles, cu_seqlens_ptr, rows, tokens, stride_dqkv,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Rotate the gradient of one head of a block of tokens back and write it into its columns of dqkv.
+
+    The heads are those of queries, then of keys, then of values, which have no rotation. Tokens after the last row get
+    zeros. dq, dk, dv: contiguous.
+    """
+    head, tokens_m = tl.program_id(1), tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = tokens_m < tokens
+    is_used = tokens_m < tl.load(cu_seqlens_ptr + rows)
+    tokens_64 = tokens_m.to(tl.int64)
+    out_ptr = dqkv_ptr + head * HEAD_DIM
+    if head >= NUM_HEADS + NUM_KV_HEADS:
+        offs_d = tl.arange(0, BLOCK_D)
+        mask_d = (offs_d < HEAD_DIM)[None, :]
+        dv_ptrs = dv_ptr + (head - NUM_HEADS - NUM_KV_HEADS) * HEAD_DIM
+        dv_ptrs += tokens_64[:, None] * (NUM_KV_HEADS * HEAD_DIM) + offs_d[None, :]
+        dv = tl.load(dv_ptrs, is_used[:, None] & mask_d, 0)
+        tl.store(out_ptr + tokens_64[:, None] * stride_dqkv + offs_d[None, :], dv, mask_m[:, None] & mask_d)
+        return
+    stride = tl.where(head < NUM_HEADS, NUM_HEADS, NUM_KV_HEADS) * HEAD_DIM
+    grad_ptr = dq_ptr + head * HEAD_DIM
+    if head >= NUM_HEADS:
+        grad_ptr = dk_ptr + (head - NUM_HEADS) * HEAD_DIM
+    offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
+    grad_ptrs = grad_ptr + tokens_64[:, None] * stride
+    half_mask = is_used[:, None] & (offs_half < ROTARY_HALF)[None, :]
+    first = tl.load(grad_ptrs + offs_half[None, :], half_mask, 0).to(tl.float32)
+    second = tl.load(grad_ptrs + ROTARY_HALF + offs_half[None, :], half_mask, 0).to(tl.float32)
+    pass_mask = is_used[:, None] & (offs_pass < PASS_DIM)[None, :]
+    passed = tl.load(grad_ptrs + 2 * ROTARY_HALF + offs_pass[None, :], pass_mask, 0)
+    _store_rotated_grad(
+        out_ptr, stride_dqkv, tokens_64, mask_m, tokens_m % angles, cos_ptr, sin_ptr, first, second, passed,
+        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
+    )  # fmt: skip
+
+
 @triton.jit
 def _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM: tl.constexpr):
     """Products of two blocks of vectors, [BLOCK_M, BLOCK_M], from their three parts."""
@@ -253,7 +415,7 @@ def _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM: tl.constexpr):
     return scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _forward_kernel(
     qkv_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, blocks, tokens, stride_qkv, stride_out, scale,
     NUM_HEADS: tl.constexpr, HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -264,14 +426,14 @@ def _forward_kernel(
     row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
     offs_d, offs_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
     if row >= rows:
-        end = tl.load(cu_seqlens_ptr + rows).to(tl.int32)
+        end = tl.load(cu_seqlens_ptr + rows)
         tokens_m = end + (tl.program_id(0) - rows * blocks) * BLOCK_M + offs_block
         out_ptrs = out_ptr + tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
         out_mask = (tokens_m < tokens)[:, None] & (offs_d < HEAD_DIM)[None, :]
         tl.store(out_ptrs, tl.zeros((BLOCK_M, BLOCK_D), out_ptr.dtype.element_ty), out_mask)
         return
-    start = tl.load(cu_seqlens_ptr + row).to(tl.int32)
-    length = tl.load(cu_seqlens_ptr + row + 1).to(tl.int32) - start
+    start = tl.load(cu_seqlens_ptr + row)
+    length = tl.load(cu_seqlens_ptr + row + 1) - start
     if block * BLOCK_M >= length:
         return
     k_ptr = qkv_ptr + NUM_HEADS * HEAD_DIM + head // HEADS_PER_KV * HEAD_DIM
@@ -311,7 +473,7 @@ def _forward_kernel(
     tl.store(lse_ptr + head * tokens + tokens_m, row_max + tl.log2(row_sum), offs_m < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _short_backward_kernel(
     qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, tokens,
     stride_qkv, stride_dqkv, stride_dkv, stride_out, scale, scale_log2,
@@ -325,15 +487,15 @@ def _short_backward_kernel(
     k_ptr, dk_ptr = qkv_ptr + (NUM_HEADS + head // HEADS_PER_KV) * HEAD_DIM, dkv_ptr + head * HEAD_DIM
     dv_ptr = dk_ptr + (NUM_KV_HEADS * HEADS_PER_KV) * HEAD_DIM
     if row >= rows:
-        tokens_m = tl.load(cu_seqlens_ptr + rows).to(tl.int32) + (row - rows) * BLOCK_M + offs_m
+        tokens_m = tl.load(cu_seqlens_ptr + rows) + (row - rows) * BLOCK_M + offs_m
         mask = (tokens_m < tokens)[:, None] & (offs_d < HEAD_DIM)[None, :]
         zeros = tl.zeros((BLOCK_M, BLOCK_D), dqkv_ptr.dtype.element_ty)
         tl.store(dqkv_ptr + head * HEAD_DIM + tokens_m[:, None] * stride_dqkv + offs_d[None, :], zeros, mask)
         tl.store(dk_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], zeros, mask)
         tl.store(dv_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], zeros, mask)
         return
-    start = tl.load(cu_seqlens_ptr + row).to(tl.int32)
-    length = tl.load(cu_seqlens_ptr + row + 1).to(tl.int32) - start
+    start = tl.load(cu_seqlens_ptr + row)
+    length = tl.load(cu_seqlens_ptr + row + 1) - start
     if length > BLOCK_M:
         return
     tokens_m, mask_m = start + offs_m, offs_m < length
@@ -379,7 +541,7 @@ def _short_backward_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def _backward_kernel(
     qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, blocks, tokens,
     stride_qkv, stride_dqkv, stride_dkv, stride_out, scale, scale_log2,
@@ -398,8 +560,8 @@ def _backward_kernel(
     k_ptr, dk_ptr = qkv_ptr + (NUM_HEADS + head // HEADS_PER_KV) * HEAD_DIM, dkv_ptr + head * HEAD_DIM
     if row >= rows:
         return
-    start = tl.load(cu_seqlens_ptr + row).to(tl.int32)
-    length = tl.load(cu_seqlens_ptr + row + 1).to(tl.int32) - start
+    start = tl.load(cu_seqlens_ptr + row)
+    length = tl.load(cu_seqlens_ptr + row + 1) - start
     if length <= MAX_SHORT or block * BLOCK_M >= length:
         return
     offs_m = block * BLOCK_M + offs_block

@@ -5,7 +5,7 @@ backward computes it again, and so does a layer that is recomputed by gradient c
 masks of an uninterrupted one. A batch gets the same masks on any number of GPUs, and in any number of parts.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import triton
@@ -32,10 +32,6 @@ class Dropout(NamedTuple):
     site: int = 0
     positions: torch.Tensor | None = None
 
-    def select(self, tokens: torch.Tensor) -> Self:
-        """The same masks for these tokens only; tokens: int64 [selected]."""
-        return self if self.positions is None else self._replace(positions=self.positions[tokens])
-
 
 class DropoutMasks:
     """The state from which dropout masks are computed.
@@ -44,12 +40,14 @@ class DropoutMasks:
         seed: int64 scalar on the device, different at each step.
         site: number of the next dropout in the model.
         positions: of `Dropout`, for the tokens of the current part of a batch.
+        selected: the positions of the tokens that the rest of the current layer computes; None: of all.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.seed = torch.zeros((), dtype=torch.int64, device=device)
         self.site = 0
         self.positions: torch.Tensor | None = None
+        self.selected: torch.Tensor | None = None
 
     def set_step(self, seed: int, step: int) -> None:
         """Choose the masks of a step."""
@@ -61,12 +59,17 @@ class DropoutMasks:
         Tensors whose rows are not the batch's tokens, such as those of an expert, get masks by their own rows.
         """
         self.site += count
-        is_batch = self.positions is not None and len(self.positions) == tokens
-        return Dropout(p, self.seed, self.site - count, self.positions if is_batch else None)
+        positions = self.positions if self.selected is None else self.selected
+        is_batch = positions is not None and len(positions) == tokens
+        return Dropout(p, self.seed, self.site - count, positions if is_batch else None)
+
+    def select(self, tokens: torch.Tensor) -> None:
+        """Compute only these tokens in the rest of the layer; tokens: int64 [selected], rows of the layer's input."""
+        self.selected = tokens.int() if self.positions is None else self.positions[tokens]
 
     def start_layer(self, number: int) -> None:
         """Go to the first site of decoder layer `number`, so that a recomputed layer gets the same masks."""
-        self.site = number * SITES_PER_LAYER
+        self.site, self.selected = number * SITES_PER_LAYER, None
 
 
 class SeededDropout(torch.autograd.Function):

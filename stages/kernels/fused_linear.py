@@ -235,7 +235,7 @@ class FusedLinear:
             add: add to the values there, because the forward used this layer twice.
         """
         f, u = fu[:, : self.in_features], fu[:, self.in_features :]
-        write_a_grads(grads.buffer, grads.a_offsets, self.r, du, f, *dropout, add)
+        write_a_grads(grads.buffer, grads.a_offsets, self.r, du, f, *dropout, add=add)
         if add:
             grads.b.addmm_(dy.t(), u)
         else:
@@ -297,6 +297,11 @@ class FusedProjections:
     def __call__(self, modules: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
         """The outputs of the modules for x [..., in], as columns of one tensor; its gradient is one tensor too."""
         return self.fused_linears[tuple(modules)](x)
+
+    def select(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """These tokens of x, [1, selected, hidden]. The rest of the layer computes no others: they get their masks."""
+        self.masks.select(tokens)
+        return x[:, tokens]
 
 
 class _Product(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Replace a model's layers by fused ones: linear modules computed together, and dropouts with `DropoutMasks`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -171,8 +172,22 @@ def _fuse(model: torch.nn.Module, masks: DropoutMasks) -> list[FusedLinear]:
 
 
 def _fusable_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Architecture]]:
-    pairs = [(module, find_architecture(module)) for module in model.modules()]
-    return [(module, architecture) for module, architecture in pairs if architecture]
+    """The layers to fuse, in the order in which the model runs them; the last with the architecture of a last layer."""
+    found = [(module, find_architecture(module)) for module in model.modules()]
+    pairs = [(module, architecture) for module, architecture in found if architecture]
+    for module, architecture in pairs[-1:]:
+        select = functools.partial(_select_last, architecture.forward)
+        pairs[-1] = module, architecture.last or dataclasses.replace(architecture, forward=select)
+    return pairs
+
+
+def _select_last(
+    forward: Callable[..., torch.Tensor], layer: torch.nn.Module, project: FusedProjections, x: torch.Tensor,
+    layout: RowLayout,
+) -> torch.Tensor:  # fmt: skip
+    """The classified tokens of a last layer that computes all of them."""
+    y = forward(layer, project, x, layout)
+    return y if layout.last is None else y[:, layout.last]
 
 
 def _layer_forward(
@@ -184,6 +199,7 @@ def _layer_forward(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    last: torch.Tensor | None = None,
     **__: object,
 ) -> torch.Tensor:
     """`Architecture.forward` with the arguments that transformers passes to a decoder layer.
@@ -191,7 +207,8 @@ def _layer_forward(
     The attention mask is ignored: batches have none. The causal mask that transformers builds under a graph capture
     says only that a token does not see later ones.
     """
-    return forward(layer, project, x, RowLayout.from_layer_inputs(x, position_embeddings, cu_seq_lens_q, max_length_q))
+    layout = RowLayout.from_layer_inputs(x, position_embeddings, cu_seq_lens_q, max_length_q, last)
+    return forward(layer, project, x, layout)
 
 
 def _set_forward(layer: torch.nn.Module, forward: Any) -> None:

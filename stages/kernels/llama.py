@@ -1,5 +1,7 @@
 """Llama's decoder layer in fewer kernels. Mistral, Qwen 2, Qwen 3 and Gemma share it and differ only in options."""
 
+import functools
+
 import torch
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
@@ -13,6 +15,7 @@ from stages.kernels.architecture import Architecture
 from stages.kernels.attention import Attention, AttentionConfig, RowLayout, fits_shared_memory
 from stages.kernels.fused_linear import FusedProjections
 from stages.kernels.gated_mlp import GatedActivation
+from stages.kernels.last_token_attention import attend_last
 from stages.kernels.norm import RMSNorm, add_norm, norm_heads
 
 Layer = (
@@ -43,23 +46,36 @@ def linears_by_input(layer: Layer) -> list[tuple[torch.nn.Module, ...]]:
     ]
 
 
-def forward(layer: Layer, project: FusedProjections, x: torch.Tensor, layout: RowLayout) -> torch.Tensor:
+def last_linears_by_input(layer: Layer) -> list[tuple[torch.nn.Module, ...]]:
+    """In a last layer fewer tokens have queries than keys and values."""
+    (q, k, v), *others = linears_by_input(layer)
+    return [(q,), (k, v), *others]
+
+
+def forward(
+    layer: Layer, project: FusedProjections, x: torch.Tensor, layout: RowLayout, is_last: bool = False
+) -> torch.Tensor:
     """The forward of these layers in transformers."""
-    normed, x = add_norm(x, norm=RMSNorm.from_module(layer.input_layernorm))
-    attended = compute_attention(layer, project, normed, layout)
+    attended, x = compute_attention(layer, project, x, layout, is_last)
     normed, x = add_norm(x, attended, norm=RMSNorm.from_module(layer.post_attention_layernorm))
     return x + compute_mlp(layer, project, normed)
 
 
-def compute_attention(layer: Layer, project: FusedProjections, x: torch.Tensor, layout: RowLayout) -> torch.Tensor:
-    """The layer's attention of the normed x: [..., hidden] to [..., hidden]."""
-    attention, (qkv_linears, output_linear, _, _) = layer.self_attn, linears_by_input(layer)
+def compute_attention(
+    layer: Layer, project: FusedProjections, x: torch.Tensor, layout: RowLayout, is_last: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's attention of its input x, input norm included, and x. In a last layer both are of `layout.last`."""
+    attention, input_norm = layer.self_attn, RMSNorm.from_module(layer.input_layernorm)
     heads = attention.config.num_attention_heads
     kv_heads = attention.config.num_key_value_heads or heads
-    qkv = project(qkv_linears, x)
-    if hasattr(attention, "q_norm"):
+
+    def project_heads(linears: tuple[torch.nn.Module, ...], heads: int, kv_heads: int) -> torch.Tensor:
+        projected = project(linears, normed)
+        if not hasattr(attention, "q_norm"):
+            return projected
         q_norm, k_norm = RMSNorm.from_module(attention.q_norm), RMSNorm.from_module(attention.k_norm)
-        qkv = norm_heads(qkv, q_norm, k_norm, heads, kv_heads)
+        return norm_heads(projected, q_norm, k_norm, heads, kv_heads)
+
     # Mistral's window is in the model's config, Qwen's and Gemma 3's in each layer. Llama and Gemma have none, even if
     # their config names one.
     if isinstance(attention, MistralAttention):
@@ -67,7 +83,17 @@ def compute_attention(layer: Layer, project: FusedProjections, x: torch.Tensor, 
     else:
         window = getattr(attention, "sliding_window", None)
     config = AttentionConfig(heads, kv_heads, attention.head_dim, attention.scaling, window)
-    return project(output_linear, Attention.apply(qkv, config, layout))
+    normed, x = add_norm(x, norm=input_norm)
+    if is_last:
+        q_linear, kv_linears, output_linear, *_ = last_linears_by_input(layer)
+        kv = project_heads(kv_linears, 0, kv_heads)
+        if layout.last is not None:
+            normed, x = add_norm(project.select(x, layout.last), norm=input_norm)
+        attended = attend_last(project_heads(q_linear, heads, 0), kv, config, layout)
+    else:
+        qkv_linears, output_linear, *_ = linears_by_input(layer)
+        attended = Attention.apply(project_heads(qkv_linears, heads, kv_heads), config, layout)
+    return project(output_linear, attended), x
 
 
 def compute_mlp(layer: Layer, project: FusedProjections, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +102,10 @@ def compute_mlp(layer: Layer, project: FusedProjections, x: torch.Tensor) -> tor
     return project(down_linear, GatedActivation.apply(project(gate_up_linears, x), IS_GELU[type(layer.mlp.act_fn)]))
 
 
+last_forward = functools.partial(forward, is_last=True)
 LLAMAS = tuple(
-    Architecture(layer, can_fuse, linears_by_input, forward)
+    Architecture(
+        layer, can_fuse, linears_by_input, forward, Architecture(layer, can_fuse, last_linears_by_input, last_forward)
+    )
     for layer in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer, GemmaDecoderLayer)
 )

@@ -18,7 +18,8 @@ def compute_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], longe
         input_ids=ids,
         position_ids=batch["positions"][None],
         attention_mask=torch.empty((1, 1, 1, 1), device=ids.device),  # unused; without it transformers builds one
-        cu_seq_lens_q=batch["starts"],
+        cu_seq_lens_q=batch["starts"].int(),
         max_length_q=longest,
+        last=batch["last"],  # the last layer returns these tokens only
     ).last_hidden_state[0]
-    return classifier.get_submodule("score")(states[batch["last"]])
+    return classifier.get_submodule("score")(states)

@@ -11,6 +11,7 @@ import torch
 from helpers import small_classifier
 from helpers.families import save_family
 from helpers.parameters import manifest_of
+from helpers.reference_attention import attend_by_row
 from helpers.small_classifier import DEVICE, PAD, PARAMS, as_inputs, as_rows, batch, distance, eager, gradients
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config, OPTConfig, PhiConfig
@@ -322,11 +323,11 @@ def test_attention_and_its_gradient_equal_those_of_pytorch(num_heads, num_kv_hea
     config = AttentionConfig(num_heads, num_kv_heads, head_dim, head_dim**-0.5, window)
     tokens = sum(lengths) + extra_tokens
     angles = torch.rand(tokens, rotary // 2, generator=generator).repeat(1, 2).to(DEVICE)
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int().to(DEVICE)
     layout = RowLayout(cu_seqlens, longest, angles.cos(), angles.sin())
     qkv = torch.randn(tokens, sum(config.qkv_widths) + 24, generator=generator).to(DEVICE).requires_grad_()
     dout = torch.randn(tokens, num_heads * head_dim, generator=generator).to(DEVICE)
-    expected = plain_attention(qkv, config, layout)
+    expected = attend_by_row(qkv, config, layout)
     (expected_grad,) = torch.autograd.grad(expected, qkv, dout)
     out, lse = attention_forward(qkv.detach(), config, layout)
     dqkv = torch.full_like(qkv, 7)
@@ -335,28 +336,6 @@ def test_attention_and_its_gradient_equal_those_of_pytorch(num_heads, num_kv_hea
     assert (out - expected).abs().max() < tolerance
     assert (dqkv[:, :columns] - expected_grad[:, :columns]).abs().max() < tolerance
     assert (dqkv[:, columns:] == 7).all()
-
-
-def plain_attention(qkv, config, layout):
-    """The same attention by PyTorch, row by row."""
-    half, outputs = layout.cos.shape[1] // 2, []
-
-    def rotate(x, cos, sin):
-        rotary, passed = x[..., : 2 * half], x[..., 2 * half :]
-        swapped = torch.cat((-rotary[..., half:], rotary[..., :half]), dim=-1)
-        return torch.cat((rotary * cos[:, None] + swapped * sin[:, None], passed), dim=-1)
-
-    for start, end in itertools.pairwise(layout.cu_seqlens.tolist()):
-        parts = qkv[start:end, : sum(config.qkv_widths)].split(config.qkv_widths, dim=1)
-        q, k, v = (part.unflatten(1, (-1, config.head_dim)) for part in parts)
-        q, k = (rotate(x, layout.cos[start:end], layout.sin[start:end]) for x in (q, k))
-        mask = torch.ones(end - start, end - start, dtype=torch.bool, device=qkv.device).tril()
-        mask &= ~mask.tril(-(config.window or len(mask)))
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(0, 1) for x in (q, k, v)), mask, scale=config.scale, enable_gqa=True
-        )
-        outputs.append(attended.transpose(0, 1).flatten(1))
-    return torch.cat([*outputs, torch.zeros(len(qkv) - end, config.qkv_widths[0], device=qkv.device)])
 
 
 def test_tensors_beyond_32_bit_indices_are_rejected():
@@ -435,7 +414,7 @@ def test_the_lora_kernels_compute_the_same_for_many_tokens(monkeypatch):
         monkeypatch.setattr(lora_kernels, "MANY_TOKENS", many_tokens)
         grads = torch.ones(n * r * in_features, device=DEVICE)
         lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, 0.1, seed, 3, None, add=True)
-        dx = lora_kernels.compute_input_grad(dxu, a, 0.1, seed, 3, gelu=True, x=x)
+        dx = lora_kernels.compute_input_grad(dxu, a, 0.1, seed, 3, None, True, x)
         results.append((lora_kernels.down_project(x, a, 0.1, seed, 3, gelu=True), dx, grads))
     for few, many in zip(*results, strict=True):
         torch.testing.assert_close(many, few, rtol=0.02, atol=0.02)

@@ -1,0 +1,106 @@
+"""Compile all kernels of stages.kernels for a GPU that this machine need not have, with Triton's own ptxas.
+
+    PYTHONPATH=.:tests python -m helpers.compile_kernels 80 bfloat16
+
+prints the shared memory that this GPU gives a program, in bytes, and {kernel: bytes that it uses}. The functions that
+launch the kernels run as they are, with tensors on the CPU. Each kernel is compiled instead of launched, so the
+tensors' values stay undefined.
+"""
+
+import json
+import sys
+from collections import defaultdict
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from stages.kernels import attention, dropout, gated_mlp, lora_kernels, multi_tensor_copy, norm
+from stages.kernels.attention import AttentionConfig, RowLayout, attention_backward, attention_forward
+
+SHARED_MEMORY = {75: 64 * 1024, 80: 163 * 1024}  # bytes that a program may use, from CUDA's guide
+
+
+class Target:
+    """All that Triton asks of a GPU's driver before a launch."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_all(capability, dtype):
+    """{kernel: bytes of shared memory that its largest variant uses}"""
+    shared = defaultdict(int)
+
+    def compile_kernel(kernel, grid):
+        def launch(*args, **options):
+            compiled = kernel.run(*args, grid=grid, warmup=True, **options)
+            name = f"{kernel.fn.__module__}.{kernel.fn.__name__}"
+            shared[name] = max(shared[name], compiled.metadata.shared)
+
+        return launch
+
+    triton.runtime.driver.set_active(Target(capability))
+    JITFunction.__getitem__ = compile_kernel
+    attention.shared_memory = lambda device: SHARED_MEMORY[capability]
+    launch_attention(AttentionConfig(4, 1, 256 if dtype.itemsize == 2 else 128, 0.1, window=100), 64, dtype)
+    launch_lora_and_dropout(dtype)
+    launch_norms_and_gate(dtype)
+    return shared
+
+
+def launch_attention(config, rotary, dtype):
+    """All kernels, with the widest heads that `fits_shared_memory` allows."""
+
+    def attend(q, *_):
+        return torch.empty_like(q, memory_format=torch.contiguous_format), None
+
+    def attend_backward(dout, q, k, v, *_):
+        return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+    tokens = 256
+    qkv = torch.empty(tokens, sum(config.qkv_widths), dtype=dtype)
+    dqkv, angles = torch.empty_like(qkv), torch.empty(tokens, rotary, dtype=dtype)
+    layout = RowLayout(torch.tensor([0, tokens], dtype=torch.int32), tokens, angles, angles)
+    out, lse = attention_forward(qkv, config, layout)
+    attention_backward(qkv, out, lse, out, dqkv, config, layout)
+    attention.forward_by_flash(qkv, config, layout, attend)
+    attention.backward_by_flash(qkv, out, lse, out, dqkv, config, layout, attend_backward)
+
+
+def launch_lora_and_dropout(dtype):
+    lora_rank, tokens, width = 16, 32, 2048
+    mask = (0.1, torch.zeros((), dtype=torch.int64), 0)
+    x, a = torch.empty(tokens, width, dtype=dtype), torch.empty(2, lora_rank, width, dtype=dtype)
+    xu = lora_kernels.down_project(x, a, *mask, True)
+    lora_kernels.compute_input_grad(xu, a, *mask, True, x)
+    grads, offsets = torch.empty(a.numel()), torch.zeros(2, dtype=torch.int64)
+    lora_kernels.write_a_grads(grads, offsets, lora_rank, xu[:, width:], x, *mask, False)
+    dropout.apply_dropout([x, x], *mask, x)
+    dropout.apply_two_masks(x, *mask)
+    multi_tensor_copy.MultiTensorCopy([(torch.empty(16, 64), torch.empty(16, 64, dtype=dtype), 1.0)]).run()
+
+
+def launch_norms_and_gate(dtype):
+    x, weight = torch.empty(8, 1024, dtype=dtype, requires_grad=True), torch.empty(1024, dtype=dtype)
+    rms = norm.RMSNorm(weight, 1e-6, 1.0)
+    normed, total = norm.add_norm(x, x, norm=rms, norm_y=rms)
+    (normed + total).sum().backward()
+    heads = norm.RMSNorm(weight[:128], 1e-6, 0.0)
+    norm.norm_heads(x, heads, heads, 4, 2).sum().backward()
+    gated_mlp.GatedActivation.apply(x, True).sum().backward()
+
+
+if __name__ == "__main__":
+    capability = int(sys.argv[1])
+    print(json.dumps([SHARED_MEMORY[capability], compile_all(capability, getattr(torch, sys.argv[2]))]))
