@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from stages.kernels import attention, dropout, gated_mlp, lora_kernels, multi_tensor_copy, norm
 from stages.kernels.attention import AttentionConfig, RowLayout, attention_backward, attention_forward
+from stages.kernels.dropout import Dropout
 
 SHARED_MEMORY = {75: 64 * 1024, 80: 163 * 1024}  # bytes that a program may use, from CUDA's guide
 
@@ -79,14 +80,14 @@ def launch_attention(config, rotary, dtype):
 
 
 def launch_lora_and_dropout(dtype):
-    lora_rank, tokens, width = 16, 32, 2048
-    mask = (0.1, torch.zeros((), dtype=torch.int64), 0)
-    x, a = torch.empty(tokens, width, dtype=dtype), torch.empty(2, lora_rank, width, dtype=dtype)
-    xu = lora_kernels.down_project(x, a, *mask, True)
-    lora_kernels.compute_input_grad(xu, a, *mask, True, x)
-    grads, offsets = torch.empty(a.numel()), torch.zeros(2, dtype=torch.int64)
-    lora_kernels.write_a_grads(grads, offsets, lora_rank, xu[:, width:], x, *mask, False)
-    dropout.apply_dropout([x, x], *mask, x)
+    lora_rank, mask = 16, Dropout(0.1, torch.zeros((), dtype=torch.int64))
+    for tokens, width in ((32, 2048), (lora_kernels.MANY_TOKENS, 256)):
+        x, a = torch.empty(tokens, width, dtype=dtype), torch.empty(2, lora_rank, width, dtype=dtype)
+        xu = lora_kernels.down_project(x, a, *mask, gelu=True)
+        lora_kernels.compute_input_grad(xu, a, *mask, gelu=True, x=x)
+        grads, offsets = torch.empty(a.numel()), torch.zeros(2, dtype=torch.int64)
+        lora_kernels.write_a_grads(grads, offsets, lora_rank, xu[:, width:], x, *mask, add=False)
+    dropout.apply_dropout([x, x], *mask, residual=x)
     dropout.apply_two_masks(x, *mask)
     multi_tensor_copy.MultiTensorCopy([(torch.empty(16, 64), torch.empty(16, 64, dtype=dtype), 1.0)]).run()
 
