@@ -123,7 +123,7 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
 
         return collate_and_count
 
-    for name in ("data_collator", "collate_packed"):  # our Trainer has two
+    for name in ("data_collator", "collate_part"):  # the second is our Trainer's
         if hasattr(trainer, name):
             setattr(trainer, name, count_lengths(getattr(trainer, name)))
     with Recorder(DEVICE, interval=0.1) as recorder:
