@@ -106,7 +106,10 @@ def down_project(
 
 @functools.cache
 def _make_counters(device: torch.device, count: int) -> torch.Tensor:
-    """Zeros, which each kernel leaves at zero. Splits are made only for fewer than `PROGRAMS` blocks of u."""
+    """Zeros, which each kernel leaves at zero, so `down_project` must not run on two streams at the same time.
+
+    Splits are made only for fewer than `PROGRAMS` blocks of u.
+    """
     return torch.zeros(count, dtype=torch.int32, device=device)
 
 
