@@ -275,11 +275,14 @@ class FusedLinear:
         if self.weight is not None and self.b_in_weight and not splits_product:
             return (dy.to(self.dtype) @ self.weight).to(dy.dtype)
         out = torch.empty((len(dy), self.in_features + self.b.shape[1]), dtype=dy.dtype, device=dy.device)
+        assert self.grads is not None, "a backward outside training"
+        product_of_b = functools.partial(torch.mm, dy, self.b, out=out[:, self.in_features :])
+        self.grads.side_stream.run(product_of_b, tokens=len(dy))
         if self.dtype == dy.dtype:
             torch.mm(dy, self.dequantize(), out=out[:, : self.in_features])
         else:
             out[:, : self.in_features] = dy.to(self.dtype) @ self.dequantize()
-        torch.mm(dy, self.b, out=out[:, self.in_features :])
+        self.grads.side_stream.join()
         return out
 
 

@@ -1,4 +1,4 @@
-"""A second CUDA stream, for work whose results nothing needs before the end of the backward."""
+"""A second CUDA stream, for work of the backward whose results nothing needs at once."""
 
 from collections import deque
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.running: deque[tuple[torch.cuda.Event, Callable[[], None]]] = deque()
+        self.running: deque[tuple[torch.cuda.Event, Callable[[], object]]] = deque()
 
-    def run(self, work: Callable[[], None], tokens: int) -> None:
+    def run(self, work: Callable[[], object], tokens: int) -> None:
         """Run `work` after all that the main stream has been given so far.
 
         Args:

@@ -213,6 +213,21 @@ def test_dropout_zeroes_its_share_and_scales_the_rest():
     assert (mask[1:] == mask[:-1]).float().mean().item() == pytest.approx(0.95**2 + 0.05**2, abs=0.002)
 
 
+@pytest.mark.parametrize(("in_features", "n"), [(2560, 4), (10240, 1)])
+def test_a_sum_of_splits_has_the_same_bytes_each_time(in_features, n, monkeypatch):
+    """The program that happens to finish last adds them up."""
+    from stages.kernels import lora_kernels
+
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    x = torch.randn(528, in_features, generator=generator, device=DEVICE, dtype=torch.bfloat16)
+    a = torch.randn(n, 16, in_features, generator=generator, device=DEVICE, dtype=torch.bfloat16) / 50
+    arguments = x, a, 0.05, torch.tensor(7, device=DEVICE), 3
+    first = lora_kernels.down_project(*arguments)
+    assert all(torch.equal(lora_kernels.down_project(*arguments), first) for _ in range(300))
+    monkeypatch.setattr(lora_kernels, "PROGRAMS", 1)  # no splits
+    torch.testing.assert_close(lora_kernels.down_project(*arguments), first, rtol=0.02, atol=0.02)
+
+
 def test_checkpointed_layers_replay_their_dropout_masks_and_use_less_memory(small_phi):
     pair, grads, peaks = batch(16, 128), [], []
     for checkpointing in (False, True):
