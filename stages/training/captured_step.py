@@ -153,6 +153,7 @@ class CapturedStep:
             else:
                 buffer.copy_(grad)
         self.lora.loss.copy_(loss.detach())
+        self.masks.positions = None  # validation has other tokens
 
     def _compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if "starts" not in batch:

@@ -81,6 +81,9 @@ def plan_memory(
 
     Args:
         tokens: of each batch.
+
+    Raises:
+        torch.OutOfMemoryError: the smallest parts do not fit.
     """
     bound = float(estimate_bytes_per_token(step.model))
     free = min(distributed.all_gather(count_free_bytes() - measure_peak(validate)))
@@ -94,10 +97,14 @@ def plan_memory(
     if choose_plan(memory, tokens, choices) == fastest:
         return fastest
     fixed, per_token = {}, {}
-    for checkpointing in choices.checkpointing:
+    for checkpointing in sorted(choices.checkpointing, reverse=True):  # first what needs the least memory
         step.layers.set_checkpointing(checkpointing)
-        fixed[checkpointing], per_token[checkpointing] = measure_step(step, batches, collate)
-    step.layers.set_checkpointing(choices.checkpointing[0])
+        try:
+            fixed[checkpointing], per_token[checkpointing] = measure_step(step, batches, collate)
+        except torch.OutOfMemoryError:
+            if not fixed:
+                raise
+    choices = replace(choices, checkpointing=tuple(fixed))
     return choose_plan(replace(memory, fixed=fixed, per_token=per_token), tokens, choices)
 
 
@@ -106,7 +113,7 @@ def measure_step(step: CapturedStep, batches: EpochBatches, collate: PartCollato
     peaks, tokens = [], []
     for factor in (1, 2):
         if collate.is_packed:
-            part = make_part(batches, collate, factor * 1024, rows=1)
+            part = make_part(batches, collate, factor * 256, rows=1)
         else:
             step.rows = factor
             part = make_part(batches, collate, collate.size_of(np.array([batches.lengths.max()])), rows=factor)

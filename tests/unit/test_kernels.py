@@ -261,6 +261,18 @@ def test_each_rank_weighs_its_loss_by_its_share_of_the_rows(make_step):
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
+def test_a_validation_batch_may_have_more_tokens_than_the_last_training_batch(make_step):
+    from stages.kernels.packed_rows import compute_logits
+
+    step = make_step(lora := classifier(), longest=16)
+    rows = as_rows(*batch(4))
+    small, large = (pack_rows(some, PAD, offsets=[0] * len(some)) for some in (rows[:1], rows))
+    step([{name: value.to(DEVICE) for name, value in small.items()}], 0)
+    with torch.inference_mode():
+        logits = compute_logits(lora.eval(), {name: value.to(DEVICE) for name, value in large.items()}, 16)
+    assert logits.isfinite().all()
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_batch(make_step, packed):
     """With dropout: the masks depend on a token's position in the batch. The parts have other rows as neighbours."""
