@@ -17,7 +17,12 @@ import triton.language as tl
 from stages.kernels.flash_attention import flash_backward, flash_forward, supports_flash
 from stages.kernels.index_limits import check_index_range
 
-LONGEST_SHORT_ROW = 64  # tokens; benchmarks/attention_lengths.py measures it
+# Rows of up to SHORT tokens fit a block of our kernels. Microseconds of forward and backward on an H200, for phi-2's
+# heads and 8,192 tokens, ours / flash attention: rows of 64 tokens 277 / 617, of 128 656 / 548, of 1,024 3,224 / 1,098.
+# Rows of 34 tokens with one of 512: 763 / 1,056, of 1,024: 1,244 / 1,382, of 2,048: 2,630 / 2,349. Rows of 34 tokens
+# where up to 96 are expected: 463 / 918, up to 512: 637 / 995, up to 2,048: 1,298 / 1,418. With Llama's and Gemma's
+# heads, too, flash attention is faster for rows from 128 tokens on. From benchmarks/attention_lengths.py.
+SHORT, LONGEST_AMONG_SHORT = 64, 1024
 LOG2_E = 1.4426950408889634  # GPUs have an instruction for 2^x, none for e^x
 
 
@@ -175,8 +180,13 @@ def attention_backward(
 
 
 def takes_flash(qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> bool:
-    """Whether PyTorch's flash attention computes these rows, or the kernels below."""
-    return layout.max_seqlen > LONGEST_SHORT_ROW and supports_flash(qkv, config.head_dim)
+    """Whether PyTorch's flash attention computes these rows, or the kernels below.
+
+    It depends only on shapes, which a captured graph fixes: the average row is short or not, empty rows included.
+    """
+    rows = len(layout.cu_seqlens) - 1
+    are_short = layout.max_seqlen <= SHORT or (len(qkv) <= SHORT * rows and layout.max_seqlen <= LONGEST_AMONG_SHORT)
+    return not are_short and supports_flash(qkv, config.head_dim)
 
 
 def forward_by_flash(
