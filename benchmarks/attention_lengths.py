@@ -57,10 +57,10 @@ def main() -> None:
     )
     for tokens in args.tokens:
         for rows in make_batches(tokens):
-            ours = time_both(rows, config, rotary, longest_short_row=rows.max_seqlen)
-            flash = time_both(rows, config, rotary, longest_short_row=0)
+            ours = time_both(rows, config, rotary, takes_flash=False)
+            flash = time_both(rows, config, rotary, takes_flash=True)
             with mock.patch("stages.kernels.flash_attention.torch.set_deterministic_debug_mode"):
-                unordered = time_both(rows, config, rotary, longest_short_row=0)[1]
+                unordered = time_both(rows, config, rotary, takes_flash=True)[1]
             times = [f"{time:,.0f}" for time in (*ours, *flash, unordered)]
             print_line(f"{sum(rows.lengths):,}", rows.name, *times, f"{sum(ours) / sum(flash):.2f}")
 
@@ -74,7 +74,7 @@ def make_batches(tokens: int) -> list[Rows]:
     return equal + expected + mixed
 
 
-def time_both(rows: Rows, config: AttentionConfig, rotary: int, longest_short_row: int) -> tuple[float, float]:
+def time_both(rows: Rows, config: AttentionConfig, rotary: int, takes_flash: bool) -> tuple[float, float]:
     """Microseconds of forward and backward."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     tokens, columns = sum(rows.lengths), sum(config.qkv_widths)
@@ -84,7 +84,7 @@ def time_both(rows: Rows, config: AttentionConfig, rotary: int, longest_short_ro
     qkv = torch.randn(tokens, columns, device=DEVICE, generator=generator).bfloat16()
     dout = torch.randn(tokens, config.qkv_widths[0], device=DEVICE, generator=generator).bfloat16()
     dqkv = torch.empty_like(qkv)
-    with mock.patch.object(attention, "LONGEST_SHORT_ROW", longest_short_row):
+    with mock.patch.object(attention, "takes_flash", return_value=takes_flash):
         out, lse = attention_forward(qkv, config, layout)
         forward = time_in_graph(lambda: attention_forward(qkv, config, layout))
         backward = time_in_graph(lambda: attention_backward(qkv, out, lse, dout, dqkv, config, layout))

@@ -32,28 +32,39 @@ class Timing:
         return self.warm_up + self.block * self.blocks
 
     @classmethod
-    def of(cls, rows: int, batch_size: int, passes: float) -> "Timing":
-        """One pass over the rows in up to seven equal blocks, after `passes` passes to warm up."""
+    def of(cls, rows: int, batch_size: int, passes: float, most_blocks: int = 7) -> "Timing":
+        """One pass over the rows in up to seven equal blocks, after `passes` passes to warm up.
+
+        Args:
+            most_blocks: only so many of these blocks are timed.
+        """
         steps = math.ceil(rows / batch_size)
         blocks = max(count for count in range(1, 8) if steps % count == 0)
-        return cls(math.ceil(passes * steps), steps // blocks, blocks)
+        return cls(math.ceil(passes * steps), steps // blocks, min(blocks, most_blocks))
 
 
 class Clock(TrainerCallback):
-    """Records CUDA events: at the start, after the first step, after the warm-up, after each block.
+    """Records CUDA events: at `start`, after the first step, after the warm-up, after each block.
 
     It synchronises only when the training has ended: a synchronisation costs a captured step about a millisecond.
+
+    Attributes:
+        lengths: tokens of the rows of each batch, or each part of a batch, that was made.
+        made_until: the number of these at the end of each step.
     """
 
     def __init__(self, timing: Timing) -> None:
         self.timing, self.first, self.ends = timing, [], []
+        self.lengths, self.made_until = [], []
 
-    def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+    def start(self) -> None:
+        """Call it after the model is loaded and before the training, which begins with captures."""
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # the peak includes captures, but not loading
+        torch.cuda.reset_peak_memory_stats()
         self.first.append(mark())
 
     def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        self.made_until.append(len(self.lengths))
         if state.global_step == 1:
             self.first.append(mark())
         if ends_block(state.global_step, self.timing):
@@ -62,6 +73,19 @@ class Clock(TrainerCallback):
     def blocks(self) -> list[float]:
         """Milliseconds a step of each block, in order. Call it after a synchronisation."""
         return [span / self.timing.block for span in spans(self.ends)]
+
+    def count_lengths(self, collate: Callable) -> Callable:
+        """Wrap a function that makes a batch, or a part of one, from rows."""
+
+        def collate_and_count(rows: list[dict], **shape: object) -> object:
+            self.lengths.append([len(row["input_ids"]) for row in rows])
+            return collate(rows, **shape)
+
+        return collate_and_count
+
+    def timed_lengths(self) -> list[list[int]]:
+        """Those of `lengths` that the timed steps computed."""
+        return self.lengths[self.made_until[self.timing.warm_up - 1] : self.made_until[self.timing.steps - 1]]
 
 
 def mark() -> torch.cuda.Event:
@@ -114,28 +138,20 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
     trainer = make_trainer(timing.steps)
     clock = Clock(timing)
     trainer.add_callback(clock)
-    lengths = []  # of the rows, for each batch
-
-    def count_lengths(collate: Callable) -> Callable:
-        def collate_and_count(batch: list[dict], **shape: object) -> object:
-            lengths.append([len(row["input_ids"]) for row in batch])
-            return collate(batch, **shape)
-
-        return collate_and_count
-
-    for name in ("data_collator", "collate_part"):  # the second is our Trainer's
+    for name in ("data_collator", "collate_part", "collate_packed"):  # the last one: of earlier versions of our Trainer
         if hasattr(trainer, name):
-            setattr(trainer, name, count_lengths(getattr(trainer, name)))
+            setattr(trainer, name, clock.count_lengths(getattr(trainer, name)))
     with Recorder(DEVICE, interval=0.1) as recorder:
         try:
+            clock.start()
             trainer.train()
         except torch.OutOfMemoryError:
             return {"error": "out of memory"}
         torch.cuda.synchronize()
         peaks = memory() | {"nvml_used_gb": max(sample["memory_gb"] for sample in recorder.samples)}
     times = clock.blocks()
-    mean = statistics.mean(times)
-    measured = lengths[timing.warm_up : timing.steps]
+    mean, lengths, steps = statistics.mean(times), clock.timed_lengths(), timing.block * timing.blocks
+    seconds = mean * steps / 1e3
     step = getattr(trainer, "captured_step", None)
     captured = [graph is not None for graph in step.graphs.values()] if step else []
     return {
@@ -146,8 +162,9 @@ def time_training(make_trainer: Callable[[int], Trainer], timing: Timing) -> dic
         "ms_slowest": max(times),
         "block_ms_per_step": times,
         "steps_per_block": timing.block,
-        "rows_per_second": statistics.mean(map(len, measured)) / mean * 1e3,
-        "tokens_per_second": statistics.mean(map(sum, measured)) / mean * 1e3,
+        "rows_per_second": sum(map(len, lengths)) / seconds,
+        "tokens_per_second": sum(map(sum, lengths)) / seconds,
+        "parts_per_step": len(lengths) / steps,
         "capture_seconds": step.capture_seconds if step else 0.0,
         "graphs": captured.count(True),
         "lengths_without_graph": captured.count(False),

@@ -1,23 +1,27 @@
 """The recipes that benchmarks/compare.py measures: the notebook's, the HF Trainer with good settings, and ours."""
 
+import contextlib
 import functools
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 import torch
 from gpu_timing import DEVICE
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from random_model import draw_weights
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     DataCollatorWithPadding,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -85,6 +89,27 @@ def load_inputs(model_folder: Path, data_folder: Path, p: Params) -> Inputs:
     return Inputs(model_folder, manifest, tokenizer, task, rows, match_activation(p, model_folder))
 
 
+def with_long_texts(inputs: Inputs, longest: int, rows: int) -> Inputs:
+    """Replace the training and test rows of "ours" by `rows` longer ones, of SNLI's tokens.
+
+    Their lengths are evenly spaced from 2 % of `longest` to `longest`, so their mean is 51 % of it.
+    """
+    short = inputs.rows["ours"]
+    lengths = np.linspace(0.02 * longest, longest, rows).round().astype(int)
+    np.random.default_rng(0).shuffle(lengths)
+    ends = lengths.cumsum()
+    texts = np.split(np.resize(short.tokens, ends[-1]), ends[:-1])
+    long = batching.TokenizedRows.from_lists(texts, np.resize(short.labels, rows))
+    p = inputs.params
+    p = p.model_copy(update={"tokenize": p.tokenize.model_copy(update={"max_length": longest})})
+    return replace(inputs, rows={"ours": long, "test": long}, params=p)
+
+
+def long_batch_size(longest: int) -> int:
+    """Rows of a batch of texts of up to `longest` tokens: 16, or as many as have 16,384 tokens at most."""
+    return max(1, min(16, 16384 // longest))
+
+
 def match_activation(p: Params, folder: Path) -> Params:
     """Set `model.hidden_act` to null if the model in `folder` computes another function (Llama: silu)."""
     try:
@@ -118,11 +143,36 @@ def peer_model(inputs: Inputs) -> PeftModel:
     return get_peft_model(load_quantized(inputs, torch.bfloat16), lora_config())
 
 
+@contextlib.contextmanager
+def weights_of(folder: Path) -> Iterator[None]:
+    """Within this block transformers loads random weights if `folder` has none (`random_model.py --no-weights`)."""
+    if any(folder.glob("*.safetensors")):
+        yield
+        return
+    load = PreTrainedModel.from_pretrained.__func__
+
+    def from_drawn(cls: type, _: Path, *args: object, config: PreTrainedConfig, **settings: object) -> PreTrainedModel:
+        return load(cls, None, *args, config=config, state_dict=draw_decoder(folder), **settings)
+
+    with mock.patch.object(PreTrainedModel, "from_pretrained", classmethod(from_drawn)):
+        yield
+
+
+def draw_decoder(folder: Path) -> dict[str, torch.Tensor]:
+    """The random weights of a model without its language model's head."""
+    return {name: weight for name, weight in _draw_once(folder).items() if not name.startswith("lm_head")}
+
+
+@functools.lru_cache(maxsize=1)
+def _draw_once(folder: Path) -> dict[str, torch.Tensor]:
+    return draw_weights(AutoConfig.from_pretrained(folder), DEVICE)
+
+
 def our_base(inputs: Inputs) -> PreTrainedModel:
     """Our base, with the settings of params.yaml."""
-    return load_base(
-        inputs.manifest, inputs.params.model, inputs.task.classes, DEVICE, inputs.params.seed, inputs.tokenizer
-    )
+    p = inputs.params
+    with weights_of(inputs.folder):
+        return load_base(inputs.manifest, p.model, inputs.task.classes, DEVICE, p.seed, inputs.tokenizer)
 
 
 def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:
@@ -133,13 +183,14 @@ def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:
 def load_quantized(inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
     """Load the base in NF4 with transformers; its products and its other weights have `dtype`."""
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    base = AutoModelForSequenceClassification.from_pretrained(
-        inputs.folder,
-        num_labels=len(inputs.task.classes),
-        quantization_config=config,
-        device_map={"": DEVICE},
-        dtype=dtype,
-    )
+    with weights_of(inputs.folder):
+        base = AutoModelForSequenceClassification.from_pretrained(
+            inputs.folder,
+            num_labels=len(inputs.task.classes),
+            quantization_config=config,
+            device_map={"": DEVICE},
+            dtype=dtype,
+        )
     base.config.pad_token_id = inputs.tokenizer.pad_token_id
     return base
 

@@ -6,8 +6,8 @@
 Alternate the two commands on one machine, with CUDA_VISIBLE_DEVICES=0 before the first. Figures of two machines are not
 comparable.
 
-MODEL is a folder (benchmarks/random_phi.py makes one), DATA a folder of SNLI's rows. If it has fewer rows than --rows,
-they are repeated. A batch size counts the rows on all GPUs together.
+MODEL is a folder (benchmarks/random_model.py makes one), DATA a folder of SNLI's rows. If it has fewer rows than
+--rows, they are repeated. A batch size counts the rows on all GPUs together.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 import torch
 
-from stages.data.batching import TokenizedRows
+from stages.data.batching import EVALUATION_TOKENS, TokenizedRows
 from stages.data.task import Task
 from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier, ClassifierParams
@@ -128,7 +128,8 @@ def load_and_predict(
         recorder.mark("loaded")
         start = recorder.elapsed_seconds()
         with report_out_of_memory(
-            f"params.yaml: eval.batch_size: {batch_size} rows do not fit this GPU's memory; set a smaller one"
+            f"params.yaml: eval.batch_size: {batch_size} rows do not fit this GPU's memory, although a batch has at "
+            f"most {EVALUATION_TOKENS:,} tokens; set a smaller one, or a smaller tokenize.max_length if a row is long"
         ):
             predicted = predict(classifier)
         seconds = recorder.elapsed_seconds() - start

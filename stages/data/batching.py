@@ -1,6 +1,6 @@
 """From tokenized rows to batches: the order of the rows, padding or packing, and their split among ranks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, overload
 
 import numpy as np
@@ -9,6 +9,9 @@ import torch
 
 from stages.runtime.params import Batches
 
+# Tokens of a batch of validation and evaluation. This many fill the products of any GPU, and phi-2's activations then
+# take under 1 GB. Constant, not by the GPU's memory: rounding depends on the batch, so logits would depend on the GPU.
+EVALUATION_TOKENS = 8192
 IGNORE_INDEX = -100  # label of an empty row that only fills a batch: PyTorch's cross-entropy ignores it
 
 Row = dict[str, Any]  # {"input_ids": int64 [tokens], "labels": int}
@@ -132,6 +135,32 @@ def padded_length(longest: int, batches: Batches, max_length: int) -> int:
         return max_length
     padded = -(-longest // batches.multiple_of) * batches.multiple_of
     return max(longest, min(padded, max_length))  # the model may have no positions beyond `max_length`
+
+
+def split_batches(
+    lengths: np.ndarray, order: Iterable[int], max_rows: int, pad: Callable[[int], int] | None
+) -> list[np.ndarray]:
+    """Split rows into batches of at most `max_rows` rows and `EVALUATION_TOKENS` tokens. A longer row is its own batch.
+
+    Args:
+        lengths: tokens of each row.
+        order: numbers of rows, in the order in which they fill the batches.
+        pad: length of a padded batch by the tokens of its longest row; None for packed rows, which have no padding.
+
+    Returns:
+        for each batch the numbers of its rows.
+    """
+    batches: list[list[int]] = []
+    total = longest = 0
+    for row in order:
+        length = max(int(lengths[row]), 1)  # an empty row gets a pad token
+        total, longest = total + length, max(longest, length)
+        tokens = pad(longest) * (len(batches[-1]) + 1) if pad and batches else total
+        if not batches or len(batches[-1]) == max_rows or tokens > EVALUATION_TOKENS:
+            batches.append([])
+            total = longest = length
+        batches[-1].append(row)
+    return [np.array(batch) for batch in batches]
 
 
 def padding_share(lengths: np.ndarray, order: list[int], batch_size: int, batches: Batches, max_length: int) -> float:

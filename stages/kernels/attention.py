@@ -17,7 +17,12 @@ import triton.language as tl
 from stages.kernels.flash_attention import flash_backward, flash_forward, supports_flash
 from stages.kernels.index_limits import check_index_range
 
-LONGEST_SHORT_ROW = 64  # tokens; benchmarks/attention_lengths.py measures it
+# Rows of up to SHORT tokens fit a block of our kernels. Microseconds of forward and backward on an H200, for phi-2's
+# heads and 8,192 tokens, ours / flash attention: rows of 64 tokens 277 / 617, of 128 656 / 548, of 1,024 3,224 / 1,098.
+# Rows of 34 tokens with one of 512: 763 / 1,056, of 1,024: 1,244 / 1,382, of 2,048: 2,630 / 2,349. Rows of 34 tokens
+# where up to 96 are expected: 463 / 918, up to 512: 637 / 995, up to 2,048: 1,298 / 1,418. With Llama's and Gemma's
+# heads, too, flash attention is faster for rows from 128 tokens on. From benchmarks/attention_lengths.py.
+SHORT, LONGEST_AMONG_SHORT = 64, 1024
 LOG2_E = 1.4426950408889634  # GPUs have an instruction for 2^x, none for e^x
 
 
@@ -125,7 +130,7 @@ def attention_forward(
     out = torch.empty((tokens, config.qkv_widths[0]), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((config.num_heads, tokens), dtype=torch.float32, device=qkv.device)
     check_index_range(max(qkv.stride(0), 2 * config.qkv_widths[0]) * tokens)
-    options, blocks, programs = _launch_options(qkv, config, layout, _block_size(qkv, config), layout.max_seqlen)
+    options, blocks, programs = launch_options(qkv, config, layout, _block_size(qkv, config), layout.max_seqlen)
     _forward_kernel[(programs, config.num_heads)](
         qkv, out, lse, layout.cos, layout.sin, layout.cu_seqlens, len(layout.cu_seqlens) - 1, blocks, tokens,
         qkv.stride(0), config.num_heads * config.head_dim, config.scale * LOG2_E,
@@ -157,13 +162,13 @@ def attention_backward(
     strides = (qkv.stride(0), dqkv.stride(0), dkv_parts.stride(0), q_width)
     scales = (config.scale, config.scale * LOG2_E)
     short = _block_size(qkv, config)  # up to this length a row needs no loop, and fewer registers
-    options, _, programs = _launch_options(qkv, config, layout, short, short)
+    options, _, programs = launch_options(qkv, config, layout, short, short)
     _short_backward_kernel[(programs, config.num_heads)](
         *tensors, rows, tokens, *strides, *scales, NUM_HEADS=config.num_heads, **options
     )
     if layout.max_seqlen > short:
         block = min(short, 32 if config.head_dim <= 128 else 16)
-        options, blocks, programs = _launch_options(qkv, config, layout, block, layout.max_seqlen)
+        options, blocks, programs = launch_options(qkv, config, layout, block, layout.max_seqlen)
         _backward_kernel[(programs, config.num_heads)](
             *tensors, rows, blocks, tokens, *strides, *scales,
             NUM_HEADS=config.num_heads, MAX_SHORT=short, num_stages=1, **options,
@@ -175,8 +180,13 @@ def attention_backward(
 
 
 def takes_flash(qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> bool:
-    """Whether PyTorch's flash attention computes these rows, or the kernels below."""
-    return layout.max_seqlen > LONGEST_SHORT_ROW and supports_flash(qkv, config.head_dim)
+    """Whether PyTorch's flash attention computes these rows, or the kernels below.
+
+    It depends only on shapes, which a captured graph fixes: the average row is short or not, empty rows included.
+    """
+    rows = len(layout.cu_seqlens) - 1
+    are_short = layout.max_seqlen <= SHORT or (len(qkv) <= SHORT * rows and layout.max_seqlen <= LONGEST_AMONG_SHORT)
+    return not are_short and supports_flash(qkv, config.head_dim)
 
 
 def forward_by_flash(
@@ -209,8 +219,8 @@ def backward_by_flash(
     _write_grads_kernel[(triton.cdiv(tokens, block), config.num_heads + 2 * config.num_kv_heads)](
         dq, dk, dv, dqkv, layout.cos, layout.sin, len(layout.cos), layout.cu_seqlens, len(layout.cu_seqlens) - 1,
         tokens, dqkv.stride(0),
-        NUM_HEADS=config.num_heads, NUM_KV_HEADS=config.num_kv_heads, BLOCK_D=_padded(config.head_dim), BLOCK_M=block,
-        **_part_sizes(config, layout),
+        NUM_HEADS=config.num_heads, NUM_KV_HEADS=config.num_kv_heads, BLOCK_D=padded_size(config.head_dim),
+        BLOCK_M=block, **_part_sizes(config, layout),
     )  # fmt: skip
 
 
@@ -225,7 +235,7 @@ def _block_size(qkv: torch.Tensor, config: AttentionConfig) -> int:
 
     A block's tiles then fit the registers, and four tiles fit the shared memory of a multiprocessor.
     """
-    block_d, block = _padded(config.head_dim), 64
+    block_d, block = padded_size(config.head_dim), 64
     if qkv.element_size() == 4:
         block = max(16, min(32, 4096 // block_d))
     while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory(qkv.device):
@@ -241,7 +251,7 @@ def shared_memory(device: torch.device) -> float:
     return properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # PyTorch's hints lack it
 
 
-def _launch_options(
+def launch_options(
     qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout, block: int, max_seqlen: int
 ) -> tuple[dict[str, int | bool], int, int]:
     """The kernels' constants, the blocks of a row of `max_seqlen` tokens, and the programs for each head.
@@ -251,7 +261,7 @@ def _launch_options(
     options: dict[str, int | bool] = {
         **_part_sizes(config, layout),
         "HEADS_PER_KV": config.num_heads // config.num_kv_heads, "NUM_KV_HEADS": config.num_kv_heads,
-        "BLOCK_D": _padded(config.head_dim), "BLOCK_M": block,
+        "BLOCK_D": padded_size(config.head_dim), "BLOCK_M": block,
         "ANGLE_BY_TOKEN": len(layout.cos) == len(qkv), "WINDOW": _window(config, layout),
         "num_warps": 8 if config.head_dim > 128 or qkv.element_size() == 4 else 4,
     }  # fmt: skip
@@ -270,16 +280,16 @@ def _part_sizes(config: AttentionConfig, layout: RowLayout) -> dict[str, int]:
     pass_dim = config.head_dim - 2 * rotary_half
     return {
         "HEAD_DIM": config.head_dim, "ROTARY_HALF": rotary_half, "PASS_DIM": pass_dim,
-        "BLOCK_HALF": _padded(rotary_half), "BLOCK_PASS": _padded(pass_dim),
+        "BLOCK_HALF": padded_size(rotary_half), "BLOCK_PASS": padded_size(pass_dim),
     }  # fmt: skip
 
 
 def _rotary_block(config: AttentionConfig) -> int:
     """Tokens of a block of the kernels that only rotate: 16 to 256."""
-    return 4096 // _padded(config.head_dim)
+    return 4096 // padded_size(config.head_dim)
 
 
-def _padded(size: int) -> int:
+def padded_size(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
@@ -291,10 +301,10 @@ def _padded(size: int) -> int:
 
 
 @triton.jit
-def _load_rotated(
+def load_rotated(
     base_ptr, stride, tokens, mask, positions, cos_ptr, sin_ptr,
     ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-):  # fmt: skip
+) -> tuple:  # fmt: skip
     """Load a block of one head and rotate it; returns its three parts."""
     offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
     half_mask = mask[:, None] & (offs_half < ROTARY_HALF)[None, :]
@@ -311,10 +321,10 @@ def _load_rotated(
 
 
 @triton.jit
-def _store_rotated_grad(
+def store_rotated_grad(
     base_ptr, stride, tokens, mask, positions, cos_ptr, sin_ptr, first, second, passed,
     ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Rotate a block's gradient back and store it."""
     offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
     half_mask = mask[:, None] & (offs_half < ROTARY_HALF)[None, :]
@@ -340,7 +350,7 @@ def _rotate_kernel(
     tokens_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = tokens_m < tokens
     head_ptr = qk_ptr + tl.program_id(1) * HEAD_DIM
-    first, second, _ = _load_rotated(
+    first, second, _ = load_rotated(
         head_ptr, stride_qk, tokens_m.to(tl.int64), mask_m, tokens_m % angles, cos_ptr, sin_ptr,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -399,14 +409,14 @@ def _write_grads_kernel(
     second = tl.load(grad_ptrs + ROTARY_HALF + offs_half[None, :], half_mask, 0).to(tl.float32)
     pass_mask = is_used[:, None] & (offs_pass < PASS_DIM)[None, :]
     passed = tl.load(grad_ptrs + 2 * ROTARY_HALF + offs_pass[None, :], pass_mask, 0)
-    _store_rotated_grad(
+    store_rotated_grad(
         out_ptr, stride_dqkv, tokens_64, mask_m, tokens_m % angles, cos_ptr, sin_ptr, first, second, passed,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
 
 
 @triton.jit
-def _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM: tl.constexpr):
+def dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM: tl.constexpr) -> tl.tensor:
     """Products of two blocks of vectors, [BLOCK_M, BLOCK_M], from their three parts."""
     scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
     scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
@@ -440,7 +450,7 @@ def _forward_kernel(
     offs_m = block * BLOCK_M + offs_block
     tokens_m = start + offs_m
     positions_m = tokens_m if ANGLE_BY_TOKEN else offs_m
-    q1, q2, q3 = _load_rotated(
+    q1, q2, q3 = load_rotated(
         qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_m, offs_m < length, positions_m, cos_ptr, sin_ptr,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -450,11 +460,11 @@ def _forward_kernel(
     for back in range(0, block + 1):  # from the queries' own block backwards: there a query sees at least itself
         offs_n = (block - back) * BLOCK_M + offs_block
         tokens_n = start + offs_n
-        k1, k2, k3 = _load_rotated(
+        k1, k2, k3 = load_rotated(
             k_ptr, stride_qkv, tokens_n, offs_n < length, tokens_n if ANGLE_BY_TOKEN else offs_n, cos_ptr, sin_ptr,
             ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
         )  # fmt: skip
-        scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale
+        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale
         causal_mask = (offs_n[None, :] <= offs_m[:, None]) & (offs_n < length)[None, :]
         if WINDOW > 0:
             causal_mask &= offs_m[:, None] - offs_n[None, :] < WINDOW
@@ -501,10 +511,10 @@ def _short_backward_kernel(
     tokens_m, mask_m = start + offs_m, offs_m < length
     positions = tokens_m if ANGLE_BY_TOKEN else offs_m
     mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
-    k1, k2, k3 = _load_rotated(
+    k1, k2, k3 = load_rotated(
         k_ptr, stride_qkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS
     )
-    q1, q2, q3 = _load_rotated(
+    q1, q2, q3 = load_rotated(
         qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -512,7 +522,7 @@ def _short_backward_kernel(
     offs_out = tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
     do = tl.load(dout_ptr + offs_out, mask, 0)
     delta = tl.sum(do.to(tl.float32) * tl.load(out_ptr + offs_out, mask, 0).to(tl.float32), 1)
-    scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
+    scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
     causal_mask = (offs_m[None, :] <= offs_m[:, None]) & mask_m[:, None]
     if WINDOW > 0:
         causal_mask &= offs_m[:, None] - offs_m[None, :] < WINDOW
@@ -526,7 +536,7 @@ def _short_backward_kernel(
     dq3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
     if PASS_DIM > 0:
         dq3 = tl.dot(ds, k3, input_precision="ieee")
-    _store_rotated_grad(
+    store_rotated_grad(
         dqkv_ptr + head * HEAD_DIM, stride_dqkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, dq1, dq2, dq3,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -535,7 +545,7 @@ def _short_backward_kernel(
     dk3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
     if PASS_DIM > 0:
         dk3 = tl.dot(ds, q3, input_precision="ieee")
-    _store_rotated_grad(
+    store_rotated_grad(
         dk_ptr, stride_dkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, dk1, dk2, dk3,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -568,7 +578,7 @@ def _backward_kernel(
     tokens_m = start + offs_m
     positions_m = tokens_m if ANGLE_BY_TOKEN else offs_m
     mask_m = offs_m < length
-    k1, k2, k3 = _load_rotated(
+    k1, k2, k3 = load_rotated(
         k_ptr, stride_qkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -582,7 +592,7 @@ def _backward_kernel(
     for query_block in range(block, tl.cdiv(length, BLOCK_M)):  # the first is the block itself
         offs_q = query_block * BLOCK_M + offs_block
         tokens_q = start + offs_q
-        q1, q2, q3 = _load_rotated(
+        q1, q2, q3 = load_rotated(
             qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_q, offs_q < length, tokens_q if ANGLE_BY_TOKEN else offs_q,
             cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
         )  # fmt: skip
@@ -590,7 +600,7 @@ def _backward_kernel(
         mask_q = (offs_q < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
         do = tl.load(dout_ptr + offs_out, mask_q, 0)
         delta = tl.sum(do.to(tl.float32) * tl.load(out_ptr + offs_out, mask_q, 0).to(tl.float32), 1)
-        scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
+        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
         lse = tl.load(lse_ptr + head * tokens + tokens_q, offs_q < length, 0)
         causal_mask = (offs_m[None, :] <= offs_q[:, None]) & mask_m[None, :] & (offs_q < length)[:, None]
         if WINDOW > 0:
@@ -612,7 +622,7 @@ def _backward_kernel(
             for key_block in range(0, block):
                 offs_n = key_block * BLOCK_M + offs_block
                 tokens_n = start + offs_n
-                early_k1, early_k2, early_k3 = _load_rotated(
+                early_k1, early_k2, early_k3 = load_rotated(
                     k_ptr, stride_qkv, tokens_n, offs_n < length, tokens_n if ANGLE_BY_TOKEN else offs_n,
                     cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
                 )  # fmt: skip
@@ -620,7 +630,7 @@ def _backward_kernel(
                     k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_n[:, None] * stride_qkv + offs_d[None, :],
                     (offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :], 0,
                 )  # fmt: skip
-                early_scores = _dot_parts(q1, q2, q3, early_k1, early_k2, early_k3, PASS_DIM) * scale_log2
+                early_scores = dot_parts(q1, q2, q3, early_k1, early_k2, early_k3, PASS_DIM) * scale_log2
                 early_p = tl.exp2(early_scores - lse[:, None])
                 early_mask = (offs_q < length)[:, None] & (offs_n < length)[None, :]
                 if WINDOW > 0:
@@ -632,11 +642,11 @@ def _backward_kernel(
                 dq2 = tl.dot(ds, early_k2, dq2, input_precision="ieee")
                 if PASS_DIM > 0:
                     dq3 = tl.dot(ds, early_k3, dq3, input_precision="ieee")
-            _store_rotated_grad(
+            store_rotated_grad(
                 dqkv_ptr + head * HEAD_DIM, stride_dqkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr,
                 dq1, dq2, dq3, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
             )  # fmt: skip
-    _store_rotated_grad(
+    store_rotated_grad(
         dk_ptr, stride_dkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr, dk1, dk2, dk3,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip

@@ -10,10 +10,11 @@ def check_index_range(*sizes: int) -> None:
         sizes: elements of each tensor.
 
     Raises:
-        UserError: where a tensor has 2^31 elements or more.
+        UserError: where a tensor has 2^31 elements or more. Evaluation limits the tokens of a batch, so there only a
+            single row can have so many.
     """
     if max(sizes) >= 2**31:
         raise UserError(
             f"a batch needs a tensor of {max(sizes):,} elements; allowed: under 2^31 = {2**31:,}. "
-            "train.batch_size or eval.batch_size must be smaller"
+            "train.batch_size must be smaller, or tokenize.max_length if a single row is so long"
         )

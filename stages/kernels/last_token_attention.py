@@ -13,11 +13,11 @@ from stages.kernels.attention import (
     Attention,
     AttentionConfig,
     RowLayout,
-    _dot_parts,
-    _launch_options,
-    _load_rotated,
-    _padded,
-    _store_rotated_grad,
+    dot_parts,
+    launch_options,
+    load_rotated,
+    padded_size,
+    store_rotated_grad,
 )
 from stages.kernels.index_limits import check_index_range
 
@@ -98,9 +98,9 @@ def _options(
 ) -> tuple[dict[str, int | bool], int]:
     """The kernels' constants, and the backward's programs for each head: rows, then blocks of tokens after them."""
     check_index_range(kv.numel(), q.stride(0) * len(q))
-    block = max(16, min(64, 4096 // _padded(config.head_dim)))
-    options, _, programs = _launch_options(kv, config, layout, block, block)
-    return options | {"BLOCK_G": _padded(config.num_heads // config.num_kv_heads), "num_stages": 1}, programs
+    block = max(16, min(64, 4096 // padded_size(config.head_dim)))
+    options, _, programs = launch_options(kv, config, layout, block, block)
+    return options | {"BLOCK_G": padded_size(config.num_heads // config.num_kv_heads), "num_stages": 1}, programs
 
 
 # In both kernels: offs_g are the query heads that share keys and values, offs_n a block of keys: their positions in the
@@ -130,7 +130,7 @@ def _forward_kernel(
     offs_g, offs_d, offs_block = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
     mask_g, first = offs_g < HEADS_PER_KV, kv_head * HEADS_PER_KV * HEAD_DIM
     position = (token if ANGLE_BY_TOKEN else last) + tl.zeros((BLOCK_G,), dtype=tl.int32)
-    q1, q2, q3 = _load_rotated(
+    q1, q2, q3 = load_rotated(
         q_ptr + row * stride_q + first, HEAD_DIM, offs_g, mask_g, position, cos_ptr, sin_ptr,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -142,11 +142,11 @@ def _forward_kernel(
     for block in range(first_key // BLOCK_M, tl.cdiv(tl.minimum(last + 1, length), BLOCK_M)):
         offs_n = block * BLOCK_M + offs_block
         tokens_n, mask_n = start + offs_n, (offs_n >= first_key) & (offs_n <= last)
-        k1, k2, k3 = _load_rotated(
+        k1, k2, k3 = load_rotated(
             k_ptr, stride_kv, tokens_n, mask_n, tokens_n if ANGLE_BY_TOKEN else offs_n, cos_ptr, sin_ptr,
             ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
         )  # fmt: skip
-        scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale
+        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale
         scores = tl.where(mask_n[None, :], scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         p = tl.exp2(scores - new_max[:, None])
@@ -189,7 +189,7 @@ def _backward_kernel(
     start, length, token, last = _load_row(cu_seqlens_ptr, last_ptr, row)
     mask_g, first = offs_g < HEADS_PER_KV, kv_head * HEADS_PER_KV * HEAD_DIM
     position = (token if ANGLE_BY_TOKEN else last) + tl.zeros((BLOCK_G,), dtype=tl.int32)
-    q1, q2, q3 = _load_rotated(
+    q1, q2, q3 = load_rotated(
         q_ptr + row * stride_q + first, HEAD_DIM, offs_g, mask_g, position, cos_ptr, sin_ptr,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip
@@ -208,12 +208,12 @@ def _backward_kernel(
         tokens_n, mask_n = start + offs_n, offs_n < length
         positions_n = tokens_n if ANGLE_BY_TOKEN else offs_n
         offsets, mask = tokens_n[:, None] * stride_kv + offs_d[None, :], mask_n[:, None] & mask_d[None, :]
-        k1, k2, k3 = _load_rotated(
+        k1, k2, k3 = load_rotated(
             k_ptr, stride_kv, tokens_n, mask_n, positions_n, cos_ptr, sin_ptr,
             ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
         )  # fmt: skip
         v = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + offsets, mask, 0)
-        scores = _dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
+        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
         seen = (offs_n >= first_key) & (offs_n <= last)
         p = tl.where(seen[None, :], tl.exp2(scores - lse[:, None]), 0.0)
         dv = tl.dot(tl.trans(p.to(v.dtype)), do, input_precision="ieee")
@@ -229,11 +229,11 @@ def _backward_kernel(
         dk3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
         if PASS_DIM > 0:
             dk3 = tl.dot(ds, q3, input_precision="ieee")
-        _store_rotated_grad(
+        store_rotated_grad(
             dk_ptr, stride_kv, tokens_n, mask_n, positions_n, cos_ptr, sin_ptr, dk1, dk2, dk3,
             ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
         )  # fmt: skip
-    _store_rotated_grad(
+    store_rotated_grad(
         dq_ptr + row * stride_dq + first, HEAD_DIM, offs_g, mask_g, position, cos_ptr, sin_ptr, dq1, dq2, dq3,
         ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
     )  # fmt: skip

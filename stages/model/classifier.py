@@ -1,6 +1,7 @@
 """Load base, head and adapter as one classifier, and predict the classes of rows."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, Self
@@ -12,7 +13,7 @@ from scipy.special import softmax
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.data.batching import assign_batches, count_tokens, pack_rows, pad_rows
+from stages.data.batching import assign_batches, count_tokens, pack_rows, pad_rows, padded_length, split_batches
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import get_base, load_adapter
 from stages.model.base import load_base
@@ -56,6 +57,8 @@ class Classifier:
         self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
         compute_packed_logits = speed_up(model)
         self.compute_packed_logits = compute_packed_logits if batches.padding == "none" else None
+        # Nothing is captured here, so padding to a multiple would only cost time.
+        self.padding = batches.model_copy(update={"multiple_of": 1})
 
     @classmethod
     def load(
@@ -93,6 +96,7 @@ class Classifier:
 
         Args:
             examples: of {"input_ids", "labels"}.
+            batch_size: as for `split_batches`.
             title: of the progress bar, which counts rows sent to the device; None for no bar.
 
         Returns:
@@ -119,12 +123,19 @@ class Classifier:
         distributed.all_reduce(all_logits)
         return all_logits.cpu().numpy()
 
-    def split_batches(self, examples: Sequence[dict], batch_size: int) -> list[np.ndarray]:
-        """The numbers of the rows of each batch, in the order in which the batches are computed."""
+    def split_batches(self, examples: Sequence[dict], batch_size: int, first: int = 0) -> list[np.ndarray]:
+        """The numbers of the rows of each batch, in the order in which the batches are computed.
+
+        Args:
+            batch_size: rows of a batch, at most. `batching.EVALUATION_TOKENS` limits its tokens.
+            first: rows to leave out at the start: those of batches that are already computed.
+        """
+        lengths = count_tokens(examples)
         order = np.arange(len(examples))
         if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
-            order = np.argsort(-count_tokens(examples), kind="stable")
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+            order = np.argsort(-lengths, kind="stable")
+        pad = partial(padded_length, batches=self.padding, max_length=self.max_length)
+        return split_batches(lengths, order[first:].tolist(), batch_size, None if self.compute_packed_logits else pad)
 
     @torch.inference_mode()
     def compute_batch_logits(self, examples: list[dict]) -> torch.Tensor:
@@ -138,9 +149,7 @@ class Classifier:
             batch = pack_rows(examples, pad_id)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             return self.compute_packed_logits(self.model, batch, max(1, *(len(row["input_ids"]) for row in examples)))
-        # Nothing is captured here, so padding to a multiple would only cost time.
-        batches = self.batches.model_copy(update={"multiple_of": 1})
-        batch = pad_rows(examples, pad_id, batches, self.max_length)
+        batch = pad_rows(examples, pad_id, self.padding, self.max_length)
         return self.model(input_ids=batch["input_ids"].to(device, non_blocking=True)).logits
 
 

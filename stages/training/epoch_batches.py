@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class EpochBatches(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Order the rows for this epoch."""
+        self.epoch = epoch
         self.row_order = np.asarray(order_rows(self.lengths, self.order, self.batch_size, [self.seed, epoch]))
 
     def __len__(self) -> int:
@@ -98,9 +100,17 @@ class BatchNumbers(Sampler[list[int]]):
 
 
 class EpochLoader(DataLoader):
-    """Loads `EpochBatches` one by one, without accelerate, which repeats rows until all ranks have equally many."""
+    """Loads `EpochBatches` one by one, without accelerate, which repeats rows until all ranks have equally many.
+
+    - __iter__: draws as many random numbers as earlier versions, whose validation drew one: dropout stays as it was.
+    """
 
     def __init__(self, batches: EpochBatches, pin_memory: bool) -> None:
         numbers = BatchNumbers(batches)
         super().__init__(batches, batch_sampler=numbers, collate_fn=itemgetter(0), pin_memory=pin_memory)
         self.set_epoch = numbers.set_epoch  # the Trainer calls it when an epoch begins
+
+    def __iter__(self) -> Any:
+        if self.dataset.epoch > 0:  # type: ignore[attr-defined]
+            torch.empty((), dtype=torch.int64).random_()
+        return super().__iter__()

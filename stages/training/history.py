@@ -21,8 +21,9 @@ class History(TrainerCallback, ExportableState):
     An epoch's seconds are those of its steps, its validation and the checkpoints in its middle. After a resume in the
     middle of an epoch the seconds before its checkpoint count too, and the steps after it count once.
 
-    Training ends after an epoch whose loss is not finite. That epoch gets no checkpoint, so it cannot become the
-    Trainer's best one, and a resumed run reaches it again. All ranks have the same losses, and end together.
+    Training ends after an epoch whose loss is not finite. Its checkpoint stays as it was before the validation, so it
+    cannot become the Trainer's best one, and a resumed run validates it again. All ranks have the same losses, and end
+    together.
 
     - on_train_begin: reads the seconds of the epoch that a resumed training continues.
     - on_epoch_begin: names the phase of the recorder's samples, starts the epoch's clock.

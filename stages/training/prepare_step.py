@@ -83,8 +83,9 @@ def plan_memory(
         tokens: of each batch.
     """
     bound = float(estimate_bytes_per_token(step.model))
+    free = min(distributed.all_gather(count_free_bytes() - measure_peak(validate)))
     memory = Memory(
-        free=min(distributed.all_gather(count_free_bytes())) - RESERVED - step.count_optimizer_bytes(),
+        free=free - RESERVED - step.count_optimizer_bytes(),
         kept_weights=sum(linear.count_weight_bytes() for linear in step.layers.linears),
         fixed=dict.fromkeys(choices.checkpointing, RESERVED),
         per_token=dict.fromkeys(choices.checkpointing, bound),
@@ -97,8 +98,7 @@ def plan_memory(
         step.layers.set_checkpointing(checkpointing)
         fixed[checkpointing], per_token[checkpointing] = measure_step(step, batches, collate)
     step.layers.set_checkpointing(choices.checkpointing[0])
-    validation = measure_peak(validate)
-    return choose_plan(Memory(memory.free - validation, memory.kept_weights, fixed, per_token), tokens, choices)
+    return choose_plan(replace(memory, fixed=fixed, per_token=per_token), tokens, choices)
 
 
 def measure_step(step: CapturedStep, batches: EpochBatches, collate: PartCollator) -> tuple[float, float]:

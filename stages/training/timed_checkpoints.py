@@ -17,14 +17,15 @@ class TimedCheckpoints(TrainerCallback):
     All ranks must save after the same step. They agree whether to save, and after which step they will ask again. A
     single process asks after each step.
 
-    No checkpoint is saved between an epoch's last step and its validation: the Trainer would resume it as a validated
-    epoch. So a kill loses at most the interval, a step, and the validation that was running.
+    After an epoch's last step the Trainer saves in any case, before the validation. So a kill loses at most the
+    interval, a step, and the validation that was running.
 
     - on_train_begin: starts the clocks.
-    - on_epoch_begin, on_evaluate: a signal waits for the next checkpoint from here on.
-    - on_epoch_end, on_train_end: a signal ends the process immediately from here on.
+    - on_epoch_begin: a signal waits for the next checkpoint from here on.
     - on_step_end: decides whether to save.
-    - on_save: restarts the interval; ends the process on request. All other callbacks must come before it.
+    - on_save: restarts the interval; ends the process on request. After an epoch's last step a signal ends the process
+      immediately from here on. All other callbacks must come before it.
+    - on_train_end: a signal ends the process immediately from here on.
 
     Args:
         minutes: `train.checkpoint_minutes`. None: only before the process ends.
@@ -46,8 +47,8 @@ class TimedCheckpoints(TrainerCallback):
         shutdown.defer()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        step, steps_per_epoch = state.global_step, state.max_steps // round(state.num_train_epochs)
-        if step < self.next_question or step % steps_per_epoch == 0:
+        step = state.global_step
+        if step < self.next_question or _ends_epoch(state):
             return
         now = time.monotonic()
         seconds_per_step = (now - self.asked) / (step - self.asked_step)
@@ -61,19 +62,19 @@ class TimedCheckpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.saved = time.monotonic()
-        if self.request:
+        if self.request or _ends_epoch(state):
             distributed.all_gather(None)  # when a rank ends, the launcher ends rank 0, which writes the checkpoint
+        if self.request:
             shutdown.end(*self.request)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        shutdown.stop_deferring()
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        shutdown.defer()
+        if _ends_epoch(state):
+            shutdown.stop_deferring()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         shutdown.stop_deferring()
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    """Whether the newest step is the last one of its epoch."""
+    return state.global_step % (state.max_steps // round(state.num_train_epochs)) == 0

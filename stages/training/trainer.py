@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -20,11 +19,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from stages.data.batching import count_tokens, pad_rows
+from stages.data.batching import EVALUATION_TOKENS, count_tokens, pack_rows, pad_rows, padded_length, split_batches
 from stages.kernels.errors import StepUnavailable
-from stages.runtime import distributed
+from stages.runtime import distributed, files
+from stages.runtime.errors import UserError
 from stages.runtime.params import Batches, Params, Train
 from stages.runtime.progress import progress_bar
 from stages.runtime.usage_recorder import Recorder
@@ -55,17 +57,19 @@ class ClassifierTrainer(Trainer):
     - get_batch_samples: the Trainer counts labels, which no step needs. The host would wait for the GPU.
     - training_step: computes a batch in parts, by the captured step if there is one; seeds dropout on several ranks;
       records the loss.
-    - compute_loss: weights the loss of a part.
+    - compute_loss: weights the loss of a part, computes that of packed validation rows.
     - create_optimizer: captures clipping and AdamW too. It passes the captured step's few tensors: with hundreds the
       host takes longer for a step than the GPU.
     - _clip_grad_norm: leaves it to this optimizer.
     - the model's zero_grad: each captured step overwrites all gradients. To look for them in phi-2's 2,300 modules took
       7 ms on a slow CPU core.
     - floating_point_ops: the Trainer counts the parameters at each step, which takes longer than launching the step.
-    - get_eval_dataloader: divides the batches of a single rank among all ranks, without repeating rows.
+    - get_eval_dataloader: divides batches of limited size among the ranks, without repeating rows.
     - evaluation_loop: the Trainer repeats rows to give all ranks equally many, and counts them in the loss.
+    - _maybe_log_save_evaluate: the Trainer evaluates before it saves. A kill in a long validation would lose the epoch.
+    - _init_training_state, _run_epoch: resume such a checkpoint, whose validation is missing.
     - _save_checkpoint: first compares the ranks' weights and records the steps' losses; leaves no partial checkpoint if
-      the disk is full.
+      the disk is full. After a validation it only adds the scores to the checkpoint of before.
     - _save_rng_state: only rank 0 writes it. Several ranks do not need it, because they seed each step.
 
     Args:
@@ -77,6 +81,7 @@ class ClassifierTrainer(Trainer):
 
     Attributes:
         step_losses: losses of the steps that are not in the state yet, on the device.
+        saved_step: the step of the newest checkpoint, or 0.
         captured_optimizer: None without captured step.
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
         collate: of the parts of batches.
@@ -99,16 +104,16 @@ class ClassifierTrainer(Trainer):
         self.classifier, self.train_rows, self.validation_rows = model, train_rows, validation_rows
         self.batches, self.train_params, self.max_length, self.pad_id = batches, train, max_length, pad_id
         self.step_losses: list[torch.Tensor] = []
+        self.saved_step = 0
         self.captured_step: CapturedStep | None = None
         self.captured_optimizer: CapturedAdamW | None = None
 
     def get_train_dataloader(self) -> EpochLoader:
         self.captured_step = self._make_captured_step()
         self._compare_ranks()
-        is_packed = bool(self.captured_step and self.captured_step.takes_packed_rows and self.batches.padding == "none")
-        if not is_packed and self.batches.order == "balanced":
+        if not self.packs_rows and self.batches.order == "balanced":
             print("rows are padded to the longest of their batch; `batches.order: grouped` leaves less padding")
-        self.collate = PartCollator(is_packed, self.pad_id, self.batches, self.max_length)
+        self.collate = PartCollator(self.packs_rows, self.pad_id, self.batches, self.max_length)
         micro_batch = None if self.train_params.micro_batch == "auto" else self.train_params.micro_batch
         batches = EpochBatches(
             self.train_rows, self.args.train_batch_size, self.batches.order, self.args.seed, self.collate_part,
@@ -121,9 +126,18 @@ class ClassifierTrainer(Trainer):
             without_ddp = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = without_ddp  # type: ignore[method-assign]  # the Trainer has no option
             self.classifier.zero_grad = _keep_gradients  # type: ignore[method-assign]
-            validate = self.try_largest_validation_batch
-            prepare_step(self.captured_step, batches, self.collate, self.train_params, validate)
+            prepare_step(
+                self.captured_step, batches, self.collate, self.train_params, self.try_largest_validation_batch
+            )
+        elif self.args.device.type == "cuda":
+            self.try_largest_validation_batch()
         return EpochLoader(batches, self.args.dataloader_pin_memory)
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether the rows of a batch follow one another without padding."""
+        packs = self.captured_step is not None and self.captured_step.takes_packed_rows
+        return packs and self.batches.padding == "none"
 
     def collate_part(self, rows: list[dict], offsets: np.ndarray) -> Part:
         """Make tensors of the rows of a part of a batch; offsets: where each row begins in the batch."""
@@ -134,19 +148,50 @@ class ClassifierTrainer(Trainer):
     ) -> tuple[list, torch.Tensor | int | None]:
         return [next(epoch_iterator)], None
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        size, rows = self.args.eval_batch_size, len(self.validation_rows)
-        batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
-        return DataLoader(
-            self.validation_rows,  # type: ignore[arg-type]  # hinted a Dataset, but needs only len() and []
-            batch_sampler=batches[distributed.rank() :: distributed.world_size()],
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """This rank's validation batches: for each batch the numbers of its rows, int64 [rows]."""
+        return self._split_validation()[distributed.rank() :: distributed.world_size()]
+
+    def _split_validation(self) -> list[np.ndarray]:
+        """The numbers of the rows of each validation batch.
+
+        Long rows are sorted by length, so that little padding is computed. Short ones keep their order: another one
+        rounds otherwise.
+        """
+        lengths, order = count_tokens(self.validation_rows), np.arange(len(self.validation_rows))
+        if lengths.max() * self.args.eval_batch_size > EVALUATION_TOKENS:
+            order = np.argsort(-lengths, kind="stable")
+        pad = partial(padded_length, batches=self.batches, max_length=self.max_length)
+        return split_batches(lengths, order.tolist(), self.args.eval_batch_size, None if self.packs_rows else pad)
+
+    def try_largest_validation_batch(self) -> None:
+        """Compute the largest validation batch, to find out before the first step whether it fits the GPU's memory.
+
+        It changes no weight, no mode of a module and no random generator.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        modes = {module: module.training for module in self.classifier.modules()}
+        lengths = count_tokens(self.validation_rows)
+        largest = max(
+            self._split_validation(),
+            key=lambda rows: lengths[rows].sum() if self.packs_rows else len(rows) * lengths[rows].max(),
         )
+        try:
+            self._predict_validation_batch(largest)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"params.yaml: a validation batch of {len(largest)} rows and {lengths[largest].sum():,} tokens does "
+                "not fit this GPU's memory; to use less, set train.dequantize_once: false, a smaller train.batch_size "
+                "(validation takes up to 4 times as many rows) or a smaller tokenize.max_length"
+            ) from error
+        for module, mode in modes.items():
+            module.training = mode
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: Any,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -159,31 +204,43 @@ class ClassifierTrainer(Trainer):
             predictions=all_logits, label_ids=all_labels, metrics=metrics, num_samples=len(all_labels)
         )
 
-    def try_largest_validation_batch(self) -> None:
-        """Replaced when validation is by tokens."""
-
     def compute_validation_logits(self) -> np.ndarray:
         """Logits of the validation rows by the current weights, float32 [rows, classes]. All ranks must call it."""
         return self._predict_on_all_ranks(self.get_eval_dataloader())[1]
 
-    def _predict_on_all_ranks(self, dataloader: DataLoader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _predict_on_all_ranks(self, batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Put the ranks' batches together in the order of the rows: the result is the same on any number of ranks.
+
+        Args:
+            batches: of this rank, from `get_eval_dataloader`.
 
         Returns:
             each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold classes [rows]
         """
-        self.classifier.eval()
         outputs = []
-        batches, main = dataloader.batch_sampler, distributed.is_main()
-        with progress_bar(sum(map(len, batches)), "validate", "row", disable=not main) as bar:  # type: ignore[arg-type]
-            for inputs in dataloader:
-                outputs.append(self.prediction_step(self.classifier, inputs, prediction_loss_only=False))
-                bar.update(len(inputs["labels"]))
-        batches_of_rank = [tuple(tensor.cpu() for tensor in output if tensor is not None) for output in outputs]
-        rounds = itertools.zip_longest(*distributed.all_gather(batches_of_rank))
-        losses, logits, labels = zip(*(batch for batches in rounds for batch in batches if batch), strict=True)
-        loss_of_row = torch.cat([loss.repeat(len(batch)) for loss, batch in zip(losses, labels, strict=True)])
-        return loss_of_row.numpy(), torch.cat(logits).float().numpy(), torch.cat(labels).numpy()
+        with progress_bar(sum(map(len, batches)), "validate", "row", disable=not distributed.is_main()) as bar:
+            for rows in batches:
+                outputs.append(self._predict_validation_batch(rows))
+                bar.update(len(rows))
+        batches_of_rank = [
+            (rows, loss.cpu().repeat(len(rows)), logits.float().cpu(), labels.cpu())
+            for rows, (loss, logits, labels) in zip(batches, outputs, strict=True)
+        ]
+        all_batches = itertools.chain(*distributed.all_gather(batches_of_rank))
+        rows, *results = (np.concatenate(parts) for parts in zip(*all_batches, strict=True))
+        losses, logits, labels = (values[np.argsort(rows)] for values in results)
+        return losses, logits, labels
+
+    def _predict_validation_batch(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Mean loss, logits [rows, classes] and gold classes [rows] of a validation batch, on the device."""
+        self.classifier.eval()
+        batch = [self.validation_rows[row] for row in rows.tolist()]
+        if self.packs_rows:
+            longest = max(1, *(len(row["input_ids"]) for row in batch))
+            inputs = pack_rows(batch, self.pad_id) | {"longest": longest}
+        else:
+            inputs = self.data_collator(batch)
+        return self.prediction_step(self.classifier, inputs, prediction_loss_only=False)  # type: ignore[return-value]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.captured_step is None or self.optimizer is not None:
@@ -244,17 +301,58 @@ class ClassifierTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Weight the loss so that the batch's gradient is the mean of the ranks' gradients, which DDP computes."""
+        if "starts" in inputs:  # packed rows, in validation: the captured step does not call this method
+            from stages.kernels import fusion, packed_rows
+
+            base = fusion.unwrap_peft(self.classifier)
+            logits = packed_rows.compute_logits(self.classifier, inputs, int(inputs["longest"]))
+            loss = base.loss_function(logits=logits, labels=inputs["labels"], pooled_logits=logits, config=base.config)
+            return loss, {"logits": logits}
         weight = inputs.get("weight")
-        inputs = {name: value for name, value in inputs.items() if name != "weight"}
+        inputs = {name: value for name, value in inputs.items() if name not in ("weight", "batch_positions")}
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return loss if weight is None else loss * weight * distributed.world_size()
 
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        validates, self.control.should_evaluate = self.control.should_evaluate, False
+        super()._maybe_log_save_evaluate(*arguments, **named)
+        if validates:
+            self.control.should_evaluate = self.control.should_save = True
+            super()._maybe_log_save_evaluate(*arguments, **named)
+
+    def _init_training_state(self, max_steps: int, steps_per_epoch: int, *arguments: Any) -> tuple[int, int]:
+        epochs, steps = super()._init_training_state(max_steps, steps_per_epoch, *arguments)
+        self.saved_step = self.state.global_step
+        validated = max((entry["step"] for entry in self.state.log_history if "eval_loss" in entry), default=0)
+        return (epochs - 1, steps_per_epoch) if not steps and validated < self.saved_step else (epochs, steps)
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        step = self.state.global_step
+        super()._run_epoch(*arguments, **named)
+        if self.state.global_step == step:  # only the validation was missing; the Trainer loads it before a step
+            self._load_rng_state(named["resume_from_checkpoint"])
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._compare_ranks()
-        record_step_losses(self.step_losses, self.state)
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # `make_trainer` sets it
         with remove_partial_if_disk_is_full(folder):
+            if self.saved_step == self.state.global_step:
+                self._save_state(folder / f"checkpoint-{self.saved_step}")
+                return
+            self._compare_ranks()
+            record_step_losses(self.step_losses, self.state)
             super()._save_checkpoint(model, trial)
+            self.saved_step = self.state.global_step
+
+    def _save_state(self, checkpoint: Path) -> None:
+        """Replace the Trainer's state in a complete checkpoint, the only file that a validation changes."""
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(checkpoint)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
+        if distributed.is_main():
+            with files.atomic_file(checkpoint / TRAINER_STATE_NAME) as temporary:
+                self.state.save_to_json(str(temporary))
 
     def _compare_ranks(self) -> None:
         """Raise RuntimeError if ranks have different weights: only rank 0's are saved, and no later check finds it."""
@@ -347,8 +445,8 @@ def make_trainer(
         use_cpu=params.device == "cpu",
         num_train_epochs=train.epochs,
         per_device_train_batch_size=train.batch_size,  # on all ranks together: `EpochBatches` divides it
-        # 4 times a rank's rows, because no activations are kept. Not eval.batch_size: its change needs no training.
-        per_device_eval_batch_size=4 * -(-train.batch_size // distributed.world_size()),
+        # 4 times the rows, because no activations are kept. Not eval.batch_size: its change needs no training.
+        per_device_eval_batch_size=4 * train.batch_size,  # at most: `EVALUATION_TOKENS` limits the tokens
         learning_rate=train.learning_rate,
         lr_scheduler_type=SCHEDULES[train.schedule],
         warmup_steps=int(steps * train.warmup_ratio),

@@ -516,6 +516,27 @@ def test_the_captured_step_of_each_family_is_the_eager_one(family, tmp_path, cap
     assert all(step.graphs.values()) or "steps run eagerly" in output, "a length ran eagerly, and no message said so"
 
 
+@pytest.mark.parametrize("family", ["phi", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"])
+def test_a_captured_step_of_packed_rows_is_the_eager_one(family, tmp_path):
+    """The last layer computes the classified tokens only. The last batch is incomplete."""
+    from stages.training.captured_step import CapturedStep
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    manifest = manifest_of(save_family(family, tmp_path))
+    options = {"dropout": 0.0, "precision": "fp32", "hidden_act": None}
+    batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(8, 32), (8, 70), (8, 32), (5, 32)])]
+    reference = classifier(manifest, **options)
+    expected = [eager(reference, *pair) for pair in batches]
+    lora = classifier(manifest, **options)
+    step = CapturedStep(lora, 8, 70, 42, PAD, dequantize_once=False)
+    for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
+        packed = pack_rows(as_rows(*pair), PAD, rows=8, tokens=256)
+        packed_loss = step([{name: value.to(DEVICE) for name, value in packed.items()}], number)
+        assert packed_loss.item() == pytest.approx(loss, rel=1e-3)
+        assert distance(gradients(lora), grads) < 1e-3
+    assert len(step.graphs) == 2 and all(step.graphs.values())
+
+
 def test_a_saved_adapter_of_the_captured_step_is_verified(tmp_path):
     """Fused bf16 layers and plain transformers with PEFT agree on its logits. A changed alpha is found."""
     manifest = manifest_of(save_family("phi", tmp_path / "phi"))

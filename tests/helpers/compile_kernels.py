@@ -7,6 +7,7 @@ launch the kernels run as they are, with tensors on the CPU. Each kernel is comp
 tensors' values stay undefined.
 """
 
+import dataclasses
 import json
 import sys
 from collections import defaultdict
@@ -16,9 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from stages.kernels import attention, dropout, gated_mlp, lora_kernels, multi_tensor_copy, norm
+from stages.kernels import attention, dropout, gated_mlp, last_token_attention, lora_kernels, multi_tensor_copy, norm
 from stages.kernels.attention import AttentionConfig, RowLayout, attention_backward, attention_forward
-from stages.kernels.dropout import Dropout
 
 SHARED_MEMORY = {75: 64 * 1024, 80: 163 * 1024}  # bytes that a program may use, from CUDA's guide
 
@@ -55,7 +55,10 @@ def compile_all(capability, dtype):
     JITFunction.__getitem__ = compile_kernel
     attention.shared_memory = lambda device: SHARED_MEMORY[capability]
     launch_attention(AttentionConfig(4, 1, 256 if dtype.itemsize == 2 else 128, 0.1, window=100), 64, dtype)
-    launch_lora_and_dropout(dtype)
+    launch_lora(64, 1024, dtype)
+    if dtype.itemsize == 2:
+        launch_lora(32, lora_kernels.MANY_TOKENS, dtype)  # other tiles
+    launch_dropout_and_copies(dtype)
     launch_norms_and_gate(dtype)
     return shared
 
@@ -77,19 +80,30 @@ def launch_attention(config, rotary, dtype):
     attention_backward(qkv, out, lse, out, dqkv, config, layout)
     attention.forward_by_flash(qkv, config, layout, attend)
     attention.backward_by_flash(qkv, out, lse, out, dqkv, config, layout, attend_backward)
+    q, kv = qkv[:1, : config.qkv_widths[0]], torch.empty(tokens, 2 * config.qkv_widths[1], dtype=dtype)
+    layout = dataclasses.replace(layout, last=torch.tensor([tokens - 1]))
+    out, lse = last_token_attention.last_token_forward(q, kv, config, layout)
+    last_token_attention.last_token_backward(q, kv, out, lse, out, q, config, layout)
 
 
-def launch_lora_and_dropout(dtype):
-    lora_rank, mask = 16, Dropout(0.1, torch.zeros((), dtype=torch.int64))
-    for tokens, width in ((32, 2048), (lora_kernels.MANY_TOKENS, 256)):
-        x, a = torch.empty(tokens, width, dtype=dtype), torch.empty(2, lora_rank, width, dtype=dtype)
-        xu = lora_kernels.down_project(x, a, *mask, gelu=True)
-        lora_kernels.compute_input_grad(xu, a, *mask, gelu=True, x=x)
-        grads, offsets = torch.empty(a.numel()), torch.zeros(2, dtype=torch.int64)
-        lora_kernels.write_a_grads(grads, offsets, lora_rank, xu[:, width:], x, *mask, add=False)
+def launch_lora(lora_rank, tokens, dtype):
+    width, mask = 2048, make_mask(tokens)
+    x, a = torch.empty(tokens, width, dtype=dtype), torch.empty(2, lora_rank, width, dtype=dtype)
+    xu = lora_kernels.down_project(x, a, *mask, gelu=True)
+    lora_kernels.compute_input_grad(xu, a, *mask, gelu=True, x=x)
+    grads, offsets = torch.empty(a.numel()), torch.zeros(2, dtype=torch.int64)
+    lora_kernels.write_a_grads(grads, offsets, lora_rank, xu[:, width:], x, *mask, add=False)
+
+
+def launch_dropout_and_copies(dtype):
+    x, mask = torch.empty(32, 2048, dtype=dtype), make_mask(32)
     dropout.apply_dropout([x, x], *mask, residual=x)
     dropout.apply_two_masks(x, *mask)
     multi_tensor_copy.MultiTensorCopy([(torch.empty(16, 64), torch.empty(16, 64, dtype=dtype), 1.0)]).run()
+
+
+def make_mask(tokens):
+    return dropout.Dropout(0.1, torch.zeros((), dtype=torch.int64), 0, torch.zeros(tokens, dtype=torch.int32))
 
 
 def launch_norms_and_gate(dtype):

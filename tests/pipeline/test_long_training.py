@@ -23,7 +23,7 @@ from stages.training.epoch_batches import EpochBatches
 from stages.training.trainer import ClassifierTrainer
 
 pytestmark = pytest.mark.slow
-EACH_STEP = 1e-6  # minutes: a checkpoint after each step but an epoch's last, whose checkpoint follows the validation
+EACH_STEP = 1e-6  # minutes: a checkpoint after each step
 STEPS = 4  # per epoch, of three epochs
 RESULTS = ("adapter", "results/train")
 
@@ -95,10 +95,11 @@ def test_a_training_killed_in_many_steps_ends_like_an_undisturbed_one(tmp_path, 
     for kill, place, saved in (
         (kill_in_step, 3, 2),
         (kill_in_step, 4, 3),  # an epoch's last step
-        (kill_in_validation, 1, 3),
+        (kill_in_validation, 1, 4),
+        (kill_in_validation, 1, 4),  # that was missing
         (kill_in_step, 5, 4),  # an epoch's first step
         (kill_in_step, 12, 11),
-        (kill_in_validation, 3, 11),
+        (kill_in_validation, 3, 12),
     ):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             kill(patch, place)
@@ -124,7 +125,7 @@ def test_the_best_epochs_checkpoint_and_the_last_one_are_kept(tmp_path, monkeypa
     monkeypatch.setattr(WholeCheckpoints, "on_save", on_save)
     monkeypatch.chdir(folder)
     train_qlora.main()
-    assert [step for step, *_ in kept] == list(range(1, 13))
+    assert [step for step, *_ in kept] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 12], "before a validation too"
     assert {best for _, best, _ in kept[4:]} <= {4, 8, 12}, "an epoch's end"
     assert all(saved == sorted({step, best} - {0}) for step, best, saved in kept)
     best_epoch = json.loads((folder / "outs/results/train/summary.json").read_text())["best_epoch"]
@@ -198,12 +199,14 @@ def test_a_signal_waits_for_a_checkpoint_except_in_a_validation_and_after_the_tr
 
         monkeypatch.setattr(ClassifierTrainer, name, logged)
 
-    for name in ("training_step", "_save_checkpoint", "evaluation_loop", "compute_validation_logits"):
+    for name in (
+        "training_step", "_save_optimizer_and_scheduler", "evaluation_loop", "_save_state", "compute_validation_logits",
+    ):  # fmt: skip
         log(name)
     monkeypatch.setattr(shutdown, "defer", lambda: deferred.append(True))
     monkeypatch.setattr(shutdown, "stop_deferring", lambda: deferred.append(False))
     train_qlora.main()
     assert events == {
-        ("training_step", True), ("_save_checkpoint", True), ("evaluation_loop", False),
-        ("compute_validation_logits", False),
+        ("training_step", True), ("_save_optimizer_and_scheduler", True), ("evaluation_loop", False),
+        ("_save_state", False), ("compute_validation_logits", False),
     }  # fmt: skip

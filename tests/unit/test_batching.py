@@ -159,6 +159,30 @@ def test_tokenized_rows_have_the_order_of_their_table():
     assert [row["input_ids"].tolist() for row in from_lists] == [[3], [], [4, 5]]
 
 
+@pytest.mark.parametrize(
+    ("pad", "batches"),
+    [
+        (None, [[2], [0, 4, 5], [1, 3], [6, 7]]),  # 12; 5 + 1 + 1, 3 rows; 4 + 3; 5 + 5
+        (lambda longest: longest, [[2], [0, 4], [5, 1], [3, 6], [7]]),  # 12; 2 of 5; 2 of 4; 2 of 5; 5
+        (lambda longest: -(-longest // 4) * 4, [[2], [0], [4, 5], [1, 3], [6], [7]]),  # 12; 8; 2 of 4; 2 of 4; 8; 8
+    ],
+    ids=["packed", "padded", "padded to a multiple"],
+)
+def test_an_evaluated_batch_has_at_most_so_many_rows_and_tokens(monkeypatch, pad, batches):
+    """An empty row counts as one token. A row that is too long is a batch of its own."""
+    monkeypatch.setattr(batching, "EVALUATION_TOKENS", 10)
+    lengths = np.array([5, 4, 12, 3, 1, 0, 5, 5])
+    order = [2, 0, 4, 5, 1, 3, 6, 7]
+    assert [batch.tolist() for batch in batching.split_batches(lengths, order, 3, pad)] == batches
+
+
+def test_short_rows_are_split_by_their_number_only():
+    lengths, order = np.full(150, 128), list(range(150))
+    batches = batching.split_batches(lengths, order, 64, None)
+    assert [len(batch) for batch in batches] == [64, 64, 22] and np.concatenate(batches).tolist() == order
+    assert batching.split_batches(lengths, [], 64, None) == []
+
+
 @pytest.mark.parametrize(("rows", "ranks"), [(16, 2), (17, 2), (7, 3), (64, 8), (2, 3), (1, 8)])
 def test_each_rank_gets_as_many_rows_and_similar_numbers_of_tokens(rows, ranks):
     lengths = np.random.default_rng(rows).integers(5, 60, rows)

@@ -22,10 +22,13 @@ from stages.runtime.errors import UserError
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import compare
 import gpu_timing
+import memory_holder
 import profile_step
+import random_model
 import recipes
 import several_gpus
 import speed_tables
+import what_fits
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +112,26 @@ def test_whole_blocks_are_timed_after_the_warm_up(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     timing = gpu_timing.Timing(warm_up=3, block=2, blocks=2)
     watch = gpu_timing.Clock(timing)
-    watch.on_train_begin(None, SimpleNamespace(global_step=0), None)
+    watch.start()
     for step in range(1, timing.steps + 1):
         now[0] = step**2
         watch.on_step_end(None, SimpleNamespace(global_step=step), None)
     assert watch.blocks() == [(25 - 9) / 2, (49 - 25) / 2]
     assert gpu_timing.spans(watch.first) == [1]
     assert not waits
+
+
+def test_the_rows_of_the_timed_steps_are_counted(monkeypatch):
+    """A step's batch has two parts: a row of as many tokens as the step's number, and one of ten."""
+    monkeypatch.setattr(gpu_timing, "mark", Event)
+    timing = gpu_timing.Timing(warm_up=2, block=1, blocks=3)
+    clock = gpu_timing.Clock(timing)
+    collate = clock.count_lengths(lambda rows, tokens: (len(rows), tokens))
+    for step in range(1, timing.steps + 1):
+        assert collate([{"input_ids": [0] * step}], tokens=99) == (1, 99)
+        collate([{"input_ids": [0] * 10}], tokens=99)
+        clock.on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert clock.timed_lengths() == [[3], [10], [4], [10], [5], [10]]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +206,237 @@ def test_a_missing_liger_or_an_unsupported_family_is_an_error_in_the_results(inp
     assert compare.time_recipe(inputs, liger, 16)["error"] == "Liger Kernel does not support phi"
     header, _, row = speed_tables.training([line])
     assert "liger-kernel is not installed" in row and row.count("|") == header.count("|")
+
+
+def test_a_failed_line_has_its_error(inputs, monkeypatch):
+    def fail(*_):
+        raise ValueError("no such shape\nmore")
+
+    monkeypatch.setattr(gpu_timing, "time_training", fail)
+    line = compare.time_recipe(inputs, recipes.RECIPES[0], 16)
+    assert line == {"variant": "notebook", "batch_size": 16, "error": "ValueError: no such shape"}
+    assert compare.try_evaluation("ours", fail, inputs) == [{"variant": "ours", "error": line["error"]}]
+
+
+def test_longer_texts_have_evenly_spaced_lengths(inputs):
+    longer = recipes.with_long_texts(inputs, 512, 160)
+    lengths = sorted(longer.rows["ours"].lengths)
+    assert lengths == sorted(round(10.24 + i * (512 - 10.24) / 159) for i in range(160))
+    assert (longer.rows["ours"].lengths != lengths).any(), "sorted, so batches would not be random"
+    assert longer.rows["ours"].tokens[:20].tolist() == inputs.rows["ours"].tokens[:20].tolist()
+    assert longer.params.tokenize.max_length == 512
+    assert [recipes.long_batch_size(texts) for texts in (64, 512, 1024, 2048, 8192)] == [16, 16, 16, 8, 2]
+
+
+def test_a_plan_for_longer_texts_has_the_recipes_that_can_train_them():
+    assert names(compare.plan_long(2048, None, None)) == [("trainer at its best", 8), ("ours", 8)]
+    assert names(compare.plan_long(512, ["ours, checkpointing"], [4])) == [("ours, checkpointing", 4)]
+
+
+def test_results_are_added_to_those_of_an_earlier_call(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(sys, "argv", ["compare.py", "first"])
+    out = tmp_path / "new/results.json"
+    results = compare.open_results(out, add=True, commit="abc", model="phi-2")
+    out.write_text(json.dumps(results | {"training": [{"variant": "ours"}]}))
+    monkeypatch.setattr(sys, "argv", ["compare.py", "second"])
+    added = compare.open_results(out, add=True, commit="def", model="llama")
+    assert added["training"] == [{"variant": "ours"}] and (added["model"], added["commit"]) == ("phi-2", "abc")
+    assert added["command"] == "python compare.py first\npython compare.py second"
+    assert "training" not in compare.open_results(out, add=False, commit="def", model="llama")
+
+
+def test_weights_left_out_of_a_model_are_those_that_would_have_been_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "DEVICE", CPU)
+    shape, p = save_family("llama", tmp_path / "shape"), params.load(COMMITTED / "demo/params.yaml")
+    bases = []
+    for name, option in (("written", []), ("left-out", ["--no-weights"])):
+        arguments = ["random_model.py", str(shape), str(tmp_path / name), "--layers", "3", *option]
+        monkeypatch.setattr(sys, "argv", arguments)
+        random_model.main()
+        assert bool(list((tmp_path / name).glob("*.safetensors"))) == (name == "written")
+        bases.append(recipes.our_base(recipes.load_inputs(tmp_path / name, DEMO / "assets/everyday-nli", p)))
+    written, left_out = (dict(base.named_parameters()) for base in bases)
+    assert list(written) == list(left_out) and all(torch.equal(written[name], left_out[name]) for name in written)
+    assert bases[0].config.num_hidden_layers == 3
+    queries = [written[f"model.layers.{layer}.self_attn.q_proj.weight"] for layer in range(3)]
+    assert queries[0].data_ptr() != queries[1].data_ptr(), "layers that share a quantised weight would save memory"
+
+
+def test_the_shapes_have_the_published_numbers_of_weights():
+    counts = {}
+    for name, config in random_model.SHAPES.items():
+        with torch.device("meta"):
+            counts[name] = sum(p.numel() for p in random_model.AutoModelForCausalLM.from_config(config).parameters())
+    assert counts == {"llama-3-8b": 8_030_261_248, "qwen3-14b": 14_768_307_200}
+
+
+def test_a_shape_without_a_tokenizer_is_rejected(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["random_model.py", "llama-3-8b", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        random_model.main()
+    assert "--tokenizer: llama-3-8b has none" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_memory_holder_leaves_the_requested_memory_free():
+    """It frees what it held before it allocates: 10 GB are free, and never more than 8 can be held."""
+    held = []
+
+    class Memory:
+        def __init__(self, size):
+            if sum(held) + size > 8e9:
+                raise torch.OutOfMemoryError
+            self.size = size
+            held.append(size)
+
+        def __del__(self):
+            if hasattr(self, "size"):
+                held.remove(self.size)
+
+    answers = memory_holder.hold(["4\n", "2.5", "1", "12", "4"], 10 * 10**9, Memory)
+    assert [(answer, sum(held)) for answer in answers] == [
+        ("holds 6000000000", 6e9), ("holds 7500000000", 7.5e9), ("cannot hold 9000000000", 0), ("holds 0", 0),
+        ("holds 6000000000", 6e9),
+    ]  # fmt: skip
+
+
+def test_what_fits_trains_the_sizes_with_the_least_memory_first(monkeypatch):
+    command = ["what_fits.py", "model", "data", "--out", "out", "--free-gb", "16", "8", "--fp16-gb", "16"]
+    monkeypatch.setattr(sys, "argv", [*command, "--texts", "snli", "512"])
+    assert what_fits.list_lines(what_fits.read_arguments()) == [
+        (8, "auto", "snli"), (8, "auto", 512), (16, "auto", "snli"), (16, "auto", 512),
+        (16, "fp16", "snli"), (16, "fp16", 512),
+    ]  # fmt: skip
+
+
+class Holder:
+    def leave_free(self, gb):
+        assert gb == 8
+
+
+class Plan(SimpleNamespace):
+    def __str__(self):
+        return "a plan"
+
+
+TIMED = {"ms_median": 22.5, "peak_allocated_gb": 5.1, "peak_reserved_gb": 6.0, "parts_per_step": 2.0}
+
+
+def fake_training(monkeypatch, outcome, validation=None):
+    """`measure` with a training that has this outcome: an exception, or figures."""
+    trainer = SimpleNamespace(
+        captured_step=SimpleNamespace(plan=Plan(keep_weights=False, checkpointing=True, max_tokens=300)),
+        evaluate=lambda: _raise(validation) if validation else None,
+    )
+
+    def time_training(make_trainer, timing):
+        make_trainer(timing.steps)
+        return _raise(outcome) if isinstance(outcome, Exception) else dict(outcome)
+
+    monkeypatch.setattr(recipes, "train_ours", lambda *_: trainer)
+    monkeypatch.setattr(gpu_timing, "time_training", time_training)
+    monkeypatch.setattr(gpu_timing, "clean", lambda: None)
+    monkeypatch.setattr(gpu_timing, "memory", lambda: {"peak_allocated_gb": 5.5, "peak_reserved_gb": 6.5})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1.0e9, 140e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 6.25e9)
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_line_of_what_fits_has_plan_time_and_memory_of_training_and_validation(inputs, monkeypatch):
+    fake_training(monkeypatch, TIMED)
+    line = what_fits.measure(inputs, 16, Holder(), 8)
+    assert line["ms_median"] == 22.5 and line["peak_allocated_gb"] == 5.5
+    assert line["used_gb"] == pytest.approx(6.5 + (8 - 1 - 6.25)), "PyTorch's peak, and what it does not count"
+    assert (line["plan"], line["keep_weights"], line["checkpointing"]) == ("a plan", False, True)
+
+
+def test_more_memory_changes_nothing_only_after_the_largest_plan():
+    largest = fit(keep_weights=True)
+    assert speed_tables.is_largest(largest)
+    for change in ({"keep_weights": False}, {"checkpointing": True}, {"parts_per_step": 2.0}, {"error": "no"}):
+        assert not speed_tables.is_largest(largest | change)
+    assert not speed_tables.is_largest({"ms_median": 1.0}), "an earlier version of the code has no plan"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "validation", "error"),
+    [
+        (torch.OutOfMemoryError("CUDA"), None, "out of memory"),
+        (TIMED, torch.OutOfMemoryError("CUDA"), "out of memory"),
+        (UserError("model: phi-2 does not fit"), None, "UserError: model: phi-2 does not fit"),
+    ],
+)
+def test_a_line_of_what_fits_that_fails_has_its_error(inputs, monkeypatch, outcome, validation, error):
+    fake_training(monkeypatch, outcome, validation)
+    line = what_fits.measure(inputs, 16, Holder(), 8)
+    assert line["error"] == error and line["plan"] == "a plan" and "ms_median" not in line
+
+
+def fit(**values):
+    line = {"model": "phi-2", "free_gb": 8, "texts": "snli", "precision": "auto", "keep_weights": False}
+    return line | TIMED | {"checkpointing": False, "parts_per_step": 1.0} | values
+
+
+def test_the_table_of_what_fits_has_a_cell_for_each_size():
+    lines = [
+        fit(texts=512, parts_per_step=3.9, checkpointing=True, ms_median=140.2),
+        fit(free_gb=16, keep_weights=True, ms_median=13.96, peak_allocated_gb=9.04),
+        fit(free_gb=16, texts=512, parts_per_step=2.0),
+        {"model": "llama-3-8b", "free_gb": 8, "texts": 2048, "precision": "auto", "error": "out of memory"},
+        fit(free_gb=24, texts=512),
+        fit(free_gb=16, precision="fp16"),
+    ]
+    assert list(speed_tables.fits({"lines": lines})) == [
+        "| model | texts | 8 GB free | 16 GB free | 24 GB free |",
+        "| --- | --- | --- | --- | --- |",
+        "| phi-2's shape | to 512 tokens | 140 ms, 5.1 GB: checkpointed, 4 parts | 22.5 ms, 5.1 GB: 2 parts "
+        "| 22.5 ms, 5.1 GB |",
+        "| phi-2's shape | SNLI |  | 14.0 ms, 9.0 GB: kept | as with 16 GB |",
+        "| Llama-3-8B's shape | to 2,048 tokens | out of memory |  |  |",
+        "| phi-2's shape, fp16 | SNLI |  | 22.5 ms, 5.1 GB |  |",
+    ]  # fmt: skip
+    assert list(speed_tables.cards({"lines": lines}))[-4:] == [
+        "| 8 GB | – / 140 / – | – / – / – |",
+        "| 16 GB, as a T4 | 14.0 / 22.5 / – | – / – / – |",
+        "| 24 GB, as an L4 | 14.0 / 22.5 / – | – / – / – |",
+        "| 80 GB, as an A100 | 14.0 / – / – | – / – / – |",
+    ]  # fmt: skip
+    assert "out of memory" in "\n".join(what_fits.table([line | {"used_gb": 6.0} for line in lines]))
+
+
+def test_longer_texts_and_other_models_are_in_a_table_of_their_own():
+    results = json.loads((ROOT / "benchmarks/results/h100.json").read_text())
+    line = results["training"][3] | {"model": "llama-3-8b", "texts": 2048, "batch_size": 8}
+    failed = {
+        "model": results["model"],
+        "texts": 512,
+        "variant": "trainer at its best",
+        "batch_size": 16,
+        "error": "no",
+    }
+    more = results | {"training": [*results["training"], line, failed]}
+    table = list(speed_tables.others(more))
+    assert table[2].startswith("| Llama-3-8B's shape | to 2,048 tokens | 8 | **ours** | 16.9 | 939 | 32,338 | 9.0 |")
+    assert table[3].startswith("| phi-2's shape | to 512 tokens | 16 | HF Trainer | no |") and len(table) == 4
+    assert len({row.count("|") for row in table}) == 1
+    assert speed_tables.blocks(more, None, None)["training"] == speed_tables.blocks(results, None, None)["training"]
+
+
+def test_the_times_on_another_gpu_are_the_last_column():
+    results = json.loads((ROOT / "benchmarks/results/h100.json").read_text())
+    header, _, first, *_, last = speed_tables.training(results["training"], results["training"], "H100")
+    assert header.endswith("| H100, ms a step |") and first.endswith("| 317 |") and last.endswith("|  |")
+    header, _, base, _ = speed_tables.evaluation(results["evaluation"], results["evaluation"], "H100")
+    assert header.endswith("| H100, rows/s |") and base.endswith("| 3,071 |")
+
+
+def test_a_block_of_a_document_is_replaced_and_the_rest_stays():
+    text = "a\n<!-- step -->\nold\n<!-- end -->\nb\n<!-- other -->\nkept\n<!-- end -->\n"
+    filled = "a\n<!-- step -->\n\nnew\n\n<!-- end -->\nb\n<!-- other -->\nkept\n<!-- end -->\n"
+    assert speed_tables.fill(text, {"step": "new"}) == speed_tables.fill(filled, {"step": "new"}) == filled
 
 
 def test_the_frozen_weights_are_those_of_the_quantized_layers(inputs, monkeypatch):

@@ -338,6 +338,44 @@ def test_attention_and_its_gradient_equal_those_of_pytorch(num_heads, num_kv_hea
     assert (dqkv[:, columns:] == 7).all()
 
 
+@pytest.mark.parametrize(("longest", "window"), [(30, None), (70, None), (70, 1), (70, 50)])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "rotary"),
+    [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6), (2, 1, 160, 160)],
+)
+def test_attention_of_last_tokens_and_its_gradient_equal_those_of_pytorch(
+    num_heads, num_kv_heads, head_dim, rotary, longest, window
+):
+    """Classified tokens before a row's end and at it, a row of one token and of none, then tokens after the last row.
+
+    Columns after the queries are not written.
+    """
+    from stages.kernels.attention import AttentionConfig, RowLayout
+    from stages.kernels.last_token_attention import last_token_backward, last_token_forward
+
+    lengths, extra_tokens, generator = [longest, 1, 0, 17], 40, torch.Generator().manual_seed(0)
+    config = AttentionConfig(num_heads, num_kv_heads, head_dim, head_dim**-0.5, window)
+    tokens, q_width = sum(lengths) + extra_tokens, num_heads * head_dim
+    angles = torch.rand(tokens, rotary // 2, generator=generator).repeat(1, 2).to(DEVICE)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int().to(DEVICE)
+    last = torch.tensor([longest - 4, longest, 0, longest + 17], device=DEVICE)
+    layout = RowLayout(cu_seqlens, longest, angles.cos(), angles.sin(), last)
+    qkv = torch.randn(tokens, sum(config.qkv_widths), generator=generator).to(DEVICE).requires_grad_()
+    dout = torch.randn(4, q_width, generator=generator).to(DEVICE)
+    has_tokens = torch.tensor([[1.0], [1], [0], [1]], device=DEVICE)
+    expected = attend_by_row(qkv, config, layout)[last] * has_tokens
+    (expected_grad,) = torch.autograd.grad(expected, qkv, dout)
+    q, kv = qkv.detach()[last], qkv.detach()[:, q_width:].contiguous()
+    out, lse = last_token_forward(q, kv, config, layout)
+    dq = torch.full_like(q, 7)
+    dkv = last_token_backward(q, kv, out, lse, dout, dq, config, layout)
+    tolerance = 1e-5 if not ON_GPU else 1e-3
+    assert (out - expected).abs().max() < tolerance
+    assert (dq[:, :q_width] - expected_grad[last, :q_width] * has_tokens).abs().max() < tolerance
+    assert (dkv - expected_grad[:, q_width:]).abs().max() < tolerance
+    assert (dq[:, q_width:] == 7).all()
+
+
 def test_tensors_beyond_32_bit_indices_are_rejected():
     from stages.kernels.dropout import apply_dropout
     from stages.kernels.lora_kernels import down_project

@@ -3,6 +3,7 @@
 tests/gpu/test_long_attention.py tests it there. Where flash attention leaves memory uninitialized, there is NaN.
 """
 
+import dataclasses
 import functools
 
 import pytest
@@ -28,7 +29,8 @@ pytest.importorskip("triton", reason="Triton is not installed; it comes with PyT
 
 from stages.kernels import attention
 from stages.kernels.attention import (
-    LONGEST_SHORT_ROW,
+    LONGEST_AMONG_SHORT,
+    SHORT,
     AttentionConfig,
     RowLayout,
     backward_by_flash,
@@ -75,7 +77,7 @@ def padded(rows, length, rotary, generator):
     """The layout of padded rows, with angles by position."""
     angles = torch.rand(length, rotary // 2, generator=generator).repeat(1, 2).to(DEVICE)
     return RowLayout.from_layer_inputs(
-        torch.empty(rows, length, 1, device=DEVICE), (angles.cos()[None], angles.sin()[None]), None, None
+        torch.empty(rows, length, 1, device=DEVICE), (angles.cos()[None], angles.sin()[None]), None, None, None
     )
 
 
@@ -122,9 +124,9 @@ def test_gradients_of_a_model_are_the_eager_ones(family, checkpointing, tmp_path
     options = {"freeze": True, "precision": "fp32", "quantization": "none", "hidden_act": None}
     loss, grads = eager(classifier(manifest, **options), ids, labels)
     lora = classifier(manifest, checkpointing=checkpointing, **options)
-    packed_batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=60)
+    packed_batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=64)
     step = make_eager_step(monkeypatch, lora, longest=12)
-    step({name: value.to(DEVICE) for name, value in packed_batch.items()}, 0)
+    step([{name: value.to(DEVICE) for name, value in packed_batch.items()}], 0)
     assert step.lora.loss.item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if DEVICE.type == "cuda" else 1e-5)
 
@@ -143,9 +145,23 @@ def test_a_window_as_long_as_the_rows_is_no_window():
     assert windows == [None, None, 19]
 
 
-def test_flash_attention_is_for_long_rows_in_16_bits_on_a_gpu():
-    """Elsewhere the kernels of short rows compute long rows too."""
-    layout = padded(1, LONGEST_SHORT_ROW + 1, 16, torch.Generator())
-    config = AttentionConfig(1, 1, 16, 1.0)
-    assert not takes_flash(torch.empty(1, 48), config, layout)
-    assert not takes_flash(torch.empty(1, 48, dtype=torch.bfloat16), config, layout)
+@pytest.mark.parametrize(
+    ("lengths", "longest", "is_chosen"),
+    [
+        ([SHORT] * 4, SHORT, False),
+        ([SHORT + 1] * 4, SHORT + 1, True),
+        ([20, 30, 40], SHORT + 1, False),  # short rows, and longer ones elsewhere
+        ([20, 30, 40, 120], 120, False),  # short on average
+        ([20, 30, 400, 120], 400, True),
+        ([20, 30, 40], LONGEST_AMONG_SHORT + 1, True),
+    ],
+)
+def test_flash_attention_is_for_rows_that_are_long_on_average(lengths, longest, is_chosen, monkeypatch):
+    monkeypatch.setattr(attention, "supports_flash", lambda *_: True)
+    layout = dataclasses.replace(packed(lengths, 0, 16, torch.Generator()), max_seqlen=longest)
+    assert takes_flash(torch.empty(sum(lengths), 48), AttentionConfig(1, 1, 16, 1.0), layout) is is_chosen
+
+
+def test_without_a_gpu_our_kernels_compute_long_rows_too():
+    layout, config = padded(1, SHORT + 1, 16, torch.Generator()), AttentionConfig(1, 1, 16, 1.0)
+    assert not takes_flash(torch.empty(SHORT + 1, 48, dtype=torch.bfloat16), config, layout)

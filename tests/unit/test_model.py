@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import bitsandbytes as bnb
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -27,6 +28,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from stages import download
+from stages.data import batching
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, count_parameters, load_adapter, save_adapter
 from stages.model.base import TANH_GELUS, replace_activation
@@ -149,6 +151,25 @@ def test_predictions_are_in_the_order_of_the_rows_for_any_batches(load_nano, mak
     assert abs(singly.sum(axis=1) - 1).max() < 1e-9
     assert abs(singly - batched).max() < 1e-5
     assert abs(singly[0] - singly[1]).max() > 1e-4, "the rows differ"
+
+
+@pytest.mark.parametrize("changes", [{}, {"batches__order": "random"}, {"batches__padding": "max_length"}], ids=str)
+def test_batches_of_few_tokens_predict_as_one_row_at_a_time(load_nano, make_params, monkeypatch, changes):
+    monkeypatch.setattr(batching, "EVALUATION_TOKENS", 40)
+    base, tokenizer, _ = load_nano()
+    lengths = np.random.default_rng(0).integers(1, 60, 30)
+    examples = [{"input_ids": list(range(10, 10 + length)), "labels": 0} for length in lengths]
+    classifier = Classifier(base, tokenizer, make_params(**changes).batches, 60)
+    batches = classifier.split_batches(examples, 8)
+    sizes = [lengths[rows].max() * len(rows) for rows in batches]
+    assert all(size <= 40 or len(rows) == 1 for size, rows in zip(sizes, batches, strict=True)) and max(sizes) > 40
+    singly = Classifier(base, tokenizer, make_params(batches__padding="longest").batches, 60).compute_logits(
+        examples, 1
+    )
+    assert abs(classifier.compute_logits(examples, 8) - singly).max() < 1e-5
+    assert [rows.tolist() for rows in classifier.split_batches(examples, 8, sum(map(len, batches[:3])))] == [
+        rows.tolist() for rows in batches[3:]
+    ]
 
 
 def test_training_works_after_an_evaluation(load_nano, lora):

@@ -325,7 +325,7 @@ def test_a_process_that_is_killed_goes_on(adapter, loaded, tmp_path, monkeypatch
 
     process = start()
     deadline = time.monotonic() + 240
-    while not any(json.loads(file.read_text())["batches"] > 2 for file in tmp_path.glob("out/.predict-*/state.json")):
+    while not any(json.loads(file.read_text())["computed"] > 16 for file in tmp_path.glob("out/.predict-*/state.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
+from stages.data.batching import EVALUATION_TOKENS
 from stages.data.task import Task, parse_columns
 from stages.model.adapter_files import ClassifierSettings
 from stages.model.classifier import Classifier
@@ -149,7 +150,7 @@ def compute_digest(
         "untuned": arguments.untuned,
         "columns": column_map,
         "read": [arguments.sep, arguments.encoding, arguments.quotechar],
-        "batch_size": batch_size,
+        "batches": [batch_size, EVALUATION_TOKENS],
         "device": device,
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.data.batching import TokenizedRows
+from stages.data.batching import EVALUATION_TOKENS, TokenizedRows
 from stages.data.task import name_text_columns, parse_columns
 from stages.data.tokenization import tokenize_rows
 from stages.model.adapter_files import ClassifierSettings
@@ -113,16 +113,16 @@ class PartPredictor:
         self.pending: deque[tuple[Part, np.ndarray, torch.Tensor, torch.cuda.Event | None]] = deque()
 
     def predict(self, parts: Iterable[Part]) -> None:
-        skipped = self.progress.state.batches  # of the first part
+        computed = self.progress.state.computed  # of the first part
         for part in parts:
-            batches = self.classifier.split_batches(part.examples, self.batch_size)
-            for rows in batches[skipped:]:
+            for rows in self.classifier.split_batches(part.examples, self.batch_size, computed):
                 with report_out_of_memory(
-                    f"--batch-size: {self.batch_size} rows do not fit this GPU's memory; set a smaller one"
+                    f"--batch-size: {self.batch_size} rows, at most {EVALUATION_TOKENS:,} tokens, do not fit this "
+                    "GPU's memory; set a smaller one"
                 ):
                     self._add(part, rows, self.classifier.compute_batch_logits([part.examples[row] for row in rows]))
             self._add(part, np.empty(0, int), torch.empty(0))
-            skipped = 0
+            computed = 0
         while self.pending:
             self._finish_first()
         self.progress.save()
@@ -157,7 +157,7 @@ class PartPredictor:
     def _start_part(self, part: Part) -> np.ndarray:
         """The logits of a part, which may be there in part."""
         state = self.progress.state
-        if state.batches:
+        if state.computed:
             return self.progress.read_logits(part.file, part.first_row, part.rows, self.outputs)
         if part.file != state.file:
             self.progress.save()
@@ -172,13 +172,13 @@ class PartPredictor:
             )
         assert self.logits is not None
         self.logits[rows] = logits
-        self.progress.state.batches += 1
+        self.progress.state.computed += len(rows)
         self.progress.state.rows += len(rows)
         self.bar.update(len(rows))
 
     def _end_part(self, part: Part) -> None:
         state, blank = self.progress.state, part.rows - len(part.kept)
-        state.part, state.batches = part.number + 1, 0
+        state.part, state.computed = part.number + 1, 0
         state.rows += blank
         state.truncated += part.truncated
         state.longest = max(state.longest, part.longest)

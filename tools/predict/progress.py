@@ -26,7 +26,7 @@ class State:
         out: the file or folder that the run will write.
         file: number of the file that is being predicted.
         part: its part; the parts before it are complete.
-        batches: of that part that are complete.
+        computed: rows of that part in complete batches. They are the first in the order of `Classifier.split_batches`.
         rows: of all files, in complete batches.
         truncated: rows of complete parts that are longer than the model reads.
         longest: tokens of the longest of them.
@@ -36,7 +36,7 @@ class State:
     out: str
     file: int = 0
     part: int = 0
-    batches: int = 0
+    computed: int = 0
     rows: int = 0
     truncated: int = 0
     longest: int = 0
