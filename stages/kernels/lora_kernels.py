@@ -20,49 +20,44 @@ from stages.kernels.activation import activation
 from stages.kernels.dropout import drop_threshold, dropout_mask, dropout_scale, load_positions
 from stages.kernels.index_limits import check_index_range
 
-PROGRAMS = 512  # about four for each multiprocessor of a large GPU
 MANY_TOKENS = 2048
 
 
 class Tiles(NamedTuple):
-    """A program's block of tokens (m) and of the input's columns (k), and Triton's options."""
+    """A program's block of tokens (m) and of the input's columns (k), and Triton's options.
+
+    Attributes:
+        programs: a sum is split until there are so many programs.
+    """
 
     block_m: int
     block_k: int
-    num_warps: int
-    num_stages: int
+    num_warps: int = 4
+    num_stages: int = 3
+    programs: int = 512  # about four for each multiprocessor of a large GPU
 
 
-# Few tokens: the launch and the latency of memory decide, so many small blocks. Many: the bandwidth of memory.
-FEW_TOKENS_TILES = {
-    "down_project": Tiles(32, 64, 4, 3),
-    "a_grads": Tiles(128, 32, 4, 3),
-    "input_grad": Tiles(32, 64, 4, 3),
-}
-MANY_TOKENS_TILES = {
-    "down_project": Tiles(64, 128, 4, 3),
-    "a_grads": Tiles(128, 64, 4, 3),
-    "input_grad": Tiles(64, 128, 8, 3),
-}
+# The best of 18 blocks and options each, and of numbers of splits, on an H200 with phi-2's qkv + fc1, dense and fc2.
+# write_a_grads: 128, 103, 134 -> 86, 37, 93 us at 8,448 tokens with the tiles for many (limit of the memory: 10, 10,
+# 41). down_project of fc2: 90 -> 82 us at 4,608 tokens. Otherwise no tiles were better for all three.
+TILES = {"down_project": Tiles(32, 64), "a_grads": Tiles(128, 32), "input_grad": Tiles(32, 64)}
+MANY_TOKENS_TILES = TILES | {"down_project": Tiles(32, 64, programs=1024), "a_grads": Tiles(64, 64, programs=1024)}
 
 
-def choose_tiles(kernel: str, x: torch.Tensor, block_r: int) -> Tiles:
-    """The tiles of a kernel for x [tokens, columns] and `block_r` columns of LoRA's rank.
-
-    More tokens in fp32 exceed the shared memory of smaller GPUs, and so do larger tiles with a high rank.
-    """
-    tiles = FEW_TOKENS_TILES[kernel]
-    if x.element_size() == 4:
-        return tiles._replace(block_m=min(tiles.block_m, 64))
-    return MANY_TOKENS_TILES[kernel] if len(x) >= MANY_TOKENS and block_r <= 32 else tiles
+def choose_tiles(kernel: str, x: torch.Tensor) -> Tiles:
+    """The tiles of a kernel for x [tokens, columns]."""
+    tiles = (MANY_TOKENS_TILES if len(x) >= MANY_TOKENS else TILES)[kernel]
+    if x.element_size() == 4:  # 128 tokens, or 64 columns, exceed the shared memory of smaller GPUs
+        return tiles._replace(block_m=min(tiles.block_m, 64), block_k=TILES[kernel].block_k)
+    return tiles
 
 
-def split_evenly(size: int, block: int, programs: int) -> tuple[int, int]:
-    """Split `size` elements if there are fewer than `PROGRAMS` programs -> splits, elements of each.
+def split_evenly(size: int, block: int, programs: int, tiles: Tiles) -> tuple[int, int]:
+    """Split `size` elements if there are fewer than `tiles.programs` programs -> splits, elements of each.
 
     A split has whole blocks, at least four.
     """
-    splits = max(1, min(PROGRAMS // programs + 1, size // (4 * block)))
+    splits = max(1, min(tiles.programs // programs + 1, size // (4 * block)))
     split_size = triton.cdiv(triton.cdiv(size, splits), block) * block
     return triton.cdiv(size, split_size), split_size
 
@@ -89,14 +84,14 @@ def down_project(
     out = torch.empty((tokens, in_features + width), dtype=x.dtype, device=x.device)
     check_index_range(tokens * x.stride(0), out.numel())
     block_r = min(lora_rank, 64)
-    tiles = choose_tiles("down_project", x, block_r)
+    tiles = choose_tiles("down_project", x)
     # Programs with the same x have adjacent numbers, so they run at the same time, and one of them reads x from memory.
     grid = n * (lora_rank // block_r), triton.cdiv(tokens, tiles.block_m)
-    splits, split_size = split_evenly(in_features, tiles.block_k, grid[0] * grid[1])
+    splits, split_size = split_evenly(in_features, tiles.block_k, grid[0] * grid[1], tiles)
     # Partial sums are fp32, so that their sum is rounded once. A single split writes u itself.
     parts = torch.empty((splits, tokens, width), dtype=torch.float32, device=x.device) if splits > 1 else out
     _down_project_kernel[(*grid, splits)](
-        x, a, out, parts, _make_counters(x.device, PROGRAMS), seed, positions, tokens, in_features, x.stride(0),
+        x, a, out, parts, _make_counters(x.device, tiles.programs), seed, positions, tokens, in_features, x.stride(0),
         out.stride(0), width, split_size, drop_threshold(p), dropout_scale(p), site, GELU=gelu, LORA_RANK=lora_rank,
         BLOCK_R=block_r, BLOCK_M=tiles.block_m, BLOCK_K=tiles.block_k, DROPOUT=p > 0, SPLIT=splits > 1,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
@@ -108,7 +103,7 @@ def down_project(
 def _make_counters(device: torch.device, count: int) -> torch.Tensor:
     """Zeros, which each kernel leaves at zero, so `down_project` must not run on two streams at the same time.
 
-    Splits are made only for fewer than `PROGRAMS` blocks of u.
+    Splits are made only for at most `Tiles.programs` blocks of u.
     """
     return torch.zeros(count, dtype=torch.int32, device=device)
 
@@ -128,9 +123,9 @@ def write_a_grads(
     lora_rank, n = du.shape[1] // len(offsets), len(offsets)
     check_index_range(tokens * x.stride(0), tokens * du.stride(0))
     block_r = min(lora_rank, 64)
-    tiles = choose_tiles("a_grads", x, block_r)
+    tiles = choose_tiles("a_grads", x)
     grid = n * (lora_rank // block_r), triton.cdiv(in_features, tiles.block_k)
-    splits, split_size = split_evenly(tokens, tiles.block_m, grid[0] * grid[1])
+    splits, split_size = split_evenly(tokens, tiles.block_m, grid[0] * grid[1], tiles)
     parts = grads  # a single split writes the gradient itself
     if splits > 1:
         parts = torch.empty((splits, n * lora_rank, in_features), dtype=torch.float32, device=x.device)
@@ -164,7 +159,7 @@ def compute_input_grad(
     x = out if x is None else x
     check_index_range(dfu.numel(), tokens * out.stride(0), tokens * x.stride(0))
     block_r = min(lora_rank, 64)
-    tiles = choose_tiles("input_grad", dfu, block_r)
+    tiles = choose_tiles("input_grad", dfu)
     _input_grad_kernel[(triton.cdiv(tokens, tiles.block_m), triton.cdiv(in_features, tiles.block_k))](
         dfu, a, x, out, seed, positions, tokens, in_features, dfu.stride(0), x.stride(0), out.stride(0),
         drop_threshold(p), dropout_scale(p), site, GELU=gelu, MODULES=n, LORA_RANK=lora_rank, BLOCK_R=block_r,

@@ -89,12 +89,14 @@ class CapturedStep:
         """Put the batch's gradients into `.grad` and return its mean loss. Both are summed over the ranks' parts.
 
         Args:
-            parts: of the batch. Each has int64 `input_ids` [rows or fewer, length] and `labels` [rows or fewer], or is
-                the result of `data.batching.pack_rows`, filled up. Both may have `batch_positions`, int32, the position
-                in the batch of each of `input_ids`, and `weight`, fp32 scalar, the part's share of the batch's rows.
+            parts: of the batch, on the device or in pinned memory. Each has int64 `input_ids` [rows or fewer, length]
+                and `labels` [rows or fewer], or is the result of `data.batching.pack_rows`, filled up. Both may have
+                `batch_positions`, int32, the position in the batch of each of `input_ids`, and `weight`, fp32 scalar,
+                the part's share of the batch's rows.
             step: number of the step in the whole run; selects the dropout masks.
         """
-        parts = [self._fill_up(part) for part in parts]
+        # If the graph exists, its input buffers are filled from the host's memory, without a copy on the device.
+        parts = [part if self.graphs.get(shape_of(part)) else self._fill_up(self._move(part)) for part in parts]
         for part in parts:
             if shape_of(part) not in self.graphs:
                 self.capture(part)
@@ -116,7 +118,7 @@ class CapturedStep:
         if capture := self.graphs[shape_of(part)]:
             graph, inputs = capture
             for name, value in inputs.items():
-                value.copy_(part[name])
+                value.copy_(part[name], non_blocking=True)
             graph.replay()
         else:
             self.run(part)
@@ -161,6 +163,9 @@ class CapturedStep:
         base = unwrap_peft(self.model)
         logits = packed_rows.compute_logits(self.model, batch, self.longest)
         return base.loss_function(logits=logits, labels=batch["labels"], pooled_logits=logits, config=base.config)
+
+    def _move(self, part: Part) -> Part:
+        return {name: value.to(self.masks.seed.device, non_blocking=True) for name, value in part.items()}
 
     def _fill_up(self, part: Part) -> Part:
         """Fill a padded part up with rows that the loss ignores."""

@@ -269,15 +269,15 @@ class ClassifierTrainer(Trainer):
         inputs: list[Part],  # type: ignore[override]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        parts = [
-            {name: value.to(self.args.device, non_blocking=True) for name, value in part.items()} for part in inputs
-        ]
         step = self.state.global_step
         if self.captured_step:
             if not model.training:
                 model.train()
-            loss = self.captured_step(parts, step)
+            loss = self.captured_step(inputs, step)
         else:
+            parts = [
+                {name: value.to(self.args.device, non_blocking=True) for name, value in part.items()} for part in inputs
+            ]
             if distributed.world_size() > 1:
                 torch.manual_seed(_derive_seed(self.args.seed, step, distributed.rank()))  # the same after a resume
             losses = [self._compute_part(model, part, is_last=part is parts[-1]) for part in parts]

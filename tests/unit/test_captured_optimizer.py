@@ -122,6 +122,7 @@ def test_its_checkpoint_is_adamws():
         states.append(optimizer.state_dict())
     actual, expected = states
     assert actual["param_groups"] == expected["param_groups"]
+    assert all(isinstance(group["lr"], float) for group in actual["param_groups"])
     assert [list(values) for values in actual["state"].values()] == [list(v) for v in expected["state"].values()]
 
 
