@@ -17,6 +17,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def measure(inputs: recipes.Inputs, batch_size: int, holder: MemoryHolder, free_
             line |= gpu_timing.memory()
             line["used_gb"] = line["peak_reserved_gb"] + outside_pytorch_gb(free_gb)
     except torch.OutOfMemoryError:
+        traceback.print_exc()
         line = {"error": "out of memory"}
     except Exception as error:  # the other lines are worth having
         line = {"error": errors.type_and_first_line(error)}
