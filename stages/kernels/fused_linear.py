@@ -127,8 +127,15 @@ class FusedLinear:
         """Bytes that `keep_weight` adds."""
         return sum(self.out_features) * self.in_features * self.dtype.itemsize
 
-    def keep_weight(self) -> None:
-        """Keep one dequantized copy of W from here on. If B has its dtype, both are one matrix, and one product."""
+    def keep_weight(self, keep: bool = True) -> None:
+        """Choose whether a dequantized copy of W is kept. If B has its dtype, both are one matrix, and one product."""
+        if keep == (self.weight is not None):
+            return
+        if not keep:
+            if self.b_in_weight:
+                self.b, self.b_in_weight = self.b.clone(memory_format=torch.contiguous_format), False
+            self.weight = None
+            return
         width = 0
         if self.lora_layers and self.dtype == self.b.dtype:
             self.b_in_weight, width = True, self.b.shape[1]

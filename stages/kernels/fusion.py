@@ -39,10 +39,10 @@ class FusedModel:
         self._collect_copies()
         unwrap_peft(model).base_model.register_forward_pre_hook(self._before_forward)
 
-    def keep_weights(self) -> None:
-        """Keep a dequantized copy of all weights from here on."""
+    def keep_weights(self, keep: bool = True) -> None:
+        """Choose whether a dequantized copy of all weights is kept."""
         for linear in self.linears:
-            linear.keep_weight()
+            linear.keep_weight(keep)
         self._collect_copies()
 
     def _collect_copies(self) -> None:

@@ -7,6 +7,7 @@ all-reduce sums the gradients. The Trainer does everything else: the gradients a
 `loss.backward()`.
 """
 
+import gc
 import time
 
 import torch
@@ -75,9 +76,8 @@ class CapturedStep:
         self.capture_seconds = 0.0
 
     def apply(self, plan: Plan) -> None:
-        """Compute batches as planned from here on. Weights that are kept stay so."""
-        if plan.keep_weights and not (self.plan and self.plan.keep_weights):
-            self.layers.keep_weights()
+        """Compute batches as planned from here on."""
+        self.layers.keep_weights(plan.keep_weights)
         self.layers.set_checkpointing(plan.checkpointing)
         self.plan = plan
 
@@ -97,9 +97,8 @@ class CapturedStep:
         """
         # If the graph exists, its input buffers are filled from the host's memory, without a copy on the device.
         parts = [part if self.graphs.get(shape_of(part)) else self._fill_up(self._move(part)) for part in parts]
-        for part in parts:
-            if shape_of(part) not in self.graphs:
-                self.capture(part)
+        if new := [part for part in parts if shape_of(part) not in self.graphs]:
+            self.capture(new)
         self._select_masks(step)
         for number, part in enumerate(parts):
             self._compute(part)
@@ -179,32 +178,37 @@ class CapturedStep:
             filled[name] = pad(part[name], sides, value=fillers[name])
         return filled
 
-    def capture(self, part: Part) -> None:
-        """Capture the step for parts of this shape. If it cannot be captured, it runs eagerly.
+    def capture(self, parts: list[Part]) -> None:
+        """Capture the step for parts of these shapes. If it cannot be captured, it runs eagerly.
+
+        All shapes run eagerly first, because afterwards the graphs hold the memory that this needs.
 
         Raises:
-            torch.OutOfMemoryError: the memory is too small for this shape.
+            torch.OutOfMemoryError: the memory is too small.
         """
-        part = self._fill_up(part)
-        if not self.capturable:
-            self.graphs[shape_of(part)] = None
-            return
-        start, current_stream = time.perf_counter(), torch.cuda.current_stream()
-        inputs = {name: value.clone() for name, value in part.items()}
-        self.warm_up(inputs)
-        torch.cuda.empty_cache()  # the graph allocates memory from its own pool
-        graph = torch.cuda.CUDAGraph()
+        start, parts = time.perf_counter(), [self._fill_up(part) for part in parts]
+        if self.capturable:
+            for part in parts:
+                self.warm_up(part)
+            torch.cuda.empty_cache()  # graphs allocate memory from their own pool
+        for part in parts:
+            self.graphs[shape_of(part)] = self._capture(part) if self.capturable else None
+        self.capture_seconds += time.perf_counter() - start
+
+    def _capture(self, part: Part) -> Capture | None:
+        graph, inputs = torch.cuda.CUDAGraph(), {name: value.clone() for name, value in part.items()}
+        stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 self.run(inputs)
-            self.graphs[shape_of(part)] = graph, inputs
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # an operation that waits for the GPU
-            leave_broken_capture(current_stream)
-            self.capturable, self.graphs[shape_of(part)] = False, None
+            leave_broken_capture(stream)
+            self.capturable = False
             print(f"no CUDA graphs, steps run eagerly: {str(error.__context__ or error).splitlines()[0]}")
-        self.capture_seconds += time.perf_counter() - start
+            return None
+        return graph, inputs
 
     def warm_up(self, part: Part) -> None:
         """Run a part eagerly on the stream of captures. It compiles and loads kernels, which a capture may not."""
@@ -216,8 +220,9 @@ class CapturedStep:
         torch.cuda.synchronize()
 
     def forget_graphs(self) -> None:
-        """Free the memory of all graphs."""
+        """Free the memory of all graphs, and of a capture that failed."""
         self.graphs.clear()
+        gc.collect()
         self.pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
 

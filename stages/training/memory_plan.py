@@ -6,9 +6,10 @@ checkpointing. None of them changes the result, except for rounding.
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 # Floating-point operations that a GPU computes in bf16 while it moves one byte: an H200 180, an A100 200, a T4 216.
 OPERATIONS_A_BYTE = 200
@@ -81,6 +82,20 @@ def choose_plan(memory: Memory, batch_tokens: np.ndarray, choices: Choices) -> P
             plans.append(Plan(keep, recompute, min(max_tokens, largest)))
     least = Plan(min(choices.keep_weights), max(choices.checkpointing), choices.smallest_part)
     return min(plans, key=lambda plan: estimate_time(plan, batch_tokens), default=least)
+
+
+def next_smaller(plan: Plan, choices: Choices) -> Plan:
+    """The plan to try after one that did not fit.
+
+    Raises:
+        torch.OutOfMemoryError: no allowed plan needs less memory.
+    """
+    least = Plan(min(choices.keep_weights), max(choices.checkpointing), choices.smallest_part)
+    if plan == least:
+        raise torch.OutOfMemoryError("the smallest part of a batch does not fit")
+    if plan.max_tokens > choices.smallest_part:
+        return replace(plan, max_tokens=max(plan.max_tokens // 2, choices.smallest_part))
+    return least
 
 
 def estimate_time(plan: Plan, batch_tokens: np.ndarray) -> float:

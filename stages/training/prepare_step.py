@@ -13,7 +13,7 @@ from stages.runtime.params import Train
 from stages.training.captured_step import CapturedStep
 from stages.training.epoch_batches import EpochBatches, Part
 from stages.training.graph_sizes import choose_sizes
-from stages.training.memory_plan import Choices, Memory, Plan, choose_plan, describe_plan
+from stages.training.memory_plan import Choices, Memory, Plan, choose_plan, describe_plan, next_smaller
 from stages.training.part_collator import PartCollator
 
 RESERVED = 1e9  # bytes for CUDA's graphs, the code of kernels, and gaps between tensors
@@ -39,19 +39,24 @@ def prepare_step(
     tokens = np.array([collate.count_tokens(part) for part in parts])
     choices = list_choices(step, train, longest if train.micro_batch == "auto" else int(tokens.max()))
     plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validate))
-    while True:
-        step.apply(plan)
-        batches.max_tokens = plan.max_tokens
-        batches.max_rows = min(batches.max_rows, collate.max_rows(plan.max_tokens, longest))
-        try:
-            capture_sizes(step, batches, collate, train.epochs)
-            break
-        except torch.OutOfMemoryError:
-            step.forget_graphs()
-            if plan.max_tokens <= choices.smallest_part:
-                raise
-            plan = replace(plan, max_tokens=max(plan.max_tokens // 2, choices.smallest_part))
+    while not try_plan(plan, step, batches, collate, train.epochs, longest):
+        step.forget_graphs()
+        plan = next_smaller(plan, choices)
     print(f"GPU memory: {describe_plan(plan, tokens)}")
+
+
+def try_plan(
+    plan: Plan, step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int, longest: int
+) -> bool:
+    """Set limits and sizes as planned, and capture the step. False: it does not fit the memory."""
+    step.apply(plan)
+    batches.max_tokens = plan.max_tokens
+    batches.max_rows = min(batches.max_rows, collate.max_rows(plan.max_tokens, longest))
+    try:
+        capture_sizes(step, batches, collate, epochs)
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def list_parts(batches: EpochBatches, epochs: int) -> Iterator[list[np.ndarray]]:
@@ -140,8 +145,7 @@ def capture_sizes(step: CapturedStep, batches: EpochBatches, collate: PartCollat
     parts = [part for batch in list_parts(batches, epochs) for part in batch]
     step.rows = collate.rows = max(map(len, parts))
     collate.sizes = choose_sizes([collate.size_of(part) for part in parts])
-    for size in reversed(collate.sizes):
-        step.capture(make_part(batches, collate, size, rows=1))
+    step.capture([make_part(batches, collate, size, rows=1) for size in reversed(collate.sizes)])
 
 
 def make_part(batches: EpochBatches, collate: PartCollator, size: int, rows: int) -> Part:

@@ -69,10 +69,9 @@ class FusedStep:
         from stages.kernels.fusion import FusedTraining
 
         self.model, self.masks = lora, DropoutMasks(DEVICE)
-        fused = FusedTraining(lora, self.masks)
-        self.gradients = fused.gradients
-        if dequantize_once:
-            fused.keep_weights()
+        self.layers = FusedTraining(lora, self.masks)
+        self.layers.keep_weights(dequantize_once)
+        self.gradients = self.layers.gradients
 
     def loss(self, ids, labels, step=0):
         """The forward alone, which takes a third of the time."""
@@ -103,6 +102,16 @@ def test_loss_and_gradients_equal_those_of_peft(targets, dequantize_once, quanti
     lora = classifier(targets=targets, quantization=quantization)
     assert FusedStep(lora, dequantize_once)(*batch()) == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may multiply in tf32
+
+
+def test_a_copy_of_the_weights_may_be_kept_and_released():
+    loss, grads = eager(classifier(quantization="nf4"), *batch())
+    fused = FusedStep(lora := classifier(quantization="nf4"))
+    for keep in (True, False, True):
+        fused.layers.keep_weights(keep)
+        assert fused(*batch()) == pytest.approx(loss, rel=1e-5)
+        assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
+        assert all((linear.weight is not None) == keep for linear in fused.layers.linears)
 
 
 def test_gradients_include_the_dropout_masks_of_the_forward():

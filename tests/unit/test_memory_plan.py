@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from stages.training.graph_sizes import LEAST_SAVING, choose_sizes
-from stages.training.memory_plan import Choices, Memory, Plan, choose_plan, describe_plan, estimate_time
+from stages.training.memory_plan import Choices, Memory, Plan, choose_plan, describe_plan, estimate_time, next_smaller
 
 GB = 1e9
 TOKENS = np.array([528, 544, 560])
@@ -89,3 +90,11 @@ def test_another_size_must_save_its_share_of_the_tokens():
     few, many = round(100 * LEAST_SAVING * 1.5), round(100 * LEAST_SAVING * 4)
     assert choose_sizes([100] * (100 - few) + [50] * few) == [100]
     assert choose_sizes([100] * (100 - many) + [50] * many) == [50, 100]
+
+
+def test_after_a_plan_that_does_not_fit_smaller_parts_are_tried_and_then_what_needs_the_least_memory():
+    plans = [Plan(True, False, 560)]
+    with pytest.raises(torch.OutOfMemoryError):
+        while True:
+            plans.append(next_smaller(plans[-1], ANY))
+    assert plans[1:] == [Plan(True, False, tokens) for tokens in (280, 140, 96)] + [Plan(False, True, 96)]
