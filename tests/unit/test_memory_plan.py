@@ -70,7 +70,7 @@ def test_a_plan_is_described_in_one_line():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_sizes_of_the_same_number_need_fewer_tokens(seed):
-    sizes = np.random.default_rng(seed).integers(1, 30, 12)
+    sizes = np.random.default_rng(seed).integers(1, 30, 12) * 500
     chosen = choose_sizes(sizes)
 
     def filled(candidates):
@@ -83,13 +83,14 @@ def test_no_other_sizes_of_the_same_number_need_fewer_tokens(seed):
 
 def test_similar_batches_get_one_size_and_so_does_a_small_last_one():
     assert choose_sizes([544] * 62 + [272]) == [544]
-    assert len(choose_sizes(range(256, 16384, 256))) > 4
+    assert len(choose_sizes([*range(256, 16384, 256)] * 10)) > 4
 
 
-def test_another_size_must_save_its_share_of_the_tokens():
-    few, many = round(100 * LEAST_SAVING * 1.5), round(100 * LEAST_SAVING * 4)
-    assert choose_sizes([100] * (100 - few) + [50] * few) == [100]
-    assert choose_sizes([100] * (100 - many) + [50] * many) == [50, 100]
+def test_another_size_must_save_enough_tokens():
+    few, many = LEAST_SAVING // 50 - 1, LEAST_SAVING // 50 + 1
+    assert choose_sizes([100] * 1000 + [50] * few) == [100]
+    assert choose_sizes([100] * 1000 + [50] * many) == [50, 100]
+    assert choose_sizes([100] * 1000 + [50] * few, tokens_a_unit=2) == [50, 100]
 
 
 def test_after_a_plan_that_does_not_fit_smaller_parts_are_tried_and_then_what_needs_the_least_memory():
