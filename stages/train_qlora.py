@@ -18,6 +18,7 @@ from stages.data.tokenization import load_configured_tokenizer
 from stages.model.adapter import add_lora, count_parameters, save_adapter
 from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
+from stages.model.base_cache import cache_base
 from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.head import freeze_head, scale_head
 from stages.model.validation_summary import ValidationSummary
@@ -52,7 +53,7 @@ def train_and_save(
     p: params.Params, inputs: "Inputs", device: torch.device, folder: Path, curves: live_curves.LiveCurves | None
 ) -> None:
     """Train from the newest checkpoint below `folder`, or from the start, and write the outs."""
-    with Recorder(device) as recorder:
+    with Recorder(device) as recorder, cache_base() as cache:
         recorder.mark("before_loading")
         base = load_base(inputs.manifest, p.model, inputs.task.classes, device, p.seed, inputs.tokenizer)
         recorder.mark("loaded")
@@ -84,7 +85,7 @@ def train_and_save(
         ValidationSummary.measure(rows["label"].to_numpy(), probabilities).write(adapter)
         del base, classifier, trainer  # the memory may not suffice for two bases
         gc.collect()
-        verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device)
+        verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device, cache)
     fitted = asdict(temperature) if temperature else None
     summary = {"best_epoch": saved_epoch, "parameters": parameters, "temperature": fitted}
     write_results(steps, epochs, prediction_table(rows, probabilities, inputs.task), summary)

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from stages.model.adapter_files import ClassifierSettings
-from stages.model.validation_summary import ValidationSummary
 from stages.runtime import errors
+
+if TYPE_CHECKING:  # imports PyTorch
+    from stages.model.adapter_files import ClassifierSettings
 
 
 class Answer(TypedDict):
@@ -47,7 +48,7 @@ def parse_share(text: str) -> float:
     return value
 
 
-def choose_rule(arguments: argparse.Namespace, settings: ClassifierSettings) -> Rule | None:
+def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -> Rule | None:
     """The rule that the command asks for. Print what it takes from the validation rows to standard error.
 
     Raises:
@@ -62,6 +63,8 @@ def choose_rule(arguments: argparse.Namespace, settings: ClassifierSettings) -> 
         raise errors.UserError(f"{option}: uses the tuned model's validation rows; remove --untuned")
     if arguments.best_threshold and len(settings.classes) != 2:
         raise errors.UserError(f"{option}: needs an adapter with 2 classes; this one has {len(settings.classes)}")
+    from stages.model.validation_summary import ValidationSummary
+
     summary = ValidationSummary.read(arguments.adapter)
     if arguments.coverage is not None:
         at_least = summary.find_probability(arguments.coverage)

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 import bitsandbytes as bnb
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
@@ -27,6 +27,16 @@ class BaseCache:
             self.model = load()
             self.key, self.checksums = key, compute_checksums(self.model)
         return copy_sharing_weights(self.model)
+
+    def share_equal_model(self, config: PreTrainedConfig) -> PreTrainedModel | None:
+        """Return a new model around the weights. None if a model has changed them, or if they need another config."""
+        if self.model is None or compute_checksums(self.model) != self.checksums:
+            return None
+        configs = [other.to_dict() for other in (config, self.model.config)]
+        for key in ("_name_or_path", "quantization_config"):  # where it was read from, and how it was loaded
+            for values in configs:
+                values.pop(key, None)
+        return copy_sharing_weights(self.model) if configs[0] == configs[1] else None
 
     def check(self) -> None:
         """Raise RuntimeError if a model has changed the shared weights. The next model loads them again."""

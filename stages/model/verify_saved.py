@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from stages.data.batching import count_tokens
 from stages.model.base import make_precision_arguments, stabilize_4_bit_layers
+from stages.model.base_cache import BaseCache
 from stages.model.classifier import ATTENTION
 from stages.model.devices import pick_precision
 from stages.runtime import params
@@ -62,24 +63,27 @@ class AdapterSnapshot:
 
 
 def verify_saved_adapter(
-    folder: Path, trained: AdapterSnapshot, manifest: dict, model_params: params.ModelSettings, device: torch.device
-) -> None:
+    folder: Path, trained: AdapterSnapshot, manifest: dict, model_params: params.ModelSettings, device: torch.device,
+    cache: BaseCache | None = None,
+) -> None:  # fmt: skip
     """Load a saved adapter by plain transformers and PEFT, and compare it with the trained model.
 
     Base and head are loaded again, and transformers initialises the head at random. Nothing in memory can replace
-    what the folder lacks. The rows are in one batch, padded by the saved tokenizer.
+    what the folder lacks. The rows are in one batch, padded by the saved tokenizer. With a cache, the base is a new
+    model around its weights, if they are as they were loaded and the saved config is theirs.
 
     Args:
         folder: that `save_adapter` wrote.
         manifest: of the base.
         model_params: the section `model` of params.yaml.
+        cache: of this base and these `model_params`.
 
     Raises:
         UserError: a weight differs, or the logits differ by more than rounding explains.
     """
     failure = "outs/adapter: not saved: loaded by plain transformers and peft, it"
     try:
-        model = _load(folder, manifest, model_params, device)
+        model = _load(folder, manifest, model_params, device, cache)
         logits = _compute_logits(model, folder, trained.examples)
     except Exception as error:  # many types: a missing weight or file, another shape
         raise UserError(f"{failure} is not loadable ({type_and_first_line(error)})") from error
@@ -100,12 +104,17 @@ def relative_distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def _load(folder: Path, manifest: dict, model_params: params.ModelSettings, device: torch.device) -> PeftModel:
-    base = AutoModelForSequenceClassification.from_pretrained(
-        find_model_folder(manifest), config=AutoConfig.from_pretrained(folder), device_map={"": device},
-        use_safetensors=True, **make_precision_arguments(model_params, device),
-    )  # fmt: skip
-    stabilize_4_bit_layers(base)
+def _load(
+    folder: Path, manifest: dict, model_params: params.ModelSettings, device: torch.device, cache: BaseCache | None
+) -> PeftModel:
+    config = AutoConfig.from_pretrained(folder)
+    base = cache.share_equal_model(config) if cache else None
+    if base is None:
+        base = AutoModelForSequenceClassification.from_pretrained(
+            find_model_folder(manifest), config=config, device_map={"": device}, use_safetensors=True,
+            **make_precision_arguments(model_params, device),
+        )  # fmt: skip
+        stabilize_4_bit_layers(base)
     return PeftModel.from_pretrained(base, str(folder)).eval()
 
 

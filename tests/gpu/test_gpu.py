@@ -31,12 +31,15 @@ from helpers.small_classifier import (
 )
 from helpers.stages import stage_env
 from helpers.tables import CLASSES
+from transformers import AutoModelForSequenceClassification
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
+from stages.data import batching
 from stages.data.batching import pack_rows
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
+from stages.model.base_cache import cache_base
 from stages.model.classifier import Classifier
 from stages.model.head import remove_head, replace_head
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
@@ -45,6 +48,7 @@ from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.runtime.usage_recorder import Recorder
 from stages.training import checkpoints, history
+from stages.training import trainer as trainer_module
 from stages.training.live_losses import LiveLosses
 from stages.training.loss import weigh_classes
 from stages.training.trainer import make_trainer
@@ -537,20 +541,43 @@ def test_a_captured_step_of_packed_rows_is_the_eager_one(family, tmp_path):
     assert len(step.graphs) == 2 and all(step.graphs.values())
 
 
-def test_a_saved_adapter_of_the_captured_step_is_verified(tmp_path):
-    """Fused bf16 layers and plain transformers with PEFT agree on its logits. A changed alpha is found."""
+def test_a_saved_adapter_of_the_captured_step_is_verified(tmp_path, monkeypatch):
+    """Fused bf16 layers and plain transformers with PEFT agree on its logits. A changed alpha is found.
+
+    The cached base is still as it was loaded, so it is not loaded again.
+    """
     manifest = manifest_of(save_family("phi", tmp_path / "phi"))
-    lora, trainer = train(manifest, tmp_path / "checkpoints", True, rows=160)
+    with cache_base() as cache:
+        lora, trainer = train(manifest, tmp_path / "checkpoints", True, rows=160)
     examples = [{"input_ids": torch.randint(1, 900, (5 + 4 * i,)).tolist()} for i in range(10)]
     expected, folder = AdapterSnapshot.take(lora, examples), tmp_path / "adapter"
     save_adapter(lora, load_tokenizer(manifest), manifest, {}, folder)
     del lora, trainer
     gc.collect()
     verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE)
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoModelForSequenceClassification, "from_pretrained", None)
+        verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE, cache)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4 * config["lora_alpha"]}))
-    with pytest.raises(UserError, match="predicts otherwise"):
-        verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE)
+    for base in (None, cache):
+        with pytest.raises(UserError, match="predicts otherwise"):
+            verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE, base)
+
+
+def test_validation_of_packed_rows_equals_that_of_padded_ones(small_phi, tmp_path, monkeypatch):
+    """Also in batches of few tokens, of unequal size."""
+    _, trainer = train(small_phi, tmp_path / "checkpoints", True, rows=160)
+    assert trainer.packs_rows
+    packed = [trainer.evaluation_loop(trainer.get_eval_dataloader(), "")]
+    for module in (batching, trainer_module):
+        monkeypatch.setattr(module, "EVALUATION_TOKENS", 200)
+    packed.append(trainer.evaluation_loop(trainer.get_eval_dataloader(), ""))
+    trainer.batches = trainer.batches.model_copy(update={"padding": "longest"})
+    padded = trainer.evaluation_loop(trainer.get_eval_dataloader(), "")
+    for output in packed:
+        assert abs(output.predictions - padded.predictions).max() < 0.05 * abs(padded.predictions).max()
+        assert output.metrics["eval_loss"] == pytest.approx(padded.metrics["eval_loss"], rel=0.02)
 
 
 def test_recorder_reads_this_gpu(tmp_path):

@@ -21,6 +21,7 @@ from stages.data.task import Task
 from stages.report.alarms import find_alarms
 from stages.runtime.errors import UserError
 from tools.evaluate import __main__ as evaluate
+from tools.evaluate import score_sets
 from tools.evaluate.labels import parse_class_map
 from tools.evaluate.read_set import choose_split, name_folder, read_set
 from tools.evaluate.tables import TestRows
@@ -202,24 +203,24 @@ def named(name):
 
 def test_a_folder_that_the_command_has_not_written_is_not_replaced(pipeline):
     out = pipeline / "evaluations"
-    evaluate.check_targets(out, [named("a"), named("b")])
+    score_sets.check_targets(out, [named("a"), named("b")])
     (out / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="this command has not written it"):
-        evaluate.check_targets(out, [named("a")])
-    (out / "a" / evaluate.RECORD).write_text("{}")
-    evaluate.check_targets(out, [named("a")])
+        score_sets.check_targets(out, [named("a")])
+    (out / "a" / score_sets.RECORD).write_text("{}")
+    score_sets.check_targets(out, [named("a")])
     for data in (pipeline / "a.csv", "b/a.csv"):  # a.csv may be named by another path
-        (out / "a" / evaluate.RECORD).write_text(json.dumps({"data": {"name": str(data)}}))
+        (out / "a" / score_sets.RECORD).write_text(json.dumps({"data": {"name": str(data)}}))
         if data == "b/a.csv":
             with pytest.raises(UserError, match=r"a: has the report of b/a\.csv; move it, or set another --out"):
-                evaluate.check_targets(out, [named("a")])
+                score_sets.check_targets(out, [named("a")])
         else:
-            evaluate.check_targets(out, [named("a")])
+            score_sets.check_targets(out, [named("a")])
     with pytest.raises(UserError, match="would both be written to"):
-        evaluate.check_targets(out, [named("b"), named("b")])
-    for folder in (out / "a" / evaluate.RECORD, out / "a" / evaluate.RECORD / "b"):
+        score_sets.check_targets(out, [named("b"), named("b")])
+    for folder in (out / "a" / score_sets.RECORD, out / "a" / score_sets.RECORD / "b"):
         with pytest.raises(UserError, match=r"^--out: .*evaluation\.json is a file; name a folder"):
-            evaluate.check_targets(folder, [named("b")])
+            score_sets.check_targets(folder, [named("b")])
 
 
 def test_a_tab_may_be_written_as_in_python(monkeypatch):
@@ -236,8 +237,8 @@ def test_the_link_to_a_report_works_with_any_name():
 def test_an_earlier_evaluation_stays_until_the_new_one_is_whole(pipeline, monkeypatch):
     folder = pipeline / "evaluations/a"
     monkeypatch.setattr(analyze, "write_report", lambda report, path: (path / "report.md").write_text(report))
-    evaluate.write_set(folder, named("a"), "first", [])
-    assert json.loads((folder / evaluate.RECORD).read_text()) == named("a").record | {"adapters": {}}
+    score_sets.write_set(folder, named("a"), "first", [])
+    assert json.loads((folder / score_sets.RECORD).read_text()) == named("a").record | {"adapters": {}}
 
     def fail(report, path):
         (path / "report.md").write_text(report)
@@ -245,7 +246,7 @@ def test_an_earlier_evaluation_stays_until_the_new_one_is_whole(pipeline, monkey
 
     monkeypatch.setattr(analyze, "write_report", fail)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.write_set(folder, named("a"), "second", [])
+        score_sets.write_set(folder, named("a"), "second", [])
     assert (folder / "report.md").read_text() == "first"
     assert [path.name for path in folder.parent.iterdir()] == ["a"]
 

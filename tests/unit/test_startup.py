@@ -86,3 +86,12 @@ def test_settings_of_accelerate_launch_do_not_change_the_training():
     env = stage_env(ACCELERATE_MIXED_PRECISION="bf16")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout == "no\n", done.stderr
+
+
+@pytest.mark.parametrize("tool", ["predict", "evaluate"])
+def test_the_help_of_a_tool_that_loads_a_model_imports_no_slow_library_but_pandas(tool):
+    code = f"import runpy, sys; sys.argv = ['', '--help']; runpy.run_module('tools.{tool}', run_name='__main__')"
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=stage_env(), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m tools.{tool} ")
+    assert SLOW & set(done.stderr.split()) <= {"pandas"}

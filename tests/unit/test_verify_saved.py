@@ -1,18 +1,33 @@
 """A saved adapter is loaded as a user loads it. Each known way in which saving fails is tried here."""
 
+import contextlib
+import functools
 import math
 
 import pytest
 import torch
 from helpers.damage import edit_json, edit_weights
 from helpers.project import CPU
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.model.adapter import add_lora, save_adapter
+from stages.model.base_cache import cache_base
 from stages.model.verify_saved import ROWS, AdapterSnapshot, verify_saved_adapter
 from stages.runtime.errors import UserError
 
 EXAMPLES = [{"input_ids": list(range(50 + i, 53 + i + i * 2))} for i in range(20)]
+
+
+@pytest.fixture(params=[False, True], ids=["loaded again", "cached base"], autouse=True)
+def cache(request):
+    """The cache of bases that a training has; None: the base is loaded again."""
+    with cache_base() if request.param else contextlib.nullcontext() as cache:
+        yield cache
+
+
+@pytest.fixture
+def verify(cache):
+    return functools.partial(verify_saved_adapter, device=CPU, cache=cache)
 
 
 @pytest.fixture
@@ -36,10 +51,10 @@ def saved(load_nano, make_params, tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_a_complete_adapter_passes_and_stays_as_it_is(saved, quantization, precision):
+def test_a_complete_adapter_passes_and_stays_as_it_is(saved, verify, quantization, precision):
     folder, snapshot, manifest, model_params = saved(quantization=quantization, precision=precision)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    verify_saved_adapter(folder, snapshot, manifest, model_params, CPU)
+    verify(folder, snapshot, manifest, model_params)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -66,32 +81,47 @@ def test_the_rows_have_different_lengths_the_longest_and_the_shortest_included(s
         (lambda f: (f / "config.json").unlink(), "not loadable"),
     ],
 )  # fmt: skip
-def test_a_damaged_adapter_is_rejected(saved, damage, message, precision):
+def test_a_damaged_adapter_is_rejected(saved, verify, damage, message, precision):
     folder, snapshot, manifest, model_params = saved(precision=precision)
     damage(folder)
     with pytest.raises(UserError, match=rf"outs/adapter: not saved: loaded .*({message})"):
-        verify_saved_adapter(folder, snapshot, manifest, model_params, CPU)
+        verify(folder, snapshot, manifest, model_params)
 
 
-def test_another_activation_is_rejected(saved):
+def test_another_activation_is_rejected(saved, verify):
     """In fp32, because rounding to bf16 changes a nano model's logits more than the activation does."""
     folder, snapshot, manifest, model_params = saved()
     edit_json(folder, "config.json", hidden_act="relu")
     with pytest.raises(UserError, match="predicts otherwise"):
-        verify_saved_adapter(folder, snapshot, manifest, model_params, CPU)
+        verify(folder, snapshot, manifest, model_params)
 
 
-def test_a_tokenizer_with_another_pad_token_is_rejected(saved):
+def test_a_tokenizer_with_another_pad_token_is_rejected(saved, verify):
     folder, snapshot, manifest, model_params = saved()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(7)
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="predicts otherwise"):
-        verify_saved_adapter(folder, snapshot, manifest, model_params, CPU)
+        verify(folder, snapshot, manifest, model_params)
 
 
-def test_nan_logits_are_rejected(saved):
+def test_nan_logits_are_rejected(saved, verify):
     folder, snapshot, manifest, model_params = saved()
     snapshot.logits[0, 0] = math.nan
     with pytest.raises(UserError, match="predicts otherwise"):
-        verify_saved_adapter(folder, snapshot, manifest, model_params, CPU)
+        verify(folder, snapshot, manifest, model_params)
+
+
+def test_a_cached_base_is_not_loaded_again_and_a_changed_one_is(saved, verify, cache, monkeypatch):
+    if cache is None:
+        pytest.skip("no cache")
+    loads, plain = [], AutoModelForSequenceClassification.from_pretrained
+    folder, snapshot, manifest, model_params = saved()
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification, "from_pretrained", lambda *a, **named: loads.append(a) or plain(*a, **named)
+    )
+    verify(folder, snapshot, manifest, model_params)
+    assert loads == []
+    next(parameter for name, parameter in cache.model.named_parameters() if "layernorm" in name).data.mul_(1.5)
+    verify(folder, snapshot, manifest, model_params)
+    assert len(loads) == 1

@@ -16,8 +16,6 @@ from stages.runtime import files, params
 from stages.runtime.errors import UserError
 from tools.read_runs import WORKSPACE, check_finished, flatten, parse_yaml
 
-ADAPTER = Path("outs/adapter")
-
 
 @dataclass(frozen=True)
 class FinishedRun:

@@ -18,6 +18,8 @@ It needs neither the pipeline's stages nor params.yaml: the adapter's folder has
 and the name of the base model.
 """
 
+# Functions import what imports PyTorch: --help and errors of options come in a fraction of a second.
+
 import argparse
 import io
 import json
@@ -26,22 +28,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-
-from stages.data.batching import TokenizedRows
 from stages.data.task import name_text_columns, parse_columns
-from stages.data.tokenization import tokenize_rows
-from stages.model.adapter_files import ClassifierSettings, read_adapter
-from stages.model.classifier import Classifier
-from stages.model.devices import pick_device
 from stages.runtime import errors
 from stages.sources.manifest import find_extension
 from tools.answer_rules import Answer, Rule, add_arguments, choose_rule
 from tools.column_map import add_column_argument
-from tools.predict.label_files import label_files
+
+if TYPE_CHECKING:
+    from stages.model.adapter_files import ClassifierSettings
+    from stages.model.classifier import Classifier
 
 BATCH_SIZE = 64  # rows
 MOST_SHOWN = 5  # classes in an answer for a terminal
@@ -79,6 +76,8 @@ def main() -> None:
         raise errors.UserError(
             f"--adapter: {arguments.adapter}: no such folder; `dvc repro` writes outs/adapter at the training's end"
         )
+    from stages.model.adapter_files import read_adapter
+
     settings, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
     columns = parse_columns(settings.template)
     if arguments.text and not arguments.out:
@@ -87,6 +86,8 @@ def main() -> None:
         check_texts(dict(zip(columns, arguments.text, strict=True)))
     rule = choose_rule(arguments, settings)
     if arguments.out:
+        from tools.predict.label_files import label_files
+
         load = partial(load_classifier, arguments.adapter, arguments.untuned, arguments.base)
         label_files(arguments.text[0], arguments, settings, rule, find_device(), lambda: load()[0])
         return
@@ -149,11 +150,19 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 
 def find_device() -> str:
     """ "cuda" if there is a GPU, else "cpu"."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_classifier(adapter: Path, base_only: bool, base: Path | None = None) -> tuple[Classifier, ClassifierSettings]:
+def load_classifier(
+    adapter: Path, base_only: bool, base: Path | None = None
+) -> "tuple[Classifier, ClassifierSettings]":
     """Load a model, with the arguments of `load_predictor`."""
+    from stages.model.adapter_files import read_adapter
+    from stages.model.classifier import Classifier
+    from stages.model.devices import pick_device
+
     settings, manifest = read_adapter(adapter, base_only, base)
     classifier = Classifier.load(
         manifest, settings, settings.max_length, settings.classes, pick_device(find_device(), threads=None),
@@ -181,8 +190,13 @@ def map_answers(predict: Predictor, rule: Rule, rows: list[list[str]]) -> list[A
     return [rule(answer) for answer in predict(rows)]
 
 
-def predict_rows(classifier: Classifier, settings: ClassifierSettings, rows: list[list[str]]) -> list[Answer]:
+def predict_rows(classifier: "Classifier", settings: "ClassifierSettings", rows: list[list[str]]) -> list[Answer]:
     """Predict the label and the classes' probabilities of each row."""
+    import pandas as pd
+
+    from stages.data.batching import TokenizedRows
+    from stages.data.tokenization import tokenize_rows
+
     template = settings.template
     table = pd.DataFrame(rows, columns=name_text_columns(parse_columns(template)))
     table = tokenize_rows(table, classifier.tokenizer, template, classifier.max_length)
