@@ -118,7 +118,7 @@ def describe_plan(plan: Plan, batch_tokens: np.ndarray) -> str:
     parts = math.ceil(batch_tokens.max() / plan.max_tokens)
     return ", ".join(
         [
-            "a 16-bit copy of the weights" if plan.keep_weights else "weights dequantized at each use",
+            "a dequantized copy of the weights" if plan.keep_weights else "weights dequantized at each use",
             *(["gradient checkpointing"] if plan.checkpointing else []),
             "each batch at once" if parts == 1 else f"batches in up to {parts} parts of {plan.max_tokens:,} tokens",
         ]

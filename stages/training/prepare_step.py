@@ -51,10 +51,10 @@ def try_plan(
     plan: Plan, step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int, longest: int
 ) -> bool:
     """Set limits and sizes as planned, and capture the step. False: it does not fit the memory."""
-    step.apply(plan)
     batches.max_tokens = plan.max_tokens
     batches.max_rows = min(batches.max_rows, collate.max_rows(plan.max_tokens, longest))
     try:
+        step.apply(plan)
         capture_sizes(step, batches, collate, epochs)
     except torch.OutOfMemoryError:
         return False
