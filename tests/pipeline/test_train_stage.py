@@ -564,15 +564,15 @@ def out_of_memory(*_, **__):
 
 
 @pytest.mark.parametrize(
-    ("stage", "broken", "key"),
-    [("train_qlora", "transformers.Trainer.train", "train.batch_size: 8 rows"),
-     ("eval_base", "stages.model.classifier.Classifier.compute_logits", "eval.batch_size: 256 rows")],
+    ("stage", "broken", "message"),
+    [("train_qlora", "transformers.Trainer.train", "train.micro_batch: auto: a part of a batch does not fit"),
+     ("eval_base", "stages.model.classifier.Classifier.compute_logits", "eval.batch_size: 256 rows do not fit")],
 )  # fmt: skip
-def test_a_batch_that_does_not_fit_the_gpu_is_an_error_of_one_line(tmp_path, monkeypatch, stage, broken, key):
+def test_a_batch_that_does_not_fit_the_gpu_is_an_error_of_one_line(tmp_path, monkeypatch, stage, broken, message):
     folder = prepare(tmp_path / "run", eval__batch_size=256)
     shutil.copy(folder / "outs/tokenized/train.parquet", folder / "outs/tokenized/test.parquet")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(broken, out_of_memory)
-    with pytest.raises(UserError, match=f"params.yaml: {key} do not fit"):
+    with pytest.raises(UserError, match=f"params.yaml: {message}"):
         importlib.import_module(f"stages.{stage}").main()
     assert not any((folder / name).exists() for name in ("outs/results", "outs/measurements"))
