@@ -36,6 +36,7 @@ class EpochBatches(Dataset):
     ) -> None:  # fmt: skip
         self.rows, self.batch_size, self.order, self.seed, self.collate = rows, batch_size, order, seed, collate
         self.lengths = np.maximum(count_tokens(rows), 1)  # an empty row gets a pad token
+        self.ranks, self.rank = distributed.world_size(), distributed.rank()
         self.max_rows = max_rows or batch_size
         self.max_tokens = int(self.lengths.sum())
         self.set_epoch(0)
@@ -51,31 +52,30 @@ class EpochBatches(Dataset):
     def __getitem__(self, number: int) -> list[Part]:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        batch, share = self._share(number)
+        batch, parts, is_idle = self._divide(number)
         lengths = self.lengths[batch]
         offsets = np.cumsum(lengths) - lengths
-        # A rank without rows computes another rank's first row with weight 0, because every rank needs a gradient.
-        share, is_idle = (share, False) if len(share) else (np.zeros(1, dtype=np.int64), True)
-        parts = []
-        for part in split_to_limits(lengths[share], self.max_rows, self.max_tokens):
-            indices = share[part]
-            tensors = self.collate([self.rows[row] for row in batch[indices]], offsets=offsets[indices])
+        items = []
+        for part in parts:
+            tensors = self.collate([self.rows[row] for row in batch[part]], offsets=offsets[part])
             tensors["weight"] = torch.tensor(0.0 if is_idle else len(part) / len(batch), dtype=torch.float32)
-            parts.append(tensors)
-        return parts
+            items.append(tensors)
+        return items
 
     def list_parts(self) -> Iterator[list[np.ndarray]]:
         """For each batch of the epoch, the lengths of the rows of this rank's parts."""
         for number in range(len(self)):
-            batch, share = self._share(number)
-            lengths = self.lengths[batch][share]
-            if len(lengths):
-                yield [lengths[part] for part in split_to_limits(lengths, self.max_rows, self.max_tokens)]
+            batch, parts, _ = self._divide(number)
+            yield [self.lengths[batch[part]] for part in parts]
 
-    def _share(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a batch, and the indices in it of those that this rank computes."""
+    def _divide(self, number: int) -> tuple[np.ndarray, list[np.ndarray], bool]:
+        """The rows of a batch, the indices in it of each of this rank's parts, and whether this rank has no rows."""
         batch = self.row_order[number * self.batch_size : (number + 1) * self.batch_size]
-        return batch, split_evenly(self.lengths[batch], distributed.world_size())[distributed.rank()]
+        lengths = self.lengths[batch]
+        share = split_evenly(lengths, self.ranks)[self.rank]
+        # A rank without rows computes another rank's first row with weight 0, because every rank needs a gradient.
+        share, is_idle = (share, False) if len(share) else (np.zeros(1, dtype=np.int64), True)
+        return batch, [share[part] for part in split_to_limits(lengths[share], self.max_rows, self.max_tokens)], is_idle
 
 
 class BatchNumbers(Sampler[list[int]]):
