@@ -5,7 +5,6 @@ checkpointing. None of them changes the result, except for rounding.
 """
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +67,11 @@ class Choices:
     checkpointing: tuple[bool, ...]
     smallest_part: int
 
+    @property
+    def least(self) -> Plan:
+        """The plan that needs the least memory."""
+        return Plan(min(self.keep_weights), max(self.checkpointing), self.smallest_part)
+
 
 def choose_plan(memory: Memory, batch_tokens: np.ndarray, choices: Choices) -> Plan:
     """The plan that takes the least time of those that fit; if none fits, the one that needs the least memory.
@@ -80,8 +84,7 @@ def choose_plan(memory: Memory, batch_tokens: np.ndarray, choices: Choices) -> P
         max_tokens = memory.max_tokens(keep, recompute)
         if max_tokens >= choices.smallest_part:
             plans.append(Plan(keep, recompute, min(max_tokens, largest)))
-    least = Plan(min(choices.keep_weights), max(choices.checkpointing), choices.smallest_part)
-    return min(plans, key=lambda plan: estimate_time(plan, batch_tokens), default=least)
+    return min(plans, key=lambda plan: estimate_time(plan, batch_tokens), default=choices.least)
 
 
 def next_smaller(plan: Plan, choices: Choices) -> Plan:
@@ -90,12 +93,11 @@ def next_smaller(plan: Plan, choices: Choices) -> Plan:
     Raises:
         torch.OutOfMemoryError: no allowed plan needs less memory.
     """
-    least = Plan(min(choices.keep_weights), max(choices.checkpointing), choices.smallest_part)
-    if plan == least:
+    if plan == choices.least:
         raise torch.OutOfMemoryError("the smallest part of a batch does not fit")
     if plan.max_tokens > choices.smallest_part:
         return replace(plan, max_tokens=max(plan.max_tokens // 2, choices.smallest_part))
-    return least
+    return choices.least
 
 
 def estimate_time(plan: Plan, batch_tokens: np.ndarray) -> float:
@@ -113,9 +115,8 @@ def estimate_time(plan: Plan, batch_tokens: np.ndarray) -> float:
     return passes * float((parts * (2 + dequantize_bytes) + 2 * batch_tokens / OPERATIONS_A_BYTE).sum())
 
 
-def describe_plan(plan: Plan, batch_tokens: np.ndarray) -> str:
-    """The plan as a line for the user."""
-    parts = math.ceil(batch_tokens.max() / plan.max_tokens)
+def describe_plan(plan: Plan, parts: int) -> str:
+    """The plan as a line for the user; parts: the most parts of a batch."""
     return ", ".join(
         [
             "a dequantized copy of the weights" if plan.keep_weights else "weights dequantized at each use",

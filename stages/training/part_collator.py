@@ -35,9 +35,9 @@ class PartCollator:
             return bucket_size(int(lengths.sum()))
         return padded_length(int(lengths.max()), self.batches, self.max_length)
 
-    def count_tokens(self, lengths: np.ndarray) -> int:
-        """Tokens of such a part, with padding."""
-        return self.size_of(lengths) * (1 if self.is_packed else len(lengths))
+    def count_tokens(self, lengths: np.ndarray, rows: int) -> int:
+        """Tokens of such a part, filled up to this number of rows."""
+        return self.size_of(lengths) * (1 if self.is_packed else rows)
 
     def max_rows(self, max_tokens: int, longest: int) -> int:
         """The most rows of a part of `max_tokens` tokens, if the longest row has size `longest`."""

@@ -1,5 +1,7 @@
 """Plan the memory of a training, and capture its steps, before the first one."""
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -37,28 +39,33 @@ def prepare_step(
         torch.OutOfMemoryError: no plan fits the memory.
     """
     longest = collate.size_of(np.array([batches.lengths.max()]))
-    parts = [part for batch in list_parts(batches, train.epochs) for part in batch]
-    tokens = np.array([collate.count_tokens(part) for part in parts])
+    parts = list(itertools.chain(*list_parts(batches, train.epochs)))
+    # Of all ranks: a plan by rank 0's parts would divide slightly larger ones of another rank.
+    rows = max(distributed.all_gather(max(map(len, parts))))
+    tokens = np.concatenate(distributed.all_gather([collate.count_tokens(part, rows) for part in parts]))
     choices = list_choices(step, train, longest if train.micro_batch == "auto" else int(tokens.max()))
     plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validate))
-    while not try_plan(plan, step, batches, collate, train.epochs, longest):
+    while not (most_parts := try_plan(plan, step, batches, collate, train.epochs, longest)):
         step.forget_graphs()
         plan = next_smaller(plan, choices)
-    print(f"GPU memory: {describe_plan(plan, tokens)}")
+    print(f"GPU memory: {describe_plan(plan, most_parts)}")
 
 
 def try_plan(
     plan: Plan, step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int, longest: int
-) -> bool:
-    """Set limits and sizes as planned, and capture the step. False: it does not fit the memory."""
+) -> int:
+    """Set limits and sizes as planned, and capture the step.
+
+    Returns:
+        the most parts of a batch; 0: the plan does not fit the memory.
+    """
     batches.max_tokens = plan.max_tokens
     batches.max_rows = min(batches.max_rows, collate.max_rows(plan.max_tokens, longest))
     try:
         step.apply(plan)
-        capture_sizes(step, batches, collate, epochs)
+        return capture_sizes(step, batches, collate, epochs)
     except torch.OutOfMemoryError:
-        return False
-    return True
+        return 0
 
 
 def list_parts(batches: EpochBatches, epochs: int) -> Iterator[list[np.ndarray]]:
@@ -87,10 +94,7 @@ def plan_memory(
     """Choose a plan by an upper bound of what a token needs; if the fastest plan might not fit, by measurements.
 
     Args:
-        tokens: of each batch.
-
-    Raises:
-        torch.OutOfMemoryError: the smallest parts do not fit.
+        tokens: of each part.
     """
     bound = float(estimate_bytes_per_token(step.model))
     free = min(distributed.all_gather(count_free_bytes() - measure_peak(validate)))
@@ -106,11 +110,10 @@ def plan_memory(
     fixed, per_token = {}, {}
     for checkpointing in sorted(choices.checkpointing, reverse=True):  # first what needs the least memory
         step.layers.set_checkpointing(checkpointing)
-        try:
+        with contextlib.suppress(torch.OutOfMemoryError):
             fixed[checkpointing], per_token[checkpointing] = measure_step(step, batches, collate)
-        except torch.OutOfMemoryError:
-            if not fixed:
-                raise
+    if not fixed:  # a part may still fit: it can be smaller than those measured
+        return choices.least
     choices = replace(choices, checkpointing=tuple(fixed))
     return choose_plan(replace(memory, fixed=fixed, per_token=per_token), tokens, choices)
 
@@ -120,7 +123,7 @@ def measure_step(step: CapturedStep, batches: EpochBatches, collate: PartCollato
     peaks, tokens = [], []
     for factor in (1, 2):
         if collate.is_packed:
-            part = make_part(batches, collate, factor * 256, rows=1)
+            part = make_part(batches, collate, factor * 256 + max(0, int(batches.lengths.min()) - 256), rows=1)
         else:
             step.rows = factor
             part = make_part(batches, collate, collate.size_of(np.array([batches.lengths.max()])), rows=factor)
@@ -139,16 +142,21 @@ def measure_peak(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def capture_sizes(step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int) -> None:
+def capture_sizes(step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int) -> int:
     """Capture the step for all sizes that parts are filled up to.
 
     The largest is the first: each graph then reuses the memory of the earlier ones.
+
+    Returns:
+        the most parts of a batch.
     """
-    parts = [part for batch in list_parts(batches, epochs) for part in batch]
+    divided = list(list_parts(batches, epochs))
+    parts = list(itertools.chain(*divided))
     step.rows = collate.rows = max(map(len, parts))
     sizes = [collate.size_of(part) for part in parts]
     collate.sizes = choose_sizes(sizes, 1 if collate.is_packed else step.rows)
     step.capture([make_part(batches, collate, size, rows=1) for size in reversed(collate.sizes)])
+    return max(map(len, divided))
 
 
 def make_part(batches: EpochBatches, collate: PartCollator, size: int, rows: int) -> Part:

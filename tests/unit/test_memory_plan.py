@@ -62,8 +62,8 @@ def test_if_nothing_fits_the_plan_needs_the_least_memory():
 
 
 def test_a_plan_is_described_in_one_line():
-    assert describe_plan(Plan(True, False, 560), TOKENS) == "a dequantized copy of the weights, each batch at once"
-    assert describe_plan(Plan(False, True, 300), TOKENS) == (
+    assert describe_plan(Plan(True, False, 560), 1) == "a dequantized copy of the weights, each batch at once"
+    assert describe_plan(Plan(False, True, 300), 2) == (
         "weights dequantized at each use, gradient checkpointing, batches in up to 2 parts of 300 tokens"
     )
 

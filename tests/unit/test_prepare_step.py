@@ -1,0 +1,149 @@
+"""The plan of a training's memory is measured and tried before the first step. The GPU's memory is a model of it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
+
+from stages.data.batching import TokenizedRows
+from stages.runtime import distributed, params
+from stages.training import prepare_step as module
+from stages.training.epoch_batches import EpochBatches
+from stages.training.part_collator import PartCollator
+from stages.training.prepare_step import prepare_step
+
+MB = 10**6
+BYTES_PER_TOKEN = {False: 2 * MB, True: MB // 2}  # by whether layers are checkpointed
+KEPT_WEIGHTS = 1000 * MB
+
+
+class Step:
+    """A captured step that computes nothing. It runs out of memory where a GPU with `free` bytes would."""
+
+    can_checkpoint, model, rows, plan = True, None, 1, None
+
+    def __init__(self, free, padded):
+        self.free, self.padded, self.captured, self.peak, self.checkpointing = free, padded, {}, 0, False
+        self.layers = SimpleNamespace(
+            linears=[SimpleNamespace(count_weight_bytes=lambda: KEPT_WEIGHTS)], set_checkpointing=self.set_checkpointing
+        )
+
+    def set_checkpointing(self, enabled):
+        self.checkpointing = enabled
+
+    def apply(self, plan):
+        self.plan, self.checkpointing = plan, plan.checkpointing
+
+    def count_optimizer_bytes(self):
+        return 0
+
+    def forget_graphs(self):
+        self.captured = {}
+
+    def warm_up(self, part):
+        tokens = self.rows * part["input_ids"].shape[1] if self.padded else len(part["input_ids"])
+        self.peak = tokens * BYTES_PER_TOKEN[self.checkpointing]
+        kept = KEPT_WEIGHTS if self.plan and self.plan.keep_weights else 0
+        if self.peak + kept > self.free:
+            raise torch.OutOfMemoryError
+
+    def capture(self, parts):
+        for part in parts:
+            self.warm_up(part)
+            self.captured[tuple(part["input_ids"].shape)] = part
+
+
+@pytest.fixture
+def prepare(monkeypatch, make_params, capsys):
+    """prepare(lengths of the rows, free bytes) -> step, batches and the printed line."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+
+    def prepare(lengths, free, padded=False, batch_size=4, max_length=2048, bound=3 * MB, **train):
+        step = Step(free, padded)
+        monkeypatch.setattr(module, "RESERVED", 0.0)
+        monkeypatch.setattr(module, "count_free_bytes", lambda: free)
+        monkeypatch.setattr(module, "estimate_bytes_per_token", lambda model: bound)
+        monkeypatch.setattr(module, "measure_peak", lambda call: call() or step.peak)
+        settings = params.Batches(padding="longest" if padded else "none", multiple_of=1, order="random")
+        collate = PartCollator(not padded, 0, settings, max_length)
+        rows = TokenizedRows.from_lists([[1] * length for length in lengths], [0] * len(lengths))
+        train = make_params(**{f"train__{name}": value for name, value in ({"epochs": 1} | train).items()}).train
+        micro_batch = None if train.micro_batch == "auto" else train.micro_batch
+        batches = EpochBatches(rows, batch_size, "random", 0, collate, micro_batch)
+        prepare_step(step, batches, collate, train, lambda: None)
+        return step, batches, capsys.readouterr().out
+
+    return prepare
+
+
+@pytest.fixture
+def become_rank(monkeypatch):
+    """become_rank(rank, ranks, all_gather): compute what this rank does; all follow their own plan, or rank 0's."""
+
+    def become_rank(rank, ranks, all_gather, broadcast=lambda value: value):
+        monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "broadcast", broadcast)
+        monkeypatch.setattr(distributed, "all_gather", all_gather)
+
+    return become_rank
+
+
+def test_rows_that_are_all_long_can_be_measured(prepare):
+    step, batches, line = prepare([600] * 8, free=2000 * MB)
+    assert len(batches[0]) > 1 or step.plan.checkpointing
+    assert "parts" in line or "checkpointing" in line
+
+
+def test_a_part_that_is_smaller_than_those_measured_is_tried(prepare):
+    step, _, _ = prepare([300] * 8, free=700 * MB, gradient_checkpointing=False)
+    assert step.plan.max_tokens < 512 and step.captured
+
+
+def test_if_no_part_fits_the_search_ends(prepare):
+    with pytest.raises(torch.OutOfMemoryError):
+        prepare([600] * 8, free=100 * MB)
+
+
+def test_a_wrong_measurement_is_answered_by_smaller_parts(prepare, monkeypatch):
+    monkeypatch.setattr(module, "GAPS", 0.3)
+    step, batches, _ = prepare([40] * 64, free=1500 * MB, batch_size=32, gradient_checkpointing=False)
+    assert step.captured and max(len(part["input_ids"]) for part in batches[0]) * 2 * MB <= 1500 * MB
+
+
+def test_the_line_says_that_batches_are_divided_as_the_user_asks(prepare):
+    _, batches, line = prepare([40] * 8, free=80_000 * MB, micro_batch=1)
+    assert len(batches[0]) == 4
+    assert "batches in up to 4 parts" in line
+
+
+def test_a_long_row_in_the_short_last_batch_divides_no_padded_batch(prepare):
+    lengths = np.full(10, 20)
+    lengths[EpochBatches([{"input_ids": [1]}] * 10, 4, "random", 0, None).row_order[-1]] = 30
+    _, batches, line = prepare(lengths, free=80_000 * MB, padded=True)
+    assert "each batch at once" in line
+    assert [len(batch) for batch in map(batches.__getitem__, range(3))] == [1, 1, 1]
+
+
+def test_all_ranks_divide_batches_by_the_largest_part_of_any_rank(prepare, become_rank):
+    """Rank 0 has rows of 100 and 10 tokens, and rank 1, which follows its plan, has two of 100."""
+    lengths = [100, 100, 100, 10]
+    given = [[], []]
+    for rank in (0, 1):
+        become_rank(rank, 2, lambda value, rank=rank: given[rank].append(value) or [value])
+        prepare(lengths, free=80_000 * MB)
+    plans = []
+    for rank in (0, 1):
+        values = iter(zip(*given, strict=True))
+        become_rank(rank, 2, lambda _, values=values: list(next(values)), lambda plan: (plans.append(plan) or plans)[0])
+        step, batches, _ = prepare(lengths, free=80_000 * MB)
+        assert step.plan == plans[0] and len(batches[0]) == 1
+
+
+def test_a_rank_that_never_has_rows_prepares_its_step(prepare, become_rank):
+    become_rank(3, 4, lambda value: [value])
+    step, batches, _ = prepare([40] * 8, free=80_000 * MB, batch_size=2)
+    assert {tuple(part["input_ids"].shape) for part in batches[0]} <= step.captured.keys()
