@@ -183,8 +183,8 @@ class ClassifierTrainer(Trainer):
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"params.yaml: a validation batch of {len(largest)} rows and {lengths[largest].sum():,} tokens does "
-                "not fit this GPU's memory; to use less, set train.dequantize_once: false, a smaller train.batch_size "
-                "(validation takes up to 4 times as many rows) or a smaller tokenize.max_length"
+                "not fit this GPU's memory; to use less, set a smaller train.batch_size (validation takes up to 4 "
+                "times as many rows) or a smaller tokenize.max_length"
             ) from error
         for module, mode in modes.items():
             module.training = mode
