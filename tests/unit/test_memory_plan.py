@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.data.batching import bucket_size, largest_bucket
 from stages.training.graph_sizes import LEAST_SAVING, choose_sizes
 from stages.training.memory_plan import Choices, Memory, Plan, choose_plan, describe_plan, estimate_time, next_smaller
 
@@ -27,7 +28,7 @@ def test_with_enough_memory_weights_are_kept_and_batches_are_computed_at_once():
 
 
 def test_a_batch_is_divided_before_anything_else_is_given_up_if_its_parts_are_large():
-    assert plan_with(20, tokens=TOKENS * 20) == Plan(True, False, int(14.9 * GB / 2.7e6))
+    assert plan_with(20, tokens=TOKENS * 20) == Plan(True, False, largest_bucket(int(14.9 * GB / 2.7e6)))
 
 
 def test_with_less_memory_weights_are_dequantized_at_each_use():
@@ -50,6 +51,16 @@ def test_a_plan_fits_and_more_memory_never_takes_longer(free, tokens):
     needed = MEMORY.fixed[plan.checkpointing] + plan.max_tokens * MEMORY.per_token[plan.checkpointing]
     assert needed + plan.keep_weights * MEMORY.kept_weights <= free * GB
     assert estimate_time(with_more, tokens) <= estimate_time(plan, tokens)
+
+
+def test_a_part_fits_when_it_is_filled_up_and_similar_free_memory_gives_the_same_plan():
+    choices, plans = replace(ANY, checkpointing=(False,)), set()
+    for free in np.linspace(0.5, 40, 1000):
+        plan = plan_with(free, TOKENS * 40, choices)
+        filled = bucket_size(plan.max_tokens) * MEMORY.per_token[False]
+        assert MEMORY.fixed[False] + plan.keep_weights * MEMORY.kept_weights + filled <= free * GB
+        plans.add(plan)
+    assert len(plans) < 100
 
 
 def test_choices_of_the_user_are_kept():
