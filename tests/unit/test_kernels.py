@@ -458,6 +458,19 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
     assert (grads[:3] == 1).all()
 
 
+def test_the_down_projection_reads_a_transposed_input():
+    """A view of one row of Jamba's mixer, whose columns are not adjacent."""
+    from stages.kernels import lora_kernels
+
+    generator = torch.Generator().manual_seed(0)
+    x, a = (
+        torch.randn(40, 6, generator=generator).to(DEVICE).t(),
+        torch.randn(1, 16, 40, generator=generator).to(DEVICE),
+    )
+    xu = lora_kernels.down_project(x, a, 0.0, torch.tensor(7, device=DEVICE), 0)
+    torch.testing.assert_close(xu, torch.cat([x, x @ a[0].t()], dim=1), rtol=1e-2, atol=1e-2)
+
+
 def test_the_lora_kernels_compute_the_same_for_many_tokens(monkeypatch):
     """They have other tiles, and A's gradients are sums of several programs."""
     from stages.kernels import lora_kernels
