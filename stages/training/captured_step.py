@@ -200,7 +200,11 @@ class CapturedStep:
         stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                self.run(inputs)
+                try:
+                    self.run(inputs)
+                except torch.OutOfMemoryError:
+                    self.lora.side_stream.join()  # otherwise the capture's end raises another error
+                    raise
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # an operation that waits for the GPU

@@ -1,5 +1,6 @@
 """The fused layers compute what PEFT and PyTorch do: on a GPU if there is one, else in Triton's CPU interpreter."""
 
+import contextlib
 import functools
 import itertools
 import tempfile
@@ -303,6 +304,42 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_batch(make_step, pac
         grads.append(gradients(lora))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert distance(grads[1], grads[0]) < (1e-3 if ON_GPU else 1e-5)
+
+
+@pytest.mark.skipif(ON_GPU, reason="test_gpu tests a real capture")
+def test_memory_that_runs_out_in_a_capture_is_no_reason_to_run_eagerly(make_step, monkeypatch):
+    """The capture's end raises another error if the second stream is still part of it."""
+    step, main = make_step(classifier()), FakeStream()
+    side_stream = step.lora.side_stream
+    side_stream.stream = FakeStream()
+
+    @contextlib.contextmanager
+    def capture(*_, **__):
+        try:
+            yield
+        finally:
+            if side_stream.stream not in main.joined:
+                raise RuntimeError("capture has unjoined work")
+
+    def fail():
+        raise torch.OutOfMemoryError
+
+    for name, value in {
+        "graph": capture, "CUDAGraph": object, "Event": object, "current_stream": lambda: main,
+        "stream": contextlib.nullcontext,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(step, "run", lambda _: side_stream.run(fail, tokens=1))
+    with pytest.raises(torch.OutOfMemoryError):
+        step._capture({})
+
+
+class FakeStream:
+    def __init__(self):
+        self.joined = []
+
+    def wait_stream(self, other):
+        self.joined.append(other)
 
 
 def test_a_fused_model_uses_weights_that_are_loaded_into_it(make_step, tmp_path):
