@@ -342,6 +342,15 @@ class FakeStream:
         self.joined.append(other)
 
 
+def test_parts_of_one_size_are_captured_once(make_step, monkeypatch):
+    from stages.training.captured_step import CapturedStep
+
+    step, captured, original = make_step(classifier()), [], CapturedStep.capture
+    monkeypatch.setattr(step, "capture", lambda parts: captured.append(len(parts)) or original(step, parts))
+    step([*as_inputs(*batch(seed=1)), *as_inputs(*batch(seed=2)), *as_inputs(*batch(length=20))], 0)
+    assert captured == [2]
+
+
 def test_a_fused_model_uses_weights_that_are_loaded_into_it(make_step, tmp_path):
     """The Trainer loads the best epoch so. Weights keep their addresses, which copies and optimizer read."""
     lora = classifier()
