@@ -340,7 +340,7 @@ def store_rotated_grad(
     tl.store(pass_ptrs, passed.to(dtype), pass_mask)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["angles", "tokens"])
 def _rotate_kernel(
     qk_ptr, cos_ptr, sin_ptr, angles, tokens, stride_qk,
     HEAD_DIM: tl.constexpr, ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr,
@@ -362,7 +362,7 @@ def _rotate_kernel(
     tl.store(half_ptrs + ROTARY_HALF, second, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _zero_unused_kernel(out_ptr, cu_seqlens_ptr, rows, columns, BLOCK: tl.constexpr):
     """Zero a token's output if it comes after the last row; out: [tokens, columns], contiguous."""
     token = tl.program_id(0)
@@ -373,7 +373,7 @@ def _zero_unused_kernel(out_ptr, cu_seqlens_ptr, rows, columns, BLOCK: tl.conste
             tl.store(out_ptr + token.to(tl.int64) * columns + offsets, zeros, offsets < columns)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens"])
+@triton.jit(do_not_specialize=["angles", "rows", "tokens"])
 def _write_grads_kernel(
     dq_ptr, dk_ptr, dv_ptr, dqkv_ptr, cos_ptr, sin_ptr, angles, cu_seqlens_ptr, rows, tokens, stride_dqkv,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,

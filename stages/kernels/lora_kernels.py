@@ -74,7 +74,7 @@ def down_project(
     """[f | u], [tokens, in + n * R], where f is x or gelu(x) and u_i = dropout_i(f) A_i'.
 
     Args:
-        x: rows may have any stride.
+        x: of any strides.
         p, seed, site, positions: of `dropout.Dropout`.
         gelu: apply GELU's tanh form.
     """
@@ -83,6 +83,7 @@ def down_project(
     width = n * lora_rank
     out = torch.empty((tokens, in_features + width), dtype=x.dtype, device=x.device)
     check_index_range(tokens * x.stride(0), out.numel())
+    x = x if x.stride(1) == 1 else x.contiguous()  # Jamba's mixer projects a transposed tensor
     block_r = min(lora_rank, 64)
     tiles = choose_tiles("down_project", x)
     # Programs with the same x have adjacent numbers, so they run at the same time, and one of them reads x from memory.

@@ -37,20 +37,20 @@ class SideStream:
         if self.stream is None or tokens > MAX_TOKENS:
             work()
             return
-        main = torch.cuda.current_stream()
+        main, event = torch.cuda.current_stream(), torch.cuda.Event()
         self.stream.wait_stream(main)
+        self.running.append((event, work))  # before it fails: a capture cannot end until `join`
         with torch.cuda.stream(self.stream):
             work()
-        self.running.append((self.stream.record_event(), work))
+        self.stream.record_event(event)
         if len(self.running) > MAX_RUNNING:
             done, _ = self.running.popleft()
             main.wait_event(done)
 
     def join(self) -> None:
         """Let the main stream wait for all work."""
-        if self.running:
-            last, _ = self.running[-1]
-            torch.cuda.current_stream().wait_event(last)
+        if self.stream and self.running:
+            torch.cuda.current_stream().wait_stream(self.stream)
         self.running.clear()
 
     def start(self) -> None:

@@ -15,6 +15,8 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
 )
 
@@ -54,6 +56,18 @@ def _reject_bool(value: object) -> object:
     return value
 
 
+def _must_be(allowed: str) -> WrapValidator:
+    """One message for a type with several members: pydantic has one for each of them."""
+
+    def check(value: object, validate_members: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate_members(value)
+        except ValidationError as error:
+            raise ValueError(f"must be {allowed}") from error
+
+    return WrapValidator(check)
+
+
 def _check_digest(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
         raise ValueError("must be the 64 hexadecimal digits that `download` prints, or null for no check")
@@ -69,6 +83,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 ClassName = Annotated[str, BeforeValidator(_read_class_name), AfterValidator(_check_not_blank)]
 MaxLength = Annotated[int, BeforeValidator(_reject_bool), Field(ge=8, le=8192)]  # tokens
 Digest = Annotated[str, BeforeValidator(_check_digest)]
+AutoOrBool = Annotated[Literal["auto"] | bool, _must_be("auto, true or false")]
 PLACEHOLDER = r"\{([^{}]+)\}"  # where a template has the text of a column
 
 
@@ -284,10 +299,13 @@ class Train(Section):
     class_weights: Literal["balanced"] | None
     keep: Literal["best", "last"]
     calibrate: bool
-    gradient_checkpointing: Literal["auto"] | bool
-    micro_batch: Literal["auto"] | Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=65536)]
+    gradient_checkpointing: AutoOrBool
+    micro_batch: Annotated[
+        Literal["auto"] | Annotated[int, BeforeValidator(_reject_bool), Field(ge=1, le=65536)],
+        _must_be("auto, or a number of rows from 1 to 65,536"),
+    ]
     cuda_graphs: bool
-    dequantize_once: Literal["auto"] | bool
+    dequantize_once: AutoOrBool
     checkpoint_minutes: Positive | None
     report_to: Literal["none", "tensorboard", "wandb", "mlflow", "dvclive"]
 

@@ -97,8 +97,8 @@ class CapturedStep:
         """
         # If the graph exists, its input buffers are filled from the host's memory, without a copy on the device.
         parts = [part if self.graphs.get(shape_of(part)) else self._fill_up(self._move(part)) for part in parts]
-        if new := [part for part in parts if shape_of(part) not in self.graphs]:
-            self.capture(new)
+        if new := {shape_of(part): part for part in parts if shape_of(part) not in self.graphs}:
+            self.capture(list(new.values()))
         self._select_masks(step)
         for number, part in enumerate(parts):
             self._compute(part)
@@ -200,7 +200,11 @@ class CapturedStep:
         stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                self.run(inputs)
+                try:
+                    self.run(inputs)
+                except torch.OutOfMemoryError:
+                    self.lora.side_stream.join()  # otherwise the capture's end raises another error
+                    raise
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # an operation that waits for the GPU

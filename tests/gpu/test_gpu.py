@@ -325,6 +325,34 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(small_phi, capsys):
     assert another.graphs[16, 32] is not None, "PyTorch is still in the broken capture"
 
 
+@pytest.mark.parametrize("fails_on_second_stream", [True, False])
+def test_a_capture_that_runs_out_of_memory_says_so_and_another_one_succeeds(
+    small_phi, monkeypatch, fails_on_second_stream
+):
+    from stages.kernels.fused_linear import FusedLinear
+
+    expected, grads = eager(classifier(small_phi, dropout=0.0), *batch(16, 32))
+    step = make_step(lora := classifier(small_phi, dropout=0.0))
+    name = "_write_lora_grads" if fails_on_second_stream else "backward"
+    original, layers = getattr(FusedLinear, name), []
+
+    def fail(self, *args, **kwargs):
+        layers.append(self)
+        if torch.cuda.is_current_stream_capturing() and self is not layers[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FusedLinear, name, fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            step(*batch(16, 32), 0)
+    step.forget_graphs()
+    assert step.capturable and not torch.cuda.is_current_stream_capturing()
+    assert step(*batch(16, 32), 0).item() == pytest.approx(expected, rel=0.03)
+    assert distance(gradients(lora), grads) < 0.03
+    assert all(step.graphs.values()), "the step ran eagerly"
+
+
 def test_a_replay_reads_the_current_inputs_and_weights(small_phi):
     lora = classifier(small_phi, dropout=0.1)
     step, pair = make_step(lora), batch(16, 32)

@@ -1,5 +1,6 @@
 """The fused layers compute what PEFT and PyTorch do: on a GPU if there is one, else in Triton's CPU interpreter."""
 
+import contextlib
 import functools
 import itertools
 import tempfile
@@ -305,6 +306,51 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_batch(make_step, pac
     assert distance(grads[1], grads[0]) < (1e-3 if ON_GPU else 1e-5)
 
 
+@pytest.mark.skipif(ON_GPU, reason="test_gpu tests a real capture")
+def test_memory_that_runs_out_in_a_capture_is_no_reason_to_run_eagerly(make_step, monkeypatch):
+    """The capture's end raises another error if the second stream is still part of it."""
+    step, main = make_step(classifier()), FakeStream()
+    side_stream = step.lora.side_stream
+    side_stream.stream = FakeStream()
+
+    @contextlib.contextmanager
+    def capture(*_, **__):
+        try:
+            yield
+        finally:
+            if side_stream.stream not in main.joined:
+                raise RuntimeError("capture has unjoined work")
+
+    def fail():
+        raise torch.OutOfMemoryError
+
+    for name, value in {
+        "graph": capture, "CUDAGraph": object, "Event": object, "current_stream": lambda: main,
+        "stream": contextlib.nullcontext,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(step, "run", lambda _: side_stream.run(fail, tokens=1))
+    with pytest.raises(torch.OutOfMemoryError):
+        step._capture({})
+
+
+class FakeStream:
+    def __init__(self):
+        self.joined = []
+
+    def wait_stream(self, other):
+        self.joined.append(other)
+
+
+def test_parts_of_one_size_are_captured_once(make_step, monkeypatch):
+    from stages.training.captured_step import CapturedStep
+
+    step, captured, original = make_step(classifier()), [], CapturedStep.capture
+    monkeypatch.setattr(step, "capture", lambda parts: captured.append(len(parts)) or original(step, parts))
+    step([*as_inputs(*batch(seed=1)), *as_inputs(*batch(seed=2)), *as_inputs(*batch(length=20))], 0)
+    assert captured == [2]
+
+
 def test_a_fused_model_uses_weights_that_are_loaded_into_it(make_step, tmp_path):
     """The Trainer loads the best epoch so. Weights keep their addresses, which copies and optimizer read."""
     lora = classifier()
@@ -456,6 +502,19 @@ def test_the_lora_kernels_equal_their_formulas(tokens, in_features, n, r):
         lora_kernels.write_a_grads(grads, offsets, r, dxu[:, in_features:], x, p, seed, site, positions, add)
         torch.testing.assert_close(grads[3:], factor * expected, **tolerances)
     assert (grads[:3] == 1).all()
+
+
+def test_the_down_projection_reads_a_transposed_input():
+    """A view of one row of Jamba's mixer, whose columns are not adjacent."""
+    from stages.kernels import lora_kernels
+
+    generator = torch.Generator().manual_seed(0)
+    x, a = (
+        torch.randn(40, 6, generator=generator).to(DEVICE).t(),
+        torch.randn(1, 16, 40, generator=generator).to(DEVICE),
+    )
+    xu = lora_kernels.down_project(x, a, 0.0, torch.tensor(7, device=DEVICE), 0)
+    torch.testing.assert_close(xu, torch.cat([x, x @ a[0].t()], dim=1), rtol=1e-2, atol=1e-2)
 
 
 def test_the_lora_kernels_compute_the_same_for_many_tokens(monkeypatch):
