@@ -99,6 +99,8 @@ def next_smaller(plan: Plan, choices: Choices) -> Plan:
     """
     if plan == choices.least:
         raise torch.OutOfMemoryError("the smallest part of a batch does not fit")
+    if plan.keep_weights > min(choices.keep_weights):  # maybe the copy itself does not fit; without it much is free
+        return replace(plan, keep_weights=False)
     if plan.max_tokens > choices.smallest_part:
         return replace(plan, max_tokens=max(plan.max_tokens // 2, choices.smallest_part))
     return choices.least

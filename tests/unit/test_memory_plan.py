@@ -104,9 +104,9 @@ def test_another_size_must_save_enough_tokens():
     assert choose_sizes([100] * 1000 + [50] * few, tokens_a_unit=2) == [50, 100]
 
 
-def test_after_a_plan_that_does_not_fit_smaller_parts_are_tried_and_then_what_needs_the_least_memory():
+def test_after_a_plan_that_does_not_fit_no_copy_is_kept_then_parts_get_smaller_then_layers_are_checkpointed():
     plans = [Plan(True, False, 560)]
     with pytest.raises(torch.OutOfMemoryError):
         while True:
             plans.append(next_smaller(plans[-1], ANY))
-    assert plans[1:] == [Plan(True, False, tokens) for tokens in (280, 140, 96)] + [Plan(False, True, 96)]
+    assert plans[1:] == [Plan(False, False, tokens) for tokens in (560, 280, 140, 96)] + [Plan(False, True, 96)]

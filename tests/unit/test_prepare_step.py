@@ -12,6 +12,7 @@ from stages.data.batching import TokenizedRows
 from stages.runtime import distributed, params
 from stages.training import prepare_step as module
 from stages.training.epoch_batches import EpochBatches
+from stages.training.memory_plan import Plan
 from stages.training.part_collator import PartCollator
 from stages.training.prepare_step import prepare_step
 
@@ -36,6 +37,8 @@ class Step:
 
     def apply(self, plan):
         self.plan, self.checkpointing = plan, plan.checkpointing
+        if plan.keep_weights and self.free < KEPT_WEIGHTS:
+            raise torch.OutOfMemoryError
 
     def count_optimizer_bytes(self):
         return 0
@@ -112,6 +115,14 @@ def test_a_wrong_measurement_is_answered_by_smaller_parts(prepare, monkeypatch):
     monkeypatch.setattr(module, "GAPS", 0.3)
     step, batches, _ = prepare([40] * 64, free=1500 * MB, batch_size=32, gradient_checkpointing=False)
     assert step.captured and max(len(part["input_ids"]) for part in batches[0]) * 2 * MB <= 1500 * MB
+
+
+def test_a_copy_of_the_weights_that_does_not_fit_costs_nothing_but_the_copy(prepare, monkeypatch):
+    """As if another process took memory after the plan was made."""
+    monkeypatch.setattr(module, "choose_plan", lambda memory, tokens, choices: Plan(True, False, int(tokens.max())))
+    step, _, line = prepare([40] * 8, free=900 * MB)
+    assert not (step.plan.keep_weights or step.plan.checkpointing)
+    assert line == "GPU memory: weights dequantized at each use, each batch at once\n"
 
 
 def test_the_line_says_that_batches_are_divided_as_the_user_asks(prepare):
