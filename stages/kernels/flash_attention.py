@@ -10,7 +10,8 @@ import torch.utils.deterministic
 def supports_flash(x: torch.Tensor, head_dim: int) -> bool:
     """Whether the functions below take heads of this width in columns of x [tokens, columns].
 
-    They need 16 bits an element, a GPU from sm_80 on, and vectors that can be read 16 bytes at a time.
+    They need 16 bits an element, a GPU from sm_80 on, and vectors that can be read 16 bytes at a time. Some builds of
+    PyTorch lack them.
     """
     return (
         x.is_cuda
@@ -18,6 +19,7 @@ def supports_flash(x: torch.Tensor, head_dim: int) -> bool:
         and head_dim <= 256
         and head_dim % 8 == 0
         and x.stride(0) % 8 == 0
+        and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
     )
 

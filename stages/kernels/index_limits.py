@@ -16,5 +16,5 @@ def check_index_range(*sizes: int) -> None:
     if max(sizes) >= 2**31:
         raise UserError(
             f"a batch needs a tensor of {max(sizes):,} elements; allowed: under 2^31 = {2**31:,}. "
-            "train.batch_size must be smaller, or tokenize.max_length if a single row is so long"
+            "train.micro_batch or train.batch_size must be smaller, or tokenize.max_length if a single row is so long"
         )

@@ -266,6 +266,23 @@ def test_the_second_stream_changes_no_gradient(small_phi, monkeypatch, checkpoin
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
+def test_a_last_layer_on_the_second_stream_changes_no_gradient(small_phi, monkeypatch):
+    """Its 16 tokens are few enough for it; the 736 of the other layers are not."""
+    from stages.kernels import side_stream
+    from stages.training.captured_step import CapturedStep
+
+    packed = pack_rows(as_rows(*batch(16, 48)), PAD, rows=16, tokens=736)
+    packed, grads = {name: value.to(DEVICE) for name, value in packed.items()}, []
+    for max_tokens in (0, 100):
+        monkeypatch.setattr(side_stream, "MAX_TOKENS", max_tokens)
+        step = CapturedStep(lora := classifier(small_phi, dropout=0.1), 16, 48, 42, PAD)
+        for number in range(3):
+            step([packed], number)
+        assert all(step.graphs.values())
+        grads.append(gradients(lora))
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
 @pytest.mark.parametrize("captures", [True, False])
 def test_no_tensor_is_used_again_before_the_second_stream_has_read_it(captures):
     from stages.kernels.side_stream import MAX_RUNNING, SideStream

@@ -5,6 +5,7 @@ tests/gpu/test_long_attention.py tests it there. Where flash attention leaves me
 
 import dataclasses
 import functools
+import types
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from stages.kernels.attention import (
     forward_by_flash,
     takes_flash,
 )
+from stages.kernels.flash_attention import supports_flash
 
 NAN = float("nan")
 CONFIGS = {
@@ -160,6 +162,28 @@ def test_flash_attention_is_for_rows_that_are_long_on_average(lengths, longest, 
     monkeypatch.setattr(attention, "supports_flash", lambda *_: True)
     layout = dataclasses.replace(packed(lengths, 0, 16, torch.Generator()), max_seqlen=longest)
     assert takes_flash(torch.empty(sum(lengths), 48), AttentionConfig(1, 1, 16, 1.0), layout) is is_chosen
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_supported"),
+    [
+        ({}, True),
+        ({"dtype": torch.float16, "head_dim": 256}, True),
+        ({"dtype": torch.float32}, False),
+        ({"head_dim": 264}, False),
+        ({"head_dim": 100}, False),
+        ({"columns": 3 * 64 + 4}, False),
+        ({"capability": (7, 5)}, False),
+        ({"is_built": False}, False),
+    ],
+)
+def test_flash_attention_runs_where_pytorch_has_it(changes, is_supported, monkeypatch):
+    gpu = {"dtype": torch.bfloat16, "head_dim": 64, "columns": 3 * 64, "capability": (8, 0), "is_built": True} | changes
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: gpu["capability"])
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: gpu["is_built"])
+    x = torch.empty(2, gpu["columns"], dtype=gpu["dtype"])
+    on_gpu = types.SimpleNamespace(is_cuda=True, dtype=x.dtype, stride=x.stride, device=None)
+    assert supports_flash(on_gpu, gpu["head_dim"]) is is_supported
 
 
 def test_without_a_gpu_our_kernels_compute_long_rows_too():
