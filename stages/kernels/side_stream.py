@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 # Of a batch. On an H200 with phi-2 the second stream took 14.23 -> 13.74 ms at 528 tokens and 25.08 -> 24.71 at 1,056.
-# At 2,112 tokens it took 49.3 -> 49.8, because the products alone fill the GPU.
+# At 2,112 tokens it took 49.3 -> 49.8, because one product already fills the GPU.
 MAX_TOKENS = 1536
 MAX_RUNNING = 2  # pieces of work whose tensors are kept; 4 and 16 were no faster
 
