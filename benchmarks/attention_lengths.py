@@ -3,7 +3,7 @@
     python benchmarks/attention_lengths.py --heads phi-2
 
 Both include the rotary embedding. The times are microseconds, medians of CUDA graph replays. Lines such as
-"34 (max 128)" have rows of 34 tokens, but the kernels are told that a row may have 128; "2048 + 34" has one long row.
+"34 (max 128)" have rows of 34 tokens, and 128 as the longest length that the kernels get; "2048 + 34" has one long row.
 """
 
 import argparse

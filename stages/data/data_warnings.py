@@ -168,7 +168,10 @@ def _truncated_texts(summary: DataSummary) -> Iterator[DataWarning]:
             f"the end of {'its' if one else 'their'} longest text was cut."
         )
         if share > MAX_TRUNCATED:
-            yield DataWarning("alarm", f"{text} The model never sees these ends: set a larger tokenize.max_length.")
+            yield DataWarning(
+                "alarm",
+                f"{text} The model never sees these ends: set a larger tokenize.max_length, if the model allows it.",
+            )
         else:
             yield DataWarning("warning", text)
 

@@ -83,7 +83,7 @@ def list_choices(step: CapturedStep, train: Train, smallest_part: int) -> Choice
         checkpointing = (train.gradient_checkpointing,)
     if train.dequantize_once != "auto":
         return Choices((train.dequantize_once,), checkpointing, smallest_part)
-    # Who sets checkpointing wants to save memory.
+    # A user who sets checkpointing wants to save memory, so no copy of the weights.
     return Choices((False,) if checkpointing == (True,) else (False, True), checkpointing, smallest_part)
 
 

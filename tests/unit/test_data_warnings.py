@@ -134,7 +134,8 @@ def test_truncated_rows_are_an_alarm_if_they_are_more_than_a_fifth_and_alarms_co
     assert warnings_for(test={"truncated": 5, "tokens_longest": 1312}, train={"truncated": 4, "tokens_longest": 150},
                         validation={"truncated": 1, "tokens_longest": 129}) == [
         ("alarm", "5 of 20 test rows (25.0%) were longer than tokenize.max_length: 128, the longest has 1,312 tokens; "
-         "the end of their longest text was cut. The model never sees these ends: set a larger tokenize.max_length."),
+         "the end of their longest text was cut. The model never sees these ends: set a larger "
+         "tokenize.max_length, if the model allows it."),
         ("warning", "4 of 20 training rows (20.0%) were longer than tokenize.max_length: 128, the longest has 150 "
          "tokens; the end of their longest text was cut."),
         ("warning", "1 of 20 validation rows (5.0%) was longer than tokenize.max_length: 128, the longest has 129 "
