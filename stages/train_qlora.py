@@ -149,8 +149,8 @@ def train(trainer: ClassifierTrainer, checkpoint: Path | None, p: params.Params,
     start = recorder.elapsed_seconds()
     with report_out_of_memory(
         f"params.yaml: train.micro_batch: {p.train.micro_batch}: a part of a batch does not fit this GPU's memory; to "
-        "use less, set train.micro_batch: 1, train.dequantize_once: false and train.gradient_checkpointing: true, then "
-        "a smaller tokenize.max_length"
+        "use less, set train.micro_batch: 1, train.dequantize_once: false and train.gradient_checkpointing: true. With "
+        "CUDA graphs auto has tried all three; then set a smaller tokenize.max_length"
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return before + recorder.elapsed_seconds() - start

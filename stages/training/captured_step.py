@@ -209,6 +209,8 @@ class CapturedStep:
             raise
         except RuntimeError as error:  # an operation that waits for the GPU
             leave_broken_capture(stream)
+            if "out of memory" in str(error).lower():  # CUDA's own error, as where it builds the graph
+                raise torch.OutOfMemoryError(str(error)) from error
             self.capturable = False
             print(f"no CUDA graphs, steps run eagerly: {str(error.__context__ or error).splitlines()[0]}")
             return None

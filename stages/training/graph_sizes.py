@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MAX_SIZES = 8
+MAX_SIZES, MAX_CANDIDATES = 8, 256
 # Tokens that another size must save in the whole training. With phi-2 on an H200, a capture and the eager run before it
 # take half a second, in which a training computes 20,000 tokens. Half as many, because most trainings are repeated.
 LEAST_SAVING = 10_000
@@ -20,7 +20,11 @@ def choose_sizes(sizes: Sequence[int] | np.ndarray, tokens_a_unit: int = 1) -> l
     Returns:
         ascending; the last one is the largest of `sizes`.
     """
-    values, counts = np.unique(np.asarray(sizes), return_counts=True)
+    values, inverse = np.unique(np.asarray(sizes), return_inverse=True)
+    if len(values) > MAX_CANDIDATES:  # the search takes quadratic time
+        candidates = values[np.linspace(0, len(values) - 1, MAX_CANDIDATES).astype(int)]
+        inverse, values = np.searchsorted(candidates, values)[inverse], candidates
+    counts = np.bincount(inverse, minlength=len(values))
     total = np.concatenate([[0], np.cumsum(counts)])
     # cost[i, j]: tokens of the parts with values[i] to values[j], filled up to values[j].
     cost = np.where(

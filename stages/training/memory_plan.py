@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from stages.data.batching import largest_bucket
-
 # Floating-point operations that a GPU computes in bf16 while it moves one byte: an H200 180, an A100 200, a T4 216.
 OPERATIONS_A_BYTE = 200
 # Bytes moved a weight to dequantize it: 0.56 are read, 2 are written.
@@ -85,10 +83,18 @@ def choose_plan(memory: Memory, batch_tokens: np.ndarray, choices: Choices) -> P
     for keep, recompute in itertools.product(choices.keep_weights, choices.checkpointing):
         max_tokens = memory.max_tokens(keep, recompute)
         if max_tokens >= choices.smallest_part:
-            # A packed part is filled up to a bucket. So similar free memory gives the same parts, which round alike.
-            max_tokens = max(largest_bucket(max_tokens), choices.smallest_part)
+            max_tokens = max(_round_down(max_tokens), choices.smallest_part)
             plans.append(Plan(keep, recompute, min(max_tokens, largest)))
     return min(plans, key=lambda plan: estimate_time(plan, batch_tokens), default=choices.least)
+
+
+def _round_down(tokens: int) -> int:
+    """One of eight values for each power of two: similar free memory gives the same parts, which round alike.
+
+    All are results of `batching.bucket_size`, so a part that is filled up stays within the limit.
+    """
+    step = max(16, 2 ** (tokens.bit_length() - 4))
+    return tokens // step * step
 
 
 def next_smaller(plan: Plan, choices: Choices) -> Plan:
