@@ -10,13 +10,14 @@ import argparse
 import json
 import math
 import re
+import statistics
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks/results"
-RESULTS, EARLIER, FITS = (FOLDER / f"{name}.json" for name in ("h200", "h100", "h200-what-fits"))
+RESULTS, EARLIER, FITS, TURNS = (FOLDER / f"{name}.json" for name in ("h200", "h100", "h200-what-fits", "h200-turns"))
 DOCUMENTS = ("docs/speed.md", "README.md", "params.yaml")
 BLOCK = re.compile(r"(<!-- ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GPUS = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200"}
@@ -27,7 +28,7 @@ MODELS = {
     "qwen3-14b": "Qwen3-14B's shape",
     "gemma": "Gemma 3 270M",
 }
-CARDS = {8: "8 GB", 16: "16 GB, as a T4", 24: "24 GB, as an L4", 80: "80 GB, as an A100"}  # rows of README's table
+CARDS = (8, 16, 24, 80)  # GB, rows of README's table
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
     "trainer at its best": "HF Trainer: bf16, similar lengths together, no checkpointing, not compiled",
@@ -70,6 +71,8 @@ def training(results: list[dict], earlier: Sequence[dict] = (), gpu: str = "") -
 
 def others(results: dict) -> Iterator[str]:
     """The table of trainings with long texts and of other models, and of these models' evaluations."""
+    if all(is_main(line, results) for line in results["training"] + results["evaluation"]):
+        return
     yield "| model | texts | batch | recipe | ms a step | rows/s | tokens/s | peak GB | GB in use |"
     yield "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
     names = {name: name for name in NAMES} | {"ours": "**ours**", "trainer at its best": "HF Trainer"}
@@ -88,6 +91,24 @@ def others(results: dict) -> Iterator[str]:
         yield (
             f"{start} {step} | {r['rows_per_second']:,.0f} | {tokens} "
             f"| {tenths(r, 'peak_allocated_gb')} | {tenths(r, 'nvml_used_gb')} |"
+        )
+
+
+def turns(results: dict) -> Iterator[str]:
+    """The table of two versions of our code that compare.py timed alternately; the first line is of the earlier one."""
+    lines = results["training"]
+    before, now = dict.fromkeys(line["commit"] for line in lines)
+    yield f"| texts | batch | {before}, ms a step | {now[:7]}, ms a step | times as fast | GB in use: before | now |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for texts, size in dict.fromkeys((line["texts"], line["batch_size"]) for line in lines):
+        same = [line for line in lines if (line["texts"], line["batch_size"]) == (texts, size)]
+        times, used = (
+            [statistics.median(line[key] for line in same if line["commit"] == commit) for commit in (before, now)]
+            for key in ("ms_per_step", "nvml_used_gb")
+        )
+        yield (
+            f"| {name_texts(texts)} | {size} | {ms(times[0])} | {ms(times[1])} | {times[0] / times[1]:.2f} "
+            f"| {used[0]:.1f} | {used[1]:.1f} |"
         )
 
 
@@ -151,14 +172,17 @@ def describe_fit(line: dict | None, free_gb: float) -> str:
 def cards(results: dict) -> Iterator[str]:
     """README's table: which GPU trains what. A cell has the milliseconds of a step with each kind of texts."""
     models = list(dict.fromkeys(line["model"] for line in results["lines"]))
-    yield "A step's time in ms with SNLI's texts / texts of up to 512 / 2,048 tokens, with so much memory free:"
+    yield wrap(
+        "Milliseconds a step with SNLI's texts / texts of up to 512 / up to 2,048 tokens (–: does not fit). Another "
+        "process held the rest of an H200's memory, so a smaller GPU needs more time:"
+    )
     yield ""
-    yield f"| GPU | {' | '.join(MODELS[model] for model in models)} |"
+    yield f"| free memory | {' | '.join(MODELS[model] for model in models)} |"
     yield f"| --- |{' ---: |' * len(models)}"
-    for size, name in CARDS.items():
+    for size in CARDS:
         rows = ([find_fit(results["lines"], model, texts, size) for texts in ("snli", 512, 2048)] for model in models)
         times = ([ms(fit["ms_median"]) if fit and "error" not in fit else "–" for fit in row] for row in rows)
-        yield f"| {name} | {' | '.join(' / '.join(row) for row in times)} |"
+        yield f"| {size} GB | {' | '.join(' / '.join(row) for row in times)} |"
 
 
 def notebook_ms(results: list[dict]) -> dict[int, float]:
@@ -280,7 +304,7 @@ def step_sentences(results: dict) -> str:
     )
 
 
-def blocks(results: dict, earlier: dict | None, what_fits: dict | None) -> dict[str, str]:
+def blocks(results: dict, earlier: dict | None, what_fits: dict | None, alternating: dict) -> dict[str, str]:
     """{name: text} of the blocks of the documents."""
     other = GPUS[earlier["gpu"]] if earlier else ""
     main = [line for line in results["training"] if is_main(line, results)]
@@ -290,6 +314,7 @@ def blocks(results: dict, earlier: dict | None, what_fits: dict | None) -> dict[
         "machine": [wrap(machine(results))],
         "training": training(main, before["training"], other),
         "long": others(results),
+        "turns": turns(alternating),
         "evaluation": evaluation(evaluated, before["evaluation"], other),
         "facts": [wrap(sentences, "- ") for sentences in facts(results)],
         "effects": effects(results),
@@ -336,7 +361,7 @@ def make_blocks() -> dict[str, str]:
     """`blocks` of the committed results."""
     newest, *before = (json.loads(path.read_text()) for path in find_results())
     what_fits = json.loads(FITS.read_text()) if FITS.exists() else None
-    return blocks(newest, before[0] if before else None, what_fits)
+    return blocks(newest, before[0] if before else None, what_fits, json.loads(TURNS.read_text()))
 
 
 def describe_data(line: dict) -> str:
