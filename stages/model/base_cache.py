@@ -50,13 +50,16 @@ _cache: BaseCache | None = None
 
 @contextlib.contextmanager
 def cache_base() -> Iterator[BaseCache]:
-    """Within this block `share_model` loads a base once for all models with an equal key."""
+    """Within this block `share_model` loads a base once for all models with an equal key.
+
+    A block inside another one uses its cache: `train_qlora` in a sweep.
+    """
     global _cache
-    _cache = BaseCache()
+    outer, _cache = _cache, _cache or BaseCache()
     try:
         yield _cache
     finally:
-        _cache = None
+        _cache = outer
 
 
 def share_model(key: object, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:

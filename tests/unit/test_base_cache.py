@@ -90,3 +90,13 @@ def test_changed_weights_are_an_error_and_never_used_again(load_nano, changed):
             cached.check()
         cached.check()
         assert compute_checksums(load_nano()[0].base_model) != compute_checksums(model.base_model)
+
+
+def test_a_block_inside_another_one_uses_its_cache():
+    with cache_base() as outer:
+        with cache_base() as inner:
+            assert inner is outer
+        with cache_base() as inner:
+            assert inner is outer
+    with cache_base() as another:
+        assert another is not outer
