@@ -52,7 +52,7 @@ def choose_tiles(kernel: str, x: torch.Tensor) -> Tiles:
     return tiles
 
 
-def split_evenly(size: int, block: int, programs: int, tiles: Tiles) -> tuple[int, int]:
+def choose_splits(size: int, block: int, programs: int, tiles: Tiles) -> tuple[int, int]:
     """Split `size` elements if there are fewer than `tiles.programs` programs -> splits, elements of each.
 
     A split has whole blocks, at least four.
@@ -88,7 +88,7 @@ def down_project(
     tiles = choose_tiles("down_project", x)
     # Programs with the same x have adjacent numbers, so they run at the same time, and one of them reads x from memory.
     grid = n * (lora_rank // block_r), triton.cdiv(tokens, tiles.block_m)
-    splits, split_size = split_evenly(in_features, tiles.block_k, grid[0] * grid[1], tiles)
+    splits, split_size = choose_splits(in_features, tiles.block_k, grid[0] * grid[1], tiles)
     # Partial sums are fp32, so that their sum is rounded once. A single split writes u itself.
     parts = torch.empty((splits, tokens, width), dtype=torch.float32, device=x.device) if splits > 1 else out
     _down_project_kernel[(*grid, splits)](
@@ -126,7 +126,7 @@ def write_a_grads(
     block_r = min(lora_rank, 64)
     tiles = choose_tiles("a_grads", x)
     grid = n * (lora_rank // block_r), triton.cdiv(in_features, tiles.block_k)
-    splits, split_size = split_evenly(tokens, tiles.block_m, grid[0] * grid[1], tiles)
+    splits, split_size = choose_splits(tokens, tiles.block_m, grid[0] * grid[1], tiles)
     parts = grads  # a single split writes the gradient itself
     if splits > 1:
         parts = torch.empty((splits, n * lora_rank, in_features), dtype=torch.float32, device=x.device)

@@ -45,6 +45,7 @@ class Recorder:
         self.samples: list[dict[str, Any]] = []
         self.marks: dict[str, dict[str, Any]] = {}
         self.phase = "start"
+        self._peaks = {"peak_allocated": 0.0, "peak_reserved": 0.0}
         self._stop = threading.Event()
         self._process = psutil.Process()
         self._process.cpu_percent()
@@ -68,6 +69,11 @@ class Recorder:
         self.marks[moment] = self._read_sample()
         self.samples.append(self.marks[moment])
         self.phase = moment
+        if self.device.type == "cuda":  # PyTorch's peaks may be reset before the next mark, to measure a training step
+            self._peaks = {
+                "peak_allocated": max(self._peaks["peak_allocated"], torch.cuda.max_memory_allocated(self.device)),
+                "peak_reserved": max(self._peaks["peak_reserved"], torch.cuda.max_memory_reserved(self.device)),
+            }
 
     def elapsed_seconds(self) -> float:
         """Seconds since the start of the block."""
@@ -110,8 +116,7 @@ class Recorder:
         result: dict[str, Any] = {"name": "cpu", **memory, "peak": max(sample["memory_gb"] for sample in self.samples)}
         if self.device.type == "cuda":
             result["name"] = torch.cuda.get_device_name(self.device)
-            result["peak_allocated"] = round(torch.cuda.max_memory_allocated(self.device) / GB, 4)
-            result["peak_reserved"] = round(torch.cuda.max_memory_reserved(self.device) / GB, 4)
+            result |= {name: round(peak / GB, 4) for name, peak in self._peaks.items()}
             result["total"] = self.samples[0]["memory_total_gb"]
         return {key: value for key, value in result.items() if value is not None}
 

@@ -36,7 +36,6 @@ class CapturedStep:
         longest: tokens of the longest row.
         seed: of the dropout masks.
         pad_id: the token in the added rows.
-        dequantize_once: keep a dequantized copy of the 4-bit weights, or dequantize them at each use.
 
     Attributes:
         parameters: the trained parameters in few tensors: the first holds all of LoRA's weights.
@@ -48,9 +47,7 @@ class CapturedStep:
         StepUnavailable: names the reason why this model cannot be captured.
     """
 
-    def __init__(
-        self, model: PeftModel, rows: int, longest: int, seed: int, pad_id: int, dequantize_once: bool = False
-    ) -> None:
+    def __init__(self, model: PeftModel, rows: int, longest: int, seed: int, pad_id: int) -> None:
         self.model, self.rows, self.longest, self.pad_id, self.seed = model, rows, longest, pad_id, seed
         device = next(model.parameters()).device
         self.masks = DropoutMasks(device)
@@ -66,8 +63,6 @@ class CapturedStep:
         self.takes_packed_rows = takes_packed_rows(model)
         self.layers = FusedTraining(model, self.masks)
         self.lora = self.layers.gradients
-        if dequantize_once:
-            self.layers.keep_weights()
         self.parameters = [self.lora.flat_param, *self.lora.other_parameters]
         self.plan: Plan | None = None
         self.graphs: dict[tuple[int, ...], Capture | None] = {}

@@ -178,6 +178,7 @@ class ClassifierTrainer(Trainer):
             self._split_validation(),
             key=lambda rows: lengths[rows].sum() if self.packs_rows else len(rows) * lengths[rows].max(),
         )
+        self.classifier.eval()
         try:
             self._predict_validation_batch(largest)
         except torch.OutOfMemoryError as error:
@@ -217,6 +218,7 @@ class ClassifierTrainer(Trainer):
         Returns:
             each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold classes [rows]
         """
+        self.classifier.eval()
         outputs = []
         with progress_bar(sum(map(len, batches)), "validate", "row", disable=not distributed.is_main()) as bar:
             for rows in batches:
@@ -233,7 +235,6 @@ class ClassifierTrainer(Trainer):
 
     def _predict_validation_batch(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Mean loss, logits [rows, classes] and gold classes [rows] of a validation batch, on the device."""
-        self.classifier.eval()
         batch = [self.validation_rows[row] for row in rows.tolist()]
         if self.packs_rows:
             longest = max(1, *(len(row["input_ids"]) for row in batch))

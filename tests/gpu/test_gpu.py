@@ -90,7 +90,9 @@ def make_step(lora, rows=16, dequantize_once=False):
         def __call__(self, ids, labels, number):
             return super().__call__(as_inputs(ids, labels), number)
 
-    return PaddedStep(lora, rows, 128, 42, PAD, dequantize_once)
+    step = PaddedStep(lora, rows, 128, 42, PAD)
+    step.layers.keep_weights(dequantize_once)
+    return step
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,8 @@ def test_packed_rows_have_the_gradients_of_padded_rows(small_phi, checkpointing)
     expected = [eager(reference, *pair) for pair in batches]
     lora = classifier(small_phi, dropout=0.0, checkpointing=checkpointing)
     lora.get_base_model().config.resid_pdrop = 0.0  # the modules' dropout is 0 already
-    step = CapturedStep(lora, 16, 128, 42, PAD, dequantize_once=not checkpointing)
+    step = CapturedStep(lora, 16, 128, 42, PAD)
+    step.layers.keep_weights(not checkpointing)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
         packed = pack_rows(as_rows(*pair), PAD, rows=16, tokens=960)
         packed_loss = step([{name: value.to(DEVICE) for name, value in packed.items()}], number)
@@ -577,7 +580,7 @@ def test_a_captured_step_of_packed_rows_is_the_eager_one(family, tmp_path):
     reference = classifier(manifest, **options)
     expected = [eager(reference, *pair) for pair in batches]
     lora = classifier(manifest, **options)
-    step = CapturedStep(lora, 8, 70, 42, PAD, dequantize_once=False)
+    step = CapturedStep(lora, 8, 70, 42, PAD)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
         packed = pack_rows(as_rows(*pair), PAD, rows=8, tokens=256)
         packed_loss = step([{name: value.to(DEVICE) for name, value in packed.items()}], number)

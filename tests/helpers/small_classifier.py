@@ -64,7 +64,8 @@ def make_eager_step(monkeypatch, lora, longest, dequantize_once=False):
     if DEVICE.type == "cpu":
         for name in ("graph_pool_handle", "Stream"):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
-    step = CapturedStep(lora, 4, longest, 42, PAD, dequantize_once)
+    step = CapturedStep(lora, 4, longest, 42, PAD)
+    step.layers.keep_weights(dequantize_once)
     step.capturable = False
     return step
 

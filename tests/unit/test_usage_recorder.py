@@ -206,3 +206,17 @@ def test_an_error_in_one_rank_does_not_wait_for_the_other(two_ranks):
     """)
     assert "RuntimeError: rank 1" in second.communicate(timeout=100)[1]
     assert second.returncode == 1 and first.poll() is None
+
+
+def test_a_peak_that_is_reset_after_a_mark_still_counts(monkeypatch):
+    """`train_qlora` resets PyTorch's peaks, to measure a step, after the base has been loaded."""
+    recorder = Recorder(CPU)
+    recorder.device = torch.device("cuda", 0)
+    monkeypatch.setattr(recorder, "_read_sample", lambda: {"memory_gb": 1.0, "memory_total_gb": 2.0})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU")
+    for peak in (3e9, 1e9):
+        for name in ("max_memory_allocated", "max_memory_reserved"):
+            monkeypatch.setattr(torch.cuda, name, lambda _, peak=peak: peak)
+        recorder.mark("loaded")
+    summary = recorder._summarize_rank()
+    assert summary["peak_allocated"] == summary["peak_reserved"] == 3
