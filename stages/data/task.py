@@ -4,10 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from stages.runtime.files import read_json, write_json
 from stages.runtime.params import PLACEHOLDER
+
+if TYPE_CHECKING:  # it imports pandas and SciPy, for which the help of a command does not wait
+    from stages.data.labels import Labels
 
 SPLITS = ("train", "validation", "test")
 NO_LABEL = -1  # class number of a row without a gold label
@@ -21,11 +24,20 @@ class Task:
         classes: names, in the order of their numbers 0, 1, ….
         template: what the model reads. Each {column} is filled from the row. A chat template is included.
         group: the column that groups rows which are not independent. If it is None, a group is rows with equal texts.
+        multi_label: whether a row may have several classes, or none.
     """
 
     classes: tuple[str, ...]
     template: str
     group: str | None
+    multi_label: bool = False
+
+    @property
+    def labels(self) -> "Labels":
+        """The classes, and how many of them a row may have."""
+        from stages.data.labels import make_labels
+
+        return make_labels(self.classes, self.multi_label)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -46,10 +58,11 @@ class Task:
     def read(cls, path: str | Path) -> Self:
         """Read the JSON file that `tokenize` wrote."""
         task = read_json(path)
-        return cls(tuple(task["classes"]), task["template"], task["group"])
+        return cls(tuple(task["classes"]), task["template"], task["group"], task.get("multi_label", False))
 
     def write(self, path: str | Path) -> None:
-        write_json(path, asdict(self))
+        """Write a JSON file; it has `multi_label` only if this is true."""
+        write_json(path, {key: value for key, value in asdict(self).items() if value is not False})
 
 
 def parse_columns(template: str) -> tuple[str, ...]:

@@ -1,0 +1,204 @@
+"""What a row's label is: one class (single-label), or any number of classes (multi-label).
+
+A label has three forms, and this module is the only one that knows them:
+
+| form | single-label | multi-label |
+| --- | --- | --- |
+| array | class numbers, int64 [rows] | whether the row has the class, bool [rows, classes] |
+| code, in a column of a data frame | class number | the sum of 2**class, 0 for no class |
+| column of a parquet file | class number | list of class numbers |
+
+Codes can be compared, counted and merged like class numbers, and two rows with equal labels have equal codes. A row
+without a gold label has the code -1 (`task.NO_LABEL`). It has no other form.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.special import expit, softmax
+
+SEPARATOR = "|"  # between the classes of a row, in text; no name of a class may contain it
+INT64_CLASSES = 62  # codes of more classes are Python's integers
+
+
+@dataclass(frozen=True)
+class Labels(ABC):
+    """The classes, and how many of them a row may have.
+
+    Attributes:
+        classes: names, in the order of their numbers.
+        multi_label: whether a row may have several classes or none.
+        problem_type: transformers' name for it, in the model's config.
+    """
+
+    classes: tuple[str, ...]
+    multi_label: ClassVar[bool]
+    problem_type: ClassVar[str]
+
+    @abstractmethod
+    def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Probability of each class, from the model's outputs: [rows, classes]."""
+
+    @abstractmethod
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """The answers to rows with these probabilities [rows, classes], as a label array."""
+
+    @abstractmethod
+    def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The answers to rows with these outputs [rows, classes], as a label array."""
+
+    @abstractmethod
+    def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Probability that an answer is right, [rows].
+
+        Args:
+            probabilities: [rows, classes].
+            answers: label array.
+        """
+
+    @abstractmethod
+    def to_codes(self, labels: np.ndarray) -> np.ndarray:
+        """Codes of a label array, [rows]."""
+
+    @abstractmethod
+    def from_codes(self, codes: Any) -> np.ndarray:
+        """The label array of codes, [rows]; all rows have a label."""
+
+    @abstractmethod
+    def from_column(self, column: pa.ChunkedArray) -> np.ndarray:
+        """The label array of a parquet file's column."""
+
+    @abstractmethod
+    def to_lists(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+        """A data frame with these columns as parquet files have them."""
+
+    @abstractmethod
+    def from_lists(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A data frame with codes, from one that was read from a parquet file."""
+
+    @abstractmethod
+    def name(self, code: Any) -> str:
+        """The label that a code means, for readers."""
+
+    def names(self, codes: pd.Series) -> pd.Series:
+        """`name` of each code."""
+        return codes.map({code: self.name(code) for code in codes.unique()})
+
+    @abstractmethod
+    def count(self, codes: pd.Series) -> np.ndarray:
+        """Number of rows that have each class, int [classes]. Rows without a gold label don't count."""
+
+
+@dataclass(frozen=True)
+class SingleLabel(Labels):
+    """A row has exactly one class."""
+
+    multi_label = False
+    problem_type = "single_label_classification"
+
+    def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return softmax(logits, axis=1)
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        return probabilities.argmax(axis=1)
+
+    def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
+        return logits.argmax(axis=1)
+
+    def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        return probabilities[np.arange(len(answers)), answers]
+
+    def to_codes(self, labels: np.ndarray) -> np.ndarray:
+        return labels
+
+    def from_codes(self, codes: Any) -> np.ndarray:
+        return np.asarray(codes)
+
+    def from_column(self, column: pa.ChunkedArray) -> np.ndarray:
+        return column.to_numpy().astype(np.int64)
+
+    def to_lists(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+        return table
+
+    def from_lists(self, table: pd.DataFrame) -> pd.DataFrame:
+        return table
+
+    def name(self, code: Any) -> str:
+        return self.classes[code]
+
+    def count(self, codes: pd.Series) -> np.ndarray:
+        return np.bincount(codes[codes >= 0], minlength=len(self.classes))
+
+
+@dataclass(frozen=True)
+class MultiLabel(Labels):
+    """A row has any number of classes."""
+
+    multi_label = True
+    problem_type = "multi_label_classification"
+
+    def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return expit(logits)
+
+    def decide(self, probabilities: np.ndarray, thresholds: float | np.ndarray = 0.5) -> np.ndarray:
+        """The classes whose probability is above the threshold, or above its own one of [classes]."""
+        return probabilities > thresholds
+
+    def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
+        return logits > 0
+
+    def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """As if the classes were independent: the product of p for a class of the answer, and 1 - p for the others."""
+        return np.where(answers, probabilities, 1 - probabilities).prod(axis=1)
+
+    def to_codes(self, labels: np.ndarray) -> np.ndarray:
+        bits = np.packbits(labels, axis=1, bitorder="little")
+        return self._to_array([int.from_bytes(row.tobytes(), "little") for row in bits])
+
+    def from_codes(self, codes: Any) -> np.ndarray:
+        size = -(-len(self.classes) // 8)  # bytes
+        bits = np.frombuffer(b"".join(int(code).to_bytes(size, "little") for code in codes), dtype=np.uint8)
+        return np.unpackbits(bits.reshape(-1, size), axis=1, count=len(self.classes), bitorder="little").astype(bool)
+
+    def from_column(self, column: pa.ChunkedArray) -> np.ndarray:
+        lists = column.combine_chunks()
+        labels = np.zeros((len(lists), len(self.classes)), dtype=bool)
+        labels[np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy())), lists.flatten().to_numpy()] = True
+        return labels
+
+    def to_lists(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+        lists = {}
+        for column in columns:
+            numbers = [np.flatnonzero(row) for row in self.from_codes(table[column])]
+            lists[column] = pd.arrays.ArrowExtensionArray(pa.array(numbers, pa.list_(pa.int32())))
+        return table.assign(**lists)
+
+    def from_lists(self, table: pd.DataFrame) -> pd.DataFrame:
+        columns = [name for name in table if isinstance(table[name].iloc[0], np.ndarray)]
+        return table.assign(**{
+            name: self._to_array([sum(1 << int(number) for number in row) for row in table[name]]) for name in columns
+        })  # fmt: skip
+
+    def name(self, code: Any) -> str:
+        return SEPARATOR.join(name for number, name in enumerate(self.classes) if code >> number & 1)
+
+    def count(self, codes: pd.Series) -> np.ndarray:
+        rows = codes[codes >= 0].value_counts()
+        return rows.to_numpy() @ self.from_codes(rows.index)
+
+    def _to_array(self, codes: list[int]) -> np.ndarray:
+        return np.array(codes, dtype=np.int64 if len(self.classes) <= INT64_CLASSES else object)
+
+
+def equal_rows(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether the rows of two label arrays have equal labels, bool [rows]."""
+    return (labels == others).reshape(len(labels), -1).all(axis=1)
+
+
+def make_labels(classes: Sequence[str], multi_label: bool) -> Labels:
+    return (MultiLabel if multi_label else SingleLabel)(tuple(classes))
