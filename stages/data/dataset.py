@@ -36,6 +36,10 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
     for split, table in tables.items():
         check_columns(table, split, data, columns)
     label_columns = read_label_columns(tables, data.label)
+    if label_columns[0].missing is not None:  # until the later stages can train and measure them
+        raise UserError(
+            f"params.yaml: data.label: {data.label}: holds lists; a single class a row is supported, not several labels"
+        )
     task = Task(resolve_classes(label_columns, data.classes), template, data.group)
     if data.unlabelled not in ("drop", *task.classes):
         raise UserError(

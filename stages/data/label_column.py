@@ -2,6 +2,9 @@
 
 The column may hold text, integers, whole floats, booleans or a ClassLabel. Labels are matched with classes by name. The
 codes of a ClassLabel are not used: another data set may number the same classes differently.
+
+Rows may have several labels in three forms, which `label_lists` reads: a column of lists, a text with a separator, or a
+column of 0 and 1 for each class. All labels of all rows are then one column here, in which a row has several values.
 """
 
 import re
@@ -13,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from stages.data.label_lists import describe_type, flatten
+from stages.data.labels import SEPARATOR, MultiLabel
 from stages.data.task import NO_LABEL
 from stages.runtime import params
 from stages.runtime.errors import UserError
@@ -22,7 +27,6 @@ UNLABELLED_MARKS = {"-", str(NO_LABEL), f"{NO_LABEL}.0"}
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it; 01 is a code, not an integer
 WHOLE = re.compile(rf"({INTEGER.pattern})(\.0)?")  # pandas writes 1.0 to csv for an integer next to missing values
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-ONE_CLASS_A_ROW = "a single class a row is supported, not several labels"
 NO_REGRESSION = "classes are supported, not numbers to be predicted"
 
 
@@ -32,10 +36,13 @@ class LabelColumn:
 
     Attributes:
         split, column: names of the split and of the column.
-        values: label of each row as text, None for a row without a label, [rows].
+        values: label of each row as text, None for a row without a label, [rows]. If rows may have several labels:
+            [labels], and the index has the number of each label's row.
         class_names: the classes that the data set declares (ClassLabel), else None.
         number_type: the column's type if it holds numbers, else None.
         unnamed_integers: whether the labels are integers whose classes the data set does not name.
+        missing: None if each row has one label; else whether a row has no gold label, bool [rows]. A row without labels
+            has one: it belongs to no class.
     """
 
     split: str
@@ -44,18 +51,32 @@ class LabelColumn:
     class_names: tuple[str, ...] | None = None
     number_type: str | None = None
     unnamed_integers: bool = False
+    missing: np.ndarray | None = None
 
 
-def read_label_columns(tables: Mapping[str, pa.Table], column: str) -> list[LabelColumn]:
+def read_label_columns(
+    tables: Mapping[str, pa.Table], label: str | Sequence[str], separator: str | None = None
+) -> list[LabelColumn]:
     """Read the label column of each split as text.
 
     Text labels count as integers only if all text labels of all splits are integers, as in a csv file. Next to `1a` or
     `0.5`, `1` is a name.
 
+    Args:
+        label: `data.label`.
+        separator: `data.separator`.
+
     Raises:
-        UserError: the column does not hold one class a row. The error names split and column.
+        UserError: the column does not hold classes. The error names split and column.
     """
-    columns = [_read_split(table, split, column) for split, table in tables.items()]
+    flat = flatten(tables, label, separator)
+    if flat is None:
+        columns = [_read_split(table, split, str(label)) for split, table in tables.items()]
+    else:
+        columns = []
+        for split, lists in flat.items():
+            column = _read_split(lists.labels, split, *lists.labels.column_names)
+            columns.append(replace(column, values=column.values.set_axis(lists.rows), missing=lists.missing))
     integers = {}
     for numeric in (False, True):
         values = {value for c in columns if _is_numeric(c) == numeric for value in c.values.dropna().unique()}
@@ -90,14 +111,7 @@ def _read_split(table: pa.Table, split: str, column: str) -> LabelColumn:
     if pa.types.is_integer(kind):
         texts = values.cast(pa.string()).to_pandas()
         return LabelColumn(split, column, _as_text(texts), number_type=str(kind))
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    allowed = ONE_CLASS_A_ROW if is_list else "text, integers, booleans or ClassLabel"
-    raise _not_classes(split, column, f"holds {describe_type(kind)}", allowed)
-
-
-def describe_type(kind: pa.DataType) -> str:
-    """A column's type in at most 60 characters. A struct's type lists all its fields."""
-    return str(kind) if len(str(kind)) <= 60 else f"{kind!s:.60}…"
+    raise _not_classes(split, column, f"holds {describe_type(kind)}", "text, integers, booleans or ClassLabel")
 
 
 def format_number(number: float) -> str:
@@ -137,8 +151,16 @@ def resolve_classes(columns: Sequence[LabelColumn], listed: Sequence[str] | None
         listed: `data.classes`. If it is None, the classes are those that the data set declares, in its order, or else
             the labels that occur, sorted.
     """
-    if listed is not None:
-        return tuple(listed)
+    classes = tuple(listed) if listed is not None else _find_classes(columns)
+    if columns[0].missing is not None and (name := next((name for name in classes if SEPARATOR in name), None)):
+        raise UserError(
+            f"params.yaml: data.label: {columns[0].column}: the class {name!r} has a {SEPARATOR}, which joins several "
+            "labels of a row in texts; rename it"
+        )
+    return classes
+
+
+def _find_classes(columns: Sequence[LabelColumn]) -> tuple[str, ...]:
     first = columns[0]
     if len({(c.class_names, c.unnamed_integers) for c in columns}) > 1:
         raise UserError(
@@ -194,7 +216,7 @@ def _infer_classes(first: LabelColumn, labels: pd.Series) -> tuple[str, ...]:
 
 
 def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:
-    """Number of each row's class, int64 [rows], `NO_LABEL` for a row without a label.
+    """Code of each row's label (see `labels`), [rows], `NO_LABEL` for a row without a gold label.
 
     Labels are matched with the classes by name. Case does not count, unless two classes differ only in case. If the
     labels are integers that the data set does not name, they are the classes' numbers. But if the name of a class is a
@@ -204,7 +226,28 @@ def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:
         UserError: a label is not a class, or the data set declares other classes. The error names both.
     """
     codes = _match_labels(labels, classes) if labels.class_names is None else _match_names(labels, classes)
-    return labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
+    numbers = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
+    return numbers if labels.missing is None else _join_labels(labels, numbers, labels.missing, classes)
+
+
+def _join_labels(labels: LabelColumn, numbers: np.ndarray, missing: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The codes of rows with several labels; numbers: of each label's class, int64 [labels]."""
+    rows, place = labels.values.index.to_numpy(), f"data: split '{labels.split}': column '{labels.column}'"
+    twice = pd.DataFrame({"row": rows, "number": numbers}).duplicated().to_numpy()
+    if twice.any():
+        first = twice.argmax()
+        raise UserError(f"{place} has {labels.values.iloc[first]!r} twice in row {rows[first]}; name each label once")
+    unlabelled, sizes = numbers == NO_LABEL, np.bincount(rows, minlength=len(missing))
+    mixed = unlabelled & (sizes[rows] > 1)
+    if mixed.any():
+        first = mixed.argmax()
+        mark = labels.values.iloc[first] or "an empty value"
+        raise UserError(f"{place} has {mark} next to labels in row {rows[first]}; it marks a row without a gold label")
+    has_class = np.zeros((len(missing), len(classes)), dtype=np.bool_)
+    has_class[rows[~unlabelled], numbers[~unlabelled]] = True
+    codes = MultiLabel(tuple(classes)).to_codes(has_class)
+    codes[missing] = codes[rows[unlabelled]] = NO_LABEL
+    return codes
 
 
 def _match_names(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int | None]:
@@ -233,8 +276,9 @@ def _match_labels(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int 
     matches |= {mark: NO_LABEL for mark in UNLABELLED_MARKS if mark in matches and matches[mark] is None}
     wrong = labels.values.map(lambda value: value is not None and matches[value] is None)
     if wrong.any():
-        row = wrong.idxmax()
-        label = f"{labels.values[row]!r} in row {row}; data.classes: {_shorten(allowed)}"
+        first = wrong.to_numpy().argmax()
+        place = f"in row {labels.values.index[first]}"
+        label = f"{labels.values.iloc[first]!r} {place}; data.classes: {_shorten(allowed)}"
         raise UserError(f"data: split '{labels.split}': column '{labels.column}' has {label}")
     return matches
 

@@ -238,8 +238,6 @@ def test_a_label_that_is_not_a_class_is_named_with_its_row(labels, message):
     [
         ([0.5, 1.0], "classes are supported, not numbers to be predicted"),
         ([float("inf"), 1.0], "not numbers to be predicted"),
-        ([["a"], ["b", "c"]], "a single class a row is supported, not several labels"),
-        ([[0], [1]], "not several labels"),
         ([{"a": 1}, {"a": 2}], "text, integers, booleans or ClassLabel"),
         ([b"a", b"b"], "text, integers"),
     ],
@@ -248,13 +246,6 @@ def test_labels_of_other_types_are_rejected(labels, message):
     line = error_of(codes, labels)
     assert line.startswith("params.yaml: data.label: label: holds ")
     assert message in line
-
-
-def test_several_class_labels_in_a_row_are_rejected():
-    features = datasets.Features({"label": datasets.List(datasets.ClassLabel(names=["a", "b"]))})
-    rows = datasets.Dataset.from_dict({"label": [[0], [0, 1]]}, features=features)
-    table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)
-    assert "several labels" in error_of(label_column.read_label_columns, {"test": table}, "label")
 
 
 def test_a_code_that_the_class_label_does_not_declare_is_rejected():

@@ -109,6 +109,8 @@ def read_set(
     group = choose_group(table, columns, arguments.group, task.group, place)
     with _name_flags(place):
         (label_column,) = read_label_columns({SPLIT: table}, label)
+        if label_column.missing is not None:  # until the later stages can train and measure them
+            raise UserError(f"params.yaml: data.label: {label}: holds lists; a single class a row is supported")
     texts = pd.DataFrame({
         name: table[column].to_pandas().fillna("")
         for name, column in zip(name_text_columns(tuple(columns)), columns.values(), strict=True)
