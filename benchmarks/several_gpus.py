@@ -42,7 +42,7 @@ def all_rows(inputs: recipes.Inputs, folder: Path, count: int) -> TokenizedRows:
     train = dataset.resolve_unlabelled(rows["train"], "drop", inputs.task)
     tokenized = tokenization.tokenize_rows(train, inputs.tokenizer, p.tokenize.template, p.tokenize.max_length)
     table = pa.table({"input_ids": pa.array(tokenized["input_ids"], pa.list_(pa.int32())), "label": tokenized["label"]})
-    return TokenizedRows(table.take(np.arange(count) % len(table)))
+    return TokenizedRows.from_table(table.take(np.arange(count) % len(table)), inputs.task.labels)
 
 
 def time_training(inputs: recipes.Inputs, batch_size: int, steps: int, warm_up: int, device: torch.device) -> dict:

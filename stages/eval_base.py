@@ -67,7 +67,7 @@ def prepare_references(
     if not language_model_head and "probe" not in asked:
         return references, descriptions, 0
 
-    rows, labels, groups = read_training_rows()
+    rows, labels, groups = read_training_rows(task)
     remove_head(base)
     states = classifier.compute_logits(rows, p.eval.batch_size, title="training rows, base")
     if not np.isfinite(states).all():
@@ -85,11 +85,12 @@ def prepare_references(
     return references, descriptions, len(rows)
 
 
-def read_training_rows() -> tuple[TokenizedRows, np.ndarray, np.ndarray]:
-    """At most `PROBE_ROWS` training rows, evenly spaced -> (rows, numbers of their classes, their groups)."""
+def read_training_rows(task: Task) -> tuple[TokenizedRows, np.ndarray, np.ndarray]:
+    """At most `PROBE_ROWS` training rows, evenly spaced -> (rows, their label array, their groups)."""
     table = files.read_columns(TRAIN, ["input_ids", "label", "group"])
     table = table.take(choose_evenly(len(table), min(PROBE_ROWS, len(table))))
-    return TokenizedRows(table), table["label"].to_numpy(), table["group"].to_numpy()
+    rows = TokenizedRows.from_table(table, task.labels)
+    return rows, rows.labels, table["group"].to_numpy()
 
 
 if __name__ == "__main__":

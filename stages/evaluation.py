@@ -58,7 +58,7 @@ def evaluate(name: str, adapter: Path | None, predict: Callable[[Inputs, Classif
     device = pick_device(p.device, p.threads)
     distributed.init_process_group(device)
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
-    test = TokenizedRows(files.read_columns(TEST, ["input_ids", "label"]))
+    test = TokenizedRows.from_table(files.read_columns(TEST, ["input_ids", "label"]), task.labels)
     paths = [Path(TEST), adapter / "adapter_model.safetensors" if adapter else Path(TRAIN)]
     files.check_same_on_all_ranks(
         lambda: [p, manifest, read_versions(device), *(files.sha256(path) for path in paths)],

@@ -39,7 +39,7 @@ def main() -> None:
     dropped = count_dropped(read_rows, rows, task) if p.data.duplicates == "drop" else None
     chosen = {split: choose_rows(rows[split], split, p.data) for split in SPLITS}
     labelled = {split: label_rows(chosen[split], split, p.data, task) for split in SPLITS}
-    tokenized = write_tokenized(labelled, tokenizer, task.template, p.tokenize.max_length)
+    tokenized = write_tokenized(labelled, tokenizer, task, p.tokenize.max_length)
 
     splits: dict[str, SplitSummary] = {}
     for split in SPLITS:
@@ -51,7 +51,7 @@ def main() -> None:
     task.write("outs/task.json")
     special_tokens = describe_special_tokens(tokenizer, task.template, base["name"])
     lines = [
-        describe_classes(task.classes),
+        describe_classes(task),
         *describe_holdout(rows, count_divided(read_rows["train"], p.data), p.data.holdout, task),
         *describe_dropped(summary),
         *special_tokens,
@@ -89,15 +89,15 @@ def label_rows(rows: pd.DataFrame, split: str, data: params.Data, task: Task) ->
 
 
 def write_tokenized(
-    labelled: dict[str, pd.DataFrame], tokenizer: PreTrainedTokenizerBase, template: str, max_length: int
+    labelled: dict[str, pd.DataFrame], tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int
 ) -> dict[str, pd.DataFrame]:
     """Tokenize the rows of each split and write them to outs/tokenized."""
     tokenized = {}
     total = sum(map(len, labelled.values()))
     with files.atomic_folder("outs/tokenized") as folder, progress_bar(total, "tokenize", "row") as bar:
         for split, rows in labelled.items():
-            tokenized[split] = tokenize_rows(rows, tokenizer, template, max_length, bar.update)
-            write_rows(tokenized[split].drop(columns="full_length"), folder / f"{split}.parquet")
+            tokenized[split] = tokenize_rows(rows, tokenizer, task.template, max_length, bar.update)
+            write_rows(tokenized[split].drop(columns="full_length"), folder / f"{split}.parquet", task.labels)
     return tokenized
 
 
@@ -115,9 +115,10 @@ def measure_padding(lengths: np.ndarray, p: params.Params) -> PaddingShares:
     )
 
 
-def describe_classes(classes: tuple[str, ...]) -> str:
-    more = ", …" if len(classes) > 10 else ""
-    return f"{len(classes)} classes: {', '.join(classes[:10])}{more}"
+def describe_classes(task: Task) -> str:
+    more = ", …" if len(task.classes) > 10 else ""
+    noun = "labels, of which a row may have several" if task.multi_label else "classes"
+    return f"{len(task.classes)} {noun}: {', '.join(task.classes[:10])}{more}"
 
 
 def describe_dropped(summary: DataSummary) -> list[str]:

@@ -106,7 +106,10 @@ class Inputs:
 
 def load_inputs(p: params.Params) -> Inputs:
     manifest, task = files.read_json("outs/base_model.json"), Task.read("outs/task.json")
-    rows = {split: TokenizedRows(files.read_columns(path, ["input_ids", "label"])) for split, path in ROW_FILES.items()}
+    rows = {
+        split: TokenizedRows.from_table(files.read_columns(path, ["input_ids", "label"]), task.labels)
+        for split, path in ROW_FILES.items()
+    }
     return Inputs(manifest, task, rows["train"], rows["validation"], load_configured_tokenizer(manifest, task.template))
 
 

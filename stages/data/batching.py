@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from stages.data.labels import Labels
 from stages.runtime.params import Batches
 
 # Tokens of a batch of validation and evaluation. This many fill the products of any GPU, and phi-2's activations then
@@ -14,29 +15,37 @@ from stages.runtime.params import Batches
 EVALUATION_TOKENS = 8192
 IGNORE_INDEX = -100  # label of an empty row that only fills a batch: PyTorch's cross-entropy ignores it
 
-Row = dict[str, Any]  # {"input_ids": int64 [tokens], "labels": int}
+Row = dict[str, Any]  # {"input_ids": int64 [tokens], "labels": a row of a label array (see `labels`)}
 Seed = int | list[int]
 
 
 class TokenizedRows(Sequence[Row]):
     """Rows of tokens with their labels, stored in Arrow memory: Python objects would take ten times as much.
 
-    A row is {"input_ids": int64 [tokens], "labels": int}.
+    A row is {"input_ids": int64 [tokens], "labels": the row's label}.
+
+    Args:
+        input_ids: tokens of each row.
+        labels: label array of the rows.
 
     Attributes:
-        labels: numbers of the rows' classes, int64 [rows].
+        labels: label array, int64 [rows] or bool [rows, classes].
         lengths: tokens of each row, int64 [rows].
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        rows = table["input_ids"].combine_chunks()
-        self.offsets, self.tokens = rows.offsets.to_numpy(), rows.values.to_numpy()
+    def __init__(self, input_ids: pa.ListArray, labels: np.ndarray) -> None:
+        self.offsets, self.tokens = input_ids.offsets.to_numpy(), input_ids.values.to_numpy()
         self.lengths = np.diff(self.offsets).astype(np.int64)
-        self.labels = table["label"].to_numpy().astype(np.int64)
+        self.labels = labels
 
     @classmethod
-    def from_lists(cls, input_ids: Iterable[Sequence[int]], labels: Iterable[int]) -> Self:
-        return cls(pa.table({"input_ids": pa.array(input_ids, pa.list_(pa.int32())), "label": pa.array(labels)}))
+    def from_table(cls, table: pa.Table, labels: Labels) -> Self:
+        """From the columns `input_ids` and `label` that `tokenize` wrote."""
+        return cls(table["input_ids"].combine_chunks(), labels.from_column(table["label"]))
+
+    @classmethod
+    def from_lists(cls, input_ids: Iterable[Sequence[int]], labels: Sequence[int] | np.ndarray) -> Self:
+        return cls(pa.array(input_ids, pa.list_(pa.int32())), np.asarray(labels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,12 +60,17 @@ class TokenizedRows(Sequence[Row]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         tokens = self.tokens[self.offsets[index] : self.offsets[index + 1]]
-        return {"input_ids": tokens.astype(np.int64), "labels": int(self.labels[index])}
+        return {"input_ids": tokens.astype(np.int64), "labels": self.labels[index]}
 
 
 def count_tokens(rows: Sequence[Row]) -> np.ndarray:
     """Number of tokens of each row, int64 [rows]."""
     return rows.lengths if isinstance(rows, TokenizedRows) else np.array([len(row["input_ids"]) for row in rows])
+
+
+def stack_labels(batch: list[Row]) -> np.ndarray:
+    """The labels of a batch, int64 [rows] or [rows, classes]."""
+    return np.array([row["labels"] for row in batch], dtype=np.int64)
 
 
 def pad_rows(
@@ -68,19 +82,19 @@ def pad_rows(
     the last token that is not padding. This saves the mask's kernels and lets attention take its causal fast path.
 
     Args:
-        batch: list of {"input_ids": ints, "labels": int}.
+        batch: list of {"input_ids": ints, "labels": a row of a label array}.
         batches: the section `batches` of params.yaml.
         max_length: `tokenize.max_length`, the length if `batches.padding` is "max_length".
         longest: tokens of the longest row of the whole batch, if `batch` is only one rank's part of it.
 
     Returns:
-        {"input_ids": int64 [rows, length], "labels": int64 [rows]}
+        {"input_ids": int64 [rows, length], "labels": from `stack_labels`}
     """
     length = padded_length(max(longest, *(len(row["input_ids"]) for row in batch)), batches, max_length)
     ids = torch.full((len(batch), length), pad_id, dtype=torch.int64)
     for i, row in enumerate(batch):
         ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-    return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in batch])}
+    return {"input_ids": ids, "labels": torch.from_numpy(stack_labels(batch))}
 
 
 def pack_rows(
@@ -89,7 +103,7 @@ def pack_rows(
     """Concatenate the rows of a batch into tensors, without padding between them.
 
     Args:
-        batch: list of {"input_ids": ints, "labels": int}.
+        batch: list of {"input_ids": ints, "labels": a row of a label array}.
         pad_id: the pad token. As in transformers' classifiers, pad tokens at a row's end are not classified.
         rows: minimum number of rows; empty rows with the label IGNORE_INDEX make up the difference.
         tokens: minimum number of tokens; pad tokens make up the difference.
@@ -98,12 +112,13 @@ def pack_rows(
     Returns:
         int64: {"input_ids": [tokens], "positions": [tokens], the position of each token in its row, "starts":
         [rows + 1], row i has the tokens starts[i] to starts[i + 1] - 1, "last": [rows], the token that is classified,
-        "labels": [rows]}, and with `offsets` {"batch_positions": int32 [tokens]}, the position in the whole batch
+        "labels": from `stack_labels`}, and with `offsets` {"batch_positions": int32 [tokens]}, the position in the
+        whole batch
     """
     ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in batch]
     ids = [row if len(row) else np.array([pad_id]) for row in ids]  # as in `pad_rows`, an empty row is one pad token
     lengths = [len(row) for row in ids]
-    total, empty_rows = sum(lengths), max(rows - len(batch), 0)
+    total, empty_rows, labels = sum(lengths), max(rows - len(batch), 0), stack_labels(batch)
     pad_tokens = max(total, tokens) - total
     starts = np.concatenate([[0], np.cumsum(lengths), np.full(empty_rows, total)]).astype(np.int64)
     last = [int((row != pad_id).nonzero()[0].max(initial=0)) for row in ids]
@@ -112,7 +127,7 @@ def pack_rows(
         "positions": np.concatenate([*map(np.arange, lengths), np.zeros(pad_tokens, dtype=np.int64)]),
         "starts": starts,
         "last": np.concatenate([starts[: len(batch)] + last, np.zeros(empty_rows, dtype=np.int64)]),
-        "labels": np.concatenate([[row["labels"] for row in batch], np.full(empty_rows, IGNORE_INDEX)]),
+        "labels": np.concatenate([labels, np.full((empty_rows, *labels.shape[1:]), IGNORE_INDEX)]),
     }
     tensors = {name: torch.from_numpy(np.asarray(array, dtype=np.int64)) for name, array in arrays.items()}
     if offsets is not None:

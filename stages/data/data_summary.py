@@ -173,7 +173,7 @@ def summarize_split(
         tokens_mean=round(float(tokens.mean()), 2),
         tokens_max=int(tokens.max()),
         tokens_longest=int(tokenized["full_length"].max()),
-        classes={name: int((tokenized["label"] == i).sum()) for i, name in enumerate(task.classes)},
+        classes=dict(zip(task.classes, task.labels.count(tokenized["label"]).tolist(), strict=True)),
         overlaps={split: count_overlap(tokenized, others, task) for split, others in earlier.items()},
     )
 

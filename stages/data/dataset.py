@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.data.holdout import UNIT, join_texts, list_sizes
 from stages.data.label_column import describe_type, encode_labels, format_number, read_label_columns, resolve_classes
+from stages.data.labels import Labels
 from stages.data.task import NO_LABEL, Task, parse_columns
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
@@ -26,7 +27,7 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
         template: what the model reads, with a chat template.
 
     Returns:
-        (task, {split: data frame with the task's text columns, `label` (number of the class, -1 for none) and `group`
+        (task, {split: data frame with the task's text columns, `label` (code, -1 for none: see `labels`) and `group`
         (text)}). If rows are held out of the training rows, these also have `UNIT`.
 
     Raises:
@@ -35,12 +36,9 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
     columns = parse_columns(template)
     for split, table in tables.items():
         check_columns(table, split, data, columns)
-    label_columns = read_label_columns(tables, data.label)
-    if label_columns[0].missing is not None:  # until the later stages can train and measure them
-        raise UserError(
-            f"params.yaml: data.label: {data.label}: holds lists; a single class a row is supported, not several labels"
-        )
-    task = Task(resolve_classes(label_columns, data.classes), template, data.group)
+    label_columns = read_label_columns(tables, data.label, data.separator)
+    multi_label = label_columns[0].missing is not None
+    task = Task(resolve_classes(label_columns, data.classes), template, data.group, multi_label)
     if data.unlabelled not in ("drop", *task.classes):
         raise UserError(
             f"params.yaml: data.unlabelled: {data.unlabelled}; allowed: drop, or a class "
@@ -69,12 +67,14 @@ def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, .
                 f"params.yaml: tokenize.template: {{{column}}}: holds {describe_type(kind)} in split '{split}'; "
                 "allowed: text"
             )
-    if data.label not in table.column_names:
-        raise UserError(f"params.yaml: data.label: {data.label}: {no_column}")
+    labels = [data.label] if isinstance(data.label, str) else data.label
+    for column in labels:
+        if column not in table.column_names:
+            raise UserError(f"params.yaml: data.label: {column}: {no_column}")
+        if column in columns:
+            raise UserError(f"params.yaml: tokenize.template: {{{column}}}: is data.label, the class to be predicted")
     if data.group is not None and data.group not in table.column_names:
         raise UserError(f"params.yaml: data.group: {data.group}: {no_column}")
-    if data.label in columns:
-        raise UserError(f"params.yaml: tokenize.template: {{{data.label}}}: is data.label, the class to be predicted")
     for column in (data.holdout.columns or ()) if split == "train" else ():
         if column not in table.column_names:
             raise UserError(f"params.yaml: data.holdout.columns: {column}: {no_column}")
@@ -159,7 +159,9 @@ def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.Da
     """
     if unlabelled == "drop":
         return rows[rows["label"] != NO_LABEL]
-    return rows.assign(label=rows["label"].replace(NO_LABEL, task.classes.index(unlabelled)))
+    labels = task.labels
+    code = labels.to_codes(labels.only(task.classes.index(unlabelled)))[0]
+    return rows.assign(label=rows["label"].replace(NO_LABEL, code))
 
 
 def number_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -170,7 +172,10 @@ def number_rows(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(group=pd.factorize(frame["group"])[0]).rename_axis("row").reset_index()
 
 
-def write_rows(frame: pd.DataFrame, path: Path) -> None:
-    """Write rows as parquet, without pandas' metadata: pandas can't read back the type that it notes for a list."""
-    table = pa.Table.from_pandas(number_rows(frame), preserve_index=False)
+def write_rows(frame: pd.DataFrame, path: Path, labels: Labels) -> None:
+    """Write rows with the column `label` as parquet.
+
+    Without pandas' metadata: pandas can't read back the type that it notes for a list.
+    """
+    table = pa.Table.from_pandas(labels.to_lists(number_rows(frame), ["label"]), preserve_index=False)
     pq.write_table(table.replace_schema_metadata(), path)

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from stages.data.task import Task
+from stages.data.task import NO_LABEL, Task
 from stages.runtime.errors import UserError
 from stages.runtime.params import Holdout
 
@@ -57,8 +57,9 @@ def hold_out(
     numbers, names = pd.factorize(rows[UNIT])
     unit_order = np.argsort(hash_texts(names, seed), kind="stable")
     places = np.argsort(unit_order)[numbers]  # of each row's unit in the order of the hashes
-    units = count_classes(places, rows["label"].to_numpy() + 1)
-    counts = np.bincount(rows["label"] + 1, minlength=len(task.classes) + 1)
+    strata = np.unique([NO_LABEL, *rows["label"]], return_inverse=True)[1][1:]  # 0: without a label
+    units = count_classes(places, strata)
+    counts = np.bincount(strata, minlength=1)
     counts[0] *= count_unlabelled
     targets = set_targets(sizes, counts)
 
@@ -71,7 +72,9 @@ def hold_out(
         assigned[chosen] = split
 
     # Rows of a unit are in an order of their content too.
-    content = rows[task.text_columns].assign(label=[*map(("", *task.classes).__getitem__, rows["label"] + 1)])
+    content = rows[task.text_columns].assign(
+        label=task.labels.names(rows["label"]).where(rows["label"] != NO_LABEL, "")
+    )
     row_order = np.lexsort((hash_texts(join_texts(content), seed), places))
     ordered, splits = rows.drop(columns=UNIT).iloc[row_order], assigned[places][row_order]
     return {split: ordered[splits == split] for split in ("train", *targets)}

@@ -62,6 +62,10 @@ class Labels(ABC):
         """
 
     @abstractmethod
+    def only(self, number: int) -> np.ndarray:
+        """The label array of one row that has only this class."""
+
+    @abstractmethod
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
         """Codes of a label array, [rows]."""
 
@@ -113,6 +117,9 @@ class SingleLabel(Labels):
     def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
         return probabilities[np.arange(len(answers)), answers]
 
+    def only(self, number: int) -> np.ndarray:
+        return np.array([number])
+
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
         return labels
 
@@ -155,6 +162,9 @@ class MultiLabel(Labels):
     def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """As if the classes were independent: the product of p for a class of the answer, and 1 - p for the others."""
         return np.where(answers, probabilities, 1 - probabilities).prod(axis=1)
+
+    def only(self, number: int) -> np.ndarray:
+        return np.arange(len(self.classes))[None] == number
 
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
         bits = np.packbits(labels, axis=1, bitorder="little")

@@ -197,6 +197,9 @@ HoldoutSize = Annotated[str, BeforeValidator(_check_holdout_size)]
 Classes = Annotated[list[ClassName], AfterValidator(_check_classes)]
 
 
+LabelColumns = Annotated[list[Text], Field(min_length=2, max_length=MAX_CLASSES), AfterValidator(_check_names)]
+
+
 class Read(Section):
     """How csv and tsv files are written: arguments of `pandas.read_csv`."""
 
@@ -228,13 +231,21 @@ class Data(Source):
     splits: Splits
     holdout: Holdout
     duplicates: Literal["keep", "drop"]
-    label: Text
+    label: Annotated[Text | LabelColumns, _must_be("a column, or a list of 2 to 1,000 different columns of 0 and 1")]
+    separator: Text | None
     classes: Classes | None
     group: Text | None
     train_rows: Count | None
     validation_rows: Count | None
     test_rows: Count | None
     unlabelled: Text
+
+    @field_validator("separator", "classes")
+    @classmethod
+    def _check_label_columns(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and isinstance(info.data.get("label"), list):
+            raise ValueError("must be empty if data.label is a list of columns, whose names are the classes")
+        return value
 
     @field_validator("holdout")
     @classmethod

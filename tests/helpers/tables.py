@@ -7,9 +7,11 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 
+from stages.data.labels import SingleLabel
 from stages.runtime import params
 
 CLASSES = ("entailment", "neutral", "contradiction")
+LABELS = SingleLabel(CLASSES)
 SPLITS = ("train", "validation", "test")
 
 
@@ -20,7 +22,7 @@ def data_params(**changes: object) -> params.Data:
         "read": dict.fromkeys(("sep", "encoding", "quotechar", "names")), "split": None,
         "splits": {split: split for split in SPLITS},
         "holdout": {"validation": None, "test": None, "seed": 42, "columns": None}, "duplicates": "keep",
-        "label": "label", "classes": list(CLASSES), "group": None, "train_rows": None,
+        "label": "label", "separator": None, "classes": list(CLASSES), "group": None, "train_rows": None,
         "validation_rows": None, "test_rows": None, "unlabelled": "drop",
     }  # fmt: skip
     return params.Data.model_validate(defaults | changes)

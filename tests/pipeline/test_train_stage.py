@@ -24,7 +24,7 @@ import yaml
 from helpers.project import CPU, ROOT
 from helpers.small_disk import fill, small_disk
 from helpers.stages import error_line, run_stage_in_each, stage_env, written
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, LABELS
 from helpers.training_folder import adapter_bytes, prepare
 from scipy.special import softmax
 from transformers import PreTrainedModel
@@ -157,7 +157,7 @@ def test_the_validation_rows_are_predicted_by_the_epoch_that_is_kept(folders, ca
 def test_the_saved_adapter_predicts_the_validation_rows_as_the_table_has_them(folders, case, monkeypatch):
     monkeypatch.chdir(folders[case])
     p, manifest = params.load(), json.loads(Path("outs/base_model.json").read_text())
-    rows = TokenizedRows(files.read_columns("outs/tokenized/validation.parquet", ["input_ids", "label"]))
+    rows = TokenizedRows.from_table(files.read_columns("outs/tokenized/validation.parquet"), LABELS)
     classifier = Classifier.load(manifest, p, p.tokenize.max_length, CLASSES, CPU, Path("outs/adapter"))
     assert classifier.predict(rows, 4) == pytest.approx(validation_rows(Path())[1], abs=1e-3)
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from stages.data import batching
+from stages.data.labels import MultiLabel, SingleLabel
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_only_the_last_batch_has_fewer_rows():
 def test_tokenized_rows_have_the_order_of_their_table():
     table = pa.concat_tables([pa.table({"input_ids": [[1, 2], [3]], "label": [2, 0]}),
                               pa.table({"input_ids": [[], [4, 5]], "label": [1, 1]})]).slice(1)  # fmt: skip
-    rows = batching.TokenizedRows(table)
+    rows = batching.TokenizedRows.from_table(table, SingleLabel(("a", "b", "c")))
     assert [row["input_ids"].tolist() for row in rows] == [[3], [], [4, 5]]
     assert [row["labels"] for row in rows] == rows.labels.tolist() == [0, 1, 1]
     assert rows.lengths.tolist() == [1, 0, 2]
@@ -157,6 +159,18 @@ def test_tokenized_rows_have_the_order_of_their_table():
     assert batching.count_tokens(rows).tolist() == batching.count_tokens(list(rows)).tolist() == [1, 0, 2]
     from_lists = batching.TokenizedRows.from_lists([[3], [], [4, 5]], np.array([0, 1, 1]))
     assert [row["input_ids"].tolist() for row in from_lists] == [[3], [], [4, 5]]
+
+
+@pytest.mark.parametrize("classes", [3, 70])
+def test_the_labels_of_a_row_with_several_are_a_row_of_ones_and_zeros_in_its_batch(longest, classes):
+    labels = MultiLabel(tuple(map(str, range(classes))))
+    table = pa.table({"input_ids": [[1, 2], [3], []], "label": [[0, 2], [], [1]]})
+    rows, expected = batching.TokenizedRows.from_table(table, labels), np.zeros((5, classes), dtype=np.int64)
+    expected[0, [0, 2]] = expected[2, 1] = 1
+    expected[3:] = batching.IGNORE_INDEX
+    packed = batching.pack_rows(list(rows), pad_id=9, rows=5)["labels"]
+    assert packed.dtype == torch.int64 and packed.tolist() == expected.tolist()
+    assert batching.pad_rows(list(rows), 9, longest, 8)["labels"].tolist() == expected[:3].tolist()
 
 
 @pytest.mark.parametrize(

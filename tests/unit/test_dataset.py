@@ -12,6 +12,7 @@ from helpers.parameters import manifest_of
 from helpers.project import NANO, SHARED
 from helpers.stages import error_line, run_stage_in_each, written
 from helpers.tables import arrow, data_params, template_of, three
+from pydantic import ValidationError
 
 from stages.data import dataset
 from stages.data.data_summary import count_overlap
@@ -254,7 +255,7 @@ def test_integers_may_be_groups():
 def test_written_rows_are_read_back_equal(tmp_path):
     rows = frame(("a", "b", 0), ("c", "d", 1), ("a", "f", 2))[1:]
     ids = pd.arrays.ArrowExtensionArray(pa.chunked_array([[[1, 2]], [[3]]]))
-    dataset.write_rows(rows.assign(input_ids=ids, truncated=[False, True]), tmp_path / "split.parquet")
+    dataset.write_rows(rows.assign(input_ids=ids, truncated=[False, True]), tmp_path / "split.parquet", TASK.labels)
     read = pd.read_parquet(tmp_path / "split.parquet")
     assert read.drop(columns="input_ids").to_dict("list") == {
         "row": [1, 2], "text_premise": ["c", "a"], "text_hypothesis": ["d", "f"], "label": [1, 2], "group": [0, 1],
@@ -358,3 +359,38 @@ def test_the_stage_prints_how_many_rows_share_a_group_apart_from_duplicates(tmp_
     ):
         assert line in done.stdout
     assert done.stdout.count(" is a duplicate of ") == 3 * duplicates
+
+
+# --- several labels a row ---
+
+LABEL_FORMS = {  # {form: (column or columns of the data, keys of `data`)}
+    "lists": ({"label": [["b", "a"], [], ["c"], None]}, {}),
+    "text with a separator": ({"label": ["b; a", "", "c", "-"]}, {"separator": ";"}),
+    "columns of 0 and 1": (
+        {"a": [1, 0, 0, None], "b": [1, 0, 0, None], "c": [0, 0, 1, None]}, {"label": ["a", "b", "c"], "classes": None},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+def test_each_form_of_several_labels_becomes_the_same_task_rows_and_file(tmp_path, form):
+    columns, keys = LABEL_FORMS[form]
+    table = pa.table({"premise": list("defg"), "hypothesis": list("hijk"), **columns})
+    task, rows = prepare(three(table), **{"classes": list("abc"), **keys})
+    assert task.multi_label and task.classes == ("a", "b", "c")
+    assert rows["train"]["label"].tolist() == [0b011, 0, 0b100, -1]
+    kept = dataset.resolve_unlabelled(rows["train"], "drop", task)
+    assert len(kept) == 3, "the row without labels stays, and the one without a gold label does not"
+    assert dataset.resolve_unlabelled(rows["train"], "b", task)["label"].tolist() == [0b011, 0, 0b100, 0b010]
+    dataset.write_rows(kept, tmp_path / "split.parquet", task.labels)
+    assert pq.read_table(tmp_path / "split.parquet")["label"].to_pylist() == [[0, 1], [], [2]]
+
+
+def test_a_missing_column_of_0_and_1_is_named():
+    table = pa.table({"premise": ["a"], "hypothesis": ["b"], "x": [1], "y": [0]})
+    assert "data.label: z: split 'train' has no such column" in error_of(three(table), label=["x", "z"], classes=None)
+
+
+def test_classes_of_columns_of_0_and_1_are_the_names_of_the_columns():
+    with pytest.raises(ValidationError, match="must be empty if"):
+        data_params(label=["a", "b", "c"])

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 
 from stages.data.batching import TokenizedRows
@@ -138,7 +137,7 @@ def predict_references(
     references, descriptions, rows_read = prepare_references(p, adapter.manifest, task, classifier)
     if not references:
         return References([{} for _ in tables], descriptions, rows_read)
-    answers = [answer(references, as_rows(table), classifier, p.eval.batch_size) for table in tables]
+    answers = [answer(references, as_rows(table, task), classifier, p.eval.batch_size) for table in tables]
     return References(answers, descriptions, rows_read + sum(map(len, tables)))
 
 
@@ -148,11 +147,11 @@ def predict_adapter(
     """Predict the probabilities of each table's rows, float [rows, classes], in the order of the task's classes."""
     order = [adapter.settings.classes.index(name) for name in task.classes]
     title = f"predict, {adapter.folder}"
-    return [classifier.predict(as_rows(table), p.eval.batch_size, title)[:, order] for table in tables]
+    return [classifier.predict(as_rows(table, task), p.eval.batch_size, title)[:, order] for table in tables]
 
 
-def as_rows(table: pd.DataFrame) -> TokenizedRows:
-    return TokenizedRows(pa.Table.from_pandas(table[["input_ids", "label"]], preserve_index=False))
+def as_rows(table: pd.DataFrame, task: Task) -> TokenizedRows:
+    return TokenizedRows.from_lists(table["input_ids"], task.labels.from_codes(table["label"]))
 
 
 def _run(

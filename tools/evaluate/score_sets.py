@@ -48,9 +48,13 @@ def read_sets(arguments: argparse.Namespace, run: FinishedRun, adapters: Sequenc
     template_columns = list(dict.fromkeys(column for adapter in adapters for column in adapter.columns))
     columns = parse_column_map(arguments.columns, template_columns)
     class_map = parse_class_map(arguments.classes, run.task.classes)
-    sets = []
+    label, sets = arguments.label or run.params.data.label, []
+    if run.task.multi_label or not isinstance(label, str):
+        raise UserError(
+            f"{arguments.run}: rows of this run have several labels; a run with one label a row is supported"
+        )
     for given in arguments.data:
-        rows = read_set(given, arguments, run.task, arguments.label or run.params.data.label, columns, class_map)
+        rows = read_set(given, arguments, run.task, label, columns, class_map)
         print("\n".join(rows.describe()), flush=True)
         sets.append(rows)
     used = {label for rows in sets for label in rows.record["classes"]}
