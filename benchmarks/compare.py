@@ -118,7 +118,7 @@ def evaluate_ours(inputs: recipes.Inputs, repeats: int = 2) -> list[dict]:
         model = recipes.our_base(inputs)
         if name == "ours, tuned":
             model = recipes.our_model(inputs, model).eval()
-        ours = Classifier(model, inputs.tokenizer, p.batches, p.tokenize.max_length)
+        ours = Classifier(model, inputs.tokenizer, p.batches, p.tokenize.max_length, inputs.task.labels)
         torch.cuda.reset_peak_memory_stats()  # the peak does not include loading
         speeds = [gpu_timing.rows_per_second(len(rows), ours.predict, rows, p.eval.batch_size, name)
                   for _ in range(repeats + 1)]  # fmt: skip

@@ -172,7 +172,7 @@ def our_base(inputs: Inputs) -> PreTrainedModel:
     """Our base, with the settings of params.yaml."""
     p = inputs.params
     with weights_of(inputs.folder):
-        return load_base(inputs.manifest, p.model, inputs.task.classes, DEVICE, p.seed, inputs.tokenizer)
+        return load_base(inputs.manifest, p.model, inputs.task.labels, DEVICE, p.seed, inputs.tokenizer)
 
 
 def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:

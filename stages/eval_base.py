@@ -27,17 +27,19 @@ def main() -> None:
 def predict(inputs: Inputs, classifier: Classifier) -> Predictions:
     """Predict the test rows by each reference of `analysis.references` that needs the language model."""
     references, descriptions, rows_read = prepare_references(inputs.p, inputs.manifest, inputs.task, classifier)
-    table = files.read_table(TEST, ["row", "label", "group"])
+    labels = inputs.task.labels
+    table = labels.from_lists(files.read_table(TEST, ["row", "label", "group"]))
     if references:
-        table = table.assign(**answer(references, inputs.test, classifier, inputs.p.eval.batch_size))
+        answers = answer(references, inputs.test, classifier, inputs.p.eval.batch_size)
+        table = table.assign(**{name: labels.to_codes(answers[name]) for name in references})
         rows_read += len(table)
-    return Predictions(table, rows_read, {"references": descriptions})
+    return Predictions(labels.to_lists(table, ["label", *references]), rows_read, {"references": descriptions})
 
 
 def answer(
     references: dict[str, LinearReference], rows: TokenizedRows, classifier: Classifier, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Predict rows by references, one or more -> {name: numbers of the rows' classes [rows]}. Replaces the head."""
+    """Predict rows by references, one or more -> {name: label array}. Replaces the head."""
     replace_head(get_base(classifier.model), *stack_heads(references.values()))
     return classify_all(references, classifier.compute_logits(rows, batch_size, title="predict, base"))
 
@@ -56,14 +58,14 @@ def prepare_references(
     if "zero_shot" in asked:
         try:
             language_model_head = LanguageModelHead.read(
-                base, manifest, classifier.tokenizer, task.template, task.classes
+                base, manifest, classifier.tokenizer, task.template, task.labels
             )
             descriptions["zero_shot"] = {"tokens": language_model_head.tokens}
         except Unavailable as reason:
             print(f"analysis.references: zero_shot is left out: {reason}")
             descriptions["zero_shot"] = {"left_out": str(reason)}
     if "untrained_head" in asked:
-        references["untrained_head"] = LinearReference.from_head(check_head(base))
+        references["untrained_head"] = LinearReference.from_head(check_head(base), task.labels)
     if not language_model_head and "probe" not in asked:
         return references, descriptions, 0
 

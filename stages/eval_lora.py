@@ -17,8 +17,9 @@ def main() -> None:
 
 def predict(inputs: Inputs, classifier: Classifier) -> Predictions:
     probabilities = classifier.predict(inputs.test, inputs.p.eval.batch_size, title="predict, tuned")
-    rows = files.read_table(TEST, ["row", *inputs.task.text_columns, "group", "label"])
-    table = prediction_table(rows, probabilities, inputs.task)
+    labels = inputs.task.labels
+    rows = labels.from_lists(files.read_table(TEST, ["row", *inputs.task.text_columns, "group", "label"]))
+    table = labels.to_lists(prediction_table(rows, probabilities, inputs.task), ["label", "prediction"])
     return Predictions(table, len(rows), {"adapter": digest_adapter(ADAPTER)})
 
 

@@ -1,6 +1,6 @@
 """Predict rows and measure what it takes. The stages `eval_base` and `eval_lora` share it with `tools.evaluate`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from stages.data.batching import EVALUATION_TOKENS, TokenizedRows
+from stages.data.labels import Labels
 from stages.data.task import Task
 from stages.model.adapter import count_parameters
 from stages.model.classifier import Classifier, ClassifierParams
@@ -68,7 +69,7 @@ def evaluate(name: str, adapter: Path | None, predict: Callable[[Inputs, Classif
         manifest,
         p,
         p.tokenize.max_length,
-        task.classes,
+        task.labels,
         device,
         adapter,
         p.eval.batch_size,
@@ -108,7 +109,7 @@ def load_and_predict(
     manifest: dict,
     settings: ClassifierParams,
     max_length: int,
-    classes: Sequence[str],
+    labels: Labels,
     device: torch.device,
     adapter: Path | None,
     batch_size: int,
@@ -117,13 +118,13 @@ def load_and_predict(
     """Load a model and predict with it, and record time and memory.
 
     Args:
-        manifest, settings, max_length, classes, device, adapter: as for `Classifier.load`.
+        manifest, settings, max_length, labels, device, adapter: as for `Classifier.load`.
         batch_size: `eval.batch_size`, for the error if the memory is too small.
         predict: is called on every rank.
     """
     with Recorder(device) as recorder:
         recorder.mark("before_loading")
-        classifier = Classifier.load(manifest, settings, max_length, classes, device, adapter)
+        classifier = Classifier.load(manifest, settings, max_length, labels, device, adapter)
         parameters = count_parameters(classifier.model)
         recorder.mark("loaded")
         start = recorder.elapsed_seconds()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.data.batching import TokenizedRows
@@ -27,7 +26,7 @@ from stages.runtime import distributed, errors, files, params, shutdown
 from stages.runtime.usage_recorder import Recorder, read_versions
 from stages.training import checkpoints, history, live_curves
 from stages.training.calibration import Temperature, fit_temperature
-from stages.training.loss import compute_balanced_weights, weigh_classes
+from stages.training.loss import set_loss
 from stages.training.trainer import ClassifierTrainer, make_trainer
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def train_and_save(
     """Train from the newest checkpoint below `folder`, or from the start, and write the outs."""
     with Recorder(device) as recorder, cache_base() as cache:
         recorder.mark("before_loading")
-        base = load_base(inputs.manifest, p.model, inputs.task.classes, device, p.seed, inputs.tokenizer)
+        base = load_base(inputs.manifest, p.model, inputs.task.labels, device, p.seed, inputs.tokenizer)
         recorder.mark("loaded")
         classifier = build_classifier(base, p, inputs)
         pad_id = inputs.tokenizer.pad_token_id
@@ -76,19 +75,22 @@ def train_and_save(
 
     steps, epochs = history.read_curves(trainer.state)
     saved_epoch = choose_epoch(epochs, p, folder)
-    rows = files.read_table(ROW_FILES["validation"], ["row", "label", "group"])
-    temperature = calibrate(classifier, logits, rows) if p.train.calibrate else None
-    probabilities = softmax(logits.astype(np.float64) / (temperature.value if temperature else 1), axis=1)
+    labels = inputs.task.labels
+    rows = labels.from_lists(files.read_table(ROW_FILES["validation"], ["row", "label", "group"]))
+    gold = inputs.validation_rows.labels
+    temperature = calibrate(classifier, logits, gold, rows["group"]) if p.train.calibrate else None
+    probabilities = labels.to_probabilities(logits.astype(np.float64) / (temperature.value if temperature else 1))
     parameters, snapshot = count_parameters(classifier), AdapterSnapshot.take(classifier, inputs.validation_rows)
     with files.atomic_folder("outs/adapter") as adapter:
         save_adapter(classifier, inputs.tokenizer, inputs.manifest, make_settings(p, inputs.task), adapter)
-        ValidationSummary.measure(rows["label"].to_numpy(), probabilities).write(adapter)
+        ValidationSummary.measure(gold, probabilities, labels).write(adapter)
         del base, classifier, trainer  # the memory may not suffice for two bases
         gc.collect()
         verify_saved_adapter(adapter, snapshot, inputs.manifest, p.model, device, cache)
     fitted = asdict(temperature) if temperature else None
     summary = {"best_epoch": saved_epoch, "parameters": parameters, "temperature": fitted}
-    write_results(steps, epochs, prediction_table(rows, probabilities, inputs.task), summary)
+    predictions = labels.to_lists(prediction_table(rows, probabilities, inputs.task), ["label", "prediction"])
+    write_results(steps, epochs, predictions, summary)
     recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": checkpoint is not None})
     checkpoints.remove_checkpoints(folder)
 
@@ -127,8 +129,7 @@ def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
 def build_classifier(base: PreTrainedModel, p: params.Params, inputs: Inputs) -> "PeftModel":
     """Add LoRA to the base, and set the class weights and the head as params.yaml says."""
     classifier = add_lora(base, p.lora, p.seed)
-    if p.train.class_weights == "balanced":
-        weigh_classes(base, compute_balanced_weights(inputs.train_rows.labels, len(inputs.task.classes)))
+    set_loss(base, inputs.task.labels, inputs.train_rows.labels, p.train.class_weights == "balanced")
     if p.train.freeze_head:
         freeze_head(classifier)
     return classifier
@@ -177,14 +178,15 @@ def choose_epoch(epochs: list[dict], p: params.Params, folder: Path) -> int:
     return best
 
 
-def calibrate(classifier: "PeftModel", logits: np.ndarray, rows: pd.DataFrame) -> Temperature:
+def calibrate(classifier: "PeftModel", logits: np.ndarray, gold: np.ndarray, groups: pd.Series) -> Temperature:
     """Fit a temperature to the validation rows, and divide the head by it, so that every loader is calibrated.
 
     Args:
         logits: [rows, classes].
-        rows: with `label` and `group`.
+        gold: label array.
+        groups: [rows].
     """
-    temperature = fit_temperature(logits, rows["label"].to_numpy(), rows["group"].to_numpy())
+    temperature = fit_temperature(logits, gold, groups.to_numpy())
     scale_head(classifier, temperature.value)
     print(
         f"temperature {temperature.value:.3g}, 95% interval {temperature.low:.3g} to {temperature.high:.3g}, "

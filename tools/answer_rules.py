@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from stages.runtime import errors
 
@@ -82,7 +82,7 @@ def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -
         f"{summary.rows:,} validation rows: macro F1 {f1_macro:.1%} there",
         file=sys.stderr,
     )
-    return partial(apply_threshold, classes=settings.classes, threshold=threshold)
+    return partial(apply_threshold, classes=settings.classes, threshold=cast(float, threshold))
 
 
 def leave_out(answer: Answer, at_least: float) -> Answer:

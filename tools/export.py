@@ -131,7 +131,7 @@ class Adapter:
     def load_on_base(self) -> Classifier:
         """Load the adapter on its base, as the project's own stages do."""
         settings = self.settings
-        return Classifier.load(self.manifest, settings, settings.max_length, settings.classes, self.device, self.folder)
+        return Classifier.load(self.manifest, settings, settings.max_length, settings.labels, self.device, self.folder)
 
     def merge_into(self, weights: str) -> PreTrainedModel:
         """Merge the adapter into these weights, one of `merges`."""
@@ -139,7 +139,7 @@ class Adapter:
         settings, quantised = self.settings, None
         if weights == "dequantised":
             quantised = load_base(
-                self.manifest, settings.model, settings.classes, self.device, settings.seed, self.tokenizer
+                self.manifest, settings.model, settings.labels, self.device, settings.seed, self.tokenizer
             )
         plain = load_unquantised(self.manifest, settings, self.device, self.tokenizer)
         return merge(load_adapter(plain, self.folder, self.manifest), quantised)

@@ -25,6 +25,20 @@ def class_counts(confusion: np.ndarray) -> np.ndarray:
     return np.stack([right, confusion.sum(axis=-1), confusion.sum(axis=-2)], axis=-2)
 
 
+def count_classes(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count for each class the rows in which it is right, in which it is gold, and in which it is predicted.
+
+    Args:
+        gold, predicted: label arrays (see `labels`).
+
+    Returns:
+        int [3, classes]
+    """
+    if gold.ndim == 1:
+        return class_counts(confusion_counts(gold, predicted, classes))
+    return np.stack([(gold & predicted).sum(axis=0), gold.sum(axis=0), predicted.sum(axis=0)])
+
+
 def f1_per_class(counts: np.ndarray) -> np.ndarray:
     """F1 = 2 tp / (2 tp + fp + fn) of each class; NaN for a class that no row has and that is never predicted.
 
@@ -35,6 +49,12 @@ def f1_per_class(counts: np.ndarray) -> np.ndarray:
         float [..., classes].
     """
     right, gold, predicted = np.moveaxis(counts, -2, 0)
+    return np.divide(2 * right, gold + predicted, out=np.full(right.shape, np.nan), where=gold + predicted > 0)
+
+
+def f1_micro(counts: np.ndarray) -> np.ndarray:
+    """F1 of all decisions about all classes: [..., 3, classes] -> [...]; NaN without any class of any row."""
+    right, gold, predicted = np.moveaxis(counts.sum(axis=-1), -1, 0)
     return np.divide(2 * right, gold + predicted, out=np.full(right.shape, np.nan), where=gold + predicted > 0)
 
 

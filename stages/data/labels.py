@@ -184,8 +184,8 @@ class MultiLabel(Labels):
     def to_lists(self, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         lists = {}
         for column in columns:
-            numbers = [np.flatnonzero(row) for row in self.from_codes(table[column])]
-            lists[column] = pd.arrays.ArrowExtensionArray(pa.array(numbers, pa.list_(pa.int32())))
+            numbers = [np.flatnonzero(row).astype(np.int32) for row in self.from_codes(table[column])]
+            lists[column] = pd.Series(numbers, index=table.index, dtype=object)
         return table.assign(**lists)
 
     def from_lists(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -203,6 +203,11 @@ class MultiLabel(Labels):
 
     def _to_array(self, codes: list[int]) -> np.ndarray:
         return np.array(codes, dtype=np.int64 if len(self.classes) <= INT64_CLASSES else object)
+
+
+def decide_like(gold: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """The answers to rows with these outputs [rows, classes], in the form of `gold`, a label array."""
+    return logits > 0 if gold.ndim == 2 else logits.argmax(axis=1)
 
 
 def equal_rows(labels: np.ndarray, others: np.ndarray) -> np.ndarray:

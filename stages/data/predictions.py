@@ -16,4 +16,5 @@ def prediction_table(rows: pd.DataFrame, probabilities: np.ndarray, task: Task) 
         probabilities: float [rows, classes].
     """
     columns = pd.DataFrame(probabilities.round(6), columns=task.probability_columns)
-    return pd.concat([rows, columns.assign(prediction=probabilities.argmax(axis=1))], axis=1)
+    answers = task.labels.to_codes(task.labels.decide(probabilities))
+    return pd.concat([rows, columns.assign(prediction=answers)], axis=1)

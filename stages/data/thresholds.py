@@ -1,8 +1,21 @@
-"""The threshold between two classes: it replaces 0.5 if macro F1 matters more than accuracy."""
+"""The threshold between two classes, or of each label: it replaces 0.5 if F1 matters more than accuracy."""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from stages.data.confusion import f1_per_class
+
+
+def best_thresholds(gold: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The threshold of each label with the highest F1 of this label on these rows, else as `best_threshold`: [labels].
+
+    Args:
+        gold: bool [rows, labels].
+        scores: probabilities of the labels, [rows, labels].
+    """
+    columns = zip(gold.T.astype(int), scores.T, strict=True)
+    return np.array([_find_best(*column, lambda f1: f1[:, 1]) for column in columns])
 
 
 def best_threshold(gold: np.ndarray, scores: np.ndarray) -> float:
@@ -16,6 +29,11 @@ def best_threshold(gold: np.ndarray, scores: np.ndarray) -> float:
         gold: class numbers 0 and 1, int [rows].
         scores: probabilities of the second class, [rows].
     """
+    return _find_best(gold, scores, lambda f1: f1.mean(axis=1))
+
+
+def _find_best(gold: np.ndarray, scores: np.ndarray, average: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The threshold with the highest average of the F1 of both classes, [thresholds, 2]."""
     order = np.argsort(scores)
     gold, scores = np.asarray(gold)[order], np.asarray(scores, dtype=float)[order]
     rows, seconds = len(gold), int(gold.sum())
@@ -30,6 +48,6 @@ def best_threshold(gold: np.ndarray, scores: np.ndarray) -> float:
         [np.full_like(below, rows - seconds), np.full_like(below, seconds)],
         [below, rows - below],
     ])  # fmt: skip
-    f1 = f1_per_class(counts.transpose(2, 0, 1)).mean(axis=1)
+    f1 = average(f1_per_class(counts.transpose(2, 0, 1)))
     best = thresholds[f1 >= f1.max() - 1e-12]
     return float(best[np.abs(best - 0.5).argmin()])

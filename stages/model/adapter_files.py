@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
+from stages.data.labels import Labels, make_labels
 from stages.data.task import Task
 from stages.runtime import files, params
 from stages.sources.fetch import use_folder
@@ -18,17 +19,24 @@ class ClassifierSettings(params.Section):
     """classifier.json: the classes, and the parameters that a prediction needs."""
 
     classes: params.Classes
+    multi_label: bool = False
     seed: params.Seed
     template: params.Template
     max_length: params.MaxLength
     model: params.ModelSettings
     batches: params.Batches
 
+    @property
+    def labels(self) -> Labels:
+        """The classes, and how many of them a row may have."""
+        return make_labels(self.classes, self.multi_label)
+
 
 def make_settings(p: params.Params, task: Task) -> dict[str, Any]:
     """The content of classifier.json."""
     return {
-        "classes": task.classes, "seed": p.seed, "template": task.template, "max_length": p.tokenize.max_length,
+        "classes": task.classes, **({"multi_label": True} if task.multi_label else {}),
+        "seed": p.seed, "template": task.template, "max_length": p.tokenize.max_length,
         "model": p.model.settings.model_dump(), "batches": p.batches.model_dump(),
     }  # fmt: skip
 

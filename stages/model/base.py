@@ -1,7 +1,6 @@
 """Load the quantised base from its pinned files, freeze it, and check that it suits this project."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from stages.data.labels import Labels
 from stages.model import base_cache
 from stages.model.devices import pick_precision
 from stages.model.head import check_head, draw_head
@@ -33,7 +33,7 @@ TANH_GELUS = frozenset(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])  # transf
 def load_base(
     manifest: dict,
     model_params: params.ModelSettings,
-    classes: Sequence[str],
+    labels: Labels,
     device: torch.device,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
@@ -46,7 +46,7 @@ def load_base(
     Args:
         manifest: what `download` wrote.
         model_params: the section `model` of params.yaml.
-        classes: names, in the order of their numbers; the head has one output for each.
+        labels: the head has one output for each class.
         seed: seeds the head. It is drawn on the CPU, so every device and every stage gets the same one.
         tokenizer: its pad token marks the end of a row; it may not have more tokens than the embedding.
 
@@ -56,8 +56,8 @@ def load_base(
     folder = find_model_folder(manifest)
     settings = model_params.model_dump(include=set(params.ModelSettings.model_fields) - {"head_init"})  # drawn below
     model = base_cache.share_model(
-        (manifest["digest"], settings, tuple(classes), device),
-        lambda: _load_frozen(folder, manifest, model_params, classes, device, tokenizer),
+        (manifest["digest"], settings, labels, device),
+        lambda: _load_frozen(folder, manifest, model_params, labels, device, tokenizer),
     )
     draw_head(model, seed if model_params.head_init == "seeded" else None)
     return model.requires_grad_(False)
@@ -67,14 +67,14 @@ def _load_frozen(
     folder: Path,
     manifest: dict,
     model_params: params.ModelSettings,
-    classes: Sequence[str],
+    labels: Labels,
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel:
     """Load and check the part of the base that depends on no seed. Its head is random."""
     logging.disable_progress_bar()  # loading lasts a second, and the bar would stay in every log
     try:
-        config = load_classifier_config(folder, manifest, model_params, classes, tokenizer)
+        config = load_classifier_config(folder, manifest, model_params, labels, tokenizer)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -107,21 +107,21 @@ def load_classifier_config(
     folder: Path,
     manifest: dict,
     model_params: params.ModelSettings,
-    classes: Sequence[str],
+    labels: Labels,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedConfig:
     """Read the config of a base and set what a classifier needs: names of labels, activation, pad token.
 
     Args:
         folder: of the base.
-        manifest, model_params, classes, tokenizer: as in `load_base`.
+        manifest, model_params, labels, tokenizer: as in `load_base`.
     """
     config = AutoConfig.from_pretrained(
         folder,
-        num_labels=len(classes),
-        id2label=dict(enumerate(classes)),
-        label2id={name: code for code, name in enumerate(classes)},
-        problem_type="single_label_classification",  # a training step sets it, but a resumed run may have none left
+        num_labels=len(labels.classes),
+        id2label=dict(enumerate(labels.classes)),
+        label2id={name: code for code, name in enumerate(labels.classes)},
+        problem_type=labels.problem_type,  # by which transformers' pipeline and loss know what the outputs mean
     )
     _check_family(config, manifest["name"])
     if config.vocab_size < len(tokenizer):

@@ -9,11 +9,11 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 from peft import PeftModel
-from scipy.special import softmax
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.data.batching import assign_batches, count_tokens, pack_rows, pad_rows, padded_length, split_batches
+from stages.data.labels import Labels
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import get_base, load_adapter
 from stages.model.base import load_base
@@ -45,6 +45,7 @@ class Classifier:
         tokenizer: its pad token fills batches.
         batches: the section `batches` of params.yaml.
         max_length: `tokenize.max_length`.
+        labels: the classes, and how many of them a row may have.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Classifier:
         tokenizer: PreTrainedTokenizerBase,
         batches: params.Batches,
         max_length: int,
+        labels: Labels,
     ) -> None:
+        self.labels = labels
         self.model, self.tokenizer, self.batches, self.max_length = model, tokenizer, batches, max_length
         compute_packed_logits = speed_up(model)
         self.compute_packed_logits = compute_packed_logits if batches.padding == "none" else None
@@ -66,7 +69,7 @@ class Classifier:
         manifest: dict,
         settings: ClassifierParams,
         max_length: int,
-        classes: Sequence[str],
+        labels: Labels,
         device: torch.device,
         adapter: Path | None = None,
     ) -> Self:
@@ -75,17 +78,17 @@ class Classifier:
         Args:
             manifest: what `download` wrote.
             max_length: `tokenize.max_length`.
-            classes: names, in the order of their numbers.
+            labels: the classes, and how many of them a row may have.
             adapter: folder that `train_qlora` wrote, or None for the base with an untrained head.
         """
         tokenizer = load_tokenizer(manifest)
-        base = load_base(manifest, settings.model, classes, device, settings.seed, tokenizer)
+        base = load_base(manifest, settings.model, labels, device, settings.seed, tokenizer)
         model = load_adapter(base, adapter, manifest) if adapter else base
-        return cls(model, tokenizer, settings.batches, max_length)
+        return cls(model, tokenizer, settings.batches, max_length, labels)
 
     def predict(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:
-        """Predict class probabilities: the softmax of `compute_logits`, with the same arguments."""
-        return softmax(self.compute_logits(examples, batch_size, title), axis=1)
+        """Predict class probabilities, from `compute_logits` with the same arguments."""
+        return self.labels.to_probabilities(self.compute_logits(examples, batch_size, title))
 
     @torch.inference_mode()
     def compute_logits(self, examples: Sequence[dict], batch_size: int, title: str | None = None) -> np.ndarray:

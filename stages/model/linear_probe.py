@@ -1,13 +1,13 @@
 """The linear probe: logistic regression on the states of a frozen model. It shows what the model knows untuned."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_expit, log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -26,16 +26,22 @@ MAX_STEPS = 300  # of one fit
 def fit_probe(states: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[LinearReference, float | None]:
     """Fit a probe on standardised states -> (probe, its value of `STRENGTHS`; None if all rows have one class).
 
-    Cross-validation within these rows chooses the strength. A class that no row has is never the answer.
+    Cross-validation within these rows chooses the strength. A class that no row has is never the answer. If a row may
+    have several labels, each has a regression of its own, and all have one strength.
 
     Args:
         states: [rows, hidden].
-        labels: numbers of the rows' classes [rows].
+        labels: label array of the rows.
         groups: rows of one group are in the same fold, unless there are fewer groups than folds [rows].
     """
-    classes, targets = np.unique(labels, return_inverse=True)
-    if len(classes) == 1:
-        return LinearReference(np.zeros((1, states.shape[1])), np.zeros(1), Answers(classes)), None
+    classify: Callable[[np.ndarray], np.ndarray]
+    if labels.ndim == 2:
+        targets, classify = labels, take_positive
+    else:
+        classes, targets = np.unique(labels, return_inverse=True)
+        classify = Answers(classes)
+        if len(classes) == 1:
+            return LinearReference(np.zeros((1, states.shape[1])), np.zeros(1), classify), None
     mean, scale = states.mean(axis=0), states.std(axis=0)
     scale[scale == 0] = 1
     standardised = ((states - mean) / scale).astype(np.float32)  # half the time of float64
@@ -43,7 +49,12 @@ def fit_probe(states: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tup
         strength = choose_strength(standardised, targets, groups)
         *_, (weight, bias) = fit_path(standardised, targets, STRENGTHS[: STRENGTHS.index(strength) + 1])
     weight = weight / scale
-    return LinearReference(weight, bias - weight @ mean, Answers(classes)), strength
+    return LinearReference(weight, bias - weight @ mean, classify), strength
+
+
+def take_positive(outputs: np.ndarray) -> np.ndarray:
+    """All labels whose output is above 0, bool [rows, labels]."""
+    return outputs > 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,15 @@ def choose_strength(states: np.ndarray, targets: np.ndarray, groups: np.ndarray)
     """The value of `STRENGTHS` with the lowest `calibrated_loss` of rows that a probe has not seen."""
     if len(np.unique(groups)) < FOLDS:
         groups = np.arange(len(targets))
+    folds = GroupKFold(min(FOLDS, len(targets))).split(states, groups=groups)
+    if targets.ndim == 2:
+        logits = np.empty((len(STRENGTHS), *targets.shape))
+        for train, test in folds:
+            for number, (weight, bias) in enumerate(fit_path(states[train], targets[train], STRENGTHS)):
+                logits[number, test] = states[test] @ weight.T + bias
+        return STRENGTHS[int(np.argmin([calibrated_loss(each, targets) for each in logits]))]
     logits = np.full((len(STRENGTHS), len(targets), targets.max() + 1), -np.inf)
-    for train, test in GroupKFold(min(FOLDS, len(targets))).split(states, groups=groups):
+    for train, test in folds:
         known, known_targets = np.unique(targets[train], return_inverse=True)
         if len(known) > 1:
             for number, (weight, bias) in enumerate(fit_path(states[train], known_targets, STRENGTHS)):
@@ -87,6 +105,8 @@ def calibrated_loss(logits: np.ndarray, targets: np.ndarray) -> float:
     rows = np.arange(len(targets))
 
     def loss(log_scale: float) -> float:
+        if targets.ndim == 2:
+            return -log_expit(np.where(targets, logits, -logits) * np.exp(log_scale)).mean()
         return -log_softmax(logits * np.exp(log_scale), axis=1)[rows, targets].mean()
 
     return float(minimize_scalar(loss, bounds=(-7, 7), method="bounded").fun)
@@ -100,8 +120,11 @@ def fit_path(
     Each starts from the one before, which takes a fraction of the steps.
 
     Args:
-        targets: 0, 1, … for at least two classes, all of which occur.
+        targets: 0, 1, … for at least two classes, all of which occur; or bool [rows, labels].
     """
+    if targets.ndim == 2:
+        yield from fit_binary_path(states, targets, strengths)
+        return
     model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)
     for strength in strengths:
         with warnings.catch_warnings():
@@ -111,3 +134,26 @@ def fit_path(
         if len(weight) == 1:  # two classes: scikit-learn has only the logit of the second one
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         yield weight, bias
+
+
+def fit_binary_path(
+    states: np.ndarray, targets: np.ndarray, strengths: tuple[float, ...]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`fit_path` for targets bool [rows, labels]: the regressions of all labels at once."""
+    rows, labels = targets.shape
+    inputs = np.concatenate([states, np.ones((rows, 1), dtype=states.dtype)], axis=1)
+    parameters = np.zeros((labels, inputs.shape[1]))
+    signs = np.where(targets, 1, -1).astype(states.dtype)
+
+    def loss(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(parameters.shape)
+        margins = signs * (inputs @ weights.T.astype(states.dtype))
+        penalised = weights * (np.arange(weights.shape[1]) < states.shape[1])  # not the biases
+        gradient = -(signs * expit(-margins)).T @ inputs / rows + penalty * penalised
+        return float(-log_expit(margins).sum() / rows + penalty / 2 * (penalised**2).sum()), gradient.ravel()
+
+    for strength in strengths:
+        options = {"maxiter": MAX_STEPS, "gtol": 1e-4}  # scikit-learn's
+        found = minimize(loss, parameters.ravel(), (1 / (strength * rows),), "L-BFGS-B", jac=True, options=options)
+        parameters = found.x.reshape(parameters.shape)
+        yield parameters[:, :-1], parameters[:, -1]

@@ -7,10 +7,7 @@ from typing import Self
 import numpy as np
 import torch
 
-
-def take_highest(outputs: np.ndarray) -> np.ndarray:
-    """The number of each row's highest output."""
-    return outputs.argmax(axis=1)
+from stages.data.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -20,17 +17,17 @@ class LinearReference:
     Attributes:
         weight: [outputs, hidden].
         bias: [outputs].
-        classify: turns states @ weight.T + bias [rows, outputs] into the numbers of the rows' classes [rows].
+        classify: turns states @ weight.T + bias [rows, outputs] into a label array.
     """
 
     weight: np.ndarray
     bias: np.ndarray
-    classify: Callable[[np.ndarray], np.ndarray] = take_highest
+    classify: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def from_head(cls, head: torch.nn.Linear) -> Self:
+    def from_head(cls, head: torch.nn.Linear, labels: Labels) -> Self:
         weight = head.weight.detach().cpu().numpy()
-        return cls(weight, np.zeros(len(weight)))
+        return cls(weight, np.zeros(len(weight)), labels.decide_by_logits)
 
 
 def stack_heads(references: Iterable[LinearReference]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +37,7 @@ def stack_heads(references: Iterable[LinearReference]) -> tuple[torch.Tensor, to
 
 
 def classify_all(references: dict[str, LinearReference], outputs: np.ndarray) -> dict[str, np.ndarray]:
-    """Answer by each reference -> {name: numbers of the rows' classes [rows]}.
+    """Answer by each reference -> {name: label array}.
 
     Args:
         outputs: of the head from `stack_heads`, [rows, outputs of all references].

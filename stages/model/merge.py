@@ -34,7 +34,7 @@ def load_unquantised(
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
-            config=load_classifier_config(folder, manifest, settings.model, settings.classes, tokenizer),
+            config=load_classifier_config(folder, manifest, settings.model, settings.labels, tokenizer),
             dtype="auto",
             device_map={"": device},
             use_safetensors=True,

@@ -6,8 +6,9 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field
 
-from stages.data.confusion import class_counts, confusion_counts, f1_macro
-from stages.data.thresholds import best_threshold
+from stages.data.confusion import count_classes, f1_macro
+from stages.data.labels import Labels
+from stages.data.thresholds import best_threshold, best_thresholds
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
 
@@ -17,9 +18,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class BestThreshold(params.Section):
-    """The threshold of the second of two classes, from `best_threshold`, and its macro F1 on the validation rows."""
+    """The threshold of the second of two classes, or of each label, and its macro F1 on the validation rows."""
 
-    value: Probability
+    value: Probability | list[Probability]
     f1_macro: Probability
 
 
@@ -29,7 +30,7 @@ class ValidationSummary(params.Section):
     Attributes:
         rows: number of validation rows.
         probability_quantiles: of the probability of the answer, ascending, [QUANTILES].
-        best_threshold: None unless there are exactly two classes.
+        best_threshold: None unless there are exactly two classes, or a row may have several labels.
     """
 
     rows: params.Count
@@ -37,14 +38,19 @@ class ValidationSummary(params.Section):
     best_threshold: BestThreshold | None
 
     @classmethod
-    def measure(cls, gold: np.ndarray, probabilities: np.ndarray) -> Self:
-        """Summarize the validation rows: class numbers, int [rows], and probabilities, [rows, classes]."""
+    def measure(cls, gold: np.ndarray, probabilities: np.ndarray, labels: Labels) -> Self:
+        """Summarize the validation rows: a gold label array, and probabilities, [rows, classes]."""
         probabilities = probabilities.round(6)  # as `tools.predict` prints them
-        quantiles = np.quantile(probabilities.max(axis=1), np.linspace(0, 1, QUANTILES)).round(6)
+        of_answers = labels.answer_probability(probabilities, labels.decide(probabilities))
+        quantiles = np.quantile(of_answers, np.linspace(0, 1, QUANTILES)).round(6)
         threshold = None
-        if probabilities.shape[1] == 2:
+        if gold.ndim == 2:
+            values = best_thresholds(gold, probabilities)
+            counts = count_classes(gold, probabilities > values, len(labels.classes))
+            threshold = BestThreshold(value=values.tolist(), f1_macro=float(np.nan_to_num(f1_macro(counts))))
+        elif probabilities.shape[1] == 2:
             value = best_threshold(gold, probabilities[:, 1])
-            counts = class_counts(confusion_counts(gold, (probabilities[:, 1] > value).astype(int), 2))
+            counts = count_classes(gold, (probabilities[:, 1] > value).astype(int), 2)
             threshold = BestThreshold(value=value, f1_macro=float(f1_macro(counts)))
         return cls(rows=len(gold), probability_quantiles=quantiles.tolist(), best_threshold=threshold)
 

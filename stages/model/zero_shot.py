@@ -14,6 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from stages.data.labels import Labels
 from stages.data.task import fill_template, parse_columns
 from stages.data.tokenization import get_encoder
 from stages.model.linear_reference import LinearReference
@@ -77,7 +78,7 @@ class LanguageModelHead:
         manifest: dict,
         tokenizer: PreTrainedTokenizerBase,
         template: str,
-        classes: Sequence[str],
+        labels: Labels,
     ) -> Self:
         """Read the rows from the input embedding, if the head shares its weight, or else from the checkpoint.
 
@@ -85,8 +86,12 @@ class LanguageModelHead:
             classifier: from `load_base`: transformers has not loaded the language model's head with it.
 
         Raises:
-            Unavailable: the class names have no tokens of their own, or the model has no such head.
+            Unavailable: a row may have several labels, the class names have no tokens of their own, or the model has no
+                such head.
         """
+        if labels.multi_label:
+            raise Unavailable("a language model continues a text with one class, not with several labels")
+        classes = labels.classes
         ids = find_first_tokens(tokenizer, template, classes)
         tokens = {name: str(tokenizer.decode([token])) for name, token in zip(classes, ids, strict=True)}
         folder = find_model_folder(manifest)

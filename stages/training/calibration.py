@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import log_softmax, stdtrit
+from scipy.special import expit, log_expit, log_softmax, stdtrit
 
 CONFIDENCE = 0.95  # not analysis.confidence: a change of that needs no training
 BOUNDS = (0.01, 100.0)  # a model that learnt nothing gets the upper one, and nearly equal probabilities
@@ -41,14 +41,14 @@ def fit_temperature(
 
     Args:
         logits: [rows, classes].
-        gold: class numbers, int [rows].
+        gold: label array. If a row may have several labels, each is a decision of its own, and the row is their group.
         groups: rows of the same group are not independent; any type that sorts, [rows].
         confidence: of the interval.
 
     Returns:
         values rounded to 4 digits, so that the last bits of the logits don't matter.
     """
-    likelihood = _Likelihood(logits, gold)
+    likelihood = (_Likelihood if gold.ndim == 1 else _BinaryLikelihood)(logits, gold)
     low, high = np.log(BOUNDS)
     grid = np.linspace(low, high, GRID)
     nearest = int(np.argmin([likelihood.loss(x) for x in grid]))
@@ -84,6 +84,19 @@ class _Likelihood:
         """The penalised negative log-likelihood."""
         losses, _, information = self.moments(x)
         return float(losses.sum() - np.log(max(information.sum(), 1e-300)) / 2)
+
+
+class _BinaryLikelihood(_Likelihood):
+    """The same of rows with several labels: the sum over their classes."""
+
+    def __init__(self, logits: np.ndarray, gold: np.ndarray) -> None:
+        self.margins = np.where(gold, 1.0, -1.0) * logits
+
+    def moments(self, x: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        scaled = np.exp(-x) * self.margins
+        wrong = expit(-scaled)
+        information = wrong * (1 - wrong) * self.margins**2
+        return -log_expit(scaled).sum(axis=1), -(wrong * self.margins).sum(axis=1), information.sum(axis=1)
 
 
 def _allowed_rise(likelihood: _Likelihood, best: float, groups: np.ndarray, confidence: float) -> float:

@@ -20,6 +20,7 @@ from stages.kernels.errors import StepUnavailable
 from stages.kernels.fusion import FusedTraining, takes_packed_rows, unwrap_peft, uses_gradient_checkpointing
 from stages.runtime import distributed
 from stages.training.epoch_batches import Part
+from stages.training.loss import compute_loss
 from stages.training.memory_plan import Plan
 
 SEED_STRIDE = 0x5851F42D  # between the ranks' seeds: larger than the distance of any two seeds that users set
@@ -85,7 +86,7 @@ class CapturedStep:
 
         Args:
             parts: of the batch, on the device or in pinned memory. Each has int64 `input_ids` [rows or fewer, length]
-                and `labels` [rows or fewer], or is the result of `data.batching.pack_rows`, filled up. Both may have
+                and `labels`, a label array, or is the result of `data.batching.pack_rows`, filled up. Both may have
                 `batch_positions`, int32, the position in the batch of each of `input_ids`, and `weight`, fp32 scalar,
                 the part's share of the batch's rows.
             step: number of the step in the whole run; selects the dropout masks.
@@ -152,11 +153,11 @@ class CapturedStep:
         self.masks.positions = None  # validation has other tokens
 
     def _compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        if "starts" not in batch:
-            return self.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
-        base = unwrap_peft(self.model)
-        logits = packed_rows.compute_logits(self.model, batch, self.longest)
-        return base.loss_function(logits=logits, labels=batch["labels"], pooled_logits=logits, config=base.config)
+        if "starts" in batch:
+            logits = packed_rows.compute_logits(self.model, batch, self.longest)
+        else:
+            logits = self.model(input_ids=batch["input_ids"]).logits
+        return compute_loss(self.model, logits, batch["labels"])
 
     def _move(self, part: Part) -> Part:
         return {name: value.to(self.masks.seed.device, non_blocking=True) for name, value in part.items()}

@@ -9,7 +9,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from stages.data.confusion import class_counts, confusion_counts, f1_weighted
+from stages.data.confusion import count_classes, f1_weighted
+from stages.data.labels import decide_like, equal_rows
 from stages.runtime.progress import format_rate, progress_bar
 from stages.runtime.usage_recorder import Recorder
 from stages.training.live_losses import RecentSteps
@@ -129,10 +130,13 @@ class Progress(TrainerCallback):
 
 
 def compute_validation_metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Accuracy and weighted F1 of an epoch's validation, from gold classes [rows] and logits [rows, classes]."""
-    predicted = logits.argmax(axis=-1)
-    confusion = confusion_counts(gold, predicted, classes=logits.shape[-1])
-    return {"accuracy": float(np.mean(predicted == gold)), "f1_weighted": float(f1_weighted(class_counts(confusion)))}
+    """Accuracy and weighted F1 of an epoch's validation, from a gold label array and logits [rows, classes].
+
+    If a row may have several labels, it is right if all of them are.
+    """
+    predicted = decide_like(gold, logits)
+    counts = count_classes(gold, predicted, classes=logits.shape[-1])
+    return {"accuracy": float(equal_rows(predicted, gold).mean()), "f1_weighted": float(f1_weighted(counts))}
 
 
 def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:

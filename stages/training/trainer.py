@@ -36,6 +36,7 @@ from stages.training.epoch_batches import EpochBatches, EpochLoader, Part
 from stages.training.history import History, Progress, compute_validation_metrics, record_step_losses
 from stages.training.live_curves import LiveCurves
 from stages.training.live_losses import LiveLosses
+from stages.training.loss import compute_loss
 from stages.training.part_collator import PartCollator
 from stages.training.timed_checkpoints import TimedCheckpoints
 
@@ -57,7 +58,7 @@ class ClassifierTrainer(Trainer):
     - get_batch_samples: the Trainer counts labels, which no step needs. The host would wait for the GPU.
     - training_step: computes a batch in parts, by the captured step if there is one; seeds dropout on several ranks;
       records the loss.
-    - compute_loss: weights the loss of a part, computes that of packed validation rows.
+    - compute_loss: computes the loss from the logits, and weights that of a part.
     - create_optimizer: captures clipping and AdamW too. It passes the captured step's few tensors: with hundreds the
       host takes longer for a step than the GPU.
     - _clip_grad_norm: leaves it to this optimizer.
@@ -216,7 +217,7 @@ class ClassifierTrainer(Trainer):
             batches: of this rank, from `get_eval_dataloader`.
 
         Returns:
-            each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold classes [rows]
+            each row's loss, which is its batch's mean, [rows]; logits [rows, classes]; gold label array
         """
         self.classifier.eval()
         outputs = []
@@ -234,7 +235,7 @@ class ClassifierTrainer(Trainer):
         return losses, logits, labels
 
     def _predict_validation_batch(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Mean loss, logits [rows, classes] and gold classes [rows] of a validation batch, on the device."""
+        """Mean loss, logits [rows, classes] and gold label array of a validation batch, on the device."""
         batch = [self.validation_rows[row] for row in rows.tolist()]
         if self.packs_rows:
             longest = max(1, *(len(row["input_ids"]) for row in batch))
@@ -301,18 +302,20 @@ class ClassifierTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Weight the loss so that the batch's gradient is the mean of the ranks' gradients, which DDP computes."""
-        if "starts" in inputs:  # packed rows, in validation: the captured step does not call this method
-            from stages.kernels import fusion, packed_rows
+        """The loss of a batch or of a part of it.
 
-            base = fusion.unwrap_peft(self.classifier)
+        A part's is weighted so that the batch's gradient is the mean of the ranks' gradients, which DDP computes.
+        """
+        if "starts" in inputs:  # packed rows, in validation: the captured step does not call this method
+            from stages.kernels import packed_rows
+
             logits = packed_rows.compute_logits(self.classifier, inputs, int(inputs["longest"]))
-            loss = base.loss_function(logits=logits, labels=inputs["labels"], pooled_logits=logits, config=base.config)
-            return loss, {"logits": logits}
-        weight = inputs.get("weight")
-        inputs = {name: value for name, value in inputs.items() if name not in ("weight", "batch_positions")}
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return loss if weight is None else loss * weight * distributed.world_size()
+        else:
+            logits = model(input_ids=inputs["input_ids"]).logits
+        loss = compute_loss(self.classifier, logits, inputs["labels"])
+        if "weight" in inputs:
+            loss = loss * inputs["weight"] * distributed.world_size()
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
         validates, self.control.should_evaluate = self.control.should_evaluate, False

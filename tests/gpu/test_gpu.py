@@ -30,7 +30,7 @@ from helpers.small_classifier import (
     gradients,
 )
 from helpers.stages import stage_env
-from helpers.tables import CLASSES
+from helpers.tables import LABELS
 from transformers import AutoModelForSequenceClassification
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
@@ -424,7 +424,7 @@ def test_probabilities_of_fused_layers_equal_those_of_transformers(small_phi, pr
     p = params.load(PARAMS)
     with torch.inference_mode():
         logits = [lora(input_ids=torch.tensor(e["input_ids"])[None].to(DEVICE)).logits.double() for e in examples]
-    fused = Classifier(lora, Tokenizer(), p.batches, 128)
+    fused = Classifier(lora, Tokenizer(), p.batches, 128, LABELS)
     assert all(type(layer) is not PhiDecoderLayer for layer in lora.get_base_model().model.layers)
     probabilities = fused.predict(examples, 16)
     expected = torch.softmax(torch.cat(logits), dim=-1).cpu().numpy()
@@ -434,13 +434,13 @@ def test_probabilities_of_fused_layers_equal_those_of_transformers(small_phi, pr
 
 def test_fused_layers_give_the_last_states_and_the_outputs_of_another_head(small_phi):
     p = params.load(PARAMS)
-    base = load_base(small_phi, p.model, CLASSES, DEVICE, 42, Tokenizer())
+    base = load_base(small_phi, p.model, LABELS, DEVICE, 42, Tokenizer())
     remove_head(base)
     examples = [{"input_ids": torch.randint(1, 1000, (5 + i % 40,)).numpy(), "labels": 0} for i in range(50)]
     with torch.inference_mode():
         rows = [base(input_ids=torch.tensor(e["input_ids"])[None].to(DEVICE)).logits.double() for e in examples]
     expected = torch.cat(rows).cpu().numpy()
-    fused = Classifier(base, Tokenizer(), p.batches, 128)
+    fused = Classifier(base, Tokenizer(), p.batches, 128, LABELS)
     states = fused.compute_logits(examples, 16)
     assert states.shape == (50, base.config.hidden_size)
     assert abs(states - expected).max() < 0.03 * abs(expected).max()
@@ -470,7 +470,7 @@ def train(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, res
         ids = torch.randint(1, 1000, (20 + i % 29,), generator=generator)
         ids[-3:] = 1 + i % 3
         examples.append({"input_ids": ids.numpy(), "labels": i % 3})
-    base = load_base(manifest, p.model, CLASSES, DEVICE, 42, Tokenizer())
+    base = load_base(manifest, p.model, LABELS, DEVICE, 42, Tokenizer())
     lora = add_lora(base, p.lora, 42)
     recorder = SimpleNamespace()  # the Trainer only sets its phase
     trainer = make_trainer(lora, examples, examples[:32], p, PAD, folder, recorder)

@@ -15,7 +15,7 @@ from helpers.blank_figures import leave_figures_blank
 from helpers.clone import Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
 from helpers.project import CPU, NANO
-from helpers.tables import CLASSES
+from helpers.tables import LABELS
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
@@ -59,7 +59,7 @@ def load_nano(make_params):
         manifest = manifest_of(folder)
         tokenizer = load_tokenizer(manifest)
         settings = make_params().model.model_copy(update=changes)
-        return load_base(manifest, settings, CLASSES, CPU, seed, tokenizer), tokenizer, manifest
+        return load_base(manifest, settings, LABELS, CPU, seed, tokenizer), tokenizer, manifest
 
     return load
 

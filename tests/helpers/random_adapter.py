@@ -16,12 +16,17 @@ from stages.runtime import params
 
 
 def make_adapter(
-    folder: Path, classes: tuple[str, ...] = CLASSES, template: str | None = None, **model_settings: object
+    folder: Path,
+    classes: tuple[str, ...] = CLASSES,
+    template: str | None = None,
+    multi_label: bool = False,
+    **model_settings: object,
 ) -> Path:
     """Write an adapter as `train_qlora` does. Its weights are random, so it predicts other probabilities than the base.
 
     Args:
         template: instead of the demo pipeline's.
+        multi_label: whether a row may have several labels.
         model_settings: keys of the section `model` of params.yaml.
     """
     raw = unpinned_params()
@@ -32,10 +37,12 @@ def make_adapter(
     p = params.Params.model_validate(raw)
     manifest = manifest_of(NANO)
     tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
-    classifier = add_lora(load_base(manifest, p.model, classes, CPU, p.seed, tokenizer), p.lora, p.seed)
+    task = Task(tuple(classes), p.tokenize.template, None, multi_label)
+    base = load_base(manifest, p.model, task.labels, CPU, p.seed, tokenizer)
+    classifier = add_lora(base, p.lora, p.seed)
     torch.manual_seed(0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    save_adapter(classifier, tokenizer, manifest, make_settings(p, Task(classes, p.tokenize.template, None)), folder)
+    save_adapter(classifier, tokenizer, manifest, make_settings(p, task), folder)
     return folder

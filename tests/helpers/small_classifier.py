@@ -3,7 +3,7 @@
 import torch
 
 from helpers.project import COMMITTED
-from helpers.tables import CLASSES
+from helpers.tables import LABELS
 from stages.model.adapter import add_lora
 from stages.model.base import load_base
 from stages.model.head import freeze_head
@@ -31,7 +31,7 @@ def classifier(manifest, freeze, dropout=0.0, targets="all-linear", checkpointin
         of_model: changes of the section `model` of params.yaml.
     """
     p = params.load(PARAMS)
-    base = load_base(manifest, p.model.model_copy(update=of_model), CLASSES, DEVICE, 42, Tokenizer())
+    base = load_base(manifest, p.model.model_copy(update=of_model), LABELS, DEVICE, 42, Tokenizer())
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout

@@ -158,7 +158,7 @@ def test_the_saved_adapter_predicts_the_validation_rows_as_the_table_has_them(fo
     monkeypatch.chdir(folders[case])
     p, manifest = params.load(), json.loads(Path("outs/base_model.json").read_text())
     rows = TokenizedRows.from_table(files.read_columns("outs/tokenized/validation.parquet"), LABELS)
-    classifier = Classifier.load(manifest, p, p.tokenize.max_length, CLASSES, CPU, Path("outs/adapter"))
+    classifier = Classifier.load(manifest, p, p.tokenize.max_length, LABELS, CPU, Path("outs/adapter"))
     assert classifier.predict(rows, 4) == pytest.approx(validation_rows(Path())[1], abs=1e-3)
 
 

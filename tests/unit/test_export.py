@@ -15,7 +15,7 @@ import torch
 from helpers.damage import edit_json, edit_weights
 from helpers.parameters import manifest_of, unpinned_params
 from helpers.project import CPU, NANO
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, LABELS
 from huggingface_hub import ModelCard, constants
 from transformers import AutoTokenizer
 
@@ -97,7 +97,7 @@ def make_adapter(folder, template=None, base=NANO):
     raw["tokenize"]["template"] = template or raw["tokenize"]["template"]
     p, manifest = params.Params.model_validate(raw), manifest_of(base)
     tokenizer = load_configured_tokenizer(manifest, p.tokenize.template)
-    model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, tokenizer), p.lora, 42)
+    model = add_lora(load_base(manifest, p.model, LABELS, CPU, 42, tokenizer), p.lora, 42)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:

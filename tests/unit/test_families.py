@@ -12,7 +12,7 @@ from helpers.families import FAMILIES, GQA_SIZE, SIZE, quantization_of, save, sa
 from helpers.parameters import manifest_of
 from helpers.project import CPU, ROOT
 from helpers.small_classifier import as_inputs, batch, distance, eager, gradients
-from helpers.tables import CLASSES
+from helpers.tables import LABELS
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -66,7 +66,7 @@ def parameters(make_params, family):
 def test_from_loading_to_prediction(family, parameters, tmp_path):
     """Train, save and load an adapter: its probabilities stay the same, in a batch of any size."""
     p, tokenizer = parameters, load_tokenizer(family.manifest)
-    base = load_base(family.manifest, p.model, CLASSES, CPU, p.seed, tokenizer)
+    base = load_base(family.manifest, p.model, LABELS, CPU, p.seed, tokenizer)
     model = add_lora(base, p.lora, p.seed)
     trainer = make_trainer(model, ROWS, ROWS, p, tokenizer.pad_token_id, tmp_path / "checkpoints", SimpleNamespace())
     trainer.train()
@@ -76,7 +76,7 @@ def test_from_loading_to_prediction(family, parameters, tmp_path):
     save_adapter(model, tokenizer, family.manifest, {}, tmp_path / "adapter")
     verify_saved_adapter(tmp_path / "adapter", trained, family.manifest, p.model, CPU)
 
-    classifier = Classifier.load(family.manifest, p, p.tokenize.max_length, CLASSES, CPU, tmp_path / "adapter")
+    classifier = Classifier.load(family.manifest, p, p.tokenize.max_length, LABELS, CPU, tmp_path / "adapter")
     one_by_one, in_one_batch = classifier.predict(ROWS, 1), classifier.predict(ROWS, len(ROWS))
     assert abs(one_by_one - in_one_batch).max() < 1e-4
     assert np.ptp(one_by_one, axis=0).max() > 0.05, "the rows are too similar to test anything"

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from helpers.parameters import manifest_of
 from helpers.project import CPU, NANO
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, LABELS
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
@@ -42,7 +42,7 @@ def trained(nano_copy, make_params, tmp_path):
         p = p.model_copy(update={"model": p.model.model_copy(update={"quantization": quantization})})
         manifest = manifest_of(nano_copy)
         tokenizer = load_tokenizer(manifest)
-        model = add_lora(load_base(manifest, p.model, CLASSES, CPU, 42, tokenizer), p.lora.model_copy(update=lora), 42)
+        model = add_lora(load_base(manifest, p.model, LABELS, CPU, 42, tokenizer), p.lora.model_copy(update=lora), 42)
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
@@ -60,7 +60,7 @@ def trained(nano_copy, make_params, tmp_path):
 
 
 def quantised_base(settings, manifest, tokenizer):
-    return load_base(manifest, settings.model, CLASSES, CPU, 42, tokenizer)
+    return load_base(manifest, settings.model, LABELS, CPU, 42, tokenizer)
 
 
 def merged(folder, settings, manifest, tokenizer, into):

@@ -12,7 +12,7 @@ import yaml
 from helpers.parameters import manifest_of, use
 from helpers.project import COMMITTED, CPU, DEMO, NANO
 from helpers.stages import error_line, run_stage, written
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, LABELS
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import (
@@ -145,8 +145,8 @@ def test_predictions_are_in_the_order_of_the_rows_for_any_batches(load_nano, mak
     examples = [{"input_ids": row, "labels": 0} for row in ROWS * 5]
     one = make_params(batches__order="random", batches__multiple_of=1).batches
     many = make_params().batches
-    singly = Classifier(base, tokenizer, one, 128).predict(examples, 1)
-    batched = Classifier(base, tokenizer, many, 128).predict(examples, 4)
+    singly = Classifier(base, tokenizer, one, 128, LABELS).predict(examples, 1)
+    batched = Classifier(base, tokenizer, many, 128, LABELS).predict(examples, 4)
     assert singly.shape == (15, 3)
     assert abs(singly.sum(axis=1) - 1).max() < 1e-9
     assert abs(singly - batched).max() < 1e-5
@@ -159,11 +159,11 @@ def test_batches_of_few_tokens_predict_as_one_row_at_a_time(load_nano, make_para
     base, tokenizer, _ = load_nano()
     lengths = np.random.default_rng(0).integers(1, 60, 30)
     examples = [{"input_ids": list(range(10, 10 + length)), "labels": 0} for length in lengths]
-    classifier = Classifier(base, tokenizer, make_params(**changes).batches, 60)
+    classifier = Classifier(base, tokenizer, make_params(**changes).batches, 60, LABELS)
     batches = classifier.split_batches(examples, 8)
     sizes = [lengths[rows].max() * len(rows) for rows in batches]
     assert all(size <= 40 or len(rows) == 1 for size, rows in zip(sizes, batches, strict=True)) and max(sizes) > 40
-    singly = Classifier(base, tokenizer, make_params(batches__padding="longest").batches, 60).compute_logits(
+    singly = Classifier(base, tokenizer, make_params(batches__padding="longest").batches, 60, LABELS).compute_logits(
         examples, 1
     )
     assert abs(classifier.compute_logits(examples, 8) - singly).max() < 1e-5

@@ -23,12 +23,13 @@ from helpers.parameters import manifest_of
 from helpers.project import NANO, ROOT
 from helpers.random_adapter import make_adapter
 from helpers.stages import error_line, run_in_each, run_module, stage_env
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, LABELS
 from sklearn.metrics import f1_score
 from transformers import AutoConfig, AutoTokenizer
 
 from stages import analyze
 from stages.data.chat import apply_chat
+from stages.data.labels import SingleLabel
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors, params
@@ -434,7 +435,7 @@ def validation_rows(classes=3, rows=200, seed=0):
 def copy_with_summary(adapter, folder, **changes):
     """Copy an adapter, and add validation.json."""
     shutil.copytree(adapter, folder)
-    summary = ValidationSummary.measure(*validation_rows())
+    summary = ValidationSummary.measure(*validation_rows(), SingleLabel(("no", "yes")))
     summary.model_copy(update=changes).write(folder)
     return folder
 
@@ -476,7 +477,7 @@ def test_the_reason_never_says_that_a_number_is_below_itself():
 @pytest.mark.parametrize("coverage", [0.1, 0.5, 0.755, 0.9, 1])
 def test_coverage_is_the_share_of_the_validation_rows_that_are_answered(coverage):
     gold, probabilities = validation_rows()
-    at_least = ValidationSummary.measure(gold, probabilities).find_probability(coverage)
+    at_least = ValidationSummary.measure(gold, probabilities, SingleLabel(("no", "yes"))).find_probability(coverage)
     assert (probabilities.max(axis=1) >= at_least).mean() == pytest.approx(coverage, abs=0.006)
 
 
@@ -510,13 +511,13 @@ def test_the_best_threshold_moves_answers_of_two_classes_only_if_asked(pair, tmp
 def test_the_summary_has_the_best_threshold_of_two_classes_and_its_score(tmp_path):
     gold, probabilities = validation_rows(classes=2)
     gold = np.where(np.arange(200) % 9, 0, (probabilities[:, 1] > 0.2).astype(int))
-    ValidationSummary.measure(gold, probabilities).write(tmp_path)
+    ValidationSummary.measure(gold, probabilities, SingleLabel(("no", "yes"))).write(tmp_path)
     summary = ValidationSummary.read(tmp_path)
     answers = probabilities[:, 1] > summary.best_threshold.value
     assert summary.best_threshold.f1_macro == pytest.approx(f1_score(gold, answers, average="macro"))
     others = [f1_score(gold, probabilities[:, 1] > other, average="macro") for other in np.linspace(0, 1, 50)]
     assert summary.best_threshold.f1_macro >= max(others) > others[0]
-    assert ValidationSummary.measure(*validation_rows(classes=3)).best_threshold is None
+    assert ValidationSummary.measure(*validation_rows(classes=3), LABELS).best_threshold is None
 
 
 @pytest.mark.parametrize(

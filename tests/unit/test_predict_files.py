@@ -16,7 +16,9 @@ import pandas as pd
 import pytest
 from helpers.random_adapter import make_adapter
 from helpers.stages import stage_env
+from helpers.tables import LABELS
 
+from stages.data.labels import SingleLabel
 from stages.model.classifier import Classifier
 from stages.model.validation_summary import BestThreshold, ValidationSummary
 from stages.runtime import errors
@@ -33,7 +35,7 @@ CLASSES = ("entailment", "neutral", "contradiction")
 def adapter(tmp_path_factory):
     folder = make_adapter(tmp_path_factory.mktemp("trained") / "adapter")
     probabilities = np.random.default_rng(0).dirichlet(np.full(3, 0.5), 200).round(6)
-    ValidationSummary.measure(np.arange(200) % 3, probabilities).write(folder)
+    ValidationSummary.measure(np.arange(200) % 3, probabilities, LABELS).write(folder)
     return folder
 
 
@@ -200,7 +202,7 @@ def test_a_row_below_the_probability_has_no_answer(work, capsys):
 
 def test_the_best_threshold_gives_the_probability_of_the_class_that_it_chooses(tmp_path, monkeypatch):
     folder = make_adapter(tmp_path / "adapter", ("no", "yes"))
-    summary = ValidationSummary.measure(np.arange(200) % 2, np.full((200, 2), 0.5))
+    summary = ValidationSummary.measure(np.arange(200) % 2, np.full((200, 2), 0.5), SingleLabel(("no", "yes")))
     summary.model_copy(update={"best_threshold": BestThreshold(value=0.0, f1_macro=0.7)}).write(folder)
     make_rows().head(3).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     out = str(tmp_path / "out.jsonl")

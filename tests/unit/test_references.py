@@ -6,10 +6,12 @@ import torch
 from helpers.families import FAMILIES, GQA_SIZE, SIZE, save, save_family
 from helpers.parameters import manifest_of
 from helpers.project import NANO
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, LABELS
+from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MiniCPM3Config, PhiConfig
 
+from stages.data.labels import MultiLabel
 from stages.data.tokenization import load_tokenizer
 from stages.model import linear_probe
 from stages.model.classifier import Classifier
@@ -30,7 +32,7 @@ def read_states(load_nano, make_params):
     def read(folder):
         base, tokenizer, manifest = load_nano(folder, quantization="none", hidden_act=None)
         remove_head(base)
-        classifier = Classifier(base, tokenizer, make_params().batches, 128)
+        classifier = Classifier(base, tokenizer, make_params().batches, 128, LABELS)
         return base, classifier.compute_logits(ROWS, 4), manifest, tokenizer
 
     return read
@@ -63,7 +65,7 @@ def test_zero_shot_logits_are_those_of_the_language_model(read_states, tmp_path,
     else:
         save(AutoModelForCausalLM.from_config(SCALED[family]), tmp_path)
     base, states, manifest, tokenizer = read_states(tmp_path)
-    head = LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, CLASSES)
+    head = LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, LABELS)
     logits = head.to_logits(states @ head.weight.double().numpy().T + head.bias.double().numpy())
     expected = logits_of_language_model(tmp_path, find_first_tokens(tokenizer, TEMPLATE, CLASSES))
     scale = np.ptp(expected)
@@ -78,7 +80,7 @@ def test_the_head_is_read_from_a_checkpoint_of_several_files(read_states, tmp_pa
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     base, _, manifest, tokenizer = read_states(tmp_path)
-    head = LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, CLASSES)
+    head = LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, LABELS)
     tokens = find_first_tokens(tokenizer, TEMPLATE, CLASSES)
     assert torch.equal(head.weight, model.lm_head.weight[tokens])
     assert torch.equal(head.bias, model.lm_head.bias[tokens])
@@ -89,7 +91,7 @@ def test_a_checkpoint_without_a_language_models_head_is_left_out(read_states, tm
     AutoModelForCausalLM.from_pretrained(model).model.save_pretrained(tmp_path)
     base, _, manifest, tokenizer = read_states(tmp_path)
     with pytest.raises(Unavailable, match=r"the model's files have no lm_head\.weight"):
-        LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, CLASSES)
+        LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, LABELS)
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_calibration_takes_off_the_prior(read_states, tmp_path):
     """A constant that the model adds to the logits of one class changes no answer."""
     save_family("phi", tmp_path)
     base, states, manifest, tokenizer = read_states(tmp_path)
-    head = LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, CLASSES)
+    head = LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, LABELS)
     states = states / 20  # small logits: one class alone would otherwise have all probability
     plain = head.calibrate(states)
     head.bias[1] += 3
@@ -244,9 +246,48 @@ def test_a_state_that_is_constant_does_not_matter():
 
 def test_one_product_answers_for_all_references():
     states, weight = rng.normal(size=(10, 4)), rng.normal(size=(5, 4))
-    one = LinearReference(weight[:3], np.array([0.0, 1, 2]))
+    one = LinearReference(weight[:3], np.array([0.0, 1, 2]), LABELS.decide_by_logits)
     two = LinearReference(weight[3:], np.array([3.0, 4]), lambda outputs: 10 + outputs.argmin(axis=1))
     stacked, bias = stack_heads([one, two])
     answers = classify_all({"one": one, "two": two}, states @ stacked.numpy().T + bias.numpy())
     assert list(answers["one"]) == list((states @ weight[:3].T + [0, 1, 2]).argmax(axis=1))
     assert list(answers["two"]) == list(10 + (states @ weight[3:].T + [3, 4]).argmin(axis=1))
+
+
+# --- several labels a row ---
+
+
+def make_several(rows, seed=0):
+    """States, and labels that follow from them: of half, of a tenth, of all and of no rows."""
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(rows, 8)) * [1, 100, 1, 1, 1, 1, 1, 0] + 5
+    scores = states @ rng.normal(size=(8, 2))
+    edges = np.quantile(scores, 0.5, axis=0)[0], np.quantile(scores, 0.9, axis=0)[1]
+    labels = np.stack(
+        [scores[:, 0] > edges[0], scores[:, 1] > edges[1], *np.array([[True], [False]]).repeat(rows, 1)], 1
+    )
+    return states, labels
+
+
+def test_the_probe_of_several_labels_learns_each_of_them():
+    states, labels = make_several(600)
+    probe, strength = fit_probe(states[:300], labels[:300], np.arange(300))
+    answers = answers_of(probe, states[300:])
+    assert answers.dtype == bool and strength in STRENGTHS
+    assert (answers == labels[300:]).mean(axis=0).min() > 0.9
+    assert answers[:, 2].all() and not answers[:, 3].any()
+
+
+def test_a_label_s_regression_is_scikit_learn_s():
+    states, labels = make_several(300)
+    standard = ((states - states.mean(axis=0)) / np.maximum(states.std(axis=0), 1e-9)).astype(np.float32)
+    *_, (weight, bias) = linear_probe.fit_path(standard, labels, (1e-2, 1e-1))
+    expected = LogisticRegression(C=1e-1, tol=1e-8, max_iter=1000).fit(standard, labels[:, 0])
+    assert weight[0] == pytest.approx(expected.coef_[0], abs=0.01)
+    assert bias[0] == pytest.approx(expected.intercept_[0], abs=0.01)
+
+
+def test_zero_shot_is_left_out_if_a_row_may_have_several_labels(load_nano):
+    base, tokenizer, manifest = load_nano()
+    with pytest.raises(Unavailable, match="not with several labels"):
+        LanguageModelHead.read(base, manifest, tokenizer, TEMPLATE, MultiLabel(CLASSES))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from stages.data.thresholds import best_threshold
+from stages.data.thresholds import best_threshold, best_thresholds
 
 
 def macro_f1(gold, scores, threshold):
@@ -54,3 +54,15 @@ def test_100000_rows_take_little_time():
     start = time.process_time()
     best_threshold((rng.random(100_000) < scores).astype(int), scores)
     assert time.process_time() - start < 0.5
+
+
+def test_each_label_has_its_own_threshold_with_the_best_f1():
+    rng = np.random.default_rng(0)
+    scores = rng.random((300, 3)) * [1, 0.3, 0.5]
+    gold = rng.random((300, 3)) < scores
+    gold[:, 2] = False
+    chosen = best_thresholds(gold, scores)
+    for label in (0, 1):
+        f1 = [f1_score(gold[:, label], scores[:, label] > edge, zero_division=0) for edge in np.linspace(0, 1, 101)]
+        assert f1_score(gold[:, label], scores[:, label] > chosen[label]) >= max(f1)
+    assert chosen[2] == 0.5, "without a row of it, nothing is known"

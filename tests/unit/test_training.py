@@ -1,5 +1,6 @@
 """The parts of training: orders, digests, histories, checkpoints, class weights."""
 
+import copy
 import importlib.metadata
 import math
 import sys
@@ -8,21 +9,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
+from helpers.families import FAMILIES
 from helpers.project import CPU, ROOT
-from scipy.special import log_softmax, softmax
+from helpers.tables import LABELS
+from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
-from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
+from stages.data.labels import MultiLabel
 from stages.model.adapter import add_lora
 from stages.model.head import freeze_head, scale_head
-from stages.runtime.errors import UserError
 from stages.runtime.usage_recorder import read_versions
 from stages.training import checkpoints, history
 from stages.training.calibration import BOUNDS, fit_temperature
 from stages.training.epoch_batches import EpochBatches
-from stages.training.loss import compute_balanced_weights, weigh_classes
+from stages.training.loss import compute_balanced_weights, compute_loss, set_loss, weigh_classes
 from stages.training.trainer import checksum
 
 
@@ -199,11 +203,42 @@ def test_a_weighted_loss_is_the_mean_of_weight_times_loss_over_rows(load_nano, r
     assert loss.item() == pytest.approx((row_losses * weights[labels]).mean().item(), rel=1e-5)
 
 
-def test_a_model_that_ignores_the_weighted_loss_is_rejected():
-    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, num_labels=3)).eval()
-    model.config.pad_token_id = 0
-    with pytest.raises(UserError, match=r"train\.class_weights: balanced, but GPT2ForSequenceClassification"):
-        weigh_classes(model, torch.tensor([0.5, 1.0, 3.0]))
+def families_as_classifiers():
+    """Small classifiers, of which GPT-2, OPT and others compute their loss without `loss_function`."""
+    for family in ("phi", "llama", "gpt2", "opt", "bloom", "mpt", "falcon"):
+        config = copy.deepcopy(FAMILIES[family])
+        config.update({"num_labels": 3, "pad_token_id": 0, "problem_type": LABELS.problem_type})
+        torch.manual_seed(0)
+        yield family, AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def loss_and_gradients(model, loss):
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return loss.detach(), gradients
+
+
+def test_the_loss_of_the_logits_is_to_the_last_bit_that_of_the_model_s_own_forward():
+    ids, labels = torch.randint(1, 900, (4, 9), generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 1, 0])
+    for family, model in families_as_classifiers():
+        own, own_gradients = loss_and_gradients(model, model(input_ids=ids, labels=labels).loss)
+        wrapped = SimpleNamespace(get_base_model=lambda model=model: model)
+        ours, gradients = loss_and_gradients(model, compute_loss(wrapped, model(input_ids=ids).logits, labels))
+        assert torch.equal(own, ours), family
+        assert own_gradients.keys() == gradients.keys(), family
+        assert all(torch.equal(own_gradients[name], gradients[name]) for name in gradients), family
+
+
+def test_class_weights_change_the_loss_of_every_family():
+    ids, labels = torch.randint(1, 900, (3, 9), generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 2])
+    for family, model in families_as_classifiers():
+        logits = model(input_ids=ids).logits
+        set_loss(model, LABELS, np.array([0, 0, 1, 2]), balanced=True)
+        loss = compute_loss(SimpleNamespace(get_base_model=lambda model=model: model), logits, labels)
+        weights = compute_balanced_weights(np.array([0, 0, 1, 2]), 3)
+        expected = (F.cross_entropy(logits, labels, reduction="none") * weights[labels]).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5), family
 
 
 def test_rows_that_only_fill_a_batch_do_not_change_the_loss(load_nano):
@@ -311,3 +346,55 @@ def test_a_scaled_head_divides_the_logits_and_nothing_else(load_nano, make_param
         after = model(input_ids=ids).logits
     assert torch.equal(after * 4, before)
     assert [name for name, weight in model.named_parameters() if weight.requires_grad] == trainable
+
+
+# --- several labels a row ---
+
+SEVERAL = MultiLabel(("a", "b", "c"))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_loss_of_several_labels_is_pytorch_s_binary_cross_entropy_of_the_real_rows(load_nano, balanced):
+    base = load_nano(quantization="none")[0]
+    train = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]], dtype=bool)
+    set_loss(base, SEVERAL, train, balanced)
+    logits = torch.randn((4, 3), generator=torch.Generator().manual_seed(1), requires_grad=True)
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0], [-100] * 3, [-100] * 3])
+    weights = torch.tensor([1.5, 1, 1]) if balanced else None  # a label of all rows or of none says nothing
+    expected = F.binary_cross_entropy_with_logits(logits[:2], labels[:2].float(), pos_weight=weights)
+    loss = compute_loss(SimpleNamespace(get_base_model=lambda: base), logits, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert (logits.grad[2:] == 0).all() and (logits.grad[:2] != 0).all()
+
+
+def test_validation_scores_of_several_labels_are_those_of_scikit_learn():
+    rng = np.random.default_rng(1)
+    gold, logits = rng.random((60, 4)) < 0.3, rng.normal(size=(60, 4))
+    for labels in (gold, gold.astype(np.int64)):  # as in a table, and as in a batch
+        scores = history.compute_validation_metrics(labels, logits + gold)
+        predicted = logits + gold > 0
+        assert scores["accuracy"] == accuracy_score(gold, predicted)
+        assert scores["f1_weighted"] == pytest.approx(f1_score(gold, predicted, average="weighted", zero_division=0))
+
+
+def draw_several(rows, temperature, seed=0, classes=5):
+    """Logits and labels of rows with several labels, whose logits are right after division by the temperature."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-1, 2, (rows, classes))
+    return logits * temperature, rng.random((rows, classes)) < expit(logits)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1, 3])
+def test_the_temperature_of_several_labels_is_found(temperature):
+    fitted = fit_temperature(*draw_several(4_000, temperature), np.arange(4_000))
+    assert fitted.low < temperature < fitted.high
+    assert fitted.value == pytest.approx(temperature, rel=0.05)
+
+
+def test_labels_that_copy_each_other_make_the_interval_of_the_temperature_wider():
+    logits, gold = draw_several(300, 2, classes=1)
+    single = fit_temperature(logits, gold, np.arange(300))
+    copied = fit_temperature(np.repeat(logits, 4, axis=1), np.repeat(gold, 4, axis=1), np.arange(300))
+    assert copied.value == pytest.approx(single.value, rel=0.02)
+    assert np.log(copied.high / copied.low) == pytest.approx(np.log(single.high / single.low), rel=0.15)

@@ -168,5 +168,5 @@ def _run(
         torch.cuda.reset_peak_memory_stats()
     settings, batch_size = adapter.settings, p.eval.batch_size
     return load_and_predict(
-        adapter.manifest, settings, settings.max_length, settings.classes, device, weights, batch_size, predict
+        adapter.manifest, settings, settings.max_length, settings.labels, device, weights, batch_size, predict
     )

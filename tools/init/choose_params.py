@@ -69,6 +69,7 @@ def read_model(model: Model) -> dict[str, Any]:
 
 def choose_activation(draft: Draft, manifest: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     """Set `model.hidden_act` for a new model, and reject one that can't become a classifier."""
+    from stages.data.labels import SingleLabel
     from stages.model.base import load_classifier_config  # takes 3 s to import, and most runs keep the model
 
     folder, settings = find_model_folder(manifest), draft.params().model.settings
@@ -76,7 +77,7 @@ def choose_activation(draft: Draft, manifest: dict[str, Any], tokenizer: PreTrai
     for activation in ("gelu_pytorch_tanh", None):
         changed = settings.model_copy(update={"hidden_act": activation})
         try:
-            load_classifier_config(folder, manifest, changed, ["0", "1"], tokenizer)
+            load_classifier_config(folder, manifest, changed, SingleLabel(("0", "1")), tokenizer)
         except UserError:
             if activation is None:
                 raise

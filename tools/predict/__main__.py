@@ -165,7 +165,7 @@ def load_classifier(
 
     settings, manifest = read_adapter(adapter, base_only, base)
     classifier = Classifier.load(
-        manifest, settings, settings.max_length, settings.classes, pick_device(find_device(), threads=None),
+        manifest, settings, settings.max_length, settings.labels, pick_device(find_device(), threads=None),
         None if base_only else adapter,
     )  # fmt: skip
     return classifier, settings
