@@ -143,7 +143,10 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def load_inputs(task: Task) -> Inputs:
-    base, tuned = (files.read_table(f"outs/results/{model}/predictions.parquet") for model in ("base", "tuned"))
+    def read(path: str, columns: list[str] | None = None) -> pd.DataFrame:
+        return task.labels.from_lists(files.read_table(path, columns))
+
+    base, tuned = (read(f"outs/results/{model}/predictions.parquet") for model in ("base", "tuned"))
     if list(base["row"]) != list(tuned["row"]):
         raise errors.UserError(
             "outs/results: base and tuned have predictions of different rows. They must have the same rows. "
@@ -154,8 +157,8 @@ def load_inputs(task: Task) -> Inputs:
         data=DataSummary.read("outs/data_summary.json"),
         base=base,
         tuned=tuned,
-        validation=files.read_table("outs/results/train/validation.parquet"),
-        tokenized={split: files.read_table(f"outs/tokenized/{split}.parquet", columns[split]) for split in columns},
+        validation=read("outs/results/train/validation.parquet"),
+        tokenized={split: read(f"outs/tokenized/{split}.parquet", columns[split]) for split in columns},
         epochs=load_history("epochs"),
         steps=load_history("steps"),
         summaries={name: files.read_json(f"outs/results/{name}/summary.json") for name in GPU_STAGES.values()},
@@ -213,18 +216,18 @@ def compute_results(inputs: Inputs, cases: pd.DataFrame, run: RunDescription) ->
         comparison=compare_models(cases, task, confidence),
         calibration=measure_calibration(tuned.gold, tuned.predicted, tuned.probabilities, temperature),
         coverage=measure_coverage(tuned, validation),
-        best_threshold=measure_best_threshold(tuned, validation.gold, validation.probabilities[:, 1]),
+        best_threshold=measure_best_threshold(tuned, validation),
         claims=nli.check_claims(cases, nli_task, confidence) if nli_task else None,
     )
 
 
 def measure_coverage(test: Predictions, validation: Predictions) -> dict[str, CoverageOfGoal]:
     """Which share of the test rows can be answered with each accuracy of `GOALS`."""
-    rows = (test.right, test.probabilities.max(axis=1), test.groups)
+    rows = (test.right, test.answer_probability, test.groups)
     curve = coverage_curve(*rows, test.confidence)
 
     def select(goal: float) -> Selection | None:
-        threshold = choose_threshold(validation.right, validation.probabilities.max(axis=1), goal)
+        threshold = choose_threshold(validation.right, validation.answer_probability, goal)
         return None if threshold is None else measure_threshold(*rows, goal, threshold, test.confidence)
 
     return {f"{goal:.0%}": CoverageOfGoal(coverage_at(curve, goal), select(goal)) for goal in GOALS}

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from stages.analysis.metrics import Estimate, Predictions
+from stages.analysis.metrics import Estimate, Predictions, has_two_classes
 from stages.analysis.paired_difference import Difference, measure_difference
 from stages.data.thresholds import best_threshold
 
@@ -25,18 +23,11 @@ class ThresholdEffect:
     f1_macro_gain: Difference
 
 
-def measure_best_threshold(
-    test: Predictions, validation_gold: np.ndarray, validation_scores: np.ndarray
-) -> ThresholdEffect | None:
-    """Choose the threshold on the validation rows and measure it on the test rows; None unless there are two classes.
-
-    Args:
-        validation_gold: class numbers, int [validation rows].
-        validation_scores: probabilities of the second class, [validation rows].
-    """
-    if len(test.classes) != 2:
+def measure_best_threshold(test: Predictions, validation: Predictions) -> ThresholdEffect | None:
+    """Choose the threshold on the validation rows and measure it on the test rows: only of two classes."""
+    if not has_two_classes(test):
         return None
-    threshold = best_threshold(validation_gold, validation_scores)
+    threshold = best_threshold(validation.gold, validation.probabilities[:, 1])
     changed = replace(test, predicted=(test.probabilities[:, 1] > threshold).astype(int))
     gain = measure_difference("f1_macro", test.gold, changed.predicted, test.predicted, test.groups, 2, test.confidence)
     return ThresholdEffect(threshold, changed.accuracy, changed.f1_macro, gain)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 from stages.analysis.intervals import measure_share
+from stages.data.labels import equal_rows, make_labels
 
 BINS = 10  # of the predicted class's probability
 MIN_BIN_ROWS = 30  # in a bin of the calibration curve: the interval of its accuracy is 36 points wide at most
@@ -49,39 +51,59 @@ def measure_calibration(
     """What the temperature changed; None if the model was not calibrated.
 
     Args:
-        gold, predicted: class numbers, int [rows]; the temperature does not change the predictions.
+        gold, predicted: label arrays; the temperature does not change the predictions.
         probabilities: calibrated, [rows, classes].
         temperature: from the training's summary.json: `value`, `low`, `high`, `rows`.
     """
     if temperature is None:
         return None
-    before = undo_temperature(probabilities, temperature["value"])
+    before = undo_temperature(predicted, probabilities, temperature["value"])
     without = ProbabilityScores(
-        calibration_error=calibration_error(reliability(predicted == gold, before.max(axis=1))),
+        calibration_error=calibration_error(
+            reliability(equal_rows(predicted, gold), answer_probability(predicted, before))
+        ),
         loss=float(losses(gold, before).mean()),
         brier=float(squared_distances(gold, before).mean()),
     )
     return Calibration(temperature["value"], temperature["low"], temperature["high"], temperature["rows"], without)
 
 
-def undo_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+def answer_probability(predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Probability that each answer is right, [rows]: see `Labels.answer_probability`."""
+    names = tuple(map(str, range(probabilities.shape[1])))
+    return make_labels(names, predicted.ndim == 2).answer_probability(probabilities, predicted)
+
+
+def undo_temperature(predicted: np.ndarray, probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities before the logits were divided by `temperature`: softmax(T log p), [rows, classes].
 
     A stored 0 counts as `LEAST_PROBABILITY`. With T above 1 its share is then 0 again. With T below 1 and many classes
-    such shares add up: the result is approximate.
+    such shares add up: the result is approximate. Of several labels a row, it is the sigmoid of T logit(p).
     """
+    if predicted.ndim == 2:
+        return expit(temperature * logit(probabilities.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)))
     logits = temperature * np.log(np.maximum(probabilities, LEAST_PROBABILITY))
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shares / shares.sum(axis=1, keepdims=True)
 
 
 def losses(gold: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Each row's cross-entropy, -log of the gold class's probability, at most 14.5: [rows]."""
+    """Each row's cross-entropy, -log of the gold class's probability, at most 14.5: [rows].
+
+    Of several labels it is the mean over them.
+    """
+    if gold.ndim == 2:
+        return -np.log(np.maximum(np.where(gold, probabilities, 1 - probabilities), LEAST_PROBABILITY)).mean(axis=1)
     return -np.log(np.maximum(probabilities[np.arange(len(gold)), gold], LEAST_PROBABILITY))
 
 
 def squared_distances(gold: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Each row's squared distance from its gold class, 0 to 2, summed over classes; their mean is Brier's score."""
+    """Each row's squared distance from its gold class, 0 to 2, summed over classes; their mean is Brier's score.
+
+    Of several labels it is the mean over them, 0 to 1.
+    """
+    if gold.ndim == 2:
+        return ((probabilities - gold) ** 2).mean(axis=1)
     return ((probabilities - np.eye(probabilities.shape[1])[gold]) ** 2).sum(axis=1)
 
 

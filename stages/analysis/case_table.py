@@ -9,6 +9,7 @@ from stages.analysis import nli
 from stages.analysis.bag_of_words import BAG_OF_WORDS, predict_by_words
 from stages.analysis.references import OF_LANGUAGE_MODEL, find_majority_class
 from stages.analysis.text_terms import lengths
+from stages.data.confusion import confusion_counts
 from stages.data.data_summary import find_duplicates
 from stages.data.task import Task
 
@@ -30,19 +31,21 @@ def build_case_table(
         row), a prediction for each reference that was computed, `tuned`, its probabilities, lengths, traits of NLI.
     """
     texts, train_texts = restore_column_names(tuned, task), restore_column_names(tokenized["train"], task)
-    train_gold = tokenized["train"]["label"].to_numpy()
+    labels, train_gold = task.labels, tokenized["train"]["label"].to_numpy()
     cases = tuned[["row", *task.text_columns, "group"]].assign(gold=tuned["label"])
     cases["truncated"] = tokenized["test"]["truncated"].to_numpy()
     cases["in_train"] = find_duplicates(tuned, tokenized["train"], task)
     if "majority_class" in references:
         cases["majority_class"] = find_majority_class(train_gold)
     if BAG_OF_WORDS in references:
-        cases = cases.assign(**predict_by_words(train_texts, train_gold, texts))
+        by_words = predict_by_words(train_texts, labels.from_codes(train_gold), texts)
+        cases = cases.assign(**{name: labels.to_codes(answers) for name, answers in by_words.items()})
     cases = cases.join(base[[name for name in OF_LANGUAGE_MODEL if name in base]])
     probabilities = tuned[task.probability_columns]
     cases["tuned"] = tuned["prediction"]
     cases = cases.join(probabilities.set_axis(probability_columns(task), axis="columns"))
-    cases["tuned_probability"] = probabilities.max(axis=1)
+    answers = labels.from_codes(tuned["prediction"])
+    cases["tuned_probability"] = labels.answer_probability(probabilities.to_numpy(), answers)
     cases = cases.join(lengths(texts))
     nli_task = nli.NliTask.from_task(task)
     return cases.join(nli.traits(texts, nli_task)) if nli_task else cases
@@ -66,3 +69,9 @@ def find_outcomes(gold: np.ndarray, reference: np.ndarray, tuned: np.ndarray) ->
         OUTCOMES[:3],
         default=OUTCOMES[3],
     )
+
+
+def count_confusions(cases: pd.DataFrame, task: Task) -> np.ndarray:
+    """`confusion_counts` of the tuned model's answers, int [classes, classes]."""
+    gold, tuned = (task.labels.from_codes(cases[column]) for column in ("gold", "tuned"))
+    return confusion_counts(gold, tuned, len(task.classes))

@@ -8,9 +8,10 @@ import pandas as pd
 
 from stages.analysis.bag_of_words import BAG_OF_WORDS, column_of_bag
 from stages.analysis.case_table import find_outcomes
-from stages.analysis.leading_metric import LeadingMetric, choose_leading_metric
+from stages.analysis.leading_metric import LeadingMetric
+from stages.analysis.measures import choose_leading_metric, measure_difference
 from stages.analysis.metrics import Estimate, Predictions
-from stages.analysis.paired_difference import Difference, measure_difference
+from stages.analysis.paired_difference import Difference
 from stages.analysis.references import OF_LANGUAGE_MODEL
 from stages.data.task import Task
 
@@ -20,15 +21,19 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # the worst first
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """The scores of a reference. `difference`: the tuned model's leading metric minus the reference's."""
+    """The scores of a reference. `difference`: the tuned model's leading metric minus the reference's.
+
+    `f1_micro` is only of rows with several labels.
+    """
 
     accuracy: Estimate
     f1_weighted: Estimate
     f1_macro: Estimate
     difference: Difference
+    f1_micro: Estimate | None = None
 
     def lead(self, metric: LeadingMetric) -> Estimate:
-        return self.accuracy if metric == "accuracy" else self.f1_macro
+        return getattr(self, metric)
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,17 @@ def compare_models(
         confidence: of the intervals, such as 0.95.
         metric: in which everything is measured; None: the leading metric of these rows.
     """
-    metric = metric or choose_leading_metric(cases["gold"].to_numpy(), len(task.classes))
+    metric = metric or choose_leading_metric(task.labels.from_codes(cases["gold"]), len(task.classes))
 
     def subtract(name: str, other: str, rows: pd.DataFrame = cases) -> Difference:
-        gold, predicted, other_predicted, groups = (rows[key].to_numpy() for key in ("gold", name, other, "group"))
+        gold, predicted, other_predicted = (task.labels.from_codes(rows[key]) for key in ("gold", name, other))
+        groups = rows["group"].to_numpy()
         return measure_difference(metric, gold, predicted, other_predicted, groups, len(task.classes), confidence)
 
     def measure(name: str) -> ReferenceScores:
         scores = Predictions.from_cases(cases, name, task, confidence)
-        return ReferenceScores(scores.accuracy, scores.f1_weighted, scores.f1_macro, subtract("tuned", name))
+        micro = scores.f1_micro if metric == "f1_micro" else None
+        return ReferenceScores(scores.accuracy, scores.f1_weighted, scores.f1_macro, subtract("tuned", name), micro)
 
     bags = [column_of_bag(column) for column in task.columns] if len(task.columns) > 1 else []
     names = ["majority_class", BAG_OF_WORDS, *bags, *OF_LANGUAGE_MODEL]
@@ -148,4 +155,4 @@ def needs_no_tuning(cases: pd.DataFrame, best: str) -> bool:
 
 def score_tuned(cases: pd.DataFrame, metric: LeadingMetric, task: Task, confidence: float) -> Estimate:
     predictions = Predictions.from_cases(cases, "tuned", task, confidence)
-    return predictions.accuracy if metric == "accuracy" else predictions.f1_macro
+    return getattr(predictions, metric)

@@ -34,18 +34,30 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
         data frame: `row`, texts, `gold`, `predicted` (names of classes), `probability` (of the prediction),
         `probability_of_gold`; the surest first.
     """
-    probabilities = predictions[task.probability_columns].to_numpy(dtype=float)
-    gold, rows = predictions["label"].to_numpy(), np.arange(len(predictions))
-    of_gold = probabilities[rows, gold]
-    upper_ends = np.maximum(probabilities, LEAST_PROBABILITY)  # a stored 0 can be as much; of many classes it adds up
-    p_values = np.where(probabilities <= of_gold[:, None], upper_ends, 0).sum(axis=1).clip(max=1)
-    names = dict(enumerate(task.classes))
+    probabilities, labels = predictions[task.probability_columns].to_numpy(dtype=float), task.labels
+    gold, answers = (labels.from_codes(predictions[column]) for column in ("label", "prediction"))
+    of_gold, p_values = measure_surprise(gold, probabilities)
     table = predictions[["row", *task.text_columns]].assign(
-        gold=predictions["label"].map(names),
-        predicted=predictions["prediction"].map(names),
-        probability=probabilities.max(axis=1),
+        gold=labels.names(predictions["label"]),
+        predicted=labels.names(predictions["prediction"]),
+        probability=labels.answer_probability(probabilities, answers),
         probability_of_gold=of_gold,
     )
     listed = table[false_discovery_control(p_values) <= FALSE_SHARE]
     order = (listed["probability_of_gold"] - listed["probability"]).sort_values(kind="stable").index
     return listed.loc[order].reset_index(drop=True)
+
+
+def measure_surprise(gold: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each row's gold label, and its p-value, [rows] each.
+
+    Of several labels a row, the p-value is that of the least probable decision about one of them, times their number
+    (Bonferroni), and the probability is that of all decisions.
+    """
+    upper_ends = np.maximum(probabilities, LEAST_PROBABILITY)  # a stored 0 can be as much; of many classes it adds up
+    if gold.ndim == 2:
+        of_gold = np.where(gold, probabilities, 1 - probabilities)
+        least = np.maximum(of_gold.min(axis=1), LEAST_PROBABILITY)
+        return of_gold.prod(axis=1), (least * gold.shape[1]).clip(max=1)
+    of_gold = probabilities[np.arange(len(gold)), gold]
+    return of_gold, np.where(probabilities <= of_gold[:, None], upper_ends, 0).sum(axis=1).clip(max=1)

@@ -4,8 +4,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-LeadingMetric = Literal["accuracy", "f1_macro"]
-TITLES: Final[dict[LeadingMetric, str]] = {"accuracy": "accuracy", "f1_macro": "macro F1"}
+LeadingMetric = Literal["accuracy", "f1_macro", "f1_micro"]
+TITLES: Final[dict[LeadingMetric, str]] = {"accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1"}
 UNEVEN_RATIO = 3  # classes are uneven if the most frequent has more than this many times the rows of the rarest
 
 

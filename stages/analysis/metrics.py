@@ -13,12 +13,20 @@ from typing import Literal, Self
 import numpy as np
 import pandas as pd
 
-from stages.analysis import two_classes
-from stages.analysis.calibration import calibration_error, losses, reliability, squared_distances
-from stages.analysis.design_effects import adjusted_design_effect, design_effect
-from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_values
+from stages.analysis import measures, two_classes
+from stages.analysis.average_precision import average_precisions, mean_average_precision
+from stages.analysis.calibration import (
+    answer_probability,
+    calibration_error,
+    losses,
+    reliability,
+    squared_distances,
+)
+from stages.analysis.design_effects import design_effect
 from stages.analysis.intervals import Interval, mean_interval, measure_share
-from stages.data.confusion import class_counts, confusion_counts, f1_macro, f1_per_class, f1_weighted
+from stages.analysis.label_f1 import MACRO, MICRO, WEIGHTED, Average
+from stages.data.confusion import count_classes, f1_macro, f1_micro, f1_per_class, f1_weighted
+from stages.data.labels import equal_rows
 from stages.data.task import Task
 
 TOP = (3, 5)  # accuracies of the 3 and 5 most probable classes, if there are more than 5
@@ -29,7 +37,7 @@ class Predictions:
     """One model's predictions of the test rows, and what several metrics need of them.
 
     Attributes:
-        gold, predicted: class numbers, int [rows].
+        gold, predicted: label arrays (see `stages.data.labels`).
         probabilities: float [rows, classes].
         groups: rows of the same group are not independent, [rows].
         classes: names, in the order of their numbers.
@@ -45,10 +53,10 @@ class Predictions:
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, task: Task, confidence: float) -> Self:
-        """Predictions from a model's predictions.parquet."""
+        """Predictions from a model's predictions.parquet, with labels as codes."""
         return cls(
-            gold=table["label"].to_numpy(),
-            predicted=table["prediction"].to_numpy(),
+            gold=task.labels.from_codes(table["label"]),
+            predicted=task.labels.from_codes(table["prediction"]),
             probabilities=table[task.probability_columns].to_numpy(),
             groups=table["group"].to_numpy(),
             classes=task.classes,
@@ -59,8 +67,8 @@ class Predictions:
     def from_cases(cls, cases: pd.DataFrame, name: str, task: Task, confidence: float) -> Self:
         """Predictions from a column of the case table. They have no probabilities."""
         return cls(
-            gold=cases["gold"].to_numpy(),
-            predicted=cases[name].to_numpy(),
+            gold=task.labels.from_codes(cases["gold"]),
+            predicted=task.labels.from_codes(cases[name]),
             probabilities=np.empty((len(cases), 0)),
             groups=cases["group"].to_numpy(),
             classes=task.classes,
@@ -79,20 +87,24 @@ class Predictions:
     def f1_macro(self) -> "Estimate":
         return Estimate(float(f1_macro(self.counts)), self.f1_interval(MACRO))
 
-    @cached_property
-    def right(self) -> np.ndarray:
-        """Whether each prediction is right, bool [rows]."""
-        return self.predicted == self.gold
+    @property
+    def f1_micro(self) -> "Estimate":
+        return Estimate(float(f1_micro(self.counts)), self.f1_interval(MICRO))
 
     @cached_property
-    def confusion(self) -> np.ndarray:
-        """Rows of each gold class (down) and predicted class (across), int [classes, classes]."""
-        return confusion_counts(self.gold, self.predicted, len(self.classes))
+    def right(self) -> np.ndarray:
+        """Whether each prediction is right, bool [rows]; of several labels, whether all are."""
+        return equal_rows(self.predicted, self.gold)
+
+    @cached_property
+    def answer_probability(self) -> np.ndarray:
+        """Probability that each prediction is right, [rows]."""
+        return answer_probability(self.predicted, self.probabilities)
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """`class_counts` of the confusion matrix, int [3, classes]."""
-        return class_counts(self.confusion)
+        """From `count_classes`, int [3, classes]."""
+        return count_classes(self.gold, self.predicted, len(self.classes))
 
     def in_top(self, k: int) -> np.ndarray:
         """Whether the gold class is among the `k` most probable ones, bool [rows]; of equal ones, the first count."""
@@ -105,10 +117,7 @@ class Predictions:
         return measure_share(self.right, self.groups, self.confidence).interval
 
     def f1_interval(self, average: Average) -> Interval:
-        values = f1_values(self.gold, self.predicted[None], len(self.classes))[average][0]
-        divisor = adjusted_design_effect(values, self.groups, self.confidence)
-        effect = design_effect(values, self.groups)
-        return f1_interval(values.mean(), self.confusion, average, divisor, effect, self.confidence)
+        return measures.f1_interval(self.gold, self.predicted, average, self.groups, len(self.classes), self.confidence)
 
 
 @dataclass(frozen=True)
@@ -142,11 +151,13 @@ class ClassMetric:
         key: its name in details.json.
         title: its name for readers.
         values: the function that computes it, float [classes].
+        applies: as of a `Metric`.
     """
 
     key: str
     title: str
     values: Callable[[Predictions], np.ndarray]
+    applies: Callable[[Predictions], bool] = lambda predictions: True
 
 
 @dataclass(frozen=True)
@@ -198,10 +209,12 @@ def score_model(predictions: Predictions) -> ModelScores:
     """Compute every metric that applies, with its interval."""
     scores, class_scores = {}, {}
     for metric in METRICS:
+        if not metric.applies(predictions):
+            continue
         if isinstance(metric, ClassMetric):
             values = map(float, metric.values(predictions))
             class_scores[metric.key] = dict(zip(predictions.classes, values, strict=True))
-        elif metric.applies(predictions):
+        else:
             interval = metric.interval(predictions) if metric.interval else None
             scores[metric.key] = Score(float(metric.value(predictions)), interval)
     return ModelScores(
@@ -216,6 +229,14 @@ def score_model(predictions: Predictions) -> ModelScores:
 def divide_counts(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Shares of `rows`, int [classes]; NaN for a class without rows."""
     return np.divide(part, rows, out=np.full(len(rows), np.nan), where=rows > 0)
+
+
+def has_several_labels(p: Predictions) -> bool:
+    return measures.has_several_labels(p.gold)
+
+
+def has_two_classes(p: Predictions) -> bool:
+    return len(p.classes) == 2 and not has_several_labels(p)
 
 
 METRICS: tuple[Metric | ClassMetric, ...] = (
@@ -234,16 +255,36 @@ METRICS: tuple[Metric | ClassMetric, ...] = (
         lambda p: p.f1_interval(MACRO),
         hub=("f1", {"average": "macro"}),
     ),
+    Metric(
+        "f1_micro",
+        "micro F1",
+        lambda p: float(f1_micro(p.counts)),
+        lambda p: p.f1_interval(MICRO),
+        hub=("f1", {"average": "micro"}),
+        applies=has_several_labels,
+    ),
+    Metric(
+        "mean_average_precision",
+        "mean average precision",
+        lambda p: mean_average_precision(p.gold, p.probabilities),
+        applies=has_several_labels,
+    ),
     ClassMetric("precision", "precision", lambda p: divide_counts(p.counts[0], p.counts[2])),
     ClassMetric("recall", "recall", lambda p: divide_counts(p.counts[0], p.counts[1])),
     ClassMetric("f1", "F1", lambda p: f1_per_class(p.counts)),
+    ClassMetric(
+        "average_precision",
+        "average precision",
+        lambda p: average_precisions(p.gold, p.probabilities),
+        applies=has_several_labels,
+    ),
     *(
         Metric(
             f"top_{k}_accuracy",
             f"top-{k} accuracy",
             partial(lambda k, p: float(p.in_top(k).mean()), k),
             partial(lambda k, p: measure_share(p.in_top(k), p.groups, p.confidence).interval, k),
-            applies=lambda p: len(p.classes) > max(TOP),
+            applies=lambda p: len(p.classes) > max(TOP) and not has_several_labels(p),
         )
         for k in TOP
     ),
@@ -253,14 +294,14 @@ METRICS: tuple[Metric | ClassMetric, ...] = (
         lambda p: two_classes.roc_auc(p.gold, p.probabilities[:, 1]),
         lambda p: two_classes.roc_auc_interval(p.gold, p.probabilities[:, 1], p.groups, p.confidence),
         form="number",
-        applies=lambda p: len(p.classes) == 2,
+        applies=has_two_classes,
     ),
     Metric(
         "average_precision",
         "average precision of the second class",
         lambda p: two_classes.average_precision(p.gold, p.probabilities[:, 1]),
         form="number",
-        applies=lambda p: len(p.classes) == 2,
+        applies=has_two_classes,
     ),
     Metric(
         "loss",
@@ -272,7 +313,7 @@ METRICS: tuple[Metric | ClassMetric, ...] = (
     Metric(
         "calibration_error",
         "expected calibration error",
-        lambda p: calibration_error(reliability(p.right, p.probabilities.max(axis=1))),
+        lambda p: calibration_error(reliability(p.right, p.answer_probability)),
     ),
     Metric(
         "brier",

@@ -9,6 +9,7 @@ from stages.analysis.intervals import Interval, gain_interval
 from stages.analysis.leading_metric import LeadingMetric
 from stages.analysis.paired_f1 import f1_macro_difference, influence_difference
 from stages.analysis.significance_tests import mcnemar
+from stages.data.labels import equal_rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Difference:
 
 def find_changes(gold: np.ndarray, predicted: np.ndarray, other: np.ndarray) -> np.ndarray:
     """1 where only `predicted` is right, -1 where only `other` is, else 0, [rows]. The mean is the gain in accuracy."""
-    return (predicted == gold).astype(int) - (other == gold).astype(int)
+    return equal_rows(predicted, gold).astype(int) - equal_rows(other, gold).astype(int)
 
 
 def measure_difference(
@@ -46,7 +47,7 @@ def measure_difference(
     Accuracy has Tango's interval and McNemar's p, macro F1 those of `f1_macro_difference`.
 
     Args:
-        gold, predicted, other: class numbers, int [rows]; at least one row.
+        gold, predicted, other: class numbers, int [rows]; at least one row. For accuracy, any label arrays.
         groups: rows of the same group are not independent, [rows].
         classes: number of classes.
         confidence: of the interval, such as 0.95.

@@ -37,7 +37,7 @@ def f1_macro_difference(
     """
     difference, interval = difference_intervals(gold, predicted, other, groups, classes)
     estimate = interval(confidence)
-    return difference, estimate, _p_value(interval, estimate, confidence)
+    return difference, estimate, invert_interval(interval, estimate, confidence)
 
 
 def difference_intervals(
@@ -156,7 +156,7 @@ def _add_rows(counts: np.ndarray, added: np.ndarray, divisor: float, effect: flo
     return _Model(float(shift), influences, right, wrong)
 
 
-def _p_value(interval: Callable[[float], Interval], estimate: Interval, confidence: float) -> float:
+def invert_interval(interval: Callable[[float], Interval], estimate: Interval, confidence: float) -> float:
     """Search the level at which the interval just reaches 0; estimate: the interval at `confidence`."""
 
     def distance(log_p: float) -> float:

@@ -7,6 +7,7 @@ from stages.analysis import nli, slices
 from stages.analysis.calibration import calibration_curve, undo_temperature
 from stages.analysis.case_table import probability_columns
 from stages.analysis.coverage import coverage_curve
+from stages.data.confusion import pair_classes
 from stages.data.task import Task
 
 MAX_STEPS = 1000  # points of the curve by step
@@ -36,14 +37,16 @@ def build_plot_tables(
     tables = {"epochs": epochs, "steps": thin_curve(steps, MAX_STEPS)}
     for model, column in (("reference", reference), ("tuned", "tuned")):
         right = cases[column] == cases["gold"]
-        tables[f"confusion_{model}"] = pd.DataFrame(
-            {"actual": cases["gold"].map(names), "predicted": cases[column].map(names)}
-        )
+        pairs = pair_classes(*(task.labels.from_codes(cases[name]) for name in ("gold", column)))
+        actual, predicted = (pd.Series(numbers).map(names) for numbers in pairs)
+        tables[f"confusion_{model}"] = pd.DataFrame({"actual": actual, "predicted": predicted})
         tables[f"slices_{model}"] = slices.measure_slices(cuts, right, groups, confidence)
     right = cases["tuned"] == cases["gold"]
     tables["reliability_tuned"] = calibration_curve(right, probability, groups, confidence)
     if temperature is not None:
-        before = undo_temperature(cases[probability_columns(task)].to_numpy(), temperature).max(axis=1)
+        answers = task.labels.from_codes(cases["tuned"])
+        before = undo_temperature(answers, cases[probability_columns(task)].to_numpy(), temperature)
+        before = task.labels.answer_probability(before, answers)
         tables["reliability_uncalibrated"] = calibration_curve(right, before, groups, confidence)
     tables["coverage"] = coverage_curve(right, probability, groups, confidence)
     return tables

@@ -16,6 +16,8 @@ from stages.analysis.metrics import ModelScores, Score
 from stages.analysis.nli import Claims
 from stages.data.data_summary import DataSummary
 
+SEVERAL_LABELS = ("f1_micro", "mean_average_precision")  # in `summarize` if a row may have several labels
+
 
 @dataclass(frozen=True)
 class ParameterCounts:
@@ -95,6 +97,7 @@ class Results:
             "accuracy": self.tuned.accuracy.value,
             "calibration_error": self.tuned.scores["calibration_error"].value,
             "f1_macro": self.tuned.f1_macro.value,
+            **{key: self.tuned.scores[key].value for key in SEVERAL_LABELS if key in self.tuned.scores},
             "f1_weighted": self.tuned.f1_weighted.value,
             f"gain_{metric}": best.difference.value,
             f"best_reference_{metric}": best.lead(metric).value,
@@ -119,7 +122,8 @@ def _json(value: Any) -> Any:
     if isinstance(value, Interval):
         return value._asdict()
     if is_dataclass(value):
-        return _items_json((field.name, getattr(value, field.name)) for field in fields(value))
+        items = ((field, getattr(value, field.name)) for field in fields(value))
+        return _items_json((field.name, item) for field, item in items if not (item is None and field.default is None))
     return _items_json(value.items()) if isinstance(value, dict) else value
 
 

@@ -10,7 +10,8 @@ from stages.analysis.intervals import measure_share
 from stages.analysis.text_terms import length_column
 from stages.data.task import Task
 
-Cut = tuple[Sequence[str], np.ndarray]  # names of the slices, and the number of each row's slice [rows]
+# Names of the slices, and the number of each row's slice [rows]; or whether it is in each, bool [rows, slices]
+Cut = tuple[Sequence[str], np.ndarray]
 PROBABILITY_EDGES = (0.5, 0.7, 0.9)  # with two classes, no probability is below the first
 
 
@@ -52,7 +53,7 @@ def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mappin
         probability: of the class that one model predicts, [rows].
         extra: cuts that only this kind of task has.
     """
-    by_name: dict[str, Cut] = {"class": (task.classes, cases["gold"].to_numpy()), **extra}
+    by_name: dict[str, Cut] = {"class": (task.classes, task.labels.from_codes(cases["gold"])), **extra}
     units = {column: "words" if length_column("words", column) in cases else "characters" for column in task.columns}
     lengths = {(unit, column): cases[length_column(unit, column)] for column, unit in units.items()}
     if len(lengths) > 1 and len(set(units.values())) == 1:
@@ -83,7 +84,7 @@ def measure_slices(cuts: Mapping[str, Cut], right: np.ndarray, groups: np.ndarra
     table = []
     for cut, (names, numbers) in cuts.items():
         for number, name in enumerate(names):
-            inside = numbers == number
+            inside = numbers[:, number] if numbers.ndim == 2 else numbers == number
             accuracy = measure_share(right[inside], groups[inside], confidence)
             table.append((cut, f"{cut}: {name}", accuracy.rows, accuracy.hits, accuracy.value, *accuracy.interval))
     return pd.DataFrame(table, columns=["cut", "slice", "rows", "right", "accuracy", "low", "high"])

@@ -3,12 +3,27 @@
 import numpy as np
 
 
+def pair_classes(gold: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each gold class of a row with each predicted one: the numbers of both, int [pairs].
+
+    Args:
+        gold, predicted: label arrays (see `labels`).
+    """
+    if gold.ndim == 1:
+        return gold, predicted
+    _, first, second = np.nonzero(gold[:, :, None] & predicted[:, None, :])
+    return first, second
+
+
 def confusion_counts(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Count the rows with each gold class (first axis) and predicted class (second axis): int [classes, classes].
 
+    A row with several labels counts in several cells: the matrix says how often labels occur together.
+
     Args:
-        gold, predicted: numbers of the rows' classes, int [rows].
+        gold, predicted: label arrays (see `labels`).
     """
+    gold, predicted = pair_classes(gold, predicted)
     return np.bincount(gold * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 

@@ -22,20 +22,19 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task, is_own_
         is_own_test: the test rows are the run's own. One answer to all rows of other data may be due to those rows.
     """
     answered, gold = set(cases["tuned"]), set(cases["gold"])
+    only = task.labels.name(next(iter(answered))) or "no label"
     if answered == gold and len(gold) == 1:
-        (answer,) = answered
         alarms = [
-            f"All test rows have the class {task.classes[answer]}, and the tuned model always answers it: a model that "
+            f"All test rows have the class {only}, and the tuned model always answers it: a model that "
             "learnt nothing would do so too."
         ]
     elif len(answered) == 1:
-        (answer,) = answered
         meaning = "it learnt nothing" if is_own_test else "on them, it is no better than a constant"
-        alarms = [f"The tuned model answers {task.classes[answer]} to all {len(cases):,} test rows: {meaning}."]
+        alarms = [f"The tuned model answers {only} to all {len(cases):,} test rows: {meaning}."]
     else:
-        rows = cases["gold"].value_counts()
-        frequent = {number for number in gold - answered if rows[number] >= FEW_ROWS}  # fewer can be chance
-        never = [name for number, name in enumerate(task.classes) if number in frequent]
+        rows, answers = (task.labels.count(cases[column]) for column in ("gold", "tuned"))
+        frequent = (answers == 0) & (rows >= FEW_ROWS)  # fewer can be chance
+        never = [task.classes[number] for number in np.flatnonzero(frequent)]
         them = "this class" if len(never) == 1 else "these classes"
         alarms = [f"The tuned model never answers {list_names(never)}, but test rows have {them}."] if never else []
     if comparison.metric == "f1_macro":
@@ -69,6 +68,8 @@ def describe_classes_without_rows(cases: pd.DataFrame, task: Task) -> list[str]:
 
 def describe_permutation(cases: pd.DataFrame, task: Task) -> list[str]:
     """The alarm that labels seem exchanged, if they do."""
+    if task.multi_label:  # an answer may have the labels of several
+        return []
     confusion = confusion_counts(cases["gold"].to_numpy(), cases["tuned"].to_numpy(), len(task.classes))
     found = find_permutation(confusion)
     if found is None:

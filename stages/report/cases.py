@@ -70,9 +70,8 @@ def to_spreadsheet(cases: pd.DataFrame, task: Task) -> pd.DataFrame:
     With many classes, it has only the predicted class's probability, since Git stores this table. outs/results/ has all
     probabilities.
     """
-    names = dict(enumerate(task.classes))
     class_columns = ["gold", "tuned", *REFERENCES, *map(column_of_bag, task.columns)]
-    labels = {column: cases[column].map(names) for column in class_columns if column in cases}
+    labels = {column: task.labels.names(cases[column]) for column in class_columns if column in cases}
     many = len(task.classes) > FEW_CLASSES
     excluded = probability_columns(task) if many else []
     return escape_formulas(cases.assign(**labels).drop(columns=["group", *excluded]))
@@ -97,9 +96,9 @@ def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[Co
         ConfidentError(
             row=int(case["row"]),
             texts=[(name, cut_text(case[column], max_text)) for name, column in text_columns(cases, task)],
-            gold=task.classes[case["gold"]],
-            reference=task.classes[case[reference]],
-            tuned=task.classes[case["tuned"]],
+            gold=task.labels.name(case["gold"]),
+            reference=task.labels.name(case[reference]),
+            tuned=task.labels.name(case["tuned"]),
             probability=float(case["tuned_probability"]),
         )
         for _, case in first.iterrows()

@@ -9,10 +9,10 @@ import pandas as pd
 
 from stages.analysis import metrics
 from stages.analysis.calibration import ProbabilityScores
+from stages.analysis.case_table import count_confusions
 from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.metrics import ClassMetric, Metric, ModelScores
 from stages.analysis.results import Results
-from stages.data.confusion import confusion_counts
 from stages.data.data_summary import DataSummary, SplitSummary
 from stages.data.task import SPLITS, Task
 from stages.report.formatting import (
@@ -85,7 +85,7 @@ def class_table(results: Results) -> tuple[list[str], list[list[str]]]:
     columns = [
         (metric.title, results.tuned.class_scores[metric.key])
         for metric in metrics.METRICS
-        if isinstance(metric, ClassMetric)
+        if isinstance(metric, ClassMetric) and metric.key in results.tuned.class_scores
     ]
     rows = [results.data.splits[split].classes for split in ("test", "train")]
     lines = []
@@ -140,7 +140,7 @@ def confusion_table(cases: pd.DataFrame, task: Task) -> list[tuple[str, str, str
     Args:
         cases: from `build_case_table`.
     """
-    confusions = most_frequent_confusions(confusion_counts(cases["gold"], cases["tuned"], len(task.classes)))
+    confusions = most_frequent_confusions(count_confusions(cases, task))
     return [
         (task.classes[line.gold], task.classes[line.predicted], f"{line.rows:,}", percent(line.share))
         for line in confusions.itertuples()

@@ -33,6 +33,7 @@ from stages.analysis import (
 )
 from stages.analysis.results import ParameterCounts, Training
 from stages.analysis.significance_tests import mcnemar
+from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
 from stages.data.task import Task
 from stages.report import formatting, tables, wording
 
@@ -494,7 +495,7 @@ def test_the_interval_of_the_gain_covers_the_true_gain_if_rows_share_a_premise()
 def f1_intervals(confusion, effect=1.0):
     """The intervals of weighted and macro F1, for rows with a design effect."""
     confusion = np.array(confusion)
-    counts = metrics.class_counts(confusion)
+    counts = class_counts(confusion)
     scores = {f1.WEIGHTED: f1.f1_weighted(counts), f1.MACRO: f1.f1_macro(counts)}
     return [f1.f1_interval(score, confusion, average, effect, effect, 0.95) for average, score in scores.items()]
 
@@ -531,10 +532,10 @@ def test_the_bias_of_f1_is_that_of_random_rows(mistakes):
     shares = F1Cell("12 even", 120, 0.7, mistakes).matrix()
     matrices = np.random.default_rng(3).multinomial(120, shares.ravel(), size=20_000).reshape(-1, *shares.shape)
     for average, score in ((f1.WEIGHTED, f1.f1_weighted), (f1.MACRO, f1.f1_macro)):
-        values = score(metrics.class_counts(matrices))
-        bias = values.mean() - score(metrics.class_counts(shares))
+        values = score(class_counts(matrices))
+        bias = values.mean() - score(class_counts(shares))
         error = values.std() / math.sqrt(len(values))
-        result = f1.f1_bias(metrics.class_counts(120 * shares), average)
+        result = f1.f1_bias(class_counts(120 * shares), average)
         assert result == pytest.approx(bias, rel=0.15, abs=3 * error), average
         assert abs(result) > 10 * error or (average == f1.WEIGHTED and mistakes == "spread")
 
@@ -564,10 +565,10 @@ def test_f1_intervals_of_many_rows_are_those_of_resampled_rows():
     rng = np.random.default_rng(1)
     gold = rng.integers(0, 3, 1000)
     predicted = np.where(rng.random(1000) < 0.7, gold, rng.integers(0, 3, 1000))
-    confusion = metrics.confusion_counts(gold, predicted, 3)
+    confusion = confusion_counts(gold, predicted, 3)
     matrices = np.random.default_rng(2).multinomial(1000, confusion.ravel() / 1000, size=4000).reshape(-1, 3, 3)
-    matrices = metrics.class_counts(matrices)
-    values = metrics.f1_weighted(matrices), metrics.f1_per_class(matrices).mean(axis=1)
+    matrices = class_counts(matrices)
+    values = f1_weighted(matrices), f1_per_class(matrices).mean(axis=1)
     for interval, resampled in zip(f1_intervals(confusion), values, strict=True):
         assert interval == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.004)
 

@@ -16,7 +16,7 @@ from stages import analyze
 from stages.analysis.intervals import newcombe
 from stages.analysis.label_permutation import find_permutation
 from stages.analysis.metrics import Predictions
-from stages.data.confusion import class_counts, confusion_counts, f1_macro
+from stages.data.confusion import confusion_counts, f1_macro
 from stages.data.task import Task
 from stages.report.alarms import find_alarms
 from stages.runtime.errors import UserError
@@ -324,4 +324,4 @@ def test_the_interval_of_a_difference_between_independent_samples_covers_the_tru
         results = (newcombe(first.accuracy, second.accuracy), newcombe(first.f1_macro, second.f1_macro))
         covered += [low <= true <= high for (_, (low, high)), true in zip(results, truth, strict=True)]
     assert (covered / samples >= 0.925).all() and (covered / samples <= 0.985).all(), covered / samples
-    assert np.allclose(truth[1], np.subtract(*(f1_macro(class_counts(p.confusion)) for p in large)))
+    assert np.allclose(truth[1], np.subtract(*(f1_macro(p.counts) for p in large)))

@@ -1,6 +1,7 @@
 """Likely label errors, in rows whose wrong labels are known; and the best threshold's effect."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -74,7 +75,8 @@ def test_the_best_threshold_of_the_validation_rows_is_measured_on_the_test_rows(
     shares = np.stack([1 - scores, scores], axis=1)
     predicted = shares.argmax(axis=1)
     test = Predictions(gold[500:], predicted[500:], shares[500:], np.arange(1500), ("ham", "spam"), 0.95)
-    effect = measure_best_threshold(test, gold[:500], scores[:500])
+    validation = replace(test, gold=gold[:500], predicted=predicted[:500], probabilities=shares[:500])
+    effect = measure_best_threshold(test, validation)
     answers = scores[500:] > effect.threshold
     assert 0.1 < effect.threshold < 0.5
     assert effect.accuracy.value == pytest.approx(accuracy_score(gold[500:], answers))
@@ -86,4 +88,4 @@ def test_the_best_threshold_of_the_validation_rows_is_measured_on_the_test_rows(
 
 def test_three_classes_have_no_best_threshold():
     test = Predictions(np.array([0]), np.array([0]), np.full((1, 3), 1 / 3), np.array([0]), ("a", "b", "c"), 0.95)
-    assert measure_best_threshold(test, np.array([0]), np.array([0.5])) is None
+    assert measure_best_threshold(test, test) is None

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from stages.analysis import f1, intervals, metrics, paired_f1, significance_tests
 from stages.analysis.intervals import Interval
 from stages.analysis.paired_difference import measure_difference
+from stages.data.confusion import confusion_counts
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import intervals as simulation
@@ -72,7 +73,7 @@ def test_the_interval_of_many_rows_is_that_of_resampled_rows():
     rng, differences = np.random.default_rng(1), []
     for _ in range(1000):
         rows = rng.integers(0, 3000, 3000)
-        scores = [f1.f1_macro(simulation.class_counts(metrics.confusion_counts(gold[rows], each[rows], classes)))
+        scores = [f1.f1_macro(simulation.class_counts(confusion_counts(gold[rows], each[rows], classes)))
                   for each in (predicted, other)]  # fmt: skip
         differences.append(scores[0] - scores[1])
     _, (low, high), _ = paired_f1.f1_macro_difference(gold, predicted, other, groups, classes, 0.95)

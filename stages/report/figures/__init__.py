@@ -4,9 +4,9 @@ from functools import partial
 
 import pandas as pd
 
+from stages.analysis.case_table import count_confusions
 from stages.analysis.leading_metric import TITLES
 from stages.analysis.results import Results
-from stages.data.confusion import confusion_counts
 from stages.report.figures.confusion import draw_confusion
 from stages.report.figures.coverage import draw_coverage
 from stages.report.figures.learning_curves import draw_loss, draw_validation
@@ -29,7 +29,7 @@ def render_results(
     """
     kept_epoch, comparison, classes = results.training.best_epoch, results.comparison, run.task.classes
     slices = select_slices(tables["slices_reference"], tables["slices_tuned"])
-    confusion = confusion_counts(cases["gold"], cases["tuned"], len(classes))
+    confusion = count_confusions(cases, run.task)
     reached = [goal.on_test for goal in results.coverage.values() if goal.on_test and goal.on_test.coverage < 1]
     drawings = {
         "references": partial(draw_scores, list_scores(results, run), TITLES[comparison.metric]),
