@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis import measures, two_classes
-from stages.analysis.average_precision import average_precisions, mean_average_precision
+from stages.analysis.average_precision import average_precision_interval, average_precisions, mean_average_precision
 from stages.analysis.calibration import (
     answer_probability,
     calibration_error,
@@ -267,6 +267,7 @@ METRICS: tuple[Metric | ClassMetric, ...] = (
         "mean_average_precision",
         "mean average precision",
         lambda p: mean_average_precision(p.gold, p.probabilities),
+        lambda p: average_precision_interval(p.gold, p.probabilities, p.groups, p.confidence),
         applies=has_several_labels,
     ),
     ClassMetric("precision", "precision", lambda p: divide_counts(p.counts[0], p.counts[2])),

@@ -7,7 +7,12 @@ from scipy.stats import norm
 from sklearn import metrics as sklearn_metrics
 
 from stages.analysis import calibration, measures, metrics
-from stages.analysis.average_precision import average_precision_values, average_precisions, mean_average_precision
+from stages.analysis.average_precision import (
+    average_precision_interval,
+    average_precision_values,
+    average_precisions,
+    mean_average_precision,
+)
 from stages.analysis.bag_of_words import predict_by_words
 from stages.analysis.label_errors import likely_label_errors
 from stages.analysis.label_f1 import (
@@ -129,6 +134,38 @@ def test_a_row_s_value_of_average_precision_is_what_its_weight_changes():
         weights[row] += 1e-4
         after = sklearn_metrics.average_precision_score(gold[:, 0], scores[:, 0], sample_weight=weights)
         assert values[row] - before == pytest.approx((after - before) / 1e-4 * 200, rel=0.02, abs=0.02)
+
+
+def draw_scores(rows, noise, seed):
+    """Labels of rows, and scores that rank them, bool and float [rows, labels]."""
+    rng = np.random.default_rng(seed)
+    traits = np.sqrt(0.5) * (rng.normal(size=(rows, 1)) + rng.normal(size=(rows, len(SHARES))))
+    return traits > norm.ppf(1 - SHARES), traits + noise * rng.normal(size=traits.shape)
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.6])
+def test_the_interval_of_average_precision_covers_the_truth(noise):
+    truth, groups, covered = average_precisions(*draw_scores(200_000, noise, 0))[:4], np.arange(300), 0
+    for seed in range(200):
+        gold, scores = (each[:, :4] for each in draw_scores(300, noise, [seed]))
+        low, high = average_precision_interval(gold, scores, groups, 0.95)
+        assert low <= mean_average_precision(gold, scores) <= high
+        covered += low <= truth.mean() <= high
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_extreme_rankings_have_an_interval():
+    gold, scores = (each[:, :3] for each in draw_scores(100, 0.5, 1))
+    low, high = average_precision_interval(gold, gold.astype(float), np.arange(100), 0.95)
+    assert 0.5 < low < high == 1
+    low, high = average_precision_interval(gold, -scores, np.arange(100), 0.95)
+    assert 0 <= low < high < 0.5
+    assert average_precision_interval(np.zeros_like(gold), scores, np.arange(100), 0.95) is None
+    assert average_precision_interval(gold[:10], scores[:10], np.arange(10), 0.95) is None, "too few rows of a label"
+    single = average_precision_interval(gold, scores, np.arange(100), 0.95)
+    copies = [np.repeat(each, 3, axis=0) for each in (gold, scores)]
+    wide = average_precision_interval(*copies, np.repeat(np.arange(100), 3), 0.95)
+    assert np.diff(wide) == pytest.approx(np.diff(single), rel=0.15)
 
 
 def test_loss_brier_and_calibration_are_of_all_decisions():

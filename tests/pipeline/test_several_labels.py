@@ -1,0 +1,76 @@
+"""Several labels a row through all six stages."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from helpers.parameters import unpinned_params, use
+from helpers.project import NANO
+from helpers.six_labels import LABELS, draw_rows
+from helpers.stages import run_stage_in_each
+
+from stages.data.task import Task
+
+pytestmark = pytest.mark.slow
+
+STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of one epoch, and what the stages printed."""
+    folder = tmp_path_factory.mktemp("six") / "run"
+    (folder / "own").mkdir(parents=True)
+    draw_rows(340, seed=1).to_json(folder / "own/rows.jsonl", orient="records", lines=True)
+    raw = unpinned_params()
+    use(raw, "model", str(NANO))
+    use(raw, "data", "./own")
+    raw["data"] |= {"label": "labels", "classes": list(LABELS), "group": None}
+    raw["data"]["splits"] |= {"validation": None, "test": None}
+    raw["data"]["holdout"] |= {"validation": "15%", "test": "25%"}
+    raw["tokenize"]["template"] = "{text}\nLabels:"
+    raw["train"] |= {"epochs": 1, "class_weights": "balanced"}
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    (outcome,) = run_stage_in_each(",".join(STAGES), [folder], BLANK_FIGURES="1").values()
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    return folder, outcome.stdout
+
+
+def test_the_stages_say_what_they_do_with_several_labels(run):
+    _, printed = run
+    assert "6 labels, of which a row may have several: outdoors, happy, old, rain, music, night" in printed
+    assert "zero_shot is left out: a language model continues a text with one class" in printed
+
+
+def test_each_file_has_the_labels_of_its_rows(run):
+    folder, task = run[0], Task.read(run[0] / "outs/task.json")
+    gold = draw_rows(340, seed=1).set_index("text")["labels"].map(sorted)
+    test = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet")
+    named = test["label"].map(lambda numbers: sorted(task.classes[number] for number in numbers))
+    assert named.tolist() == gold[test["text_text"]].tolist()
+    assert (test["label"].map(len) == 0).any(), "a row without labels stays"
+    predicted = [[number in row for number in range(6)] for row in test["prediction"]]
+    probabilities = test[task.probability_columns].to_numpy()
+    assert ((probabilities > 0.5) == predicted)[probabilities != 0.5].all()  # a stored 0.5 may have been more or less
+    cases = pd.read_csv(folder / "metrics/cases.csv", keep_default_na=False)
+    assert cases["gold"].tolist() == ["|".join(task.classes[number] for number in row) for row in test["label"]]
+
+
+def test_the_adapter_tells_plain_transformers_that_labels_are_several(run):
+    folder = run[0] / "outs/adapter"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert list(config["id2label"].values()) == list(LABELS)
+    assert json.loads((folder / "classifier.json").read_text())["multi_label"] is True
+    assert len(json.loads((folder / "validation.json").read_text())["best_threshold"]["value"]) == 6
+
+
+def test_the_results_lead_with_micro_f1_and_every_reference_is_measured(run):
+    details = json.loads((run[0] / "metrics/details.json").read_text())
+    comparison, tuned = details["comparison"], details["tuned"]
+    assert comparison["metric"] == "f1_micro"
+    assert set(comparison["references"]) == {"majority_class", "bag_of_words", "probe", "untrained_head"}
+    assert all(scores["f1_micro_interval"] for scores in comparison["references"].values())
+    assert tuned["f1_micro"] > comparison["references"]["majority_class"]["f1_micro"]
+    assert set(tuned["average_precision"]) == set(LABELS)
