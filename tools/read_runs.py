@@ -233,6 +233,8 @@ def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[
     if not path.is_file():
         return None, None
     table = files.read_table(path)
+    if not pd.api.types.is_integer_dtype(table["label"]):  # until they can be compared
+        raise errors.UserError("its rows have several labels; allowed here: runs with one label a row")
     classes = tuple(column.removeprefix("p_") for column in table if column.startswith("p_"))
     text_columns = [column for column in table if column.startswith("text_")]
     names = dict(enumerate(classes))

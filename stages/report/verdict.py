@@ -131,9 +131,11 @@ def explain_missing(references: Sequence[str]) -> str | None:
 
 
 def explain_metric(results: Results) -> str | None:
-    """Why the report leads with macro F1; None if it leads with accuracy."""
+    """Why the report leads with macro or micro F1; None if it leads with accuracy."""
     if results.comparison.metric == "accuracy":
         return None
+    if results.comparison.metric == "f1_micro":
+        return "The report leads with micro F1, in which all labels of all rows count equally."
     rows = {name: count for name, count in results.data.splits["test"].classes.items() if count}
     most, fewest = max(rows, key=lambda name: rows[name]), min(rows, key=lambda name: rows[name])
     return (
