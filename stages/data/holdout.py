@@ -8,6 +8,8 @@ order of the rows, and with every `seed`, template (if `data.holdout.columns` is
 New rows change few test rows. In percent, single rows of one class change no test row of another class. Rows of the
 same class replace some, because an exact share of each class and rows that never change exclude each other. If 1,000
 rows are added to 10,000, 4 of 1,000 test rows change with two classes, and 31 with 77 (benchmarks/holdout.py).
+
+Of rows that may have several labels, `label_strata` chooses the units.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from stages.data.label_strata import Unit, choose_by_rarest, count_rows, stratify
 from stages.data.task import NO_LABEL, Task
 from stages.runtime.errors import UserError
 from stages.runtime.params import Holdout
@@ -26,8 +29,6 @@ from stages.runtime.params import Holdout
 HELD_OUT = ("test", "validation")  # in the order in which they are chosen: the test rows depend on no other size
 UNIT = "unit"  # column of the training rows: text that is equal for rows which are not separated
 FAR_OFF = 0.2  # of the size that was asked for
-
-Unit = list[tuple[int, int]]  # (class number + 1, rows) for each class of a unit's rows; 0: without a label
 
 
 def list_sizes(holdout: Holdout) -> dict[str, str]:
@@ -58,17 +59,24 @@ def hold_out(
     unit_order = np.argsort(hash_texts(names, seed), kind="stable")
     places = np.argsort(unit_order)[numbers]  # of each row's unit in the order of the hashes
     strata = np.unique([NO_LABEL, *rows["label"]], return_inverse=True)[1][1:]  # 0: without a label
-    units = count_classes(places, strata)
+    units = count_rows(places, strata, len(names))
     counts = np.bincount(strata, minlength=1)
     counts[0] *= count_unlabelled
-    targets = set_targets(sizes, counts)
+    total = counts.sum(keepdims=True)
+    targets = set_targets(sizes, total if task.multi_label else counts)
 
     assigned = np.full(len(units), "train", dtype=object)
     for split, target in targets.items():
-        left = {place: units[place] for place in np.flatnonzero(assigned == "train").tolist()}
-        chosen = choose_units(left, target)
+        left = np.flatnonzero(assigned == "train").tolist()
+        if task.multi_label:
+            is_exact = not sizes[split].endswith("%")
+            split_units, split_targets = stratify(rows["label"], places, task.labels, target[0], count_unlabelled)
+            chosen = choose_by_rarest({place: split_units[place] for place in left}, split_targets, is_exact)
+        else:
+            chosen = choose_units({place: units[place] for place in left}, target)
         if not chosen:
-            raise _no_unit(split, sizes[split], target, left, int(counts.sum()), describe_unit(holdout, task))
+            smallest = int(np.bincount(places)[left].min())
+            raise _no_unit(split, sizes[split], any(target), smallest, int(total[0]), describe_unit(holdout, task))
         assigned[chosen] = split
 
     # Rows of a unit are in an order of their content too.
@@ -80,11 +88,8 @@ def hold_out(
     return {split: ordered[splits == split] for split in ("train", *targets)}
 
 
-def _no_unit(
-    split: str, size: str, target: Sequence[int], units: Mapping[int, Unit], rows: int, unit: str
-) -> UserError:
-    if any(target):
-        smallest = min(sum(count for _, count in counts) for counts in units.values())
+def _no_unit(split: str, size: str, is_enough: bool, smallest: int, rows: int, unit: str) -> UserError:
+    if is_enough:
         reason = (
             f"{unit} are not separated (the fewest such rows are {smallest:,}), and some rows of each class stay in "
             "training; allowed: a larger size"
@@ -112,20 +117,6 @@ def join_texts(texts: pd.DataFrame) -> pd.Series:
     """The columns of a table of texts as one text a row. No text is expected to have the control character between."""
     first, *others = texts.columns
     return texts[first].str.cat([texts[other] for other in others], sep="\x1f") if others else texts[first]
-
-
-def count_classes(places: np.ndarray, labels: np.ndarray) -> list[Unit]:
-    """The rows of each class in each unit.
-
-    Args:
-        places, labels: of each row's unit and class, int [rows]. Each unit has a row.
-    """
-    width = labels.max() + 1
-    pairs, counts = np.unique(places * width + labels, return_counts=True)
-    units: list[Unit] = [[] for _ in range(places.max() + 1)]
-    for place, label, count in zip((pairs // width).tolist(), (pairs % width).tolist(), counts.tolist(), strict=True):
-        units[place].append((label, count))
-    return units
 
 
 def set_targets(sizes: Mapping[str, str], rows: np.ndarray) -> dict[str, list[int]]:
@@ -211,12 +202,12 @@ def describe_holdout(splits: Mapping[str, pd.DataFrame], rows: int, holdout: Hol
     lines = [f"held out of {rows:,} training rows: {counts}"]
     if holdout.columns and task.group is not None:
         lines.append(f"data.holdout.columns is not used, because rows with the same {task.group} are not separated")
+    exact = "the share of each label is exact" if task.multi_label else "each class has a whole number of rows"
     for split, size in sizes.items():
         wanted = float(size[:-1]) / 100 * rows if size.endswith("%") else int(size)
         if abs(len(splits[split]) - wanted) > max(1, FAR_OFF * wanted):
             lines.append(
                 f"WARNING: data.holdout.{split}: {size}: {len(splits[split]):,} rows were held out, not "
-                f"{wanted:,.0f}, because {describe_unit(holdout, task)} are not separated, and each class has a whole "
-                "number of rows"
+                f"{wanted:,.0f}, because {describe_unit(holdout, task)} are not separated, and {exact}"
             )
     return lines

@@ -362,6 +362,12 @@ def test_a_slice_that_leaves_classes_out_of_training_is_an_error_with_the_cure(s
     )
 
 
+def test_a_slice_that_leaves_a_label_out_of_training_calls_it_a_label():
+    rows = table([["a"], ["b"], [], ["a", "b"], ["c"], ["c", "a"]])
+    error = error_of({"train": rows[:4], "test": rows[4:]}, test=None, train="train[:50%]")
+    assert "train[:50%] has no row of 1 of the 2 labels of data.splits.test (c), as in a sorted file" in error
+
+
 def test_other_splits_may_lack_classes_and_a_whole_split_too():
     for tables, of_data in (sliced(train="train"), sliced("abcdeeee")):
         assert len(assign(tables, **of_data)[2]["train"]) == 8
