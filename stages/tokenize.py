@@ -84,7 +84,8 @@ def label_rows(rows: pd.DataFrame, split: str, data: params.Data, task: Task) ->
     """The rows of a split that have a label, or get one from `data.unlabelled`."""
     labelled = resolve_unlabelled(rows, data.unlabelled, task)
     if labelled.empty:
-        raise errors.UserError(f"data: split '{split}': column '{data.label}' has no label in any of the chosen rows")
+        column = data.label if isinstance(data.label, str) else ", ".join(data.label)
+        raise errors.UserError(f"data: split '{split}': column '{column}' has no label in any of the chosen rows")
     return labelled
 
 
@@ -117,8 +118,8 @@ def measure_padding(lengths: np.ndarray, p: params.Params) -> PaddingShares:
 
 def describe_classes(task: Task) -> str:
     more = ", …" if len(task.classes) > 10 else ""
-    noun = "labels, of which a row may have several" if task.multi_label else "classes"
-    return f"{len(task.classes)} {noun}: {', '.join(task.classes[:10])}{more}"
+    several = ", of which a row may have several" if task.multi_label else ""
+    return f"{len(task.classes)} {task.noun}{several}: {', '.join(task.classes[:10])}{more}"
 
 
 def describe_dropped(summary: DataSummary) -> list[str]:

@@ -60,6 +60,7 @@ class SplitSummary:
         tokens_longest: of the longest row, before truncation.
         classes: {class: rows}.
         overlaps: {earlier split: rows that are related to its rows}.
+        without_labels: rows that belong to no class. None, and no key in the file, if each row has one class.
     """
 
     rows: int
@@ -75,14 +76,17 @@ class SplitSummary:
     tokens_longest: int
     classes: dict[str, int]
     overlaps: dict[str, Overlap]
+    without_labels: int | None = None
 
     @classmethod
     def from_json(cls, counts: Mapping[str, Any]) -> Self:
         overlaps = {key[3:]: Overlap(**value) for key, value in counts.items() if key.startswith("in_")}
-        return cls(**{f.name: counts[f.name] for f in fields(cls) if f.name != "overlaps"}, overlaps=overlaps)
+        return cls(**{f.name: counts[f.name] for f in fields(cls) if f.name in counts}, overlaps=overlaps)
 
     def to_json(self) -> dict[str, Any]:
         counts = asdict(self)
+        if self.without_labels is None:
+            del counts["without_labels"]
         for split, overlap in counts.pop("overlaps").items():
             counts[f"in_{split}"] = {key: value for key, value in overlap.items() if value is not None}
         return counts
@@ -119,6 +123,11 @@ class DataSummary:
     padding: PaddingShares
     max_length: int
     dropped_duplicates: DroppedDuplicates | None = None
+
+    @property
+    def noun(self) -> str:
+        """What several of the classes are called, as `Task.noun`."""
+        return "classes" if self.splits["train"].without_labels is None else "labels"
 
     @classmethod
     def from_json(cls, summary: Mapping[str, Any]) -> Self:
@@ -175,6 +184,7 @@ def summarize_split(
         tokens_longest=int(tokenized["full_length"].max()),
         classes=dict(zip(task.classes, task.labels.count(tokenized["label"]).tolist(), strict=True)),
         overlaps={split: count_overlap(tokenized, others, task) for split, others in earlier.items()},
+        without_labels=int((tokenized["label"] == 0).sum()) if task.multi_label else None,
     )
 
 

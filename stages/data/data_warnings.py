@@ -22,11 +22,12 @@ WITHOUT_CLASS = {
 }
 # {split whose classes differ from those of training: what it means}
 UNEVENLY_SHARED = {
-    "test": "The scores hold only for data whose classes are distributed as in the test rows.",
+    "test": "The scores hold only for data whose {noun} are distributed as in the test rows.",
     "validation": "The best epoch and the temperature are chosen on rows unlike those of training.",
 }
 # Total variation distance beyond what chance makes. A classifier that finds 95% of the rows of one class and 70% of
 # another's moves by 2.5 points of accuracy at 0.1. That is as much as seeds move it, so less is not worth an alarm.
+# If rows may have several labels, each label and its absence are two such classes.
 MAX_DISTANCE = 0.1
 # Two splits are compared with training, so at most 1 in 500 random splits raises an alarm.
 MAX_P_VALUE = 0.001
@@ -67,7 +68,8 @@ def find_warnings(summary: DataSummary, group: str | None, is_own_test: bool = T
         is_own_test: the test rows are of the same data as the training rows, so the user can split it otherwise.
     """
     alarms = [DataWarning("alarm", text) for text in _unevenly_shared_classes(summary, is_own_test)]
-    warnings = [DataWarning("warning", text) for text in (*_overlaps(summary, group), *_empty_texts(summary))]
+    texts = *_overlaps(summary, group), *_empty_texts(summary), *_rows_without_labels(summary)
+    warnings = [DataWarning("warning", text) for text in texts]
     return sorted(
         [*_missing_classes(summary), *alarms, *_truncated_texts(summary), *warnings],
         key=lambda warning: warning.level != "alarm",
@@ -84,7 +86,8 @@ def _missing_classes(summary: DataSummary) -> Iterator[DataWarning]:
             expected = max(train.classes[name] for name in missing) / train.kept * counts.kept
             level: Level = "alarm" if split == "train" or expected >= MIN_EXPECTED else "warning"
             more = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
-            noun, pronoun = ("the class", "it") if len(missing) == 1 else ("one of the classes", "them")
+            one = {"classes": "class", "labels": "label"}[summary.noun]
+            noun, pronoun = (f"the {one}", "it") if len(missing) == 1 else (f"one of the {summary.noun}", "them")
             names = f"{noun} {', '.join(missing[:MOST_NAMED])}{more}"
             yield DataWarning(level, f"No {ADJECTIVES[split]} row has {names}: {meaning} {pronoun}.")
 
@@ -92,34 +95,46 @@ def _missing_classes(summary: DataSummary) -> Iterator[DataWarning]:
 def _unevenly_shared_classes(summary: DataSummary, is_own_test: bool) -> Iterator[str]:
     """A sentence about the test rows, or else about the validation rows, if their classes are not those of training."""
     rows = {split: np.array(list(summary.splits[split].classes.values())) for split in SPLITS}
-    shares = {split: counts / counts.sum() for split, counts in rows.items()}
+    several = summary.noun == "labels"
+    sizes = {split: summary.splits[split].kept if several else counts.sum() for split, counts in rows.items()}
+    shares = {split: counts / sizes[split] for split, counts in rows.items()}
     for split, meaning in UNEVENLY_SHARED.items():
-        if not differ_in_classes(rows["train"], rows[split]):
-            continue
         differences = np.abs(shares[split] - shares["train"])
+        if several:
+            train, other = (np.stack([rows[name], sizes[name] - rows[name]], axis=1) for name in ("train", split))
+            differ = [differ_in_classes(*pair, len(train)) for pair in zip(train, other, strict=True)]
+            differences = differences * differ
+            distance = differences.max()
+        else:
+            distance = differences.sum() / 2 * differ_in_classes(rows["train"], rows[split])
+        if not distance:
+            continue
         widest = int(differences.argmax())
         listed = [f"{shares[name][widest]:.1%} of the {ADJECTIVES[name]} rows" for name in SPLITS]
-        sentence = f"{list(summary.splits[split].classes)[widest]} is {listed[0]}, {listed[1]} and {listed[2]}"
+        verb = "is a label of" if several else "is"
+        sentence = f"{list(summary.splits[split].classes)[widest]} {verb} {listed[0]}, {listed[1]} and {listed[2]}"
+        alarm = f"The {summary.noun} are shared out differently: {sentence}. {meaning.format(noun=summary.noun)}"
         if split == "test" and not is_own_test:
-            yield f"The classes are shared out differently: {sentence}. {meaning}"
-        elif differences.sum() / 2 > MOSTLY_DIFFERENT:
+            yield alarm
+        elif distance > MOSTLY_DIFFERENT:
             yield (
-                f"Training and {ADJECTIVES[split]} rows have mostly different classes: {sentence}. A sorted file gives "
-                "such splits if it is sliced in file order: hold rows out by data.holdout instead."
+                f"Training and {ADJECTIVES[split]} rows have mostly different {summary.noun}: {sentence}. A sorted "
+                "file gives such splits if it is sliced in file order: hold rows out by data.holdout instead."
             )
         else:
             yield (
-                f"The classes are shared out differently: {sentence}. {meaning} If you do not want this, hold rows "
-                "out by data.holdout, which gives each split the same shares."
+                f"{alarm} If you do not want this, hold rows out by data.holdout, which gives each split the same "
+                "shares."
             )
         return
 
 
-def differ_in_classes(rows: np.ndarray, others: np.ndarray) -> bool:
+def differ_in_classes(rows: np.ndarray, others: np.ndarray, tests: int = 1) -> bool:
     """Whether two splits differ in their shares of classes, by more than chance and by more than `MAX_DISTANCE`.
 
     Args:
         rows, others: rows of each class in a split, int [classes].
+        tests: how many such tests are made of the same two splits (Bonferroni).
     """
     counts = np.array([rows, others])
     sizes = counts.sum(axis=1)
@@ -132,7 +147,7 @@ def differ_in_classes(rows: np.ndarray, others: np.ndarray) -> bool:
     from scipy.stats import chi2_contingency  # takes 0.4 s to import, and few runs come here
 
     table = pool_rare_classes(counts)
-    return table.shape[1] > 1 and bool(chi2_contingency(table).pvalue < MAX_P_VALUE)
+    return table.shape[1] > 1 and bool(chi2_contingency(table).pvalue < MAX_P_VALUE / tests)
 
 
 def pool_rare_classes(counts: np.ndarray) -> np.ndarray:
@@ -203,3 +218,14 @@ def _empty_texts(summary: DataSummary) -> Iterator[str]:
                     f"{empty:,} of {counts.kept:,} {ADJECTIVES[split]} rows ({empty / counts.kept:.1%}) "
                     f"{'has' if empty == 1 else 'have'} an empty {column}."
                 )
+
+
+def _rows_without_labels(summary: DataSummary) -> Iterator[str]:
+    """A sentence if rows may have several labels and some have none."""
+    counts = {split: summary.splits[split].without_labels or 0 for split in SPLITS}
+    if any(counts.values()):
+        train, validation, test = (count / summary.splits[split].kept for split, count in counts.items())
+        yield (
+            f"{train:.1%} of the training, {validation:.1%} of the validation and {test:.1%} of the test rows have no "
+            "label. They are kept: for such a row, no label is the right answer."
+        )

@@ -93,3 +93,15 @@ def test_counting_duplicates_makes_no_python_object_of_each_text():
     peak = traced_peak(lambda: overlaps.append(count_overlap(train[:100], train, TASK)))
     assert overlaps == [Overlap(rows=100, groups=0)]
     assert peak / 20_000 < 30
+
+
+def test_rows_without_labels_are_counted_only_where_rows_may_have_several():
+    task = Task(CLASSES, template_of(COLUMNS), "premise", multi_label=True)
+    rows = frame(("a", "b", 5), ("c", "d", 0), ("e", "f", 4), ("g", "h", -1))  # codes: sums of 2**class
+    tokenized = rows[:3].assign(input_ids=[[1]] * 3, truncated=False, full_length=1)
+    summary = summarize_split(rows, rows, tokenized, task, {})
+    assert (summary.without_labels, summary.unlabelled) == (1, 1)
+    assert summary.classes == {"entailment": 1, "neutral": 0, "contradiction": 2}
+    assert SplitSummary.from_json(summary.to_json()) == summary
+    single = summarize_split(rows, rows, tokenized.assign(label=[0, 0, 1]), TASK, {})
+    assert "without_labels" not in single.to_json()

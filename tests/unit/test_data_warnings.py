@@ -141,3 +141,46 @@ def test_truncated_rows_are_an_alarm_if_they_are_more_than_a_fifth_and_alarms_co
         ("warning", "1 of 20 validation rows (5.0%) was longer than tokenize.max_length: 128, the longest has 129 "
          "tokens; the end of its longest text was cut."),
     ]  # fmt: skip
+
+
+def several(train, test, rows=1000, **changes):
+    """Warnings about the labels a, b, … of rows that may have several; the numbers are of 1,000 rows each."""
+    counts = {"train": train, "validation": train, "test": test}
+    labels = {split: dict(zip("abcdef", of_split, strict=False)) for split, of_split in counts.items()}
+    of_rows = {"kept": rows, "without_labels": 0} | changes
+    return warnings_for(**{split: {"classes": labels[split], **of_rows} for split in counts})
+
+
+def test_shares_of_labels_are_of_the_rows_and_each_label_is_compared_by_itself():
+    assert several((500, 300, 100), (480, 320, 100)) == []
+    ((level, text),) = several((500, 300, 100), (500, 300, 300))
+    assert level == "alarm"
+    assert text.startswith(
+        "The labels are shared out differently: c is a label of 10.0% of the training rows, 10.0% of the validation "
+        "rows and 30.0% of the test rows. The scores hold only for data whose labels are distributed as in the test "
+    )
+    ((_, text),) = several((900, 300), (100, 300))
+    assert text.startswith("Training and test rows have mostly different labels: a is a label of 90.0% of ")
+
+
+@pytest.mark.parametrize("labels", [6, 50])
+def test_fewer_than_one_in_a_hundred_random_splits_of_labels_raise_an_alarm(labels):
+    rng, shares = np.random.default_rng(0), np.geomspace(0.5, 0.02, labels)
+    rows = {"train": 400, "validation": 40, "test": 40}
+    alarms = 0
+    for _ in range(200):
+        counts = {
+            split: dict(zip(map(str, range(labels)), rng.binomial(n, shares), strict=True)) for split, n in rows.items()
+        }
+        changes = {split: {"classes": counts[split], "kept": n, "without_labels": 0} for split, n in rows.items()}
+        alarms += any("shared out" in text for _, text in warnings_for(**changes))
+    assert alarms < 2
+
+
+def test_rows_without_labels_are_counted_and_a_missing_one_is_called_a_label():
+    assert several((500, 300), (500, 300), without_labels=100) == [
+        ("warning", "10.0% of the training, 10.0% of the validation and 10.0% of the test rows have no label. They are "
+         "kept: for such a row, no label is the right answer.")
+    ]  # fmt: skip
+    assert ("alarm", "No test row has the label b: nothing is known about it.") in several((500, 300), (500, 0))
+    assert any("has one of the labels b, c" in text for _, text in several((500, 300, 300), (500, 0, 0)))
