@@ -153,9 +153,10 @@ def resolve_classes(columns: Sequence[LabelColumn], listed: Sequence[str] | None
     """
     classes = tuple(listed) if listed is not None else _find_classes(columns)
     if columns[0].missing is not None and (name := next((name for name in classes if SEPARATOR in name), None)):
+        key = f"data.label: {columns[0].column}" if listed is None else "data.classes"
         raise UserError(
-            f"params.yaml: data.label: {columns[0].column}: the class {name!r} has a {SEPARATOR}, which joins several "
-            "labels of a row in texts; rename it"
+            f"params.yaml: {key}: the class {name!r} has a {SEPARATOR}, which joins several labels of a row in texts; "
+            "rename it, or set data.separator if it is two labels"
         )
     return classes
 
