@@ -46,7 +46,7 @@ def flatten(
     if not isinstance(label, str):
         return {split: read_flags(table, split, label) for split, table in tables.items()}
     kinds = {split: table.schema.field(label).type for split, table in tables.items()}
-    listed = {split for split, kind in kinds.items() if _is_list(kind)}
+    listed = {split for split, kind in kinds.items() if is_list(kind)}
     if separator is not None:
         if listed:
             raise UserError(
@@ -64,7 +64,7 @@ def flatten(
     return {split: read_lists(table, label) for split, table in tables.items()}
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 

@@ -223,7 +223,14 @@ EXAMPLES = {
     "toxic": Example("id = key; comment_text = text; toxic = 0|0|0|1", "toxic", "comment_text"),
     "six labels of jigsaw": Example(
         "id = key; comment_text = text; " + "; ".join(f"{name} = ints 0|0|0|1" for name in JIGSAW.split("|")),
-        "toxic", "comment_text",
+        JIGSAW, "comment_text",
+    ),
+    "tags of films": Example(
+        "movieId = row; title = title 2-5; plot = text; genres = War|Drama|Comedy|Drama, War|War, Comedy",
+        "genres", "title, plot",
+    ),
+    "one label next to other flags": Example(
+        "text = text; is_short = 0|1; label = 0|1; has_link = 0|1; friendly = 0|1", "label"
     ),
     "chinese": Example("review = chinese; label = 0|1", "label", "review"),
     "chinese columns": Example("标题 = chinese; 类别 = 体育|财经|娱乐", "类别", "标题"),

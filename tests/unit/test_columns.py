@@ -41,8 +41,9 @@ def table(columns, rows=300):
 def test_the_columns_of_a_known_data_set_are_chosen(name):
     example = EXAMPLES[name]
     columns = choose_columns(example.make())
-    found = (columns.label, ", ".join(columns.texts), columns.group or "", columns.split_values)
-    assert found[0] in example.label.split("|")
+    label = "|".join(columns.label_columns)
+    found = (label, ", ".join(columns.texts), columns.group or "", columns.split_values)
+    assert found[0] in (example.label, *example.label.split("|"))
     assert found[1] == example.texts
     assert found[2] in example.group.split("|")
     assert found[3] == example.split
@@ -114,8 +115,50 @@ def test_a_label_column_given_by_hand_is_taken_and_its_oddities_are_listed():
     assert "numbers with fractions" in columns.reasons["label"] or "-1 may mean no label" in columns.reasons["label"]
 
 
-def test_labels_of_several_columns_are_pointed_out():
-    assert "several labels a row" in choose_columns(EXAMPLES["six labels of jigsaw"].make()).reasons["label"]
+def test_neighbouring_columns_of_0_and_1_are_labels_together():
+    rows = EXAMPLES["six labels of jigsaw"].make()
+    columns = choose_columns(rows)
+    assert columns.label == ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
+    assert columns.reasons["label"].startswith("6 columns of 0 and 1, of which a row may have several: toxic, severe")
+    single = choose_columns(rows, label="toxic")
+    assert single.label == "toxic" and "repeat --label for each" in single.reasons["label"]
+    named = choose_columns(rows, label=["toxic", "threat"])
+    assert (named.label, named.texts, named.separator) == (("toxic", "threat"), ("comment_text",), None)
+
+
+@pytest.mark.parametrize("others", ["", "; threat = 1|2", "; vote_count = 0|1", "; threat = 0|1|", "; user = 0|1"])
+def test_fewer_than_three_columns_of_0_and_1_are_no_labels_together(others):
+    assert choose_columns(table(f"text = text; toxic = 0|1; insult = 0|1{others}")).label == "toxic"
+
+
+@pytest.mark.parametrize(
+    ("labels", "separator"),
+    [
+        (["a|b", "a", "b", "c|a", "c"], "|"),
+        (["a; b", "a", "b", "c; a", "c"], ";"),
+        (["2,27", "0", "3,0", "27", "2", "3"], ","),
+        (["New York, NY", "Boston, MA", "Paris"], None),  # names with a comma: no part is in several cells
+        (["en;x", "en;y", "de;x", "de;y", "fr;x", "fr;y"], None),  # each cell has two parts
+        (["a|a", "a", "b", "a|b", "c|b", "c"], None),  # a label twice
+        (["red", "green", "blue"], None),
+    ],
+)
+def test_a_text_of_few_parts_that_occur_in_several_cells_is_a_list_of_labels(labels, separator):
+    texts = [f"text number {row} of all" for row in range(60)]
+    columns = choose_columns(pa.table({"text": texts, "label": [labels[row % len(labels)] for row in range(60)]}))
+    assert (columns.label, columns.texts, columns.separator) == ("label", ("text",), separator)
+    assert ("of which a row may have several" in columns.reasons["label"]) == (separator is not None)
+
+
+def test_a_column_of_lists_is_a_label_unless_another_column_is_likelier():
+    texts = [f"text number {row} of all" for row in range(60)]
+    rows = pa.table({"text": texts, "emotions": [[["joy"], ["joy", "awe"], []][row % 3] for row in range(60)]})
+    columns = choose_columns(rows)
+    assert (columns.label, columns.separator) == ("emotions", None)
+    assert columns.reasons["label"].startswith("emotions, lists of 2 values, of which a row may have several")
+    assert choose_columns(rows.append_column("label", pa.array(["a", "b"] * 30))).label == "label"
+    vectors = pa.table({"text": texts, "label": [[0.5, 1.5]] * 60})
+    assert "no column looks like a label" in error_of(choose_columns, vectors)
 
 
 def test_rare_values_of_the_label_are_pointed_out():
@@ -126,15 +169,18 @@ def test_rare_values_of_the_label_are_pointed_out():
 @pytest.mark.parametrize(
     ("label", "reason"),
     [
-        ("nosuch", "no such column; allowed: text, label, always, tags"),
+        ("nosuch", "no such column; allowed: text, label, always, vector"),
+        (["label", "always"], "text, 2 values; allowed in each of several label columns: 0 or 1"),
         ("always", "one value, x"),
-        ("tags", "list<"),
+        ("vector", "list<"),
         ("text", "text, 1,100 values"),
     ],
 )
 def test_a_label_column_given_by_hand_that_has_no_classes_is_rejected(label, reason):
-    rows = table("text = text 6-9; label = a|b; always = x; tags = lists label", rows=1100)
-    assert error_of(choose_columns, rows, label=label).startswith(f"--label: {label}: {reason}")
+    rows = table("text = text 6-9; label = a|b; always = x; number = number; vector = lists number", rows=1100)
+    rows = rows.drop_columns("number")
+    name = label if isinstance(label, str) else label[0]
+    assert error_of(choose_columns, rows, label=label).startswith(f"--label: {name}: {reason}")
 
 
 # --- texts ---
@@ -235,6 +281,7 @@ def test_a_column_that_names_splits_in_another_way_is_pointed_out(values, words)
         (["v2"], "product_category", "{v2}\nProduct category:"),
         (["question"], "is_duplicate", "{question}\nDuplicate:"),
         (["text"], "#", "{text}\nLabel:"),
+        (["text"], ("toxic", "insult"), "{text}\nLabels:"),
     ],
 )
 def test_a_template_names_the_columns_in_words_and_ends_with_the_labels_name(texts, label, template):

@@ -230,6 +230,49 @@ def test_a_subset_is_asked_for_by_its_option(run, pipeline):
     assert p.data.subset == "de"
 
 
+FORMS = {
+    "lists": ("rows.jsonl", "tags", None),
+    "text": ("rows.csv", "tags", "|"),
+    "columns": ("rows.csv", ["rainy", "windy", "cold"], None),
+}
+
+
+def several(form, rows=120):
+    """Rows with any of three labels; every sixth has none."""
+    names = ("rainy", "windy", "cold")
+    labels = [[name for bit, name in enumerate(names) if row % 6 >> bit & 1] for row in range(rows)]
+    data = pd.DataFrame({"text": texts(rows)})
+    if form == "columns":
+        return data.assign(**{name: [int(name in of) for of in labels] for name in names})
+    return data.assign(tags=labels if form == "lists" else ["|".join(of) for of in labels])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_of_several_labels_a_row_are_recognised(run, pipeline, form):
+    name, label, separator = FORMS[form]
+    path = pipeline.parent / "data" / name
+    data = several(form)
+    data.to_json(path, orient="records", lines=True) if form == "lists" else data.to_csv(path, index=False)
+    p, printed = run(path)
+    assert (p.data.label, p.data.separator, p.data.classes) == (label, separator, None)
+    assert p.tokenize.template == ("{text}\nLabels:" if form == "columns" else "{text}\nTags:")
+    for words in ("of which a row may have several", "3 labels:", "50.0% rainy (60)", "16.7% of the training, 16.7% of "
+                  "the validation and 16.7% of the test rows have no label", "leads with micro F1",
+                  "96 train, 12 validation, 12 test"):  # fmt: skip
+        assert words in printed
+    p, _ = run(sorted_csv(pipeline), "--force")
+    assert (p.data.label, p.data.separator) == ("mood", None)
+
+
+def test_columns_of_0_and_1_may_be_named_and_one_of_them_is_a_single_label(run, pipeline):
+    path = pipeline.parent / "data/rows.csv"
+    several("columns").to_csv(path, index=False)
+    p, _ = run(path, "--label", "rainy", "--label", "cold")
+    assert p.data.label == ["rainy", "cold"]
+    p, printed = run(path, "--label", "rainy", "--force")
+    assert p.data.label == "rainy" and "2 classes:" in printed
+
+
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [

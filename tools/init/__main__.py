@@ -2,6 +2,7 @@
 
     python -m tools.init /home/you/reviews.csv
     python -m tools.init reviews/ --label stars --text title --text body
+    python -m tools.init comments.csv --label toxic --label obscene --label threat
 
 PATH is a file, a folder, or the name of a data set on the Hugging Face hub (OWNER/NAME). Run the command in the folder
 with params.yaml and dvc.yaml, such as demo/. It prints what it found and the keys that it changes, and keeps the file's
@@ -15,6 +16,7 @@ test.
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -57,7 +59,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m tools.init", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", metavar="PATH", help="a file, a folder, or OWNER/NAME on the hub")
-    parser.add_argument("--label", metavar="COLUMN", help="the label column")
+    parser.add_argument(
+        "--label", metavar="COLUMN", action="append", help="the label column; repeat it for columns of 0 and 1"
+    )
     parser.add_argument("--text", metavar="COLUMN", action="append", help="a text column; repeat it for several")
     parser.add_argument("--group", metavar="COLUMN", help="a column whose equal values belong together")
     parser.add_argument("--subset", metavar="NAME", help="the configuration, if the data set has several")
@@ -93,17 +97,19 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     choose_params.choose_source(draft, "data", arguments.path)
     draft.set("data.subset", arguments.subset)
     tables, columns = read_tables(draft, arguments.label, arguments.text, arguments.group, ask_label)
-    draft.set_head(f"{columns.label} of {Path(arguments.path).name}: keys set by `python -m tools.init`")
+    draft.set_head(
+        f"{', '.join(columns.label_columns)} of {Path(arguments.path).name}: keys set by `python -m tools.init`"
+    )
     for what in ("label", "texts", "group"):
         print(f"{what}: {columns.reasons[what]}")
-    used = {columns.label, *columns.texts, columns.group, columns.split}
+    used = {*columns.label_columns, *columns.texts, columns.group, columns.split}
     if others := [name for name in tables["train"].column_names if name not in used]:
         print(f"columns that are not used: {', '.join(others)}")
     if draft.params().data.split or columns.reasons["split"].startswith("WARNING"):
         print(f"split: {columns.reasons['split']}")
 
     choose_params.set_columns(draft, columns)
-    classes, notes = choose_params.choose_classes(read_label_columns(tables, columns.label))
+    classes, notes = choose_params.choose_classes(read_label_columns(tables, columns.label, columns.separator))
     draft.set("data.classes", classes)
 
     if arguments.model:
@@ -115,7 +121,7 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     template = choose_params.choose_template(draft, columns, tokenizer, manifest["name"])
 
     task, splits = choose_params.assign(draft, tables, template)
-    print("\n".join([f"{len(task.classes)} classes:", *describe_data.describe_classes(splits, task)]))
+    print("\n".join([f"{len(task.classes)} {task.noun}:", *describe_data.describe_classes(splits, task)]))
     for note in notes:
         print(f"  {note}")
     print("rows: " + ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS))
@@ -151,13 +157,13 @@ def show_and_write(draft: Draft, target: Path, check: bool) -> None:
     print(f"{target} is written. Next: {copy}dvc repro")
 
 
-def ask_label(candidates: tuple[str, ...]) -> str | None:
+def ask_label(candidates: Sequence[str | tuple[str, ...]]) -> str | tuple[str, ...] | None:
     """Ask which column is the label; None without a terminal, or if there is only one candidate."""
     if not is_terminal() or len(candidates) < 2:
         return None
     print("Which column is the label?")
     for number, name in enumerate(candidates, 1):
-        print(f"  {number}  {name}")
+        print(f"  {number}  {name if isinstance(name, str) else ', '.join(name)}")
     while True:
         answer = ask(f"1 to {len(candidates)} [1]: ") or "1"
         if answer in candidates:

@@ -103,7 +103,7 @@ def choose_classes(columns: Sequence[LabelColumn]) -> tuple[list[str] | None, li
         listed = classes
     if missing := [name for name in classes if name.casefold() in MISSING]:
         notes.append(f"{', '.join(missing)} is read as a class; if it means no label, empty these cells of the data")
-    if len(classes) == 2:
+    if len(classes) == 2 and columns[0].missing is None:
         codes = np.concatenate([encode_labels(column, classes) for column in columns])
         counts = np.bincount(codes[codes >= 0], minlength=2)
         if counts[1] > counts[0] and counts[0] < EVEN * counts.sum():
@@ -141,7 +141,8 @@ def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list
 
 def set_columns(draft: Draft, columns: Columns) -> None:
     """Set the keys that name columns, and those that were about the rows of other data."""
-    draft.set("data.label", columns.label)
+    draft.set("data.label", columns.label if isinstance(columns.label, str) else list(columns.label))
+    draft.set("data.separator", columns.separator)
     draft.set("data.group", columns.group)
     draft.set("data.unlabelled", "drop")
     draft.set("data.classes", None)

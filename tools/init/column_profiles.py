@@ -1,7 +1,7 @@
 """What the columns of a data set hold: how many different values, how often each, and what they look like."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import datasets
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from stages.analysis.text_terms import words
 from stages.data.label_column import NUMBER, describe_type, format_number
+from stages.data.label_lists import is_list
 from stages.runtime.params import MAX_CLASSES
 
 SAMPLE = 500  # different values that decide what a column looks like
@@ -18,7 +19,7 @@ MOST = 0.9  # share of them that must look alike
 
 Kind = Literal[
     "classes", "text", "words", "identifiers", "booleans", "whole numbers", "numbers", "dates", "URLs",
-    "e-mail addresses", "file paths", "brackets", "nothing", "other",
+    "e-mail addresses", "file paths", "brackets", "lists", "nothing", "other",
 ]  # fmt: skip
 
 DATE = r"\d{4}[-/.年]\d{1,2}([-/.月]\d{1,2}.{0,25})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{2}|\d{4})\b.{0,20}"
@@ -43,7 +44,8 @@ class ColumnProfile:
     Attributes:
         kind: what most of its values look like.
         rows: rows of the table.
-        counts: rows of each different value, the most frequent first; int64 [values]. Blank cells do not count.
+        counts: rows of each different value, the most frequent first; int64 [values]. Blank cells do not count. Of
+            lists, the values are those in them.
         values: the values as text, in the order of `counts`; not all if there are more than `MAX_CLASSES`.
         sample: up to `SAMPLE` different values from all over the table.
         word_count: median number of words of the sample. Two characters count as a word if no spaces separate words.
@@ -91,7 +93,7 @@ class ColumnProfile:
             return "no values"
         if self.distinct == 1:
             return f"one value, {self.values[0]:.30}"
-        if self.distinct == self.filled and self.kind != "text":
+        if self.distinct == self.filled and self.kind not in ("text", "lists"):
             return f"{self.kind}, each row another"
         return f"{'text' if self.kind == 'words' else self.kind}, {self.distinct:,} values"
 
@@ -103,7 +105,26 @@ def profile_columns(table: pa.Table) -> dict[str, ColumnProfile]:
         table: with the features of `datasets` in its schema, which name the classes of a ClassLabel.
     """
     features = datasets.Features.from_arrow_schema(table.schema)
-    return {name: _profile(name, table[name], getattr(features[name], "names", None)) for name in table.column_names}
+    profiles = {}
+    for name in table.column_names:
+        column, feature = table[name], features[name]
+        if is_list(column.type) and is_label(column.type.value_type):
+            feature = getattr(feature, "feature", feature)
+            profile = _profile(name, pa.chunked_array([pc.list_flatten(column.combine_chunks())]), _names(feature))
+            profiles[name] = replace(profile, kind="lists", type=describe_type(column.type), rows=len(table))
+        else:
+            profiles[name] = _profile(name, column, _names(feature))
+    return profiles
+
+
+def _names(feature: object) -> list[str] | None:
+    """The classes of a ClassLabel."""
+    return getattr(feature, "names", None)
+
+
+def is_label(kind: pa.DataType) -> bool:
+    """Whether the values of a list may be labels: not if they are numbers with fractions, as of an embedding."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
 
 
 def _profile(name: str, column: pa.ChunkedArray, class_names: list[str] | None) -> ColumnProfile:

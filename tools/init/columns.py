@@ -31,6 +31,7 @@ from tools.init.column_names import (
     split_name,
 )
 from tools.init.column_profiles import ColumnProfile, profile_columns
+from tools.init.label_forms import check_flags, describe_labels, find_flags, find_separator, split_profile
 
 FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes as in train
 SHARED = 0.3  # of the rows share their value of a group with another row
@@ -39,6 +40,7 @@ FEW_VALUES = 20  # a column of names with fewer values is a category, even if it
 LISTED = 12  # columns in one line
 LABEL_PARTS = ("gold", "is", "id", "text", "name", "names")  # of a label's name, not in the template
 LABEL_LENGTH = 120  # characters
+SURE = 6  # points of a name in `LABEL_WORDS` that says: this column alone is the label
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Columns:
     """The columns of a data set.
 
     Attributes:
-        label: the column to be predicted.
+        label: the column to be predicted, or several columns of 0 and 1.
+        separator: of the labels in a text; None if a row has one, or the column holds lists.
         texts: what the model reads, in the table's order.
         group: a column; rows with the same value are not independent.
         split: a column that says which split a row belongs to.
@@ -55,18 +58,23 @@ class Columns:
         label_candidates: columns that may be the label, the likeliest first.
     """
 
-    label: str
+    label: str | tuple[str, ...]
+    separator: str | None
     texts: tuple[str, ...]
     group: str | None
     split: str | None
     split_values: dict[str, str] | None
     reasons: dict[str, str]
-    label_candidates: tuple[str, ...]
+    label_candidates: tuple[str | tuple[str, ...], ...]
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        return (self.label,) if isinstance(self.label, str) else self.label
 
 
 def choose_columns(
     table: pa.Table,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
     group: str | None = None,
     place: str = "data",
@@ -75,7 +83,7 @@ def choose_columns(
 
     Args:
         table: all rows, with the features of `datasets` in its schema.
-        label: the label column, if the user says it.
+        label: the label column, or several columns of 0 and 1, if the user says it.
         texts: the text columns, if the user says them.
         group: the column of groups, if the user says it.
         place: what errors call the data, such as its path.
@@ -86,43 +94,55 @@ def choose_columns(
     profiles = profile_columns(table)
     if not profiles or not len(table):
         raise UserError(f"{place}: no {'rows' if profiles else 'columns'}; allowed: a table with a label and a text")
-    split, split_values, split_reason = _choose_split(profiles, {label, *(texts or ())})
-    candidates = rank_labels([p for name, p in profiles.items() if name != split and name not in (texts or ())])
+    given = (label,) if isinstance(label, str) else tuple(dict.fromkeys(label or ()))
+    lists = {name for name, p in profiles.items() if p.kind == "lists"}
+    split, split_values, split_reason = _choose_split(profiles, {*given, *(texts or ()), *lists})
+    separators = {name: separator for name, p in profiles.items() if (separator := find_separator(p))}
+    label_profiles = profiles | {
+        name: split_profile(profiles[name], table[name], by) for name, by in separators.items()
+    }
+    candidates = rank_labels([p for name, p in label_profiles.items() if name != split and name not in (texts or ())])
     candidates = _prefer_names(candidates, table)
-    if label is not None:
-        _check_label(profiles, label, texts, table)
+    if given:
+        _check_label(label_profiles, given, texts, table)
     elif not candidates:
         raise UserError(
             f"{place}: no column looks like a label: 2 to {MAX_CLASSES:,} values that rows share; name it with --label "
             f"({_list_columns(profiles)})"
         )
-    chosen = profiles[label or candidates[0].name]
-    others = [p for p in candidates if p is not chosen]
-    same = _find_same(profiles, chosen, table)
+    labels = given or _choose_flags(profiles, candidates[0], {split, *(texts or ())}) or (candidates[0].name,)
+    chosen = label_profiles[labels[0]]
+    others = [p for p in candidates if p.name not in labels]
+    several = len(labels) > 1 or chosen.kind == "lists"
+    same = set(labels) if several else _find_same(profiles, chosen, table)
     if texts is None:
-        text_columns, text_reason = _choose_texts(profiles, chosen, same, split, table, place)
+        text_columns, text_reason = _choose_texts(profiles, labels, same, split, table, place)
     else:
         text_columns, text_reason = _check_texts(profiles, texts), "as --text says"
     if group is None:
-        group, group_reason = _choose_group(profiles, chosen, same, text_columns, split)
-    elif group in profiles and group != chosen.name:
+        group, group_reason = _choose_group(profiles, labels, same, text_columns, split)
+    elif group in profiles and group not in labels:
         group_reason = f"{group}, {profiles[group].distinct:,} values; as --group says"
     else:
-        allowed = ", ".join(name for name in profiles if name != chosen.name)
+        allowed = ", ".join(name for name in profiles if name not in labels)
         raise UserError(f"--group: {group}: no such column next to the label; allowed: {allowed}")
+    names = tuple(p.name for p in candidates)
     return Columns(
-        label=chosen.name,
+        label=labels if len(labels) > 1 else labels[0],
+        separator=separators.get(labels[0]) if len(labels) == 1 else None,
         texts=text_columns,
         group=group,
         split=split,
         split_values=split_values,
         reasons={
-            "label": _describe_label(chosen, others, given=label is not None),
+            "label": _describe_label(
+                [label_profiles[name] for name in labels], separators.get(labels[0]), others, given=bool(given)
+            ),
             "texts": text_reason,
             "group": group_reason,
             "split": split_reason,
         },
-        label_candidates=tuple(p.name for p in candidates),
+        label_candidates=(labels, *names) if len(labels) > 1 and not given else names,
     )
 
 
@@ -149,7 +169,7 @@ def rank_labels(profiles: Sequence[ColumnProfile]) -> list[ColumnProfile]:
 
 def _may_be_label(profile: ColumnProfile) -> bool:
     most = min(MAX_CLASSES, max(20, profile.filled / 2))  # as `stages.data.label_column` allows
-    kinds = ("classes", "text", "words", "identifiers", "booleans", "whole numbers")
+    kinds = ("classes", "text", "words", "identifiers", "booleans", "whole numbers", "lists")
     return (
         profile.kind in kinds
         and 2 <= profile.distinct <= most
@@ -164,10 +184,10 @@ def _rate_label(profile: ColumnProfile, at_edge: bool) -> float:
     points = max([LABEL_WORDS.get(word, 0) for word in name] or [0])
     if len([word for word in name if not word.isdigit()]) > 1 and points < 6:
         points *= 0.6
-    if points < 4:
+    if points < 4 or profile.kind == "lists":  # annotator_labels next to gold_label
         points -= 3 * bool(METADATA_WORDS & set(name))
-        if ENTITIES & set(name):
-            points -= 3 if profile.distinct > 50 else 2
+    if points < 4 and ENTITIES & set(name):
+        points -= 3 if profile.distinct > 50 else 2
     points += 4 * (profile.kind == "classes") + 0.5 * at_edge - 0.5 * np.log10(profile.distinct)
     if profile.kind == "whole numbers":
         points -= 3 * bool(COUNT_WORDS & set(name))
@@ -194,26 +214,47 @@ def _prefer_names(candidates: list[ColumnProfile], table: pa.Table) -> list[Colu
     return candidates
 
 
+def _choose_flags(
+    profiles: Mapping[str, ColumnProfile], candidate: ColumnProfile, taken: set[str | None]
+) -> tuple[str, ...]:
+    """The columns of 0 and 1 that are labels together with the likeliest one. A column called `label` is one alone."""
+    name = split_name(candidate.name)
+    if len(name) == 1 and LABEL_WORDS.get(name[0], 0) >= SURE:
+        return ()
+    return find_flags({name: profile for name, profile in profiles.items() if name not in taken}, candidate.name)
+
+
 def _check_label(
-    profiles: Mapping[str, ColumnProfile], label: str, texts: Sequence[str] | None, table: pa.Table
+    profiles: Mapping[str, ColumnProfile], labels: Sequence[str], texts: Sequence[str] | None, table: pa.Table
 ) -> None:
-    if label not in profiles:
-        raise UserError(f"--label: {label}: no such column; allowed: {', '.join(table.column_names)}")
-    if texts and label in texts:
-        raise UserError(f"--text: {label}: is --label, the class to be predicted; name another column")
-    profile = profiles[label]
+    for label in labels:
+        if label not in profiles:
+            raise UserError(f"--label: {label}: no such column; allowed: {', '.join(table.column_names)}")
+        if texts and label in texts:
+            raise UserError(f"--text: {label}: is --label, the class to be predicted; name another column")
+    if len(labels) > 1:
+        if problem := check_flags(profiles, labels):
+            raise UserError(f"--label: {problem}")
+        return
+    profile = profiles[labels[0]]
     no_classes = profile.kind in ("other", "nothing") or (profile.kind == "dates" and not profile.is_text)
     if no_classes or not 2 <= profile.distinct <= MAX_CLASSES:
         raise UserError(
-            f"--label: {label}: {profile.describe()}; "
+            f"--label: {profile.name}: {profile.describe()}; "
             f"allowed: a column with 2 to {MAX_CLASSES:,} values that rows share"
         )
 
 
-def _describe_label(chosen: ColumnProfile, others: Sequence[ColumnProfile], given: bool) -> str:
-    name = f"{chosen.name}, {chosen.distinct:,} values in {chosen.filled:,} rows"
-    if chosen.filled < chosen.rows:
-        name += f" ({chosen.rows - chosen.filled:,} rows have none)"
+def _describe_label(
+    labels: Sequence[ColumnProfile], separator: str | None, others: Sequence[ColumnProfile], given: bool
+) -> str:
+    chosen = labels[0]
+    if len(labels) > 1 or chosen.kind == "lists":
+        name = describe_labels(labels, separator)
+    else:
+        name = f"{chosen.name}, {chosen.distinct:,} values in {chosen.filled:,} rows"
+        if chosen.filled < chosen.rows:
+            name += f" ({chosen.rows - chosen.filled:,} rows have none)"
     odd = []
     if marks := sorted(UNLABELLED_MARKS & set(chosen.values)):
         odd.append(f"{marks[0]} may mean no label")
@@ -224,8 +265,8 @@ def _describe_label(chosen: ColumnProfile, others: Sequence[ColumnProfile], give
     if chosen.word_count > 5:
         odd.append(f"the values have {chosen.word_count:.0f} words")
     alike = [p.name for p in others if chosen.distinct == 2 and set(p.values) == set(chosen.values)]
-    if len(alike) > 1:
-        odd.append(f"{_list_some(alike)} have the same two values; several labels a row are not supported")
+    if len(labels) == 1 and len(alike) > 1:
+        odd.append(f"{_list_some(alike)} have the same two values; if they are labels too, repeat --label for each")
     if odd:
         name += f"; odd: {', '.join(odd)}"
     if given:
@@ -237,7 +278,8 @@ def _find_same(profiles: Mapping[str, ColumnProfile], label: ColumnProfile, tabl
     """Columns that say the label in other words, such as a description of each class: no value has two labels."""
     few = [
         p.name for p in profiles.values()
-        if p is not label and 2 <= p.distinct <= min(2 * label.distinct, p.filled / 2) and p.kind != "other"
+        if p is not label and p.kind not in ("other", "lists")
+        and 2 <= p.distinct <= min(2 * label.distinct, p.filled / 2)
     ]  # fmt: skip
     pairs = {name: table.select([name, label.name]).drop_null().group_by([name, label.name]) for name in few}
     return {name for name, pair in pairs.items() if len(pair.aggregate([])) <= profiles[name].distinct}
@@ -248,19 +290,19 @@ def _find_same(profiles: Mapping[str, ColumnProfile], label: ColumnProfile, tabl
 
 def _choose_texts(
     profiles: Mapping[str, ColumnProfile],
-    label: ColumnProfile,
+    labels: Sequence[str],
     same: set[str],
     split: str | None,
     table: pa.Table,
     place: str,
 ) -> tuple[tuple[str, ...], str]:
-    rest = [p for p in profiles.values() if p.is_text and p.distinct > 0 and p.name not in (label.name, split)]
+    rest = [p for p in profiles.values() if p.is_text and p.distinct > 0 and p.name not in (*labels, split)]
     left_out = {p.name: reason for p in rest if (reason := "says the label" if p.name in same else _exclude_text(p))}
     texts = [p for p in rest if p.name not in left_out] or [p for p in rest if left_out[p.name] == DERIVED]
     left_out |= _find_derived(texts, table)
     texts = [p for p in texts if left_out.get(p.name, DERIVED) == DERIVED]
     if not texts:
-        return _choose_short_text([p for p in rest if p.name not in same], label, profiles, place)
+        return _choose_short_text([p for p in rest if p.name not in same], labels[0], profiles, place)
     chosen = ", ".join(f"{p.name} ({p.word_count:.0f} words)" for p in texts)
     names = {p.name for p in texts}
     others = [
@@ -272,13 +314,13 @@ def _choose_texts(
 
 
 def _choose_short_text(
-    columns: Sequence[ColumnProfile], label: ColumnProfile, profiles: Mapping[str, ColumnProfile], place: str
+    columns: Sequence[ColumnProfile], label: str, profiles: Mapping[str, ColumnProfile], place: str
 ) -> tuple[tuple[str, ...], str]:
     """The column with the most different words, if no column has sentences."""
     kinds = ("text", "words", "identifiers", "URLs", "e-mail addresses", "file paths")
     short = [p for p in columns if p.kind in kinds and p.distinct > FEW_VALUES and p.filled > p.rows / 2]
     if not short:
-        raise UserError(f"{place}: no column of text next to the label {label.name} ({_list_columns(profiles)})")
+        raise UserError(f"{place}: no column of text next to the label {label} ({_list_columns(profiles)})")
     best = max(short, key=lambda p: (bool(TEXT_WORDS & set(split_name(p.name))), p.kind != "identifiers", p.distinct))
     _check_name(best.name)
     return (best.name,), f"{best.name}, though short: no other column has more text ({best.describe()})"
@@ -349,14 +391,14 @@ def _check_texts(profiles: Mapping[str, ColumnProfile], texts: Sequence[str]) ->
 
 def _choose_group(
     profiles: Mapping[str, ColumnProfile],
-    label: ColumnProfile,
+    labels: Sequence[str],
     same: set[str],
     texts: Sequence[str],
     split: str | None,
 ) -> tuple[str | None, str]:
     ranks = {}
     for name, profile in profiles.items():
-        if name not in (label.name, split, *same, *(texts if len(texts) == 1 else ())):
+        if name not in (*labels, split, *same, *(texts if len(texts) == 1 else ())):
             ranks[name] = _rate_group(profile, name in texts)
     found = [profiles[name] for name, rank in ranks.items() if rank]
     if not found:
@@ -372,7 +414,7 @@ def _choose_group(
 
 def _rate_group(profile: ColumnProfile, is_input: bool) -> int:
     """0: no group; 3: one person's or one text's rows, 2: one thing's, 1: an identifier that rows share."""
-    if profile.kind in ("dates", "numbers", "booleans", "classes", "nothing", "other"):
+    if profile.kind in ("dates", "numbers", "booleans", "classes", "lists", "nothing", "other"):
         return 0
     if profile.distinct < FEW_GROUPS or profile.counts[0] > profile.rows / 4 or profile.filled < profile.rows / 2:
         return 0
@@ -444,14 +486,15 @@ def _read_split_values(profile: ColumnProfile) -> dict[str, str] | None:
 # --- template ---
 
 
-def make_template(texts: Sequence[str], label: str) -> str:
-    """A template for `tokenize.template`, which ends with the label's name as a word.
+def make_template(texts: Sequence[str], label: str | Sequence[str]) -> str:
+    """A template for `tokenize.template`, which ends with the label's name as a word; `Labels` for several columns.
 
     Raises:
         UserError: a column's name can't be written in a template.
     """
     for name in texts:
         _check_name(name)
+    label = label if isinstance(label, str) else "labels"
     answer = _title([word for word in split_name(label) if word not in LABEL_PARTS])
     if is_nameless(label) or answer in ("", "Y", "Target"):
         answer = "Label"

@@ -8,7 +8,8 @@ from scipy.stats import norm
 
 from stages.analysis.design_effects import effective_groups
 from stages.analysis.intervals import wilson
-from stages.analysis.leading_metric import TITLES, choose_leading_metric
+from stages.analysis.leading_metric import TITLES, LeadingMetric
+from stages.analysis.measures import choose_leading_metric
 from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.data.assign_splits import find_dropped
 from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
@@ -17,6 +18,11 @@ from stages.data.dialect import NO_QUOTES, SEPARATORS, Dialect
 from stages.data.task import NO_LABEL, SPLITS, Task
 
 MOST_CLASSES = 20  # that are listed
+WHY: dict[LeadingMetric, str] = {
+    "accuracy": "no class of the test rows has over three times the rows of another",
+    "f1_macro": "one class of the test rows has over three times the rows of another",
+    "f1_micro": "a row may have several labels",
+}
 ACCURACY, DISAGREEMENT = 0.9, 0.1  # assumed, to say what the test rows can show
 
 
@@ -32,21 +38,20 @@ def describe_dialect(names: Sequence[str], dialect: Dialect) -> str:
 def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator[str]:
     """The classes with their rows in all splits together, the most frequent first, and the metric that leads."""
     labels = pd.concat(splits.values())["label"]
-    counts = np.bincount(labels[labels != NO_LABEL], minlength=len(task.classes))
+    counts, rows = task.labels.count(labels), int((labels != NO_LABEL).sum())
     order = np.argsort(-counts, kind="stable")
     for number in order[:MOST_CLASSES]:
-        yield f"  {counts[number] / counts.sum():6.1%} {task.classes[number]} ({counts[number]:,})"
+        yield f"  {counts[number] / rows:6.1%} {task.classes[number]} ({counts[number]:,})"
     if len(order) > MOST_CLASSES:
         rest = counts[order[MOST_CLASSES:]]
-        share, sizes = rest.sum() / counts.sum(), f"{rest.min():,} to {rest.max():,} rows"
-        yield f"  {share:6.1%} in {len(rest):,} more classes of {sizes} each"
+        share = "   and" if task.multi_label else f"{rest.sum() / rows:6.1%} in"
+        yield f"  {share} {len(rest):,} more {task.noun} of {rest.min():,} to {rest.max():,} rows each"
     if unlabelled := int((labels == NO_LABEL).sum()):
         yield f"  {unlabelled:,} rows have no label and are left out"
     test = splits["test"]["label"]
-    metric = choose_leading_metric(test[test != NO_LABEL].to_numpy(), len(task.classes))
-    uneven = "one class of the test rows has over three times the rows of another"
-    even = "no class of the test rows has over three times the rows of another"
-    yield f"  {uneven if metric == 'f1_macro' else even}, so the report leads with {TITLES[metric]}"
+    gold = task.labels.from_codes(test[test != NO_LABEL])
+    metric = choose_leading_metric(gold, len(task.classes))
+    yield f"  {WHY[metric]}, so the report leads with {TITLES[metric]}"
 
 
 def describe_tokens(lengths: np.ndarray, rows: int, max_length: int) -> str:
@@ -79,7 +84,8 @@ def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Itera
     several = texts[texts.duplicated(task.text_columns)].drop_duplicates(task.text_columns)
     if len(several):
         have = "text has" if len(several) == 1 else "texts have"
-        yield f"duplicates: {len(several):,} {have} rows of several classes"
+        what = "with different labels" if task.multi_label else "of several classes"
+        yield f"duplicates: {len(several):,} {have} rows {what}"
 
 
 def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length: int) -> Iterator[str]:
@@ -114,7 +120,8 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Ite
         if task.group
         else ""
     )
-    yield f"  an accuracy of {ACCURACY:.0%} is known to ±{50 * (interval.high - interval.low):.1f} points"
+    right = " (rows of which all labels are right)" if task.multi_label else ""
+    yield f"  an accuracy of {ACCURACY:.0%}{right} is known to ±{50 * (interval.high - interval.low):.1f} points"
     disagree = f" that disagree on {DISAGREEMENT:.0%} of the rows" if difference < DISAGREEMENT else ""
     power = f"(power {TARGET_POWER:.0%})"
     yield (

@@ -27,10 +27,10 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "val", "dev"), "test
 
 def read_tables(
     draft: Draft,
-    label: str | None,
+    label: Sequence[str] | None,
     texts: Sequence[str] | None,
     group: str | None,
-    ask_label: Callable[[tuple[str, ...]], str | None],
+    ask_label: Callable[[Sequence[str | tuple[str, ...]]], str | tuple[str, ...] | None],
 ) -> tuple[dict[str, pa.Table], Columns]:
     """Read the data, and set the keys that say how: `data.read`, `data.split`, `data.splits` and `data.holdout`.
 
@@ -67,20 +67,20 @@ def read_tables(
     tables = read(draft, folder, names)
 
     columns = choose_columns(tables["train"], label, texts, group, manifest["name"])
-    if label is None and (label := ask_label(columns.label_candidates)):
-        columns = choose_columns(tables["train"], label, texts, group, manifest["name"])
+    if label is None and (answer := ask_label(columns.label_candidates)):
+        columns = choose_columns(tables["train"], answer, texts, group, manifest["name"])
     if len(files) == 1 and columns.split and columns.split_values:
         draft.set("data.split", columns.split)
         set_splits(draft, columns.split_values)
         tables = read(draft, folder, names)
-    for split in find_unlabelled_splits(tables, columns.label):
+    for split in find_unlabelled_splits(tables, columns):
         print(f"the {split} split has no labels, so its rows are not used")
         del tables[split]
     splits = draft.params().data.splits
     set_splits(draft, {split: getattr(splits, split) for split in tables})
     shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
     if {columns.group, *columns.texts} - {None, *shared}:
-        columns = choose_columns(tables["train"].select(shared), columns.label, texts, group, manifest["name"])
+        columns = choose_columns(tables["train"].select(shared), columns.label_columns, texts, group, manifest["name"])
     return tables, columns
 
 
@@ -160,17 +160,19 @@ def name_columns(table: pa.Table, place: str) -> list[str]:
     """Names for the columns of files without a header: label, text, and the names that they have for the others."""
     columns = choose_columns(table, place=place)
     texts = ["text"] if len(columns.texts) == 1 else [f"text_{number}" for number in range(1, len(columns.texts) + 1)]
-    names = {columns.label: "label", **dict(zip(columns.texts, texts, strict=True))}
+    names = dict(zip(columns.texts, texts, strict=True))
+    if isinstance(columns.label, str):
+        names[columns.label] = "label"
     return [names.get(name, name) for name in table.column_names]
 
 
-def find_unlabelled_splits(tables: Mapping[str, pa.Table], label: str) -> list[str]:
+def find_unlabelled_splits(tables: Mapping[str, pa.Table], columns: Columns) -> list[str]:
     """Validation or test splits without any label, as in a competition."""
 
     def has_label(split: str) -> bool:
-        if label not in tables[split].column_names:
+        if not {*columns.label_columns} <= {*tables[split].column_names}:
             return False
-        (column,) = read_label_columns({split: tables[split]}, label)
+        (column,) = read_label_columns({split: tables[split]}, columns.label, columns.separator)
         return not set(column.values.dropna()) <= UNLABELLED_MARKS
 
     return [split for split in tables if split != "train" and not has_label(split)]

@@ -1,0 +1,104 @@
+"""Labels of which a row may have several, in the three forms that `stages.data.label_lists` reads.
+
+They are a column of lists, a text whose parts are labels, or neighbouring columns of 0 and 1 with a label each.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.data.label_lists import FLAGS
+from stages.runtime.params import MAX_CLASSES
+from tools.init.column_names import COUNT_WORDS, ENTITIES, METADATA_WORDS, split_name
+from tools.init.column_profiles import ColumnProfile
+
+SEPARATORS = ("|", ";", ",")  # in this order: a name may have a comma
+FEWEST_FLAGS = 3  # two neighbouring columns of 0 and 1 are often no labels of one task
+OFTEN = 0.5  # share of the parts that are in several different cells, from which the parts are labels
+
+
+def find_separator(profile: ColumnProfile) -> str | None:
+    """What separates the labels of a column of text; None if its cells are no lists of few repeated parts.
+
+    The cells have different numbers of parts, else they are the two halves of one name, such as `US;NY`. A part is in
+    several different cells, and there are fewer different parts than different cells.
+    """
+    if not profile.is_text or profile.kind in ("dates", "URLs", "e-mail addresses", "file paths", "brackets"):
+        return None
+    for separator in SEPARATORS:
+        cells = [[part for part in map(str.strip, cell.split(separator)) if part] for cell in profile.sample]
+        sizes = {len(cell) for cell in cells}
+        counts: dict[str, int] = {}
+        for part in (part for cell in cells for part in cell):
+            counts[part] = counts.get(part, 0) + 1
+        if (
+            min(sizes, default=2) < 2 <= max(sizes, default=0)
+            and all(len(set(cell)) == len(cell) for cell in cells)
+            and 2 <= len(counts) < min(len(cells), MAX_CLASSES)
+            and np.mean([count > 1 for count in counts.values()]) >= OFTEN
+        ):
+            return separator
+    return None
+
+
+def split_profile(profile: ColumnProfile, column: pa.ChunkedArray, separator: str) -> ColumnProfile:
+    """The profile of the labels in a column of text."""
+    parts = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(column.combine_chunks().drop_null(), separator)))
+    counted = parts.filter(pc.not_equal(parts, "")).value_counts()
+    counts = counted.field("counts").to_numpy()
+    order = np.argsort(-counts, kind="stable")
+    values = tuple(map(str, counted.field("values").take(pa.array(order[: MAX_CLASSES + 1])).to_pylist()))
+    return replace(profile, kind="lists", counts=counts[order], values=values, sample=values, word_count=1)
+
+
+def find_flags(profiles: Mapping[str, ColumnProfile], column: str) -> tuple[str, ...]:
+    """The columns of 0 and 1 around one of them, in the table's order; empty if there are fewer than three.
+
+    They have the same two values as the column, in the same rows or in as many. Their names say no other meaning, such
+    as a number of something.
+    """
+    chosen = profiles[column]
+    if not _is_flag(chosen, chosen):
+        return ()
+    names = list(profiles)
+    first = last = names.index(column)
+    while first > 0 and _is_flag(profiles[names[first - 1]], chosen):
+        first -= 1
+    while last + 1 < len(names) and _is_flag(profiles[names[last + 1]], chosen):
+        last += 1
+    flags = tuple(names[first : last + 1])
+    return flags if len(flags) >= FEWEST_FLAGS else ()
+
+
+def _is_flag(profile: ColumnProfile, chosen: ColumnProfile) -> bool:
+    values = {value.lower() for value in profile.values}
+    words = set(split_name(profile.name))
+    return (
+        profile.distinct == 2
+        and {FLAGS.get(value) for value in values} == {False, True}
+        and set(profile.values) == set(chosen.values)
+        and profile.filled == chosen.filled
+        and not words & (METADATA_WORDS | COUNT_WORDS | ENTITIES)
+    )
+
+
+def check_flags(profiles: Mapping[str, ColumnProfile], columns: Sequence[str]) -> str | None:
+    """Why columns that the user names are not labels of 0 and 1; None: they are."""
+    for name in columns:
+        wrong = [value for value in profiles[name].values if value.lower() not in FLAGS]
+        if wrong or not profiles[name].distinct:
+            return f"{name}: {profiles[name].describe()}; allowed in each of several label columns: 0 or 1"
+    return None
+
+
+def describe_labels(profiles: Sequence[ColumnProfile], separator: str | None) -> str:
+    """What the label column holds, or the columns of 0 and 1, for a reader."""
+    if len(profiles) > 1:
+        names = [profile.name for profile in profiles]
+        return f"{len(names)} columns of 0 and 1, of which a row may have several: {', '.join(names)}"
+    (profile,) = profiles
+    form = "lists" if separator is None else f"texts separated by {separator}"
+    return f"{profile.name}, {form} of {profile.distinct:,} values, of which a row may have several"
