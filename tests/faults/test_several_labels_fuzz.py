@@ -35,6 +35,10 @@ CELLS = {  # of a form's column, in one row
     "texts": [None, "", " ", "-", "-1", "joy|joy", "joy|", "||", "|", "joy|Joy", "joy|-", "calm", "joy,awe", "x" * 500],
     "awe": [None, "", "2", "-1", "-", "yes", "true", "1.0", "01", "0.5", "x" * 500],
 }  # fmt: skip
+REJECTED = {  # cells that could be read in two ways
+    "lists": [["joy", "joy"], ["joy", "Joy"], ["joy", None], ["joy", "-"], ["-"], ["a|b"]],
+    "texts": ["joy|joy", "joy|Joy", "joy|-", "-", "-1"], "awe": [None, "", "2", "-1", "-", "yes", "01", "0.5"],
+}  # fmt: skip
 RELATED = {"label": ["data.separator"], "group": ["data.holdout"], "separator": ["column 'texts'"]}
 FORMS = {"lists": ("lists", None), "texts": ("texts", "|"), "awe": (NAMES, None)}
 
@@ -105,6 +109,7 @@ def test_what_is_accepted_has_all_rows_and_the_labels_of_the_file(outcomes):
     for (form, keys, cells), _, task, splits in outcomes:
         if task is None:
             continue
+        wrong += [f"{column}, row {row}: {cell!r}" for (column, row), cell in cells.items() if cell in REJECTED[column]]
         rows = {row: code for split in SPLITS for row, code in splits[split]["label"].items()}
         if len(rows) != ROWS or not task.multi_label:
             is_single = keys.get("label") in ("single", "awe") or ("separator" in keys and form == "texts")
