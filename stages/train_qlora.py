@@ -120,9 +120,9 @@ def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
     sections = {name: getattr(p, name).model_dump() for name in ("batches", "lora")}
     sections |= {"model": p.model.settings.model_dump(), "train": p.train.recipe()}
     return checkpoints.compute_run_digest(
-        sections, inputs.task.classes, p.tokenize.max_length, p.seed, p.device, p.threads, inputs.manifest["digest"],
-        [files.sha256(path) for path in ROW_FILES.values()], checkpoints.hash_code(__file__),
-        read_versions(device),
+        sections, inputs.task.classes, inputs.task.labels.problem_type, p.tokenize.max_length, p.seed, p.device,
+        p.threads, inputs.manifest["digest"], [files.sha256(path) for path in ROW_FILES.values()],
+        checkpoints.hash_code(__file__), read_versions(device),
     )  # fmt: skip
 
 

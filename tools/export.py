@@ -12,9 +12,11 @@ Example: `python -m tools.export ../merged` in demo/ prints, before the lines of
 
 **Merged.** The tool tries two merges on the workspace's test rows: into the base's original weights, and into the
 dequantised 4-bit weights that training used. It writes the one whose predictions are closer to those of the adapter on
-its 4-bit base. OUT is a folder with weights in 16 bits, tokenizer, model card, and classifier.json for a server. Before
-the tool gives the folder its name, it loads the folder by `pipeline("text-classification", OUT)` and checks that the
-predictions are those of the model in memory.
+its 4-bit base. If a row may have several labels, an answer is all of them, and is flipped if one differs.
+
+OUT is a folder with weights in 16 bits, tokenizer, model card, and classifier.json for a server. Before the tool gives
+the folder its name, it loads the folder by `pipeline("text-classification", OUT)` and checks that the predictions are
+those of the model in memory.
 
 **--adapter-only.** OUT is a copy of the adapter. metrics/model_card.md, which must describe this adapter, becomes its
 README.md. Without --license, the adapter gets the licence in the base's card. If the base was in a local folder, give
@@ -38,7 +40,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassific
 from transformers.utils import logging
 
 from stages.data.batching import TokenizedRows
-from stages.data.task import Task, fill_template, parse_columns
+from stages.data.labels import Labels, equal_rows
+from stages.data.task import Task, fill_template, name_text_columns, parse_columns
 from stages.data.tokenization import encode_rows, is_unambiguous, load_configured_tokenizer
 from stages.model import base_cache
 from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
@@ -65,8 +68,8 @@ class Agreement:
     """How a model agrees with the adapter on its 4-bit base, on the same rows.
 
     Attributes:
-        accuracy: of the model, 0 to 1.
-        flips: number of rows for which the two predict different classes.
+        accuracy: of the model, 0 to 1. A row with several labels is right if all of them are.
+        flips: number of rows for which the two predict different classes, or different sets of them.
         mean, largest: differences of the probabilities, 0 to 1, over all rows and classes.
     """
 
@@ -76,14 +79,14 @@ class Agreement:
     largest: float
 
     @classmethod
-    def measure(cls, probabilities: np.ndarray, expected: np.ndarray, gold: np.ndarray) -> "Agreement":
-        """Compare the model's probabilities with the adapter's, [rows, classes] each; gold: the right classes."""
+    def measure(cls, probabilities: np.ndarray, expected: np.ndarray, gold: np.ndarray, labels: Labels) -> "Agreement":
+        """Compare the model's probabilities with the adapter's, [rows, classes] each; gold: label array."""
         if not np.isfinite(probabilities).all():
             raise errors.UserError(f"in {dtype_name(DTYPE)} the merged model's probabilities are not all finite")
-        predictions, differences = probabilities.argmax(axis=1), np.abs(probabilities - expected)
+        predictions, differences = labels.decide(probabilities), np.abs(probabilities - expected)
         return cls(
-            float((predictions == gold).mean()),
-            int((predictions != expected.argmax(axis=1)).sum()),
+            float(equal_rows(predictions, gold).mean()),
+            int((~equal_rows(predictions, labels.decide(expected))).sum()),
             float(differences.mean()),
             float(differences.max()),
         )
@@ -113,7 +116,7 @@ class Adapter:
         Args:
             base: folder of the base model; None: the one in the adapter's base.json.
         """
-        settings, manifest = read_adapter(folder, base=base)
+        settings, manifest = read_adapter(folder, base=base, several_labels=True)
         tokenizer = load_configured_tokenizer(
             manifest,
             settings.template,
@@ -152,7 +155,7 @@ class FilledRows:
     Attributes:
         texts: truncated as in training.
         ids: their tokens.
-        gold: the right classes, int [rows].
+        gold: label array.
         truncated: number of truncated rows.
         left_out: number of test rows that are not used. If the template has special tokens, the pipeline reads their
             names in a row's texts as tokens too, while training read them as text.
@@ -167,7 +170,9 @@ class FilledRows:
     @classmethod
     def read(cls, adapter: Adapter) -> "FilledRows":
         """Read the workspace's test rows."""
-        table, settings = files.read_table("outs/tokenized/test.parquet"), adapter.settings
+        settings = adapter.settings
+        columns = [*name_text_columns(parse_columns(settings.template)), "label"]
+        table = settings.labels.from_lists(files.read_table("outs/tokenized/test.parquet", columns))
         texts, ids, full_lengths = encode_rows(table, adapter.tokenizer, settings.template, settings.max_length)
         usable = [i for i, text in enumerate(texts) if is_unambiguous(text, adapter.tokenizer, settings.template)]
         if not usable:
@@ -178,7 +183,7 @@ class FilledRows:
         return cls(
             [texts[i] for i in usable],
             [ids[i] for i in usable],
-            table["label"].to_numpy()[usable],
+            settings.labels.from_codes(table["label"])[usable],
             sum(full_lengths[i] > settings.max_length for i in usable),
             len(table) - len(usable),
         )
@@ -254,7 +259,7 @@ def export(
         raise errors.UserError(
             f"--merge: {merge_name}, but {folder} was trained on weights that are not quantised; allowed: original"
         )
-    task, data = read_task(adapter), files.read_json("outs/data_source.json")
+    task, data, labels = read_task(adapter), files.read_json("outs/data_source.json"), adapter.settings.labels
     rows = FilledRows.read(adapter)
     too_small = (
         f"{adapter.manifest['name']} does not fit into this GPU's memory in 4 and in 16 bits together; to use the CPU, "
@@ -263,7 +268,9 @@ def export(
     with base_cache.cache_base(), report_out_of_memory(too_small):
         expected = predict_with_adapter(adapter, rows, out)
         probabilities = {name: predict_with_merge(adapter, name, rows) for name in adapter.merges}
-        merges = {name: Agreement.measure(values, expected, rows.gold) for name, values in probabilities.items()}
+        merges = {
+            name: Agreement.measure(values, expected, rows.gold, labels) for name, values in probabilities.items()
+        }
         check_merge(merges[adapter.merges[-1]])
         chosen = merge_name or choose_merge(merges)
         about = {
@@ -277,7 +284,7 @@ def export(
             "truncated": rows.truncated,
             "left_out": rows.left_out,
             "special": not adapter.tokenizer.split_special_tokens,
-            "adapter": Agreement.measure(expected, expected, rows.gold),
+            "adapter": Agreement.measure(expected, expected, rows.gold, labels),
             "merges": merges,
             "chosen": chosen,
             "dtype": dtype_name(DTYPE),
@@ -320,6 +327,7 @@ def read_task(adapter: Adapter) -> Task:
     for key, of_adapter, of_task in (
         ("classes", tuple(settings.classes), task.classes),
         ("columns", parse_columns(settings.template), task.columns),
+        ("multi_label", (str(settings.multi_label),), (str(task.multi_label),)),
     ):
         if of_adapter != of_task:
             raise errors.UserError(
@@ -415,14 +423,18 @@ def check_written(folder: Path, adapter: Adapter, rows: FilledRows, expected: np
 
 def summarize(about: dict[str, Any], size: int, out: Path) -> list[str]:
     """The lines that the tool prints; about: as in `model_card.build_export_card`; size: bytes."""
+    accuracy, call = "accuracy", "print(classify({}))"
+    if about["task"].multi_label:
+        accuracy, call = "subset accuracy", 'print([x for x in classify({}, top_k=None) if x["score"] > 0.5])'
     lines = [f"{about['rows']:,} test rows"]
     if about["left_out"]:
         lines.append(f"{about['left_out']:,} more were left out: their texts have the name of a special token")
-    lines.append(f"adapter on its own base: accuracy {about['adapter'].accuracy:.1%}")
+    lines.append(f"adapter on its own base: {accuracy} {about['adapter'].accuracy:.1%}")
     for name, agreement in about["merges"].items():
         lines.append(
-            f"merged into the {name} weights: accuracy {agreement.accuracy:.1%}, answers flipped: {agreement.flips:,}, "
-            f"probabilities at most {agreement.largest:.3f} apart, {agreement.mean:.5f} in the mean"
+            f"merged into the {name} weights: {accuracy} {agreement.accuracy:.1%}, "
+            f"answers flipped: {agreement.flips:,}, probabilities at most {agreement.largest:.3f} apart, "
+            f"{agreement.mean:.5f} in the mean"
         )
     return [
         *lines,
@@ -431,7 +443,7 @@ def summarize(about: dict[str, Any], size: int, out: Path) -> list[str]:
         "",
         "from transformers import pipeline",
         f'classify = pipeline("text-classification", {json.dumps(str(out), ensure_ascii=False)})',
-        f"print(classify({json.dumps(about['example'], ensure_ascii=False)}))",
+        call.format(json.dumps(about["example"], ensure_ascii=False)),
     ]
 
 

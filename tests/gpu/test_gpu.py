@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pynvml
 import pytest
@@ -25,17 +26,19 @@ from helpers.small_classifier import (
     as_inputs,
     as_rows,
     batch,
+    binary_loss,
     distance,
     eager,
     gradients,
 )
 from helpers.stages import stage_env
-from helpers.tables import LABELS
+from helpers.tables import CLASSES, LABELS
 from transformers import AutoModelForSequenceClassification
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from stages.data import batching
 from stages.data.batching import pack_rows
+from stages.data.labels import MultiLabel
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, save_adapter
 from stages.model.base import load_base
@@ -50,7 +53,7 @@ from stages.runtime.usage_recorder import Recorder
 from stages.training import checkpoints, history
 from stages.training import trainer as trainer_module
 from stages.training.live_losses import LiveLosses
-from stages.training.loss import weigh_classes
+from stages.training.loss import set_loss, weigh_classes
 from stages.training.trainer import make_trainer
 
 pytestmark = [
@@ -132,6 +135,28 @@ def test_a_captured_step_weighs_classes_as_an_eager_one(small_phi):
         assert distance(gradients(lora), grads) < 1e-3
         assert all(step.graphs.values()), "a length ran eagerly"
     assert losses[True] != pytest.approx(losses[False], rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_captured_step_of_several_labels_is_the_eager_one(small_phi, packed, checkpointing):
+    """The loss is weighted, and the last batch is incomplete."""
+    from stages.training.captured_step import CapturedStep
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    options = {"dropout": 0.0, "precision": "fp32", "several": True, "checkpointing": checkpointing}
+    batches = [batch(rows, 32, seed, several=True) for seed, rows in enumerate([16, 16, 9])]
+    reference = classifier(small_phi, **options)
+    expected = [eager(reference, *pair, binary_loss) for pair in batches]
+    lora = classifier(small_phi, **options)
+    lora.get_base_model().config.resid_pdrop = 0.0  # the modules' dropout is 0 already
+    step = CapturedStep(lora, 16, 128, 42, PAD)
+    for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):
+        (part,) = [pack_rows(as_rows(*pair), PAD, rows=16, tokens=512)] if packed else as_inputs(*pair)
+        captured = step([{name: value.to(DEVICE) for name, value in part.items()}], number)
+        assert captured.item() == pytest.approx(loss, rel=1e-3)
+        assert distance(gradients(lora), grads) < 1e-3
+    assert all(step.graphs.values()), "a batch ran eagerly"
 
 
 def test_losses_of_several_optimizer_steps_follow_the_eager_ones(small_phi):
@@ -451,10 +476,11 @@ def test_fused_layers_give_the_last_states_and_the_outputs_of_another_head(small
     assert abs(outputs - (states @ weight.double().numpy().T + bias.numpy())).max() < 1e-3 * abs(outputs).max()
 
 
-def train(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, resume=None, rows=63 * 16):
+def train(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, resume=None, rows=63 * 16, several=False):
     """Train on a learnable task: each class has its own last tokens.
 
     Args:
+        several: whether a row has several labels: those of the last tokens, and the first one of every second row.
         stop_after: stop after so many epochs.
         resume: folder of a checkpoint.
 
@@ -469,8 +495,11 @@ def train(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, res
     for i in range(rows):
         ids = torch.randint(1, 1000, (20 + i % 29,), generator=generator)
         ids[-3:] = 1 + i % 3
-        examples.append({"input_ids": ids.numpy(), "labels": i % 3})
-    base = load_base(manifest, p.model, LABELS, DEVICE, 42, Tokenizer())
+        label = np.array([i % 2 == 0, i % 3 == 0, i % 3 > 0]) if several else i % 3
+        examples.append({"input_ids": ids.numpy(), "labels": label})
+    labels = MultiLabel(CLASSES) if several else LABELS
+    base = load_base(manifest, p.model, labels, DEVICE, 42, Tokenizer())
+    set_loss(base, labels, np.array([row["labels"] for row in examples]), balanced=False)
     lora = add_lora(base, p.lora, 42)
     recorder = SimpleNamespace()  # the Trainer only sets its phase
     trainer = make_trainer(lora, examples, examples[:32], p, PAD, folder, recorder)
@@ -510,12 +539,14 @@ def test_two_trainings_are_byte_equal(small_phi, tmp_path):
     assert [name for (name, weight), other in pairs if not torch.equal(weight, other)] == []
 
 
-def test_a_resumed_training_equals_an_uninterrupted_one(small_phi, tmp_path):
-    whole, _ = train(small_phi, tmp_path / "whole", True, epochs=2, rows=160)
-    train(small_phi, tmp_path / "cut", True, epochs=2, rows=160, stop_after=1)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_resumed_training_equals_an_uninterrupted_one(small_phi, tmp_path, several):
+    options = {"epochs": 2, "rows": 160, "several": several}
+    whole, _ = train(small_phi, tmp_path / "whole", True, **options)
+    train(small_phi, tmp_path / "cut", True, **options, stop_after=1)
     resume = checkpoints.checkpoint_to_resume(tmp_path / "cut")
     assert resume.name == "checkpoint-10"
-    resumed, trainer = train(small_phi, tmp_path / "cut", True, epochs=2, rows=160, resume=str(resume))
+    resumed, trainer = train(small_phi, tmp_path / "cut", True, **options, resume=str(resume))
     assert trainer.state.global_step == 20
     expected, weights = (
         {n: p.detach().float() for n, p in model.named_parameters() if p.requires_grad} for model in (whole, resumed)
@@ -551,14 +582,16 @@ def test_live_losses_are_those_of_the_history_and_no_step_waits_for_them(small_p
         without_synchronisation(lambda _: torch.ones(1, device=DEVICE).item())(SimpleNamespace())
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "falcon"])  # it has no captured step
-def test_the_captured_step_of_each_family_is_the_eager_one(family, tmp_path, capsys):
+def test_the_captured_step_of_each_family_is_the_eager_one(family, several, tmp_path, capsys):
     torch.backends.cuda.matmul.allow_tf32 = False
     manifest = manifest_of(save_family(family, tmp_path))
-    options = {"precision": "fp32", "quantization": quantization_of(family), "hidden_act": None}
-    batches = [batch(rows, length, seed) for seed, (rows, length) in enumerate([(8, 16), (8, 32), (8, 16), (5, 32)])]
+    options = {"precision": "fp32", "quantization": quantization_of(family), "hidden_act": None, "several": several}
+    shapes = enumerate([(8, 16), (8, 32), (8, 16), (5, 32)])
+    batches = [batch(rows, length, seed, several) for seed, (rows, length) in shapes]
     reference = classifier(manifest, dropout=0.0, **options)
-    expected = [eager(reference, *pair) for pair in batches]
+    expected = [eager(reference, *pair, binary_loss if several else None) for pair in batches]
     lora = classifier(manifest, dropout=0.0, **options)
     step = make_step(lora, rows=8)
     for number, (pair, (loss, grads)) in enumerate(zip(batches, expected, strict=True)):

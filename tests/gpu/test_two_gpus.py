@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from helpers.processes import run_on_ranks, without_dropout
 from helpers.project import NANO
-from helpers.training_folder import prepare
+from helpers.training_folder import prepare, use_several_labels
 
 from stages import eval_base, train_qlora
 
@@ -40,15 +40,17 @@ def top(tmp_path_factory):
         prepare(top / name, ROWS, model, **PLAIN)
     prepare(top / "padded-one", ROWS, model, **PLAIN, batches__padding="longest")
     prepare(top / "padded-two", ROWS, model, **PLAIN, batches__padding="longest")
+    for ranks in ("one", "two"):
+        use_several_labels(prepare(top / f"several-{ranks}", ROWS, model, **PLAIN, train__class_weights="balanced"))
     for name, seed in (("learns-one", 42), ("learns-other-seed", 43), ("learns-two", 42)):
         learnable(prepare(top / name, **LEARNS, seed=seed))
     run_on_ranks(1, [f"broken:{top}/one-then-two"], CUDA_VISIBLE_DEVICES="0")
-    twice = [f"train_qlora:{top}/{name}" for name in ("two", "padded-two", "one-then-two", "learns-two")]
+    twice = [f"train_qlora:{top}/{name}" for name in ("two", "padded-two", "several-two", "one-then-two", "learns-two")]
     output = run_on_ranks(2, [f"broken:{top}/two-then-one", *twice, f"eval_base:{top}/two"])
     (top / "output").write_text(output)
     here = Path.cwd()
     try:
-        for name in ("one", "padded-one", "two-then-one", "learns-one", "learns-other-seed"):
+        for name in ("one", "padded-one", "several-one", "two-then-one", "learns-one", "learns-other-seed"):
             os.chdir(top / name)
             train_qlora.main()
         os.chdir(top / "one")
@@ -67,7 +69,7 @@ def test_both_ranks_replay_cuda_graphs(top):
     assert "CUDA graph" not in output and "eagerly" not in output, "no warning that graphs are not used"
 
 
-@pytest.mark.parametrize("name", ["", "padded-"])
+@pytest.mark.parametrize("name", ["", "padded-", "several-"])
 def test_two_gpus_train_like_one(top, name):
     one, two = top / f"{name}one", top / f"{name}two"
     for table in ("steps", "epochs"):

@@ -1,6 +1,7 @@
 """Prepare a folder where `train_qlora` runs on a few rows, and read the adapter from it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,18 @@ def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, *
         rows = rows.assign(text_text="a text", group=rows["row"])
         rows.to_parquet(folder / f"outs/tokenized/{split}.parquet", index=False)
     return folder
+
+
+def use_several_labels(folder: Path) -> None:
+    """Give the rows of a prepared folder any of the classes: the one that they had, the last one, both, or none."""
+    task = Task.read(folder / "outs/task.json")
+    replace(task, multi_label=True).write(folder / "outs/task.json")
+    for split in ROWS:
+        path = folder / f"outs/tokenized/{split}.parquet"
+        rows = pd.read_parquet(path)
+        sets = [sorted({label} | ({2} if row % 5 == 0 else set())) for row, label in enumerate(rows["label"])]
+        rows["label"] = [labels if row % 7 else [] for row, labels in enumerate(sets)]
+        rows.to_parquet(path, index=False)
 
 
 def adapter_bytes(folder: Path) -> dict[str, bytes]:

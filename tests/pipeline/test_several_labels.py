@@ -1,7 +1,11 @@
 """Several labels a row through all six stages."""
 
+import ast
 import json
+import re
+from pathlib import Path
 
+import bitsandbytes
 import pandas as pd
 import pytest
 import yaml
@@ -9,8 +13,10 @@ from helpers.parameters import unpinned_params, use
 from helpers.project import NANO
 from helpers.six_labels import LABELS, draw_rows
 from helpers.stages import run_stage_in_each
+from huggingface_hub import constants
 
 from stages.data.task import Task
+from tools import publish
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +70,28 @@ def test_the_adapter_tells_plain_transformers_that_labels_are_several(run):
     assert list(config["id2label"].values()) == list(LABELS)
     assert json.loads((folder / "classifier.json").read_text())["multi_label"] is True
     assert len(json.loads((folder / "validation.json").read_text())["best_threshold"]["value"]) == 6
+
+
+def test_the_code_in_the_model_card_gives_the_labels_that_eval_lora_gave(run, monkeypatch, capsys):
+    folder, task = run[0], Task.read(run[0] / "outs/task.json")
+    rows = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet")
+    row = rows.loc[(rows[task.probability_columns] - 0.5).abs().min(axis=1).idxmax()]  # rounding changes no answer
+    (block,) = re.findall(r"```python\n(.*?)```", (folder / "metrics/model_card.md").read_text(), re.DOTALL)
+    block, times = re.subn("(?m)^texts = .*$", lambda _: f"texts = {{'text': {row['text_text']!r}}}", block)
+    assert times == 1
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+    exec(block.replace("path/to/this/folder", str(folder / "outs/adapter")), {})
+    labels, _, probabilities = capsys.readouterr().out.strip().rpartition("] [")
+    assert ast.literal_eval(f"[{probabilities}") == pytest.approx(row[task.probability_columns].tolist(), abs=0.02)
+    assert ast.literal_eval(f"{labels}]") == [task.classes[number] for number in row["prediction"]]
+
+
+def test_the_adapter_is_published_with_its_kind_of_labels(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(run[0])
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    publish.write_adapter(tmp_path, Path("outs/adapter"), None, "tests/nano", "mit")
+    assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == "multi_label_classification"
+    assert json.loads((tmp_path / "classifier.json").read_text())["multi_label"] is True
 
 
 def test_the_results_lead_with_micro_f1_and_every_reference_is_measured(run):

@@ -9,7 +9,7 @@ import safetensors.torch
 from helpers.processes import run_on_forked_ranks, try_on_forked_ranks, without_dropout
 from helpers.project import NANO
 from helpers.stages import run_stage_in_each
-from helpers.training_folder import adapter_bytes, prepare
+from helpers.training_folder import adapter_bytes, prepare, use_several_labels
 
 from stages.training.checkpoints import WHOLE
 
@@ -29,6 +29,7 @@ CASES = {  # {case: changes of params.yaml}
     "padded": {"batches__padding": "max_length", "batches__order": "random"},
     "weighted": {"train__class_weights": "balanced"},
     "dropped": {"lora__dropout": 0.3},
+    "several labels": {"train__class_weights": "balanced", "train__micro_batch": 2},
     "each step": {"lora__dropout": 0.3, "train__checkpoint_minutes": 1e-6},  # a checkpoint after the first step
 }
 ROWS = 33  # in batches of 8: the last batch has one row, fewer than ranks
@@ -45,13 +46,16 @@ def top(tmp_path_factory):
         rows = pd.read_parquet(folder / "outs/tokenized/train.parquet")
         rows["label"] = np.where(rows.index % 4, rows["label"], 0)  # uneven classes
         rows.to_parquet(folder / "outs/tokenized/train.parquet", index=False)
+        if case == "several labels":
+            use_several_labels(folder)
 
     finished = [case for case in CASES if case != "each step"]
     for case in finished:
         make(f"{case}-one", case)
         make(f"{case}-three", case)
-    for name in ("one-then-three", "three-then-one", "three-then-three"):
-        make(name, "each step" if name == "three-then-three" else "plain")
+    make("one-then-three", "plain")
+    make("three-then-one", "several labels")
+    make("three-then-three", "each step")
     make("terminated", "each step")
     run_on_forked_ranks(1, [f"broken:{top}/one-then-three"])
     tasks = [f"broken:{top}/three-then-one", f"broken:{top}/three-then-three", f"train_qlora:{top}/one-then-three"]
@@ -65,7 +69,7 @@ def top(tmp_path_factory):
     return top
 
 
-@pytest.mark.parametrize("case", ["plain", "padded", "weighted"])
+@pytest.mark.parametrize("case", ["plain", "padded", "weighted", "several labels"])
 def test_three_ranks_train_as_one_rank_does(top, case):
     one, three = top / f"{case}-one", top / f"{case}-three"
     for name in ("steps", "epochs"):
@@ -79,10 +83,12 @@ def test_the_cases_are_different_trainings(top):
     assert len({round(loss, 3) for loss in losses}) == len(losses)
 
 
-@pytest.mark.parametrize("name", ["one-then-three", "three-then-one"])
-def test_a_training_resumes_with_another_number_of_ranks(top, name):
+@pytest.mark.parametrize(
+    ("name", "uninterrupted"), [("one-then-three", "plain-one"), ("three-then-one", "several labels-one")]
+)
+def test_a_training_resumes_with_another_number_of_ranks(top, name, uninterrupted):
     for table in ("steps", "epochs"):
-        assert np.allclose(curve(top / name, table), curve(top / "plain-one", table), rtol=1e-3), table
+        assert np.allclose(curve(top / name, table), curve(top / uninterrupted, table), rtol=1e-3), table
     assert not (top / name / "outs/checkpoints").exists()
 
 

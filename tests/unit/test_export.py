@@ -1,6 +1,8 @@
 """`tools.export`: how it measures and chooses a merge, what it rejects, and what it writes."""
 
 import ast
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -8,18 +10,22 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+import bitsandbytes
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import random_adapter
 from helpers.damage import edit_json, edit_weights
 from helpers.parameters import manifest_of, unpinned_params
-from helpers.project import CPU, NANO
+from helpers.project import CPU, NANO, ROOT
 from helpers.tables import CLASSES, LABELS
 from huggingface_hub import ModelCard, constants
 from transformers import AutoTokenizer
 
+from stages.data.batching import TokenizedRows
 from stages.data.chat import apply_chat
+from stages.data.labels import MultiLabel, SingleLabel
 from stages.data.task import Task
 from stages.data.tokenization import encode_rows, load_configured_tokenizer, load_tokenizer
 from stages.model.adapter import add_lora, save_adapter, save_tokenizer
@@ -31,6 +37,7 @@ from tools import export
 from tools.export import Agreement
 from tools.predict import __main__ as predict
 
+DOCUMENT = (ROOT / "docs/use.md").read_text()
 SWAPPED_CLASSES = {"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}
 TEXTS = [f"Premise: A man {'is ' * n}sleeping.\nHypothesis: A dog is outside.\nLabel:" for n in range(1, 9)]
 
@@ -38,14 +45,22 @@ TEXTS = [f"Premise: A man {'is ' * n}sleeping.\nHypothesis: A dog is outside.\nL
 def test_flips_are_counted_against_the_adapter_and_accuracy_against_gold():
     expected = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
     probabilities = np.array([[0.8, 0.2], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
-    agreement = Agreement.measure(probabilities, expected, gold=np.array([0, 1, 1, 1]))
+    agreement = Agreement.measure(probabilities, expected, np.array([0, 1, 1, 1]), SingleLabel(("a", "b")))
     assert agreement == Agreement(accuracy=0.75, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
+
+
+def test_an_answer_with_several_labels_is_flipped_if_one_label_is():
+    expected = np.array([[0.9, 0.4], [0.6, 0.7], [0.2, 0.3]])
+    probabilities = np.array([[0.8, 0.6], [0.6, 0.9], [0.4, 0.4]])
+    gold = np.array([[True, True], [True, True], [False, True]])
+    agreement = Agreement.measure(probabilities, expected, gold, MultiLabel(("a", "b")))
+    assert (agreement.accuracy, agreement.flips) == (pytest.approx(2 / 3), 1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_probabilities_that_are_not_finite_are_rejected(value):
     with pytest.raises(UserError, match="in bfloat16 the merged model's probabilities are not all finite"):
-        Agreement.measure(np.array([[value, 0.5]]), np.array([[0.5, 0.5]]), np.array([0]))
+        Agreement.measure(np.array([[value, 0.5]]), np.array([[0.5, 0.5]]), np.array([0]), LABELS)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +208,7 @@ def test_the_option_base_names_the_folder_of_the_base(merged, tmp_path, monkeypa
         (Task(("a", "b"), "{premise}{hypothesis}", None), "classes: a, b, but .* has entailment, neutral"),
         (Task(CLASSES[::-1], "{premise}{hypothesis}", None), "classes: contradiction, neutral, entailment, but"),
         (Task(CLASSES, "{text}", None), "columns: text, but .* has premise, hypothesis"),
+        (Task(CLASSES, "{premise}{hypothesis}", None, multi_label=True), "multi_label: True, but .* has False"),
     ],
 )
 def test_rows_of_another_task_are_rejected(merged, tmp_path, monkeypatch, task, message):
@@ -271,3 +287,73 @@ def test_a_template_with_special_tokens_is_exported(tmp_path, monkeypatch, capsy
     assert any(name in capsys.readouterr().out for name in CLASSES)
     with pytest.raises(AssertionError, match="a text holds the name of a special token"):
         exec(re.sub("(?m)^assert text == .*$", "", block.replace("Animals", "<|endoftext|>")), {})
+
+
+# --- several labels a row ---
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A workspace with an adapter that answers with several labels, and its export `out`: (folder, printed text)."""
+    folder, text = tmp_path_factory.mktemp("several"), io.StringIO()
+    random_adapter.make_adapter(folder / "outs/adapter", multi_label=True)
+    template = json.loads((folder / "outs/adapter/classifier.json").read_text())["template"]
+    rows = pd.DataFrame({"text_premise": ["A man sleeps.", "Two dogs.", "A girl is reading."]})
+    rows = rows.assign(text_hypothesis="A man is awake.", label=[[0, 2], [], [1]], input_ids=[[5], [6], [7]])
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
+        patch.chdir(folder)
+        Path("outs/tokenized").mkdir()
+        Task(CLASSES, template, None, multi_label=True).write("outs/task.json")
+        files.write_json("outs/data_source.json", {"name": "data", "revision": None, "digest": "d" * 64})
+        rows.to_parquet("outs/tokenized/test.parquet")
+        export.export(Path("out").resolve(), Path("outs/adapter"), None)
+    return folder, text.getvalue()
+
+
+def probabilities_of(folder, texts):
+    """{label: probability} by the adapter on its base."""
+    adapter = export.Adapter.read(folder / "outs/adapter")
+    rows = TokenizedRows.from_lists(adapter.tokenizer(texts)["input_ids"], np.zeros((len(texts), 3), bool))
+    return [dict(zip(CLASSES, row, strict=True)) for row in adapter.load_on_base().predict(rows, 1)]
+
+
+def test_an_export_with_several_labels_prints_subset_accuracy_and_code_that_prints_them(several, capsys, monkeypatch):
+    folder, text = several
+    assert "3 test rows\nadapter on its own base: subset accuracy " in text
+    monkeypatch.chdir(folder)
+    block = re.search(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)[1]
+    for code in (text[text.index("from transformers") :], block.replace("path/to/this/folder", "out")):
+        exec(code, names := {})
+        printed = ast.literal_eval(capsys.readouterr().out)
+    (expected,) = probabilities_of(folder, [names["text"]])
+    assert {each["label"]: each["score"] for each in printed} == pytest.approx(
+        {label: p for label, p in expected.items() if p > 0.5}, abs=0.1
+    )
+    assert 0 < len(printed) < 3, "a threshold that this test would not notice"
+
+
+def test_the_code_of_the_docs_and_the_server_answer_with_several_labels(several, capsys, monkeypatch):
+    folder, _ = several
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+    monkeypatch.chdir(folder)
+    plain, server = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    answer = re.search(r"write `(.*?)` instead of `(.*?)`. Its labels are\s+`(.*?)`", DOCUMENT)
+    replacements = {answer[2]: answer[1], "model.config.id2label[int(probabilities.argmax())]": answer[3]}
+    for old, new in (replacements | {"microsoft/phi-2": str(NANO)}).items():
+        assert plain.count(old) == 1
+        plain = plain.replace(old, new)
+    exec(plain, names := {})
+    labels, _, values = capsys.readouterr().out.strip().rpartition("] [")
+    (expected,) = probabilities_of(folder, [names["text"]])
+    assert ast.literal_eval(f"[{values}") == pytest.approx(list(expected.values()), abs=1e-4)
+    assert ast.literal_eval(f"{labels}]") == [label for label, p in expected.items() if p > 0.5]
+
+    pytest.importorskip("litserve")
+    monkeypatch.setattr(sys, "argv", ["serve.py", "out", "8000"])
+    exec(server, names := {})
+    classifier = names["Classifier"]()
+    classifier.setup("cpu")
+    texts = [classifier.decode_request(names["check"]({"premise": "A man.", "hypothesis": "A dog."})), "Two dogs"]
+    for found, expected in zip(classifier.predict(texts), probabilities_of(folder, texts), strict=True):
+        assert found["probabilities"] == pytest.approx(expected, abs=0.1)
+        assert sorted(found["prediction"]) == sorted(label for label, p in found["probabilities"].items() if p > 0.5)

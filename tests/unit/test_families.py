@@ -12,7 +12,7 @@ from helpers.families import FAMILIES, GQA_SIZE, SIZE, quantization_of, save, sa
 from helpers.parameters import manifest_of
 from helpers.project import CPU, ROOT
 from helpers.small_classifier import as_inputs, batch, distance, eager, gradients
-from helpers.tables import LABELS
+from helpers.tables import CLASSES, LABELS
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -31,6 +31,7 @@ from transformers import (
     T5Config,
 )
 
+from stages.data.labels import MultiLabel
 from stages.data.tokenization import load_tokenizer
 from stages.kernels.errors import StepUnavailable
 from stages.model.adapter import add_lora, save_adapter
@@ -38,6 +39,7 @@ from stages.model.base import load_base
 from stages.model.classifier import Classifier
 from stages.model.verify_saved import AdapterSnapshot, verify_saved_adapter
 from stages.runtime.errors import UserError
+from stages.training.loss import set_loss
 from stages.training.trainer import make_trainer
 
 DOCUMENT = ROOT / "docs/new-architecture.md"
@@ -63,25 +65,42 @@ def parameters(make_params, family):
     )  # fmt: skip
 
 
-def test_from_loading_to_prediction(family, parameters, tmp_path):
-    """Train, save and load an adapter: its probabilities stay the same, in a batch of any size."""
-    p, tokenizer = parameters, load_tokenizer(family.manifest)
-    base = load_base(family.manifest, p.model, LABELS, CPU, p.seed, tokenizer)
+def check_from_loading_to_prediction(manifest, p, rows, labels, tmp_path):
+    tokenizer = load_tokenizer(manifest)
+    base = load_base(manifest, p.model, labels, CPU, p.seed, tokenizer)
     model = add_lora(base, p.lora, p.seed)
-    trainer = make_trainer(model, ROWS, ROWS, p, tokenizer.pad_token_id, tmp_path / "checkpoints", SimpleNamespace())
+    set_loss(base, labels, np.array([row["labels"] for row in rows]), balanced=False)
+    trainer = make_trainer(model, rows, rows, p, tokenizer.pad_token_id, tmp_path / "checkpoints", SimpleNamespace())
     trainer.train()
     losses = [entry["step_loss"] for entry in trainer.state.log_history if "step_loss" in entry]
     assert np.mean(losses[-2:]) < np.mean(losses[:2]), "the loss did not fall"
-    trained = AdapterSnapshot.take(model, ROWS)
-    save_adapter(model, tokenizer, family.manifest, {}, tmp_path / "adapter")
-    verify_saved_adapter(tmp_path / "adapter", trained, family.manifest, p.model, CPU)
+    trained = AdapterSnapshot.take(model, rows)
+    save_adapter(model, tokenizer, manifest, {}, tmp_path / "adapter")
+    verify_saved_adapter(tmp_path / "adapter", trained, manifest, p.model, CPU)
 
-    classifier = Classifier.load(family.manifest, p, p.tokenize.max_length, LABELS, CPU, tmp_path / "adapter")
-    one_by_one, in_one_batch = classifier.predict(ROWS, 1), classifier.predict(ROWS, len(ROWS))
+    classifier = Classifier.load(manifest, p, p.tokenize.max_length, labels, CPU, tmp_path / "adapter")
+    one_by_one, in_one_batch = classifier.predict(rows, 1), classifier.predict(rows, len(rows))
     assert abs(one_by_one - in_one_batch).max() < 1e-4
     assert np.ptp(one_by_one, axis=0).max() > 0.05, "the rows are too similar to test anything"
     by_length = np.argsort(LENGTHS)
-    assert abs(torch.softmax(trained.logits, dim=-1).numpy() - one_by_one[by_length]).max() < 1e-4
+    expected = trained.logits.sigmoid() if labels.multi_label else trained.logits.softmax(dim=-1)
+    assert abs(expected.numpy() - one_by_one[by_length]).max() < 1e-4
+
+
+def test_from_loading_to_prediction(family, parameters, tmp_path):
+    """Train, save and load an adapter: its probabilities stay the same, in a batch of any size."""
+    check_from_loading_to_prediction(family.manifest, parameters, ROWS, LABELS, tmp_path)
+
+
+def test_several_labels_from_loading_to_prediction(make_params, tmp_path):
+    """GPT-2's own forward ignores the loss that training sets; checkpointing computes it twice."""
+    rows = [row | {"labels": np.array([i % 3 == 0, i % 2 == 0, i == 5])} for i, row in enumerate(ROWS)]
+    p = make_params(
+        model__hidden_act=None, train__epochs=2, train__batch_size=4, train__learning_rate=0.01, train__keep="last",
+        train__gradient_checkpointing=True,
+    )  # fmt: skip
+    manifest = manifest_of(save_family("gpt2", tmp_path / "gpt2"))
+    check_from_loading_to_prediction(manifest, p, rows, MultiLabel(CLASSES), tmp_path)
 
 
 def test_the_captured_step_equals_the_eager_one(family, monkeypatch):

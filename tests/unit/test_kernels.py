@@ -13,7 +13,18 @@ from helpers import small_classifier
 from helpers.families import save_family
 from helpers.parameters import manifest_of
 from helpers.reference_attention import attend_by_row
-from helpers.small_classifier import DEVICE, PAD, PARAMS, as_inputs, as_rows, batch, distance, eager, gradients
+from helpers.small_classifier import (
+    DEVICE,
+    PAD,
+    PARAMS,
+    as_inputs,
+    as_rows,
+    batch,
+    binary_loss,
+    distance,
+    eager,
+    gradients,
+)
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config, OPTConfig, PhiConfig
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
@@ -306,6 +317,30 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_batch(make_step, pac
         grads.append(gradients(lora))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert distance(grads[1], grads[0]) < (1e-3 if ON_GPU else 1e-5)
+
+
+@pytest.mark.parametrize(("family", "packed", "checkpointing"), [("phi", True, False), ("olmo2", False, True)])
+def test_several_labels_have_pytorch_s_weighted_loss_and_its_gradients_also_in_parts(
+    families, make_step, family, packed, checkpointing
+):
+    """The second part has one row less, and is filled up."""
+    ids, labels = batch(3, length=12, several=True)
+    options = {"folder": families[family], "freeze": False, "several": True, "checkpointing": checkpointing}
+    loss, grads = eager(classifier(**options), ids, labels, binary_loss)
+    step = make_step(lora := classifier(**options), longest=12)
+    assert step.takes_packed_rows == packed
+    step.rows = 2
+    collator = PartCollator(packed, PAD, params.load(PARAMS).batches.model_copy(update={"multiple_of": 4}), 128)
+    collator.rows = 2
+    parts = []
+    for rows in ([2, 0], [1]):
+        part = collator.fill_up_to(
+            28 if packed else 12, as_rows(ids[rows], labels[rows]), np.array([0, 12])[: len(rows)]
+        )
+        part["weight"] = torch.tensor(len(rows) / 3)
+        parts.append({name: value.to(DEVICE) for name, value in part.items()})
+    assert step(parts, 0).item() == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
 
 
 @pytest.mark.skipif(ON_GPU, reason="test_gpu tests a real capture")

@@ -19,9 +19,12 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoModelForSequenceClassification
 
+from stages import train_qlora
 from stages.data.labels import MultiLabel
+from stages.data.task import Task
 from stages.model.adapter import add_lora
 from stages.model.head import freeze_head, scale_head
+from stages.runtime import files
 from stages.runtime.usage_recorder import read_versions
 from stages.training import checkpoints, history
 from stages.training.calibration import BOUNDS, fit_temperature
@@ -66,6 +69,17 @@ def test_other_parameters_have_another_digest(make_params):
 
     assert digest() == digest()
     assert len({digest(), digest(lora__r=8), digest(seed=1), digest(train__keep="last")}) == 4
+
+
+def test_one_and_several_labels_a_row_have_different_digests(make_params, monkeypatch):
+    monkeypatch.setattr(files, "sha256", lambda path: "the same rows")
+    monkeypatch.setattr(checkpoints, "hash_code", lambda script: {})
+
+    def digest(multi_label):
+        inputs = SimpleNamespace(task=Task(("a", "b"), "{text}", None, multi_label), manifest={"digest": "d" * 64})
+        return train_qlora.digest_run(make_params(), inputs, CPU)
+
+    assert digest(True) == digest(True) != digest(False)
 
 
 def test_the_hashed_code_is_everything_that_the_stage_imports():
@@ -203,11 +217,11 @@ def test_a_weighted_loss_is_the_mean_of_weight_times_loss_over_rows(load_nano, r
     assert loss.item() == pytest.approx((row_losses * weights[labels]).mean().item(), rel=1e-5)
 
 
-def families_as_classifiers():
+def families_as_classifiers(labels=LABELS):
     """Small classifiers, of which GPT-2, OPT and others compute their loss without `loss_function`."""
     for family in ("phi", "llama", "gpt2", "opt", "bloom", "mpt", "falcon"):
         config = copy.deepcopy(FAMILIES[family])
-        config.update({"num_labels": 3, "pad_token_id": 0, "problem_type": LABELS.problem_type})
+        config.update({"num_labels": 3, "pad_token_id": 0, "problem_type": labels.problem_type})
         torch.manual_seed(0)
         yield family, AutoModelForSequenceClassification.from_config(config).eval()
 
@@ -366,6 +380,19 @@ def test_the_loss_of_several_labels_is_pytorch_s_binary_cross_entropy_of_the_rea
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     loss.backward()
     assert (logits.grad[2:] == 0).all() and (logits.grad[:2] != 0).all()
+
+
+def test_without_weights_several_labels_have_the_loss_and_gradients_of_every_family_s_own_forward():
+    ids = torch.randint(1, 900, (3, 9), generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+    for family, model in families_as_classifiers(SEVERAL):
+        own, own_gradients = loss_and_gradients(model, model(input_ids=ids, labels=labels.float()).loss)
+        set_loss(model, SEVERAL, labels.bool().numpy(), balanced=False)
+        wrapped = SimpleNamespace(get_base_model=lambda model=model: model)
+        ours, gradients = loss_and_gradients(model, compute_loss(wrapped, model(input_ids=ids).logits, labels))
+        assert ours.item() == pytest.approx(own.item(), rel=1e-6), family
+        for name, gradient in own_gradients.items():
+            assert torch.allclose(gradients[name], gradient, rtol=1e-4, atol=1e-7), (family, name)
 
 
 def test_validation_scores_of_several_labels_are_those_of_scikit_learn():
