@@ -4,9 +4,8 @@
 
 The table of F1 has classes and rows as in public data sets. Mistakes are spread over the wrong classes, all answered
 with one class, or made mostly in a third of the classes. The table of accuracy and gain has rows in a few groups. The
-last table has the difference of macro F1 between two models. An interval of 95% should cover the truth in 95 of 100
-samples. benchmarks/multi_seed.py has the intervals of several
-trainings.
+third table has the difference of macro F1 between two models, and the last one has several labels a row. An interval of
+95% should cover the truth in 95 of 100 samples. benchmarks/multi_seed.py has the intervals of several trainings.
 
 How many of 100 intervals of macro F1 cover the truth at accuracies of 60 to 99%, the smallest and the largest value of
 each kind of cells (1,000 samples, accurate to 1.5 points):
@@ -49,15 +48,17 @@ outcomes in common, 83 of 100 differences are significant with 77 classes and 3,
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from markdown_table import parse_samples, print_header, print_line
+from scipy.stats import norm
 
-from stages.analysis import design_effects, f1, intervals, metrics, paired_f1
+from stages.analysis import average_precision, design_effects, f1, intervals, label_f1, measures, metrics, paired_f1
 from stages.analysis.paired_difference import measure_difference
-from stages.data.confusion import class_counts
+from stages.data.confusion import class_counts, count_classes
 
 CONFIDENCE = 0.95
 ALIKE = 0.9  # share of a group's rows that have the same gold class and answer
@@ -237,6 +238,90 @@ def group_coverage(cell: GroupCell, samples: int, seed: int) -> dict[str, float]
     return {"accuracy": covered[0] / samples, "gain": covered[1] / samples}
 
 
+LABEL_SHARES = {
+    "6, 50 to 3%": np.array([0.5, 0.3, 0.2, 0.1, 0.05, 0.03]),
+    "28, 30 to 1%": np.geomspace(0.3, 0.01, 28),
+}
+"""Shares of the rows that have each label."""
+TRUTH_ROWS = 200_000  # of which the true scores are measured
+
+
+@dataclass(frozen=True)
+class LabelCell:
+    """One line of the table of several labels a row.
+
+    Attributes:
+        labels: a key of `LABEL_SHARES`.
+        rows: number of test rows.
+        noise: of the model, as `draw_labels` adds it: at 0 every answer is right.
+        other: noise of the other model, whose errors are partly those of the first.
+        a_group: rows of a group, which have the same trait that makes all labels likely.
+    """
+
+    labels: str
+    rows: int
+    noise: float
+    other: float
+    a_group: int = 1
+
+
+def draw_labels(
+    shares: np.ndarray, rows: int, noises: Sequence[float], rng: np.random.Generator, a_group: int = 1
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Labels that depend on each other, and the scores that models give them: bool and float [rows, labels].
+
+    A row has a label if a normal number is above the label's threshold. A model sees this number with noise. It answers
+    with the labels whose score is above 0, as often as rows have them.
+
+    Args:
+        shares: of the rows that have each label.
+        noises: standard deviation of each model's noise; 36% of its variance is the same in all models.
+        a_group: rows of a group have a term of all their numbers in common.
+    """
+    groups = np.arange(rows) // a_group
+    of_rows = rng.normal(size=(groups[-1] + 1, 1))[groups]
+    traits = np.sqrt(0.5) * (of_rows + rng.normal(size=(rows, len(shares))))
+    edges, shared = norm.ppf(1 - shares), rng.normal(size=traits.shape)
+    scores = [
+        traits + each * (0.6 * shared + 0.8 * rng.normal(size=traits.shape)) - np.sqrt(1 + each**2) * edges
+        for each in noises
+    ]
+    return traits > edges, scores
+
+
+def label_coverage(cell: LabelCell, samples: int, seed: int) -> dict[str, float]:
+    """Shares of samples whose intervals cover the truth: of F1, of mean average precision, and of the difference.
+
+    The mean average precision has no interval in a sample with too few rows of a label: NaN if it never has one.
+    """
+    rng, shares = np.random.default_rng(seed), LABEL_SHARES[cell.labels]
+    noises, groups = (cell.noise, cell.other), np.arange(cell.rows) // cell.a_group
+
+    def score(gold: np.ndarray, scores: np.ndarray, average: label_f1.Average) -> float:
+        return label_f1.average_f1(count_classes(gold, scores > 0, len(shares)), average)
+
+    gold, scores = draw_labels(shares, TRUTH_ROWS, noises, rng)
+    names: dict[str, label_f1.Average] = {"micro": label_f1.MICRO, "macro": label_f1.MACRO}
+    truth = {name: score(gold, scores[0], average) for name, average in names.items()}
+    gap = truth["micro"] - score(gold, scores[1], label_f1.MICRO)
+    precision = average_precision.mean_average_precision(gold, scores[0])
+    covered: dict[str, list[bool]] = {name: [] for name in (*names, "precision", "difference", "significant")}
+    for _ in range(samples):
+        gold, scores = draw_labels(shares, cell.rows, noises, rng, cell.a_group)
+        first, other = (each > 0 for each in scores)
+        for name, average in names.items():
+            low, high = measures.f1_interval(gold, first, average, groups, len(shares), CONFIDENCE)
+            covered[name].append(low <= truth[name] <= high)
+        if interval := average_precision.average_precision_interval(gold, scores[0], groups, CONFIDENCE):
+            covered["precision"].append(interval.low <= precision <= interval.high)
+        difference = measures.measure_difference(
+            "f1_micro", gold, first, other, groups, len(shares), CONFIDENCE
+        ).interval
+        covered["difference"].append(difference.low <= gap <= difference.high)
+        covered["significant"].append(not difference.low <= 0 <= difference.high)
+    return {name: float(np.mean(values)) if values else np.nan for name, values in covered.items()}
+
+
 def f1_cells() -> list[F1Cell]:
     """All cells of F1."""
     kinds = [
@@ -277,6 +362,16 @@ def paired_cells() -> list[PairedCell]:
         few = F1Cell(name, 100 * groups, 0.8, a_group=100)
         cells += [PairedCell(few, other, 0.5, alike=0.2) for other in (0.8, 0.7)] + [PairedCell(few, None, alike=0.2)]
     return cells
+
+
+def label_cells() -> list[LabelCell]:
+    """All cells of several labels a row: independent rows, and groups of three rows."""
+    noises = ((0.2, 0.2), (0.5, 0.5), (0.5, 0.7), (1.0, 1.0))
+    sizes = ((100, 1), (300, 1), (1000, 1), (900, 3))
+    return [
+        LabelCell(labels, rows, *each, a_group=a_group)
+        for labels, (rows, a_group), each in itertools.product(LABEL_SHARES, sizes, noises)
+    ]
 
 
 def main() -> None:
@@ -332,6 +427,17 @@ def main() -> None:
             f"{shares['covered']:.1%}",
             f"{shares['significant']:.1%}",
             f"{100 * shares['width']:.1f}",
+        )
+    print()
+    print_header("labels", "rows", "a group", "noise", "micro F1", "macro F1", "mAP", "difference", "significant")
+    for number, cell in enumerate(label_cells()):
+        shares = label_coverage(cell, samples, number)
+        print_line(
+            cell.labels,
+            f"{cell.rows:,}",
+            str(cell.a_group),
+            f"{cell.noise:g}, {cell.other:g}",
+            *(f"{share:.1%}" for share in shares.values()),
         )
 
 

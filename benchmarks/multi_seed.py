@@ -179,7 +179,7 @@ def coverage(cell: Cell, samples: int, seed: int) -> dict[str, float]:
     for _ in range(samples):
         rows, first, other = draw(cell, rng)
         if cell.classes:
-            _, mean = scores.mean_f1(rows.gold, first, rows.groups, rows.classes, CONFIDENCE)
+            mean = scores.mean_f1(rows.gold, first, rows.groups, rows.classes, CONFIDENCE)["f1_macro"]
         else:
             mean = scores.mean_accuracy((first == rows.gold).astype(float), rows.groups, CONFIDENCE)
         covered += mean.low <= score <= mean.high

@@ -2,28 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
 
-from stages.analysis.leading_metric import choose_leading_metric
+from stages.analysis.measures import choose_leading_metric
 from stages.analysis.multi_seed.comparison import compare_recipes
 from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
+from stages.data.confusion import count_classes
 from stages.report.comparison_page import RecipeComparison, recipe_letter
 from stages.report.render import shorten
 from stages.report.wording import interval_warnings
 from stages.runtime import errors
-from tools.read_runs import CASES, INPUTS, Run
+from tools.read_runs import CASES, INPUTS, Run, split_labels
 
 SPLITS = INPUTS[0]
 MAX_SHOWN = 40  # characters of a text in an error
 FETCH = "fetch the predictions by `dvc pull` or `dvc exp pull`"
 # Parameters that choose the test rows. With the same input files, rows of the same number then have the same texts.
 ROW_PARAMETERS = (
-    "data.subset", "data.splits.test", "data.label", "data.classes", "data.group", "data.test_rows", "data.unlabelled",
-    "data.holdout.validation", "data.holdout.test", "data.holdout.seed", "data.holdout.columns",
+    "data.subset", "data.splits.test", "data.label", "data.separator", "data.classes", "data.group", "data.test_rows",
+    "data.unlabelled", "data.holdout.validation", "data.holdout.test", "data.holdout.seed", "data.holdout.columns",
 )  # fmt: skip
 
 
@@ -44,14 +45,14 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
     with_texts = next(run for run in runs if run.has_texts)
     grouped, group_notes = group_by_recipe(runs)
     names = [name_recipe(number, members, grouped[0][0]) for number, members in enumerate(grouped)]
-    classes = sorted({*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])})
-    numbers = {name: number for number, name in enumerate(classes)}
-    gold = first.rows["gold"].map(numbers).to_numpy()
+    texts = {*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])}
+    classes, labels = number_labels(texts, first.multi_label)
+    gold = np.array([labels[text] for text in first.rows["gold"]])
     recipes = [
         Recipe(
             name,
             tuple(run.params["seed"] for run in members),
-            np.array([run.rows["predicted"].map(numbers) for run in members]),
+            np.array([[labels[text] for text in run.rows["predicted"]] for run in members]),
         )
         for name, members in zip(names, grouped, strict=True)
     ]
@@ -60,7 +61,8 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
     rows = GoldRows(gold, groups.to_numpy(), len(classes), metric)
     scores, differences = compare_recipes(recipes, rows, confidence)
     known_classes = next((run.classes for run in runs if run.classes), classes)
-    class_rows = first.rows["gold"].value_counts().reindex(known_classes, fill_value=0).to_dict()
+    counts = dict(zip(classes, count_classes(gold, gold, len(classes))[1].tolist(), strict=True))
+    class_rows = {name: counts.get(name, 0) for name in known_classes}
     return RecipeComparison(
         scores,
         differences,
@@ -80,7 +82,17 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
         groups.nunique(),
         first.params.get("data.group"),
         hash_rows(with_texts),
+        len(gold),
     )
+
+
+def number_labels(texts: Set[str], multi_label: bool) -> tuple[list[str], dict[str, Any]]:
+    """The classes in these texts of `Run.rows`, and the label of each, as in a label array (`stages.data.labels`)."""
+    names = {text: split_labels(text) if multi_label else [text] for text in texts}
+    classes = sorted({name for parts in names.values() for name in parts})
+    if multi_label:
+        return classes, {text: np.array([name in parts for name in classes], bool) for text, parts in names.items()}
+    return classes, {name: number for number, name in enumerate(classes)}
 
 
 def unknown_groups(run: Run) -> str:
@@ -103,6 +115,12 @@ def check_same_rows(first: Run, other: Run) -> None:
         raise errors.UserError(
             f"{other.name}: its classes are {', '.join(other.classes)}, but those of {first.name} are "
             f"{', '.join(first.classes)}; compare runs of the same task"
+        )
+    if first.multi_label != other.multi_label:
+        several, one = (first, other) if first.multi_label else (other, first)
+        raise errors.UserError(
+            f"{other.name}: a row of {several.name} may have several labels, and a row of {one.name} has one class; "
+            "compare runs of the same task"
         )
     columns = [*first.text_columns, "gold"]
     if not (first.has_texts and other.has_texts):

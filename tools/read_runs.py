@@ -17,12 +17,13 @@ import dvc.api
 import pandas as pd
 import yaml
 
-from stages.report.cases import escape_formula
+from stages.data.labels import SEPARATOR, make_labels
+from stages.report.cases import FORMULA_STARTS, escape_formula
 from stages.runtime import errors, files
 from tools.git import run_git
 
 WORKSPACE = "workspace"
-RESULTS, CASES = "outs/results/tuned", "metrics/cases.csv"
+RESULTS, CASES, DETAILS = "outs/results/tuned", "metrics/cases.csv", "metrics/details.json"
 INPUTS = ("outs/splits", "outs/base_model.json")  # written by `download`
 # Starts of the parameters in which two runs of one recipe may differ. A digest only checks the files of `inputs`.
 NOT_IN_RECIPE = ("seed", "analysis.", "model.digest", "data.digest")
@@ -38,9 +39,11 @@ class Run:
         commit: short hash; empty for the workspace.
         params: {dotted key: value}.
         code, inputs: {path: hash} of the files that made the predictions, from dvc.lock.
-        rows: columns row (its number in the split), text_…, gold and predicted (class names); group, if it is known.
+        rows: columns row (its number in the split), text_…, gold and predicted (as in cases.csv); group, if it is
+            known.
         classes: all class names in order, if they are known.
         has_texts: whether `rows` has the texts. Without them, all text_… are empty.
+        multi_label: whether a row may have several labels.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Run:
     rows: pd.DataFrame
     classes: tuple[str, ...] | None
     has_texts: bool = True
+    multi_label: bool = False
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -98,16 +102,12 @@ def read_run(name: str, cache: Path) -> Run:
     stages = lock.get("stages", {})
     outs = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
     check_finished(name, flatten(parameters), stages, outs)
-    rows, classes = read_cached_rows(cache, outs[RESULTS])
+    rows, classes, multi_label = read_cached_rows(cache, outs[RESULTS])
     has_texts = rows is not None or lock_parameters(stages.get("analyze", {})).get("analysis.texts", "all") == "all"
     if rows is None:
-        table = read_file(CASES)
-        if table is None or hashlib.md5(table).hexdigest() != outs.get(CASES):
-            raise errors.UserError(
-                f"{name}: {RESULTS} is not in DVC's cache, and {CASES} is not the file that its dvc.lock names; "
-                + ("run `dvc repro`" if name == WORKSPACE else "fetch the results by `dvc pull` or `dvc exp pull`")
-            )
+        table, details = (read_locked_file(name, path, read_file(path), outs) for path in (CASES, DETAILS))
         rows = read_cases(name, table, parameters, has_texts)
+        multi_label = json.loads(details).get("multi_label", False)
     deps = [dep for stage, entry in stages.items() if stage not in OTHER_STAGES for dep in entry.get("deps", [])]
     return Run(
         name,
@@ -118,7 +118,23 @@ def read_run(name: str, cache: Path) -> Run:
         rows,
         classes,
         has_texts,
+        multi_label,
     )
+
+
+def read_locked_file(name: str, path: str, content: bytes | None, outs: dict[str, str | None]) -> bytes:
+    """The content of a file in Git, if it is the one of the run's dvc.lock.
+
+    Args:
+        name: of the run, for the error.
+        outs: {path: hash} of all stages.
+    """
+    if content is None or hashlib.md5(content).hexdigest() != outs.get(path):
+        raise errors.UserError(
+            f"{name}: {RESULTS} is not in DVC's cache, and {path} is not the file that its dvc.lock names; "
+            + ("run `dvc repro`" if name == WORKSPACE else "fetch the results by `dvc pull` or `dvc exp pull`")
+        )
+    return content
 
 
 def find_commit(name: str) -> str:
@@ -216,8 +232,10 @@ def parse_number(value: Any) -> Any:
         return value
 
 
-def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, ...] | None]:
-    """Rows and classes of a run's predictions from DVC's cache; (None, None) if it does not have them.
+def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, ...] | None, bool]:
+    """Rows and classes of a run's predictions from DVC's cache, and whether a row may have several labels.
+
+    Without these predictions in the cache: (None, None, False).
 
     Args:
         md5: of the folder `RESULTS`, from dvc.lock.
@@ -227,24 +245,30 @@ def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[
         return cache / "files/md5" / digest[:2] / digest[2:]
 
     if not cached_path(md5).is_file():
-        return None, None
+        return None, None, False
     digests = {file["relpath"]: file["md5"] for file in json.loads(cached_path(md5).read_text())}
     path = cached_path(digests["predictions.parquet"])
     if not path.is_file():
-        return None, None
+        return None, None, False
     table = files.read_table(path)
-    if not pd.api.types.is_integer_dtype(table["label"]):  # until they can be compared
-        raise errors.UserError("its rows have several labels; allowed here: runs with one label a row")
+    multi_label = not pd.api.types.is_integer_dtype(table["label"])
     classes = tuple(column.removeprefix("p_") for column in table if column.startswith("p_"))
     text_columns = [column for column in table if column.startswith("text_")]
-    names = dict(enumerate(classes))
+    labels = make_labels(classes, multi_label)
+    codes = labels.from_lists(table[["label", "prediction"]])
     rows = table[["row", *text_columns, "group"]].assign(
-        gold=table["label"].map(names), predicted=table["prediction"].map(names)
+        gold=labels.names(codes["label"]), predicted=labels.names(codes["prediction"])
     )
     # As in cases.csv, so that both files of a run have equal texts.
     for column in (*text_columns, "gold", "predicted"):
         rows[column] = [escape_formula(text) for text in rows[column]]
-    return rows, tuple(map(escape_formula, classes))
+    return rows, classes if multi_label else tuple(map(escape_formula, classes)), multi_label
+
+
+def split_labels(text: str) -> list[str]:
+    """The labels of a row of `Run.rows`, if it may have several."""
+    whole = text[1:] if text.startswith("'") and text[1:].startswith(FORMULA_STARTS) else text  # see `escape_formula`
+    return whole.split(SEPARATOR) if whole else []
 
 
 def read_cases(name: str, table: bytes, parameters: dict[str, Any], has_texts: bool) -> pd.DataFrame:

@@ -1,33 +1,46 @@
-"""What the best threshold of two classes would change on the test rows. All results use 0.5."""
+"""What other thresholds would change on the test rows, of two classes or of each label. All results use 0.5."""
 
 from dataclasses import dataclass, replace
 
-from stages.analysis.metrics import Estimate, Predictions, has_two_classes
-from stages.analysis.paired_difference import Difference, measure_difference
-from stages.data.thresholds import best_threshold
+from stages.analysis.measures import measure_difference
+from stages.analysis.metrics import Estimate, Predictions, has_several_labels, has_two_classes
+from stages.analysis.paired_difference import Difference
+from stages.data.thresholds import best_threshold, best_thresholds
 
 
 @dataclass(frozen=True)
 class ThresholdEffect:
-    """The test rows with another threshold than 0.5. The attributes are the keys of details.json.
+    """The test rows with other thresholds than 0.5. The attributes are the keys of details.json.
 
     Attributes:
-        threshold: from the validation rows; a row has the second class if its probability is above it.
+        threshold: from the validation rows; a row has the second class if its probability is above it. If a row may
+            have several labels, the threshold of each label.
         accuracy, f1_macro: with this threshold.
         f1_macro_gain: macro F1 with this threshold minus that with 0.5.
+        f1_micro: as f1_macro, only if a row may have several labels.
     """
 
-    threshold: float
+    threshold: float | dict[str, float]
     accuracy: Estimate
     f1_macro: Estimate
     f1_macro_gain: Difference
+    f1_micro: Estimate | None = None
 
 
 def measure_best_threshold(test: Predictions, validation: Predictions) -> ThresholdEffect | None:
-    """Choose the threshold on the validation rows and measure it on the test rows: only of two classes."""
-    if not has_two_classes(test):
+    """Choose thresholds on the validation rows and measure them on the test rows: of two classes, or of each label."""
+    threshold: float | dict[str, float]
+    if has_several_labels(test):
+        thresholds = best_thresholds(validation.gold, validation.probabilities)
+        threshold = dict(zip(test.classes, thresholds.tolist(), strict=True))
+        changed = replace(test, predicted=test.probabilities > thresholds)
+    elif has_two_classes(test):
+        threshold = best_threshold(validation.gold, validation.probabilities[:, 1])
+        changed = replace(test, predicted=(test.probabilities[:, 1] > threshold).astype(int))
+    else:
         return None
-    threshold = best_threshold(validation.gold, validation.probabilities[:, 1])
-    changed = replace(test, predicted=(test.probabilities[:, 1] > threshold).astype(int))
-    gain = measure_difference("f1_macro", test.gold, changed.predicted, test.predicted, test.groups, 2, test.confidence)
-    return ThresholdEffect(threshold, changed.accuracy, changed.f1_macro, gain)
+    gain = measure_difference(
+        "f1_macro", test.gold, changed.predicted, test.predicted, test.groups, len(test.classes), test.confidence
+    )
+    micro = changed.f1_micro if has_several_labels(test) else None
+    return ThresholdEffect(threshold, changed.accuracy, changed.f1_macro, gain, micro)

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from stages.analysis.calibration import LEAST_PROBABILITY
+from stages.analysis.measures import has_several_labels
 from stages.data.task import Task
 
 FALSE_SHARE = 0.5  # of the listed rows, at most this share should have a right label if the probabilities are right
@@ -27,37 +28,39 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     threshold of confident learning, a class's mean probability in its own rows, listed 49 to 358 rows without wrong
     labels. If the model is not calibrated (`train.calibrate: false`), the list has more of its own errors.
 
+    If a row may have several labels, each label of each row is a decision between two classes, yes and no. A row then
+    has a line for each of its labels that may be wrong.
+
     Args:
         predictions: of one split: `row`, texts, `label`, `prediction`, and the classes' probabilities.
 
     Returns:
         data frame: `row`, texts, `gold`, `predicted` (names of classes), `probability` (of the prediction),
-        `probability_of_gold`; the surest first.
+        `probability_of_gold`; the surest first. With several labels a row, `doubted` is the label that may be wrong,
+        and the probabilities are those of the answer and of the gold label about it, yes or no.
     """
     probabilities, labels = predictions[task.probability_columns].to_numpy(dtype=float), task.labels
     gold, answers = (labels.from_codes(predictions[column]) for column in ("label", "prediction"))
+    rows, doubted = np.arange(len(gold)), {}
+    if has_several_labels(gold):
+        rows, numbers = np.divmod(np.arange(gold.size), len(task.classes))
+        doubted = {"doubted": np.array(task.classes, dtype=object)[numbers]}
+        gold, answers = gold.ravel().astype(int), answers.ravel().astype(int)
+        probabilities = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
     of_gold, p_values = measure_surprise(gold, probabilities)
+    of_answer = probabilities[np.arange(len(answers)), answers]
+    listed = np.flatnonzero(false_discovery_control(p_values) <= FALSE_SHARE)
+    listed = listed[np.argsort((of_gold - of_answer)[listed], kind="stable")]
     table = predictions[["row", *task.text_columns]].assign(
-        gold=labels.names(predictions["label"]),
-        predicted=labels.names(predictions["prediction"]),
-        probability=labels.answer_probability(probabilities, answers),
-        probability_of_gold=of_gold,
+        gold=labels.names(predictions["label"]), predicted=labels.names(predictions["prediction"])
     )
-    listed = table[false_discovery_control(p_values) <= FALSE_SHARE]
-    order = (listed["probability_of_gold"] - listed["probability"]).sort_values(kind="stable").index
-    return listed.loc[order].reset_index(drop=True)
+    columns = doubted | {"probability": of_answer, "probability_of_gold": of_gold}
+    columns = {name: values[listed] for name, values in columns.items()}
+    return table.iloc[rows[listed]].reset_index(drop=True).assign(**columns)
 
 
 def measure_surprise(gold: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of each row's gold label, and its p-value, [rows] each.
-
-    Of several labels a row, the p-value is that of the least probable decision about one of them, times their number
-    (Bonferroni), and the probability is that of all decisions.
-    """
+    """The probability of each row's gold label, and its p-value, [rows] each; gold: class numbers."""
     upper_ends = np.maximum(probabilities, LEAST_PROBABILITY)  # a stored 0 can be as much; of many classes it adds up
-    if gold.ndim == 2:
-        of_gold = np.where(gold, probabilities, 1 - probabilities)
-        least = np.maximum(of_gold.min(axis=1), LEAST_PROBABILITY)
-        return of_gold.prod(axis=1), (least * gold.shape[1]).clip(max=1)
     of_gold = probabilities[np.arange(len(gold)), gold]
     return of_gold, np.where(probabilities <= of_gold[:, None], upper_ends, 0).sum(axis=1).clip(max=1)

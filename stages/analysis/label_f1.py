@@ -107,25 +107,33 @@ def _shares(counts: np.ndarray, average: Average) -> np.ndarray:
     return share / share.sum()
 
 
-def label_f1_interval(
-    gold: np.ndarray, predicted: np.ndarray, average: Average, groups: np.ndarray, confidence: float
+def mean_f1_interval(
+    score: float,
+    gold: np.ndarray,
+    predicted: np.ndarray,
+    average: Average,
+    divisor: float,
+    effect: float,
+    confidence: float,
 ) -> Interval:
-    """Interval of F1. It always contains the score. NaN if no row has or gets a label.
+    """Interval of F1, or of the mean F1 of several trainings. It contains the score. NaN if no row has or gets a label.
 
     As `f1.f1_interval`, it is the interval of the influence function with z^2/2 right and z^2/2 wrong labels added. Of
     the wrong ones, one half is missed and one half is not gold.
+
+    Args:
+        predicted: bool [seeds, rows, labels].
+        divisor, effect: as of `measures.mean_f1_interval`.
     """
-    counts = count_classes(gold, predicted, gold.shape[1])
+    counts = np.mean([count_classes(gold, answers, gold.shape[1]) for answers in predicted], axis=0)
     if not counts[1:].any():
         return Interval(np.nan, np.nan)
-    z, score = norm.ppf((1 + confidence) / 2), average_f1(counts, average)
-    influences = row_influences(gold, predicted, f1_gradient(counts, average))
-    divisor, effect = adjusted_design_effect(influences, groups, confidence), design_effect(influences, groups)
+    z = norm.ppf((1 + confidence) / 2)
     added = z**2 / 2 * _shares(counts, average)
     model = _add_labels(counts / divisor, np.stack([added, 1.5 * added, 1.5 * added]), average, divisor, effect)
     right, missed, wrong = model.gradient.sum(axis=0), model.gradient[1], model.gradient[2]
-    variance = (row_influences(gold, predicted, model.gradient) ** 2).sum() / divisor
-    variance += added @ (right**2 + missed**2 / 2 + wrong**2 / 2)
+    squares = [(row_influences(gold, answers, model.gradient) ** 2).sum() for answers in predicted]
+    variance = np.mean(squares) / divisor + added @ (right**2 + missed**2 / 2 + wrong**2 / 2)
     middle, half = score + model.shift, z * np.sqrt(variance)
     return Interval(float(max(0, min(score, middle - half))), float(min(1, max(score, middle + half))))
 
@@ -155,6 +163,19 @@ def influence_difference(gold: np.ndarray, predicted: np.ndarray, other: np.ndar
     """The difference of F1 as a mean over rows, from `label_f1_values`: float [rows]."""
     values = label_f1_values(gold, np.stack([predicted, other]), average)
     return values[0] - values[1]
+
+
+def micro_f1_changes(gold: np.ndarray, predicted: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What each row adds to the difference in micro F1, `other` minus `predicted`: float [rows].
+
+    The mean is the exact difference, and a row with two equal answers has 0: as `paired_f1.macro_f1_changes`.
+    """
+    right, other_right = ((gold & answers).sum(axis=1) for answers in (predicted, other))
+    answered, other_answered = (answers.sum(axis=1) for answers in (predicted, other))
+    denominator, other_denominator = (max(1, gold.sum() + each.sum()) for each in (answered, other_answered))
+    scale = len(gold) / (denominator * other_denominator)
+    of_right, of_answered = scale * (denominator + other_denominator), scale * (right.sum() + other_right.sum())
+    return of_right * (other_right - right) - of_answered * (other_answered - answered)
 
 
 def _difference_interval(

@@ -64,6 +64,33 @@ def influence_difference(gold: np.ndarray, predicted: np.ndarray, other: np.ndar
     return values[0] - values[1]
 
 
+def macro_f1_changes(
+    gold: np.ndarray, predictions: np.ndarray, other_predictions: np.ndarray, classes: int
+) -> np.ndarray:
+    """What each row contributes to the difference of two trainings' macro F1, float [rows]; the mean is the difference.
+
+    It corresponds to 1, 0 and -1 for accuracy: a row with two equal answers contributes 0. With F1 = N / D of a class,
+    N = 2 tp and D = g + p, the exact difference is N'/D' - N/D = ((N' - N)(D + D') - (N + N')(D' - D)) / (2 D D').
+    N' - N and D' - D are sums over rows. The influence function of each score is no substitute: in a class whose F1 is
+    0 in one training and 1 in the other, it is 0 for all rows.
+
+    Args:
+        gold, predictions, other_predictions: class numbers, int [rows].
+    """
+    counts, other_counts = (
+        class_counts(confusion_counts(gold, answers, classes)) for answers in (predictions, other_predictions)
+    )
+    denominator, other_denominator = (np.maximum(part[1] + part[2], 1) for part in (counts, other_counts))
+    present = (counts + other_counts)[1:].sum(axis=0) > 0
+    scale = present / present.sum() * len(gold) / (denominator * other_denominator)
+    of_numerator, of_denominator = scale * (denominator + other_denominator), scale * (counts + other_counts)[0]
+    change = (other_predictions == gold).astype(int) - (predictions == gold)
+    changes = of_numerator[gold] * change - of_denominator[other_predictions] + of_denominator[predictions]
+    # A class that has no test row and that only one training predicts is in only one of the two means over classes.
+    values = f1_values(gold, np.stack([predictions, other_predictions]), classes)[MACRO].mean(axis=1)
+    return changes + (values[1] - values[0] - changes.mean())
+
+
 def difference_interval(
     difference: float,
     gold: np.ndarray,

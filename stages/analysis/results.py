@@ -57,7 +57,7 @@ class Results:
     Attributes:
         calibration: what the temperature changed; None if `train.calibrate` is false.
         coverage: which share of the rows can be answered with an accuracy, by that accuracy, such as "95%".
-        best_threshold: None unless there are two classes.
+        best_threshold: None unless there are two classes, or a row may have several labels.
         claims: the published report's claims, tested on this run; None if it has another task than the report.
     """
 
@@ -73,9 +73,10 @@ class Results:
     claims: Claims | None
 
     def to_json(self) -> dict[str, Any]:
-        """metrics/details.json."""
+        """metrics/details.json. It has `multi_label` only if this is true."""
         claims = {"claims": self.claims.verdicts()} if self.claims else {}
         return {
+            **({"multi_label": True} if "f1_micro" in self.tuned.scores else {}),
             "data": self.data.to_json(),
             "base": {"parameters": _json(self.base_parameters)},
             "train": _json(self.training),

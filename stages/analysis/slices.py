@@ -1,4 +1,4 @@
-"""Slices of the test rows: by class, by length, by probability, and by what NLI adds."""
+"""Slices of the test rows: by class, by number of labels, by length, by probability, and by what NLI adds."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis.intervals import measure_share
+from stages.analysis.measures import has_several_labels
 from stages.analysis.text_terms import length_column
 from stages.data.task import Task
 
 # Names of the slices, and the number of each row's slice [rows]; or whether it is in each, bool [rows, slices]
 Cut = tuple[Sequence[str], np.ndarray]
 PROBABILITY_EDGES = (0.5, 0.7, 0.9)  # with two classes, no probability is below the first
+LABEL_COUNTS = ("none", "1", "2", "3 or more")
 
 
 def quartiles(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -50,10 +52,14 @@ def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mappin
 
     Args:
         cases: from `build_case_table`.
-        probability: of the class that one model predicts, [rows].
+        probability: of one model's answers, [rows].
         extra: cuts that only this kind of task has.
     """
-    by_name: dict[str, Cut] = {"class": (task.classes, task.labels.from_codes(cases["gold"])), **extra}
+    gold, least = task.labels.from_codes(cases["gold"]), 1 / len(task.classes)
+    by_name: dict[str, Cut] = {"class": (task.classes, gold), **extra}
+    if has_several_labels(gold):
+        counts = np.minimum(gold.sum(axis=1), len(LABEL_COUNTS) - 1)
+        by_name["number of labels"], least = (LABEL_COUNTS[: counts.max() + 1], counts), 0
     units = {column: "words" if length_column("words", column) in cases else "characters" for column in task.columns}
     lengths = {(unit, column): cases[length_column(unit, column)] for column, unit in units.items()}
     if len(lengths) > 1 and len(set(units.values())) == 1:
@@ -63,7 +69,7 @@ def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mappin
         by_name[f"{unit} in {column}"] = (name_lengths(edges, unit), groups)
     if cases["truncated"].any():
         by_name["at max_length"] = (("whole", "cut"), cases["truncated"].to_numpy().astype(int))
-    probability_edges = [edge for edge in PROBABILITY_EDGES if edge > 1 / len(task.classes)]
+    probability_edges = [edge for edge in PROBABILITY_EDGES if edge > least]
     by_name["probability"] = (name_shares(probability_edges), np.searchsorted(probability_edges, probability))
     return by_name
 

@@ -32,7 +32,10 @@ TICK_WIDTH = 26  # characters of a recipe's name in the picture
 METHODS: dict[LeadingMetric, str] = {
     "accuracy": "Obuchowski-Rockette, Cochran t; McNemar and Tango if both have one seed; Holm",
     "f1_macro": "Obuchowski-Rockette on F1's influence function, Cochran t; Holm",
+    "f1_micro": "Obuchowski-Rockette on F1's influence function, Cochran t; Holm",
 }
+ONE_LABEL = {"accuracy": "accuracy", "f1_weighted": "weighted F1", "f1_macro": "macro F1"}  # columns, by their score
+SEVERAL_LABELS = {"accuracy": "subset accuracy", "f1_micro": "micro F1", "f1_macro": "macro F1"}
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class RecipeComparison:
         notes: what a reader has to know to read the results.
         metric: of the differences and of the picture.
         confidence: level of the intervals.
-        class_rows: number of test rows of each class.
+        class_rows: number of test rows that have each class.
         group_count: number of groups of rows that are not independent.
         group_column: the column that rows of a group share, such as "premise"; None: all text columns.
         rows_hash: hash of the test rows.
+        row_count: number of test rows.
     """
 
     scores: Sequence[RecipeScores]
@@ -62,11 +66,7 @@ class RecipeComparison:
     group_count: int
     group_column: str | None
     rows_hash: str
-
-    @property
-    def row_count(self) -> int:
-        """The number of test rows."""
-        return sum(self.class_rows.values())
+    row_count: int
 
 
 def render_markdown(comparison: RecipeComparison) -> str:
@@ -143,11 +143,12 @@ def list_scores(comparison: RecipeComparison) -> list[list[str]]:
     def format_score(score: MeanScore) -> str:
         return f"{percent(score.value)} ({percent_interval((score.low, score.high))})"
 
+    columns = SEVERAL_LABELS if comparison.metric == "f1_micro" else ONE_LABEL
     lines = [
-        [name, list_seeds(s.seeds), format_score(s.accuracy), format_score(s.f1_weighted), format_score(s.f1_macro)]
-        for name, s in zip(short_names(comparison, NAME_WIDTH), comparison.scores, strict=True)
+        [name, list_seeds(scores.seeds), *(format_score(getattr(scores, key)) for key in columns)]
+        for name, scores in zip(short_names(comparison, NAME_WIDTH), comparison.scores, strict=True)
     ]
-    return [["recipe", "seeds", "accuracy", "weighted F1", "macro F1"], *lines]
+    return [["recipe", "seeds", *columns.values()], *lines]
 
 
 def list_seeds(seeds: Sequence[int]) -> str:
@@ -177,7 +178,7 @@ def list_differences(comparison: RecipeComparison) -> list[list[str]]:
 
 def explain(comparison: RecipeComparison) -> list[str]:
     """How to read the tables: the variance, the differences, and what the experiment can detect."""
-    paragraphs = [explain_metric(comparison)] if comparison.metric == "f1_macro" else []
+    paragraphs = [explain_metric(comparison)] if comparison.metric != "accuracy" else []
     paragraphs.append(explain_variance(comparison))
     if not comparison.differences:
         return paragraphs
@@ -205,7 +206,13 @@ def explain(comparison: RecipeComparison) -> list[str]:
 
 
 def explain_metric(comparison: RecipeComparison) -> str:
-    """Why the differences are in macro F1."""
+    """Why the differences are in macro or micro F1."""
+    if comparison.metric == "f1_micro":
+        return (
+            "Micro F1: a row may have several labels. Micro F1 counts all labels of all rows together, so a frequent "
+            "label has more weight in it than a rare one. Macro F1 is the mean over labels. Subset accuracy is the "
+            "share of rows whose labels are all right. Differences, p, verdicts and the picture are in micro F1."
+        )
     most, fewest = max(comparison.class_rows.values()), min(filter(None, comparison.class_rows.values()))
     return (
         f"Macro F1: the classes are uneven. The most frequent one has {most:,} test rows, and the rarest has "

@@ -149,10 +149,19 @@ def explain_coverage(coverage: dict[str, CoverageOfGoal]) -> list[str]:
 
 
 def explain_threshold(effect: ThresholdEffect | None) -> str | None:
-    """What the best threshold of two classes would change; None unless there are two classes."""
+    """What the best threshold of two classes, or of each label, would change; None if there is none."""
     if effect is None:
         return None
     gain = effect.f1_macro_gain
+    if isinstance(effect.threshold, dict) and effect.f1_micro:
+        low, high = min(effect.threshold.values()), max(effect.threshold.values())
+        return (
+            f"All results use the threshold 0.5. On the validation rows, each label has its best F1 at its own "
+            f"threshold, {low:.3f} to {high:.3f}. On the test rows, these thresholds have a macro F1 of "
+            f"{percent(effect.f1_macro.value)}, a micro F1 of {percent(effect.f1_micro.value)}, and a subset accuracy "
+            f"of {percent(effect.accuracy.value)}. They change macro F1 by {signed_points(gain.value)} points "
+            f"(interval {points_interval(gain.interval)})."
+        )
     if effect.threshold == 0.5:
         return "All results use the threshold 0.5. It also has the best macro F1 on the validation rows."
     return (

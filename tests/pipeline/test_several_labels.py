@@ -102,3 +102,8 @@ def test_the_results_lead_with_micro_f1_and_every_reference_is_measured(run):
     assert all(scores["f1_micro_interval"] for scores in comparison["references"].values())
     assert tuned["f1_micro"] > comparison["references"]["majority_class"]["f1_micro"]
     assert set(tuned["average_precision"]) == set(LABELS)
+    assert details["multi_label"] is True
+    assert set(details["best_threshold"]["threshold"]) == set(LABELS) and details["best_threshold"]["f1_micro_interval"]
+    slices = pd.read_csv(run[0] / "metrics/plots/slices_tuned.csv")
+    assert "number of labels: none" in set(slices["slice"])
+    assert "each label has its best F1 at its own threshold" in (run[0] / "metrics/report.md").read_text()

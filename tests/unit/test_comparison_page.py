@@ -1,5 +1,6 @@
 """How a comparison of recipes is shown: tables, explanations, picture and page."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -11,7 +12,9 @@ from stages.analysis.leading_metric import choose_leading_metric
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, compare_recipes
 from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
+from stages.data.labels import make_labels
 from stages.report import comparison_page, render
+from stages.report.cases import escape_formula
 from stages.report.comparison_page import RecipeComparison
 from stages.report.figures import forest_plot
 from stages.report.formatting import p_value
@@ -34,7 +37,7 @@ def compare(seeds, names=("HEAD", LONG_NAME), rows=500, accuracies=(0.8, 0.84), 
     ]
     scores, differences = compare_recipes(recipes, GoldRows(gold, np.arange(rows), 3, metric), 0.95)
     return RecipeComparison(
-        scores, differences, list(names), list(notes), metric, 0.95, class_rows, rows, "premise", "d" * 16
+        scores, differences, list(names), list(notes), metric, 0.95, class_rows, rows, "premise", "d" * 16, rows
     )
 
 
@@ -56,7 +59,7 @@ def test_one_group_of_rows_can_detect_no_difference():
     ]
     scores, differences = compare_recipes(recipes, GoldRows(gold, np.zeros(40), 3, "accuracy"), 0.95)
     comparison = RecipeComparison(
-        scores, differences, ["a", "b"], [], "accuracy", 0.95, {"a": 40}, 1, "author", "d" * 16
+        scores, differences, ["a", "b"], [], "accuracy", 0.95, {"a": 40}, 1, "author", "d" * 16, 40
     )
     assert re.search(r"not significant \(these seeds\) +\| none +\|", comparison_page.render_markdown(comparison))
 
@@ -289,3 +292,69 @@ def test_runs_are_compared_in_the_leading_metric_of_their_test_rows(rare_rows, m
     gold = np.where(np.arange(40) < rare_rows, "yes", "no")
     runs = [replace(run, rows=run.rows.assign(gold=gold)) for run in (first, other)]
     assert compare_runs(runs, None, []).metric == metric
+
+
+def run_of_labels(name, seed, lora_rank, right):
+    """A run whose rows may have several of three labels, and that answers a share of them rightly."""
+    rng = np.random.default_rng(seed)
+    gold = ["", "=a", "b", "c", "=a|b", "b|c", "b|=a", ""] * 30
+    predicted = [text if rng.random() < right else rng.choice(gold) for text in gold]
+    rows = pd.DataFrame({"row": range(240), "text_text": [f"row {row}" for row in range(240)], "group": range(240)})
+    rows = rows.assign(gold=list(map(escape_formula, gold)), predicted=list(map(escape_formula, predicted)))
+    parameters = {"seed": seed, "lora.r": lora_rank, "analysis.confidence": 0.95, "data.group": None}
+    classes = ("=a", "b", "c", "never")
+    return Run(name, "", parameters, {}, dict.fromkeys(INPUTS, "a"), rows, classes, multi_label=True)
+
+
+def test_runs_with_several_labels_a_row_are_compared_in_micro_f1():
+    runs = [
+        run_of_labels(f"{rank}, {seed}", seed, rank, right)
+        for rank, right in ((8, 0.6), (16, 0.9))
+        for seed in (1, 2, 3)
+    ]
+    comparison = compare_runs(runs, None, [])
+    (difference,) = comparison.differences
+    assert comparison.metric == "f1_micro" and difference.verdict == "better"
+    assert comparison.class_rows == {"=a": 90, "b": 120, "c": 60, "never": 0}, "the escaped first label is the same one"
+    printed = comparison_page.render_markdown(comparison)
+    assert "2 recipes on the same 240 test rows" in printed and "|metric:micro F1|" in printed
+    assert re.search(r"\| subset accuracy +\| micro F1 +\| macro F1 +\|", printed) and "weighted F1" not in printed
+    assert "points of micro F1 above A" in printed and "a row may have several labels" in printed
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("Signature: ")) <= 120
+    assert "points of micro F1 above A" in comparison_page.render_picture(comparison)[1]
+
+
+def test_runs_with_one_label_and_with_several_labels_a_row_cannot_be_compared():
+    first, other = run_of_labels("a", 1, 8, 0.6), run_of_labels("b", 1, 8, 0.6)
+    with pytest.raises(UserError, match=r"b: a row of a may have several labels, and a row of b has one class"):
+        compare_runs([first, replace(other, multi_label=False)], None, [])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_predictions_from_the_cache_and_from_the_cases_in_git_are_equal(tmp_path, multi_label):
+    labels, numbers = make_labels(["=a", "b", "c"], multi_label), [0, 1, 2, 1]
+    codes = pd.DataFrame({"label": [0, 5, 7, 3], "prediction": [1, 5, 0, 6]} if multi_label else
+                         {"label": numbers, "prediction": numbers[::-1]})  # fmt: skip
+    table = labels.to_lists(codes, ["label", "prediction"]).assign(row=range(4), text_text=list("wxyz"), group=range(4))
+    for folder in ("ab", "cd"):
+        (tmp_path / "files/md5" / folder).mkdir(parents=True)
+    table.assign(**{f"p_{name}": 0.5 for name in labels.classes}).to_parquet(tmp_path / "files/md5/cd/e")
+    (tmp_path / "files/md5/ab/c").write_text(json.dumps([{"relpath": "predictions.parquet", "md5": "cde"}]))
+    cached, classes, is_multi_label = read_runs.read_cached_rows(tmp_path, "abc")
+    gold, tuned = (labels.names(codes[name]).map(escape_formula) for name in codes)
+    cases = pd.DataFrame({"row": range(4), "text_text": list("wxyz"), "gold": gold, "tuned": tuned})
+    from_git = read_runs.read_cases("run", cases.to_csv(index=False).encode(), {"data": {"group": None}}, True)
+    pd.testing.assert_frame_equal(cached, from_git, check_like=True, check_dtype=False)
+    assert is_multi_label == multi_label and len(classes) == 3
+    if multi_label:
+        assert cached["gold"].tolist() == ["", "'=a|c", "'=a|b|c", "'=a|b"]
+        assert list(map(read_runs.split_labels, cached["gold"])) == [[], ["=a", "c"], ["=a", "b", "c"], ["=a", "b"]]
+        assert classes == ("=a", "b", "c")
+
+
+def test_a_file_of_git_must_be_the_one_that_the_lock_names():
+    outs = {read_runs.DETAILS: "99914b932bd37a50b983c5e7c90ae93b"}  # of {}
+    assert read_runs.read_locked_file("run", read_runs.DETAILS, b"{}", outs) == b"{}"
+    for content in (None, b"{} "):
+        with pytest.raises(UserError, match=r"run: .* metrics/details.json is not the file that its dvc.lock names"):
+            read_runs.read_locked_file("run", read_runs.DETAILS, content, outs)

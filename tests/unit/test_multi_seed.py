@@ -12,9 +12,10 @@ from sklearn.metrics import f1_score
 
 from stages.analysis import intervals, metrics, significance_tests
 from stages.analysis.f1 import f1_values
+from stages.analysis.measures import one_row_variance
 from stages.analysis.multi_seed.comparison import compare_pair, compare_recipes, decide_verdict, estimate_difference
 from stages.analysis.multi_seed.power import power, smallest_detectable_difference
-from stages.analysis.multi_seed.row_values import GoldRows, macro_f1_changes, one_row_variance
+from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe, mean_accuracy, mean_f1, score_recipe
 from stages.analysis.multi_seed.significance import SMALLEST_P, holm, margin_of_error, p_value
 from stages.analysis.multi_seed.variance import (
@@ -26,6 +27,7 @@ from stages.analysis.multi_seed.variance import (
     seed_component,
 )
 from stages.analysis.paired_difference import find_changes
+from stages.analysis.paired_f1 import macro_f1_changes
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import multi_seed as simulation
@@ -112,7 +114,7 @@ def test_the_intervals_of_f1_cover_the_truth():
     truth = np.mean([f1_values(*simulate(20, 10_000, 0.2), 3).mean(axis=(1, 2)) for _ in range(40)], axis=0)
     for _ in range(400):
         result = mean_f1(*simulate(4, 1_000, 0.2), np.arange(1_000), 3, 0.95)
-        covered += [score.low <= value <= score.high for score, value in zip(result, truth, strict=True)]
+        covered += [score.low <= value <= score.high for score, value in zip(result.values(), truth, strict=True)]
     assert (covered >= 0.93 * 400).all() and (covered <= 0.98 * 400).all(), covered / 400
 
 
@@ -542,9 +544,9 @@ def test_row_changes_of_macro_f1_sum_to_the_exact_difference_and_are_0_for_equal
 
 def test_one_rows_variance_of_macro_f1_is_that_of_accuracy_if_the_classes_are_even():
     even, uneven = np.arange(300) % 3, np.array([0] * 297 + [1] * 3)
-    assert one_row_variance(even, "f1_macro") == pytest.approx(one_row_variance(even, "accuracy")) == 1 / 300**2
-    assert one_row_variance(uneven, "f1_macro") == pytest.approx((1 / 297 + 1 / 3) / 4 / 300)
-    assert one_row_variance(uneven + 4, "f1_macro") == one_row_variance(uneven, "f1_macro"), "only classes with rows"
+    assert one_row_variance(even, "f1_macro", 3) == pytest.approx(one_row_variance(even, "accuracy", 3)) == 1 / 300**2
+    assert one_row_variance(uneven, "f1_macro", 2) == pytest.approx((1 / 297 + 1 / 3) / 4 / 300)
+    assert one_row_variance(uneven + 4, "f1_macro", 6) == one_row_variance(uneven, "f1_macro", 2)
 
 
 @pytest.mark.parametrize("trained", SEEDS, ids=str)

@@ -1,12 +1,16 @@
 """Measures of several labels a row: equal to scikit-learn's, and intervals that cover the truth."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.project import ROOT
 from scipy.stats import norm
 from sklearn import metrics as sklearn_metrics
 
-from stages.analysis import calibration, measures, metrics
+from stages.analysis import calibration, measures, metrics, slices
 from stages.analysis.average_precision import (
     average_precision_interval,
     average_precision_values,
@@ -14,6 +18,7 @@ from stages.analysis.average_precision import (
     mean_average_precision,
 )
 from stages.analysis.bag_of_words import predict_by_words
+from stages.analysis.best_threshold import measure_best_threshold
 from stages.analysis.label_errors import likely_label_errors
 from stages.analysis.label_f1 import (
     MACRO,
@@ -22,29 +27,49 @@ from stages.analysis.label_f1 import (
     average_f1,
     f1_gradient,
     label_f1_difference,
-    label_f1_interval,
     label_f1_values,
+    micro_f1_changes,
 )
+from stages.analysis.multi_seed.comparison import choose_design, compare_recipes, estimate_difference
+from stages.analysis.multi_seed.row_values import GoldRows
+from stages.analysis.multi_seed.scores import Recipe, mean_f1
 from stages.analysis.references import find_majority_class
 from stages.data.confusion import confusion_counts, count_classes
 from stages.data.labels import MultiLabel
 from stages.data.task import Task
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from intervals import LABEL_SHARES, draw_labels
+
 NAMES = {WEIGHTED: "weighted", MACRO: "macro", MICRO: "micro"}
-SHARES = np.array([0.5, 0.3, 0.2, 0.1, 0.05, 0.03])
+SHARES = LABEL_SHARES["6, 50 to 3%"]
 TASK = Task(("a", "b", "c", "d", "e", "f"), "{text}", None, multi_label=True)
 
 
 def draw(rows, noise, seed, other_noise=None):
-    """Labels of rows that depend on each other, and the answers of one or two models, bool [rows, labels] each."""
+    """Labels of rows that depend on each other, and the answers of two models, bool [rows, labels] each."""
+    noises = (noise, noise if other_noise is None else other_noise)
+    gold, scores = draw_labels(SHARES, rows, noises, np.random.default_rng(seed))
+    return gold, *(each > 0 for each in scores)
+
+
+def draw_trainings(rows, counts, noises, deviation, seed, same):
+    """Labels of rows, and the answers of two recipes' trainings, bool [seeds, rows, labels] each.
+
+    A seed shifts all scores of a training; with `same` seeds, of both recipes alike.
+    """
     rng = np.random.default_rng(seed)
-    traits = np.sqrt(0.5) * (rng.normal(size=(rows, 1)) + rng.normal(size=(rows, len(SHARES))))
-    edges, shared = norm.ppf(1 - SHARES), rng.normal(size=traits.shape)
+    gold, scores = draw_labels(SHARES, rows, noises, rng)
+    shifts = rng.normal(size=(2, max(counts), 1, 1))
     answers = [
-        traits + each * (0.6 * shared + 0.8 * rng.normal(size=traits.shape)) > np.sqrt(1 + each**2) * edges
-        for each in (noise, noise if other_noise is None else other_noise)
+        each + noise / 2 * rng.normal(size=(count, *gold.shape)) + deviation * shifts[0 if same else recipe, :count] > 0
+        for recipe, (each, noise, count) in enumerate(zip(scores, noises, counts, strict=True))
     ]
-    return traits > edges, *answers
+    return gold, *answers
+
+
+def label_f1_interval(gold, predicted, average, groups, confidence):
+    return measures.f1_interval(gold, predicted, average, groups, gold.shape[1], confidence)
 
 
 @pytest.mark.parametrize("average", NAMES)
@@ -215,7 +240,134 @@ def test_a_label_that_a_sure_model_misses_is_a_likely_error():
     table = pd.DataFrame(probabilities, columns=task.probability_columns).assign(row=range(100), text_text="x")
     table = table.assign(label=labels.to_codes(gold), prediction=labels.to_codes(predicted))
     listed = likely_label_errors(table, task)
-    assert listed[["row", "gold", "predicted"]].to_numpy().tolist() == [[7, "b|c", "c"]]
+    columns = ["row", "gold", "predicted", "doubted", "probability", "probability_of_gold"]
+    assert listed[columns].to_numpy().tolist() == [[7, "b|c", "c", "b", 0.999, 0.001]]
+
+
+@pytest.mark.parametrize("wrong", [0, 60])
+def test_most_listed_labels_are_wrong_and_right_labels_give_a_short_list(wrong):
+    """Of a calibrated model, 6 x 1,000 decisions; `wrong` of them have the opposite gold label."""
+    rng = np.random.default_rng(wrong)
+    probabilities = 1 / (1 + np.exp(-rng.normal(-2, 8, (1000, 6))))
+    gold = rng.random(probabilities.shape) < probabilities
+    flipped = np.zeros(gold.size, bool)
+    flipped[rng.choice(gold.size, wrong, replace=False)] = True
+    flipped = flipped.reshape(gold.shape)
+    table = pd.DataFrame(probabilities.round(6), columns=TASK.probability_columns).assign(row=range(1000), text_text="")
+    codes = [TASK.labels.to_codes(labels) for labels in (gold ^ flipped, probabilities > 0.5)]
+    listed = likely_label_errors(table.assign(label=codes[0], prediction=codes[1]), TASK)
+    is_wrong = flipped[listed["row"], listed["doubted"].map(TASK.classes.index)]
+    assert len(listed) < 5 if wrong == 0 else len(listed) >= 10 and np.mean(is_wrong) > 0.6
+
+
+def test_a_row_with_two_wrong_labels_has_two_lines():
+    gold = np.tile([True, False, True, False, False, False], (50, 1))
+    probabilities = np.where(gold, 0.9999, 0.0001)
+    given = gold.copy()
+    given[3, :2] = ~gold[3, :2]
+    table = pd.DataFrame(probabilities, columns=TASK.probability_columns).assign(row=range(50), text_text="")
+    labels, answers = (TASK.labels.to_codes(each) for each in (given, gold))
+    listed = likely_label_errors(table.assign(label=labels, prediction=answers), TASK)
+    assert listed[["row", "gold", "predicted", "doubted"]].to_numpy().tolist() == [
+        [3, "b|c", "a|c", "a"], [3, "b|c", "a|c", "b"],
+    ]  # fmt: skip
+
+
+def test_the_thresholds_of_the_validation_rows_are_measured_on_the_test_rows():
+    gold, scores = draw_labels(SHARES, 3000, [0.6], np.random.default_rng(8))
+    probabilities = norm.cdf(scores[0] - 0.6).round(6)  # too low
+    whole = metrics.Predictions(gold, probabilities > 0.5, probabilities, np.arange(3000), TASK.classes, 0.95)
+    parts = {"gold", "predicted", "probabilities", "groups"}
+    validation, test = (
+        replace(whole, **{name: getattr(whole, name)[rows] for name in parts})
+        for rows in (slice(1000), slice(1000, None))
+    )
+    effect = measure_best_threshold(test, validation)
+    assert list(effect.threshold) == list("abcdef") and 0.1 < effect.threshold["a"] < 0.5
+    answers = test.probabilities > np.array(list(effect.threshold.values()))
+    assert effect.accuracy.value == pytest.approx(sklearn_metrics.accuracy_score(test.gold, answers))
+    for name in ("micro", "macro"):
+        expected = sklearn_metrics.f1_score(test.gold, answers, average=name)
+        assert getattr(effect, f"f1_{name}").value == pytest.approx(expected)
+    before = sklearn_metrics.f1_score(test.gold, test.predicted, average="macro")
+    assert effect.f1_macro_gain.value == pytest.approx(effect.f1_macro.value - before) and effect.f1_macro_gain.p < 0.01
+
+
+def test_rows_are_sliced_by_their_number_of_labels():
+    counts = [0, 1, 1, 2, 3, 5]
+    gold = np.arange(6) < np.array(counts)[:, None]
+    cases = pd.DataFrame({"gold": TASK.labels.to_codes(gold), "truncated": False, "words_text": 3})
+    (names, numbers), (edges, _) = (
+        slices.cuts(cases, np.full(6, 0.2), TASK, {})[cut] for cut in ("number of labels", "probability")
+    )
+    assert [names[number] for number in numbers] == ["none", "1", "1", "2", "3 or more", "3 or more"]
+    assert edges[0] == "up to 50%", "the probability of all labels can be as low as 0"
+
+
+def test_row_changes_of_micro_f1_sum_to_the_exact_difference_and_are_0_for_equal_answers():
+    gold, first, other = draw(60, 0.7, 9, other_noise=0.9)
+    changes = micro_f1_changes(gold, first, other)
+    scores = [sklearn_metrics.f1_score(gold, answers, average="micro") for answers in (first, other)]
+    assert changes.mean() == pytest.approx(scores[1] - scores[0])
+    same = (first == other).all(axis=1)
+    assert same.any() and changes[same] == pytest.approx(0)
+
+
+def test_one_rows_variance_of_several_labels_is_that_of_one_label():
+    gold = np.zeros((100, 3), bool)
+    gold[:40, 0] = gold[:10, 1] = True
+    assert measures.one_row_variance(gold, "accuracy", 3) == pytest.approx(1 / 100**2)
+    assert measures.one_row_variance(gold, "f1_micro", 3) == pytest.approx(1 / 50**2)
+    assert measures.one_row_variance(gold, "f1_macro", 3) == pytest.approx((40 / 80**2 + 10 / 20**2) / 50)
+
+
+def test_the_scores_of_one_training_are_those_of_the_report():
+    gold, predicted, _ = draw(150, 0.6, 10)
+    groups = np.arange(150) // 2
+    (scores,), _ = compare_recipes([Recipe("a", (1,), predicted[None])], GoldRows(gold, groups, 6, "f1_micro"), 0.95)
+    report = metrics.Predictions(gold, predicted, np.empty((150, 0)), groups, TASK.classes, 0.95)
+    for name in ("accuracy", "f1_micro", "f1_macro"):
+        score, expected = getattr(scores, name), getattr(report, name)
+        assert (score.value, score.low, score.high) == pytest.approx((expected.value, *expected.interval))
+    assert scores.f1_weighted is None and scores.seed_scores == pytest.approx((report.f1_micro.value,))
+
+
+# The recipes have the same noise, and thus the same score, or the other one has more noise.
+@pytest.mark.parametrize("noises", [(0.5, 0.5), (0.5, 0.8)])
+@pytest.mark.parametrize(
+    ("counts", "same", "deviation"),
+    [((1, 1), True, 0), ((1, 4), False, 0), ((3, 3), True, 0.1), ((3, 4), False, 0.1)],
+)
+def test_the_intervals_of_several_trainings_cover_the_truth(noises, counts, same, deviation):
+    gold, *answers = draw_trainings(20_000, (20, 20), noises, deviation, 0, same=False)
+    scores = [measures.row_values("f1_micro", gold, each, 6).mean() for each in answers]
+    design = choose_design(range(counts[0]), range(0 if same else 9, (0 if same else 9) + counts[1]))
+    covered, significant = np.zeros(2), 0
+    for seed in range(150):
+        gold, first, other = draw_trainings(250, counts, noises, deviation, [1, seed], same)
+        mean = mean_f1(gold, first, np.arange(250), 6, 0.95)["f1_micro"]
+        rows = GoldRows(gold, np.arange(250), 6, "f1_micro")
+        _, low, high, p, _ = estimate_difference(first, other, rows, design, 0.95)
+        covered += mean.low <= scores[0] <= mean.high, low <= scores[1] - scores[0] <= high
+        significant += p < 0.05
+    assert (covered >= 0.9 * 150).all(), covered / 150
+    assert significant < 0.1 * 150 if noises[0] == noises[1] else significant > 0.1 * 150
+
+
+def test_one_training_each_in_subset_accuracy_has_tangos_interval():
+    gold, first, other = draw(200, 0.6, 11, other_noise=0.9)
+    rows = GoldRows(gold, np.arange(200), 6, "accuracy")
+    value, low, high, p, _ = estimate_difference(first[None], other[None], rows, "rows only", 0.95)
+    expected = measures.measure_difference("accuracy", gold, other, first, rows.groups, 6, 0.95)
+    assert (value, low, high, p) == pytest.approx((expected.value, *expected.interval, expected.p))
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)])
+def test_answers_without_any_label_can_be_compared(seeds):
+    empty = np.zeros((30, 6), bool)
+    recipes = [Recipe(name, seeds, np.stack([empty] * len(seeds))) for name in "ab"]
+    _, (difference,) = compare_recipes(recipes, GoldRows(empty, np.arange(30), 6, "f1_micro"), 0.95)
+    assert difference.value == 0 and difference.verdict == "not significant"
 
 
 def test_co_occurrence_counts_each_gold_label_with_each_predicted_one():

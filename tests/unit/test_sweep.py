@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from tools import sweep
         (["train.epochs=range(1,4)"], [("train.epochs=1",), ("train.epochs=2",), ("train.epochs=3",)]),
         (["lora.target_modules=[q_proj,v_proj],[fc1]"], [("lora.target_modules=[q_proj,v_proj]",),
                                                          ("lora.target_modules=[fc1]",)]),
+        (["data.label=[a,b],[a,b,c]"], [("data.label=[a,b]",), ("data.label=[a,b,c]",)]),
         (["tokenize.template='{a}, {b}'", "seed=1"], [("tokenize.template='{a}, {b}'", "seed=1")]),
         (["other.yaml:a.b=1,2"], [("other.yaml:a.b=1",), ("other.yaml:a.b=2",)]),
         (["seed=1,1"], [("seed=1",)]),
@@ -39,6 +41,14 @@ from tools import sweep
 )  # fmt: skip
 def test_lists_and_ranges_give_each_combination_once(overrides, variants):
     assert sweep.variants_of(overrides) == variants
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro", "f1_micro"])
+def test_the_score_of_a_variant_is_its_leading_metric(folder, metric):
+    (folder / "metrics").mkdir()
+    scores = {"accuracy": 0.5, "f1_macro": 0.25, "f1_micro": 0.75}
+    (folder / "metrics/summary.json").write_text(json.dumps(scores | {f"gain_{metric}": 0.1}))
+    assert sweep.read_score() == (metric, f"{scores[metric]:.4f}")
 
 
 @pytest.mark.parametrize("override", ["seed", "seed=[1", "seed=glob(*)"])

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from stages.analysis.intervals import gain_interval
+from stages.analysis.measures import f1_changes, one_row_variance
 from stages.analysis.multi_seed.power import smallest_detectable_difference
-from stages.analysis.multi_seed.row_values import GoldRows, macro_f1_changes, one_row_variance, row_values
+from stages.analysis.multi_seed.row_values import GoldRows, row_values
 from stages.analysis.multi_seed.scores import Recipe, RecipeScores, score_recipe
 from stages.analysis.multi_seed.significance import holm, margin_of_error, p_value
 from stages.analysis.multi_seed.variance import (
@@ -131,14 +132,14 @@ def estimate_difference(
     the tuned model and a reference.
 
     Args:
-        predictions, other_predictions: class numbers, int [seeds, rows]. With paired seeds, both must have the seeds in
+        predictions, other_predictions: a label array of each training. With paired seeds, both must have the seeds in
             the same order.
     """
     values, other_values = (row_values(rows, answers) for answers in (predictions, other_predictions))
-    value, one_row = float(other_values.mean() - values.mean()), one_row_variance(rows.gold, rows.metric)
-    if design == "rows only" and rows.metric == "f1_macro":
+    value, one_row = float(other_values.mean() - values.mean()), one_row_variance(rows.gold, rows.metric, rows.classes)
+    if design == "rows only" and rows.metric != "accuracy":
         pairs = itertools.product(predictions, other_predictions)
-        changes = np.mean([macro_f1_changes(rows.gold, *pair, rows.classes) for pair in pairs], axis=0)
+        changes = np.mean([f1_changes(rows.gold, *pair, rows.classes) for pair in pairs], axis=0)
         components = [change_component(changes, rows.groups, one_row)]
     else:
         components = difference_components(values, other_values, rows.groups, design, one_row)

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
+from stages.analysis import measures
 from stages.analysis.design_effects import adjusted_design_effect, design_effect
-from stages.analysis.f1 import MACRO, WEIGHTED, Average, f1_interval, f1_values
 from stages.analysis.intervals import wilson
-from stages.analysis.leading_metric import LeadingMetric
-from stages.analysis.multi_seed.row_values import GoldRows, one_row_variance, row_values
+from stages.analysis.multi_seed.row_values import GoldRows, row_values
 from stages.analysis.multi_seed.significance import margin_of_error
 from stages.analysis.multi_seed.variance import mean_components, row_standard_error
-from stages.data.confusion import confusion_counts
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Recipe:
     Attributes:
         name: shown to readers.
         seeds: one for each training, all different.
-        predictions: class numbers, int [seeds, rows].
+        predictions: a label array of each training (see `stages.data.labels`).
     """
 
     name: str
@@ -45,38 +43,38 @@ class RecipeScores:
     """The scores of a recipe.
 
     Attributes:
-        accuracy, f1_weighted, f1_macro: their intervals cover other seeds and other rows. With one seed, they cover
-            other rows only.
+        accuracy, f1_macro: their intervals cover other seeds and other rows. With one seed, they cover other rows only.
         seed_scores: each training's score in the leading metric.
         seed_deviation: standard deviation of `seed_scores`; NaN with one seed.
         row_standard_error: standard error of the mean of these trainings in the leading metric, due to the choice of
             rows.
+        f1_weighted: only of rows with one class; f1_micro: only of rows with several labels.
     """
 
     name: str
     seeds: tuple[int, ...]
     accuracy: MeanScore
-    f1_weighted: MeanScore
     f1_macro: MeanScore
     seed_scores: tuple[float, ...]
     seed_deviation: float
     row_standard_error: float
+    f1_weighted: MeanScore | None = None
+    f1_micro: MeanScore | None = None
 
 
 def score_recipe(recipe: Recipe, rows: GoldRows, confidence: float) -> RecipeScores:
     """Compute all scores of a recipe; arguments: as in `compare_recipes`."""
-    weighted, macro = mean_f1(rows.gold, recipe.predictions, rows.groups, rows.classes, confidence)
+    right = measures.row_values("accuracy", rows.gold, recipe.predictions, rows.classes)
     leading = row_values(rows, recipe.predictions)
     seed_scores = leading.mean(axis=1)
     return RecipeScores(
         recipe.name,
         recipe.seeds,
-        mean_accuracy((recipe.predictions == rows.gold).astype(float), rows.groups, confidence),
-        weighted,
-        macro,
-        tuple(seed_scores.tolist()),
+        mean_accuracy(right, rows.groups, confidence),
+        seed_scores=tuple(seed_scores.tolist()),
         seed_deviation=float(seed_scores.std(ddof=1)) if len(seed_scores) > 1 else math.nan,
         row_standard_error=row_standard_error(leading.mean(axis=0), rows.groups),
+        **mean_f1(rows.gold, recipe.predictions, rows.groups, rows.classes, confidence),
     )
 
 
@@ -96,22 +94,21 @@ def mean_accuracy(correct: np.ndarray, groups: np.ndarray, confidence: float) ->
 
 def mean_f1(
     gold: np.ndarray, predictions: np.ndarray, groups: np.ndarray, classes: int, confidence: float
-) -> list[MeanScore]:
-    """Weighted and macro F1 over trainings. The intervals use their mean confusion matrix and their variance.
+) -> dict[str, MeanScore]:
+    """F1 over trainings, by the keys of `RecipeScores`. The intervals use their mean counts and their variance.
 
     Args:
-        gold: int [rows].
-        predictions: int [seeds, rows].
+        gold: label array.
+        predictions: a label array of each training.
     """
-    confusion = np.mean([confusion_counts(gold, answers, classes) for answers in predictions], axis=0)
-    scores = []
-    # One row changes weighted F1 by about as much as accuracy.
-    averages: tuple[tuple[Average, LeadingMetric], ...] = ((WEIGHTED, "accuracy"), (MACRO, "f1_macro"))
-    for (average, metric), values in zip(averages, f1_values(gold, predictions, classes), strict=True):
-        adjusted = effect_over_seeds(values, groups, one_row_variance(gold, metric), confidence)
+    scores = {}
+    for key, average, metric in measures.list_averages(gold):
+        values = measures.f1_values(gold, predictions, average, classes)
+        adjusted = effect_over_seeds(values, groups, measures.one_row_variance(gold, metric, classes), confidence)
         effect = design_effect(values.mean(axis=0), groups)
         value = float(values.mean())
-        scores.append(MeanScore(value, *f1_interval(value, confusion, average, adjusted, effect, confidence)))
+        interval = measures.mean_f1_interval(value, gold, predictions, average, classes, adjusted, effect, confidence)
+        scores[key] = MeanScore(value, *interval)
     return scores
 
 

@@ -30,7 +30,7 @@ def mean_components(values: np.ndarray, groups: np.ndarray, one_row: float) -> l
     Args:
         values: float [seeds, rows].
         groups: rows of the same group are not independent, [rows].
-        one_row: from `one_row_variance`.
+        one_row: from `measures.one_row_variance`.
     """
     return [seed_component(values, one_row), row_component(shared_variance(row_covariances(values, groups)), groups)]
 
@@ -48,7 +48,7 @@ def difference_components(
         values, other_values: from `row_values`, float [seeds, rows] of each recipe. With paired seeds, both must have
             the seeds in the same order.
         groups: rows of the same group are not independent, [rows].
-        one_row: from `one_row_variance`.
+        one_row: from `measures.one_row_variance`.
     """
     components: list[VarianceComponent]
     if design == "paired seeds":
@@ -73,7 +73,7 @@ def difference_components(
 
 
 def change_component(changes: np.ndarray, groups: np.ndarray, one_row: float) -> VarianceComponent:
-    """Variance of the difference in macro F1 of these trainings, over other samples of rows.
+    """Variance of the difference in F1 of these trainings, over other samples of rows.
 
     As in McNemar's test, only rows with a changed answer count, and their mean is not subtracted. One changed row is
     added: in a class of a few rows, no change does not mean that no row could change. `difference_components` would be
@@ -81,9 +81,9 @@ def change_component(changes: np.ndarray, groups: np.ndarray, one_row: float) ->
     significant.
 
     Args:
-        changes: from `macro_f1_changes`, [rows].
+        changes: from `f1_changes`, [rows].
         groups: rows of the same group are not independent, [rows].
-        one_row: from `one_row_variance`.
+        one_row: from `measures.one_row_variance`.
     """
     _, group = np.unique(groups, return_inverse=True)
     sums = np.bincount(group, weights=changes)
