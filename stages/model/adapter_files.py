@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field, create_model
 from stages.data.labels import Labels, make_labels
 from stages.data.task import Task
 from stages.runtime import files, params
-from stages.runtime.errors import UserError
 from stages.sources.fetch import use_folder
 from stages.sources.manifest import digest_of
 
@@ -90,8 +89,6 @@ def read_adapter(adapter: Path, base_only: bool = False, base: Path | None = Non
         UserError: names the file, and each key that is missing, unknown or of another type.
     """
     settings = _read(adapter / "classifier.json", ClassifierSettings)
-    if settings.multi_label:  # until the tools can answer with several labels
-        raise UserError(f"{adapter}: answers with several labels a row; allowed here: an adapter of one label a row")
     manifest = _read(adapter / "base.json", Manifest).model_dump()
     if not base_only:
         _read(adapter / "adapter_config.json", AdapterConfig)
