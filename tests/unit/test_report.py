@@ -50,7 +50,7 @@ from stages.report.figures.usage import draw_usage
 from stages.report.verdict import IN_A_SENTENCE, REFERENCE_NAMES, name_reference
 from stages.runtime import errors, usage_samples
 
-TWO = SingleLabel(("no", "yes"))
+NO_YES = SingleLabel(("no", "yes"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""
 
@@ -943,7 +943,7 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, 
 ])  # fmt: skip
 def test_the_temperature_and_its_interval_are_explained(low, high, words):
     scores = ProbabilityScores(0.1, 0.5, 0.4)
-    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.4, TWO)
+    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.4, NO_YES)
     assert f"a temperature of 1.05 (95% interval {low} to {high})" in text and words in text
     assert "fitted to 100 validation rows" in text
     assert scale.startswith("On the test rows it lowers the loss from 0.500 to 0.400.") and "a loss of 0.693" in scale
@@ -951,7 +951,7 @@ def test_the_temperature_and_its_interval_are_explained(low, high, words):
 
 def test_a_temperature_that_changes_little_leaves_the_loss_as_it_is():
     scores = ProbabilityScores(0.1, 0.4001, 0.4)
-    (_, change) = wording.explain_calibration(Calibration(1.05, 0.9, 1.2, 100, scores), 0.4002, TWO)
+    (_, change) = wording.explain_calibration(Calibration(1.05, 0.9, 1.2, 100, scores), 0.4002, NO_YES)
     assert change.startswith("On the test rows it leaves the loss at 0.400.")
 
 
