@@ -1,10 +1,9 @@
-"""Options of `tools.predict` that change answers: leave unsure ones out, or use another threshold of two classes."""
+"""Options of `tools.predict` that change answers: leave unsure ones out, or use other thresholds than 0.5."""
 
 import argparse
 import sys
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from stages.runtime import errors
 
@@ -13,12 +12,23 @@ if TYPE_CHECKING:  # imports PyTorch
 
 
 class Answer(TypedDict):
-    label: str | None  # None: no answer
+    label: str | list[str] | None  # a list if a row may have several labels; None: no answer
     probabilities: dict[str, float]  # of all classes
     reason: NotRequired[str]  # why there is no answer
 
 
-Rule = Callable[[Answer], Answer]
+@dataclass(frozen=True)
+class Rule:
+    """How probabilities become answers.
+
+    Attributes:
+        at_least: a row has no answer if the probability of its answer is lower.
+        thresholds: of the second of two classes, or [classes] if a row may have several labels. A row has a class if
+            its probability is above. None: the most probable class, or 0.5.
+    """
+
+    at_least: float = 0.0
+    thresholds: float | list[float] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--best-threshold",
         action="store_true",
-        help="for two classes: use the threshold with the highest macro F1 on the validation rows, instead of 0.5",
+        help="for two classes, or several labels a row: use the threshold, or that of each label, with the highest F1 "
+        "on the validation rows, instead of 0.5",
     )
 
 
@@ -55,13 +66,13 @@ def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -
         UserError: the adapter lacks what the rule needs.
     """
     if arguments.at_least is not None:
-        return partial(leave_out, at_least=arguments.at_least)
+        return Rule(arguments.at_least)
     option = "--coverage" if arguments.coverage is not None else "--best-threshold" if arguments.best_threshold else ""
     if not option:
         return None
     if arguments.untuned:
         raise errors.UserError(f"{option}: uses the tuned model's validation rows; remove --untuned")
-    if arguments.best_threshold and len(settings.classes) != 2:
+    if arguments.best_threshold and len(settings.classes) != 2 and not settings.multi_label:
         raise errors.UserError(f"{option}: needs an adapter with 2 classes; this one has {len(settings.classes)}")
     from stages.model.validation_summary import ValidationSummary
 
@@ -73,28 +84,26 @@ def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -
             f"{summary.rows:,} validation rows reaches that probability.",
             file=sys.stderr,
         )
-        return partial(leave_out, at_least=at_least)
+        return Rule(at_least)
     if summary.best_threshold is None:
         raise errors.UserError(f"{arguments.adapter / 'validation.json'}: best_threshold: missing; run `dvc repro`")
-    threshold, f1_macro = summary.best_threshold.value, summary.best_threshold.f1_macro
+    thresholds, f1_macro = summary.best_threshold.value, summary.best_threshold.f1_macro
+    if isinstance(thresholds, list):
+        low, high = (find(range(len(thresholds)), key=thresholds.__getitem__) for find in (min, max))
+        what = (
+            f"each label if its probability is above its own threshold, from {thresholds[low]:.4%} "
+            f"({settings.classes[low]}) to {thresholds[high]:.4%} ({settings.classes[high]}); they were"
+        )
+    else:
+        what = f"{settings.classes[1]} if its probability is above {thresholds:.4%}, which was"
     print(
-        f"--best-threshold: {settings.classes[1]} if its probability is above {threshold:.4%}, which was chosen on "
-        f"{summary.rows:,} validation rows: macro F1 {f1_macro:.1%} there",
+        f"--best-threshold: {what} chosen on {summary.rows:,} validation rows: macro F1 {f1_macro:.1%} there",
         file=sys.stderr,
     )
-    return partial(apply_threshold, classes=settings.classes, threshold=cast(float, threshold))
+    return Rule(thresholds=thresholds)
 
 
-def leave_out(answer: Answer, at_least: float) -> Answer:
-    """The answer, or none if its probability is too low."""
-    probability = max(answer["probabilities"].values())
-    if probability >= at_least:
-        return answer
+def explain_missing(probability: float, at_least: float) -> str:
+    """Why a row has no answer."""
     digits = 1 if f"{probability:.1%}" != f"{at_least:.1%}" else 4
-    reason = f"no answer: {probability:.{digits}%} is below {at_least:.{digits}%}"
-    return {"label": None, "probabilities": answer["probabilities"], "reason": reason}
-
-
-def apply_threshold(answer: Answer, classes: list[str], threshold: float) -> Answer:
-    """The second of two classes if its probability is above the threshold, else the first."""
-    return {**answer, "label": classes[int(answer["probabilities"][classes[1]] > threshold)]}
+    return f"no answer: {probability:.{digits}%} is below {at_least:.{digits}%}"

@@ -116,7 +116,7 @@ class Adapter:
         Args:
             base: folder of the base model; None: the one in the adapter's base.json.
         """
-        settings, manifest = read_adapter(folder, base=base, several_labels=True)
+        settings, manifest = read_adapter(folder, base=base)
         tokenizer = load_configured_tokenizer(
             manifest,
             settings.template,

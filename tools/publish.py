@@ -70,7 +70,7 @@ def write_adapter(
     Raises:
         UserError: the card describes another adapter, a name or the licence is missing, or a file has a private path.
     """
-    _, manifest = read_adapter(adapter, base=base_folder, several_labels=True)
+    _, manifest = read_adapter(adapter, base=base_folder)
     text = read_card(adapter)
     base = find_base(adapter, manifest, base_folder, base_model)
     terms = choose_license(license_id, base)

@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field, create_model
 from stages.data.labels import Labels, make_labels
 from stages.data.task import Task
 from stages.runtime import files, params
-from stages.runtime.errors import UserError
 from stages.sources.fetch import use_folder
 from stages.sources.manifest import digest_of
 
@@ -79,22 +78,17 @@ OPTIONAL_KEYS: dict[str, Any] = {
 AdapterConfig = create_model("AdapterConfig", __base__=LoraSettings, **OPTIONAL_KEYS)
 
 
-def read_adapter(
-    adapter: Path, base_only: bool = False, base: Path | None = None, several_labels: bool = False
-) -> tuple[ClassifierSettings, dict]:
+def read_adapter(adapter: Path, base_only: bool = False, base: Path | None = None) -> tuple[ClassifierSettings, dict]:
     """Read the files that describe an adapter -> (classifier.json, the manifest of its base).
 
     Args:
         base_only: the adapter itself will not be loaded, so adapter_config.json is not checked.
         base: folder with the base's files, given by `--base`; None: where the manifest says.
-        several_labels: whether the caller can use an adapter that answers with several labels a row.
 
     Raises:
         UserError: names the file, and each key that is missing, unknown or of another type.
     """
     settings = _read(adapter / "classifier.json", ClassifierSettings)
-    if settings.multi_label and not several_labels:  # until the tools can answer with several labels
-        raise UserError(f"{adapter}: answers with several labels a row; allowed here: an adapter of one label a row")
     manifest = _read(adapter / "base.json", Manifest).model_dump()
     if not base_only:
         _read(adapter / "adapter_config.json", AdapterConfig)

@@ -9,6 +9,7 @@ from stages.analysis.label_permutation import find_permutation
 from stages.data.confusion import class_counts, confusion_counts, f1_per_class
 from stages.data.task import Task
 from stages.report.formatting import list_names, percent
+from stages.report.label_words import NO_CLASS, words_of
 from stages.report.verdict import name_reference
 
 MOSTLY_SEEN = 0.5  # share of test rows that are duplicates of training rows
@@ -22,11 +23,11 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task, is_own_
         is_own_test: the test rows are the run's own. One answer to all rows of other data may be due to those rows.
     """
     answered, gold = set(cases["tuned"]), set(cases["gold"])
-    only = task.labels.name(next(iter(answered))) or "no label"
+    only = task.labels.name(next(iter(answered))) or NO_CLASS
     if answered == gold and len(gold) == 1:
         alarms = [
-            f"All test rows have the class {only}, and the tuned model always answers it: a model that "
-            "learnt nothing would do so too."
+            f"All test rows have the {words_of(task.labels).answer} {only}, and the tuned model always answers it: a "
+            "model that learnt nothing would do so too."
         ]
     elif len(answered) == 1:
         meaning = "it learnt nothing" if is_own_test else "on them, it is no better than a constant"
@@ -41,7 +42,9 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task, is_own_
         alarms += describe_classes_without_rows(cases, task)
     alarms += [*describe_permutation(cases, task), *describe_seen_rows(cases)]
     if comparison.best_reference.difference.value <= 0:
-        alarms.append(f"The tuned model is not better than the best reference, {name_reference(comparison.best)}.")
+        alarms.append(
+            f"The tuned model is not better than the best reference, {name_reference(comparison.best, task.labels)}."
+        )
     if comparison.verdict != comparison.verdict_with_duplicates:
         alarms.append(
             f"With the test rows that are duplicates of training rows, tuning would seem "

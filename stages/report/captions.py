@@ -6,6 +6,7 @@ from stages.analysis.leading_metric import TITLES
 from stages.analysis.usage import RunUsage
 from stages.report.figures.axes import can_name_classes
 from stages.report.figures.scores import LOWEST_CLASSES
+from stages.report.label_words import words_of
 from stages.report.run_description import RunDescription
 from stages.report.tables import FEW_CLASSES
 from stages.report.verdict import name_reference
@@ -17,7 +18,7 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
     Args:
         usage: from `document.shown_usage`.
     """
-    task, p = run.task, run.params
+    task, p, words = run.task, run.params, words_of(run.task.labels)
     metric = TITLES[comparison.metric][0].upper() + TITLES[comparison.metric][1:]
     before = " Grey squares are the same answers without the temperature." if p.train.calibrate else ""
     kept_epoch = "the one with the lowest validation loss" if p.train.keep == "best" else "the last"
@@ -27,7 +28,7 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
             f"{metric} of the tuned model and the references on the test rows, with intervals. The dashed line is the "
             "tuned model's.",
         ),
-        "confusion": ("Confusion", _confusion(task.classes)),
+        "confusion": (words.confusion, _confusion(task.classes) + words.cells),
         "loss": (
             "Loss",
             "Training and validation loss by epoch, and behind them the loss of each step. The ring marks the epoch "
@@ -38,10 +39,10 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
             "Accuracy and weighted F1 of the validation rows after each epoch. The axis does not start at 0. The ring "
             f"marks the epoch whose adapter is used: {kept_epoch}.",
         ),
-        "slices": ("Slices", _slices(len(task.classes), name_reference(comparison.best))),
+        "slices": ("Slices", _slices(len(task.classes), name_reference(comparison.best, task.labels))),
         "reliability": (
             "Calibration",
-            "Accuracy by the probability of the predicted class. Each dot is a bin of rows, with its interval. Where a "
+            f"Accuracy by the {words.certainty}. Each dot is a bin of rows, with its interval. Where a "
             "dot is below the dotted line, the model is overconfident: right less often than its probability says. Up "
             f"to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not start at "
             f"0.{before}",

@@ -15,6 +15,7 @@ from stages.analysis.nli import NliTask, overlap_ends
 from stages.analysis.references import REFERENCES
 from stages.data.task import Task
 from stages.report.formatting import percent
+from stages.report.label_words import NO_CLASS, words_of
 from stages.report.tables import FEW_CLASSES
 
 Texts = Literal["all", "errors", "none"]  # `analysis.texts`
@@ -96,9 +97,9 @@ def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[Co
         ConfidentError(
             row=int(case["row"]),
             texts=[(name, cut_text(case[column], max_text)) for name, column in text_columns(cases, task)],
-            gold=task.labels.name(case["gold"]),
-            reference=task.labels.name(case[reference]),
-            tuned=task.labels.name(case["tuned"]),
+            gold=task.labels.name(case["gold"]) or NO_CLASS,
+            reference=task.labels.name(case[reference]) or NO_CLASS,
+            tuned=task.labels.name(case["tuned"]) or NO_CLASS,
             probability=float(case["tuned_probability"]),
         )
         for _, case in first.iterrows()
@@ -118,8 +119,8 @@ def label_error_table(
         (
             int(line["row"]),
             [cut_text(line[column], max_text) for column in columns],
-            line["gold"],
-            line["predicted"],
+            line["gold"] or NO_CLASS,
+            line["predicted"] or NO_CLASS,
             percent(line["probability"]),
             percent(line["probability_of_gold"]),
         )
@@ -146,20 +147,32 @@ def filters(cases: pd.DataFrame, nli: NliTask | None) -> dict[str, np.ndarray]:
     return {name: np.asarray(rows) for name, rows in passes.items()}
 
 
-def rows_as_json(cases: pd.DataFrame, filters: dict[str, np.ndarray], reference: str, task: Task) -> Markup:
+def list_names(cases: pd.DataFrame, reference: str, task: Task) -> list[str]:
+    """What a row of the page may have as gold label or answer: the classes, and behind them the sets that occur."""
+    codes = pd.unique(pd.concat([cases[column] for column in ("gold", reference, "tuned")]))
+    sets = sorted(task.labels.name(code) or NO_CLASS for code in codes)
+    return list(dict.fromkeys([*task.classes, *sets]))
+
+
+def rows_as_json(
+    cases: pd.DataFrame, filters: dict[str, np.ndarray], reference: str, task: Task, names: Sequence[str]
+) -> Markup:
     """The rows of the page as JSON, a list for each: row, texts, gold, reference, tuned, outcome, filters (one bit per
     filter), and the tuned model's most probable classes as [class, percent, class, percent, …].
 
     Args:
         filters: from `filters`.
+        names: from `list_names`. Labels and classes are places in it.
     """
     bits = sum((rows.astype(int) * 2**place for place, rows in enumerate(filters.values())), np.zeros(len(cases), int))
     table = cases.assign(filters=bits).iloc[select_rows(cases, count_page_rows(cases, task))]
     shown = [column for _, column in text_columns(table, task)]
     texts = [[cut_text(text, MAX_TEXT) for text in row] for row in table[shown].to_numpy().tolist()]
-    columns = [table[name].tolist() for name in ("gold", reference, "tuned", "outcome", "filters")]
+    places = {name: place for place, name in enumerate(names)}
+    of_labels = [task.labels.names(table[column]).replace("", NO_CLASS) for column in ("gold", reference, "tuned")]
+    columns = [*(names.map(places) for names in of_labels), table["outcome"], table["filters"]]
     classes = most_probable(table[probability_columns(task)].to_numpy())
-    return script_json(list(zip(table["row"].tolist(), texts, *columns, classes, strict=True)))
+    return script_json(list(zip(table["row"].tolist(), texts, *(c.tolist() for c in columns), classes, strict=True)))
 
 
 def select_rows(cases: pd.DataFrame, count: int) -> np.ndarray:
@@ -194,13 +207,14 @@ def most_probable(probabilities: np.ndarray) -> list[list[int]]:
     return np.stack([order, percent], axis=2).reshape(len(order), -1).tolist()
 
 
-def legend(classes: int, texts: Texts) -> str:
-    """How to read the table; classes: their number."""
+def legend(task: Task, texts: Texts) -> str:
+    """How to read the table."""
+    classes = len(task.classes)
     class_names = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
     hidden = {"all": "", "errors": " Only errors have their texts.", "none": " The texts are left out."}[texts]
     return (
-        f"✓ right, ✗ wrong. After the tuned model's prediction: {class_names}, each with its probability in percent."
-        f"{hidden}"
+        f"{words_of(task.labels).marks}. After the tuned model's prediction: {class_names}, each with its probability "
+        f"in percent.{hidden}"
     )
 
 

@@ -3,7 +3,6 @@
 Each section is a function that returns what the templates show of it.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from stages.report import published, tables, verdict, wording
 from stages.report.alarms import find_alarms
 from stages.report.captions import captions
 from stages.report.formatting import confidence_level, percent, percent_interval
+from stages.report.label_words import list_gold, words_of
 from stages.report.published_claims import describe_claims
 from stages.report.recipe import key_facts, recipe
 from stages.report.render import SHOWN
@@ -112,7 +112,7 @@ def build_context(
         **scores_section(results, run),
         **classes_section(results, plot_tables),
         **calibration_section(results, run.task),
-        **coverage_section(results),
+        **coverage_section(results, run.task),
         **data_section(results.data, run),
         **recipe_section(results.data, run),
         **errors_section(cases, results.comparison.best, run.task),
@@ -126,22 +126,23 @@ def build_context(
 
 def verdict_section(results: Results, run: RunDescription) -> Context:
     """What tuning was worth; the model card has this section too."""
-    comparison, level = results.comparison, confidence_level(run.confidence)
+    comparison, level, labels = results.comparison, confidence_level(run.confidence), run.task.labels
     return {
         "level": level,
         "metric": TITLES[comparison.metric],
         "tuned_score": results.tuned.scores[comparison.metric],
         "best_score": comparison.best_reference.lead(comparison.metric),
-        "reference_name": verdict.name_reference(comparison.best),
+        "reference_name": verdict.name_reference(comparison.best, labels),
         "verdict": comparison.verdict,
         "verdict_colour": VERDICT_COLOURS[comparison.verdict],
-        "verdict_reason": verdict.explain_verdict(comparison, run.confidence),
+        "verdict_reason": verdict.explain_verdict(comparison, run.confidence, labels),
         "details": [
             sentence
             for sentence in (
-                verdict.explain_gains(comparison),
-                verdict.explain_missing(run.params.analysis.references),
-                verdict.explain_outcomes(comparison),
+                words_of(labels).right,
+                verdict.explain_gains(comparison, labels),
+                verdict.explain_missing(run.params.analysis.references, labels),
+                verdict.explain_outcomes(comparison, labels),
                 verdict.explain_metric(results),
                 verdict.explain_duplicates(comparison, level),
             )
@@ -167,9 +168,12 @@ def scores_section(results: Results, run: RunDescription) -> Context:
     return {
         "references": tables.reference_table(verdict.list_scores(results, run), run.confidence),
         "left_out": verdict.list_left_out(run.references),
-        "numbers": tables.score_table(results),
+        "numbers": tables.score_table(results, run.task.labels),
         "intervals": wording.explain_intervals(results, group, run.confidence),
-        "interval_warnings": wording.interval_warnings(classes, results.tuned.groups, group),
+        "interval_warnings": [
+            *wording.interval_warnings(classes, results.tuned.groups, group),
+            *wording.average_precision_warnings(results),
+        ],
     }
 
 
@@ -182,16 +186,19 @@ def calibration_section(results: Results, task: Task) -> Context:
     calibration = results.calibration
     return {
         "calibrated": calibration is not None,
-        "calibration": tables.calibration_table(results.tuned, calibration.without if calibration else None),
+        "calibration": tables.calibration_table(
+            results.tuned, calibration.without if calibration else None, task.labels
+        ),
         "calibration_explained": wording.explain_calibration(
-            calibration, results.tuned.scores["loss"].value, math.log(len(task.classes))
+            calibration, results.tuned.scores["loss"].value, task.labels
         ),
         "calibration_warnings": wording.calibration_warnings(calibration),
     }
 
 
-def coverage_section(results: Results) -> Context:
+def coverage_section(results: Results, task: Task) -> Context:
     return {
+        "threshold_title": words_of(task.labels).threshold,
         "coverage": tables.coverage_table(results.coverage),
         "coverage_sentences": wording.explain_coverage(results.coverage),
         "threshold_effect": wording.explain_threshold(results.best_threshold),
@@ -277,16 +284,19 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, run: RunDescriptio
     """The table of test rows with its filters."""
     task, texts = run.task, run.params.analysis.texts
     filters = page_rows.filters(cases, NliTask.from_task(task))
+    names = page_rows.list_names(cases, comparison.best, task)
     return {
         "outcomes": {key: (OUTCOME_NAMES[key], getattr(comparison.outcomes, key)) for key in OUTCOMES},
         "filters": {name: int(rows.sum()) for name, rows in filters.items()},
         "classes": task.classes,
+        "all_gold": words_of(task.labels).all_gold,
+        "gold_options": list_gold(cases["gold"], names, task.labels),
         "columns_json": page_rows.names_as_json([name for name, _ in page_rows.text_columns(cases, task)]),
-        "classes_json": page_rows.names_as_json(task.classes),
-        "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task),
+        "classes_json": page_rows.names_as_json(names),
+        "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task, names),
         "all_rows": len(cases),
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
-        "legend": page_rows.legend(len(task.classes), texts),
+        "legend": page_rows.legend(task, texts),
     }
 
 

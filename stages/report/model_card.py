@@ -24,6 +24,7 @@ from stages.report.document import (
     scores_section,
     verdict_section,
 )
+from stages.report.label_words import words_of
 from stages.report.recipe import describe_source
 from stages.report.run_description import RunDescription, Source
 from stages.runtime.errors import UserError
@@ -119,7 +120,9 @@ def render_card(template: str, metadata: ModelCardData, task: Task, **values: An
     body = (
         environment()
         .get_template(template)
-        .render(title=metadata.model_name, task=task, nli=NliTask.from_task(task), **values)
+        .render(
+            title=metadata.model_name, task=task, words=words_of(task.labels), nli=NliTask.from_task(task), **values
+        )
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
@@ -144,7 +147,7 @@ def build_metadata(
     """
     is_nli = NliTask.from_task(task) is not None
     hub_metrics = [
-        (metric.title, metric.hub, scores[metric.key])
+        (words_of(task.labels).titles.get(metric.key, metric.title), metric.hub, scores[metric.key])
         for metric in metrics.METRICS
         if isinstance(metric, Metric) and metric.hub and metric.key in scores and math.isfinite(scores[metric.key])
     ]

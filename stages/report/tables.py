@@ -14,6 +14,7 @@ from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.metrics import ClassMetric, Metric, ModelScores
 from stages.analysis.results import Results
 from stages.data.data_summary import DataSummary, SplitSummary
+from stages.data.labels import Labels
 from stages.data.task import SPLITS, Task
 from stages.report.formatting import (
     number,
@@ -24,6 +25,7 @@ from stages.report.formatting import (
     points_interval,
     signed_points,
 )
+from stages.report.label_words import words_of
 from stages.report.verdict import ScoreLine
 
 FEW_CLASSES = 10  # with more classes, tables are collapsed or summarised, and a confusion matrix has no numbers
@@ -31,25 +33,29 @@ MAX_CONFUSIONS = 10
 FORMS = {"percent": (percent, percent_interval), "number": (number, number_interval)}  # `Metric.form`
 
 
-def score_table(results: Results) -> list[tuple[str, str, str | None]]:
+def score_table(results: Results, labels: Labels) -> list[tuple[str, str, str | None]]:
     """(title, value, interval or None) of each metric of the tuned model."""
     table = []
     for metric in metrics.METRICS:
         if isinstance(metric, Metric) and metric.key in results.tuned.scores:
             write, write_interval = FORMS[metric.form]
             score = results.tuned.scores[metric.key]
-            table.append((metric.title, write(score.value), write_interval(score.interval) if score.interval else None))
+            title = words_of(labels).titles.get(metric.key, metric.title)
+            table.append((title, write(score.value), write_interval(score.interval) if score.interval else None))
     return table
 
 
-def calibration_table(tuned: ModelScores, without: ProbabilityScores | None) -> list[tuple[str, str, str]]:
+def calibration_table(
+    tuned: ModelScores, without: ProbabilityScores | None, labels: Labels
+) -> list[tuple[str, str, str]]:
     """(title, value with the temperature, value without it) of each score of the probabilities."""
     table = []
     for metric in metrics.METRICS:
         if isinstance(metric, Metric) and metric.key in ProbabilityScores.__annotations__:
             write, _ = FORMS[metric.form]
             before = write(getattr(without, metric.key)) if without else "–"
-            table.append((metric.title, write(tuned.scores[metric.key].value), before))
+            title = words_of(labels).titles.get(metric.key, metric.title)
+            table.append((title, write(tuned.scores[metric.key].value), before))
     return table
 
 
@@ -140,24 +146,25 @@ def confusion_table(cases: pd.DataFrame, task: Task) -> list[tuple[str, str, str
     Args:
         cases: from `build_case_table`.
     """
-    confusions = most_frequent_confusions(count_confusions(cases, task))
+    confusions = most_frequent_confusions(count_confusions(cases, task), task.labels.count(cases["gold"]))
     return [
         (task.classes[line.gold], task.classes[line.predicted], f"{line.rows:,}", percent(line.share))
         for line in confusions.itertuples()
     ]
 
 
-def most_frequent_confusions(confusion: np.ndarray) -> pd.DataFrame:
+def most_frequent_confusions(confusion: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
     """The `MAX_CONFUSIONS` pairs of different classes with the most rows.
 
     Args:
         confusion: from `confusion_counts`, [classes, classes].
+        rows: with each gold class, int [classes].
 
     Returns:
         data frame: `gold`, `predicted` (class numbers), `rows`, `share` of the gold class's rows.
     """
     gold, predicted = np.nonzero(confusion)
     pairs = pd.DataFrame({"gold": gold, "predicted": predicted, "rows": confusion[gold, predicted]})
-    pairs["share"] = pairs["rows"] / confusion.sum(axis=1)[gold]
+    pairs["share"] = pairs["rows"] / rows[gold]
     wrong = pairs[pairs["gold"] != pairs["predicted"]]
     return wrong.sort_values(["rows", "share"], ascending=False, kind="stable")[:MAX_CONFUSIONS]

@@ -10,6 +10,7 @@ from stages.analysis.leading_metric import TITLES
 from stages.analysis.metrics import Score
 from stages.analysis.paired_difference import Difference
 from stages.analysis.results import Results
+from stages.data.labels import Labels
 from stages.report.formatting import (
     confidence_level,
     list_names,
@@ -19,6 +20,7 @@ from stages.report.formatting import (
     points,
     points_interval,
 )
+from stages.report.label_words import words_of
 from stages.report.run_description import RunDescription
 
 REFERENCE_NAMES = {
@@ -29,7 +31,6 @@ REFERENCE_NAMES = {
     "untrained_head": "untrained head",
 }
 IN_A_SENTENCE = {
-    "majority_class": "the most frequent class",
     "bag_of_words": "a bag of words",
     "zero_shot": "the base model zero-shot",
     "probe": "a linear probe on the frozen base",
@@ -38,8 +39,10 @@ IN_A_SENTENCE = {
 MAX_TOKENS = 4  # of the zero-shot reference, by name
 
 
-def name_reference(key: str) -> str:
+def name_reference(key: str, labels: Labels) -> str:
     """A reference's name for readers; of a bag of words from one column: words of that column only."""
+    if key == "majority_class":
+        return f"most frequent {words_of(labels).answer}"
     return REFERENCE_NAMES.get(key) or f"words of {key.removeprefix(column_of_bag(''))} only"
 
 
@@ -61,11 +64,12 @@ class ScoreLine:
     kind: str
 
 
-def explain_verdict(comparison: Comparison, confidence: float) -> str:
+def explain_verdict(comparison: Comparison, confidence: float, labels: Labels) -> str:
     """The verdict's reason: the difference from the best reference; confidence: of the intervals."""
     best, metric = comparison.best_reference, comparison.metric
     value, interval, p = best.difference.value, best.difference.interval, best.difference.p
-    name = IN_A_SENTENCE.get(comparison.best) or name_reference(comparison.best)
+    name = name_reference(comparison.best, labels)
+    name = f"the {name}" if comparison.best == "majority_class" else IN_A_SENTENCE.get(comparison.best, name)
     which = "best" if len(comparison.references) > 1 else "only"
     reference = f"the {which} reference, {name} ({percent(best.lead(metric).value)})"
     if value:
@@ -78,25 +82,25 @@ def explain_verdict(comparison: Comparison, confidence: float) -> str:
         if comparison.best in undecided:
             more = " With more test rows it would be narrower."
         elif undecided:
-            names = list_names([name_reference(key) for key in undecided])
+            names = list_names([name_reference(key, labels) for key in undecided])
             more = f" But the interval of the difference from another reference reaches 0: {names}."
     elif comparison.verdict == "not worth it" == comparison.verdict_with_duplicates and value > 0:
-        more = " But all answers are one class, which needs no model."
+        more = f" But all answers are one {words_of(labels).answer}, which needs no model."
     return (
         f"{gap}. The {confidence_level(confidence)} interval of the difference is {points_interval(interval)} "
         f"({p_statement(p, confidence)}).{more}"
     )
 
 
-def explain_gains(comparison: Comparison) -> str | None:
+def explain_gains(comparison: Comparison, labels: Labels) -> str | None:
     """How much of the tuned model's score is the work of a trained head, and how much that of LoRA."""
     head, lora = comparison.head_gain, comparison.lora_gain
     if head is None or lora is None:
         return None
     majority = comparison.references["majority_class"].lead(comparison.metric).value
     return (
-        f"Always answering the most frequent class of the training rows has {_with_article(comparison)} of "
-        f"{percent(majority)}. A head trained on the frozen base (the linear probe) "
+        f"Always answering the {name_reference('majority_class', labels)} of the training rows has "
+        f"{_with_article(comparison)} of {percent(majority)}. A head trained on the frozen base (the linear probe) "
         f"{_add(head.value)} points, and LoRA {_add(lora.value)} points."
     )
 
@@ -109,9 +113,9 @@ def _add(gain: float) -> str:
     return f"{'adds' if gain >= 0 else 'loses'} {points(gain)}"
 
 
-def explain_outcomes(comparison: Comparison) -> str:
+def explain_outcomes(comparison: Comparison, labels: Labels) -> str:
     """How many rows changed, compared with the best reference."""
-    outcomes, name = comparison.outcomes, name_reference(comparison.best)
+    outcomes, name = comparison.outcomes, name_reference(comparison.best, labels)
     rows = "row" if outcomes.broken == 1 else "rows"
     return (
         f"In {outcomes.fixed:,} of {comparison.rows:,} test rows, the tuned model is right and the best reference "
@@ -119,12 +123,12 @@ def explain_outcomes(comparison: Comparison) -> str:
     )
 
 
-def explain_missing(references: Sequence[str]) -> str | None:
+def explain_missing(references: Sequence[str], labels: Labels) -> str | None:
     """Which references the run did not compute, or None; references: `analysis.references`.
 
     A verdict without the strong ones looks the same.
     """
-    missing = [name for key, name in REFERENCE_NAMES.items() if key not in references]
+    missing = [name_reference(key, labels) for key in REFERENCE_NAMES if key not in references]
     if not missing:
         return None
     return f"The verdict is without these references, which analysis.references leaves out: {list_names(missing)}."
@@ -135,7 +139,7 @@ def explain_metric(results: Results) -> str | None:
     if results.comparison.metric == "accuracy":
         return None
     if results.comparison.metric == "f1_micro":
-        return "The report leads with micro F1, in which all labels of all rows count equally."
+        return "The report leads with micro F1, in which all classes of all rows count equally."
     rows = {name: count for name, count in results.data.splits["test"].classes.items() if count}
     most, fewest = max(rows, key=lambda name: rows[name]), min(rows, key=lambda name: rows[name])
     return (
@@ -160,7 +164,7 @@ def list_scores(results: Results, run: RunDescription) -> list[ScoreLine]:
     comparison = results.comparison
     metric = comparison.metric
     lines = [
-        _reference_line(name_reference(key), describe_reference(key, results, run), scores, comparison)
+        _reference_line(name_reference(key, run.task.labels), describe_reference(key, results, run), scores, comparison)
         for key, scores in comparison.references.items()
     ]
     tuned = ScoreLine("tuned", "this run's adapter and head", results.tuned.scores[metric], None, "tuned")
@@ -177,7 +181,7 @@ def describe_reference(key: str, results: Results, run: RunDescription) -> str:
     settings = run.references.get(key, {})
     if key == "majority_class":
         train = results.data.splits["train"].classes
-        return f"always answers {max(train, key=lambda name: train[name])}"
+        return f"always answers {words_of(run.task.labels).majority or max(train, key=lambda name: train[name])}"
     if key == "zero_shot":
         return f"the language model's own next token after the template{_list_tokens(settings.get('tokens', {}))}"
     if key == "probe":

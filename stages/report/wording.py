@@ -5,8 +5,10 @@ from stages.analysis.calibration import Calibration
 from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
+from stages.analysis.leading_metric import TITLES
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
+from stages.data.labels import Labels
 from stages.data.predictions import FEW_ROWS as FEW_ROWS_FOR_A_TEMPERATURE
 from stages.report.formatting import (
     confidence_level,
@@ -17,7 +19,10 @@ from stages.report.formatting import (
     points_interval,
     signed_points,
 )
+from stages.report.label_words import explain_guessing
 from stages.report.run_description import RunDescription
+
+AVERAGE_PRECISION = "mean_average_precision"  # a key of `metrics.METRICS`
 
 
 def explain_tested(results: Results, run: RunDescription) -> str | None:
@@ -44,10 +49,14 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
             "exact by groups of rows that are not independent, and the score test that matches the interval."
         )
     else:
+        metric = TITLES[results.comparison.metric]
         of_difference = (
-            "The difference from a reference in macro F1 has one by its influence function. Its p is 1 minus the "
+            f"The difference from a reference in {metric} has one by its influence function. Its p is 1 minus the "
             "confidence at which this interval would end at 0."
         )
+    if AVERAGE_PRECISION in results.tuned.scores:
+        of_rows = "Mean average precision has Wilson's, of as many rows as its influence function says."
+        of_difference = f"{of_rows} {of_difference}"
     return (
         f"All intervals are {confidence_level(confidence)} confidence intervals. Accuracies and shares have Wilson's, "
         "differences between groups of rows Newcombe's. F1 has Agresti and Coull's by its influence function, with the "
@@ -90,17 +99,17 @@ def interval_warnings(classes: dict[str, int], groups: int, group: str | None) -
     return warnings
 
 
-def explain_calibration(calibration: Calibration | None, loss: float, guessing: float) -> list[str]:
-    """What the temperature is and what it changed.
+def average_precision_warnings(results: Results) -> list[str]:
+    """A warning if mean average precision has no interval."""
+    score = results.tuned.scores.get(AVERAGE_PRECISION)
+    if score is None or score.interval is not None:
+        return []
+    return [f"Mean average precision has no interval, since a class has fewer than {FEW_ROWS} test rows."]
 
-    Args:
-        loss: of the test rows, with the temperature.
-        guessing: the loss of equal probabilities.
-    """
-    scale = (
-        "Lower scores are better. The expected calibration error is the mean gap between probability and accuracy. "
-        f"Equal probabilities for all classes have a loss of {guessing:.3f}."
-    )
+
+def explain_calibration(calibration: Calibration | None, loss: float, labels: Labels) -> list[str]:
+    """What the temperature is and what it changed; loss: of the test rows, with the temperature."""
+    scale = f"Lower scores are better. {explain_guessing(labels)}"
     if calibration is None:
         return [f"The probabilities are as training left them, since train.calibrate is false. {scale}"]
     value, low, high = (f"{value:.3g}" for value in (calibration.temperature, calibration.low, calibration.high))

@@ -1,9 +1,10 @@
-"""Several labels a row through all six stages."""
+"""Several labels a row through all six stages, `tools.predict` and `tools.evaluate`."""
 
 import ast
 import json
 import re
 from pathlib import Path
+import sys
 
 import bitsandbytes
 import pandas as pd
@@ -17,6 +18,9 @@ from huggingface_hub import constants
 
 from stages.data.task import Task
 from tools import publish
+from tools.evaluate import __main__ as evaluate
+from tools.evaluate import finished_run
+from tools.predict import __main__ as predict
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +45,18 @@ def run(tmp_path_factory):
     (outcome,) = run_stage_in_each(",".join(STAGES), [folder], BLANK_FIGURES="1").values()
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     return folder, outcome.stdout
+
+
+@pytest.fixture
+def tool(run, monkeypatch):
+    """A function that runs a tool in the run's folder, in this process."""
+    monkeypatch.chdir(run[0])
+
+    def start(main, *arguments):
+        monkeypatch.setattr(sys, "argv", list(map(str, ["tool", *arguments])))
+        main()
+
+    return start
 
 
 def test_the_stages_say_what_they_do_with_several_labels(run):
@@ -107,3 +123,42 @@ def test_the_results_lead_with_micro_f1_and_every_reference_is_measured(run):
     slices = pd.read_csv(run[0] / "metrics/plots/slices_tuned.csv")
     assert "number of labels: none" in set(slices["slice"])
     assert "each label has its best F1 at its own threshold" in (run[0] / "metrics/report.md").read_text()
+
+
+def test_the_report_has_no_word_that_is_only_true_of_one_label(run):
+    texts = [(run[0] / "metrics" / name).read_text() for name in ("report.md", "report.html", "model_card.md")]
+    for text in texts:
+        assert "only if all of its classes are, so each accuracy is the subset accuracy." in text
+        assert "subset accuracy</th>" in text or "| subset accuracy |" in text
+        assert "always answers the set of classes that most training rows have" in text
+        assert "most frequent class" not in text and "the predicted class" not in text
+    assert "It gives a text any number of 6 classes, or none: outdoors, happy" in texts[2]
+    assert "Brier score (0 best, 1 worst)" in texts[0] and "have a loss of 0.693." in texts[0]
+
+
+def test_predict_answers_a_file_as_eval_lora_does(tool, run, tmp_path):
+    predictions = pd.read_parquet("outs/results/tuned/predictions.parquet")
+    predictions[["text_text"]].to_parquet(tmp_path / "rows.parquet")
+    tool(predict.main, tmp_path / "rows.parquet", "--out", tmp_path / "out.parquet", "--column", "text=text_text")
+    names = predictions["prediction"].map(lambda numbers: [list(LABELS)[number] for number in numbers])
+    assert pd.read_parquet(tmp_path / "out.parquet")["prediction"].map(list).tolist() == names.tolist()
+
+
+def test_evaluate_scores_the_rows_in_another_form_alike(tool, run, tmp_path, monkeypatch, capsys, blank_figures):
+    monkeypatch.setattr(finished_run, "check_workspace", lambda: None)  # there is no dvc.lock
+    (run[0] / "dvc.lock").touch()
+    predictions = pd.read_parquet("outs/results/tuned/predictions.parquet")
+    flags = {
+        name: predictions["label"].map(lambda row, number=number: number in row) for number, name in enumerate(LABELS)
+    }
+    pd.DataFrame({"text": predictions["text_text"], **flags}).to_csv(tmp_path / "flags.csv", index=False)
+    columns = [flag for name in LABELS for flag in ("--label", name)]
+    tool(evaluate.main, tmp_path / "flags.csv", *columns, "--out", tmp_path / "evaluations")
+    own, other = (
+        json.loads((folder / "details.json").read_text())["tuned"]
+        for folder in (run[0] / "metrics", tmp_path / "evaluations/flags")
+    )
+    assert other["f1_micro"] == pytest.approx(own["f1_micro"]) and other["accuracy"] == pytest.approx(own["accuracy"])
+    printed = capsys.readouterr().out
+    assert f"{(predictions['label'].map(len) == 0).sum()} without a label" in printed
+    assert "| micro F1 (95% interval) |" in printed

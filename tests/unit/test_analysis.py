@@ -812,11 +812,11 @@ def test_the_training_has_the_scores_of_the_best_epoch():
 
 
 def test_confusions_are_sorted_by_their_rows_then_by_their_share_of_the_class():
-    result = tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]))
+    result = tables.most_frequent_confusions(np.array([[5, 3, 0], [3, 1, 2], [0, 0, 4]]), np.array([8, 6, 4]))
     assert result.to_dict("list") == {
         "gold": [1, 0, 1], "predicted": [0, 1, 2], "rows": [3, 3, 2], "share": [3 / 6, 3 / 8, 2 / 6],
     }  # fmt: skip
-    assert len(tables.most_frequent_confusions(np.ones((5, 5)))) == 10
+    assert len(tables.most_frequent_confusions(np.ones((5, 5)), np.full(5, 5))) == 10
 
 
 def test_quartiles_keep_equal_values_together():

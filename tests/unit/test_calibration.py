@@ -106,7 +106,7 @@ def test_a_model_without_a_temperature_has_no_calibration():
 def test_the_picture_has_the_interval_of_each_bin():
     bins = pd.DataFrame({"probability": [0.6, 0.9], "accuracy": [0.5, 0.95], "low": [0.4, 0.9], "high": [0.65, 0.97],
                          "rows": [40, 41]})  # fmt: skip
-    (axes,) = draw_reliability(bins, bins[1:], render.ON_WHITE).axes
+    (axes,) = draw_reliability(bins, bins[1:], "probability", render.ON_WHITE).axes
     for bars, expected in zip(axes.containers, (bins[1:], bins), strict=True):
         ends = [segment[:, 1].tolist() for segment in bars[2][0].get_segments()]
         assert ends == [pytest.approx(pair) for pair in expected[["low", "high"]].to_numpy().tolist()]
@@ -121,7 +121,7 @@ def test_the_picture_has_the_dots_of_each_series(calibrated):
         calibration.calibration_curve(right, values, np.arange(300), 0.95)
         for values in (probability, probability**0.25)
     )
-    (axes,) = draw_reliability(tuned, without if calibrated else None, render.ON_WHITE).axes
+    (axes,) = draw_reliability(tuned, without if calibrated else None, "probability", render.ON_WHITE).axes
     series = {line.get_color(): line for line in axes.lines if line.get_marker() not in ("None", "_")}
     assert list(series["#1f66d0"].get_xdata()) == pytest.approx(list(tuned["probability"]))
     assert (render.ON_WHITE["muted"] in series) == calibrated and (axes.get_legend() is not None) == calibrated

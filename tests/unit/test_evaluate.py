@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers.parameters import unpinned_params
-from helpers.tables import CLASSES
+from helpers.tables import CLASSES, data_params
 
 from stages import analyze
 from stages.analysis.intervals import newcombe
@@ -23,7 +23,7 @@ from stages.runtime.errors import UserError
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate import score_sets
 from tools.evaluate.labels import parse_class_map
-from tools.evaluate.read_set import choose_split, name_folder, read_set
+from tools.evaluate.read_set import choose_form, choose_split, name_folder, read_set
 from tools.evaluate.tables import TestRows
 
 TASK = Task(CLASSES, "{premise} {hypothesis}", "premise")
@@ -54,9 +54,10 @@ def write(frame, name="pairs.csv", **options):
     return name
 
 
-def read(given, classes=(), task=TASK, columns=COLUMNS, **flags):
+def read(given, classes=(), task=TASK, columns=COLUMNS, label=("gold",), separator=None, **flags):
     class_map = parse_class_map(classes, task.classes)
-    return read_set(given, Namespace(**NO_FLAGS | flags), task, "gold", columns, class_map)
+    form = choose_form(Namespace(label=label, separator=separator), data_params(label="gold"), task)
+    return read_set(given, Namespace(**NO_FLAGS | flags), task, form, columns, class_map)
 
 
 def codes(labelled):
@@ -137,6 +138,79 @@ def test_a_label_that_could_be_read_wrongly_is_rejected(labels, classes, phrases
     with pytest.raises(UserError) as caught:
         read(write(pairs(labels)), classes)
     assert all(phrase in str(caught.value) for phrase in phrases), str(caught.value)
+    assert "params.yaml" not in str(caught.value)
+
+
+SEVERAL = Task(CLASSES, TASK.template, None, multi_label=True)
+SETS = [["entailment", "neutral"], [], ["contradiction"], ["neutral", "contradiction"]]
+FORMS = {  # {form: (what the labels are in the file, flags)}
+    "lists": (lambda: write_lists(SETS), {}),
+    "a text": (lambda: write(pairs(["|".join(row) for row in SETS])), {"separator": "|"}),
+    "a text in other case": (lambda: write(pairs([" / ".join(row).title() for row in SETS])), {"separator": "/"}),
+    "columns of 0 and 1": (
+        lambda: write(pairs(**{name: [int(name in row) for row in SETS] for name in CLASSES})),
+        {"label": CLASSES[::-1]},
+    ),
+}  # fmt: skip
+
+
+def write_lists(sets):
+    pairs(sets).to_parquet("sets.parquet")
+    return "sets.parquet"
+
+
+@pytest.mark.parametrize("make, flags", FORMS.values(), ids=FORMS)
+def test_several_labels_a_row_are_read_in_each_form(make, flags):
+    found = read(make(), task=SEVERAL, **flags)
+    assert codes(found) == [0b011, 0, 0b100, 0b110]
+    assert next(found.describe()).endswith(
+        "4 labelled rows: 2 neutral, 2 contradiction, 1 entailment, 1 without a label"
+    )
+
+
+def test_the_separator_of_the_run_is_not_used_for_lists():
+    form = choose_form(Namespace(label=[], separator=None), data_params(label="gold", separator="|"), SEVERAL)
+    found = read_set(write_lists(SETS), Namespace(**NO_FLAGS), SEVERAL, form, COLUMNS, {})
+    assert codes(found)[0] == 0b011
+    with pytest.raises(UserError, match=r"--separator: \|: column 'gold' holds lists"):
+        read(write_lists(SETS), task=SEVERAL, separator="|")
+
+
+def test_two_labels_may_mean_the_same_class():
+    classes = ["yes=entailment", "sure=entailment", "no=contradiction"]
+    found = read(write(pairs(["yes|sure", "sure|no", "-", ""])), classes, SEVERAL, separator="|")
+    assert codes(found) == [0b001, 0b101, -1, 0]
+    assert "  1 rows without a gold label are left out" in list(found.describe())
+
+
+FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
+    "no separator": (["neutral"], {"task": SEVERAL}, "name what is between them: --separator TEXT"),
+    "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"}, "not classes of the adapter: joy (1"),
+    "a mark next to labels": (["neutral|-"], {"task": SEVERAL, "separator": "|"}, "has - next to labels in row 0"),
+    "a class without a column": (
+        ["0"], {"task": SEVERAL, "label": ["neutral", "entailment"], "flags": CLASSES},
+        "no label column for contradiction; name one for each class",
+    ),
+    "a column that is no class": (
+        ["0"], {"task": SEVERAL, "label": ["gold", "neutral"], "flags": CLASSES}, "column gold is not a class",
+    ),
+    "a column twice": (["0"], {"task": SEVERAL, "label": ["gold", "gold"]}, "--label gold: given twice"),
+    "a separator for columns": (
+        ["0"], {"task": SEVERAL, "label": ["gold", "neutral"], "separator": "|"}, "--separator: is for one label",
+    ),
+    "several labels of a run with one": (LABELS, {"label": ["a", "b"]}, "--label: given several times: each row"),
+    "a separator of a run with one": (LABELS, {"separator": "|"}, "--separator |: each row of the run has one label"),
+    "lists of a run with one": (SETS, {}, "has several labels a row, but rows of the run have one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("labels, options, message", FORM_ERRORS.values(), ids=FORM_ERRORS)
+def test_labels_in_another_form_than_the_runs_are_rejected_in_one_line(labels, options, message):
+    options = dict(options)
+    flags = {name: [1] * len(labels) for name in options.pop("flags", [])}
+    with pytest.raises(UserError) as caught:
+        read(write_lists(labels) if labels is SETS else write(pairs(labels, **flags)), **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
     assert "params.yaml" not in str(caught.value)
 
 

@@ -469,9 +469,8 @@ def test_a_terminal_shows_why_there_is_no_answer(adapter, capsys, monkeypatch):
 
 
 def test_the_reason_never_says_that_a_number_is_below_itself():
-    answer = {"label": "a", "probabilities": {"a": 0.89996, "b": 0.10004}}
-    assert answer_rules.leave_out(answer, 0.9)["reason"] == "no answer: 89.9960% is below 90.0000%"
-    assert answer_rules.leave_out(answer, 0.89996) == answer
+    assert answer_rules.explain_missing(0.89996, 0.9) == "no answer: 89.9960% is below 90.0000%"
+    assert answer_rules.explain_missing(0.8, 0.9) == "no answer: 80.0% is below 90.0%"
 
 
 @pytest.mark.parametrize("coverage", [0.1, 0.5, 0.755, 0.9, 1])

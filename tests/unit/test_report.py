@@ -38,6 +38,7 @@ from stages.analysis.coverage import Coverage, CoverageOfGoal
 from stages.analysis.intervals import Interval
 from stages.analysis.metrics import Estimate
 from stages.analysis.paired_difference import Difference
+from stages.data.labels import SingleLabel
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import fonts, formatting, render, wording
@@ -49,6 +50,7 @@ from stages.report.figures.usage import draw_usage
 from stages.report.verdict import IN_A_SENTENCE, REFERENCE_NAMES, name_reference
 from stages.runtime import errors, usage_samples
 
+NO_YES = SingleLabel(("no", "yes"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NASTY = """</script><script>document.title='pwned'</script><b>|`*\u2028 "quoted" & 'so'"""
 
@@ -639,7 +641,7 @@ def test_each_reference_has_its_score_and_its_paired_difference(metrics):
     lines = cells_of(page_of(metrics), '<th class="number">tuned minus this')
     words = words_of(picture_of(metrics, "Accuracy"))
     for key, scores in details(metrics)["comparison"]["references"].items():
-        (line,) = (line for line in lines if line[0].startswith(name_reference(key)))
+        (line,) = (line for line in lines if line[0].startswith(name_reference(key, SingleLabel(LABELS))))
         ends, difference = scores["accuracy_interval"], scores["difference"]
         assert line[1].startswith(f"{scores['accuracy']:.1%} ({ends['low'] * 100:.1f} to"), key
         assert line[2].startswith(f"{difference['value'] * 100:+.1f} ({difference['interval']['low'] * 100:+.1f} to"), (
@@ -802,7 +804,7 @@ def test_the_axes_show_the_names_of_classes_if_there_is_space(classes):
     names = (*(f"{number} of {classes}" for number in range(classes - 1)), "name " * 12)
     counts = np.eye(classes, dtype=int) * 7
     with warnings.catch_warnings(action="error"):  # matplotlib warns of a layout without space
-        _, svg = render.render(partial(draw_confusion, counts, names))
+        _, svg = render.render(partial(draw_confusion, counts, counts.sum(axis=1), names))
     words = words_of(svg)
     assert words.count("7") == (classes if classes <= 10 else 0)
     assert words.count(f"0 of {classes}") == (0 if classes > 30 else 2)
@@ -884,7 +886,7 @@ def test_for_names_that_matplotlibs_font_has_no_other_font_is_searched(monkeypat
     counts = np.eye(2, dtype=int)
     names = ("Ärger", "Łódź")
     fonts.find_families.cache_clear()
-    assert "WenQuan" not in render.render(partial(draw_confusion, counts, names), names)[1]
+    assert "WenQuan" not in render.render(partial(draw_confusion, counts, np.ones(2), names), names)[1]
 
 
 @pytest.mark.parametrize(
@@ -941,7 +943,7 @@ def test_the_kept_epoch_is_marked_and_the_caption_says_why_it_was_kept(metrics, 
 ])  # fmt: skip
 def test_the_temperature_and_its_interval_are_explained(low, high, words):
     scores = ProbabilityScores(0.1, 0.5, 0.4)
-    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.4, 0.693)
+    (text, scale) = wording.explain_calibration(Calibration(1.05, low, high, 100, scores), 0.4, NO_YES)
     assert f"a temperature of 1.05 (95% interval {low} to {high})" in text and words in text
     assert "fitted to 100 validation rows" in text
     assert scale.startswith("On the test rows it lowers the loss from 0.500 to 0.400.") and "a loss of 0.693" in scale
@@ -949,7 +951,7 @@ def test_the_temperature_and_its_interval_are_explained(low, high, words):
 
 def test_a_temperature_that_changes_little_leaves_the_loss_as_it_is():
     scores = ProbabilityScores(0.1, 0.4001, 0.4)
-    (_, change) = wording.explain_calibration(Calibration(1.05, 0.9, 1.2, 100, scores), 0.4002, 0.693)
+    (_, change) = wording.explain_calibration(Calibration(1.05, 0.9, 1.2, 100, scores), 0.4002, NO_YES)
     assert change.startswith("On the test rows it leaves the loss at 0.400.")
 
 
@@ -1175,7 +1177,7 @@ def test_the_rows_on_a_page_of_100000_fit_below_5_mb():
     shares = rng.dirichlet([1, 1, 1], 100_000)
     cases["tuned_probability"] = shares.max(axis=1)
     cases[probability_columns(task)] = shares
-    page = page_rows.rows_as_json(cases, {}, "probe", task)
+    page = page_rows.rows_as_json(cases, {}, "probe", task, LABELS)
     assert len(json.loads(page)) == 10_000 and len(page) < 4_700_000
 
 

@@ -10,6 +10,7 @@ from helpers import finished_run
 
 from stages import analyze
 from stages.analysis.comparison import compare_models
+from stages.data.labels import SingleLabel
 from stages.data.task import Task
 from stages.report.verdict import explain_verdict
 from stages.runtime import errors
@@ -135,5 +136,5 @@ def test_another_reference_that_decides_the_verdict_is_named():
     columns["bag_of_words"] = np.where((rows > 150) & (rows <= 225), wrong, gold)
     cases = pd.DataFrame(columns).assign(group=rows, in_train=False)
     comparison = compare_models(cases, Task(("a", "b", "c"), "{text}", None), 0.95)
-    text = explain_verdict(comparison, 0.95)
+    text = explain_verdict(comparison, 0.95, SingleLabel(("a", "b", "c")))
     assert text.endswith("But the interval of the difference from another reference reaches 0: bag of words.")

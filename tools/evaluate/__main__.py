@@ -12,6 +12,11 @@ Example: a file with the columns `sentence1;sentence2;verdict` and the labels ye
 
     python -m tools.evaluate pairs.csv --column premise=sentence1 --column hypothesis=sentence2 --label verdict \\
         --class yes=entailment --class maybe=neutral --class no=contradiction
+
+If the run's rows may have several labels, the labels of the data may have any of the three forms of docs/own-data.md:
+a column of lists, a text with a separator between labels, or a column of 0 and 1 for each class:
+
+    python -m tools.evaluate posts.csv --label anger --label joy --label fear
 """
 
 import argparse
@@ -38,7 +43,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--split", metavar="NAME", help="default: the one called test, or the only one")
     parser.add_argument("--subset", metavar="NAME", help="the configuration, if the data set has several")
     add_column_argument(parser)
-    parser.add_argument("--label", metavar="COLUMN", help="the label column (default: data.label of params.yaml)")
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="the label column; repeat it for a column of 0 and 1 for each class (default: data.label of params.yaml)",
+    )
+    parser.add_argument(
+        "--separator",
+        metavar="TEXT",
+        help="what is between the labels of a row in a text (default: data.separator of params.yaml)",
+    )
     parser.add_argument(
         "--class",
         action="append",

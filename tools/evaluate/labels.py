@@ -1,10 +1,13 @@
 """Match the labels of a data set with an adapter's classes. A label that could be read wrongly is rejected."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from stages.data.label_column import UNLABELLED_MARKS, LabelColumn, match_by_name
+from stages.data.labels import MultiLabel
 from stages.data.task import NO_LABEL
 from stages.runtime.errors import UserError
 
@@ -33,7 +36,7 @@ def parse_class_map(pairs: Sequence[str], classes: Sequence[str]) -> dict[str, s
 def encode_set_labels(
     labels: LabelColumn, classes: Sequence[str], class_map: Mapping[str, str], place: str
 ) -> np.ndarray:
-    """Number of each row's class, int64 [rows], `NO_LABEL` for a row without a label.
+    """Code of each row's label (see `stages.data.labels`), [rows], `NO_LABEL` for a row without a gold label.
 
     A label means the class that `class_map` says, or else the class of its name. Integers without names mean no class
     by themselves: another data set may number the same classes differently. They must be in `class_map`, unless the
@@ -57,9 +60,48 @@ def encode_set_labels(
     if unknown:
         raise _unknown_labels(labels, unknown, classes, place)
     encoded = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
+    if labels.missing is not None:
+        encoded = _join_labels(labels, encoded, labels.missing, classes, place)
     if (encoded == NO_LABEL).all():
         raise UserError(f"{place}: column '{labels.column}' has no label in any row; name another one by --label")
     return encoded
+
+
+def _join_labels(
+    labels: LabelColumn, numbers: np.ndarray, missing: np.ndarray, classes: Sequence[str], place: str
+) -> np.ndarray:
+    """The codes of rows with several labels; numbers: of each label's class, int64 [labels].
+
+    Several labels of a row may mean the same class.
+    """
+    rows, unlabelled = labels.values.index.to_numpy(), numbers == NO_LABEL
+    mixed = unlabelled & (np.bincount(rows, minlength=len(missing))[rows] > 1)
+    if mixed.any():
+        first = mixed.argmax()
+        mark = labels.values.iloc[first] or "an empty value"
+        raise UserError(
+            f"{place}: column '{labels.column}' has {mark} next to labels in row {rows[first]}; it means none"
+        )
+    has_class = np.zeros((len(missing), len(classes)), dtype=np.bool_)
+    has_class[rows[~unlabelled], numbers[~unlabelled]] = True
+    codes = MultiLabel(tuple(classes)).to_codes(has_class)
+    codes[missing] = codes[rows[unlabelled]] = NO_LABEL
+    return codes
+
+
+def check_class_columns(
+    columns: Sequence[str], labels: LabelColumn, classes: Sequence[str], class_map: Mapping[str, str], place: str
+) -> None:
+    """Reject columns of 0 and 1 that are not those of all classes: a class without a column would always be wrong."""
+    matches = match_by_name(replace(labels, values=pd.Series(columns)), classes)
+    found = {class_map.get(name) or (None if code is None else classes[code]) for name, code in matches.items()}
+    if unknown := [name for name, code in matches.items() if code is None and name not in class_map]:
+        raise UserError(
+            f"{place}: column {unknown[0]} is not a class of the adapter; the classes are {_list(classes)}. Say which "
+            f"class it means: --class {unknown[0]}=CLASS"
+        )
+    if rest := [name for name in classes if name not in found]:
+        raise UserError(f"{place}: no label column for {_list(rest)}; name one for each class: --label COLUMN")
 
 
 def _unknown_labels(labels: LabelColumn, unknown: list[str], classes: Sequence[str], place: str) -> UserError:

@@ -56,7 +56,7 @@ class References:
     """The answers of the references that need the language model.
 
     Attributes:
-        answers: of each data set: {reference: numbers of the rows' classes [rows]}.
+        answers: of each data set: {reference: codes of the rows' answers [rows]}.
         descriptions: {reference: what summary.json says of it}.
         rows_read: rows that the base has read.
     """
@@ -92,6 +92,12 @@ def read_adapters(folders: Sequence[Path]) -> list[Adapter]:
     for folder in dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders):
         adapter = Adapter.read(folder)
         first = adapters[0] if adapters else adapter
+        if adapter.settings.multi_label != first.settings.multi_label:
+            one, other = ("several labels" if a.settings.multi_label else "one label" for a in (adapter, first))
+            raise UserError(
+                f"--adapter {folder}: answers with {one} a row, but {first.folder} with {other}; compare adapters of "
+                "the same task"
+            )
         if set(adapter.settings.classes) != set(first.settings.classes):
             raise UserError(
                 f"--adapter {folder}: its classes are {', '.join(adapter.settings.classes)}, but those of "
@@ -138,7 +144,8 @@ def predict_references(
     if not references:
         return References([{} for _ in tables], descriptions, rows_read)
     answers = [answer(references, as_rows(table, task), classifier, p.eval.batch_size) for table in tables]
-    return References(answers, descriptions, rows_read + sum(map(len, tables)))
+    codes = [{name: task.labels.to_codes(labels) for name, labels in of_table.items()} for of_table in answers]
+    return References(codes, descriptions, rows_read + sum(map(len, tables)))
 
 
 def predict_adapter(

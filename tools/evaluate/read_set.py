@@ -12,14 +12,16 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.data.dataset import check_texts, read_groups
-from stages.data.label_column import describe_type, read_label_columns
+from stages.data.label_column import LabelColumn, describe_type, read_label_columns
+from stages.data.labels import Labels
 from stages.data.split_files import list_splits, read_splits
 from stages.data.task import NO_LABEL, Task, name_text_columns
 from stages.report.run_description import Source
+from stages.runtime import params
 from stages.runtime.errors import UserError
 from stages.sources.fetch import fetch
 from stages.sources.manifest import find_extension
-from tools.evaluate.labels import encode_set_labels
+from tools.evaluate.labels import check_class_columns, encode_set_labels
 from tools.init import choose_params
 from tools.init.describe_data import describe_dialect
 from tools.init.params_file import Draft
@@ -29,7 +31,7 @@ SPLIT = "test"  # what the pipeline's modules call these rows
 READ_FLAGS = ("sep", "encoding", "quotechar")
 # Errors of the pipeline's modules name keys of params.yaml. Here the user has flags.
 KEYS = {
-    **{f"params.yaml: data.{key}": f"--{key.removeprefix('read.')}" for key in ("subset", "label")},
+    **{f"params.yaml: data.{key}": f"--{key}" for key in ("subset", "label", "separator")},
     **{f"params.yaml: data.read.{key}": f"--{key}" for key in READ_FLAGS},
     **{f"data.read.{key}": f"--{key}" for key in READ_FLAGS},
     f"data: split '{SPLIT}': ": "",
@@ -37,6 +39,62 @@ KEYS = {
     "params.yaml: data.folder: ": "",
     "params.yaml: data.name: ": "",
 }
+
+
+@dataclass(frozen=True)
+class LabelForm:
+    """Where the labels are.
+
+    Attributes:
+        columns: the label column; several: a column of 0 and 1 for each class.
+        separator: between the labels of a row in a text, else None.
+        is_asked: whether the user named the separator. If not, it is the run's, and a column of lists needs none.
+    """
+
+    columns: tuple[str, ...]
+    separator: str | None
+    is_asked: bool
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.columns)
+
+    def read(self, table: pa.Table, labels: Labels, place: str) -> LabelColumn:
+        """Read the labels of a table with these columns.
+
+        Raises:
+            UserError: a row has several labels, but one in the run, or the other way round.
+        """
+        label = self.columns[0] if len(self.columns) == 1 else self.columns
+        separator = self.separator
+        if not self.is_asked and isinstance(label, str) and pa.types.is_nested(table.schema.field(label).type):
+            separator = None
+        with _name_flags(place):
+            (column,) = read_label_columns({SPLIT: table}, label, separator)
+        if labels.multi_label and column.missing is None:
+            raise UserError(
+                f"{place}: column '{label}' has one label a row, but rows of the run may have several; if a text has "
+                "several, name what is between them: --separator TEXT"
+            )
+        if not labels.multi_label and column.missing is not None:
+            raise UserError(f"{place}: column '{label}' has several labels a row, but rows of the run have one")
+        return column
+
+
+def choose_form(arguments: Namespace, data: params.Data, task: Task) -> LabelForm:
+    """The flags `label` and `separator`, or what params.yaml has."""
+    own = (data.label,) if isinstance(data.label, str) else tuple(data.label)
+    columns = tuple(arguments.label) or own
+    if not task.multi_label and (len(columns) > 1 or arguments.separator is not None):
+        flag = "--label: given several times" if len(columns) > 1 else f"--separator {arguments.separator}"
+        raise UserError(f"{flag}: each row of the run has one label; allowed: one --label, without --separator")
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"--label {twice}: given twice; name each column once")
+    if len(columns) > 1 and arguments.separator is not None:
+        raise UserError("--separator: is for one label column; remove it, or name one column by --label")
+    is_asked = arguments.separator is not None
+    separator = arguments.separator if is_asked else data.separator if len(columns) == 1 else None
+    return LabelForm(columns, separator, is_asked)
 
 
 @dataclass(frozen=True)
@@ -49,7 +107,7 @@ class LabelledSet:
         split: None if the data has only one.
         task: the run's, but with the column that groups these rows.
         shares_groups: whether the groups' values can be compared with those of the training rows.
-        rows: text columns, `label` (`NO_LABEL` for none), `group` (text).
+        rows: text columns, `label` (code, `NO_LABEL` for none), `group` (text).
         record: how it was read, for evaluation.json.
     """
 
@@ -71,23 +129,33 @@ class LabelledSet:
     def describe(self) -> Iterator[str]:
         """Lines for the user: what was read, and how."""
         labels = self.rows["label"]
-        counts = labels[labels != NO_LABEL].map(dict(enumerate(self.task.classes))).value_counts()
+        counts = pd.Series(self.task.labels.count(labels), self.task.classes).sort_values(
+            ascending=False, kind="stable"
+        )
+        counts = counts[counts > 0]
         listed = ", ".join(f"{rows:,} {name}" for name, rows in counts.head(10).items())
         more = f" and {len(counts) - 10:,} more classes" if len(counts) > 10 else ""
+        if self.task.multi_label and (empty := int((labels == 0).sum())):
+            more += f", {empty:,} without a label"
         dropped = int((labels == NO_LABEL).sum())
         split = f", split {self.split}" if self.split else ""
         yield f"{self.source.name}{split}: {len(labels) - dropped:,} labelled rows: {listed}{more}"
         if self.source.revision:
             yield f"  commit {self.source.revision}"
         if dropped:
-            yield f"  {dropped:,} rows without a label are left out"
+            yield f"  {dropped:,} rows without a {'gold ' if self.task.multi_label else ''}label are left out"
         yield f"  {self.reading}"
         if self.task.group:
             yield f"  rows with the same {self.task.group} form a group; the intervals allow for that"
 
 
 def read_set(
-    given: str, arguments: Namespace, task: Task, label: str, columns: Mapping[str, str], class_map: Mapping[str, str]
+    given: str,
+    arguments: Namespace,
+    task: Task,
+    form: LabelForm,
+    columns: Mapping[str, str],
+    class_map: Mapping[str, str],
 ) -> LabelledSet:
     """Read one data set.
 
@@ -95,7 +163,7 @@ def read_set(
         given: a path, or OWNER/NAME on the hub.
         arguments: the flags `split`, `subset`, `group`, `sep`, `encoding` and `quotechar`.
         task: of the run.
-        label: the label column.
+        form: where the labels are.
         columns: {column of a template: column of the file}, from `parse_column_map`.
         class_map: from `parse_class_map`.
 
@@ -105,12 +173,11 @@ def read_set(
     with _name_flags():
         source, split, table = read_table(given, arguments)
     place = f"{given}, split '{split}'" if split else given
-    check_columns(table, columns, label, place)
+    check_columns(table, columns, form.columns, place)
     group = choose_group(table, columns, arguments.group, task.group, place)
-    with _name_flags(place):
-        (label_column,) = read_label_columns({SPLIT: table}, label)
-        if label_column.missing is not None:  # until the later stages can train and measure them
-            raise UserError(f"params.yaml: data.label: {label}: holds lists; a single class a row is supported")
+    label_column = form.read(table, task.labels, place)
+    if len(form.columns) > 1:
+        check_class_columns(form.columns, label_column, task.classes, class_map, place)
     texts = pd.DataFrame({
         name: table[column].to_pandas().fillna("")
         for name, column in zip(name_text_columns(tuple(columns)), columns.values(), strict=True)
@@ -135,7 +202,8 @@ def read_set(
         record={
             "data": {"name": given, "revision": source.revision, "digest": source.digest, "split": split},
             "columns": dict(columns),
-            "label": label,
+            "label": form.title,
+            **({"separator": form.separator} if form.separator else {}),
             "classes": {value: class_map[value] for value in sorted(used)},
             "group": group,
         },
@@ -186,8 +254,8 @@ def choose_split(names: Sequence[str], asked: str | None, given: str) -> str:
     raise UserError(f"{given}: has the splits {listed}, and none is called test; name one by --split")
 
 
-def check_columns(table: pa.Table, columns: Mapping[str, str], label: str, place: str) -> None:
-    """Reject a table without the columns of a template or the label column, or whose texts are not text."""
+def check_columns(table: pa.Table, columns: Mapping[str, str], labels: Sequence[str], place: str) -> None:
+    """Reject a table without the columns of a template or the label columns, or whose texts are not text."""
     has = f"it has {', '.join(table.column_names)}"
     for column, source in columns.items():
         if source not in table.column_names:
@@ -197,10 +265,13 @@ def check_columns(table: pa.Table, columns: Mapping[str, str], label: str, place
         kind = table.schema.field(source).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(f"{place}: column '{source}' holds {describe_type(kind)}; allowed for {column}: text")
-    if label not in table.column_names:
-        raise UserError(f"{place}: no label column '{label}'; {has}. Name it: --label COLUMN")
-    if label in columns.values():
-        raise UserError(f"{place}: column '{label}' can't be both a text and the label; correct --label or --column")
+    for label in labels:
+        if label not in table.column_names:
+            raise UserError(f"{place}: no label column '{label}'; {has}. Name it: --label COLUMN")
+        if label in columns.values():
+            raise UserError(
+                f"{place}: column '{label}' can't be both a text and the label; correct --label or --column"
+            )
 
 
 def choose_group(

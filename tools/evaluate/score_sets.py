@@ -15,7 +15,7 @@ from tools.evaluate import ADAPTER
 from tools.evaluate.finished_run import FinishedRun
 from tools.evaluate.labels import parse_class_map
 from tools.evaluate.predict_sets import Adapter, SetPredictions, predict_sets, read_adapters
-from tools.evaluate.read_set import LabelledSet, read_set
+from tools.evaluate.read_set import LabelledSet, choose_form, read_set
 from tools.evaluate.set_report import build_reports
 from tools.evaluate.tables import TestRows, render_adapters, render_sets
 
@@ -48,13 +48,9 @@ def read_sets(arguments: argparse.Namespace, run: FinishedRun, adapters: Sequenc
     template_columns = list(dict.fromkeys(column for adapter in adapters for column in adapter.columns))
     columns = parse_column_map(arguments.columns, template_columns)
     class_map = parse_class_map(arguments.classes, run.task.classes)
-    label, sets = arguments.label or run.params.data.label, []
-    if run.task.multi_label or not isinstance(label, str):
-        raise UserError(
-            f"{arguments.run}: rows of this run have several labels; a run with one label a row is supported"
-        )
+    form, sets = choose_form(arguments, run.params.data, run.task), []
     for given in arguments.data:
-        rows = read_set(given, arguments, run.task, label, columns, class_map)
+        rows = read_set(given, arguments, run.task, form, columns, class_map)
         print("\n".join(rows.describe()), flush=True)
         sets.append(rows)
     used = {label for rows in sets for label in rows.record["classes"]}

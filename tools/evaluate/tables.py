@@ -9,9 +9,9 @@ import pandas as pd
 
 from stages.analysis.comparison import Comparison, compare_models, score_tuned
 from stages.analysis.intervals import newcombe
-from stages.analysis.leading_metric import TITLES, LeadingMetric, choose_leading_metric
+from stages.analysis.leading_metric import TITLES, LeadingMetric
+from stages.analysis.measures import choose_leading_metric, measure_difference
 from stages.analysis.metrics import Estimate, Predictions
-from stages.analysis.paired_difference import measure_difference
 from stages.data.task import Task
 from stages.report.document import escape_cell, escape_markdown
 from stages.report.formatting import (
@@ -47,7 +47,7 @@ class TestRows:
 
     @property
     def leading_metric(self) -> LeadingMetric:
-        return choose_leading_metric(self.cases["gold"].to_numpy(), len(self.task.classes))
+        return choose_leading_metric(self.task.labels.from_codes(self.cases["gold"]), len(self.task.classes))
 
     @property
     def title(self) -> str:
@@ -57,10 +57,12 @@ class TestRows:
 def render_sets(own: TestRows, others: Sequence[TestRows], confidence: float) -> str:
     """A line for the run's own test rows, and one for each data set with its difference from them.
 
-    All lines have the same metric: macro F1 if the classes of any of them are uneven, else accuracy.
+    All lines have the same metric: macro F1 if the classes of any of them are uneven, else accuracy. If a row may have
+    several labels, it is micro F1.
     """
     every = [own, *others]
-    metric: LeadingMetric = "f1_macro" if any(rows.leading_metric == "f1_macro" for rows in every) else "accuracy"
+    leading = {rows.leading_metric for rows in every}
+    metric: LeadingMetric = leading.pop() if len(leading) == 1 else "f1_macro"
     scores = [score_tuned(rows.cases, metric, rows.task, confidence) for rows in every]
     level = confidence_level(confidence)
     headings = ("test rows of", "rows", f"{TITLES[metric]} ({level} interval)", "best reference",
@@ -86,12 +88,12 @@ def render_sets(own: TestRows, others: Sequence[TestRows], confidence: float) ->
 
 
 def _set_line(rows: TestRows, score: Estimate, comparison: Comparison, own: Estimate | None) -> list[str]:
-    reference = comparison.best_reference
+    reference, best = comparison.best_reference, name_reference(comparison.best, rows.task.labels)
     return [
         rows.title,
         f"{comparison.rows:,}",
         _score(score),
-        f"{escape_cell(name_reference(comparison.best))}, {percent(reference.lead(comparison.metric).value)}",
+        f"{escape_cell(best)}, {percent(reference.lead(comparison.metric).value)}",
         f"{signed_points(reference.difference.value)} ({points_interval(reference.difference.interval)})",
         comparison.verdict,
         "–" if own is None else _write_gap(score, own),
@@ -112,14 +114,14 @@ def render_adapters(
         probabilities: of each adapter, float [rows, classes].
         cases: from `build_case_table`.
     """
-    gold, groups = (cases[column].to_numpy() for column in ("gold", "group"))
+    gold, groups = task.labels.from_codes(cases["gold"]), cases["group"].to_numpy()
     metric, level = choose_leading_metric(gold, len(task.classes)), confidence_level(confidence)
-    first = probabilities[0].argmax(axis=1)
+    first = task.labels.decide(probabilities[0])
     lines: list[list[str]] = []
     for name, values in zip(names, probabilities, strict=True):
-        answers = values.argmax(axis=1)
+        answers = task.labels.decide(values)
         scores = Predictions(gold, answers, values, groups, task.classes, confidence)
-        line = [escape_markdown(name), _score(scores.accuracy if metric == "accuracy" else scores.f1_macro)]
+        line = [escape_markdown(name), _score(getattr(scores, metric))]
         if lines:
             difference = measure_difference(metric, gold, answers, first, groups, len(task.classes), confidence)
             gap = f"{signed_points(difference.value)} ({points_interval(difference.interval)})"

@@ -11,7 +11,8 @@ Example: the demo's test rows are in a parquet file that calls the texts text_pr
         --column premise=text_premise --column hypothesis=text_hypothesis
 
 writes all columns as they came, then `prediction`, `probability` (of that class), and with --all `p_CLASS` for each
-class. OUT's ending is the format; the files of a folder keep theirs. If the command is killed, the same command
+class. If a row may have several labels, `prediction` is a list; in csv files they are joined by |, and a row without an
+answer has -. OUT's ending is the format; the files of a folder keep theirs. If the command is killed, the same command
 continues where it stopped.
 
 It needs neither the pipeline's stages nor params.yaml: the adapter's folder has the template, the classes, all settings
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from stages.data.task import name_text_columns, parse_columns
 from stages.runtime import errors
 from stages.sources.manifest import find_extension
-from tools.answer_rules import Answer, Rule, add_arguments, choose_rule
+from tools.answer_rules import Answer, Rule, add_arguments, choose_rule, explain_missing
 from tools.column_map import add_column_argument
 
 if TYPE_CHECKING:
@@ -91,9 +92,7 @@ def main() -> None:
         load = partial(load_classifier, arguments.adapter, arguments.untuned, arguments.base)
         label_files(arguments.text[0], arguments, settings, rule, find_device(), lambda: load()[0])
         return
-    predict = load_predictor(arguments.adapter, arguments.untuned, arguments.base)
-    if rule:
-        predict = partial(map_answers, predict, rule)
+    predict = load_predictor(arguments.adapter, arguments.untuned, arguments.base, rule)
     if arguments.text:
         print_now(format_answer(predict([arguments.text])[0]))
     elif sys.stdin.isatty():
@@ -171,31 +170,30 @@ def load_classifier(
     return classifier, settings
 
 
-def load_predictor(adapter: Path, base_only: bool, base: Path | None = None) -> Predictor:
+def load_predictor(adapter: Path, base_only: bool, base: Path | None = None, rule: Rule | None = None) -> Predictor:
     """Load a model -> a function that predicts rows.
 
     Args:
         adapter: folder that `train_qlora` wrote.
         base_only: do not load the adapter.
         base: folder of the base model's files. If it is None, base.json names the folder.
+        rule: None: the most probable class, or the classes above 0.5.
 
     Raises:
         UserError: a key in a file of the folder is missing, unknown or of the wrong type.
     """
-    return partial(predict_rows, *load_classifier(adapter, base_only, base))
+    return partial(predict_rows, *load_classifier(adapter, base_only, base), rule=rule)
 
 
-def map_answers(predict: Predictor, rule: Rule, rows: list[list[str]]) -> list[Answer]:
-    """Predict the rows, and change their answers by a rule."""
-    return [rule(answer) for answer in predict(rows)]
-
-
-def predict_rows(classifier: "Classifier", settings: "ClassifierSettings", rows: list[list[str]]) -> list[Answer]:
+def predict_rows(
+    classifier: "Classifier", settings: "ClassifierSettings", rows: list[list[str]], rule: Rule | None = None
+) -> list[Answer]:
     """Predict the label and the classes' probabilities of each row."""
     import pandas as pd
 
     from stages.data.batching import TokenizedRows
     from stages.data.tokenization import tokenize_rows
+    from tools.answers import decide, name_answers
 
     template = settings.template
     table = pd.DataFrame(rows, columns=name_text_columns(parse_columns(template)))
@@ -207,13 +205,17 @@ def predict_rows(classifier: "Classifier", settings: "ClassifierSettings", rows:
             file=sys.stderr,
         )
     tokenized = TokenizedRows.from_lists(table["input_ids"], [0] * len(table))
-    return [
-        {
-            "label": settings.classes[row.argmax()],
-            "probabilities": {name: round(float(p), 6) for name, p in zip(settings.classes, row, strict=True)},
-        }
-        for row in classifier.predict(tokenized, BATCH_SIZE)
-    ]
+    probabilities = classifier.predict(tokenized, BATCH_SIZE)
+    decided, certainty = decide(settings.labels, probabilities, rule)
+    predicted: list[Answer] = []
+    for label, row in zip(name_answers(settings.labels, decided), probabilities, strict=True):
+        of_classes = {name: round(float(p), 6) for name, p in zip(settings.classes, row, strict=True)}
+        predicted.append({"label": label, "probabilities": of_classes})
+    if rule:
+        for answer, probability in zip(predicted, certainty, strict=True):
+            if probability < rule.at_least:
+                answer.update({"label": None, "reason": explain_missing(probability, rule.at_least)})
+    return predicted
 
 
 def format_answer(answer: Answer) -> str:
@@ -221,7 +223,12 @@ def format_answer(answer: Answer) -> str:
     probabilities = answer["probabilities"]
     if (more := len(probabilities) - MOST_SHOWN) > 0:
         probabilities = dict(sorted(probabilities.items(), key=lambda item: -item[1])[:MOST_SHOWN])
-    lines = [answer["label"] or answer["reason"], *(f"  {p:6.1%} {name}" for name, p in probabilities.items())]
+    label = answer["label"]
+    if isinstance(label, list):
+        from stages.data.labels import SEPARATOR
+
+        label = SEPARATOR.join(label) or "no label"
+    lines = [answer["reason"] if label is None else label, *(f"  {p:6.1%} {name}" for name, p in probabilities.items())]
     return "\n".join(lines + ([f"         {more} less likely"] if more > 0 else []))
 
 

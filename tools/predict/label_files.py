@@ -2,7 +2,9 @@
 
 import argparse
 import hashlib
+import itertools
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -11,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.special import softmax
 
 from stages.data.batching import EVALUATION_TOKENS
+from stages.data.labels import Labels
 from stages.data.task import Task, parse_columns
 from stages.model.adapter_files import ClassifierSettings
 from stages.model.classifier import Classifier
@@ -23,6 +25,7 @@ from stages.runtime.progress import progress_bar
 from stages.sources.hashes import cached_sha256
 from stages.sources.manifest import TABLE_EXTENSIONS, find_extension
 from tools.answer_rules import Rule
+from tools.answers import Label, answer_type, decide, format_cell, list_cells, list_classes, name_answers
 from tools.column_map import parse_column_map
 from tools.predict.find_files import InputFile, find_files
 from tools.predict.predict_rows import PartPredictor, prefetch, read_parts
@@ -129,7 +132,7 @@ def check_file(
     if not rows:
         raise UserError(f"{reader.place}: the file has no rows")
     name = file.name if is_folder else ""
-    check_target(extension, f"--out: {arguments.out / name}", reader, settings.classes)
+    check_target(extension, f"--out: {arguments.out / name}", reader, list_cells(settings.labels))
     return Target(reader, name, extension, rows, incomplete)
 
 
@@ -179,43 +182,46 @@ class AnswerColumns:
     """The new columns of a table, for one chunk of rows after the other.
 
     Attributes:
-        counts: rows of each answer; None: no answer.
+        as_cells: whether answers are cells of a csv file.
+        counts: rows of each class.
+        unlabelled: rows whose answer is no class.
+        unanswered: rows that the rule leaves out.
         blank: rows without a text.
     """
 
     progress: ProgressFolder
     file: int
-    classes: Sequence[str]
+    labels: Labels
+    as_cells: bool
     with_all: bool
     rule: Rule | None
     row: int = 0
     counts: Counter = field(default_factory=Counter)
+    unlabelled: int = 0
+    unanswered: int = 0
     blank: int = 0
 
     def next_columns(self, rows: int) -> dict[str, list]:
-        """{name: values} for the next rows. A row without a text has none; without an answer it has the highest
-        probability."""
-        logits = self.progress.read_logits(self.file, self.row, rows, len(self.classes))
+        """{name: values} for the next rows. A row without a text has none; without an answer, it has the probability
+        of the answer that was left out."""
+        logits = self.progress.read_logits(self.file, self.row, rows, len(self.labels.classes))
         self.row += rows
-        probabilities = softmax(logits.astype(np.float64), axis=1)
-        numbers = probabilities.argmax(axis=1)
-        probabilities = probabilities.round(6)
-        labels: list[str | None] = [self.classes[number] for number in numbers]
-        if self.rule:
-            labels = [self._apply(self.rule, label, row) for label, row in zip(labels, probabilities, strict=True)]
-        numbers = [self.classes.index(label) if label else best for label, best in zip(labels, numbers, strict=True)]
-        values = probabilities.astype(object)
-        values[np.isnan(probabilities)] = None
         blank = np.isnan(logits).all(axis=1)
-        labels = [None if is_blank else label for label, is_blank in zip(labels, blank, strict=True)]
+        probabilities = self.labels.to_probabilities(logits.astype(np.float64))
+        decided, certainty = decide(self.labels, probabilities, self.rule)
+        answered = ~blank & (certainty >= (self.rule.at_least if self.rule else 0))
+        named = zip(name_answers(self.labels, decided), answered, strict=True)
+        answers: list[Label | None] = [answer if has_answer else None for answer, has_answer in named]
+        classes = [list_classes(answer) for answer in answers if answer is not None]
+        self.counts.update(itertools.chain.from_iterable(classes))
+        self.unlabelled += classes.count([])
+        self.unanswered += int((~blank & ~answered).sum())
         self.blank += int(blank.sum())
-        self.counts.update(label for label, is_blank in zip(labels, blank, strict=True) if not is_blank)
-        names = name_new_columns(self.classes, self.with_all)
-        columns = [labels, values[np.arange(rows), numbers].tolist(), *(values.T.tolist() if self.with_all else [])]
-        return dict(zip(names, columns, strict=True))
-
-    def _apply(self, rule: Rule, label: str | None, row: np.ndarray) -> str | None:
-        return rule({"label": label, "probabilities": dict(zip(self.classes, row.tolist(), strict=True))})["label"]
+        if self.as_cells:
+            answers = [format_cell(answer, self.labels) for answer in answers]
+        columns = [certainty, *(probabilities.round(6).T if self.with_all else [])]
+        values = [[None if math.isnan(value) else value for value in column.tolist()] for column in columns]
+        return dict(zip(name_new_columns(self.labels.classes, self.with_all), [answers, *values], strict=True))
 
 
 def write_target(
@@ -228,9 +234,10 @@ def write_target(
     rule: Rule | None,
 ) -> AnswerColumns:
     """Read a table once more, and write it with the new columns."""
-    answers = AnswerColumns(progress, file, settings.classes, arguments.all, rule)
+    as_cells = target.extension.startswith(("csv", "tsv"))
+    answers = AnswerColumns(progress, file, settings.labels, as_cells, arguments.all, rule)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_table(path, target.extension, target.reader, answers.next_columns)
+    write_table(path, target.extension, target.reader, answers.next_columns, answer_type(settings.labels, as_cells))
     return answers
 
 
@@ -244,14 +251,15 @@ def describe(
 ) -> str:
     """Lines about what was written: `total` rows, `incomplete` of them with an empty text next to others."""
     counts: Counter = sum((answers.counts for answers in written), Counter())
-    blank, unanswered = sum(answers.blank for answers in written), counts.pop(None, 0)
     listed = [f"{rows:,} {name}" for name, rows in counts.most_common(MOST_LISTED)]
     if others := sum(counts.values()) - sum(rows for _, rows in counts.most_common(MOST_LISTED)):
         listed.append(f"{others:,} other classes")
-    if unanswered:
+    if unlabelled := sum(answers.unlabelled for answers in written):
+        listed.append(f"{unlabelled:,} without a label")
+    if unanswered := sum(answers.unanswered for answers in written):
         listed.append(f"{unanswered:,} without an answer")
     lines = [f"{out}: {total:,} rows: {', '.join(listed)}"]
-    if blank:
+    if blank := sum(answers.blank for answers in written):
         are = "1 row has no text, so it has" if blank == 1 else f"{blank:,} rows have no text, so they have"
         lines.append(f"{are} no prediction")
     if incomplete:

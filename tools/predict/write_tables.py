@@ -21,34 +21,35 @@ from tools.predict.read_tables import ArrowReader, CsvReader, JsonReader, Reader
 
 WRITTEN = [extension for extension in TABLE_EXTENSIONS if extension != "xlsx"]
 JSON_KINDS = ("json", "jsonl", "ndjson")
+TEXT = pa.string()
 GROUP_ROWS = 65_536  # of a parquet file's row groups: a reader of the file reads faster from few large ones
 
 Answers = Callable[[int], dict[str, list]]  # takes a number of rows; returns the new columns for the next rows
 
 
-def write_table(path: Path, extension: str, reader: Reader, next_answers: Answers) -> None:
+def write_table(
+    path: Path, extension: str, reader: Reader, next_answers: Answers, answer_type: pa.DataType = TEXT
+) -> None:
     """Write all rows of a reader with new columns.
 
     Args:
         path: written in place, so it is a temporary one.
         extension: of the file to be written; it says the format and the compression.
+        answer_type: of the column `prediction`.
     """
     kind, _, compression = extension.partition(".")
+    tables = _add_answers(reader, next_answers, answer_type)
     if kind == "parquet":
-        _write_parquet(path, _add_answers(reader, next_answers))
+        _write_parquet(path, tables)
     elif kind == "arrow":
         is_stream = not isinstance(reader, ArrowReader) or reader.is_stream
-        _write_arrow(path, _add_answers(reader, next_answers), is_stream)
+        _write_arrow(path, tables, is_stream)
     else:
         with open_to_write(path, f".{compression}") as file:
             if kind in ("csv", "tsv"):
-                _write_csv(file, _add_answers(reader, next_answers), *_choose_dialect(kind, reader))
+                _write_csv(file, tables, *_choose_dialect(kind, reader))
             else:
-                lines = (
-                    _add_to_lines(reader, next_answers)
-                    if isinstance(reader, JsonReader)
-                    else map(_as_json, _add_answers(reader, next_answers))
-                )
+                lines = _add_to_lines(reader, next_answers) if isinstance(reader, JsonReader) else map(_as_json, tables)
                 _write_json(file, lines, _is_array(kind, reader))
 
 
@@ -102,10 +103,10 @@ def _is_array(kind: str, reader: Reader) -> bool:
     return kind == "json" and not from_lines
 
 
-def _add_answers(reader: Reader, next_answers: Answers) -> Iterator[pa.Table]:
+def _add_answers(reader: Reader, next_answers: Answers, answer_type: pa.DataType) -> Iterator[pa.Table]:
     for table in reader.read_tables():
         for name, values in next_answers(len(table)).items():
-            kind = pa.string() if name == "prediction" else pa.float64()
+            kind = answer_type if name == "prediction" else pa.float64()
             table = table.append_column(name, pa.array(values, kind))
         yield table
 

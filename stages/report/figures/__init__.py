@@ -13,6 +13,7 @@ from stages.report.figures.learning_curves import draw_loss, draw_validation
 from stages.report.figures.reliability import draw_reliability
 from stages.report.figures.scores import draw_scores, draw_slices, select_slices
 from stages.report.figures.usage import draw_usage
+from stages.report.label_words import words_of
 from stages.report.render import render
 from stages.report.run_description import RunDescription
 from stages.report.verdict import list_scores, name_reference
@@ -28,6 +29,7 @@ def render_results(
         cases: from `build_case_table`.
     """
     kept_epoch, comparison, classes = results.training.best_epoch, results.comparison, run.task.classes
+    labels = run.task.labels
     slices = select_slices(tables["slices_reference"], tables["slices_tuned"])
     confusion = count_confusions(cases, run.task)
     reached = [goal.on_test for goal in results.coverage.values() if goal.on_test and goal.on_test.coverage < 1]
@@ -35,9 +37,14 @@ def render_results(
         "references": partial(draw_scores, list_scores(results, run), TITLES[comparison.metric]),
         "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
         "validation": partial(draw_validation, tables["epochs"], kept_epoch),
-        "confusion": partial(draw_confusion, confusion, classes),
-        "slices": partial(draw_slices, *slices, name_reference(comparison.best)),
-        "reliability": partial(draw_reliability, tables["reliability_tuned"], tables.get("reliability_uncalibrated")),
+        "confusion": partial(draw_confusion, confusion, labels.count(cases["gold"]), classes),
+        "slices": partial(draw_slices, *slices, name_reference(comparison.best, labels)),
+        "reliability": partial(
+            draw_reliability,
+            tables["reliability_tuned"],
+            tables.get("reliability_uncalibrated"),
+            words_of(labels).certainty,
+        ),
         "coverage": partial(draw_coverage, tables["coverage"], reached),
     }
     names = (*classes, *run.task.columns)

@@ -11,11 +11,12 @@ from stages.report.render import WIDTH, width
 from stages.report.tables import FEW_CLASSES
 
 
-def draw_confusion(counts: np.ndarray, classes: tuple[str, ...], colours: dict[str, str]) -> Figure:
+def draw_confusion(counts: np.ndarray, rows: np.ndarray, classes: tuple[str, ...], colours: dict[str, str]) -> Figure:
     """Draw a confusion matrix: counts and shares of the gold class, or a heat map if there are many classes.
 
     Args:
         counts: from `confusion_counts`.
+        rows: with each gold class, int [classes].
     """
     count = len(classes)
     labels = classes if can_name_classes(classes) else map(str, range(count))
@@ -24,7 +25,11 @@ def draw_confusion(counts: np.ndarray, classes: tuple[str, ...], colours: dict[s
     side = min(2.9, 0.42 * count)
     figure = Figure(figsize=(WIDTH, longest + 0.7 + side), layout="constrained")
     axes = figure.subplots()
-    (draw_cells if count <= FEW_CLASSES else draw_heat_map)(axes, counts, colours["tuned"])
+    shares = counts / np.maximum(rows[:, None], 1)
+    if count <= FEW_CLASSES:
+        draw_cells(axes, counts, shares, colours["tuned"])
+    else:
+        draw_heat_map(axes, shares, colours["tuned"])
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
     if names:
         size = min(8, 60 * side / count)
@@ -38,9 +43,8 @@ def draw_confusion(counts: np.ndarray, classes: tuple[str, ...], colours: dict[s
     return figure
 
 
-def draw_cells(axes: Axes, counts: np.ndarray, colour: str) -> None:
+def draw_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, colour: str) -> None:
     """Draw a matrix with count and share of the gold class in each cell. The shade is the share."""
-    shares = divide_by_gold(counts)
     size = min(9, 44 / len(counts) + 2.2)
     for gold, predicted in np.ndindex(counts.shape):
         count, share = int(counts[gold, predicted]), float(shares[gold, predicted])
@@ -52,9 +56,8 @@ def draw_cells(axes: Axes, counts: np.ndarray, colour: str) -> None:
         axes.text(predicted, gold, text, ha="center", va="center", fontsize=size, linespacing=1.1)
 
 
-def draw_heat_map(axes: Axes, counts: np.ndarray, colour: str) -> None:
+def draw_heat_map(axes: Axes, shares: np.ndarray, colour: str) -> None:
     """Draw a matrix without text. One path for each of six shades keeps the file small if there are many classes."""
-    shares = divide_by_gold(counts)
     shades = np.ceil(np.sqrt(shares) * 6).astype(int)  # the square root makes even one row of many visible
     for shade in range(1, 7):
         squares = [
@@ -66,8 +69,3 @@ def draw_heat_map(axes: Axes, counts: np.ndarray, colour: str) -> None:
         if squares:
             path = matplotlib.path.Path.make_compound_path(*squares)
             axes.add_patch(matplotlib.patches.PathPatch(path, color=colour, alpha=0.1 + 0.15 * shade, linewidth=0))
-
-
-def divide_by_gold(counts: np.ndarray) -> np.ndarray:
-    """Each cell's share of the rows of its gold class, 0 if the class has no rows; counts: from `confusion_counts`."""
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -1,4 +1,4 @@
-"""The reliability diagram of the tuned model: accuracy by the probability of the predicted class."""
+"""The reliability diagram of the tuned model: accuracy by the probability of the answer."""
 
 import numpy as np
 import pandas as pd
@@ -7,10 +7,13 @@ from matplotlib.figure import Figure
 from stages.report.figures.axes import set_share_axis, single_axes
 
 
-def draw_reliability(tuned: pd.DataFrame, without: pd.DataFrame | None, colours: dict[str, str]) -> Figure:
-    """Draw accuracy with its interval against the probability of the predicted class.
+def draw_reliability(
+    tuned: pd.DataFrame, without: pd.DataFrame | None, certainty: str, colours: dict[str, str]
+) -> Figure:
+    """Draw accuracy with its interval against the probability of the answer.
 
     Args:
+        certainty: what this probability is.
         tuned, without: from `calibration_curve`, with and without calibration; None if the model has no temperature.
     """
     figure, axes = single_axes(2.9)
@@ -25,7 +28,7 @@ def draw_reliability(tuned: pd.DataFrame, without: pd.DataFrame | None, colours:
     set_share_axis(axes.xaxis, axes.set_xlim, drawn["probability"], least=0.1)
     set_share_axis(axes.yaxis, axes.set_ylim, drawn[["low", "high", "probability"]], least=0.1)
     axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=0.8, linestyle=":")
-    axes.set(xlabel="probability of the predicted class", ylabel="accuracy")
+    axes.set(xlabel=certainty, ylabel="accuracy")
     if without is not None:
         axes.legend(*(part[::-1] for part in axes.get_legend_handles_labels()), loc="lower center",
                     bbox_to_anchor=(0.5, 1), ncols=2)  # fmt: skip

@@ -1,0 +1,113 @@
+"""The words of the reports that differ between rows with one class and rows with any number of them.
+
+All other modules of this package ask `words_of`. Without it, a text is true of both.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from stages.data.labels import Labels
+
+MAX_SETS = 50  # of classes, in the page's filter
+NO_CLASS = "no label"  # the name of the answer that a row has no class
+
+
+@dataclass(frozen=True)
+class LabelWords:
+    """What the reports say.
+
+    Attributes:
+        task: what the model does; it has a place for the number of classes.
+        answer: what an answer is.
+        majority: the answer of the most frequent one; empty: its name.
+        titles: of metrics, by their keys, where they differ from `Metric.title`.
+        right: when an answer is right; empty if it goes without saying.
+        certainty: the probability that an answer has.
+        marks: what ✓ and ✗ mean.
+        confusion: title of the picture of gold and predicted classes.
+        cells: more about its cells; empty for nothing.
+        all_gold: the choice of the page's filter that leaves out no row.
+        threshold: heading of what the best threshold would change.
+        classes: about the number of classes, in the recipe.
+    """
+
+    task: str
+    answer: str
+    majority: str
+    right: str
+    certainty: str
+    marks: str
+    confusion: str
+    cells: str
+    all_gold: str
+    threshold: str
+    classes: str
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+
+SINGLE = LabelWords(
+    task="classifies texts into {} classes",
+    answer="class",
+    majority="",
+    right="",
+    certainty="probability of the predicted class",
+    marks="✓ right, ✗ wrong",
+    confusion="Confusion",
+    cells="",
+    all_gold="all classes",
+    threshold="The threshold between the two classes",
+    classes="",
+)
+SEVERAL = LabelWords(
+    task="gives a text any number of {} classes, or none",
+    answer="set of classes",
+    majority="the set of classes that most training rows have",
+    right="A row may have several classes or none. An answer is right only if all of its classes are, so each accuracy "
+    "is the subset accuracy.",
+    certainty="probability that all classes are right",
+    marks="✓ all classes right, ✗ not all",
+    confusion="Co-occurrence",
+    cells=" A row with several classes counts in several cells, so a cell off the diagonal need not be an error.",
+    all_gold="all sets of classes",
+    threshold="A threshold for each class",
+    classes=", of which a row may have several",
+    titles={
+        "accuracy": "subset accuracy",
+        "loss": "loss (mean binary cross-entropy)",
+        "brier": "Brier score (0 best, 1 worst)",
+    },
+)
+
+
+def words_of(labels: Labels) -> LabelWords:
+    return SEVERAL if labels.multi_label else SINGLE
+
+
+def list_gold(gold: pd.Series, names: Sequence[str], labels: Labels) -> list[tuple[int, str]]:
+    """(place in `names`, name) of the gold labels that the page's filter offers: all classes, or the frequent sets.
+
+    Args:
+        gold: codes.
+        names: from `cases.list_names`.
+    """
+    if not labels.multi_label:
+        return list(enumerate(labels.classes))
+    frequent = labels.names(gold).replace("", NO_CLASS).value_counts()[:MAX_SETS]
+    return [(names.index(name), name) for name in frequent.index]
+
+
+def explain_guessing(labels: Labels) -> str:
+    """The loss of a model that knows nothing, and what the calibration error is of."""
+    if labels.multi_label:
+        return (
+            "The expected calibration error is the mean gap between accuracy and the probability that all classes of a "
+            "row are right, which is computed as if they were independent. Probabilities of 0.5 for all classes have a "
+            f"loss of {math.log(2):.3f}."
+        )
+    return (
+        "The expected calibration error is the mean gap between probability and accuracy. Equal probabilities for all "
+        f"classes have a loss of {math.log(len(labels.classes)):.3f}."
+    )

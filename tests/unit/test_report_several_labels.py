@@ -1,0 +1,123 @@
+"""The report if rows may have several labels: the page's rows, alarms, and words that must be true of sets."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.analysis.case_table import count_confusions, probability_columns
+from stages.analysis.comparison import compare_models
+from stages.data.labels import SingleLabel
+from stages.data.task import Task
+from stages.report import cases as page_rows
+from stages.report import tables, wording
+from stages.report.alarms import find_alarms
+from stages.report.label_words import NO_CLASS, explain_guessing, list_gold, words_of
+from stages.report.verdict import explain_gains, explain_missing, explain_verdict, name_reference
+
+TASK = Task(("a", "b", "c"), "{text}", None, multi_label=True)
+LABELS = TASK.labels
+NONE, A, B, AB, C = 0, 1, 2, 3, 4
+
+
+def make_cases(gold, tuned, reference=None):
+    """A case table with codes of sets."""
+    rows = range(len(gold))
+    cases = pd.DataFrame({"row": rows, "group": rows, "text_text": "x", "gold": gold, "tuned": tuned})
+    cases["majority_class"] = gold if reference is None else reference
+    cases[probability_columns(TASK)] = 0.25
+    return cases.assign(tuned_probability=0.5, outcome="both_right", in_train=False)
+
+
+def test_the_page_names_each_set_and_each_class():
+    cases = make_cases([AB, NONE, A], [A, C, A], [NONE, NONE, B])
+    names = page_rows.list_names(cases, "majority_class", TASK)
+    assert names[:3] == ["a", "b", "c"] and set(names[3:]) == {"a|b", NO_CLASS}
+    rows = json.loads(page_rows.rows_as_json(cases, {}, "majority_class", TASK, names))
+    assert [[names[place] for place in row[2:5]] for row in rows] == [
+        ["a|b", NO_CLASS, "a"], [NO_CLASS, NO_CLASS, "c"], ["a", "b", "a"],
+    ]  # fmt: skip
+    assert [names[place] for place in rows[0][-1][::2]] == ["a", "b", "c"], "the most probable classes"
+
+
+def test_the_page_filters_by_the_sets_that_are_gold():
+    cases = make_cases([AB, AB, NONE], [A, A, A])
+    names = page_rows.list_names(cases, "tuned", TASK)
+    assert [(name, names[place]) for place, name in list_gold(cases["gold"], names, LABELS)] == [
+        ("a|b", "a|b"), (NO_CLASS, NO_CLASS),
+    ]  # fmt: skip
+    single = SingleLabel(("a", "b", "c"))
+    assert list_gold(pd.Series([0, 2]), ["a", "b", "c"], single) == [(0, "a"), (1, "b"), (2, "c")]
+
+
+def test_an_error_without_classes_is_named():
+    (error,) = page_rows.confident_errors(make_cases([AB], [NONE]), "majority_class", TASK)
+    assert (error.gold, error.tuned, error.reference) == ("a|b", NO_CLASS, "a|b")
+
+
+def test_a_cell_of_the_co_occurrence_is_a_share_of_the_rows_with_its_gold_class():
+    cases = make_cases([AB, AB, A, A], [AB, A, A, NONE])
+    assert count_confusions(cases, TASK)[0].tolist() == [3, 1, 0]
+    assert tables.confusion_table(cases, TASK) == [
+        ("b", "a", "2", "100.0%"), ("a", "b", "1", "25.0%"),
+    ]  # fmt: skip
+
+
+def alarms_of(gold, tuned, gain=0.1, **options):
+    reference = SimpleNamespace(difference=SimpleNamespace(value=gain))
+    comparison = SimpleNamespace(
+        metric="f1_micro", best_reference=reference, best="majority_class", verdict=1, verdict_with_duplicates=1
+    )
+    return find_alarms(make_cases(gold, tuned), comparison, TASK, **options)
+
+
+def test_an_alarm_names_a_class_that_is_never_in_an_answer():
+    gold, tuned = [AB] * 20 + [C] * 12 + [NONE], [A] * 20 + [A | C] * 12 + [NONE]
+    assert alarms_of(gold, tuned) == ["The tuned model never answers b, but test rows have this class."]
+    assert alarms_of(gold, gold) == []
+    assert alarms_of([AB] * 9 + [C] * 12, [A] * 9 + [C] * 12) == [], "9 rows can be chance"
+
+
+@pytest.mark.parametrize("answer, name", [(AB, "a|b"), (NONE, NO_CLASS)])
+def test_an_alarm_says_that_all_rows_have_the_same_answer(answer, name):
+    assert alarms_of([A, AB, NONE], [answer] * 3) == [
+        f"The tuned model answers {name} to all 3 test rows: it learnt nothing."
+    ]
+    assert alarms_of([answer] * 3, [answer] * 3) == [
+        f"All test rows have the set of classes {name}, and the tuned model always answers it: a model that learnt "
+        "nothing would do so too."
+    ]
+
+
+def test_a_reference_that_is_better_is_an_alarm_with_its_name():
+    assert alarms_of([A, B], [A, C], gain=-0.1)[-1] == (
+        "The tuned model is not better than the best reference, most frequent set of classes."
+    )
+
+
+def test_the_verdict_speaks_of_sets():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 8, 200)
+    cases = make_cases(gold, gold, np.full(200, AB)).assign(probe=NONE)
+    comparison = compare_models(cases, TASK, 0.95)
+    assert comparison.metric == "f1_micro"
+    text = explain_verdict(comparison, 0.95, LABELS)
+    assert "points of micro F1 above the best reference, the most frequent set of classes (" in text
+    assert explain_gains(comparison, LABELS).startswith("Always answering the most frequent set of classes of the tra")
+    assert "most frequent set of classes" in explain_missing(["probe"], LABELS)
+    assert name_reference("majority_class", SingleLabel(("a", "b"))) == "most frequent class"
+
+
+def test_titles_and_explanations_are_those_of_sets():
+    assert words_of(LABELS).titles["accuracy"] == "subset accuracy"
+    assert words_of(SingleLabel(("a", "b"))).titles == {}
+    assert "Probabilities of 0.5 for all classes have a loss of 0.693." in explain_guessing(LABELS)
+    assert "Equal probabilities for all classes have a loss of 1.099." in explain_guessing(SingleLabel(TASK.classes))
+    score = SimpleNamespace(interval=None)
+    without = SimpleNamespace(tuned=SimpleNamespace(scores={wording.AVERAGE_PRECISION: score}))
+    assert wording.average_precision_warnings(without) == [
+        "Mean average precision has no interval, since a class has fewer than 10 test rows."
+    ]
+    assert wording.average_precision_warnings(SimpleNamespace(tuned=SimpleNamespace(scores={}))) == []
