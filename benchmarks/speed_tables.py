@@ -28,7 +28,7 @@ MODELS = {
     "qwen3-14b": "Qwen3-14B's shape",
     "gemma": "Gemma 3 270M",
 }
-CARDS = (8, 16, 24, 80)  # GB, rows of README's table
+CARDS = (8, 12, 16, 24, 40)  # GB, rows of README's table
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
     "trainer at its best": "HF Trainer: bf16, similar lengths together, no checkpointing, not compiled",
@@ -98,17 +98,21 @@ def turns(results: dict) -> Iterator[str]:
     """The table of two versions of our code that compare.py timed alternately; the first line is of the earlier one."""
     lines = results["training"]
     before, now = dict.fromkeys(line["commit"] for line in lines)
-    yield f"| texts | batch | {before}, ms a step | {now[:7]}, ms a step | times as fast | GB in use: before | now |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for texts, size in dict.fromkeys((line["texts"], line["batch_size"]) for line in lines):
-        same = [line for line in lines if (line["texts"], line["batch_size"]) == (texts, size)]
+    yield (
+        f"| model | texts | batch | {before}, ms a step | {now[:7]}, ms a step | times as fast | GB in use: before "
+        "| now |"
+    )
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for key in dict.fromkeys((line["model"], line["texts"], line["batch_size"]) for line in lines):
+        model, texts, size = key
+        same = [line for line in lines if (line["model"], line["texts"], line["batch_size"]) == key]
         times, used = (
             [statistics.median(line[key] for line in same if line["commit"] == commit) for commit in (before, now)]
             for key in ("ms_per_step", "nvml_used_gb")
         )
         yield (
-            f"| {name_texts(texts)} | {size} | {ms(times[0])} | {ms(times[1])} | {times[0] / times[1]:.2f} "
-            f"| {used[0]:.1f} | {used[1]:.1f} |"
+            f"| {MODELS[model]} | {name_texts(texts)} | {size} | {ms(times[0])} | {ms(times[1])} "
+            f"| {times[0] / times[1]:.2f} | {used[0]:.1f} | {used[1]:.1f} |"
         )
 
 
@@ -161,7 +165,7 @@ def describe_fit(line: dict | None, free_gb: float) -> str:
     if line["free_gb"] != free_gb:
         return f"as with {line['free_gb']:g} GB"
     if "error" in line:
-        return line["error"]
+        return "does not fit" if "memory" in line["error"] else line["error"]
     parts = math.ceil(line.get("parts_per_step", 1))
     words = ["kept"] if line.get("keep_weights") else []
     words += ["checkpointed"] if line.get("checkpointing") else []
@@ -170,8 +174,11 @@ def describe_fit(line: dict | None, free_gb: float) -> str:
 
 
 def cards(results: dict) -> Iterator[str]:
-    """README's table: which GPU trains what. A cell has the milliseconds of a step with each kind of texts."""
-    models = list(dict.fromkeys(line["model"] for line in results["lines"]))
+    """README's table: which GPU trains what. A cell has the milliseconds of a step with each kind of texts.
+
+    It has the models that were measured with all of them.
+    """
+    models = list(dict.fromkeys(line["model"] for line in results["lines"] if line["texts"] == 2048))
     yield wrap(
         "Milliseconds a step with SNLI's texts / texts of up to 512 / up to 2,048 tokens (–: does not fit). Another "
         "process held the rest of an H200's memory, so a smaller GPU needs more time:"
@@ -181,8 +188,14 @@ def cards(results: dict) -> Iterator[str]:
     yield f"| --- |{' ---: |' * len(models)}"
     for size in CARDS:
         rows = ([find_fit(results["lines"], model, texts, size) for texts in ("snli", 512, 2048)] for model in models)
-        times = ([ms(fit["ms_median"]) if fit and "error" not in fit else "–" for fit in row] for row in rows)
-        yield f"| {size} GB | {' | '.join(' / '.join(row) for row in times)} |"
+        yield f"| {size} GB | {' | '.join(' / '.join(map(cell_of_fit, row)) if any(row) else '' for row in rows)} |"
+
+
+def cell_of_fit(line: dict | None) -> str:
+    """Milliseconds of a step in README's table."""
+    if line is None:
+        return "not measured"
+    return "–" if "error" in line else ms(line["ms_median"])
 
 
 def notebook_ms(results: list[dict]) -> dict[int, float]:
