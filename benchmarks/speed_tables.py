@@ -1,4 +1,5 @@
-"""Print the tables and sentences with figures of docs/speed.md, README.md and params.yaml, or write them there.
+"""Print the tables and sentences with figures of docs/speed.md, docs/gpu-memory.md, README.md and params.yaml, or write
+them there.
 
     python benchmarks/speed_tables.py           # prints
     python benchmarks/speed_tables.py --write   # replaces what is between <!-- NAME --> and <!-- end -->
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks/results"
 RESULTS, EARLIER, FITS, TURNS = (FOLDER / f"{name}.json" for name in ("h200", "h100", "h200-what-fits", "h200-turns"))
-DOCUMENTS = ("docs/speed.md", "README.md", "params.yaml")
+DOCUMENTS = ("docs/speed.md", "docs/gpu-memory.md", "README.md", "params.yaml")
 BLOCK = re.compile(r"(<!-- ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GPUS = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200"}
 MODELS = {

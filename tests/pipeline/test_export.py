@@ -35,7 +35,7 @@ from tools import export
 pytestmark = pytest.mark.slow
 
 DOCUMENT = (ROOT / "docs/sharing.md").read_text()
-SERVER = re.search(r"```python\n((?:(?!```).)*litserve.*?)```", (ROOT / "docs/use.md").read_text(), re.DOTALL)[1]
+SERVER = re.search(r"```python\n((?:(?!```).)*litserve.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)[1]
 TEMPLATE = "Premise: {}\nHypothesis: {}\nLabel:"
 FRESH = """
 import json, sys
@@ -87,7 +87,7 @@ def fresh(exported, rows, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(exported, tmp_path_factory):
-    """The address of the server in docs/use.md, started as its reader starts it. SIGTERM ends it, with its workers."""
+    """The address of the server in docs/serving.md, started as its reader starts it. SIGTERM ends it, with its workers."""
     pytest.importorskip("litserve")
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     (folder / "serve.py").write_text(SERVER)
@@ -390,7 +390,7 @@ def test_a_bad_request_is_rejected_and_fails_no_other_one(server, rows, fresh):
 
 
 def run_server_file(folder, tmp_path, monkeypatch):
-    """The functions of the server in docs/use.md, without a server."""
+    """The functions of the server in docs/serving.md, without a server."""
     pytest.importorskip("litserve")
     (tmp_path / "serve.py").write_text(SERVER)
     monkeypatch.setattr(sys, "argv", ["serve.py", str(folder), "8000"])
