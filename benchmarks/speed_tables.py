@@ -29,7 +29,7 @@ MODELS = {
     "qwen3-14b": "Qwen3-14B's shape",
     "gemma": "Gemma 3 270M",
 }
-CARDS = (8, 12, 16, 24, 40)  # GB, rows of README's table
+CARDS = (8, 16, 24, 40)  # GB, rows of README's table
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
     "trainer at its best": "HF Trainer: bf16, similar lengths together, no checkpointing, not compiled",
