@@ -1,12 +1,12 @@
 """Checkpoints: the folder of a run's checkpoints, the one to resume from, and their removal."""
 
+import ast
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.machinery import PathFinder
-from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from stages.runtime import distributed
 from stages.runtime.errors import DiskFull, report_full_disk
-from stages.runtime.files import remove_folder, sha256
+from stages.runtime.files import remove_folder
 
 ROOT = Path("outs/checkpoints")
 WHOLE = "whole"  # a file that marks a checkpoint as completely written
@@ -104,25 +104,53 @@ def compute_run_digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _Imports(ModuleFinder):
-    """Skips folders without `__init__.py`, which `ModuleFinder.find_module` cannot read."""
-
-    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
-        spec = PathFinder.find_spec(name, path or self.path)
-        if spec and spec.loader is None:
-            raise ImportError(name)
-        return super().find_module(name, path, parent)
-
-
 def hash_code(script: str | Path) -> dict[str, str]:
     """Hash a stage's script and every file of this repository that it imports -> {file, from the root: SHA-256}.
 
     Imports inside functions count too. No code is run.
     """
     script = Path(script).resolve()
-    root = script.parent.parent
-    imports = _Imports([str(root)])
-    imports.run_script(str(script))
-    files = [getattr(module, "__file__", None) for module in imports.modules.values()]  # None: a built-in module
-    paths = [Path(file) for file in files if file]
-    return {path.relative_to(root).as_posix(): sha256(path) for path in paths}
+    root, hashes, waiting = script.parent.parent, dict[str, str](), [script]
+    while waiting:
+        path = waiting.pop(0)
+        name = path.relative_to(root).as_posix()
+        if name not in hashes:
+            content = path.read_bytes()
+            hashes[name] = hashlib.sha256(content).hexdigest()
+            for module in _find_imports(content.decode(), path.relative_to(root).parts[:-1]):
+                waiting += _find_files(root, module)
+    return hashes
+
+
+# A statement begins after a line's indentation, a semicolon or a colon. A match may also be prose in a string.
+IMPORT = re.compile(
+    r"(?:^|[;:])[ \t]*((?:from{0}+[.\w]+{0}+)?import\b{0}*(?:\([^)]*\)|(?:\\\n|[^\n;#])+))".format(r"(?:[ \t]|\\\n)"),
+    re.MULTILINE,
+)
+
+
+def _find_imports(code: str, package: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each name that a package's file imports, split at its dots. It may end with an object in a module."""
+    try:
+        tree = ast.parse("\n".join(IMPORT.findall(code)))  # to parse the whole files takes half a second
+    except SyntaxError:
+        tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) + 1 - node.level] if node.level else []
+            module = node.module.split(".") if node.module else []
+            yield from ([*parents, *module, alias.name] for alias in node.names)
+
+
+def _find_files(root: Path, name: list[str]) -> list[Path]:
+    """The files that Python runs for an import, if they are in the repository: of the packages, and of the module."""
+    files, folder = list[Path](), root
+    for part in name:
+        folder /= part
+        if not (folder / "__init__.py").is_file():
+            module = folder.with_name(f"{part}.py")
+            return [*files, module] if module.is_file() else files
+        files.append(folder / "__init__.py")
+    return files
