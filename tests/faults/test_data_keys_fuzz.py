@@ -17,7 +17,7 @@ from helpers.stages import error_line, run_stage_in_each, written
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
-COUNT = 200  # mutations drawn; those that occur twice run once
+COUNT = 300  # mutations drawn; those that occur twice run once
 RUN_ANYWAY = 10  # of the mutations that params.py rejects: a stage prints the same line
 ROWS = 120
 TOPICS = ["sport", "art", "food"]

@@ -87,7 +87,7 @@ def fresh(exported, rows, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(exported, tmp_path_factory):
-    """The address of the server in docs/serving.md, started as its reader starts it. SIGTERM ends it, with its workers."""
+    """The address of the server in docs/serving.md, started as its reader does. SIGTERM ends it, with its workers."""
     pytest.importorskip("litserve")
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     (folder / "serve.py").write_text(SERVER)

@@ -1,5 +1,6 @@
 """The parts of training: orders, digests, histories, checkpoints, class weights."""
 
+import ast
 import importlib.metadata
 import math
 import sys
@@ -117,6 +118,17 @@ from nothing import anything: prose
     (tmp_path / "stages/script.py").write_text(code)
     files = checkpoints.hash_code(tmp_path / "stages/script.py")
     assert set(files) == {f"stages/{name}.py" for name in ("script", "__init__", "deep/__init__", *names)}
+
+
+def test_no_import_of_a_stage_is_missed():
+    """The statements are found by their text; here the whole files are parsed."""
+    for path in sorted((ROOT / "stages").rglob("*.py")):
+        code, package = path.read_text(), path.relative_to(ROOT).parts[:-1]
+        whole = [
+            ast.unparse(node) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        expected = {tuple(name) for name in checkpoints._find_imports("\n".join(whole), package)}
+        assert expected <= set(map(tuple, checkpoints._find_imports(code, package))), path
 
 
 def test_another_version_or_gpu_has_another_digest(monkeypatch):
