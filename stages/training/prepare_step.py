@@ -48,16 +48,39 @@ def prepare_step(
     choices = list_choices(step, train, longest if train.micro_batch == "auto" else int(tokens.max()))
     plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validate))
     while True:
-        most_parts = 0
-        with contextlib.suppress(torch.OutOfMemoryError, UserError):
-            most_parts = apply_plan(plan, step, batches, collate, train.epochs, longest)
-            # With Llama-3-8B's shape and 40 GB, the first validation ran out of memory next to the graphs: 3.2 GB were
-            # free, but in pieces that were too small.
-            validate()
+        most_parts, error = try_plan(plan, step, batches, collate, train.epochs, longest, validate)
+        captured = min(distributed.all_gather(most_parts > 0))
+        if all(distributed.all_gather(error is None)):
             break
+        if captured and plan == choices.least:  # no smaller part makes room for validation
+            raise UserError(error or "params.yaml: a validation batch does not fit the GPU's memory of another rank")
         step.forget_graphs()
-        plan = next_smaller(plan, choices, captured=most_parts > 0)
+        plan = next_smaller(plan, choices, captured)
     print(f"GPU memory: {describe_plan(plan, most_parts)}")
+
+
+def try_plan(
+    plan: Plan, step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int, longest: int,
+    validate: Callable[[], object],
+) -> tuple[int, str | None]:  # fmt: skip
+    """Capture the step as planned, and validate next to the graphs.
+
+    With Llama-3-8B's shape and 40 GB, the first validation ran out of memory: 3.2 GB were free, but in pieces that were
+    too small.
+
+    Returns:
+        (the most parts of a batch, or 0: the step does not fit; what does not fit, None if all does). An error itself
+        would keep the tensors of its functions.
+    """
+    most_parts = 0
+    try:
+        optimizer = torch.empty(step.count_optimizer_bytes(), dtype=torch.uint8, device=torch.cuda.current_device())
+        most_parts = apply_plan(plan, step, batches, collate, epochs, longest)
+        validate()
+        del optimizer  # allocated until here
+    except (torch.OutOfMemoryError, UserError) as error:
+        return most_parts, str(error)
+    return most_parts, None
 
 
 def apply_plan(

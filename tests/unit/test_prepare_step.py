@@ -139,9 +139,17 @@ def test_validation_that_does_not_fit_next_to_the_graphs_costs_smaller_parts(pre
     assert too_large == Plan(True, False, 320)
 
 
-def test_validation_that_fits_next_to_no_graph_ends_the_search(prepare):
-    with pytest.raises(torch.OutOfMemoryError):
+def test_validation_that_fits_next_to_no_graph_is_an_error_about_validation(prepare):
+    with pytest.raises(UserError, match="a validation batch does not fit"):
         prepare([600] * 8, free=5000 * MB, validation=5000 * MB)
+
+
+def test_all_ranks_try_the_next_plan_if_one_of_them_must(prepare, become_rank):
+    """This rank's validation fits; in the first round another rank's does not."""
+    answers = iter([[True, True], [True, False], [True, True], [True, True]])
+    become_rank(0, 2, lambda value: next(answers) if isinstance(value, bool) else [value, value])
+    step, _, _ = prepare([40] * 64, free=4000 * MB, batch_size=16)
+    assert step.plan == Plan(True, False, 320 // 2)
 
 
 def test_the_line_says_that_batches_are_divided_as_the_user_asks(prepare):
