@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from stages.runtime import distributed
 from stages.runtime.errors import DiskFull, report_full_disk
-from stages.runtime.files import remove_folder
+from stages.runtime.files import remove_folder, sha256
 
 ROOT = Path("outs/checkpoints")
 WHOLE = "whole"  # a file that marks a checkpoint as completely written
@@ -115,9 +115,9 @@ def hash_code(script: str | Path) -> dict[str, str]:
         path = waiting.pop(0)
         name = path.relative_to(root).as_posix()
         if name not in hashes:
-            content = path.read_bytes()
-            hashes[name] = hashlib.sha256(content).hexdigest()
-            for module in _find_imports(content.decode(), path.relative_to(root).parts[:-1]):
+            hashes[name] = sha256(path)
+            code = path.read_text(encoding="utf-8-sig")
+            for module in list_imports(parse_imports(code), path.relative_to(root).parts[:-1]):
                 waiting += _find_files(root, module)
     return hashes
 
@@ -129,12 +129,19 @@ IMPORT = re.compile(
 )
 
 
-def _find_imports(code: str, package: Sequence[str]) -> Iterator[list[str]]:
-    """Yield each name that a package's file imports, split at its dots. It may end with an object in a module."""
+def parse_imports(code: str) -> ast.Module:
+    """Parse the import statements of a file. Parsing all files of `stages` whole takes half a second."""
+    statements = IMPORT.findall(code)
+    if len(re.findall(r"\bimport\b", code)) != len(re.findall(r"\bimport\b", "\n".join(statements))):
+        return ast.parse(code)  # the word is in a comment, or in a form of the statement that IMPORT does not find
     try:
-        tree = ast.parse("\n".join(IMPORT.findall(code)))  # to parse the whole files takes half a second
+        return ast.parse("\n".join(statements))
     except SyntaxError:
-        tree = ast.parse(code)
+        return ast.parse(code)
+
+
+def list_imports(tree: ast.Module, package: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each name that a package's file imports, split at its dots. It may end with an object in a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".") for alias in node.names)

@@ -123,12 +123,20 @@ from nothing import anything: prose
 def test_no_import_of_a_stage_is_missed():
     """The statements are found by their text; here the whole files are parsed."""
     for path in sorted((ROOT / "stages").rglob("*.py")):
-        code, package = path.read_text(), path.relative_to(ROOT).parts[:-1]
-        whole = [
-            ast.unparse(node) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)
-        ]
-        expected = {tuple(name) for name in checkpoints._find_imports("\n".join(whole), package)}
-        assert expected <= set(map(tuple, checkpoints._find_imports(code, package))), path
+        code = path.read_text()
+        trees = ast.parse(code), checkpoints.parse_imports(code)
+        whole, found = ({tuple(name) for name in checkpoints.list_imports(tree, ["stages"])} for tree in trees)
+        assert whole <= found, path
+
+
+@pytest.mark.parametrize(
+    "code", ["from .import a", "from.a import b", "from . a import b", "from stages . deep import g", "\fimport a"]
+)
+def test_an_import_in_a_rare_form_is_found(code):
+    whole, found = (
+        list(checkpoints.list_imports(tree, [])) for tree in (ast.parse(code), checkpoints.parse_imports(code))
+    )
+    assert whole == found != []
 
 
 def test_another_version_or_gpu_has_another_digest(monkeypatch):
