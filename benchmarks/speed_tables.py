@@ -160,18 +160,18 @@ def is_largest(line: dict) -> bool:
 
 
 def describe_fit(line: dict | None, free_gb: float) -> str:
-    """The cell of a line: time, peak memory and plan. The cell of a size that was left out says so."""
+    """The cell of a line: time, memory in use and plan. The cell of a size that was left out says so."""
     if line is None:
         return ""
     if line["free_gb"] != free_gb:
         return f"as with {line['free_gb']:g} GB"
     if "error" in line:
-        return "does not fit" if "memory" in line["error"] else line["error"]
+        return "out of memory" if is_out_of_memory(line) else line["error"]
     parts = math.ceil(line.get("parts_per_step", 1))
     words = ["kept"] if line.get("keep_weights") else []
     words += ["checkpointed"] if line.get("checkpointing") else []
     words += [f"{parts} parts"] if parts > 1 else []
-    return f"{ms(line['ms_median'])} ms, {line['peak_allocated_gb']:.1f} GB{': ' if words else ''}{', '.join(words)}"
+    return f"{ms(line['ms_median'])} ms, {line['used_gb']:.1f} GB{': ' if words else ''}{', '.join(words)}"
 
 
 def cards(results: dict) -> Iterator[str]:
@@ -181,8 +181,9 @@ def cards(results: dict) -> Iterator[str]:
     """
     models = list(dict.fromkeys(line["model"] for line in results["lines"] if line["texts"] == 2048))
     yield wrap(
-        "Milliseconds a step with SNLI's texts / texts of up to 512 / up to 2,048 tokens (–: does not fit). Another "
-        "process held the rest of an H200's memory, so a smaller GPU needs more time:"
+        "Milliseconds a step with 16 rows of SNLI / 16 rows of up to 512 tokens / 8 rows of up to 2,048 (–: out of "
+        "memory, by [a fault since fixed](docs/gpu-memory.md); empty: not measured). Another process held the rest of "
+        "an H200's memory, so a smaller GPU needs more time:"
     )
     yield ""
     yield f"| free memory | {' | '.join(MODELS[model] for model in models)} |"
@@ -196,7 +197,13 @@ def cell_of_fit(line: dict | None) -> str:
     """Milliseconds of a step in README's table."""
     if line is None:
         return "not measured"
-    return "–" if "error" in line else ms(line["ms_median"])
+    return "–" if is_out_of_memory(line) else line.get("error") or ms(line["ms_median"])
+
+
+def is_out_of_memory(line: dict) -> bool:
+    """Whether a line of what_fits.py ended with out of memory, or with the error of `train_qlora` about it."""
+    error = line.get("error", "")
+    return error == "out of memory" or "does not fit this GPU's memory" in error
 
 
 def notebook_ms(results: list[dict]) -> dict[int, float]:
@@ -355,8 +362,8 @@ def replace_figures(text: str, results: dict) -> str:
     lines = main_lines(results)
     ours, each, less = (lines[f"ours{suffix}", 16] for suffix in ("", ", dequantizing each", ", checkpointing"))
     used = (
-        f"{each['nvml_used_gb']:.1f} GB with bf16; {ours['nvml_used_gb']:.1f} GB, and faster, if they are free; "
-        f"{less['nvml_used_gb']:.1f} GB with `train.gradient_checkpointing: true`"
+        f"at least {less['nvml_used_gb']:.1f} GB; faster with {each['nvml_used_gb']:.1f}, fastest with "
+        f"{ours['nvml_used_gb']:.1f}. Training chooses by what is free"
     )
     cost = (
         f"{less['peak_allocated_gb']:.1f} GB instead of {ours['peak_allocated_gb']:.1f}, "
