@@ -1,4 +1,5 @@
-"""Print the tables and sentences with figures of docs/speed.md, README.md and params.yaml, or write them there.
+"""Print the tables and sentences with figures of docs/speed.md, docs/gpu-memory.md, README.md and params.yaml, or write
+them there.
 
     python benchmarks/speed_tables.py           # prints
     python benchmarks/speed_tables.py --write   # replaces what is between <!-- NAME --> and <!-- end -->
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks/results"
 RESULTS, EARLIER, FITS, TURNS = (FOLDER / f"{name}.json" for name in ("h200", "h100", "h200-what-fits", "h200-turns"))
-DOCUMENTS = ("docs/speed.md", "README.md", "params.yaml")
+DOCUMENTS = ("docs/speed.md", "docs/gpu-memory.md", "README.md", "params.yaml")
 BLOCK = re.compile(r"(<!-- ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GPUS = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200"}
 MODELS = {
@@ -28,7 +29,7 @@ MODELS = {
     "qwen3-14b": "Qwen3-14B's shape",
     "gemma": "Gemma 3 270M",
 }
-CARDS = (8, 16, 24, 80)  # GB, rows of README's table
+CARDS = (8, 16, 24, 40)  # GB, rows of README's table
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
     "trainer at its best": "HF Trainer: bf16, similar lengths together, no checkpointing, not compiled",
@@ -98,17 +99,21 @@ def turns(results: dict) -> Iterator[str]:
     """The table of two versions of our code that compare.py timed alternately; the first line is of the earlier one."""
     lines = results["training"]
     before, now = dict.fromkeys(line["commit"] for line in lines)
-    yield f"| texts | batch | {before}, ms a step | {now[:7]}, ms a step | times as fast | GB in use: before | now |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for texts, size in dict.fromkeys((line["texts"], line["batch_size"]) for line in lines):
-        same = [line for line in lines if (line["texts"], line["batch_size"]) == (texts, size)]
+    yield (
+        f"| model | texts | batch | {before}, ms a step | {now[:7]}, ms a step | times as fast | GB in use: before "
+        "| now |"
+    )
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for key in dict.fromkeys((line["model"], line["texts"], line["batch_size"]) for line in lines):
+        model, texts, size = key
+        same = [line for line in lines if (line["model"], line["texts"], line["batch_size"]) == key]
         times, used = (
             [statistics.median(line[key] for line in same if line["commit"] == commit) for commit in (before, now)]
             for key in ("ms_per_step", "nvml_used_gb")
         )
         yield (
-            f"| {name_texts(texts)} | {size} | {ms(times[0])} | {ms(times[1])} | {times[0] / times[1]:.2f} "
-            f"| {used[0]:.1f} | {used[1]:.1f} |"
+            f"| {MODELS[model]} | {name_texts(texts)} | {size} | {ms(times[0])} | {ms(times[1])} "
+            f"| {times[0] / times[1]:.2f} | {used[0]:.1f} | {used[1]:.1f} |"
         )
 
 
@@ -155,34 +160,50 @@ def is_largest(line: dict) -> bool:
 
 
 def describe_fit(line: dict | None, free_gb: float) -> str:
-    """The cell of a line: time, peak memory and plan. The cell of a size that was left out says so."""
+    """The cell of a line: time, memory in use and plan. The cell of a size that was left out says so."""
     if line is None:
         return ""
     if line["free_gb"] != free_gb:
         return f"as with {line['free_gb']:g} GB"
     if "error" in line:
-        return line["error"]
+        return "out of memory" if is_out_of_memory(line) else line["error"]
     parts = math.ceil(line.get("parts_per_step", 1))
     words = ["kept"] if line.get("keep_weights") else []
     words += ["checkpointed"] if line.get("checkpointing") else []
     words += [f"{parts} parts"] if parts > 1 else []
-    return f"{ms(line['ms_median'])} ms, {line['peak_allocated_gb']:.1f} GB{': ' if words else ''}{', '.join(words)}"
+    return f"{ms(line['ms_median'])} ms, {line['used_gb']:.1f} GB{': ' if words else ''}{', '.join(words)}"
 
 
 def cards(results: dict) -> Iterator[str]:
-    """README's table: which GPU trains what. A cell has the milliseconds of a step with each kind of texts."""
-    models = list(dict.fromkeys(line["model"] for line in results["lines"]))
+    """README's table: which GPU trains what. A cell has the milliseconds of a step with each kind of texts.
+
+    It has the models that were measured with all of them.
+    """
+    models = list(dict.fromkeys(line["model"] for line in results["lines"] if line["texts"] == 2048))
     yield wrap(
-        "Milliseconds a step with SNLI's texts / texts of up to 512 / up to 2,048 tokens (–: does not fit). Another "
-        "process held the rest of an H200's memory, so a smaller GPU needs more time:"
+        "Milliseconds a step with 16 rows of SNLI / 16 rows of up to 512 tokens / 8 rows of up to 2,048 (–: out of "
+        "memory, by [a fault since fixed](docs/gpu-memory.md); empty: not measured). Another process held the rest of "
+        "an H200's memory, so a smaller GPU needs more time:"
     )
     yield ""
     yield f"| free memory | {' | '.join(MODELS[model] for model in models)} |"
     yield f"| --- |{' ---: |' * len(models)}"
     for size in CARDS:
         rows = ([find_fit(results["lines"], model, texts, size) for texts in ("snli", 512, 2048)] for model in models)
-        times = ([ms(fit["ms_median"]) if fit and "error" not in fit else "–" for fit in row] for row in rows)
-        yield f"| {size} GB | {' | '.join(' / '.join(row) for row in times)} |"
+        yield f"| {size} GB | {' | '.join(' / '.join(map(cell_of_fit, row)) if any(row) else '' for row in rows)} |"
+
+
+def cell_of_fit(line: dict | None) -> str:
+    """Milliseconds of a step in README's table."""
+    if line is None:
+        return "not measured"
+    return "–" if is_out_of_memory(line) else line.get("error") or ms(line["ms_median"])
+
+
+def is_out_of_memory(line: dict) -> bool:
+    """Whether a line of what_fits.py ended with out of memory, or with the error of `train_qlora` about it."""
+    error = line.get("error", "")
+    return error == "out of memory" or "does not fit this GPU's memory" in error
 
 
 def notebook_ms(results: list[dict]) -> dict[int, float]:
@@ -341,8 +362,8 @@ def replace_figures(text: str, results: dict) -> str:
     lines = main_lines(results)
     ours, each, less = (lines[f"ours{suffix}", 16] for suffix in ("", ", dequantizing each", ", checkpointing"))
     used = (
-        f"{each['nvml_used_gb']:.1f} GB with bf16; {ours['nvml_used_gb']:.1f} GB, and faster, if they are free; "
-        f"{less['nvml_used_gb']:.1f} GB with `train.gradient_checkpointing: true`"
+        f"at least {less['nvml_used_gb']:.1f} GB; faster with {each['nvml_used_gb']:.1f}, fastest with "
+        f"{ours['nvml_used_gb']:.1f}. Training chooses by what is free"
     )
     cost = (
         f"{less['peak_allocated_gb']:.1f} GB instead of {ours['peak_allocated_gb']:.1f}, "

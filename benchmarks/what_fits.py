@@ -138,7 +138,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--free-gb", nargs="+", type=float, default=[8, 12, 16, 24, 40, 80], metavar="GB")
+    parser.add_argument("--free-gb", nargs="*", type=float, default=[8, 12, 16, 24, 40, 80], metavar="GB")
     parser.add_argument(
         "--texts", nargs="+", type=compare.read_texts, default=[compare.SHORT, 512, 2048], metavar="TEXTS",
         help="snli, SNLI's own, or the tokens of the longest of longer texts",

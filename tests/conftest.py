@@ -11,15 +11,17 @@ from xdist.scheduler import LoadScopeScheduling
 SHARE_REPRO = tuple(
     f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export", "publish", "evaluate")
 )
-# These and the files that take longest, from 200 to 15 s of CPU, longest first.
+# These and the files that take longest, longest first: a file that starts late leaves the other process idle.
 LONGEST = (
-    *SHARE_REPRO, "unit/test_report.py", "faults/test_kill.py", "unit/test_kernels.py", "pipeline/test_own_data.py",
-    "unit/test_kernel_compile.py",
-    "pipeline/test_sweep.py", "faults/test_process_failure.py", "pipeline/test_init.py",
-    "faults/test_data_keys_fuzz.py",
-    "unit/test_analysis.py", "unit/test_predict.py", "unit/test_families.py", "pipeline/test_train_stage.py",
-    "pipeline/test_examples.py", "unit/test_fused_families.py", "pipeline/test_compare.py",
-    "pipeline/test_several_processes.py", "unit/test_hub.py", "faults/test_task_fuzz.py", "unit/test_benchmarks.py",
+    *SHARE_REPRO,
+    *(f"{name}.py" for name in (
+        "unit/test_report", "pipeline/test_sweep", "pipeline/test_own_data", "faults/test_kill",
+        "pipeline/test_train_stage", "faults/test_process_failure", "unit/test_kernels", "pipeline/test_examples",
+        "unit/test_analysis", "pipeline/test_init", "unit/test_predict", "pipeline/test_compare", "unit/test_families",
+        "pipeline/test_folders", "unit/test_hub", "pipeline/test_several_processes", "unit/test_multi_seed",
+        "unit/test_benchmarks", "pipeline/test_long_training", "unit/test_fused_families",
+        "faults/test_data_keys_fuzz", "pipeline/test_sharing", "unit/test_last_layer", "unit/test_predict_files",
+    )),
 )  # fmt: skip
 
 

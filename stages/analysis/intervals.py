@@ -9,8 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import stdtrit  # many times faster than scipy.stats.t
-from scipy.stats import norm
+from scipy.special import ndtri, stdtrit  # many times faster than scipy.stats
 
 from stages.analysis.design_effects import adjusted_design_effect, effective_counts
 
@@ -52,7 +51,7 @@ def wilson(hits: float, rows: float, confidence: float) -> Interval:
     """
     if not rows:
         return Interval(np.nan, np.nan)
-    share, z2 = hits / rows, norm.ppf((1 + confidence) / 2) ** 2 / rows
+    share, z2 = hits / rows, ndtri((1 + confidence) / 2) ** 2 / rows
     middle, half = share + z2 / 2, np.sqrt(z2 * (share * (1 - share) + z2 / 4))
     low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
     return Interval(float(low if hits else 0), float(high if hits < rows else 1))  # rounding must not move 0 and 1
@@ -116,7 +115,7 @@ def tango(fixed: float, broken: float, rows: float, confidence: float) -> Interv
     It contains the differences d at which |fixed - broken - rows d| <= z sqrt(rows (2q + d (1-d))). There q is the most
     likely share of broken rows if d is true (Tango 1998, Statistics in Medicine 17, 891-908).
     """
-    z = norm.ppf((1 + confidence) / 2)
+    z = ndtri((1 + confidence) / 2)
     return Interval(
         -_tango_high(broken / rows, fixed / rows, rows, z), _tango_high(fixed / rows, broken / rows, rows, z)
     )

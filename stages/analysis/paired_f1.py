@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtri  # many times faster than scipy.stats.norm
 
 from stages.analysis.design_effects import adjusted_design_effect, design_effect
 from stages.analysis.f1 import MACRO, f1_bias, f1_values, weights
@@ -125,7 +125,7 @@ def difference_interval(
         effect: `design_effect` of the same values, which increases the bias.
         confidence: such as 0.95.
     """
-    z, counts = norm.ppf((1 + confidence) / 2), class_counts(confusions / divisor)
+    z, counts = ndtri((1 + confidence) / 2), class_counts(confusions / divisor)
     rows = counts[0, 1] + (counts[:, 2] - counts[:, 0]).mean(axis=0)  # with this gold or predicted class
     present = rows > 0
     if present.sum() == 1:  # every answer is right, and macro F1 is the accuracy

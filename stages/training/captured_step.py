@@ -227,6 +227,7 @@ class CapturedStep:
         gc.collect()
         self.pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # the peak of a plan that did not fit is not the training's
 
 
 def shape_of(part: Part) -> tuple[int, ...]:

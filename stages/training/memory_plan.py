@@ -97,19 +97,23 @@ def _round_down(tokens: int) -> int:
     return tokens // step * step
 
 
-def next_smaller(plan: Plan, choices: Choices) -> Plan:
+def next_smaller(plan: Plan, choices: Choices, captured: bool = False) -> Plan:
     """The plan to try after one that did not fit.
+
+    Args:
+        captured: the step fitted, but not validation next to it.
 
     Raises:
         torch.OutOfMemoryError: no allowed plan needs less memory.
     """
     if plan == choices.least:
         raise torch.OutOfMemoryError("the smallest part of a batch does not fit")
+    smaller_parts = replace(plan, max_tokens=max(plan.max_tokens // 2, choices.smallest_part))
+    if captured and smaller_parts != plan:
+        return smaller_parts
     if plan.keep_weights > min(choices.keep_weights):  # maybe the copy itself does not fit; without it much is free
         return replace(plan, keep_weights=False)
-    if plan.max_tokens > choices.smallest_part:
-        return replace(plan, max_tokens=max(plan.max_tokens // 2, choices.smallest_part))
-    return choices.least
+    return smaller_parts if smaller_parts != plan else choices.least
 
 
 def estimate_time(plan: Plan, batch_tokens: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from stages.kernels.fusion import count_free_bytes, estimate_bytes_per_token
 from stages.runtime import distributed
+from stages.runtime.errors import UserError
 from stages.runtime.params import Train
 from stages.training.captured_step import CapturedStep
 from stages.training.epoch_batches import EpochBatches, Part
@@ -33,10 +34,11 @@ def prepare_step(
         batches: of all epochs; this sets the limits of a part.
         collate: of `batches`; this sets its sizes.
         train: its `dequantize_once`, `gradient_checkpointing` and `micro_batch` limit the choice.
-        validate: predicts the largest validation batch.
+        validate: predicts the largest validation batch; raises UserError if it does not fit.
 
     Raises:
         torch.OutOfMemoryError: no plan fits the memory.
+        UserError: of `validate`, where nothing but the model is in the memory.
     """
     longest = collate.size_of(np.array([batches.lengths.max()]))
     parts = list(itertools.chain(*list_parts(batches, train.epochs)))
@@ -45,27 +47,57 @@ def prepare_step(
     tokens = np.concatenate(distributed.all_gather([collate.count_tokens(part, rows) for part in parts]))
     choices = list_choices(step, train, longest if train.micro_batch == "auto" else int(tokens.max()))
     plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validate))
-    while not (most_parts := try_plan(plan, step, batches, collate, train.epochs, longest)):
+    while True:
+        most_parts, error = try_plan(plan, step, batches, collate, train.epochs, longest, validate)
+        captured = min(distributed.all_gather(most_parts > 0))
+        if all(distributed.all_gather(error is None)):
+            break
+        if captured and plan == choices.least:  # no smaller part makes room for validation
+            raise UserError(error or "params.yaml: a validation batch does not fit the GPU's memory of another rank")
         step.forget_graphs()
-        plan = next_smaller(plan, choices)
+        plan = next_smaller(plan, choices, captured)
     print(f"GPU memory: {describe_plan(plan, most_parts)}")
 
 
 def try_plan(
+    plan: Plan, step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int, longest: int,
+    validate: Callable[[], object],
+) -> tuple[int, str | None]:  # fmt: skip
+    """Capture the step as planned, and validate next to the graphs.
+
+    With Llama-3-8B's shape and 40 GB, the first validation ran out of memory: 3.2 GB were free, but in pieces that were
+    too small.
+
+    Returns:
+        (the most parts of a batch, or 0: the step does not fit; what does not fit, None if all does). An error itself
+        would keep the tensors of its functions.
+    """
+    most_parts = 0
+    try:
+        optimizer = torch.empty(step.count_optimizer_bytes(), dtype=torch.uint8, device=torch.cuda.current_device())
+        most_parts = apply_plan(plan, step, batches, collate, epochs, longest)
+        validate()
+        del optimizer  # allocated until here
+    except (torch.OutOfMemoryError, UserError) as error:
+        return most_parts, str(error)
+    return most_parts, None
+
+
+def apply_plan(
     plan: Plan, step: CapturedStep, batches: EpochBatches, collate: PartCollator, epochs: int, longest: int
 ) -> int:
     """Set limits and sizes as planned, and capture the step.
 
     Returns:
-        the most parts of a batch; 0: the plan does not fit the memory.
+        the most parts of a batch.
+
+    Raises:
+        torch.OutOfMemoryError: the plan does not fit the memory.
     """
     batches.max_tokens = plan.max_tokens
     batches.max_rows = min(batches.max_rows, collate.max_rows(plan.max_tokens, longest))
-    try:
-        step.apply(plan)
-        return capture_sizes(step, batches, collate, epochs)
-    except torch.OutOfMemoryError:
-        return 0
+    step.apply(plan)
+    return capture_sizes(step, batches, collate, epochs)
 
 
 def list_parts(batches: EpochBatches, epochs: int) -> Iterator[list[np.ndarray]]:

@@ -188,8 +188,9 @@ class ClassifierTrainer(Trainer):
                 "not fit this GPU's memory; to use less, set a smaller train.batch_size (validation takes up to 4 "
                 "times as many rows) or a smaller tokenize.max_length"
             ) from error
-        for module, mode in modes.items():
-            module.training = mode
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
     def evaluation_loop(
         self,

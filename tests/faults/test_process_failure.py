@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 import yaml
-from helpers.processes import TORCHRUN, free_port, run_on_forked_ranks
+from helpers.processes import TORCHRUN, free_port, run_on_forked_ranks, try_on_forked_ranks
 from helpers.project import ROOT
 from helpers.stages import stage_env
 from helpers.training_folder import adapter_bytes, prepare
@@ -133,13 +133,12 @@ def test_ranks_with_different_code_do_not_run(tmp_path):
     with (tmp_path / "stages/analyze.py").open("a") as file:
         file.write("\n# edited\n")
     folder = prepare(tmp_path / "run")
-    start = "import os, runpy, sys\nif os.environ['RANK'] == '1': sys.path.insert(0, sys.argv[1])\n"
-    (folder / "start.py").write_text(f"{start}runpy.run_module('stages.eval_base', run_name='__main__')\n")
-    done, _ = run([*TORCHRUN, "--nproc-per-node=2", "start.py", str(tmp_path)], folder)
+    done = try_on_forked_ranks(2, [f"eval_base:{folder}"], OTHER_CODE=str(tmp_path))
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
         "error: not the same on all ranks: parameters, base, versions, kind of GPU, training and test rows, "
         "adapter or the code; give every machine the same files and versions"
     ]
+    assert done.returncode == 1
     assert not (folder / "outs/results").exists()
 
 

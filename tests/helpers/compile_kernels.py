@@ -1,14 +1,16 @@
 """Compile all kernels of stages.kernels for a GPU that this machine need not have, with Triton's own ptxas.
 
-    PYTHONPATH=.:tests python -m helpers.compile_kernels 80 bfloat16
+    PYTHONPATH=.:tests python -m helpers.compile_kernels 75 float32 80 bfloat16
 
-prints the shared memory that this GPU gives a program, in bytes, and {kernel: bytes that it uses}. The functions that
-launch the kernels run as they are, with tensors on the CPU. Each kernel is compiled instead of launched, so the
+prints a line for each GPU: its compute capability, the shared memory that it gives a program, in bytes, and {kernel:
+bytes that it uses}. A fork compiles for each, because Triton compiles a kernel only once in a process. The functions
+that launch the kernels run as they are, with tensors on the CPU. Each kernel is compiled instead of launched, so the
 tensors' values stay undefined.
 """
 
 import dataclasses
 import json
+import os
 import sys
 from collections import defaultdict
 
@@ -117,5 +119,10 @@ def launch_norms_and_gate(dtype):
 
 
 if __name__ == "__main__":
-    capability = int(sys.argv[1])
-    print(json.dumps([SHARED_MEMORY[capability], compile_all(capability, getattr(torch, sys.argv[2]))]))
+    for capability, dtype in zip(map(int, sys.argv[1::2]), sys.argv[2::2], strict=True):
+        if os.fork() == 0:
+            shared = compile_all(capability, getattr(torch, dtype))
+            print(json.dumps([capability, SHARED_MEMORY[capability], shared]))
+            sys.exit()
+        if os.wait()[1]:
+            sys.exit(1)

@@ -21,9 +21,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on a CPU
 
 if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
-    from helpers.triton_interpreter import replace_operations_once
+    from helpers.triton_interpreter import make_faster
 
-    replace_operations_once()
+    make_faster()
 
 from stages.data.tokenization import load_tokenizer
 from stages.model.base import load_base

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node=2 -m helpers.processes train_qlora:FOLDER eval_base:FOLDER
 
 `broken:FOLDER` runs `train_qlora` and interrupts it after its first checkpoint. `terminated:FOLDER` runs it and sends
-SIGTERM to the last rank in its third step.
+SIGTERM to the last rank in its third step. With OTHER_CODE in the environment, rank 1 runs the code in that folder.
 """
 
 import contextlib
@@ -32,7 +32,9 @@ class Interrupted(Exception):
 
 def run_tasks(tasks: Iterable[str]) -> None:
     """Run tasks of the form `STAGE:FOLDER`, one after another."""
-    from stages.runtime import distributed, shutdown
+    if os.environ.get("RANK") == "1" and "OTHER_CODE" in os.environ:
+        sys.path.insert(0, os.environ["OTHER_CODE"])
+    from stages.runtime import distributed, errors, shutdown
     from stages.training import timed_checkpoints
     from stages.training.checkpoints import WholeCheckpoints
     from stages.training.trainer import ClassifierTrainer
@@ -61,7 +63,8 @@ def run_tasks(tasks: Iterable[str]) -> None:
             ClassifierTrainer.training_step = step_and_signal
             importlib.import_module("stages.train_qlora").main()
         else:
-            importlib.import_module(f"stages.{stage}").main()
+            main = importlib.import_module(f"stages.{stage}").main
+            errors.run(main) if "OTHER_CODE" in os.environ else main()  # `run` ends the connections of the ranks
 
 
 def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:
@@ -81,11 +84,11 @@ def run_on_forked_ranks(count: int, tasks: Iterable[str]) -> str:
     return process.stdout
 
 
-def try_on_forked_ranks(count: int, tasks: Iterable[str]) -> subprocess.CompletedProcess:
+def try_on_forked_ranks(count: int, tasks: Iterable[str], **env: str) -> subprocess.CompletedProcess:
     """`run_on_forked_ranks`, for tasks that may fail -> their outcome."""
-    env = stage_env()
+    env = stage_env(**env)
     env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
-    return run_module("helpers.forked_ranks", [count, *tasks], ROOT, env)
+    return run_module("helpers.forked_ranks", [count, *tasks], ROOT / "tests", env)
 
 
 def free_port() -> int:

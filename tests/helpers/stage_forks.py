@@ -25,10 +25,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-PLAIN = ["bitsandbytes", "pandas", "sklearn.metrics"]  # these read no HF_* variables
+PLAIN = [  # these read no HF_* variables
+    "bitsandbytes", "pandas", "pyarrow.parquet", "pydantic.fields", "pydantic.functional_validators", "pydantic.main",
+    "scipy.io", "sklearn.feature_extraction.text", "sklearn.linear_model", "sklearn.metrics", "yaml",
+]  # fmt: skip
 LIBRARIES = [
-    *PLAIN, "transformers.trainer", "matplotlib.pyplot", "scipy.stats", "dvc.cli.parser",
-    "dvc.repo.experiments.queue.celery",
+    *PLAIN, "transformers.trainer", "transformers.models.phi.modeling_phi", "peft.tuners.lora.bnb", "datasets",
+    "huggingface_hub.hf_api", "matplotlib.pyplot", "scipy.stats", "dvc.cli.parser",
+    "dvc.repo.experiments.queue.celery", "dvc.utils.hydra", "dulwich.porcelain", "git", "pygit2", "tabulate",
 ]  # fmt: skip
 STAGE = re.compile(r"exec env DVC_PID=\$PPID python -m (stages\.\w+)")  # as dvc.yaml starts a stage
 
@@ -81,11 +85,11 @@ def set_environment(request: dict[str, Any]) -> None:
 
 
 def skip_figures(modules: list[str]) -> None:
-    """With BLANK_FIGURES in the environment, let `analyze` draw no pictures.
+    """With BLANK_FIGURES in the environment, let a module that calls `analyze` draw no pictures.
 
     It imports `stages`, so sys.path must have the folder of the stages that run.
     """
-    if "BLANK_FIGURES" in os.environ and "stages.analyze" in modules:
+    if "BLANK_FIGURES" in os.environ and {"stages.analyze", "tools.evaluate"} & set(modules):
         sys.path.append(str(Path(__file__).parents[1]))
         from helpers.blank_figures import leave_figures_blank
 

@@ -35,7 +35,7 @@ from tools import export
 pytestmark = pytest.mark.slow
 
 DOCUMENT = (ROOT / "docs/sharing.md").read_text()
-SERVER = re.search(r"```python\n((?:(?!```).)*litserve.*?)```", (ROOT / "docs/use.md").read_text(), re.DOTALL)[1]
+SERVER = re.search(r"```python\n((?:(?!```).)*litserve.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)[1]
 TEMPLATE = "Premise: {}\nHypothesis: {}\nLabel:"
 FRESH = """
 import json, sys
@@ -75,7 +75,7 @@ def rows(demo):
 def fresh(exported, rows, tmp_path_factory):
     """Probabilities by a new process: {"batches" (all rows) | "alone" (those of `pick_rows`): [rows, classes]}."""
     texts = texts_of(rows)
-    request = {"batches": [texts, 32], "alone": [[texts[row] for row in pick_rows(texts)], 1]}
+    request = {"batches": [texts, 64], "alone": [[texts[row] for row in pick_rows(texts)], 1]}
     process = subprocess.run(
         [sys.executable, "-I", "-c", FRESH, str(exported[0])], input=json.dumps(request), capture_output=True,
         text=True, cwd=tmp_path_factory.mktemp("elsewhere"), env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -87,7 +87,7 @@ def fresh(exported, rows, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(exported, tmp_path_factory):
-    """The address of the server in docs/use.md, started as its reader starts it. SIGTERM ends it, with its workers."""
+    """The address of the server in docs/serving.md, started as its reader does. SIGTERM ends it, with its workers."""
     pytest.importorskip("litserve")
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     (folder / "serve.py").write_text(SERVER)
@@ -112,10 +112,23 @@ def server(exported, tmp_path_factory):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope="module")
+def few_rows(demo, tmp_path_factory):
+    """A folder with what `tools.export` reads, but with 40 test rows."""
+    folder = tmp_path_factory.mktemp("few_rows")
+    shutil.copytree(demo / "outs", folder / "outs")
+    (folder / "assets").symlink_to(demo / "assets")
+    path = folder / "outs/tokenized/test.parquet"
+    rows = pd.read_parquet(path)[:40]
+    path.unlink()
+    rows.to_parquet(path)
+    return folder
+
+
 @pytest.fixture
-def in_demo(demo, monkeypatch):
-    """Change into the clone's demo/, as the command does: (adapter, some of its rows)."""
-    monkeypatch.chdir(demo)
+def in_demo(few_rows, monkeypatch):
+    """Change into a folder such as demo/, as the command does: (adapter, some of its rows)."""
+    monkeypatch.chdir(few_rows)
     adapter = export.Adapter.read(Path("outs/adapter"))
     rows = export.FilledRows.read(adapter)
     some = export.FilledRows(rows.texts[:40], rows.ids[:40], rows.gold[:40], 0)
@@ -156,9 +169,9 @@ def texts_of(rows):
 
 
 def pick_rows(texts):
-    """Every third row, and the shortest and the longest."""
+    """Every tenth row, and the shortest and the longest."""
     lengths = [len(text) for text in texts]
-    return sorted({*range(0, len(texts), 3), int(np.argmin(lengths)), int(np.argmax(lengths))})
+    return sorted({*range(0, len(texts), 10), int(np.argmin(lengths)), int(np.argmax(lengths))})
 
 
 def by_class(answer):
@@ -294,12 +307,12 @@ def test_a_file_and_a_folder_that_is_not_empty_are_left_unchanged(demo, tmp_path
     assert file.read_text() == "mine"
 
 
-def test_a_killed_export_leaves_no_folder_and_the_next_one_succeeds(demo, tmp_path):
+def test_a_killed_export_leaves_no_folder_and_the_next_one_succeeds(demo, few_rows, tmp_path):
     """It is killed after it saved the weights and before it named the folder, while it checks what it wrote."""
     out = tmp_path / "out"
     out.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.export", str(out)], cwd=demo, env=stage_env(PYTHONPATH=str(demo.parent)),
+        [sys.executable, "-m", "tools.export", str(out)], cwd=few_rows, env=stage_env(PYTHONPATH=str(demo.parent)),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not (left := list(tmp_path.glob(".out.*.tmp/model.safetensors"))):
@@ -308,7 +321,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_succeeds(demo, tmp_pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(out.iterdir()) == [] and left[0].exists()
-    process = run_export(demo, out)
+    process = run_module("tools.export", [out], few_rows, stage_env(PYTHONPATH=str(demo.parent)))
     assert process.returncode == 0, process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "model.safetensors").exists()
 
@@ -390,7 +403,7 @@ def test_a_bad_request_is_rejected_and_fails_no_other_one(server, rows, fresh):
 
 
 def run_server_file(folder, tmp_path, monkeypatch):
-    """The functions of the server in docs/use.md, without a server."""
+    """The functions of the server in docs/serving.md, without a server."""
     pytest.importorskip("litserve")
     (tmp_path / "serve.py").write_text(SERVER)
     monkeypatch.setattr(sys, "argv", ["serve.py", str(folder), "8000"])

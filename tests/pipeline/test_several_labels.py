@@ -3,8 +3,8 @@
 import ast
 import json
 import re
-from pathlib import Path
 import sys
+from pathlib import Path
 
 import bitsandbytes
 import pandas as pd

@@ -165,15 +165,15 @@ def test_the_saved_adapter_predicts_the_validation_rows_as_the_table_has_them(fo
 def test_class_weights_change_the_training_only_if_classes_have_unequal_rows(tmp_path, folders):
     """With equally many rows of each class every weight is 1."""
     even, uneven, weighted = (tmp_path / name for name in ("even", "uneven", "weighted"))
-    prepare(even, train__class_weights="balanced")
-    prepare(uneven)
-    prepare(weighted, train__class_weights="balanced")
+    prepare(even, train__class_weights="balanced", train__epochs=1)
+    prepare(uneven, train__epochs=1)
+    prepare(weighted, train__class_weights="balanced", train__epochs=1)
     for folder, label in ((even, None), (uneven, 0), (weighted, 0)):
         path = folder / "outs/tokenized/train.parquet"
         rows = pd.read_parquet(path)[:30]
         rows["label"] = rows["label"] if label is None else np.where(rows.index % 10, label, 1)
         rows.to_parquet(path, index=False)
-    plain = prepare(tmp_path / "plain")
+    plain = prepare(tmp_path / "plain", train__epochs=1)
     shutil.copy(even / "outs/tokenized/train.parquet", plain / "outs/tokenized")
     for name, done in run_stage_in_each("train_qlora", [even, uneven, weighted, plain]).items():
         assert done.returncode == 0, (name, done.stderr)

@@ -1,14 +1,12 @@
 """An experiment in the workspace makes no test fail."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 from dvc.utils.serialize import modify_yaml
 from helpers.clone import Clone
 from helpers.parameters import set_key
-from helpers.stages import stage_env
+from helpers.stages import run_module, stage_env
 
 TESTS = ["unit/test_params.py", "unit/test_readme.py", "pipeline/test_dvc_yaml.py"]
 
@@ -23,7 +21,9 @@ def test_the_tests_pass_after_the_readmes_experiment(tmp_path):
                 set_key(raw, key, value)
         shutil.rmtree(clone.folder / folder / "metrics")
     tests = [f"tests/{name}" for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not slow", *tests]
-    done = subprocess.run(command, cwd=clone.folder, env=stage_env(), capture_output=True, text=True)
+    env = stage_env(PYTHONPATH=str(clone.folder))
+    done = run_module(
+        "pytest", ["-q", "-p", "no:cacheprovider", "-m", "not gpu and not slow", *tests], clone.folder, env
+    )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout

@@ -449,8 +449,8 @@ def least(samples, share=0.95):
 def test_intervals_cover_the_true_accuracy_and_gain_with_few_groups(groups, even):
     """Without Student's t they cover 78 to 84 of 100 with three groups, 85 to 87 with five, 89 to 92 with eight."""
     for accuracy, alike in ((0.8, 0.05), (0.6, 0.1)):
-        result = simulation.group_coverage(GroupCell(groups, accuracy, alike, even=even), 500, seed=1)
-        assert min(result.values()) > least(500, 0.95 if even else 0.94), (accuracy, alike, result)
+        result = simulation.group_coverage(GroupCell(groups, accuracy, alike, even=even), 300, seed=1)
+        assert min(result.values()) > least(300, 0.95 if even else 0.94), (accuracy, alike, result)
 
 
 def test_one_group_gives_no_information():
@@ -500,15 +500,16 @@ def f1_intervals(confusion, effect=1.0):
     return [f1.f1_interval(score, confusion, average, effect, effect, 0.95) for average, score in scores.items()]
 
 
-F1_CELLS = [
-    *(F1Cell(*cell, how) for how in ("spread", "one answer", "a third") for cell in (
-        ("77 even", 500, 0.8), ("77 even", 3080, 0.8), ("28 uneven", 1000, 0.8), ("28 uneven", 1000, 0.9),
-        ("31 even", 400, 0.8), ("90, 8, 2%", 200, 0.9), ("90, 10%", 200, 0.8), ("3 even", 100, 0.8),
-    )),
+F1_CELLS = [  # each kind of classes with spread mistakes, and with one other kind of mistakes
+    *(F1Cell(*cell, how) for *cell, others in (
+        ("77 even", 500, 0.8, "one answer"), ("77 even", 3080, 0.8, "a third"), ("28 uneven", 1000, 0.8, "one answer"),
+        ("28 uneven", 1000, 0.9, "a third"), ("31 even", 400, 0.8, "one answer"), ("90, 8, 2%", 200, 0.9, "one answer"),
+        ("90, 10%", 200, 0.8, "a third"), ("3 even", 100, 0.8, "a third"),
+    ) for how in ("spread", others)),
     *(F1Cell(*cell) for cell in (("77 even", 500, 0.6), ("77 even", 500, 0.97), ("28 uneven", 1000, 0.97),
                                  ("3 even", 100, 0.97), ("3 even", 300, 0.98), ("3 even", 1000, 0.99))),
-    *(F1Cell(*cell, how, a_group=3) for how in ("spread", "one answer") for cell in (
-        ("77 even", 1500, 0.8), ("28 uneven", 3000, 0.8), ("31 even", 1200, 0.8), ("90, 8, 2%", 600, 0.8))),
+    F1Cell("77 even", 1500, 0.8, "spread", a_group=3), F1Cell("28 uneven", 3000, 0.8, "one answer", a_group=3),
+    F1Cell("31 even", 1200, 0.8, "one answer", a_group=3), F1Cell("90, 8, 2%", 600, 0.8, "spread", a_group=3),
 ]  # fmt: skip
 
 
@@ -519,9 +520,9 @@ def test_f1_intervals_cover_the_truth(cell):
     In the worst cell, percentiles of a posterior covered 62 of 100, the influence function by itself 70. If classes
     have two to four rows, the intervals cover too many.
     """
-    result = simulation.f1_coverage(cell, 400, seed=2)
+    result = simulation.f1_coverage(cell, 300, seed=2)
     for name in ("macro", "weighted"):
-        assert result[name] > least(400), (name, result)
+        assert result[name] > least(300), (name, result)
     few_rows = cell.classes in ("28 uneven", "90, 8, 2%") or cell.accuracy > 0.95 or cell.rows == 500
     assert result["weighted"] <= 0.995 and (few_rows or result["macro"] < 0.99), result
 

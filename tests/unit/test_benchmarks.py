@@ -377,13 +377,13 @@ def test_a_line_of_what_fits_that_fails_has_its_error(inputs, monkeypatch, outco
 
 def fit(**values):
     line = {"model": "phi-2", "free_gb": 8, "texts": "snli", "precision": "auto", "keep_weights": False}
-    return line | TIMED | {"checkpointing": False, "parts_per_step": 1.0} | values
+    return line | TIMED | {"checkpointing": False, "used_gb": 6.2, "parts_per_step": 1.0} | values
 
 
 def test_the_table_of_what_fits_has_a_cell_for_each_size():
     lines = [
         fit(texts=512, parts_per_step=3.9, checkpointing=True, ms_median=140.2),
-        fit(free_gb=16, keep_weights=True, ms_median=13.96, peak_allocated_gb=9.04),
+        fit(free_gb=16, keep_weights=True, ms_median=13.96, used_gb=10.96),
         fit(free_gb=16, texts=512, parts_per_step=2.0),
         {"model": "llama-3-8b", "free_gb": 8, "texts": 2048, "precision": "auto", "error": "out of memory"},
         fit(free_gb=24, texts=512),
@@ -392,18 +392,22 @@ def test_the_table_of_what_fits_has_a_cell_for_each_size():
     assert list(speed_tables.fits({"lines": lines})) == [
         "| model | texts | 8 GB free | 16 GB free | 24 GB free |",
         "| --- | --- | --- | --- | --- |",
-        "| phi-2's shape | to 512 tokens | 140 ms, 5.1 GB: checkpointed, 4 parts | 22.5 ms, 5.1 GB: 2 parts "
-        "| 22.5 ms, 5.1 GB |",
-        "| phi-2's shape | SNLI |  | 14.0 ms, 9.0 GB: kept | as with 16 GB |",
+        "| phi-2's shape | to 512 tokens | 140 ms, 6.2 GB: checkpointed, 4 parts | 22.5 ms, 6.2 GB: 2 parts "
+        "| 22.5 ms, 6.2 GB |",
+        "| phi-2's shape | SNLI |  | 14.0 ms, 11.0 GB: kept | as with 16 GB |",
         "| Llama-3-8B's shape | to 2,048 tokens | out of memory |  |  |",
-        "| phi-2's shape, fp16 | SNLI |  | 22.5 ms, 5.1 GB |  |",
+        "| phi-2's shape, fp16 | SNLI |  | 22.5 ms, 6.2 GB |  |",
     ]  # fmt: skip
-    assert list(speed_tables.cards({"lines": lines}))[-4:] == [
-        "| 8 GB | – / 140 / – | – / – / – |",
-        "| 16 GB | 14.0 / 22.5 / – | – / – / – |",
-        "| 24 GB | 14.0 / 22.5 / – | – / – / – |",
-        "| 80 GB | 14.0 / – / – | – / – / – |",
-    ]  # fmt: skip
+    lines.append(fit(model="qwen3-14b"))  # README has models with all kinds of texts only
+    lines.insert(0, fit(texts=2048, keep_weights=True, ms_median=321))
+    assert list(speed_tables.cards({"lines": lines}))[-6:] == [
+        "| free memory | phi-2's shape | Llama-3-8B's shape |",
+        "| --- | ---: | ---: |",
+        "| 8 GB | not measured / 140 / 321 | not measured / not measured / – |",
+        "| 16 GB | 14.0 / 22.5 / 321 |  |",
+        "| 24 GB | 14.0 / 22.5 / 321 |  |",
+        "| 40 GB | 14.0 / not measured / 321 |  |",
+    ]
     assert "out of memory" in "\n".join(what_fits.table([line | {"used_gb": 6.0} for line in lines]))
 
 

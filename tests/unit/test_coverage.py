@@ -77,8 +77,7 @@ def test_coverage_by_hand():
     assert coverage.coverage_at(curve, 0.85).coverage == 1
 
 
-@pytest.mark.parametrize("goal", [0.9, 0.95])
-@pytest.mark.parametrize("sharpness", [1, 3])
+@pytest.mark.parametrize(("goal", "sharpness"), [(0.9, 1), (0.95, 3)])
 def test_the_interval_of_the_coverage_covers_it(goal, sharpness):
     right, probability = draw_rows(400_000, 0, sharpness=sharpness)
     accuracy = np.cumsum(right[np.argsort(-probability)]) / np.arange(1, 400_001)

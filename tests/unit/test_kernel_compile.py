@@ -12,16 +12,24 @@ from helpers.project import ROOT
 pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch for CUDA")
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(75, "float32"), (80, "bfloat16")])
-def test_all_kernels_compile_and_fit_the_shared_memory(capability, dtype):
-    """With the activations' type there. The process is a new one, in which Triton does not interpret its kernels."""
+@pytest.fixture(scope="module")
+def shared_memory():
+    """{compute capability: (bytes of shared memory, {kernel: bytes that it uses})}, with the activations' type there.
+
+    The process is a new one, in which Triton does not interpret its kernels.
+    """
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-m", "helpers.compile_kernels", str(capability), dtype],
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.compile_kernels", "75", "float32", "80", "bfloat16"],
         cwd=ROOT, env=env | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    limit, shared = json.loads(result.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    return {capability: results for capability, *results in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("capability", [75, 80])
+def test_all_kernels_compile_and_fit_the_shared_memory(shared_memory, capability):
+    limit, shared = shared_memory[capability]
     sources = {path.stem: path.read_text() for path in (ROOT / "stages/kernels").glob("*.py")}
     kernels = {
         f"stages.kernels.{module}.{name}"

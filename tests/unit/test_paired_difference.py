@@ -148,11 +148,11 @@ def test_a_constant_answer_adds_little_to_the_models_own_uncertainty():
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_interval_excludes_0_if_and_only_if_p_is_below_the_level(metric):
     excluded = 0
-    for sample, confidence in itertools.product(small_samples(150), (0.5, 0.8, 0.95)):
+    for sample, confidence in itertools.product(small_samples(60), (0.5, 0.8, 0.95)):
         result = measure_difference(metric, *sample, confidence)
         assert excludes_0(result.interval) == (result.p < 1 - confidence), (sample, confidence)
         excluded += excludes_0(result.interval)
-    assert excluded > 20
+    assert excluded > 8
 
 
 @pytest.mark.parametrize("other", [0.6, 0.78, 0.8])

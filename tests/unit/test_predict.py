@@ -36,7 +36,7 @@ from stages.runtime import errors, params
 from tools import answer_rules
 from tools.predict import __main__ as predict
 
-DOCUMENT = (ROOT / "docs/use.md").read_text().partition("\n## Servers\n")[0]
+DOCUMENT = (ROOT / "docs/use.md").read_text()
 COLUMNS = ("premise", "hypothesis")
 
 PAIRS = [

@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed; it comes with PyT
 
 from stages.data.batching import TokenizedRows
 from stages.runtime import distributed, params
+from stages.runtime.errors import UserError
 from stages.training import prepare_step as module
 from stages.training.epoch_batches import EpochBatches
 from stages.training.memory_plan import Plan
@@ -49,9 +50,11 @@ class Step:
     def warm_up(self, part):
         tokens = self.rows * part["input_ids"].shape[1] if self.padded else len(part["input_ids"])
         self.peak = tokens * BYTES_PER_TOKEN[self.checkpointing]
-        kept = KEPT_WEIGHTS if self.plan and self.plan.keep_weights else 0
-        if self.peak + kept > self.free:
+        if self.peak + self.kept_bytes() > self.free:
             raise torch.OutOfMemoryError
+
+    def kept_bytes(self):
+        return KEPT_WEIGHTS if self.plan and self.plan.keep_weights else 0
 
     def capture(self, parts):
         for part in parts:
@@ -64,8 +67,13 @@ def prepare(monkeypatch, make_params, capsys):
     """prepare(lengths of the rows, free bytes) -> step, batches and the printed line."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
 
-    def prepare(lengths, free, padded=False, batch_size=4, max_length=2048, bound=3 * MB, **train):
+    def prepare(lengths, free, padded=False, batch_size=4, max_length=2048, bound=3 * MB, validation=0, **train):
         step = Step(free, padded)
+
+        def validate():  # next to the largest graph
+            if step.captured and step.peak + step.kept_bytes() + validation > free:
+                raise UserError("a validation batch does not fit")
+
         monkeypatch.setattr(module, "RESERVED", 0.0)
         monkeypatch.setattr(module, "count_free_bytes", lambda: free)
         monkeypatch.setattr(module, "estimate_bytes_per_token", lambda model: bound)
@@ -76,7 +84,7 @@ def prepare(monkeypatch, make_params, capsys):
         train = make_params(**{f"train__{name}": value for name, value in ({"epochs": 1} | train).items()}).train
         micro_batch = None if train.micro_batch == "auto" else train.micro_batch
         batches = EpochBatches(rows, batch_size, "random", 0, collate, micro_batch)
-        prepare_step(step, batches, collate, train, lambda: None)
+        prepare_step(step, batches, collate, train, validate)
         return step, batches, capsys.readouterr().out
 
     return prepare
@@ -123,6 +131,25 @@ def test_a_copy_of_the_weights_that_does_not_fit_costs_nothing_but_the_copy(prep
     step, _, line = prepare([40] * 8, free=900 * MB)
     assert not (step.plan.keep_weights or step.plan.checkpointing)
     assert line == "GPU memory: weights dequantized at each use, each batch at once\n"
+
+
+def test_validation_that_does_not_fit_next_to_the_graphs_costs_smaller_parts(prepare):
+    fits, too_large = (prepare([40] * 64, free=4000 * MB, batch_size=16, validation=n * MB)[0].plan for n in (0, 2000))
+    assert fits == Plan(True, False, 640)
+    assert too_large == Plan(True, False, 320)
+
+
+def test_validation_that_fits_next_to_no_graph_is_an_error_about_validation(prepare):
+    with pytest.raises(UserError, match="a validation batch does not fit"):
+        prepare([600] * 8, free=5000 * MB, validation=5000 * MB)
+
+
+def test_all_ranks_try_the_next_plan_if_one_of_them_must(prepare, become_rank):
+    """This rank's validation fits; in the first round another rank's does not."""
+    answers = iter([[True, True], [True, False], [True, True], [True, True]])
+    become_rank(0, 2, lambda value: next(answers) if isinstance(value, bool) else [value, value])
+    step, _, _ = prepare([40] * 64, free=4000 * MB, batch_size=16)
+    assert step.plan == Plan(True, False, 320 // 2)
 
 
 def test_the_line_says_that_batches_are_divided_as_the_user_asks(prepare):

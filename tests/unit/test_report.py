@@ -1300,35 +1300,40 @@ def test_a_browser_filters_searches_and_pages_the_rows(metrics, width):
         assert page.log() == []
 
 
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.fixture(scope="module", params=[400, 1400])
+def screen(request):
+    """(browser, width of its screen). It takes over a second to start."""
+    with browser.browser(request.param) as page:
+        yield page, request.param
+
+
 @pytest.mark.parametrize("task", ["gpu_metrics", "odd_metrics", "two_metrics", "many_metrics"])
-def test_the_page_fits_its_screen(request, task, width):
+def test_the_page_fits_its_screen(request, task, screen):
     """A table that is wider than the screen has its own scroll bar."""
-    with browser.browser(width) as page:
-        page.open(request.getfixturevalue(task) / "report.html")
-        page.run("document.querySelectorAll('details').forEach(part => { part.open = true })")
-        assert page.run("return document.documentElement.scrollWidth") <= width
-        lefts = page.run("""return [...document.querySelectorAll('.columns')].map(
-            columns => new Set([...columns.children].map(part => part.getBoundingClientRect().left)).size)""")
-        assert set(lefts) == {1 if width == 400 else 2}
-        clipped = page.run("""return [...document.querySelectorAll('main *:not(svg, svg *, nav, .scroll, .scroll *)')]
-            .filter(part => part.clientWidth && part.scrollWidth > part.clientWidth + 1)
-            .map(part => part.outerHTML.slice(0, 80))""")
-        assert clipped == []
+    page, width = screen
+    page.open(request.getfixturevalue(task) / "report.html")
+    page.run("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    lefts = page.run("""return [...document.querySelectorAll('.columns')].map(
+        columns => new Set([...columns.children].map(part => part.getBoundingClientRect().left)).size)""")
+    assert set(lefts) == {1 if width == 400 else 2}
+    clipped = page.run("""return [...document.querySelectorAll('main *:not(svg, svg *, nav, .scroll, .scroll *)')]
+        .filter(part => part.clientWidth && part.scrollWidth > part.clientWidth + 1)
+        .map(part => part.outerHTML.slice(0, 80))""")
+    assert clipped == []
 
 
-@pytest.mark.parametrize("width", [400, 1400])
-def test_a_long_class_name_breaks_after_an_underscore_only(many_metrics, width):
-    with browser.browser(width) as page:
-        page.open(many_metrics / "report.html")
-        page.run("document.querySelectorAll('details').forEach(part => { part.open = true })")
-        parts, broken = page.run("""
-            const texts = [...document.querySelectorAll('td.name')].flatMap(cell => [...cell.childNodes])
-                .filter(node => node.nodeType === Node.TEXT_NODE && !/\\s/.test(node.textContent));
-            const range = new Range();
-            const lines = node => (range.selectNode(node), range.getClientRects().length);
-            return [texts.length, texts.filter(node => lines(node) > 1).map(node => node.textContent)]""")
-        assert parts > 500 and broken == []
+def test_a_long_class_name_breaks_after_an_underscore_only(many_metrics, screen):
+    page, _ = screen
+    page.open(many_metrics / "report.html")
+    page.run("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    parts, broken = page.run("""
+        const texts = [...document.querySelectorAll('td.name')].flatMap(cell => [...cell.childNodes])
+            .filter(node => node.nodeType === Node.TEXT_NODE && !/\\s/.test(node.textContent));
+        const range = new Range();
+        const lines = node => (range.selectNode(node), range.getClientRects().length);
+        return [texts.length, texts.filter(node => lines(node) > 1).map(node => node.textContent)]""")
+    assert parts > 500 and broken == []
 
 
 def test_a_long_name_in_a_table_of_the_markdown_may_break(many_metrics, two_metrics):

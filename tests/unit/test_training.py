@@ -1,5 +1,6 @@
 """The parts of training: orders, digests, histories, checkpoints, class weights."""
 
+import ast
 import copy
 import importlib.metadata
 import math
@@ -105,6 +106,55 @@ def test_an_edit_changes_the_digests_only_if_the_script_imports_the_file(tmp_pat
     assert digests() == before
     (tmp_path / "stages/used.py").write_text("edited = 1\n")
     assert digests() != before
+
+
+def test_an_import_in_any_form_is_hashed(tmp_path):
+    """Prose in a string that looks like an import only costs time."""
+    (tmp_path / "stages/deep").mkdir(parents=True)
+    names = ["a", "b", "c", "d", "e", "f", "deep/g", "deep/h"]
+    for name in ("__init__", "deep/__init__", *names):
+        (tmp_path / f"stages/{name}.py").touch()
+    (tmp_path / "stages/deep/g.py").write_text("from .. import e\nfrom .h import x\n")
+    code = """
+if True: import stages.a as a
+x = 1; from stages import b
+from stages import (  # noqa (a reason)
+    c,
+)
+from stages \\
+  import d, \\
+  f
+try:
+    from stages.deep import g
+except* ValueError:
+    'import'
+\"\"\"
+import nothing, or
+from nothing import anything: prose
+\"\"\"
+"""
+    (tmp_path / "stages/script.py").write_text(code)
+    files = checkpoints.hash_code(tmp_path / "stages/script.py")
+    assert set(files) == {f"stages/{name}.py" for name in ("script", "__init__", "deep/__init__", *names)}
+
+
+def test_no_import_of_a_stage_is_missed():
+    """The statements are found by their text; here the whole files are parsed."""
+    for path in sorted((ROOT / "stages").rglob("*.py")):
+        code = path.read_text()
+        trees = ast.parse(code), checkpoints.parse_imports(code)
+        whole, found = ({tuple(name) for name in checkpoints.list_imports(tree, ["stages"])} for tree in trees)
+        assert whole <= found, path
+
+
+@pytest.mark.parametrize(
+    "code", ["from .import a", "from.a import b", "from . a import b", "from stages . deep import g", "\fimport a"]
+)
+def test_an_import_in_a_rare_form_is_found(code):
+    whole, found = (
+        list(checkpoints.list_imports(tree, [])) for tree in (ast.parse(code), checkpoints.parse_imports(code))
+    )
+    assert whole == found != []
 
 
 def test_another_version_or_gpu_has_another_digest(monkeypatch):

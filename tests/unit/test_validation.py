@@ -130,9 +130,11 @@ def test_a_validation_batch_that_does_not_fit_is_an_error_with_the_keys_that_hel
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainer = make()
+    trainer.classifier.train()
     monkeypatch.setattr(trainer.classifier, "forward", run_out_of_memory)
     with pytest.raises(
         UserError, match=r"a validation batch of \d rows and \d\d tokens does not fit .*max_length$"
     ) as error:
         trainer.try_largest_validation_batch()
     assert "dequantize_once" not in str(error.value), "no copy of the weights is kept yet"
+    assert all(module.training for module in trainer.classifier.modules()), "the next plan would be captured in eval()"

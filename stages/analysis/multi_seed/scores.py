@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri  # many times faster than scipy.stats.norm
 
 from stages.analysis import measures
 from stages.analysis.design_effects import adjusted_design_effect, design_effect
@@ -122,4 +122,4 @@ def effect_over_seeds(values: np.ndarray, groups: np.ndarray, one_row: float, co
     if len(values) == 1 or not values.var() or len(np.unique(groups)) == 1:
         return adjusted_design_effect(values[0], groups, confidence)
     margin = margin_of_error(mean_components(values, groups, one_row), 1 - confidence)
-    return (margin / norm.ppf((1 + confidence) / 2)) ** 2 / (values.var() / max(1, values.shape[1] - 1))
+    return (margin / ndtri((1 + confidence) / 2)) ** 2 / (values.var() / max(1, values.shape[1] - 1))
