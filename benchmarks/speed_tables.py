@@ -182,8 +182,8 @@ def cards(results: dict) -> Iterator[str]:
     models = list(dict.fromkeys(line["model"] for line in results["lines"] if line["texts"] == 2048))
     yield wrap(
         "Milliseconds a step with 16 rows of SNLI / 16 rows of up to 512 tokens / 8 rows of up to 2,048 (–: out of "
-        "memory, by [a fault since fixed](docs/gpu-memory.md); empty: not measured). Another process held the rest of "
-        "an H200's memory, so a smaller GPU needs more time:"
+        "memory, see [gpu-memory.md](docs/gpu-memory.md); empty: not measured). Another process held the rest of an "
+        "H200's memory, so a smaller GPU needs more time:"
     )
     yield ""
     yield f"| free memory | {' | '.join(MODELS[model] for model in models)} |"
@@ -362,8 +362,8 @@ def replace_figures(text: str, results: dict) -> str:
     lines = main_lines(results)
     ours, each, less = (lines[f"ours{suffix}", 16] for suffix in ("", ", dequantizing each", ", checkpointing"))
     used = (
-        f"at least {less['nvml_used_gb']:.1f} GB; faster with {each['nvml_used_gb']:.1f}, fastest with "
-        f"{ours['nvml_used_gb']:.1f}. Training chooses by what is free"
+        f"in use: {less['nvml_used_gb']:.1f} GB with checkpointing, {each['nvml_used_gb']:.1f} without, "
+        f"{ours['nvml_used_gb']:.1f} at the highest speed; training chooses by what is free"
     )
     cost = (
         f"{less['peak_allocated_gb']:.1f} GB instead of {ours['peak_allocated_gb']:.1f}, "

@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,31 +115,12 @@ def hash_code(script: str | Path) -> dict[str, str]:
         name = path.relative_to(root).as_posix()
         if name not in hashes:
             hashes[name] = sha256(path)
-            code = path.read_text(encoding="utf-8-sig")
-            for module in list_imports(parse_imports(code), path.relative_to(root).parts[:-1]):
+            for module in _list_imports(ast.parse(path.read_bytes()), path.relative_to(root).parts[:-1]):
                 waiting += _find_files(root, module)
     return hashes
 
 
-# A statement begins after a line's indentation, a semicolon or a colon. A match may also be prose in a string.
-IMPORT = re.compile(
-    r"(?:^|[;:])[ \t]*((?:from{0}+[.\w]+{0}+)?import\b{0}*(?:\([^)]*\)|(?:\\\n|[^\n;#])+))".format(r"(?:[ \t]|\\\n)"),
-    re.MULTILINE,
-)
-
-
-def parse_imports(code: str) -> ast.Module:
-    """Parse the import statements of a file. Parsing all files of `stages` whole takes half a second."""
-    statements = IMPORT.findall(code)
-    if len(re.findall(r"\bimport\b", code)) != len(re.findall(r"\bimport\b", "\n".join(statements))):
-        return ast.parse(code)  # the word is in a comment, or in a form of the statement that IMPORT does not find
-    try:
-        return ast.parse("\n".join(statements))
-    except SyntaxError:
-        return ast.parse(code)
-
-
-def list_imports(tree: ast.Module, package: Sequence[str]) -> Iterator[list[str]]:
+def _list_imports(tree: ast.Module, package: Sequence[str]) -> Iterator[list[str]]:
     """Yield each name that a package's file imports, split at its dots. It may end with an object in a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

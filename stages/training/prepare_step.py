@@ -49,10 +49,10 @@ def prepare_step(
     plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validate))
     while True:
         most_parts, error = try_plan(plan, step, batches, collate, train.epochs, longest, validate)
-        captured = min(distributed.all_gather(most_parts > 0))
+        captured = all(distributed.all_gather(most_parts > 0))
         if all(distributed.all_gather(error is None)):
             break
-        if captured and plan == choices.least:  # no smaller part makes room for validation
+        if captured and plan == choices.least:  # no allowed plan leaves more memory for validation
             raise UserError(error or "params.yaml: a validation batch does not fit the GPU's memory of another rank")
         step.forget_graphs()
         plan = next_smaller(plan, choices, captured)
