@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from stages.analysis.intervals import measure_share
-from stages.data.labels import equal_rows, make_labels
+from stages.data.labels import Labels, equal_rows
 
 BINS = 10  # of the predicted class's probability
 MIN_BIN_ROWS = 30  # in a bin of the calibration curve: the interval of its accuracy is 36 points wide at most
@@ -46,7 +46,11 @@ class Calibration:
 
 
 def measure_calibration(
-    gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, temperature: dict[str, Any] | None
+    gold: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    labels: Labels,
+    temperature: dict[str, Any] | None,
 ) -> Calibration | None:
     """What the temperature changed; None if the model was not calibrated.
 
@@ -60,18 +64,12 @@ def measure_calibration(
     before = undo_temperature(predicted, probabilities, temperature["value"])
     without = ProbabilityScores(
         calibration_error=calibration_error(
-            reliability(equal_rows(predicted, gold), answer_probability(predicted, before))
+            reliability(equal_rows(predicted, gold), labels.answer_probability(before, predicted))
         ),
         loss=float(losses(gold, before).mean()),
         brier=float(squared_distances(gold, before).mean()),
     )
     return Calibration(temperature["value"], temperature["low"], temperature["high"], temperature["rows"], without)
-
-
-def answer_probability(predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Probability that each answer is right, [rows]: see `Labels.answer_probability`."""
-    names = tuple(map(str, range(probabilities.shape[1])))
-    return make_labels(names, predicted.ndim == 2).answer_probability(probabilities, predicted)
 
 
 def undo_temperature(predicted: np.ndarray, probabilities: np.ndarray, temperature: float) -> np.ndarray:

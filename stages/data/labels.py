@@ -25,6 +25,8 @@ from scipy.special import expit, softmax
 SEPARATOR = "|"  # between the classes of a row, in text; no name of a class may contain it
 INT64_CLASSES = 62  # codes of more classes are Python's integers
 
+Thresholds = float | list[float]  # of the second of two classes; or [classes], if a row may have several
+
 
 @dataclass(frozen=True)
 class Labels(ABC):
@@ -45,8 +47,13 @@ class Labels(ABC):
         """Probability of each class, from the model's outputs: [rows, classes]."""
 
     @abstractmethod
-    def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """The answers to rows with these probabilities [rows, classes], as a label array."""
+    def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
+        """The answers to rows with these probabilities [rows, classes], as a label array.
+
+        Args:
+            thresholds: above it, a row has the second of two classes; or the class, if it may have several. None: the
+                most probable class, or 0.5.
+        """
 
     @abstractmethod
     def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
@@ -62,8 +69,8 @@ class Labels(ABC):
         """
 
     @abstractmethod
-    def only(self, number: int) -> np.ndarray:
-        """The label array of one row that has only this class."""
+    def code(self, number: int) -> int:
+        """The code of a row that has only this class."""
 
     @abstractmethod
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
@@ -108,8 +115,8 @@ class SingleLabel(Labels):
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         return softmax(logits, axis=1)
 
-    def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        return probabilities.argmax(axis=1)
+    def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
+        return probabilities.argmax(axis=1) if thresholds is None else (probabilities[:, 1] > thresholds).astype(int)
 
     def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
         return logits.argmax(axis=1)
@@ -117,8 +124,8 @@ class SingleLabel(Labels):
     def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
         return probabilities[np.arange(len(answers)), answers]
 
-    def only(self, number: int) -> np.ndarray:
-        return np.array([number])
+    def code(self, number: int) -> int:
+        return number
 
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
         return labels
@@ -152,9 +159,8 @@ class MultiLabel(Labels):
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         return expit(logits)
 
-    def decide(self, probabilities: np.ndarray, thresholds: float | np.ndarray = 0.5) -> np.ndarray:
-        """The classes whose probability is above the threshold, or above its own one of [classes]."""
-        return probabilities > thresholds
+    def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
+        return probabilities > (0.5 if thresholds is None else thresholds)
 
     def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
         return logits > 0
@@ -163,8 +169,8 @@ class MultiLabel(Labels):
         """As if the classes were independent: the product of p for a class of the answer, and 1 - p for the others."""
         return np.where(answers, probabilities, 1 - probabilities).prod(axis=1)
 
-    def only(self, number: int) -> np.ndarray:
-        return np.arange(len(self.classes))[None] == number
+    def code(self, number: int) -> int:
+        return 1 << number
 
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
         bits = np.packbits(labels, axis=1, bitorder="little")

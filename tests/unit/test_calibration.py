@@ -7,8 +7,11 @@ from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
 from stages.analysis import calibration
+from stages.data.labels import SingleLabel
 from stages.report import render
 from stages.report.figures.reliability import draw_reliability
+
+LABELS = SingleLabel(("a", "b", "c"))
 
 
 def test_reliability_by_hand():
@@ -88,7 +91,7 @@ def test_calibration_has_the_scores_without_the_temperature():
     after = rng.dirichlet([1, 1, 1], 5000).round(6)
     gold = (after.cumsum(axis=1) < rng.random((5000, 1))).sum(axis=1).clip(max=2)
     temperature = {"value": 4.0, "low": 3.5, "high": 4.6, "rows": 100}
-    result = calibration.measure_calibration(gold, after.argmax(axis=1), after, temperature)
+    result = calibration.measure_calibration(gold, after.argmax(axis=1), after, LABELS, temperature)
     assert (result.temperature, result.low, result.high, result.rows) == (4.0, 3.5, 4.6, 100)
     before = softmax(4 * np.log(np.maximum(after, 5e-7)), axis=1)
     right = after.argmax(axis=1) == gold
@@ -100,7 +103,7 @@ def test_calibration_has_the_scores_without_the_temperature():
 
 
 def test_a_model_without_a_temperature_has_no_calibration():
-    assert calibration.measure_calibration(np.array([0]), np.array([0]), np.array([[0.9, 0.1]]), None) is None
+    assert calibration.measure_calibration(np.array([0]), np.array([0]), np.array([[0.9, 0.1]]), LABELS, None) is None
 
 
 def test_the_picture_has_the_interval_of_each_bin():

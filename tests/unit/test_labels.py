@@ -67,7 +67,13 @@ def test_the_probability_of_a_set_is_that_of_all_its_decisions_together():
     answers = labels.decide(probabilities)
     assert answers.tolist() == [[True, False], [False, True]]
     assert labels.answer_probability(probabilities, answers) == pytest.approx([0.9 * 0.8, 0.5 * 0.6])
-    assert labels.decide(probabilities, np.array([0.95, 0.1])).tolist() == [[False, True], [False, True]]
+    assert labels.decide(probabilities, [0.95, 0.1]).tolist() == [[False, True], [False, True]]
+
+
+def test_a_threshold_replaces_the_most_probable_of_two_classes():
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6]])
+    labels = SingleLabel(("a", "b"))
+    assert [labels.decide(probabilities, edge).tolist() for edge in (None, 0.05, 0.1)] == [[0, 1], [1, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("kind", [SingleLabel, MultiLabel])
