@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 
 SEPARATOR = "|"  # between the classes of a row, in text; no name of a class may contain it
+LEAST_PROBABILITY = 5e-7  # a stored 0 is any value below; its logarithm would be infinite
 INT64_CLASSES = 62  # codes of more classes are Python's integers
 
 Thresholds = float | list[float]  # of the second of two classes; or [classes], if a row may have several
@@ -36,15 +37,26 @@ class Labels(ABC):
         classes: names, in the order of their numbers.
         multi_label: whether a row may have several classes or none.
         problem_type: transformers' name for it, in the model's config.
+        noun, nouns: what one and several of the classes are called, for readers.
+        note: what follows the number of classes.
+        verb: between a class and the rows that have it.
     """
 
     classes: tuple[str, ...]
     multi_label: ClassVar[bool]
     problem_type: ClassVar[str]
+    noun: ClassVar[str]
+    nouns: ClassVar[str]
+    note: ClassVar[str]
+    verb: ClassVar[str]
 
     @abstractmethod
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Probability of each class, from the model's outputs: [rows, classes]."""
+
+    @abstractmethod
+    def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
+        """Outputs that have these probabilities: [rows, classes]. A stored 0 counts as `LEAST_PROBABILITY`."""
 
     @abstractmethod
     def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
@@ -96,6 +108,11 @@ class Labels(ABC):
     def name(self, code: Any) -> str:
         """The label that a code means, for readers."""
 
+    @staticmethod
+    @abstractmethod
+    def split(name: str) -> list[str]:
+        """The classes in the `name` of a code."""
+
     def names(self, codes: pd.Series) -> pd.Series:
         """`name` of each code."""
         return codes.map({code: self.name(code) for code in codes.unique()})
@@ -104,6 +121,19 @@ class Labels(ABC):
     def count(self, codes: pd.Series) -> np.ndarray:
         """Number of rows that have each class, int [classes]. Rows without a gold label don't count."""
 
+    @abstractmethod
+    def count_without(self, codes: pd.Series) -> int | None:
+        """Number of rows that have no class; None if each row has one."""
+
+    @abstractmethod
+    def count_outcomes(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        """Rows with each outcome of each decision: which class, or whether each class. int [decisions, outcomes].
+
+        Args:
+            counts: rows that have each class, int [classes].
+            rows: of which each has a label.
+        """
+
 
 @dataclass(frozen=True)
 class SingleLabel(Labels):
@@ -111,9 +141,13 @@ class SingleLabel(Labels):
 
     multi_label = False
     problem_type = "single_label_classification"
+    noun, nouns, note, verb = "class", "classes", "", "is"
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         return softmax(logits, axis=1)
+
+    def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(probabilities, LEAST_PROBABILITY))
 
     def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
         return probabilities.argmax(axis=1) if thresholds is None else (probabilities[:, 1] > thresholds).astype(int)
@@ -145,8 +179,18 @@ class SingleLabel(Labels):
     def name(self, code: Any) -> str:
         return self.classes[code]
 
+    @staticmethod
+    def split(name: str) -> list[str]:
+        return [name]
+
     def count(self, codes: pd.Series) -> np.ndarray:
         return np.bincount(codes[codes >= 0], minlength=len(self.classes))
+
+    def count_without(self, codes: pd.Series) -> None:
+        return None
+
+    def count_outcomes(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        return counts[None]
 
 
 @dataclass(frozen=True)
@@ -155,9 +199,13 @@ class MultiLabel(Labels):
 
     multi_label = True
     problem_type = "multi_label_classification"
+    noun, nouns, note, verb = "label", "labels", ", of which a row may have several", "is a label of"
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         return expit(logits)
+
+    def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
+        return logit(probabilities.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
 
     def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
         return probabilities > (0.5 if thresholds is None else thresholds)
@@ -203,9 +251,19 @@ class MultiLabel(Labels):
     def name(self, code: Any) -> str:
         return SEPARATOR.join(name for number, name in enumerate(self.classes) if code >> number & 1)
 
+    @staticmethod
+    def split(name: str) -> list[str]:
+        return name.split(SEPARATOR) if name else []
+
     def count(self, codes: pd.Series) -> np.ndarray:
         rows = codes[codes >= 0].value_counts()
         return rows.to_numpy() @ self.from_codes(rows.index)
+
+    def count_without(self, codes: pd.Series) -> int:
+        return int((codes == 0).sum())
+
+    def count_outcomes(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        return np.stack([counts, rows - counts], axis=1)
 
     def _to_array(self, codes: list[int]) -> np.ndarray:
         return np.array(codes, dtype=np.int64 if len(self.classes) <= INT64_CLASSES else object)
@@ -221,5 +279,9 @@ def equal_rows(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (labels == others).reshape(len(labels), -1).all(axis=1)
 
 
+def kind_of(multi_label: bool) -> type[Labels]:
+    return MultiLabel if multi_label else SingleLabel
+
+
 def make_labels(classes: Sequence[str], multi_label: bool) -> Labels:
-    return (MultiLabel if multi_label else SingleLabel)(tuple(classes))
+    return kind_of(multi_label)(tuple(classes))

@@ -61,6 +61,12 @@ def test_text_has_the_names_of_the_classes_and_nothing_for_none():
     assert labels.names(pd.Series([0, 5, 5, 2])).tolist() == ["", "joy|awe", "joy|awe", "fear"]
 
 
+def test_text_is_split_into_the_classes_that_it_names():
+    labels = MultiLabel(("joy", "fear", "awe"))
+    assert [labels.split(labels.name(code)) for code in (0, labels.code(1), 5)] == [[], ["fear"], ["joy", "awe"]]
+    assert SingleLabel(("joy|awe", "fear")).split("joy|awe") == ["joy|awe"], "the name of one class"
+
+
 def test_the_probability_of_a_set_is_that_of_all_its_decisions_together():
     probabilities = np.array([[0.9, 0.2], [0.5, 0.6]])
     labels = MultiLabel(("a", "b"))
