@@ -75,13 +75,11 @@ def test_loss_and_brier_agree_with_scikit_learn():
 def test_the_temperature_is_undone(temperature, classes):
     logits = np.random.default_rng(0).normal(0, 3, (200, classes))
     stored = softmax(logits / temperature, axis=1).round(6)
-    assert calibration.undo_temperature(np.zeros(len(stored), dtype=int), stored, temperature) == pytest.approx(
-        softmax(logits, axis=1), abs=2e-5
-    )
+    assert calibration.undo_temperature(LABELS, stored, temperature) == pytest.approx(softmax(logits, axis=1), abs=2e-5)
 
 
 def test_a_stored_0_is_undone_without_a_warning():
-    before = calibration.undo_temperature(np.zeros(2, dtype=int), np.array([[1.0, 0.0], [0.0, 0.0]]), 4.0)
+    before = calibration.undo_temperature(LABELS, np.array([[1.0, 0.0], [0.0, 0.0]]), 4.0)
     assert before == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
 
 
