@@ -214,7 +214,7 @@ def compute_results(inputs: Inputs, cases: pd.DataFrame, run: RunDescription) ->
         tuned=score_model(tuned),
         tuned_parameters=ParameterCounts(**summaries["tuned"]["parameters"]),
         comparison=compare_models(cases, task, confidence),
-        calibration=measure_calibration(tuned.gold, tuned.predicted, tuned.probabilities, temperature),
+        calibration=measure_calibration(tuned.gold, tuned.predicted, tuned.probabilities, tuned.labels, temperature),
         coverage=measure_coverage(tuned, validation),
         best_threshold=measure_best_threshold(tuned, validation),
         claims=nli.check_claims(cases, nli_task, confidence) if nli_task else None,

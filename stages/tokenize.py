@@ -57,7 +57,7 @@ def main() -> None:
         *special_tokens,
         *describe_chat(tokenizer, p.tokenize, base["name"]),
     ]
-    print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task.group)]))
+    print("\n".join(lines + [describe_warning(warning) for warning in find_warnings(summary, task)]))
 
 
 def read_tables(splits: params.Splits) -> dict[str, pa.Table]:
@@ -118,8 +118,7 @@ def measure_padding(lengths: np.ndarray, p: params.Params) -> PaddingShares:
 
 def describe_classes(task: Task) -> str:
     more = ", …" if len(task.classes) > 10 else ""
-    several = ", of which a row may have several" if task.multi_label else ""
-    return f"{len(task.classes)} {task.noun}{several}: {', '.join(task.classes[:10])}{more}"
+    return f"{len(task.classes)} {task.labels.nouns}{task.labels.note}: {', '.join(task.classes[:10])}{more}"
 
 
 def describe_dropped(summary: DataSummary) -> list[str]:

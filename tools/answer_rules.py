@@ -72,8 +72,6 @@ def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -
         return None
     if arguments.untuned:
         raise errors.UserError(f"{option}: uses the tuned model's validation rows; remove --untuned")
-    if arguments.best_threshold and len(settings.classes) != 2 and not settings.multi_label:
-        raise errors.UserError(f"{option}: needs an adapter with 2 classes; this one has {len(settings.classes)}")
     from stages.model.validation_summary import ValidationSummary
 
     summary = ValidationSummary.read(arguments.adapter)
@@ -86,7 +84,7 @@ def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -
         )
         return Rule(at_least)
     if summary.best_threshold is None:
-        raise errors.UserError(f"{arguments.adapter / 'validation.json'}: best_threshold: missing; run `dvc repro`")
+        raise errors.UserError(f"{option}: needs an adapter with 2 classes; this one has {len(settings.classes)}")
     thresholds, f1_macro = summary.best_threshold.value, summary.best_threshold.f1_macro
     if isinstance(thresholds, list):
         low, high = (find(range(len(thresholds)), key=thresholds.__getitem__) for find in (min, max))

@@ -27,12 +27,8 @@ def decide(labels: Labels, probabilities: np.ndarray, rule: Rule | None) -> tupl
     Returns:
         the answers as a label array; the probability that each is right, [rows], rounded to 1e-6.
     """
-    rounded = probabilities.round(6)
-    if rule is None or rule.thresholds is None:
-        answers = labels.decide(probabilities)
-    else:
-        above = rounded > rule.thresholds
-        answers = above if labels.multi_label else above[:, 1].astype(int)
+    rounded, thresholds = probabilities.round(6), rule.thresholds if rule else None
+    answers = labels.decide(probabilities if thresholds is None else rounded, thresholds)
     return answers, labels.answer_probability(rounded, answers).round(6)
 
 

@@ -12,6 +12,7 @@ from stages.analysis.multi_seed.comparison import compare_recipes
 from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
 from stages.data.confusion import count_classes
+from stages.data.labels import Labels
 from stages.report.comparison_page import RecipeComparison, recipe_letter
 from stages.report.render import shorten
 from stages.report.wording import interval_warnings
@@ -46,22 +47,22 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
     grouped, group_notes = group_by_recipe(runs)
     names = [name_recipe(number, members, grouped[0][0]) for number, members in enumerate(grouped)]
     texts = {*first.rows["gold"], *(answer for run in runs for answer in run.rows["predicted"])}
-    classes, labels = number_labels(texts, first.multi_label)
-    gold = np.array([labels[text] for text in first.rows["gold"]])
+    labels, codes = encode_labels(texts, first.kind)
+    gold = labels.from_codes(first.rows["gold"].map(codes))
     recipes = [
         Recipe(
             name,
             tuple(run.params["seed"] for run in members),
-            np.array([[labels[text] for text in run.rows["predicted"]] for run in members]),
+            np.array([labels.from_codes(run.rows["predicted"].map(codes)) for run in members]),
         )
         for name, members in zip(names, grouped, strict=True)
     ]
     confidence = confidence or float(first.params["analysis.confidence"])
-    metric = choose_leading_metric(gold, len(classes))
-    rows = GoldRows(gold, groups.to_numpy(), len(classes), metric)
+    metric = choose_leading_metric(gold, len(labels.classes))
+    rows = GoldRows(gold, groups.to_numpy(), len(labels.classes), metric)
     scores, differences = compare_recipes(recipes, rows, confidence)
-    known_classes = next((run.classes for run in runs if run.classes), classes)
-    counts = dict(zip(classes, count_classes(gold, gold, len(classes))[1].tolist(), strict=True))
+    known_classes = next((run.classes for run in runs if run.classes), labels.classes)
+    counts = dict(zip(labels.classes, count_classes(gold, gold, len(labels.classes))[1].tolist(), strict=True))
     class_rows = {name: counts.get(name, 0) for name in known_classes}
     return RecipeComparison(
         scores,
@@ -86,13 +87,12 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
     )
 
 
-def number_labels(texts: Set[str], multi_label: bool) -> tuple[list[str], dict[str, Any]]:
-    """The classes in these texts of `Run.rows`, and the label of each, as in a label array (`stages.data.labels`)."""
-    names = {text: split_labels(text) if multi_label else [text] for text in texts}
-    classes = sorted({name for parts in names.values() for name in parts})
-    if multi_label:
-        return classes, {text: np.array([name in parts for name in classes], bool) for text, parts in names.items()}
-    return classes, {name: number for number, name in enumerate(classes)}
+def encode_labels(texts: Set[str], kind: type[Labels]) -> tuple[Labels, dict[str, int]]:
+    """The classes in these texts of `Run.rows`, and the code of each text (see `stages.data.labels`)."""
+    names = {text: split_labels(text, kind) for text in texts}
+    labels = kind(tuple(sorted({name for parts in names.values() for name in parts})))
+    numbers = {name: number for number, name in enumerate(labels.classes)}
+    return labels, {text: sum(labels.code(numbers[name]) for name in parts) for text, parts in names.items()}
 
 
 def unknown_groups(run: Run) -> str:
@@ -116,11 +116,10 @@ def check_same_rows(first: Run, other: Run) -> None:
             f"{other.name}: its classes are {', '.join(other.classes)}, but those of {first.name} are "
             f"{', '.join(first.classes)}; compare runs of the same task"
         )
-    if first.multi_label != other.multi_label:
-        several, one = (first, other) if first.multi_label else (other, first)
+    if first.kind is not other.kind:
         raise errors.UserError(
-            f"{other.name}: a row of {several.name} may have several labels, and a row of {one.name} has one class; "
-            "compare runs of the same task"
+            f"{other.name}: its task is {other.kind.problem_type}, but that of {first.name} is "
+            f"{first.kind.problem_type}; compare runs of the same task"
         )
     columns = [*first.text_columns, "gold"]
     if not (first.has_texts and other.has_texts):

@@ -17,7 +17,7 @@ import dvc.api
 import pandas as pd
 import yaml
 
-from stages.data.labels import SEPARATOR, make_labels
+from stages.data.labels import Labels, SingleLabel, kind_of
 from stages.report.cases import FORMULA_STARTS, escape_formula
 from stages.runtime import errors, files
 from tools.git import run_git
@@ -43,7 +43,7 @@ class Run:
             known.
         classes: all class names in order, if they are known.
         has_texts: whether `rows` has the texts. Without them, all text_… are empty.
-        multi_label: whether a row may have several labels.
+        kind: of the labels of these rows.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Run:
     rows: pd.DataFrame
     classes: tuple[str, ...] | None
     has_texts: bool = True
-    multi_label: bool = False
+    kind: type[Labels] = SingleLabel
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -102,12 +102,12 @@ def read_run(name: str, cache: Path) -> Run:
     stages = lock.get("stages", {})
     outs = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
     check_finished(name, flatten(parameters), stages, outs)
-    rows, classes, multi_label = read_cached_rows(cache, outs[RESULTS])
+    rows, classes, kind = read_cached_rows(cache, outs[RESULTS])
     has_texts = rows is not None or lock_parameters(stages.get("analyze", {})).get("analysis.texts", "all") == "all"
     if rows is None:
         table, details = (read_locked_file(name, path, read_file(path), outs) for path in (CASES, DETAILS))
         rows = read_cases(name, table, parameters, has_texts)
-        multi_label = json.loads(details).get("multi_label", False)
+        kind = kind_of(json.loads(details).get("multi_label", False))
     deps = [dep for stage, entry in stages.items() if stage not in OTHER_STAGES for dep in entry.get("deps", [])]
     return Run(
         name,
@@ -118,7 +118,7 @@ def read_run(name: str, cache: Path) -> Run:
         rows,
         classes,
         has_texts,
-        multi_label,
+        kind,
     )
 
 
@@ -232,10 +232,10 @@ def parse_number(value: Any) -> Any:
         return value
 
 
-def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, ...] | None, bool]:
-    """Rows and classes of a run's predictions from DVC's cache, and whether a row may have several labels.
+def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, ...] | None, type[Labels]]:
+    """Rows, classes and kind of labels of a run's predictions from DVC's cache.
 
-    Without these predictions in the cache: (None, None, False).
+    Without these predictions in the cache, rows and classes are None, and the kind is unknown.
 
     Args:
         md5: of the folder `RESULTS`, from dvc.lock.
@@ -245,16 +245,16 @@ def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[
         return cache / "files/md5" / digest[:2] / digest[2:]
 
     if not cached_path(md5).is_file():
-        return None, None, False
+        return None, None, SingleLabel
     digests = {file["relpath"]: file["md5"] for file in json.loads(cached_path(md5).read_text())}
     path = cached_path(digests["predictions.parquet"])
     if not path.is_file():
-        return None, None, False
+        return None, None, SingleLabel
     table = files.read_table(path)
-    multi_label = not pd.api.types.is_integer_dtype(table["label"])
+    kind = kind_of(not pd.api.types.is_integer_dtype(table["label"]))
     classes = tuple(column.removeprefix("p_") for column in table if column.startswith("p_"))
     text_columns = [column for column in table if column.startswith("text_")]
-    labels = make_labels(classes, multi_label)
+    labels = kind(classes)
     codes = labels.from_lists(table[["label", "prediction"]])
     rows = table[["row", *text_columns, "group"]].assign(
         gold=labels.names(codes["label"]), predicted=labels.names(codes["prediction"])
@@ -262,13 +262,13 @@ def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[
     # As in cases.csv, so that both files of a run have equal texts.
     for column in (*text_columns, "gold", "predicted"):
         rows[column] = [escape_formula(text) for text in rows[column]]
-    return rows, classes if multi_label else tuple(map(escape_formula, classes)), multi_label
+    return rows, tuple(map(escape_formula, classes)), kind
 
 
-def split_labels(text: str) -> list[str]:
-    """The labels of a row of `Run.rows`, if it may have several."""
+def split_labels(text: str, kind: type[Labels]) -> list[str]:
+    """The labels of a row of `Run.rows`, escaped as in `Run.classes`."""
     whole = text[1:] if text.startswith("'") and text[1:].startswith(FORMULA_STARTS) else text  # see `escape_formula`
-    return whole.split(SEPARATOR) if whole else []
+    return [escape_formula(name) for name in kind.split(whole)]
 
 
 def read_cases(name: str, table: bytes, parameters: dict[str, Any], has_texts: bool) -> pd.DataFrame:

@@ -183,13 +183,15 @@ def scores(folder: Path) -> dict:
     import pandas as pd
 
     from stages.analysis.calibration import calibration_error, losses, measure_calibration, reliability
+    from stages.data.labels import SingleLabel
 
     table = pd.read_parquet(folder / "outs/results/tuned/predictions.parquet")
-    probabilities = table[[column for column in table if column.startswith("p_")]].to_numpy()
+    names = [column for column in table if column.startswith("p_")]
+    probabilities = table[names].to_numpy()
     gold, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
     summary = read(folder, "outs/results/train/summary.json")
     temperature = summary["temperature"]
-    calibration = measure_calibration(gold, predicted, probabilities, temperature)
+    calibration = measure_calibration(gold, predicted, probabilities, SingleLabel(tuple(names)), temperature)
     return {
         "accuracy": float((predicted == gold).mean()),
         "loss": float(losses(gold, probabilities).mean()),

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from stages.analysis.measures import measure_difference
-from stages.analysis.metrics import Estimate, Predictions, has_several_labels, has_two_classes
+from stages.analysis.metrics import Estimate, Predictions
 from stages.analysis.paired_difference import Difference
-from stages.data.thresholds import best_threshold, best_thresholds
+from stages.data.thresholds import choose_thresholds
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,14 @@ class ThresholdEffect:
 
 def measure_best_threshold(test: Predictions, validation: Predictions) -> ThresholdEffect | None:
     """Choose thresholds on the validation rows and measure them on the test rows: of two classes, or of each label."""
-    threshold: float | dict[str, float]
-    if has_several_labels(test):
-        thresholds = best_thresholds(validation.gold, validation.probabilities)
-        threshold = dict(zip(test.classes, thresholds.tolist(), strict=True))
-        changed = replace(test, predicted=test.probabilities > thresholds)
-    elif has_two_classes(test):
-        threshold = best_threshold(validation.gold, validation.probabilities[:, 1])
-        changed = replace(test, predicted=(test.probabilities[:, 1] > threshold).astype(int))
-    else:
+    thresholds = choose_thresholds(validation.gold, validation.probabilities)
+    if thresholds is None:
         return None
+    changed = replace(test, predicted=test.labels.decide(test.probabilities, thresholds))
     gain = measure_difference(
         "f1_macro", test.gold, changed.predicted, test.predicted, test.groups, len(test.classes), test.confidence
     )
-    micro = changed.f1_micro if has_several_labels(test) else None
-    return ThresholdEffect(threshold, changed.accuracy, changed.f1_macro, gain, micro)
+    if not isinstance(thresholds, list):
+        return ThresholdEffect(thresholds, changed.accuracy, changed.f1_macro, gain)
+    by_class = dict(zip(test.classes, thresholds, strict=True))
+    return ThresholdEffect(by_class, changed.accuracy, changed.f1_macro, gain, changed.f1_micro)

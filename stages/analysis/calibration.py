@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
 
 from stages.analysis.intervals import measure_share
-from stages.data.labels import equal_rows, make_labels
+from stages.data.labels import LEAST_PROBABILITY, Labels, equal_rows
 
 BINS = 10  # of the predicted class's probability
 MIN_BIN_ROWS = 30  # in a bin of the calibration curve: the interval of its accuracy is 36 points wide at most
-LEAST_PROBABILITY = 5e-7  # a stored 0 is any value below; its logarithm would be infinite
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,11 @@ class Calibration:
 
 
 def measure_calibration(
-    gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, temperature: dict[str, Any] | None
+    gold: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    labels: Labels,
+    temperature: dict[str, Any] | None,
 ) -> Calibration | None:
     """What the temperature changed; None if the model was not calibrated.
 
@@ -57,10 +59,10 @@ def measure_calibration(
     """
     if temperature is None:
         return None
-    before = undo_temperature(predicted, probabilities, temperature["value"])
+    before = undo_temperature(labels, probabilities, temperature["value"])
     without = ProbabilityScores(
         calibration_error=calibration_error(
-            reliability(equal_rows(predicted, gold), answer_probability(predicted, before))
+            reliability(equal_rows(predicted, gold), labels.answer_probability(before, predicted))
         ),
         loss=float(losses(gold, before).mean()),
         brier=float(squared_distances(gold, before).mean()),
@@ -68,23 +70,13 @@ def measure_calibration(
     return Calibration(temperature["value"], temperature["low"], temperature["high"], temperature["rows"], without)
 
 
-def answer_probability(predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Probability that each answer is right, [rows]: see `Labels.answer_probability`."""
-    names = tuple(map(str, range(probabilities.shape[1])))
-    return make_labels(names, predicted.ndim == 2).answer_probability(probabilities, predicted)
-
-
-def undo_temperature(predicted: np.ndarray, probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities before the logits were divided by `temperature`: softmax(T log p), [rows, classes].
+def undo_temperature(labels: Labels, probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities before the logits were divided by `temperature`, such as softmax(T log p): [rows, classes].
 
     A stored 0 counts as `LEAST_PROBABILITY`. With T above 1 its share is then 0 again. With T below 1 and many classes
-    such shares add up: the result is approximate. Of several labels a row, it is the sigmoid of T logit(p).
+    such shares add up: the result is approximate.
     """
-    if predicted.ndim == 2:
-        return expit(temperature * logit(probabilities.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)))
-    logits = temperature * np.log(np.maximum(probabilities, LEAST_PROBABILITY))
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    return labels.to_probabilities(temperature * labels.to_logits(probabilities))
 
 
 def losses(gold: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from stages.analysis.calibration import LEAST_PROBABILITY
-from stages.analysis.measures import has_several_labels
+from stages.data.labels import LEAST_PROBABILITY
 from stages.data.task import Task
 
 FALSE_SHARE = 0.5  # of the listed rows, at most this share should have a right label if the probabilities are right
@@ -42,7 +41,7 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     probabilities, labels = predictions[task.probability_columns].to_numpy(dtype=float), task.labels
     gold, answers = (labels.from_codes(predictions[column]) for column in ("label", "prediction"))
     rows, doubted = np.arange(len(gold)), {}
-    if has_several_labels(gold):
+    if task.multi_label:
         rows, numbers = np.divmod(np.arange(gold.size), len(task.classes))
         doubted = {"doubted": np.array(task.classes, dtype=object)[numbers]}
         gold, answers = gold.ravel().astype(int), answers.ravel().astype(int)

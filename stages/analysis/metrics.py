@@ -16,7 +16,6 @@ import pandas as pd
 from stages.analysis import measures, two_classes
 from stages.analysis.average_precision import average_precision_interval, average_precisions, mean_average_precision
 from stages.analysis.calibration import (
-    answer_probability,
     calibration_error,
     losses,
     reliability,
@@ -26,7 +25,7 @@ from stages.analysis.design_effects import design_effect
 from stages.analysis.intervals import Interval, mean_interval, measure_share
 from stages.analysis.label_f1 import MACRO, MICRO, WEIGHTED, Average
 from stages.data.confusion import count_classes, f1_macro, f1_micro, f1_per_class, f1_weighted
-from stages.data.labels import equal_rows
+from stages.data.labels import Labels, equal_rows, make_labels
 from stages.data.task import Task
 
 TOP = (3, 5)  # accuracies of the 3 and 5 most probable classes, if there are more than 5
@@ -76,6 +75,11 @@ class Predictions:
         )
 
     @property
+    def labels(self) -> Labels:
+        """The classes, and how many of them a row may have."""
+        return make_labels(self.classes, measures.has_several_labels(self.gold))
+
+    @property
     def accuracy(self) -> "Estimate":
         return Estimate(float(self.right.mean()), self.accuracy_interval())
 
@@ -99,7 +103,7 @@ class Predictions:
     @cached_property
     def answer_probability(self) -> np.ndarray:
         """Probability that each prediction is right, [rows]."""
-        return answer_probability(self.predicted, self.probabilities)
+        return self.labels.answer_probability(self.probabilities, self.predicted)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -232,7 +236,7 @@ def divide_counts(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def has_several_labels(p: Predictions) -> bool:
-    return measures.has_several_labels(p.gold)
+    return p.labels.multi_label
 
 
 def has_two_classes(p: Predictions) -> bool:

@@ -45,7 +45,7 @@ def build_plot_tables(
     tables["reliability_tuned"] = calibration_curve(right, probability, groups, confidence)
     if temperature is not None:
         answers = task.labels.from_codes(cases["tuned"])
-        before = undo_temperature(answers, cases[probability_columns(task)].to_numpy(), temperature)
+        before = undo_temperature(task.labels, cases[probability_columns(task)].to_numpy(), temperature)
         before = task.labels.answer_probability(before, answers)
         tables["reliability_uncalibrated"] = calibration_curve(right, before, groups, confidence)
     tables["coverage"] = coverage_curve(right, probability, groups, confidence)

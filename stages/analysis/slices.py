@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from stages.analysis.intervals import measure_share
-from stages.analysis.measures import has_several_labels
 from stages.analysis.text_terms import length_column
 from stages.data.task import Task
 
@@ -57,7 +56,7 @@ def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mappin
     """
     gold, least = task.labels.from_codes(cases["gold"]), 1 / len(task.classes)
     by_name: dict[str, Cut] = {"class": (task.classes, gold), **extra}
-    if has_several_labels(gold):
+    if task.multi_label:
         counts = np.minimum(gold.sum(axis=1), len(LABEL_COUNTS) - 1)
         by_name["number of labels"], least = (LABEL_COUNTS[: counts.max() + 1], counts), 0
     units = {column: "words" if length_column("words", column) in cases else "characters" for column in task.columns}

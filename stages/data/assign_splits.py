@@ -50,8 +50,8 @@ def check_slice(rows: Mapping[str, pd.DataFrame], splits: Splits, task: Task) ->
             more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
             raise UserError(
                 f"params.yaml: data.splits.train: {splits.train} has no row of {len(missing)} of the "
-                f"{len(classes[split])} {task.noun} of data.splits.{split} ({', '.join(names[:MOST_NAMED])}{more}), "
-                f"as in a sorted file; {suggest_holdout(rows, splits)}"
+                f"{len(classes[split])} {task.labels.nouns} of data.splits.{split} "
+                f"({', '.join(names[:MOST_NAMED])}{more}), as in a sorted file; {suggest_holdout(rows, splits)}"
             )
 
 

@@ -124,11 +124,6 @@ class DataSummary:
     max_length: int
     dropped_duplicates: DroppedDuplicates | None = None
 
-    @property
-    def noun(self) -> str:
-        """What several of the classes are called, as `Task.noun`."""
-        return "classes" if self.splits["train"].without_labels is None else "labels"
-
     @classmethod
     def from_json(cls, summary: Mapping[str, Any]) -> Self:
         splits = {split: SplitSummary.from_json(summary[split]) for split in SPLITS}
@@ -184,7 +179,7 @@ def summarize_split(
         tokens_longest=int(tokenized["full_length"].max()),
         classes=dict(zip(task.classes, task.labels.count(tokenized["label"]).tolist(), strict=True)),
         overlaps={split: count_overlap(tokenized, others, task) for split, others in earlier.items()},
-        without_labels=int((tokenized["label"] == 0).sum()) if task.multi_label else None,
+        without_labels=task.labels.count_without(tokenized["label"]),
     )
 
 

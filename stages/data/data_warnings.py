@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from stages.data.data_summary import DataSummary
-from stages.data.task import SPLITS
+from stages.data.labels import Labels
+from stages.data.task import SPLITS, Task
 
 MOST_NAMED = 5  # classes in a sentence; further ones are counted
 ADJECTIVES = {"train": "training", "validation": "validation", "test": "test"}
@@ -22,7 +23,7 @@ WITHOUT_CLASS = {
 }
 # {split whose classes differ from those of training: what it means}
 UNEVENLY_SHARED = {
-    "test": "The scores hold only for data whose {noun} are distributed as in the test rows.",
+    "test": "The scores hold only for data whose {nouns} are distributed as in the test rows.",
     "validation": "The best epoch and the temperature are chosen on rows unlike those of training.",
 }
 # Total variation distance beyond what chance makes. A classifier that finds 95% of the rows of one class and 70% of
@@ -60,23 +61,22 @@ class DataWarning:
     text: str
 
 
-def find_warnings(summary: DataSummary, group: str | None, is_own_test: bool = True) -> list[DataWarning]:
+def find_warnings(summary: DataSummary, task: Task, is_own_test: bool = True) -> list[DataWarning]:
     """Each fact about the rows that a reader should know before the scores, alarms first.
 
     Args:
-        group: `Task.group`.
         is_own_test: the test rows are of the same data as the training rows, so the user can split it otherwise.
     """
-    alarms = [DataWarning("alarm", text) for text in _unevenly_shared_classes(summary, is_own_test)]
-    texts = *_overlaps(summary, group), *_empty_texts(summary), *_rows_without_labels(summary)
+    alarms = [DataWarning("alarm", text) for text in _unevenly_shared_classes(summary, task.labels, is_own_test)]
+    texts = *_overlaps(summary, task.group), *_empty_texts(summary), *_rows_without_labels(summary)
     warnings = [DataWarning("warning", text) for text in texts]
     return sorted(
-        [*_missing_classes(summary), *alarms, *_truncated_texts(summary), *warnings],
+        [*_missing_classes(summary, task.labels), *alarms, *_truncated_texts(summary), *warnings],
         key=lambda warning: warning.level != "alarm",
     )
 
 
-def _missing_classes(summary: DataSummary) -> Iterator[DataWarning]:
+def _missing_classes(summary: DataSummary, labels: Labels) -> Iterator[DataWarning]:
     """An alarm, but a warning if a random sample of so few rows often lacks these classes."""
     train = summary.splits["train"]
     for split, meaning in WITHOUT_CLASS.items():
@@ -86,39 +86,36 @@ def _missing_classes(summary: DataSummary) -> Iterator[DataWarning]:
             expected = max(train.classes[name] for name in missing) / train.kept * counts.kept
             level: Level = "alarm" if split == "train" or expected >= MIN_EXPECTED else "warning"
             more = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
-            one = {"classes": "class", "labels": "label"}[summary.noun]
-            noun, pronoun = (f"the {one}", "it") if len(missing) == 1 else (f"one of the {summary.noun}", "them")
-            names = f"{noun} {', '.join(missing[:MOST_NAMED])}{more}"
+            which, pronoun = (
+                (f"the {labels.noun}", "it") if len(missing) == 1 else (f"one of the {labels.nouns}", "them")
+            )
+            names = f"{which} {', '.join(missing[:MOST_NAMED])}{more}"
             yield DataWarning(level, f"No {ADJECTIVES[split]} row has {names}: {meaning} {pronoun}.")
 
 
-def _unevenly_shared_classes(summary: DataSummary, is_own_test: bool) -> Iterator[str]:
+def _unevenly_shared_classes(summary: DataSummary, labels: Labels, is_own_test: bool) -> Iterator[str]:
     """A sentence about the test rows, or else about the validation rows, if their classes are not those of training."""
     rows = {split: np.array(list(summary.splits[split].classes.values())) for split in SPLITS}
-    several = summary.noun == "labels"
-    sizes = {split: summary.splits[split].kept if several else counts.sum() for split, counts in rows.items()}
+    outcomes = {split: labels.count_outcomes(counts, summary.splits[split].kept) for split, counts in rows.items()}
+    sizes = {split: counts.sum(axis=1) for split, counts in outcomes.items()}
     shares = {split: counts / sizes[split] for split, counts in rows.items()}
     for split, meaning in UNEVENLY_SHARED.items():
-        differences = np.abs(shares[split] - shares["train"])
-        if several:
-            train, other = (np.stack([rows[name], sizes[name] - rows[name]], axis=1) for name in ("train", split))
-            differ = [differ_in_classes(*pair, len(train)) for pair in zip(train, other, strict=True)]
-            differences = differences * differ
-            distance = differences.max()
-        else:
-            distance = differences.sum() / 2 * differ_in_classes(rows["train"], rows[split])
-        if not distance:
+        train, other = outcomes["train"], outcomes[split]
+        differ = [differ_in_classes(*pair, tests=len(train)) for pair in zip(train, other, strict=True)]
+        if not any(differ):
             continue
-        widest = int(differences.argmax())
+        gaps = np.abs(other / sizes[split][:, None] - train / sizes["train"][:, None])
+        distance = (gaps.sum(axis=1) / 2)[differ].max()
+        widest = int((np.abs(shares[split] - shares["train"]) * differ).argmax())
         listed = [f"{shares[name][widest]:.1%} of the {ADJECTIVES[name]} rows" for name in SPLITS]
-        verb = "is a label of" if several else "is"
-        sentence = f"{list(summary.splits[split].classes)[widest]} {verb} {listed[0]}, {listed[1]} and {listed[2]}"
-        alarm = f"The {summary.noun} are shared out differently: {sentence}. {meaning.format(noun=summary.noun)}"
+        name = list(summary.splits[split].classes)[widest]
+        sentence = f"{name} {labels.verb} {listed[0]}, {listed[1]} and {listed[2]}"
+        alarm = f"The {labels.nouns} are shared out differently: {sentence}. {meaning.format(nouns=labels.nouns)}"
         if split == "test" and not is_own_test:
             yield alarm
         elif distance > MOSTLY_DIFFERENT:
             yield (
-                f"Training and {ADJECTIVES[split]} rows have mostly different {summary.noun}: {sentence}. A sorted "
+                f"Training and {ADJECTIVES[split]} rows have mostly different {labels.nouns}: {sentence}. A sorted "
                 "file gives such splits if it is sliced in file order: hold rows out by data.holdout instead."
             )
         else:

@@ -159,8 +159,7 @@ def resolve_unlabelled(rows: pd.DataFrame, unlabelled: str, task: Task) -> pd.Da
     """
     if unlabelled == "drop":
         return rows[rows["label"] != NO_LABEL]
-    labels = task.labels
-    code = labels.to_codes(labels.only(task.classes.index(unlabelled)))[0]
+    code = task.labels.code(task.classes.index(unlabelled))
     return rows.assign(label=rows["label"].replace(NO_LABEL, code))
 
 

@@ -228,26 +228,40 @@ def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:
     """
     codes = _match_labels(labels, classes) if labels.class_names is None else _match_names(labels, classes)
     numbers = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
-    return numbers if labels.missing is None else _join_labels(labels, numbers, labels.missing, classes)
+    place = f"data: split '{labels.split}'"
+    if labels.missing is not None:
+        twice = pd.DataFrame({"row": labels.values.index, "number": numbers}).duplicated().to_numpy()
+        if twice.any():
+            value, row = labels.values.iloc[twice.argmax()], labels.values.index[twice.argmax()]
+            raise UserError(f"{place}: column '{labels.column}' has {value!r} twice in row {row}; name each label once")
+    return join_labels(labels, numbers, classes, place)
 
 
-def _join_labels(labels: LabelColumn, numbers: np.ndarray, missing: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The codes of rows with several labels; numbers: of each label's class, int64 [labels]."""
-    rows, place = labels.values.index.to_numpy(), f"data: split '{labels.split}': column '{labels.column}'"
-    twice = pd.DataFrame({"row": rows, "number": numbers}).duplicated().to_numpy()
-    if twice.any():
-        first = twice.argmax()
-        raise UserError(f"{place} has {labels.values.iloc[first]!r} twice in row {rows[first]}; name each label once")
-    unlabelled, sizes = numbers == NO_LABEL, np.bincount(rows, minlength=len(missing))
-    mixed = unlabelled & (sizes[rows] > 1)
+def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str], place: str) -> np.ndarray:
+    """Code of each row's label, [rows].
+
+    Args:
+        numbers: class of each label of `labels`, or `NO_LABEL`: int64 [labels]. Several labels of a row may have the
+            same.
+        place: file and split, for errors.
+
+    Raises:
+        UserError: a row has labels and a mark of a row without a gold label.
+    """
+    if labels.missing is None:
+        return numbers
+    rows, unlabelled = labels.values.index.to_numpy(), numbers == NO_LABEL
+    mixed = unlabelled & (np.bincount(rows, minlength=len(labels.missing))[rows] > 1)
     if mixed.any():
-        first = mixed.argmax()
-        mark = labels.values.iloc[first] or "an empty value"
-        raise UserError(f"{place} has {mark} next to labels in row {rows[first]}; it marks a row without a gold label")
-    has_class = np.zeros((len(missing), len(classes)), dtype=np.bool_)
+        mark, row = labels.values.iloc[mixed.argmax()] or "an empty value", rows[mixed.argmax()]
+        raise UserError(
+            f"{place}: column '{labels.column}' has {mark} next to labels in row {row}; it marks a row without a gold "
+            "label"
+        )
+    has_class = np.zeros((len(labels.missing), len(classes)), dtype=np.bool_)
     has_class[rows[~unlabelled], numbers[~unlabelled]] = True
     codes = MultiLabel(tuple(classes)).to_codes(has_class)
-    codes[missing] = codes[rows[unlabelled]] = NO_LABEL
+    codes[labels.missing] = codes[rows[unlabelled]] = NO_LABEL
     return codes
 
 

@@ -20,10 +20,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 
 SEPARATOR = "|"  # between the classes of a row, in text; no name of a class may contain it
+LEAST_PROBABILITY = 5e-7  # a stored 0 is any value below; its logarithm would be infinite
 INT64_CLASSES = 62  # codes of more classes are Python's integers
+
+Thresholds = float | list[float]  # of the second of two classes; or [classes], if a row may have several
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,35 @@ class Labels(ABC):
         classes: names, in the order of their numbers.
         multi_label: whether a row may have several classes or none.
         problem_type: transformers' name for it, in the model's config.
+        noun, nouns: what one and several of the classes are called, for readers.
+        note: what follows the number of classes.
+        verb: between a class and the rows that have it.
     """
 
     classes: tuple[str, ...]
     multi_label: ClassVar[bool]
     problem_type: ClassVar[str]
+    noun: ClassVar[str]
+    nouns: ClassVar[str]
+    note: ClassVar[str]
+    verb: ClassVar[str]
 
     @abstractmethod
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Probability of each class, from the model's outputs: [rows, classes]."""
 
     @abstractmethod
-    def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """The answers to rows with these probabilities [rows, classes], as a label array."""
+    def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
+        """Outputs that have these probabilities: [rows, classes]. A stored 0 counts as `LEAST_PROBABILITY`."""
+
+    @abstractmethod
+    def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
+        """The answers to rows with these probabilities [rows, classes], as a label array.
+
+        Args:
+            thresholds: above it, a row has the second of two classes; or the class, if it may have several. None: the
+                most probable class, or 0.5.
+        """
 
     @abstractmethod
     def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
@@ -62,8 +81,8 @@ class Labels(ABC):
         """
 
     @abstractmethod
-    def only(self, number: int) -> np.ndarray:
-        """The label array of one row that has only this class."""
+    def code(self, number: int) -> int:
+        """The code of a row that has only this class."""
 
     @abstractmethod
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
@@ -89,6 +108,11 @@ class Labels(ABC):
     def name(self, code: Any) -> str:
         """The label that a code means, for readers."""
 
+    @staticmethod
+    @abstractmethod
+    def split(name: str) -> list[str]:
+        """The classes in the `name` of a code."""
+
     def names(self, codes: pd.Series) -> pd.Series:
         """`name` of each code."""
         return codes.map({code: self.name(code) for code in codes.unique()})
@@ -97,6 +121,19 @@ class Labels(ABC):
     def count(self, codes: pd.Series) -> np.ndarray:
         """Number of rows that have each class, int [classes]. Rows without a gold label don't count."""
 
+    @abstractmethod
+    def count_without(self, codes: pd.Series) -> int | None:
+        """Number of rows that have no class; None if each row has one."""
+
+    @abstractmethod
+    def count_outcomes(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        """Rows with each outcome of each decision: which class, or whether each class. int [decisions, outcomes].
+
+        Args:
+            counts: rows that have each class, int [classes].
+            rows: of which each has a label.
+        """
+
 
 @dataclass(frozen=True)
 class SingleLabel(Labels):
@@ -104,12 +141,16 @@ class SingleLabel(Labels):
 
     multi_label = False
     problem_type = "single_label_classification"
+    noun, nouns, note, verb = "class", "classes", "", "is"
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         return softmax(logits, axis=1)
 
-    def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        return probabilities.argmax(axis=1)
+    def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+
+    def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
+        return probabilities.argmax(axis=1) if thresholds is None else (probabilities[:, 1] > thresholds).astype(int)
 
     def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
         return logits.argmax(axis=1)
@@ -117,8 +158,8 @@ class SingleLabel(Labels):
     def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
         return probabilities[np.arange(len(answers)), answers]
 
-    def only(self, number: int) -> np.ndarray:
-        return np.array([number])
+    def code(self, number: int) -> int:
+        return number
 
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
         return labels
@@ -138,8 +179,18 @@ class SingleLabel(Labels):
     def name(self, code: Any) -> str:
         return self.classes[code]
 
+    @staticmethod
+    def split(name: str) -> list[str]:
+        return [name]
+
     def count(self, codes: pd.Series) -> np.ndarray:
         return np.bincount(codes[codes >= 0], minlength=len(self.classes))
+
+    def count_without(self, codes: pd.Series) -> None:
+        return None
+
+    def count_outcomes(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        return counts[None]
 
 
 @dataclass(frozen=True)
@@ -148,13 +199,16 @@ class MultiLabel(Labels):
 
     multi_label = True
     problem_type = "multi_label_classification"
+    noun, nouns, note, verb = "label", "labels", ", of which a row may have several", "is a label of"
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         return expit(logits)
 
-    def decide(self, probabilities: np.ndarray, thresholds: float | np.ndarray = 0.5) -> np.ndarray:
-        """The classes whose probability is above the threshold, or above its own one of [classes]."""
-        return probabilities > thresholds
+    def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
+        return logit(probabilities.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
+
+    def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
+        return probabilities > (0.5 if thresholds is None else thresholds)
 
     def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
         return logits > 0
@@ -163,8 +217,8 @@ class MultiLabel(Labels):
         """As if the classes were independent: the product of p for a class of the answer, and 1 - p for the others."""
         return np.where(answers, probabilities, 1 - probabilities).prod(axis=1)
 
-    def only(self, number: int) -> np.ndarray:
-        return np.arange(len(self.classes))[None] == number
+    def code(self, number: int) -> int:
+        return 1 << number
 
     def to_codes(self, labels: np.ndarray) -> np.ndarray:
         bits = np.packbits(labels, axis=1, bitorder="little")
@@ -197,9 +251,19 @@ class MultiLabel(Labels):
     def name(self, code: Any) -> str:
         return SEPARATOR.join(name for number, name in enumerate(self.classes) if code >> number & 1)
 
+    @staticmethod
+    def split(name: str) -> list[str]:
+        return name.split(SEPARATOR) if name else []
+
     def count(self, codes: pd.Series) -> np.ndarray:
         rows = codes[codes >= 0].value_counts()
         return rows.to_numpy() @ self.from_codes(rows.index)
+
+    def count_without(self, codes: pd.Series) -> int:
+        return int((codes == 0).sum())
+
+    def count_outcomes(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        return np.stack([counts, rows - counts], axis=1)
 
     def _to_array(self, codes: list[int]) -> np.ndarray:
         return np.array(codes, dtype=np.int64 if len(self.classes) <= INT64_CLASSES else object)
@@ -215,5 +279,9 @@ def equal_rows(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (labels == others).reshape(len(labels), -1).all(axis=1)
 
 
+def kind_of(multi_label: bool) -> type[Labels]:
+    return MultiLabel if multi_label else SingleLabel
+
+
 def make_labels(classes: Sequence[str], multi_label: bool) -> Labels:
-    return (MultiLabel if multi_label else SingleLabel)(tuple(classes))
+    return kind_of(multi_label)(tuple(classes))

@@ -40,11 +40,6 @@ class Task:
         return make_labels(self.classes, self.multi_label)
 
     @property
-    def noun(self) -> str:
-        """What several of the classes are called, for readers."""
-        return "labels" if self.multi_label else "classes"
-
-    @property
     def columns(self) -> tuple[str, ...]:
         """The data set's columns that the template names, in its order."""
         return parse_columns(self.template)

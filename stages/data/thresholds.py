@@ -5,9 +5,22 @@ from collections.abc import Callable
 import numpy as np
 
 from stages.data.confusion import f1_per_class
+from stages.data.labels import Thresholds
 
 
-def best_thresholds(gold: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def choose_thresholds(gold: np.ndarray, probabilities: np.ndarray) -> Thresholds | None:
+    """The best thresholds on these rows. None if there are more than two classes, of which a row has one.
+
+    Args:
+        gold: label array (see `labels`).
+        probabilities: [rows, classes].
+    """
+    if gold.ndim == 2:
+        return best_thresholds(gold, probabilities)
+    return best_threshold(gold, probabilities[:, 1]) if probabilities.shape[1] == 2 else None
+
+
+def best_thresholds(gold: np.ndarray, scores: np.ndarray) -> list[float]:
     """The threshold of each label with the highest F1 of this label on these rows, else as `best_threshold`: [labels].
 
     Args:
@@ -15,7 +28,7 @@ def best_thresholds(gold: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scores: probabilities of the labels, [rows, labels].
     """
     columns = zip(gold.T.astype(int), scores.T, strict=True)
-    return np.array([_find_best(*column, lambda f1: f1[:, 1]) for column in columns])
+    return [_find_best(*column, lambda f1: f1[:, 1]) for column in columns]
 
 
 def best_threshold(gold: np.ndarray, scores: np.ndarray) -> float:

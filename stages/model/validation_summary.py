@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stages.data.confusion import count_classes, f1_macro
 from stages.data.labels import Labels
-from stages.data.thresholds import best_threshold, best_thresholds
+from stages.data.thresholds import choose_thresholds
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
 
@@ -43,16 +43,11 @@ class ValidationSummary(params.Section):
         probabilities = probabilities.round(6)  # as `tools.predict` prints them
         of_answers = labels.answer_probability(probabilities, labels.decide(probabilities))
         quantiles = np.quantile(of_answers, np.linspace(0, 1, QUANTILES)).round(6)
-        threshold = None
-        if gold.ndim == 2:
-            values = best_thresholds(gold, probabilities)
-            counts = count_classes(gold, probabilities > values, len(labels.classes))
-            threshold = BestThreshold(value=values.tolist(), f1_macro=float(np.nan_to_num(f1_macro(counts))))
-        elif probabilities.shape[1] == 2:
-            value = best_threshold(gold, probabilities[:, 1])
-            counts = count_classes(gold, (probabilities[:, 1] > value).astype(int), 2)
-            threshold = BestThreshold(value=value, f1_macro=float(f1_macro(counts)))
-        return cls(rows=len(gold), probability_quantiles=quantiles.tolist(), best_threshold=threshold)
+        best, thresholds = None, choose_thresholds(gold, probabilities)
+        if thresholds is not None:
+            counts = count_classes(gold, labels.decide(probabilities, thresholds), len(labels.classes))
+            best = BestThreshold(value=thresholds, f1_macro=float(np.nan_to_num(f1_macro(counts))))
+        return cls(rows=len(gold), probability_quantiles=quantiles.tolist(), best_threshold=best)
 
     @classmethod
     def read(cls, adapter: Path) -> Self:

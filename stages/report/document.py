@@ -159,7 +159,7 @@ def alarms_section(results: Results, cases: pd.DataFrame, run: RunDescription) -
 
 
 def list_warnings(data: DataSummary, run: RunDescription) -> list[DataWarning]:
-    return find_warnings(data, run.task.group, is_own_test=run.tested is None)
+    return find_warnings(data, run.task, is_own_test=run.tested is None)
 
 
 def scores_section(results: Results, run: RunDescription) -> Context:

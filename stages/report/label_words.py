@@ -1,6 +1,6 @@
-"""The words of the reports that differ between rows with one class and rows with any number of them.
+"""The words that differ between rows with one class and rows with any number of them, in reports and `tools.init`.
 
-All other modules of this package ask `words_of`. Without it, a text is true of both.
+They ask `words_of`. Without it, a text is true of both. `Labels` has the words of the stages before `analyze`.
 """
 
 import math
@@ -31,7 +31,10 @@ class LabelWords:
         cells: more about its cells; empty for nothing.
         all_gold: the choice of the page's filter that leaves out no row.
         threshold: heading of what the best threshold would change.
-        classes: about the number of classes, in the recipe.
+        an_accuracy: the score, with its article.
+        share_of_rest: of the rows that have a class which is not listed; it has a place for the share.
+        contradiction: how duplicates of a row contradict one another.
+        to_probabilities, decide: code of the model card, from logits to an answer.
     """
 
     task: str
@@ -44,7 +47,11 @@ class LabelWords:
     cells: str
     all_gold: str
     threshold: str
-    classes: str
+    an_accuracy: str
+    share_of_rest: str
+    contradiction: str
+    to_probabilities: str
+    decide: str
     titles: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -59,7 +66,11 @@ SINGLE = LabelWords(
     cells="",
     all_gold="all classes",
     threshold="The threshold between the two classes",
-    classes="",
+    an_accuracy="an accuracy",
+    share_of_rest="{:6.1%} in",
+    contradiction="of several classes",
+    to_probabilities="softmax(-1)",
+    decide="model.config.id2label[int(probabilities.argmax())]",
 )
 SEVERAL = LabelWords(
     task="gives a text any number of {} classes, or none",
@@ -73,7 +84,11 @@ SEVERAL = LabelWords(
     cells=" A row with several classes counts in several cells, so a cell off the diagonal need not be an error.",
     all_gold="all sets of classes",
     threshold="A threshold for each class",
-    classes=", of which a row may have several",
+    an_accuracy="a subset accuracy",
+    share_of_rest="   and",  # classes of a row overlap
+    contradiction="with different labels",
+    to_probabilities="sigmoid()",
+    decide="[name for i, name in model.config.id2label.items() if probabilities[i] > 0.5]",
     titles={
         "accuracy": "subset accuracy",
         "loss": "loss (mean binary cross-entropy)",

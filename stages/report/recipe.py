@@ -5,7 +5,6 @@ from typing import Any
 from stages.data.data_summary import DataSummary
 from stages.data.holdout import list_sizes
 from stages.data.task import SPLITS, Task
-from stages.report.label_words import words_of
 from stages.report.run_description import RunDescription, Source, TestedData
 
 MAX_CLASSES = 20  # by name; further ones are counted
@@ -105,7 +104,7 @@ def _origin(run: RunDescription, split: str) -> str:
 
 def _classes(task: Task) -> str:
     names = ", ".join(task.classes[:MAX_CLASSES]) + (", …" if len(task.classes) > MAX_CLASSES else "")
-    return f"{len(task.classes)}{words_of(task.labels).classes}: {names}"
+    return f"{len(task.classes)}{task.labels.note}: {names}"
 
 
 def _section(values: dict[str, Any]) -> str:

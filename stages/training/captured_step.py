@@ -170,8 +170,8 @@ class CapturedStep:
         fillers = {"input_ids": self.pad_id, "labels": IGNORE_INDEX, "batch_positions": 0}
         pad, filled = torch.nn.functional.pad, dict(part)
         for name in fillers.keys() & part.keys():
-            sides = (0, missing) if part[name].ndim == 1 else (0, 0, 0, missing)
-            filled[name] = pad(part[name], sides, value=fillers[name])
+            of_rows = (0, 0) * (part[name].ndim - 1) + (0, missing)  # the first dimension is the last pair
+            filled[name] = pad(part[name], of_rows, value=fillers[name])
         return filled
 
     def capture(self, parts: list[Part]) -> None:

@@ -7,8 +7,11 @@ from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
 from stages.analysis import calibration
+from stages.data.labels import SingleLabel
 from stages.report import render
 from stages.report.figures.reliability import draw_reliability
+
+LABELS = SingleLabel(("a", "b", "c"))
 
 
 def test_reliability_by_hand():
@@ -72,13 +75,11 @@ def test_loss_and_brier_agree_with_scikit_learn():
 def test_the_temperature_is_undone(temperature, classes):
     logits = np.random.default_rng(0).normal(0, 3, (200, classes))
     stored = softmax(logits / temperature, axis=1).round(6)
-    assert calibration.undo_temperature(np.zeros(len(stored), dtype=int), stored, temperature) == pytest.approx(
-        softmax(logits, axis=1), abs=2e-5
-    )
+    assert calibration.undo_temperature(LABELS, stored, temperature) == pytest.approx(softmax(logits, axis=1), abs=2e-5)
 
 
 def test_a_stored_0_is_undone_without_a_warning():
-    before = calibration.undo_temperature(np.zeros(2, dtype=int), np.array([[1.0, 0.0], [0.0, 0.0]]), 4.0)
+    before = calibration.undo_temperature(LABELS, np.array([[1.0, 0.0], [0.0, 0.0]]), 4.0)
     assert before == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
 
 
@@ -88,7 +89,7 @@ def test_calibration_has_the_scores_without_the_temperature():
     after = rng.dirichlet([1, 1, 1], 5000).round(6)
     gold = (after.cumsum(axis=1) < rng.random((5000, 1))).sum(axis=1).clip(max=2)
     temperature = {"value": 4.0, "low": 3.5, "high": 4.6, "rows": 100}
-    result = calibration.measure_calibration(gold, after.argmax(axis=1), after, temperature)
+    result = calibration.measure_calibration(gold, after.argmax(axis=1), after, LABELS, temperature)
     assert (result.temperature, result.low, result.high, result.rows) == (4.0, 3.5, 4.6, 100)
     before = softmax(4 * np.log(np.maximum(after, 5e-7)), axis=1)
     right = after.argmax(axis=1) == gold
@@ -100,7 +101,7 @@ def test_calibration_has_the_scores_without_the_temperature():
 
 
 def test_a_model_without_a_temperature_has_no_calibration():
-    assert calibration.measure_calibration(np.array([0]), np.array([0]), np.array([[0.9, 0.1]]), None) is None
+    assert calibration.measure_calibration(np.array([0]), np.array([0]), np.array([[0.9, 0.1]]), LABELS, None) is None
 
 
 def test_the_picture_has_the_interval_of_each_bin():

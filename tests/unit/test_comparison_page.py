@@ -12,7 +12,7 @@ from stages.analysis.leading_metric import choose_leading_metric
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, compare_recipes
 from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe
-from stages.data.labels import make_labels
+from stages.data.labels import MultiLabel, SingleLabel, make_labels
 from stages.report import comparison_page, render
 from stages.report.cases import escape_formula
 from stages.report.comparison_page import RecipeComparison
@@ -302,8 +302,8 @@ def run_of_labels(name, seed, lora_rank, right):
     rows = pd.DataFrame({"row": range(240), "text_text": [f"row {row}" for row in range(240)], "group": range(240)})
     rows = rows.assign(gold=list(map(escape_formula, gold)), predicted=list(map(escape_formula, predicted)))
     parameters = {"seed": seed, "lora.r": lora_rank, "analysis.confidence": 0.95, "data.group": None}
-    classes = ("=a", "b", "c", "never")
-    return Run(name, "", parameters, {}, dict.fromkeys(INPUTS, "a"), rows, classes, multi_label=True)
+    classes = ("'=a", "b", "c", "never")
+    return Run(name, "", parameters, {}, dict.fromkeys(INPUTS, "a"), rows, classes, kind=MultiLabel)
 
 
 def test_runs_with_several_labels_a_row_are_compared_in_micro_f1():
@@ -315,7 +315,7 @@ def test_runs_with_several_labels_a_row_are_compared_in_micro_f1():
     comparison = compare_runs(runs, None, [])
     (difference,) = comparison.differences
     assert comparison.metric == "f1_micro" and difference.verdict == "better"
-    assert comparison.class_rows == {"=a": 90, "b": 120, "c": 60, "never": 0}, "the escaped first label is the same one"
+    assert comparison.class_rows == {"'=a": 90, "b": 120, "c": 60, "never": 0}
     printed = comparison_page.render_markdown(comparison)
     assert "2 recipes on the same 240 test rows" in printed and "|metric:micro F1|" in printed
     assert re.search(r"\| subset accuracy +\| micro F1 +\| macro F1 +\|", printed) and "weighted F1" not in printed
@@ -326,8 +326,8 @@ def test_runs_with_several_labels_a_row_are_compared_in_micro_f1():
 
 def test_runs_with_one_label_and_with_several_labels_a_row_cannot_be_compared():
     first, other = run_of_labels("a", 1, 8, 0.6), run_of_labels("b", 1, 8, 0.6)
-    with pytest.raises(UserError, match=r"b: a row of a may have several labels, and a row of b has one class"):
-        compare_runs([first, replace(other, multi_label=False)], None, [])
+    with pytest.raises(UserError, match=r"b: its task is single_label_.*, but that of a is multi_label_"):
+        compare_runs([first, replace(other, kind=SingleLabel)], None, [])
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -340,16 +340,16 @@ def test_predictions_from_the_cache_and_from_the_cases_in_git_are_equal(tmp_path
         (tmp_path / "files/md5" / folder).mkdir(parents=True)
     table.assign(**{f"p_{name}": 0.5 for name in labels.classes}).to_parquet(tmp_path / "files/md5/cd/e")
     (tmp_path / "files/md5/ab/c").write_text(json.dumps([{"relpath": "predictions.parquet", "md5": "cde"}]))
-    cached, classes, is_multi_label = read_runs.read_cached_rows(tmp_path, "abc")
+    cached, classes, kind = read_runs.read_cached_rows(tmp_path, "abc")
     gold, tuned = (labels.names(codes[name]).map(escape_formula) for name in codes)
     cases = pd.DataFrame({"row": range(4), "text_text": list("wxyz"), "gold": gold, "tuned": tuned})
     from_git = read_runs.read_cases("run", cases.to_csv(index=False).encode(), {"data": {"group": None}}, True)
     pd.testing.assert_frame_equal(cached, from_git, check_like=True, check_dtype=False)
-    assert is_multi_label == multi_label and len(classes) == 3
+    assert kind is type(labels) and classes == ("'=a", "b", "c")
     if multi_label:
         assert cached["gold"].tolist() == ["", "'=a|c", "'=a|b|c", "'=a|b"]
-        assert list(map(read_runs.split_labels, cached["gold"])) == [[], ["=a", "c"], ["=a", "b", "c"], ["=a", "b"]]
-        assert classes == ("=a", "b", "c")
+        split = [read_runs.split_labels(text, kind) for text in cached["gold"]]
+        assert split == [[], ["'=a", "c"], ["'=a", "b", "c"], ["'=a", "b"]]
 
 
 def test_a_file_of_git_must_be_the_one_that_the_lock_names():

@@ -7,6 +7,7 @@ import pytest
 
 from stages.data.data_summary import DataSummary, Overlap, PaddingShares, SplitSummary
 from stages.data.data_warnings import differ_in_classes, find_warnings, pool_rare_classes
+from stages.data.task import Task
 
 TRAIN = SplitSummary(
     rows=20, chosen=20, unlabelled=0, dropped=0, kept=20, empty={"text": 0}, truncated=0, tokens=100, tokens_mean=5.0,
@@ -19,10 +20,12 @@ CLEAN = {
 }
 
 
-def warnings_for(group=None, **changes):
+def warnings_for(group=None, multi_label=False, **changes):
     """The warnings about a summary in which nothing is wrong, except for the changed attributes of each split."""
     splits = {name: replace(split, **changes.get(name, {})) for name, split in CLEAN.items()}
-    found = find_warnings(DataSummary(splits, PaddingShares(0.1, 0.2, 0.8), 128), group)
+    found = find_warnings(
+        DataSummary(splits, PaddingShares(0.1, 0.2, 0.8), 128), Task(("a", "b"), "{text}", group, multi_label)
+    )
     return [(warning.level, warning.text) for warning in found]
 
 
@@ -148,7 +151,7 @@ def several(train, test, rows=1000, **changes):
     counts = {"train": train, "validation": train, "test": test}
     labels = {split: dict(zip("abcdef", of_split, strict=False)) for split, of_split in counts.items()}
     of_rows = {"kept": rows, "without_labels": 0} | changes
-    return warnings_for(**{split: {"classes": labels[split], **of_rows} for split in counts})
+    return warnings_for(multi_label=True, **{split: {"classes": labels[split], **of_rows} for split in counts})
 
 
 def test_shares_of_labels_are_of_the_rows_and_each_label_is_compared_by_itself():
@@ -173,7 +176,7 @@ def test_fewer_than_one_in_a_hundred_random_splits_of_labels_raise_an_alarm(labe
             split: dict(zip(map(str, range(labels)), rng.binomial(n, shares), strict=True)) for split, n in rows.items()
         }
         changes = {split: {"classes": counts[split], "kept": n, "without_labels": 0} for split, n in rows.items()}
-        alarms += any("shared out" in text for _, text in warnings_for(**changes))
+        alarms += any("shared out" in text for _, text in warnings_for(multi_label=True, **changes))
     assert alarms < 2
 
 

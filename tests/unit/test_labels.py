@@ -61,13 +61,25 @@ def test_text_has_the_names_of_the_classes_and_nothing_for_none():
     assert labels.names(pd.Series([0, 5, 5, 2])).tolist() == ["", "joy|awe", "joy|awe", "fear"]
 
 
+def test_text_is_split_into_the_classes_that_it_names():
+    labels = MultiLabel(("joy", "fear", "awe"))
+    assert [labels.split(labels.name(code)) for code in (0, labels.code(1), 5)] == [[], ["fear"], ["joy", "awe"]]
+    assert SingleLabel(("joy|awe", "fear")).split("joy|awe") == ["joy|awe"], "the name of one class"
+
+
 def test_the_probability_of_a_set_is_that_of_all_its_decisions_together():
     probabilities = np.array([[0.9, 0.2], [0.5, 0.6]])
     labels = MultiLabel(("a", "b"))
     answers = labels.decide(probabilities)
     assert answers.tolist() == [[True, False], [False, True]]
     assert labels.answer_probability(probabilities, answers) == pytest.approx([0.9 * 0.8, 0.5 * 0.6])
-    assert labels.decide(probabilities, np.array([0.95, 0.1])).tolist() == [[False, True], [False, True]]
+    assert labels.decide(probabilities, [0.95, 0.1]).tolist() == [[False, True], [False, True]]
+
+
+def test_a_threshold_replaces_the_most_probable_of_two_classes():
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6]])
+    labels = SingleLabel(("a", "b"))
+    assert [labels.decide(probabilities, edge).tolist() for edge in (None, 0.05, 0.1)] == [[0, 1], [1, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("kind", [SingleLabel, MultiLabel])

@@ -523,7 +523,6 @@ def test_the_summary_has_the_best_threshold_of_two_classes_and_its_score(tmp_pat
     ("options", "message"),
     [
         (["--coverage", "0.9"], r"validation\.json: missing; an earlier version made this adapter"),
-        (["--best-threshold"], "^--best-threshold: needs an adapter with 2 classes; this one has 3$"),
         (["--coverage", "0.9", "--untuned"], "^--coverage: uses the tuned model's validation rows; remove --untuned"),
         (["--best-threshold", "--untuned"], "^--best-threshold: uses the tuned model's validation rows"),
     ],
@@ -533,6 +532,12 @@ def test_an_option_that_the_adapter_cannot_serve_is_an_error_of_one_line(
 ):
     with pytest.raises(errors.UserError, match=message):
         run(capsys, monkeypatch, [*PAIRS[0], "--adapter", adapter, *options])
+
+
+def test_three_classes_have_no_best_threshold(adapter, tmp_path, capsys, monkeypatch):
+    folder = copy_with_summary(adapter, tmp_path / "adapter", best_threshold=None)
+    with pytest.raises(errors.UserError, match=r"^--best-threshold: needs an adapter with 2 classes; this one has 3$"):
+        run(capsys, monkeypatch, [*PAIRS[0], "--adapter", folder, "--best-threshold"])
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from stages.data.label_column import UNLABELLED_MARKS, LabelColumn, match_by_name
-from stages.data.labels import MultiLabel
+from stages.data.label_column import UNLABELLED_MARKS, LabelColumn, join_labels, match_by_name
 from stages.data.task import NO_LABEL
 from stages.runtime.errors import UserError
 
@@ -59,34 +58,11 @@ def encode_set_labels(
     unknown = [value for value, code in codes.items() if code is None]
     if unknown:
         raise _unknown_labels(labels, unknown, classes, place)
-    encoded = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
-    if labels.missing is not None:
-        encoded = _join_labels(labels, encoded, labels.missing, classes, place)
+    numbers = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
+    encoded = join_labels(labels, numbers, classes, place)
     if (encoded == NO_LABEL).all():
         raise UserError(f"{place}: column '{labels.column}' has no label in any row; name another one by --label")
     return encoded
-
-
-def _join_labels(
-    labels: LabelColumn, numbers: np.ndarray, missing: np.ndarray, classes: Sequence[str], place: str
-) -> np.ndarray:
-    """The codes of rows with several labels; numbers: of each label's class, int64 [labels].
-
-    Several labels of a row may mean the same class.
-    """
-    rows, unlabelled = labels.values.index.to_numpy(), numbers == NO_LABEL
-    mixed = unlabelled & (np.bincount(rows, minlength=len(missing))[rows] > 1)
-    if mixed.any():
-        first = mixed.argmax()
-        mark = labels.values.iloc[first] or "an empty value"
-        raise UserError(
-            f"{place}: column '{labels.column}' has {mark} next to labels in row {rows[first]}; it means none"
-        )
-    has_class = np.zeros((len(missing), len(classes)), dtype=np.bool_)
-    has_class[rows[~unlabelled], numbers[~unlabelled]] = True
-    codes = MultiLabel(tuple(classes)).to_codes(has_class)
-    codes[missing] = codes[rows[unlabelled]] = NO_LABEL
-    return codes
 
 
 def check_class_columns(

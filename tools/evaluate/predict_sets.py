@@ -92,11 +92,10 @@ def read_adapters(folders: Sequence[Path]) -> list[Adapter]:
     for folder in dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders):
         adapter = Adapter.read(folder)
         first = adapters[0] if adapters else adapter
-        if adapter.settings.multi_label != first.settings.multi_label:
-            one, other = ("several labels" if a.settings.multi_label else "one label" for a in (adapter, first))
+        if type(adapter.settings.labels) is not type(first.settings.labels):
             raise UserError(
-                f"--adapter {folder}: answers with {one} a row, but {first.folder} with {other}; compare adapters of "
-                "the same task"
+                f"--adapter {folder}: its task is {adapter.settings.labels.problem_type}, but that of {first.folder} "
+                f"is {first.settings.labels.problem_type}; compare adapters of the same task"
             )
         if set(adapter.settings.classes) != set(first.settings.classes):
             raise UserError(

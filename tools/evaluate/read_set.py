@@ -135,7 +135,7 @@ class LabelledSet:
         counts = counts[counts > 0]
         listed = ", ".join(f"{rows:,} {name}" for name, rows in counts.head(10).items())
         more = f" and {len(counts) - 10:,} more classes" if len(counts) > 10 else ""
-        if self.task.multi_label and (empty := int((labels == 0).sum())):
+        if empty := self.task.labels.count_without(labels):
             more += f", {empty:,} without a label"
         dropped = int((labels == NO_LABEL).sum())
         split = f", split {self.split}" if self.split else ""

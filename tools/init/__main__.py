@@ -121,7 +121,7 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     template = choose_params.choose_template(draft, columns, tokenizer, manifest["name"])
 
     task, splits = choose_params.assign(draft, tables, template)
-    print("\n".join([f"{len(task.classes)} {task.noun}:", *describe_data.describe_classes(splits, task)]))
+    print("\n".join([f"{len(task.classes)} {task.labels.nouns}:", *describe_data.describe_classes(splits, task)]))
     for note in notes:
         print(f"  {note}")
     print("rows: " + ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS))

@@ -31,7 +31,7 @@ from tools.init.column_names import (
     split_name,
 )
 from tools.init.column_profiles import ColumnProfile, profile_columns
-from tools.init.label_forms import check_flags, describe_labels, find_flags, find_separator, split_profile
+from tools.init.label_forms import check_flags, describe_labels, find_flags, split_profiles
 
 FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes as in train
 SHARED = 0.3  # of the rows share their value of a group with another row
@@ -97,10 +97,7 @@ def choose_columns(
     given = (label,) if isinstance(label, str) else tuple(dict.fromkeys(label or ()))
     lists = {name for name, p in profiles.items() if p.kind == "lists"}
     split, split_values, split_reason = _choose_split(profiles, {*given, *(texts or ()), *lists})
-    separators = {name: separator for name, p in profiles.items() if (separator := find_separator(p))}
-    label_profiles = profiles | {
-        name: split_profile(profiles[name], table[name], by) for name, by in separators.items()
-    }
+    label_profiles, separators = split_profiles(profiles, table)
     candidates = rank_labels([p for name, p in label_profiles.items() if name != split and name not in (texts or ())])
     candidates = _prefer_names(candidates, table)
     if given:

@@ -16,6 +16,7 @@ from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
 from stages.data.data_warnings import find_warnings
 from stages.data.dialect import NO_QUOTES, SEPARATORS, Dialect
 from stages.data.task import NO_LABEL, SPLITS, Task
+from stages.report.label_words import words_of
 
 MOST_CLASSES = 20  # that are listed
 WHY: dict[LeadingMetric, str] = {
@@ -44,8 +45,8 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
         yield f"  {counts[number] / rows:6.1%} {task.classes[number]} ({counts[number]:,})"
     if len(order) > MOST_CLASSES:
         rest = counts[order[MOST_CLASSES:]]
-        share = "   and" if task.multi_label else f"{rest.sum() / rows:6.1%} in"
-        yield f"  {share} {len(rest):,} more {task.noun} of {rest.min():,} to {rest.max():,} rows each"
+        share = words_of(task.labels).share_of_rest.format(rest.sum() / rows)
+        yield f"  {share} {len(rest):,} more {task.labels.nouns} of {rest.min():,} to {rest.max():,} rows each"
     if unlabelled := int((labels == NO_LABEL).sum()):
         yield f"  {unlabelled:,} rows have no label and are left out"
     test = splits["test"]["label"]
@@ -84,8 +85,7 @@ def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Itera
     several = texts[texts.duplicated(task.text_columns)].drop_duplicates(task.text_columns)
     if len(several):
         have = "text has" if len(several) == 1 else "texts have"
-        what = "with different labels" if task.multi_label else "of several classes"
-        yield f"duplicates: {len(several):,} {have} rows {what}"
+        yield f"duplicates: {len(several):,} {have} rows {words_of(task.labels).contradiction}"
 
 
 def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length: int) -> Iterator[str]:
@@ -97,7 +97,7 @@ def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length
         untokenized = rows.assign(input_ids=[[]] * len(rows), truncated=False, full_length=0)
         earlier = {other: labelled[other] for other in SPLITS[:number]}
         summaries[split] = summarize_split(splits[split], splits[split], untokenized, task, earlier)
-    for warning in find_warnings(DataSummary(summaries, PaddingShares(0, 0, 0), max_length), task.group):
+    for warning in find_warnings(DataSummary(summaries, PaddingShares(0, 0, 0), max_length), task):
         yield f"WARNING: {warning.text}" if warning.level == "alarm" else warning.text
 
 
@@ -120,8 +120,8 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Ite
         if task.group
         else ""
     )
-    right = " (rows of which all labels are right)" if task.multi_label else ""
-    yield f"  an accuracy of {ACCURACY:.0%}{right} is known to ±{50 * (interval.high - interval.low):.1f} points"
+    accuracy, margin = words_of(task.labels).an_accuracy, 50 * (interval.high - interval.low)
+    yield f"  {accuracy} of {ACCURACY:.0%} is known to ±{margin:.1f} points"
     disagree = f" that disagree on {DISAGREEMENT:.0%} of the rows" if difference < DISAGREEMENT else ""
     power = f"(power {TARGET_POWER:.0%})"
     yield (

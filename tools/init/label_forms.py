@@ -44,6 +44,15 @@ def find_separator(profile: ColumnProfile) -> str | None:
     return None
 
 
+def split_profiles(
+    profiles: Mapping[str, ColumnProfile], table: pa.Table
+) -> tuple[dict[str, ColumnProfile], dict[str, str]]:
+    """The profiles, those of texts with separated labels as of their labels; and {column: its separator}."""
+    separators = {name: separator for name, p in profiles.items() if (separator := find_separator(p))}
+    split = {name: split_profile(profiles[name], table[name], separator) for name, separator in separators.items()}
+    return {**profiles, **split}, separators
+
+
 def split_profile(profile: ColumnProfile, column: pa.ChunkedArray, separator: str) -> ColumnProfile:
     """The profile of the labels in a column of text."""
     parts = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(column.combine_chunks().drop_null(), separator)))
