@@ -32,6 +32,7 @@ class LabelWords:
         all_gold: the choice of the page's filter that leaves out no row.
         threshold: heading of what the best threshold would change.
         classes: about the number of classes, in the recipe.
+        export_scores: what an export and its card say of a model, the leading metric first: {key: title}.
     """
 
     task: str
@@ -45,6 +46,7 @@ class LabelWords:
     all_gold: str
     threshold: str
     classes: str
+    export_scores: Mapping[str, str]
     titles: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -60,6 +62,7 @@ SINGLE = LabelWords(
     all_gold="all classes",
     threshold="The threshold between the two classes",
     classes="",
+    export_scores={"accuracy": "accuracy"},
 )
 SEVERAL = LabelWords(
     task="gives a text any number of {} classes, or none",
@@ -74,6 +77,7 @@ SEVERAL = LabelWords(
     all_gold="all sets of classes",
     threshold="A threshold for each class",
     classes=", of which a row may have several",
+    export_scores={"f1_micro": "micro F1", "accuracy": "subset accuracy"},
     titles={
         "accuracy": "subset accuracy",
         "loss": "loss (mean binary cross-entropy)",
