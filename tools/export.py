@@ -40,6 +40,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassific
 from transformers.utils import logging
 
 from stages.data.batching import TokenizedRows
+from stages.data.confusion import count_classes, f1_micro
 from stages.data.labels import Labels, equal_rows
 from stages.data.task import Task, fill_template, name_text_columns, parse_columns
 from stages.data.tokenization import encode_rows, is_unambiguous, load_configured_tokenizer
@@ -51,6 +52,7 @@ from stages.model.classifier import Classifier
 from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.report import model_card
+from stages.report.label_words import words_of
 from stages.runtime import errors, files
 from tools import publish
 
@@ -68,12 +70,13 @@ class Agreement:
     """How a model agrees with the adapter on its 4-bit base, on the same rows.
 
     Attributes:
-        accuracy: of the model, 0 to 1. A row with several labels is right if all of them are.
+        scores: of the model, 0 to 1, by the keys of `metrics.METRICS`: accuracy and micro F1, which is the same if a
+            row has one class. A row with several labels is right if all of them are.
         flips: number of rows for which the two predict different classes, or different sets of them.
         mean, largest: differences of the probabilities, 0 to 1, over all rows and classes.
     """
 
-    accuracy: float
+    scores: dict[str, float]
     flips: int
     mean: float
     largest: float
@@ -84,8 +87,9 @@ class Agreement:
         if not np.isfinite(probabilities).all():
             raise errors.UserError(f"in {dtype_name(DTYPE)} the merged model's probabilities are not all finite")
         predictions, differences = labels.decide(probabilities), np.abs(probabilities - expected)
+        f1 = f1_micro(count_classes(gold, predictions, len(labels.classes)))
         return cls(
-            float(equal_rows(predictions, gold).mean()),
+            {"f1_micro": float(f1), "accuracy": float(equal_rows(predictions, gold).mean())},
             int((~equal_rows(predictions, labels.decide(expected))).sum()),
             float(differences.mean()),
             float(differences.max()),
@@ -423,16 +427,20 @@ def check_written(folder: Path, adapter: Adapter, rows: FilledRows, expected: np
 
 def summarize(about: dict[str, Any], size: int, out: Path) -> list[str]:
     """The lines that the tool prints; about: as in `model_card.build_export_card`; size: bytes."""
-    accuracy, call = "accuracy", "print(classify({}))"
+    call, titles = "print(classify({}))", words_of(about["task"].labels).export_scores
     if about["task"].multi_label:
-        accuracy, call = "subset accuracy", 'print([x for x in classify({}, top_k=None) if x["score"] > 0.5])'
+        call = 'print([x for x in classify({}, top_k=None) if x["score"] > 0.5])'
     lines = [f"{about['rows']:,} test rows"]
     if about["left_out"]:
         lines.append(f"{about['left_out']:,} more were left out: their texts have the name of a special token")
-    lines.append(f"adapter on its own base: {accuracy} {about['adapter'].accuracy:.1%}")
+
+    def list_scores(agreement: Agreement) -> str:
+        return ", ".join(f"{title} {agreement.scores[key]:.1%}" for key, title in titles.items())
+
+    lines.append(f"adapter on its own base: {list_scores(about['adapter'])}")
     for name, agreement in about["merges"].items():
         lines.append(
-            f"merged into the {name} weights: {accuracy} {agreement.accuracy:.1%}, "
+            f"merged into the {name} weights: {list_scores(agreement)}, "
             f"answers flipped: {agreement.flips:,}, probabilities at most {agreement.largest:.3f} apart, "
             f"{agreement.mean:.5f} in the mean"
         )

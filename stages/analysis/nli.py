@@ -42,13 +42,13 @@ class NliTask:
 
     @classmethod
     def from_task(cls, task: Task) -> Self | None:
-        """The task as NLI; None if its classes or columns do not match.
+        """The task as NLI; None if its classes or columns do not match, or if a row may have several classes.
 
         The premise is the column with that name, or the column next to a "hypothesis". Without such names it is
         `data.group`, or else the first column in the template.
         """
         names = [name.casefold() for name in task.classes]
-        if set(names) != CLASSES or len(names) != len(CLASSES) or len(task.columns) != 2:
+        if task.multi_label or set(names) != CLASSES or len(names) != len(CLASSES) or len(task.columns) != 2:
             return None
         premise = _premise(task)
         (hypothesis,) = set(task.columns) - {premise}

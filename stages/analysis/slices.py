@@ -1,4 +1,4 @@
-"""Slices of the test rows: by class, by number of labels, by length, by probability, and by what NLI adds."""
+"""Slices of the test rows: by class or label, by number of labels, by length, by probability, and by what NLI adds."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from stages.data.task import Task
 
 # Names of the slices, and the number of each row's slice [rows]; or whether it is in each, bool [rows, slices]
 Cut = tuple[Sequence[str], np.ndarray]
+CLASS_CUT, LABEL_CUT = "class", "label"  # names of the first cut; of several labels, a row is in each label's slice
 PROBABILITY_EDGES = (0.5, 0.7, 0.9)  # with two classes, no probability is below the first
 LABEL_COUNTS = ("none", "1", "2", "3 or more")
 
@@ -55,7 +56,7 @@ def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mappin
         extra: cuts that only this kind of task has.
     """
     gold, least = task.labels.from_codes(cases["gold"]), 1 / len(task.classes)
-    by_name: dict[str, Cut] = {"class": (task.classes, gold), **extra}
+    by_name: dict[str, Cut] = {LABEL_CUT if task.multi_label else CLASS_CUT: (task.classes, gold), **extra}
     if task.multi_label:
         counts = np.minimum(gold.sum(axis=1), len(LABEL_COUNTS) - 1)
         by_name["number of labels"], least = (LABEL_COUNTS[: counts.max() + 1], counts), 0

@@ -16,14 +16,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from stages.data.label_lists import describe_type, flatten
+from stages.data.label_lists import UNLABELLED_MARKS, describe_type, flatten
 from stages.data.labels import SEPARATOR, MultiLabel
 from stages.data.task import NO_LABEL
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
-# Marks of a row without a label: "-" in SNLI's and MNLI's own files, -1 in `datasets`.
-UNLABELLED_MARKS = {"-", str(NO_LABEL), f"{NO_LABEL}.0"}
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a program writes it; 01 is a code, not an integer
 WHOLE = re.compile(rf"({INTEGER.pattern})(\.0)?")  # pandas writes 1.0 to csv for an integer next to missing values
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")

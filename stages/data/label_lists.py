@@ -10,8 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.data.task import NO_LABEL
 from stages.runtime.errors import UserError
 
+# Marks of a row without a label: "-" in SNLI's and MNLI's own files, -1 in `datasets` and in Jigsaw's test labels.
+UNLABELLED_MARKS = {"-", str(NO_LABEL), f"{NO_LABEL}.0"}
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
@@ -97,27 +100,29 @@ def split_texts(table: pa.Table, split: str, column: str, separator: str) -> Lab
 
 
 def read_flags(table: pa.Table, split: str, columns: Sequence[str]) -> LabelLists:
-    """Read columns of 0 and 1, whose names are the classes. A row without any value has no gold label."""
+    """Read columns of 0 and 1, whose names are the classes. A row with nothing or -1 in all has no gold label."""
     flags = np.empty((len(table), len(columns)), dtype=bool)
     empty = np.zeros_like(flags)
     for number, column in enumerate(columns):
         texts = _to_texts(table[column].to_pandas())
         values = texts.str.lower().map(FLAGS)
-        empty[:, number] = texts == ""
+        empty[:, number] = texts.isin(["", *UNLABELLED_MARKS])
         if (wrong := values.isna() & ~empty[:, number]).any():
             row = int(wrong.to_numpy().argmax())
             raise UserError(
                 f"data: split '{split}': column '{column}' has {texts[row]:.60} in row {row}; allowed in each column "
-                "that data.label lists: 0 or 1"
+                "that data.label lists: 0 or 1; in a row without a gold label: nothing or -1 in all of them"
             )
         flags[:, number] = values.fillna(False).to_numpy(bool)
     missing = np.asarray(empty.all(axis=1))
     if (partly := empty.any(axis=1) & ~missing).any():
         row = int(partly.argmax())
         column = columns[int(empty[row].argmax())]
+        mark = _to_texts(table[column].slice(row, 1).to_pandas()).iloc[0]
         raise UserError(
-            f"data: split '{split}': column '{column}' is empty in row {row}, but other columns of data.label are not; "
-            "allowed: 0 or 1 in all of them, or nothing in all of them"
+            f"data: split '{split}': column '{column}' {f'has {mark}' if mark else 'is empty'} in row {row}, but other "
+            "columns of data.label have 0 or 1; allowed: 0 or 1 in all of them; in a row without a gold label: nothing "
+            "or -1 in all of them"
         )
     rows, numbers = np.nonzero(flags)
     name = ", ".join(columns)

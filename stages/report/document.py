@@ -171,7 +171,7 @@ def scores_section(results: Results, run: RunDescription) -> Context:
         "numbers": tables.score_table(results, run.task.labels),
         "intervals": wording.explain_intervals(results, group, run.confidence),
         "interval_warnings": [
-            *wording.interval_warnings(classes, results.tuned.groups, group),
+            *wording.interval_warnings(classes, results.tuned.rows, results.tuned.groups, group),
             *wording.average_precision_warnings(results),
         ],
     }

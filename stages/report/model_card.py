@@ -95,15 +95,16 @@ def build_export_card(about: dict[str, Any]) -> str:
     Args:
         about: what the template shows: `task`; `model` and `data`, the manifests; `settings`, the adapter's
             classifier.json; `example`, a filled template; `adapter`, the adapter's `Agreement` with itself, for its
-            accuracy; `merges`, {name of a merge: its `Agreement` with the adapter}; `chosen`, the name of the merge in
+            scores; `merges`, {name of a merge: its `Agreement` with the adapter}; `chosen`, the name of the merge in
             the folder; `rows`, the number of test rows; `truncated`, how many of them were truncated; `left_out`, how
             many more were not used; `special`, whether the template has special tokens; `dtype`, the weights' dtype;
             `license`, the hub's identifier or None; `base_model`, the name on the hub of a base that was in a local
             folder, or None.
     """
     model, data = (Source.from_manifest(about[key]) for key in ("model", "data"))
-    scores = {"accuracy": about["merges"][about["chosen"]].accuracy}
-    metadata = build_metadata(about["task"], model, data, scores, library="transformers", tags=[])
+    scores = about["merges"][about["chosen"]].scores
+    shown = {key: scores[key] for key in words_of(about["task"].labels).export_scores}
+    metadata = build_metadata(about["task"], model, data, shown, library="transformers", tags=[])
     metadata.base_model, metadata.license = about["base_model"] or metadata.base_model, about["license"]
     public_model = replace(model, name=about["base_model"] or public_name(model))
     return render_card(

@@ -67,31 +67,32 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
     )
 
 
-def interval_warnings(classes: dict[str, int], groups: int, group: str | None) -> list[str]:
+def interval_warnings(classes: dict[str, int], rows: int, groups: int, group: str | None) -> list[str]:
     """Warnings about what the test rows can't show, however wide the intervals are.
 
     Args:
-        classes: test rows of each class.
+        classes: test rows of each class. A row may have several, or none.
+        rows: number of test rows.
         groups: number of groups of rows that are not independent.
         group: `Task.group`.
     """
     warnings = []
     if groups == 1:
         related = f"share one {group}" if group else "have the same texts"
-        rows = "There is one test row" if sum(classes.values()) == 1 else f"All test rows {related}"
-        warnings.append(f"{rows}: the accuracy on others can't be estimated.")
+        subject = "There is one test row" if rows == 1 else f"All test rows {related}"
+        warnings.append(f"{subject}: the accuracy on others can't be estimated.")
     elif groups < FEW_GROUPS:
         different = f"values of {group}" if group else "different texts"
         warnings.append(
             f"The test rows have only {groups} {different}. The intervals are rough estimates. They may be too narrow "
             "if such rows are very similar."
         )
-    if few := [f"{name} ({rows})" for name, rows in classes.items() if 0 < rows < FEW_ROWS]:
+    if few := [f"{name} ({count})" for name, count in classes.items() if 0 < count < FEW_ROWS]:
         warnings.append(
             f"Classes with fewer than {FEW_ROWS} test rows: {list_names(few)}. Their F1 is a rough estimate. The "
             "interval of macro F1 is one too, since every class has the same weight in it."
         )
-    if missing := [name for name, rows in classes.items() if not rows]:
+    if missing := [name for name, count in classes.items() if not count]:
         warnings.append(
             f"Classes without test rows: {list_names(missing)}. Their F1 is unknown. Macro F1 leaves out those that "
             "the model never predicts, and counts the others as 0."
@@ -163,12 +164,15 @@ def explain_threshold(effect: ThresholdEffect | None) -> str | None:
         return None
     gain = effect.f1_macro_gain
     if isinstance(effect.threshold, dict) and effect.f1_micro:
-        low, high = min(effect.threshold.values()), max(effect.threshold.values())
+        thresholds = [value for value in effect.threshold.values() if value != 0.5]
+        if not thresholds:
+            return "All results use the threshold 0.5. The validation rows give no class another one."
+        ends = " to ".join(f"{value:.3f}" for value in sorted({min(thresholds), max(thresholds)}))
         return (
-            f"All results use the threshold 0.5. On the validation rows, each label has its best F1 at its own "
-            f"threshold, {low:.3f} to {high:.3f}. On the test rows, these thresholds have a macro F1 of "
-            f"{percent(effect.f1_macro.value)}, a micro F1 of {percent(effect.f1_micro.value)}, and a subset accuracy "
-            f"of {percent(effect.accuracy.value)}. They change macro F1 by {signed_points(gain.value)} points "
+            f"All results use the threshold 0.5. For {len(thresholds)} of {len(effect.threshold)} classes, F1 on the "
+            f"validation rows is best at another threshold: {ends}. On the test rows, these thresholds have a macro F1 "
+            f"of {percent(effect.f1_macro.value)}, a micro F1 of {percent(effect.f1_micro.value)}, and a subset "
+            f"accuracy of {percent(effect.accuracy.value)}. They change macro F1 by {signed_points(gain.value)} points "
             f"(interval {points_interval(gain.interval)})."
         )
     if effect.threshold == 0.5:

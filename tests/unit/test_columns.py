@@ -161,6 +161,37 @@ def test_a_column_of_lists_is_a_label_unless_another_column_is_likelier():
     assert "no column looks like a label" in error_of(choose_columns, vectors)
 
 
+@pytest.mark.parametrize("lists", [["['joy']", "['joy', 'awe']", "[]"], ['["joy"]', '["joy", "awe"]', "[]"]])
+def test_lists_that_are_written_as_text_are_no_label(lists):
+    texts = [f"text number {row} of all" for row in range(60)]
+    rows = pa.table({"text": texts, "tags": lists * 20})
+    problem = (
+        f"tags has lists that are written as text, such as {lists[1]}; for labels, convert it to lists in a json or "
+        "parquet file, or to texts with a separator, such as joy|awe"
+    )
+    assert error_of(choose_columns, rows).endswith(f"values that rows share; {problem}")
+    assert error_of(choose_columns, rows, label="tags") == f"--label: {problem}"
+    rows = rows.append_column("source", pa.array(["a", "b"] * 30))
+    columns = choose_columns(rows)
+    assert columns.label == "source" and columns.reasons["label"].endswith(f"; but {problem}")
+    assert problem not in choose_columns(rows, "source").reasons["label"]
+
+
+@pytest.mark.parametrize("cells", [["[0.1, 0.2]", "[0.3, 0.4]"], ["{'a': 1}", "{'a': 2}"], ["[A]", "[B]"], ["[1]"]])
+def test_other_texts_in_brackets_are_no_lists_of_labels(cells):
+    texts = [f"text number {row} of all" for row in range(60)]
+    rows = pa.table({"text": texts, "mood": ["a", "b"] * 30, "more": [cells[row % len(cells)] for row in range(60)]})
+    assert "lists" not in choose_columns(rows).reasons["label"]
+
+
+def test_rows_that_nobody_graded_do_not_hide_columns_of_0_and_1():
+    rows = {"text": [f"text number {row} of all" for row in range(60)]}
+    rows |= {name: [-1, 0, 1, shift] * 15 for name, shift in (("rude", 0), ("loud", 1), ("kind", 1))}
+    columns = choose_columns(pa.table(rows))
+    assert columns.label == ("rude", "loud", "kind")
+    assert choose_columns(pa.table(rows), ["rude", "kind"]).label == ("rude", "kind")
+
+
 def test_rare_values_of_the_label_are_pointed_out():
     rows = pa.table({"text": [f"text number {i} of all" for i in range(50)], "label": ["a", "b"] * 24 + ["c", "d"]})
     assert "2 values occur in one row only" in choose_columns(rows).reasons["label"]
@@ -170,7 +201,7 @@ def test_rare_values_of_the_label_are_pointed_out():
     ("label", "reason"),
     [
         ("nosuch", "no such column; allowed: text, label, always, vector"),
-        (["label", "always"], "text, 2 values; allowed in each of several label columns: 0 or 1"),
+        (["label", "always"], "text, 2 values; allowed in each of several label columns: 0 or 1, and -1"),
         ("always", "one value, x"),
         ("vector", "list<"),
         ("text", "text, 1,100 values"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from stages.analysis.leading_metric import choose_leading_metric
 from stages.analysis.multi_seed.comparison import METHOD_VERSION, compare_recipes
@@ -322,6 +323,25 @@ def test_runs_with_several_labels_a_row_are_compared_in_micro_f1():
     assert "points of micro F1 above A" in printed and "a row may have several labels" in printed
     assert max(len(line) for line in printed.splitlines() if not line.startswith("Signature: ")) <= 120
     assert "points of micro F1 above A" in comparison_page.render_picture(comparison)[1]
+
+
+@pytest.mark.parametrize("seeds, design", [((1,), "rows only"), ((1, 2), "paired seeds")])
+def test_a_sweep_with_few_seeds_and_several_labels_a_row_has_a_verdict_in_micro_f1(seeds, design):
+    runs = [
+        run_of_labels(f"{rank}, {seed}", seed, rank, right) for rank, right in ((8, 0.6), (16, 0.9)) for seed in seeds
+    ]
+    comparison = compare_runs(runs, None, [])
+    (difference,) = comparison.differences
+    assert (comparison.metric, difference.design, difference.verdict) == ("f1_micro", design, "better")
+    scores = []
+    for run in runs:
+        gold, answers = (
+            np.array([[name in read_runs.split_labels(text) for name in ("=a", "b", "c")] for text in run.rows[column]])
+            for column in ("gold", "predicted")
+        )
+        scores.append(f1_score(gold, answers, average="micro"))
+    expected = np.mean(scores[len(seeds) :]) - np.mean(scores[: len(seeds)])
+    assert difference.value == pytest.approx(expected), "not the difference in subset accuracy or in macro F1"
 
 
 def test_runs_with_one_label_and_with_several_labels_a_row_cannot_be_compared():

@@ -37,7 +37,7 @@ from tools import export
 from tools.export import Agreement
 from tools.predict import __main__ as predict
 
-DOCUMENT = (ROOT / "docs/use.md").read_text()
+USE, SERVING = ((ROOT / f"docs/{name}.md").read_text() for name in ("use", "serving"))
 SWAPPED_CLASSES = {"0": "neutral", "1": CLASSES[0], "2": CLASSES[2]}
 TEXTS = [f"Premise: A man {'is ' * n}sleeping.\nHypothesis: A dog is outside.\nLabel:" for n in range(1, 9)]
 
@@ -46,7 +46,8 @@ def test_flips_are_counted_against_the_adapter_and_accuracy_against_gold():
     expected = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
     probabilities = np.array([[0.8, 0.2], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
     agreement = Agreement.measure(probabilities, expected, np.array([0, 1, 1, 1]), SingleLabel(("a", "b")))
-    assert agreement == Agreement(accuracy=0.75, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
+    scores = {"accuracy": 0.75, "f1_micro": 0.75}
+    assert agreement == Agreement(scores, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
 
 
 def test_an_answer_with_several_labels_is_flipped_if_one_label_is():
@@ -54,7 +55,7 @@ def test_an_answer_with_several_labels_is_flipped_if_one_label_is():
     probabilities = np.array([[0.8, 0.6], [0.6, 0.9], [0.4, 0.4]])
     gold = np.array([[True, True], [True, True], [False, True]])
     agreement = Agreement.measure(probabilities, expected, gold, MultiLabel(("a", "b")))
-    assert (agreement.accuracy, agreement.flips) == (pytest.approx(2 / 3), 1)
+    assert agreement.scores == pytest.approx({"accuracy": 2 / 3, "f1_micro": 8 / 9}) and agreement.flips == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -70,14 +71,14 @@ def test_probabilities_that_are_not_finite_are_rejected(value):
 )  # fmt: skip
 def test_the_closer_merge_has_fewer_flips_then_the_smaller_mean(original, dequantised, chosen):
     merges = {"original": original, "dequantised": dequantised}
-    agreements = {name: Agreement(0.5, *flips_and_mean, largest=0.5) for name, flips_and_mean in merges.items()}
+    agreements = {name: Agreement({}, *flips_and_mean, largest=0.5) for name, flips_and_mean in merges.items()}
     assert export.choose_merge(agreements) == chosen
 
 
 def test_a_merge_is_accepted_if_rounding_explains_the_difference():
-    export.check_merge(Agreement(0.5, 3, mean=0.01, largest=0.3))
+    export.check_merge(Agreement({}, 3, mean=0.01, largest=0.3))
     with pytest.raises(UserError, match=r"probabilities differ by 0\.2 in the mean \(1,200 predictions flipped\)"):
-        export.check_merge(Agreement(0.5, 1200, mean=0.2, largest=0.3))
+        export.check_merge(Agreement({}, 1200, mean=0.2, largest=0.3))
 
 
 def test_a_disk_that_is_too_full_is_rejected_before_anything_is_written(tmp_path, monkeypatch):
@@ -317,9 +318,9 @@ def probabilities_of(folder, texts):
     return [dict(zip(CLASSES, row, strict=True)) for row in adapter.load_on_base().predict(rows, 1)]
 
 
-def test_an_export_with_several_labels_prints_subset_accuracy_and_code_that_prints_them(several, capsys, monkeypatch):
+def test_an_export_with_several_labels_prints_micro_f1_and_code_that_prints_them(several, capsys, monkeypatch):
     folder, text = several
-    assert "3 test rows\nadapter on its own base: subset accuracy " in text
+    assert re.search(r"^3 test rows\nadapter on its own base: micro F1 [\d.]+%, subset accuracy [\d.]+%\n", text)
     monkeypatch.chdir(folder)
     block = re.search(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)[1]
     for code in (text[text.index("from transformers") :], block.replace("path/to/this/folder", "out")):
@@ -332,12 +333,22 @@ def test_an_export_with_several_labels_prints_subset_accuracy_and_code_that_prin
     assert 0 < len(printed) < 3, "a threshold that this test would not notice"
 
 
+def test_the_card_of_an_export_with_several_labels_has_micro_f1_and_subset_accuracy(several):
+    folder, text = several
+    card = ModelCard.load(folder / "out/README.md")
+    f1, accuracy = re.search(r"the original weights: micro F1 ([\d.]+)%, subset accuracy ([\d.]+)%", text).groups()
+    assert "| | micro F1 | subset accuracy | predictions that" in card.text
+    assert re.search(rf"the original weights(, this folder)? \| {f1}% \| {accuracy}% \|", card.text)
+    results = {result.metric_name: (result.metric_type, result.metric_args) for result in card.data.eval_results}
+    assert results == {"Subset accuracy": ("accuracy", None), "Micro F1": ("f1", {"average": "micro"})}
+
+
 def test_the_code_of_the_docs_and_the_server_answer_with_several_labels(several, capsys, monkeypatch):
     folder, _ = several
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
     monkeypatch.chdir(folder)
-    plain, server = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
-    answer = re.search(r"write `(.*?)` instead of `(.*?)`. Its labels are\s+`(.*?)`", DOCUMENT)
+    plain, server = (re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in (USE, SERVING))
+    answer = re.search(r"write `(.*?)` instead of `(.*?)`. Its labels are\s+`(.*?)`", USE)
     replacements = {answer[2]: answer[1], "model.config.id2label[int(probabilities.argmax())]": answer[3]}
     for old, new in (replacements | {"microsoft/phi-2": str(NANO)}).items():
         assert plain.count(old) == 1

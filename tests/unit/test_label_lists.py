@@ -78,6 +78,8 @@ def test_integers_are_the_positions_of_the_classes():
         (lists([["joy"], ["-"], ["awe"]]), "tags", None),
         (texts([["joy"], ["-1"], ["awe"]]), "tags", "|"),
         (pa.table({"awe": [0, None, 1], "joy": [1, None, 0], "fear": [0, None, 0]}), list(NAMES), None),
+        (pa.table({"awe": [0, -1, 1], "joy": [1, -1, 0], "fear": [0, -1, 0]}), list(NAMES), None),
+        (pa.table({"awe": ["0", "-", "1"], "joy": ["1", "", "0"], "fear": ["0", "-1", "0"]}), list(NAMES), None),
     ],
 )
 def test_a_row_without_a_gold_label_is_not_a_row_without_labels(table, label, separator):
@@ -100,6 +102,8 @@ def test_one_column_in_lists_of_one_is_still_several_labels_a_row():
         (flags(joy=[0, 2, 0, 0]), list(NAMES), None, "column 'joy' has 2 in row 1; allowed in each column that"),
         (flags(joy=["no", "0", "0", "0"]), list(NAMES), None, "column 'joy' has no in row 0"),
         (flags(joy=[0, None, 0, 0]), list(NAMES), None, "column 'joy' is empty in row 1, but other columns"),
+        (flags(joy=[0, 0, -1, 0]), list(NAMES), None, "column 'joy' has -1 in row 2, but other columns of data.label"),
+        (flags(joy=[0, -2, 0, 0]), list(NAMES), None, "column 'joy' has -2 in row 1; allowed in each column that"),
         (lists(ROWS), "tags", "|", "params.yaml: data.separator: |: column 'tags' holds lists in split 'train'"),
         (pa.table({"tags": [1, 2]}), "tags", "|", "holds int64 in split 'train'; allowed with data.separator: |: text"),
         (pa.table({"tags": [[[1]], [[2]]]}), "tags", None, "in split 'train'; text, integers"),

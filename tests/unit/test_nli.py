@@ -53,6 +53,11 @@ def test_another_task_is_not_nli(classes, columns):
     assert nli.NliTask.from_task(Task(classes, template_of(columns), None)) is None
 
 
+def test_a_task_with_several_labels_a_row_is_not_nli():
+    """A row can follow from its premise and contradict it. The words of NLI would be wrong, and its slices too."""
+    assert nli.NliTask.from_task(Task(CLASSES, "{premise}{hypothesis}", "premise", multi_label=True)) is None
+
+
 def test_traits_read_the_hypothesis_against_the_premise():
     texts = pd.DataFrame({"hypothesis": ["A dog is not here.", "A man"], "premise": ["A dog runs.", "A man sleeps."]})
     result = nli.traits(texts, NLI)

@@ -1,14 +1,19 @@
 """The report if rows may have several labels: the page's rows, alarms, and words that must be true of sets."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.case_table import count_confusions, probability_columns
 from stages.analysis.comparison import compare_models
+from stages.analysis.intervals import Interval
+from stages.analysis.metrics import Estimate
+from stages.analysis.paired_difference import Difference
 from stages.data.labels import SingleLabel
 from stages.data.task import Task
 from stages.report import cases as page_rows
@@ -108,6 +113,34 @@ def test_the_verdict_speaks_of_sets():
     assert explain_gains(comparison, LABELS).startswith("Always answering the most frequent set of classes of the tra")
     assert "most frequent set of classes" in explain_missing(["probe"], LABELS)
     assert name_reference("majority_class", SingleLabel(("a", "b"))) == "most frequent class"
+
+
+@pytest.mark.parametrize(
+    "thresholds, sentence",
+    [
+        (
+            [0.2, 0.5, 0.31],
+            "For 2 of 3 classes, F1 on the validation rows is best at another threshold: 0.200 to 0.310.",
+        ),
+        ([0.5, 0.5, 0.31], "For 1 of 3 classes, F1 on the validation rows is best at another threshold: 0.310."),
+    ],
+)
+def test_other_thresholds_are_explained_class_by_class(thresholds, sentence):
+    """A class keeps 0.5 if no other threshold is better, or if the validation rows can't tell."""
+    score, gain = Estimate(0.7, Interval(0.6, 0.8)), Difference(0.021, Interval(-0.01, 0.05), 0.2, 1.0)
+    effect = ThresholdEffect(dict(zip("abc", thresholds, strict=True)), score, score, gain, score)
+    text = wording.explain_threshold(effect)
+    assert f"All results use the threshold 0.5. {sentence} On the test rows, these thresholds have a macro F1" in text
+    assert text.endswith("They change macro F1 by +2.1 points (interval −1.0 to +5.0).")
+    unchanged = wording.explain_threshold(replace(effect, threshold=dict.fromkeys("abc", 0.5)))
+    assert unchanged == "All results use the threshold 0.5. The validation rows give no class another one."
+
+
+def test_labels_are_not_counted_as_rows():
+    (warning,) = wording.interval_warnings({"a": 1}, 20, 1, "author")[:1]
+    assert warning.startswith("All test rows share one author: "), "19 rows have no label"
+    (warning,) = wording.interval_warnings({"a": 1, "b": 1}, 1, 1, None)[:1]
+    assert warning.startswith("There is one test row: ")
 
 
 def test_titles_and_explanations_are_those_of_sets():

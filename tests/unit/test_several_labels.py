@@ -37,6 +37,7 @@ from stages.analysis.references import find_majority_class
 from stages.data.confusion import confusion_counts, count_classes
 from stages.data.labels import MultiLabel
 from stages.data.task import Task
+from stages.report.figures.scores import select_slices
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from intervals import LABEL_SHARES, draw_labels
@@ -301,6 +302,20 @@ def test_rows_are_sliced_by_their_number_of_labels():
     )
     assert [names[number] for number in numbers] == ["none", "1", "1", "2", "3 or more", "3 or more"]
     assert edges[0] == "up to 50%", "the probability of all labels can be as low as 0"
+
+
+def test_a_row_is_in_the_slice_of_each_of_its_labels():
+    gold = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0]], bool)
+    task = Task(("a", "b", "c"), "{text}", None, multi_label=True)
+    cases = pd.DataFrame({"gold": task.labels.to_codes(gold), "truncated": False, "words_text": 3})
+    cuts = slices.cuts(cases, np.full(3, 0.2), task, {})
+    table = slices.measure_slices(cuts, np.array([True, False, False]), np.arange(3), 0.95)
+    of_labels = table[table["slice"].str.startswith("label: ")]
+    assert of_labels["slice"].tolist() == ["label: a", "label: b", "label: c"]
+    assert of_labels[["rows", "right"]].to_numpy().tolist() == [[2, 1], [1, 1], [0, 0]]
+    many = pd.concat([of_labels[:2]] * 6 + [table.query("cut != 'label'")], ignore_index=True)
+    shown = select_slices(many, many)[1]
+    assert len(shown.query("cut == 'label'")) == 10 and shown["accuracy"].iloc[0] == 0.5, "the lowest of 12 labels"
 
 
 def test_row_changes_of_micro_f1_sum_to_the_exact_difference_and_are_0_for_equal_answers():

@@ -31,7 +31,14 @@ from tools.init.column_names import (
     split_name,
 )
 from tools.init.column_profiles import ColumnProfile, profile_columns
-from tools.init.label_forms import check_flags, describe_labels, find_flags, split_profiles
+from tools.init.label_forms import (
+    check_flags,
+    describe_labels,
+    explain_list_texts,
+    find_flags,
+    find_list_texts,
+    split_profiles,
+)
 
 FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes as in train
 SHARED = 0.3  # of the rows share their value of a group with another row
@@ -100,12 +107,13 @@ def choose_columns(
     label_profiles, separators = split_profiles(profiles, table)
     candidates = rank_labels([p for name, p in label_profiles.items() if name != split and name not in (texts or ())])
     candidates = _prefer_names(candidates, table)
+    list_texts = {name: explain_list_texts(name, cell) for name, p in profiles.items() if (cell := find_list_texts(p))}
     if given:
-        _check_label(label_profiles, given, texts, table)
+        _check_label(label_profiles, given, texts, table, list_texts)
     elif not candidates:
         raise UserError(
-            f"{place}: no column looks like a label: 2 to {MAX_CLASSES:,} values that rows share; name it with --label "
-            f"({_list_columns(profiles)})"
+            f"{place}: no column looks like a label: 2 to {MAX_CLASSES:,} values that rows share; "
+            + (next(iter(list_texts.values()), "") or f"name it with --label ({_list_columns(profiles)})")
         )
     labels = given or _choose_flags(profiles, candidates[0], {split, *(texts or ())}) or (candidates[0].name,)
     chosen = label_profiles[labels[0]]
@@ -134,7 +142,8 @@ def choose_columns(
         reasons={
             "label": _describe_label(
                 [label_profiles[name] for name in labels], separators.get(labels[0]), others, given=bool(given)
-            ),
+            )
+            + ("" if given else "".join(f"; but {problem}" for problem in list_texts.values())),
             "texts": text_reason,
             "group": group_reason,
             "split": split_reason,
@@ -222,7 +231,11 @@ def _choose_flags(
 
 
 def _check_label(
-    profiles: Mapping[str, ColumnProfile], labels: Sequence[str], texts: Sequence[str] | None, table: pa.Table
+    profiles: Mapping[str, ColumnProfile],
+    labels: Sequence[str],
+    texts: Sequence[str] | None,
+    table: pa.Table,
+    list_texts: Mapping[str, str],
 ) -> None:
     for label in labels:
         if label not in profiles:
@@ -233,6 +246,8 @@ def _check_label(
         if problem := check_flags(profiles, labels):
             raise UserError(f"--label: {problem}")
         return
+    if problem := list_texts.get(labels[0]):
+        raise UserError(f"--label: {problem}")
     profile = profiles[labels[0]]
     no_classes = profile.kind in ("other", "nothing") or (profile.kind == "dates" and not profile.is_text)
     if no_classes or not 2 <= profile.distinct <= MAX_CLASSES:

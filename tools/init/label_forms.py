@@ -3,6 +3,7 @@
 They are a column of lists, a text whose parts are labels, or neighbouring columns of 0 and 1 with a label each.
 """
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.data.label_lists import FLAGS
+from stages.data.label_lists import FLAGS, UNLABELLED_MARKS
 from stages.runtime.params import MAX_CLASSES
 from tools.init.column_names import COUNT_WORDS, ENTITIES, METADATA_WORDS, split_name
-from tools.init.column_profiles import ColumnProfile
+from tools.init.column_profiles import MOST, ColumnProfile
 
 SEPARATORS = ("|", ";", ",")  # in this order: a name may have a comma
 FEWEST_FLAGS = 3  # two neighbouring columns of 0 and 1 are often no labels of one task
@@ -53,6 +54,40 @@ def split_profiles(
     return {**profiles, **split}, separators
 
 
+def find_list_texts(profile: ColumnProfile) -> str | None:
+    """A cell of a column of text whose cells are lists as Python or JSON writes them; None if they are not.
+
+    Only lists of few names or whole numbers, which can be labels. pandas writes such cells for a column of lists.
+    """
+    if not profile.is_text or profile.kind != "brackets":
+        return None
+    cells = {cell: _parse_list(cell) for cell in profile.sample}
+    lists = {cell: names for cell, names in cells.items() if names is not None}
+    names = {name for row in lists.values() for name in row}
+    if len(lists) < MOST * len(cells) or not 2 <= len(names) <= min(MAX_CLASSES, profile.filled / 2):
+        return None
+    return max(lists, key=lambda cell: len(lists[cell]))
+
+
+def _parse_list(text: str) -> list[str] | None:
+    """The names in a list that is written as text."""
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    is_list = isinstance(values, list) and all(isinstance(value, str | int) for value in values)
+    return list(map(str, values)) if is_list else None
+
+
+def explain_list_texts(name: str, cell: str) -> str:
+    """What a column of lists that are written as text is, and what to do with it."""
+    names = SEPARATORS[0].join(_parse_list(cell) or [])
+    return (
+        f"{name} has lists that are written as text, such as {cell:.60}; for labels, convert it to lists in a json or "
+        f"parquet file, or to texts with a separator, such as {names:.60}"
+    )
+
+
 def split_profile(profile: ColumnProfile, column: pa.ChunkedArray, separator: str) -> ColumnProfile:
     """The profile of the labels in a column of text."""
     parts = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(column.combine_chunks().drop_null(), separator)))
@@ -83,10 +118,10 @@ def find_flags(profiles: Mapping[str, ColumnProfile], column: str) -> tuple[str,
 
 
 def _is_flag(profile: ColumnProfile, chosen: ColumnProfile) -> bool:
-    values = {value.lower() for value in profile.values}
+    values = {value.lower() for value in profile.values} - UNLABELLED_MARKS
     words = set(split_name(profile.name))
     return (
-        profile.distinct == 2
+        len(values) == 2
         and {FLAGS.get(value) for value in values} == {False, True}
         and set(profile.values) == set(chosen.values)
         and profile.filled == chosen.filled
@@ -97,9 +132,12 @@ def _is_flag(profile: ColumnProfile, chosen: ColumnProfile) -> bool:
 def check_flags(profiles: Mapping[str, ColumnProfile], columns: Sequence[str]) -> str | None:
     """Why columns that the user names are not labels of 0 and 1; None: they are."""
     for name in columns:
-        wrong = [value for value in profiles[name].values if value.lower() not in FLAGS]
-        if wrong or not profiles[name].distinct:
-            return f"{name}: {profiles[name].describe()}; allowed in each of several label columns: 0 or 1"
+        values = set(profiles[name].values) - UNLABELLED_MARKS
+        if not values or any(value.lower() not in FLAGS for value in values):
+            return (
+                f"{name}: {profiles[name].describe()}; allowed in each of several label columns: 0 or 1, and -1 in all "
+                "of them for a row without a label"
+            )
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from stages.analysis.slices import CLASS_CUT, LABEL_CUT
 from stages.report.figures.axes import LABEL_WIDTH, fit_label, set_full_share_axis, single_axes
 from stages.report.fonts import can_draw
 from stages.report.formatting import percent
@@ -39,10 +40,10 @@ def draw_scores(lines: Sequence[ScoreLine], metric: str, colours: dict[str, str]
 def select_slices(reference: pd.DataFrame, tuned: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Select the slices to draw: those with rows, and of many classes only those with the lowest tuned accuracy.
 
-    These classes are in the order of that accuracy, the lowest first.
+    These classes (or labels, see `slices`) are in the order of that accuracy, the lowest first.
     """
     drawn = tuned.index[tuned["rows"] > 0]
-    classes = tuned.loc[drawn].query("cut == 'class'")
+    classes = tuned.loc[drawn[tuned.loc[drawn, "cut"].isin([CLASS_CUT, LABEL_CUT])]]
     if len(classes) > LOWEST_CLASSES:
         lowest = classes.sort_values("accuracy", kind="stable").index[:LOWEST_CLASSES]
         drawn = pd.Index([*lowest, *drawn.difference(classes.index)])
@@ -65,7 +66,7 @@ def draw_slices(reference: pd.DataFrame, tuned: pd.DataFrame, name: str, colours
     for cut in cuts:
         headings.append(len(ticks))
         inside = reference[reference["cut"] == cut]
-        by_number = cut == "class" and not can_draw(inside["slice"])
+        by_number = cut in (CLASS_CUT, LABEL_CUT) and not can_draw(inside["slice"])
         ticks.append((y, fit_label(f"{cut}, by its number" if by_number else cut, LABEL_WIDTH + 6)))
         for (number, first), (_, second) in zip(inside.iterrows(), tuned[tuned["cut"] == cut].iterrows(), strict=True):
             y += 1
