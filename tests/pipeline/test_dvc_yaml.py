@@ -59,6 +59,13 @@ def test_the_two_pipelines_are_the_same_file():
     assert (DEMO / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
+def test_plots_are_called_what_they_are_with_several_labels_a_row_too():
+    """Such a row counts in several cells of `confusion`, and its answer is no class."""
+    plots = [values for plot in DVC_YAML["plots"] for values in plot.values()]
+    texts = " ".join(text for plot in plots for key, text in plot.items() if key in ("title", "x_label", "y_label"))
+    assert not re.search("confusion matrix|of the predicted class", texts)
+
+
 def test_there_are_six_stages_and_each_has_a_description():
     assert list(STAGES) == ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
     assert all(stage["desc"] for stage in STAGES.values())

@@ -81,9 +81,9 @@ def _parse_list(text: str) -> list[str] | None:
 
 def explain_list_texts(name: str, cell: str) -> str:
     """What a column of lists that are written as text is, and what to do with it."""
-    names = SEPARATORS[0].join(_parse_list(cell) or [])
+    names, line = SEPARATORS[0].join(_parse_list(cell) or []), " ".join(cell.split())
     return (
-        f"{name} has lists that are written as text, such as {cell:.60}; for labels, convert it to lists in a json or "
+        f"{name} has lists that are written as text, such as {line:.60}; for labels, convert it to lists in a json or "
         f"parquet file, or to texts with a separator, such as {names:.60}"
     )
 
