@@ -2,17 +2,22 @@
 
 import numpy as np
 
+MAX_PAIRS = 100_000  # of a plot's table, which is in Git
+
 
 def pair_classes(gold: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each gold class of a row with each predicted one: the numbers of both, int [pairs].
 
     Args:
-        gold, predicted: label arrays (see `labels`).
+        gold, predicted: label arrays (see `labels`). If rows have several labels and more than `MAX_PAIRS` pairs, the
+            pairs are as many in proportion.
     """
     if gold.ndim == 1:
         return gold, predicted
-    _, first, second = np.nonzero(gold[:, :, None] & predicted[:, None, :])
-    return first, second
+    counts = confusion_counts(gold, predicted, gold.shape[1])
+    counts = np.rint(counts * min(1, MAX_PAIRS / max(counts.sum(), 1))).astype(int)
+    first, second = np.nonzero(counts)
+    return np.repeat(first, counts[first, second]), np.repeat(second, counts[first, second])
 
 
 def confusion_counts(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -23,7 +28,8 @@ def confusion_counts(gold: np.ndarray, predicted: np.ndarray, classes: int) -> n
     Args:
         gold, predicted: label arrays (see `labels`).
     """
-    gold, predicted = pair_classes(gold, predicted)
+    if gold.ndim == 2:
+        return (gold.T.astype(float) @ predicted.astype(float)).astype(int)  # BLAS has no product of integers
     return np.bincount(gold * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 

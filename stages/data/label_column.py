@@ -227,12 +227,23 @@ def encode_labels(labels: LabelColumn, classes: Sequence[str]) -> np.ndarray:
     codes = _match_labels(labels, classes) if labels.class_names is None else _match_names(labels, classes)
     numbers = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
     place = f"data: split '{labels.split}'"
-    if labels.missing is not None:
-        twice = pd.DataFrame({"row": labels.values.index, "number": numbers}).duplicated().to_numpy()
-        if twice.any():
-            value, row = labels.values.iloc[twice.argmax()], labels.values.index[twice.argmax()]
-            raise UserError(f"{place}: column '{labels.column}' has {value!r} twice in row {row}; name each label once")
+    check_repeated(labels, numbers, place)
     return join_labels(labels, numbers, classes, place)
+
+
+def check_repeated(labels: LabelColumn, values: pd.Series | np.ndarray, place: str) -> None:
+    """Reject a row that names a label twice.
+
+    Args:
+        values: what must differ in a row, [labels].
+        place: file and split, for the error.
+    """
+    if labels.missing is None:
+        return
+    twice = pd.DataFrame({"row": labels.values.index, "value": np.asarray(values)}).duplicated().to_numpy()
+    if twice.any():
+        value, row = labels.values.iloc[twice.argmax()], labels.values.index[twice.argmax()]
+        raise UserError(f"{place}: column '{labels.column}' has {value!r} twice in row {row}; name each label once")
 
 
 def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str], place: str) -> np.ndarray:

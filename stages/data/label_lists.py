@@ -64,7 +64,7 @@ def flatten(
             f"params.yaml: data.label: {label}: holds lists in split '{min(listed)}', but "
             f"{describe_type(kinds[min(others)])} in split '{min(others)}'; allowed: lists in all splits, or in none"
         )
-    return {split: read_lists(table, label) for split, table in tables.items()}
+    return {split: read_lists(table, split, label) for split, table in tables.items()}
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -76,22 +76,41 @@ def describe_type(kind: pa.DataType) -> str:
     return str(kind) if len(str(kind)) <= 60 else f"{kind!s:.60}…"
 
 
-def read_lists(table: pa.Table, column: str) -> LabelLists:
-    """Read a column of lists. A missing list means no gold label."""
+def read_lists(table: pa.Table, split: str, column: str) -> LabelLists:
+    """Read a column of lists. A missing list means no gold label. An empty text in a list is no label."""
     lists, feature = table[column].combine_chunks(), datasets.Features.from_arrow_schema(table.schema)[column]
-    features = datasets.Features({column: getattr(feature, "feature", feature)})
-    labels = pa.table([pc.list_flatten(lists)], schema=features.arrow_schema)
-    return LabelLists(labels, pc.list_parent_indices(lists).to_numpy(), pc.is_null(lists).to_numpy(False))
+    feature = getattr(feature, "feature", feature)
+    rows, values = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+    if not isinstance(feature, datasets.ClassLabel) and _are_vectors(lists, values):
+        raise UserError(
+            f"data: split '{split}': column '{column}' holds vectors of 0 and 1, such as "
+            f"{lists.drop_null()[0].as_py()!s:.60}; allowed in a list: the names or numbers of the row's labels; or "
+            "write a column of 0 and 1 for each label, and name them in data.label"
+        )
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        filled = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(values), ""), True).to_numpy(False)
+        rows, values = rows[filled], values.filter(pa.array(filled))
+    labels = pa.table([values], schema=datasets.Features({column: feature}).arrow_schema)
+    return LabelLists(labels, rows, pc.is_null(lists).to_numpy(False))
+
+
+def _are_vectors(lists: pa.Array, values: pa.Array) -> bool:
+    """Whether lists say of each class whether the row has it. As names of classes they would be read wrongly."""
+    if pa.types.is_boolean(values.type):
+        return len(values) > 0
+    lengths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()
+    return len(lengths) == 1 and lengths[0] > 1 and set(pc.unique(values).to_pylist()) <= {0, 1, "0", "1"}
 
 
 def split_texts(table: pa.Table, split: str, column: str, separator: str) -> LabelLists:
-    """Split the texts of a column. An empty text means no class: in a csv file it can't be told from a missing one."""
+    """Split the texts of a column. An empty or missing text means no class; a csv file has one form for both."""
     kind = table.schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise UserError(
             f"params.yaml: data.label: {column}: holds {describe_type(kind)} in split '{split}'; "
             f"allowed with data.separator: {separator}: text"
         )
+    separator = separator.strip() or separator  # spaces next to a label don't count
     lists = pc.split_pattern(pc.fill_null(table[column].combine_chunks(), ""), separator)
     rows, labels = pc.list_parent_indices(lists).to_numpy(), pc.utf8_trim_whitespace(pc.list_flatten(lists))
     filled = pc.not_equal(labels, "").to_numpy(False)
@@ -103,8 +122,12 @@ def read_flags(table: pa.Table, split: str, columns: Sequence[str]) -> LabelList
     """Read columns of 0 and 1, whose names are the classes. A row with nothing or -1 in all has no gold label."""
     flags = np.empty((len(table), len(columns)), dtype=bool)
     empty = np.zeros_like(flags)
+    declared = datasets.Features.from_arrow_schema(table.schema)
     for number, column in enumerate(columns):
-        texts = _to_texts(table[column].to_pandas())
+        cells = table[column].to_pandas()
+        if names := getattr(declared[column], "names", None):  # the codes of a ClassLabel do not count, its names do
+            cells = cells.map(dict(enumerate(names)))
+        texts = _to_texts(cells)
         values = texts.str.lower().map(FLAGS)
         empty[:, number] = texts.isin(["", *UNLABELLED_MARKS])
         if (wrong := values.isna() & ~empty[:, number]).any():

@@ -100,7 +100,8 @@ def use_binary_loss(model: PreTrainedModel, weights: torch.Tensor | None) -> Non
     weights = None if weights is None else weights.to(model.device)
 
     def loss(labels: torch.Tensor, pooled_logits: torch.Tensor, **_: Any) -> torch.Tensor:
-        logits, counts = pooled_logits.float(), labels >= 0
+        counts = labels >= 0
+        logits = pooled_logits.float().masked_fill(~counts, 0)  # 0 times an overflow would be NaN
         targets = labels.clamp(min=0).to(logits.dtype)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(
             logits, targets, pos_weight=weights, reduction="none"

@@ -183,9 +183,17 @@ def test_two_labels_may_mean_the_same_class():
     assert "  1 rows without a gold label are left out" in list(found.describe())
 
 
+def test_a_renamed_column_without_any_1_means_its_class():
+    given = write(pairs(["0", "0"], entailment=[1, 1], neutral=[0, 1]))
+    found = read(given, ["gold=contradiction"], SEVERAL, label=["entailment", "neutral", "gold"])
+    assert codes(found) == [0b001, 0b011] and found.record["classes"] == {"gold": "contradiction"}
+
+
 FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     "no separator": (["neutral"], {"task": SEVERAL}, "name what is between them: --separator TEXT"),
     "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"}, "not classes of the adapter: joy (1"),
+    "a label twice": (["neutral|neutral"], {"task": SEVERAL, "separator": "|"}, "has 'neutral' twice in row 0; name"),
+    "no label in any row": (["", ""], {"task": SEVERAL, "separator": "|"}, "column 'gold' has no label in any row"),
     "a mark next to labels": (["neutral|-"], {"task": SEVERAL, "separator": "|"}, "has - next to labels in row 0"),
     "a class without a column": (
         ["0"], {"task": SEVERAL, "label": ["neutral", "entailment"], "flags": CLASSES},

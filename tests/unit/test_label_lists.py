@@ -12,8 +12,11 @@ ROWS = [["joy"], [], ["fear", "awe"], ["awe"]]
 CODES = [4, 0, 3, 1]  # sums of 2**class
 
 
-def lists(rows, kind=None):
-    return pa.table({"tags": pa.array(rows, kind or pa.list_(pa.string()))})
+TEXT_LISTS = pa.list_(pa.string())
+
+
+def lists(rows, kind=TEXT_LISTS):
+    return pa.table({"tags": pa.array(rows, kind)})
 
 
 def texts(rows, separator="|"):
@@ -22,6 +25,12 @@ def texts(rows, separator="|"):
 
 def flags(rows=ROWS, names=NAMES, **columns):
     return pa.table({name: [int(name in row) for row in rows] for name in names} | columns)
+
+
+def yes_or_no():
+    """Columns of a ClassLabel whose codes 0 and 1 mean yes and no."""
+    features = datasets.Features(dict.fromkeys(NAMES, datasets.ClassLabel(names=["yes", "no"])))
+    return datasets.Dataset.from_dict({name: [1, 0] for name in NAMES}, features=features).data.table
 
 
 def codes(table, label="tags", separator=None, classes=None):
@@ -53,6 +62,9 @@ def declared(rows):
         (texts(ROWS), "tags", "|"),
         (texts([[" joy"], [" "], ["fear ", "awe", ""], ["awe"]]), "tags", "|"),
         (texts(ROWS, ", "), "tags", ","),
+        (texts(ROWS, ";"), "tags", "; "),
+        (texts(ROWS, " "), "tags", " "),
+        (lists([["joy", ""], [""], [" ", "fear", "awe"], ["awe"]]), "tags", None),
         (flags(), list(NAMES), None),
         (flags(joy=["1", "0", "0", "0"], awe=[False, False, True, True], fear=[0.0, 0.0, 1.0, 0.0]), list(NAMES), None),
     ],
@@ -99,6 +111,11 @@ def test_one_column_in_lists_of_one_is_still_several_labels_a_row():
         (lists([["joy"], ["awe", "anger"]]), "tags", None, "has 'anger' in row 1; data.classes: awe, fear, joy"),
         (lists([["joy", "-"]]), "tags", None, "has - next to labels in row 0"),
         (lists([["joy", None]]), "tags", None, "has an empty value next to labels in row 0"),
+        (lists([[0, 1], [1, 0]], None), "tags", None, "'tags' holds vectors of 0 and 1, such as [0, 1]; allowed"),
+        (lists([[1.0, 1.0, 0.0]], None), "tags", None, "holds vectors of 0 and 1, such as [1.0, 1.0, 0.0]"),
+        (lists([[True], [False]], None), "tags", None, "holds vectors of 0 and 1, such as [True]"),
+        (lists([["0", "1"], ["1", "1"]]), "tags", None, "holds vectors of 0 and 1, such as ['0', '1']"),
+        (yes_or_no(), list(NAMES), None, "column 'awe' has no in row 0; allowed in each column"),
         (flags(joy=[0, 2, 0, 0]), list(NAMES), None, "column 'joy' has 2 in row 1; allowed in each column that"),
         (flags(joy=["no", "0", "0", "0"]), list(NAMES), None, "column 'joy' has no in row 0"),
         (flags(joy=[0, None, 0, 0]), list(NAMES), None, "column 'joy' is empty in row 1, but other columns"),

@@ -34,7 +34,8 @@ from stages.analysis.multi_seed.comparison import choose_design, compare_recipes
 from stages.analysis.multi_seed.row_values import GoldRows
 from stages.analysis.multi_seed.scores import Recipe, mean_f1
 from stages.analysis.references import find_majority_class
-from stages.data.confusion import confusion_counts, count_classes
+from stages.data import confusion
+from stages.data.confusion import confusion_counts, count_classes, pair_classes
 from stages.data.labels import MultiLabel
 from stages.data.task import Task
 from stages.report.figures.scores import select_slices
@@ -387,3 +388,14 @@ def test_answers_without_any_label_can_be_compared(seeds):
 def test_co_occurrence_counts_each_gold_label_with_each_predicted_one():
     gold, predicted = np.array([[1, 1, 0], [0, 0, 0]], bool), np.array([[1, 0, 1], [1, 0, 0]], bool)
     assert confusion_counts(gold, predicted, 3).tolist() == [[1, 0, 1], [1, 0, 1], [0, 0, 0]]
+
+
+def test_the_pairs_of_a_plot_are_those_of_the_counts_and_not_too_many(monkeypatch):
+    rng = np.random.default_rng(0)
+    gold, predicted = rng.random((2, 200, 5)) < 0.4
+    counts = confusion_counts(gold, predicted, 5)
+    first, second = pair_classes(gold, predicted)
+    assert np.array_equal(np.bincount(first * 5 + second).reshape(5, 5), counts)
+    monkeypatch.setattr(confusion, "MAX_PAIRS", 100)
+    first, second = pair_classes(gold, predicted)
+    assert np.bincount(first * 5 + second) == pytest.approx(counts.ravel() * 100 / counts.sum(), abs=0.5)

@@ -444,6 +444,15 @@ def test_the_loss_of_several_labels_is_pytorch_s_binary_cross_entropy_of_the_rea
     assert (logits.grad[2:] == 0).all() and (logits.grad[:2] != 0).all()
 
 
+def test_an_overflow_in_a_row_that_only_fills_the_batch_does_not_reach_the_loss(load_nano):
+    base = load_nano(quantization="none")[0]
+    set_loss(base, SEVERAL, np.eye(3, dtype=bool), balanced=False)
+    logits = torch.tensor([[1.0, -1.0, 0.5], [math.inf, math.nan, -math.inf]], requires_grad=True)
+    loss = compute_loss(SimpleNamespace(get_base_model=lambda: base), logits, torch.tensor([[1, 0, 1], [-100] * 3]))
+    loss.backward()
+    assert math.isfinite(loss.item()) and logits.grad.isfinite().all()
+
+
 def test_without_weights_several_labels_have_the_loss_and_gradients_of_every_family_s_own_forward():
     ids = torch.randint(1, 900, (3, 9), generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]])

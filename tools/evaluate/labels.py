@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from stages.data.label_column import UNLABELLED_MARKS, LabelColumn, join_labels, match_by_name
+from stages.data.label_column import LabelColumn, check_repeated, join_labels, match_by_name
+from stages.data.label_lists import UNLABELLED_MARKS
 from stages.data.task import NO_LABEL
 from stages.runtime.errors import UserError
 
@@ -59,8 +60,9 @@ def encode_set_labels(
     if unknown:
         raise _unknown_labels(labels, unknown, classes, place)
     numbers = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
+    check_repeated(labels, labels.values, place)
     encoded = join_labels(labels, numbers, classes, place)
-    if (encoded == NO_LABEL).all():
+    if (encoded <= (NO_LABEL if labels.missing is None else 0)).all():  # several labels: 0 is a row without any
         raise UserError(f"{place}: column '{labels.column}' has no label in any row; name another one by --label")
     return encoded
 

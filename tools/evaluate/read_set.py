@@ -190,7 +190,7 @@ def read_set(
         check_texts(rows, SPLIT, task)
     own_group = columns.get(task.group or "", task.group)  # the file's column for the run's group
     shares_groups = group is not None and group == own_group
-    occurring = label_column.values.dropna().unique()
+    occurring = [*label_column.values.dropna().unique(), *(form.columns if len(form.columns) > 1 else ())]
     used = {*occurring, *(value.removesuffix(".0") for value in occurring)} & class_map.keys()
     return LabelledSet(
         name="-".join(filter(None, [name_folder(given), arguments.subset, arguments.split])),
