@@ -473,7 +473,7 @@ def print_labels(samples: int) -> None:
             f"{cell.rows:,}",
             str(cell.a_group),
             f"{cell.noise:g}, {cell.other:g}",
-            *(f"{share:.1%}" for share in shares.values()),
+            *("none" if np.isnan(share) else f"{share:.1%}" for share in shares.values()),
         )
 
 
