@@ -344,6 +344,7 @@ def test_rows_are_sliced_by_their_number_of_labels():
 
 def test_row_changes_of_micro_f1_sum_to_the_exact_difference_and_are_0_for_equal_answers():
     gold, first, other = draw(60, 0.7, 9, other_noise=0.9)
+    other[:5, 3:] = True  # it answers with more labels
     changes = micro_f1_changes(gold, first, other)
     scores = [sklearn_metrics.f1_score(gold, answers, average="micro") for answers in (first, other)]
     assert changes.mean() == pytest.approx(scores[1] - scores[0])
