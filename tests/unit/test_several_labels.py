@@ -231,6 +231,14 @@ def test_extreme_rankings_have_an_interval():
     assert np.diff(wide) == pytest.approx(np.diff(single), rel=0.15)
 
 
+def test_the_bias_of_average_precision_grows_with_the_design_effect():
+    """If each row has two copies, the middle moves by 0.025, and without the design effect by 0.046."""
+    gold, scores = draw_scores(100, 1.0, 2)
+    single = average_precision_interval(gold, scores, np.arange(100), 0.95)
+    copies = [np.repeat(each, 3, axis=0) for each in (gold, scores, np.arange(100))]
+    assert np.mean(average_precision_interval(*copies, 0.95)) == pytest.approx(np.mean(single), abs=0.035)
+
+
 def test_loss_brier_and_calibration_are_of_all_decisions():
     gold = np.array([[True, False], [False, False]])
     probabilities = np.array([[0.8, 0.1], [0.4, 0.0]])
