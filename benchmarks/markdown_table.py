@@ -3,11 +3,16 @@
 import argparse
 
 
-def parse_samples(doc: str) -> int:
-    """Read `--samples` from the command line; doc: the docstring of the script."""
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Parser of a command line with `--samples`; doc: the docstring of the script."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--samples", type=int, default=2000, help="of each line of the table; default: %(default)s")
-    return parser.parse_args().samples
+    return parser
+
+
+def parse_samples(doc: str) -> int:
+    """Read `--samples` from the command line; doc: the docstring of the script."""
+    return make_parser(doc).parse_args().samples
 
 
 def print_header(*columns: str) -> None:

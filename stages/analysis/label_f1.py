@@ -2,9 +2,11 @@
 
 Rows are the units: the labels of a row may depend on each other. F1 of a label is 2J / (1 + J). J is the share of right
 ones among the rows that have the label or get it as an answer. Pure functions of bool arrays [rows, labels]; scores are
-0 to 1. `benchmarks/intervals.py` has the same for one class a row (`f1`, `paired_f1`).
+0 to 1. `f1` and `paired_f1` have the same for one class a row. `python benchmarks/intervals.py --tables labels` prints
+how often the intervals cover the truth.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -145,6 +147,15 @@ def label_f1_difference(
 
     p is two-sided, by inversion of the interval: as in `paired_f1.f1_macro_difference`.
     """
+    difference, interval = difference_intervals(gold, predicted, other, average, groups)
+    estimate = interval(confidence)
+    return difference, estimate, invert_interval(interval, estimate, confidence)
+
+
+def difference_intervals(
+    gold: np.ndarray, predicted: np.ndarray, other: np.ndarray, average: Average, groups: np.ndarray
+) -> tuple[float, Callable[[float], Interval]]:
+    """The difference, and its interval as a function of the confidence: as `paired_f1.difference_intervals`."""
     groups = np.unique(np.asarray(groups), return_inverse=True)[1]
     influences = influence_difference(gold, predicted, other, average)
     effect = design_effect(influences, groups)
@@ -154,9 +165,7 @@ def label_f1_difference(
         return _difference_interval(gold, predicted, other, average, divisor, effect, confidence)
 
     counts, other_counts = (count_classes(gold, answers, gold.shape[1]) for answers in (predicted, other))
-    estimate = interval(confidence)
-    difference = average_f1(counts, average) - average_f1(other_counts, average)
-    return difference, estimate, invert_interval(interval, estimate, confidence)
+    return average_f1(counts, average) - average_f1(other_counts, average), interval
 
 
 def influence_difference(gold: np.ndarray, predicted: np.ndarray, other: np.ndarray, average: Average) -> np.ndarray:

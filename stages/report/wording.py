@@ -105,7 +105,7 @@ def average_precision_warnings(results: Results) -> list[str]:
     score = results.tuned.scores.get(AVERAGE_PRECISION)
     if score is None or score.interval is not None:
         return []
-    return [f"Mean average precision has no interval, since a class has fewer than {FEW_ROWS} test rows."]
+    return ["Mean average precision has no interval, since the classes have too few test rows."]
 
 
 def explain_calibration(calibration: Calibration | None, loss: float, labels: Labels) -> list[str]:

@@ -151,6 +151,6 @@ def test_titles_and_explanations_are_those_of_sets():
     score = SimpleNamespace(interval=None)
     without = SimpleNamespace(tuned=SimpleNamespace(scores={wording.AVERAGE_PRECISION: score}))
     assert wording.average_precision_warnings(without) == [
-        "Mean average precision has no interval, since a class has fewer than 10 test rows."
+        "Mean average precision has no interval, since the classes have too few test rows."
     ]
     assert wording.average_precision_warnings(SimpleNamespace(tuned=SimpleNamespace(scores={}))) == []
