@@ -150,6 +150,13 @@ def test_a_text_of_few_parts_that_occur_in_several_cells_is_a_list_of_labels(lab
     assert ("of which a row may have several" in columns.reasons["label"]) == (separator is not None)
 
 
+def test_a_label_that_one_cell_has_twice_does_not_hide_the_separator():
+    cells = ["a|b", "a", "b", "c|a", "c", "b|c"] * 10
+    cells[17] = "a|b|a"
+    columns = choose_columns(pa.table({"text": [f"text number {row} of all" for row in range(60)], "label": cells}))
+    assert columns.separator == "|"
+
+
 def test_a_column_of_lists_is_a_label_unless_another_column_is_likelier():
     texts = [f"text number {row} of all" for row in range(60)]
     rows = pa.table({"text": texts, "emotions": [[["joy"], ["joy", "awe"], []][row % 3] for row in range(60)]})
@@ -195,6 +202,17 @@ def test_rows_that_nobody_graded_do_not_hide_columns_of_0_and_1():
 def test_rare_values_of_the_label_are_pointed_out():
     rows = pa.table({"text": [f"text number {i} of all" for i in range(50)], "label": ["a", "b"] * 24 + ["c", "d"]})
     assert "2 values occur in one row only" in choose_columns(rows).reasons["label"]
+    assert "1 value occurs in one row only" in choose_columns(rows.slice(0, 49)).reasons["label"]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_typo"), [("biling", True), ("biilling", True), ("bug", False), ("shipping 2", False)]
+)
+def test_a_label_of_one_row_that_is_nearly_a_frequent_one_may_be_a_typo(value, is_typo):
+    labels = ["billing", "shipping 1"] * 24 + [value]
+    rows = pa.table({"text": [f"text number {i} of all" for i in range(49)], "label": labels})
+    assert (f"{value} is nearly billing: a typo?" in choose_columns(rows).reasons["label"]) == is_typo
+    assert ("a typo?" in choose_columns(rows).reasons["label"]) == is_typo
 
 
 @pytest.mark.parametrize(

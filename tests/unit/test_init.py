@@ -264,6 +264,17 @@ def test_all_forms_of_several_labels_a_row_are_recognised(run, pipeline, form):
     assert (p.data.label, p.data.separator) == ("mood", None)
 
 
+@pytest.mark.parametrize("form", ["lists", "text"])
+def test_a_label_twice_in_a_row_is_the_same_error_in_lists_and_in_text(run, pipeline, form):
+    name = FORMS[form][0]
+    path = pipeline.parent / "data" / name
+    data = several(form)
+    data.at[17, "tags"] = ["windy", "cold", "windy"] if form == "lists" else "windy|cold|windy"
+    data.to_json(path, orient="records", lines=True) if form == "lists" else data.to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"column 'tags' has 'windy' twice in row 17; name each label once$"):
+        run(path)
+
+
 def test_columns_of_0_and_1_may_be_named_and_one_of_them_is_a_single_label(run, pipeline):
     path = pipeline.parent / "data/rows.csv"
     several("columns").to_csv(path, index=False)

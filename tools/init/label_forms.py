@@ -4,6 +4,7 @@ They are a column of lists, a text whose parts are labels, or neighbouring colum
 """
 
 import ast
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -25,24 +26,27 @@ def find_separator(profile: ColumnProfile) -> str | None:
     """What separates the labels of a column of text; None if its cells are no lists of few repeated parts.
 
     The cells have different numbers of parts, else they are the two halves of one name, such as `US;NY`. A part is in
-    several different cells, and there are fewer different parts than different cells.
+    several different cells, and there are fewer different parts than different cells. In most rows no part is there
+    twice: `encode_labels` rejects the others.
     """
     if not profile.is_text or profile.kind in ("dates", "URLs", "e-mail addresses", "file paths", "brackets"):
         return None
-    for separator in SEPARATORS:
-        cells = [[part for part in map(str.strip, cell.split(separator)) if part] for cell in profile.sample]
-        sizes = {len(cell) for cell in cells}
-        counts: dict[str, int] = {}
-        for part in (part for cell in cells for part in cell):
-            counts[part] = counts.get(part, 0) + 1
-        if (
-            min(sizes, default=2) < 2 <= max(sizes, default=0)
-            and all(len(set(cell)) == len(cell) for cell in cells)
-            and 2 <= len(counts) < min(len(cells), MAX_CLASSES)
-            and np.mean([count > 1 for count in counts.values()]) >= OFTEN
-        ):
-            return separator
-    return None
+    return next((separator for separator in SEPARATORS if _separates(separator, profile)), None)
+
+
+def _separates(separator: str, profile: ColumnProfile) -> bool:
+    cells = [split_cell(cell, separator) for cell in profile.sample]
+    sizes = {len(cell) for cell in cells}
+    counts = Counter(part for cell in cells for part in cell)
+    if not min(sizes, default=2) < 2 <= max(sizes, default=0) or not 2 <= len(counts) < min(len(cells), MAX_CLASSES):
+        return False
+    rows = profile.counts[: len(profile.values)]
+    clean = [len(set(cell)) == len(cell) for cell in (split_cell(value, separator) for value in profile.values)]
+    return bool(rows[clean].sum() >= MOST * rows.sum() and np.mean([count > 1 for count in counts.values()]) >= OFTEN)
+
+
+def split_cell(cell: str, separator: str) -> list[str]:
+    return [part for part in map(str.strip, cell.split(separator)) if part]
 
 
 def split_profiles(
