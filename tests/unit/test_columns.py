@@ -126,9 +126,42 @@ def test_neighbouring_columns_of_0_and_1_are_labels_together():
     assert (named.label, named.texts, named.separator) == (("toxic", "threat"), ("comment_text",), None)
 
 
-@pytest.mark.parametrize("others", ["", "; threat = 1|2", "; vote_count = 0|1", "; threat = 0|1|", "; user = 0|1"])
+@pytest.mark.parametrize("others", ["", "; threat = 1|2", "; vote_count = 0|1", "; user = 0|1"])
 def test_fewer_than_three_columns_of_0_and_1_are_no_labels_together(others):
     assert choose_columns(table(f"text = text; toxic = 0|1; insult = 0|1{others}")).label == "toxic"
+
+
+FLAGS = ("bug", "billing", "login", "speed")
+
+
+def flags(column="bug", row=0, value=0, yes=1, no=0):
+    """60 rows with four labels, and a cell with another value."""
+    cells = {name: [yes if (row >> number) % 2 else no for row in range(60)] for number, name in enumerate(FLAGS)}
+    cells[column][row] = value
+    return pa.table({"text": [f"text number {row} of all" for row in range(60)], **cells})
+
+
+@pytest.mark.parametrize("column", FLAGS)
+@pytest.mark.parametrize(("value", "problem"), [(2, "has 2"), (None, "is empty"), (-1, "has -1")])
+def test_one_wrong_cell_does_not_remove_a_column_of_0_and_1_from_the_labels(column, value, problem):
+    error = error_of(choose_columns, flags(column, 17, value))
+    assert error.startswith("columns bug, billing, login, speed: have 0 and 1, as labels of which a row may have ")
+    assert f"but column '{column}' {problem} in row 17" in error
+    assert error.endswith("name the columns that are labels: --label bug --label billing --label login --label speed")
+
+
+def test_columns_of_yes_and_no_are_not_reduced_to_one_label():
+    error = error_of(choose_columns, flags(value="No", yes="Yes", no="No"))
+    assert error.startswith("columns bug, billing, login, speed: have yes and no; allowed if they are labels of which ")
+    assert choose_columns(flags(value="No", yes="Yes", no="No"), "bug").label == "bug"
+
+
+def test_a_label_that_no_row_has_does_not_divide_the_columns_of_0_and_1():
+    rows = flags().set_column(2, "billing", pa.array([0] * 60))
+    assert choose_columns(rows).label == FLAGS
+    assert choose_columns(rows.set_column(1, "bug", pa.array([0] * 60)).append_column("x", rows["speed"])).label == (
+        "login", "speed", "x",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -219,7 +252,6 @@ def test_a_label_of_one_row_that_is_nearly_a_frequent_one_may_be_a_typo(value, i
     ("label", "reason"),
     [
         ("nosuch", "no such column; allowed: text, label, always, vector"),
-        (["label", "always"], "text, 2 values; allowed in each of several label columns: 0 or 1, and -1"),
         ("always", "one value, x"),
         ("vector", "list<"),
         ("text", "text, 1,100 values"),
@@ -228,8 +260,9 @@ def test_a_label_of_one_row_that_is_nearly_a_frequent_one_may_be_a_typo(value, i
 def test_a_label_column_given_by_hand_that_has_no_classes_is_rejected(label, reason):
     rows = table("text = text 6-9; label = a|b; always = x; number = number; vector = lists number", rows=1100)
     rows = rows.drop_columns("number")
-    name = label if isinstance(label, str) else label[0]
-    assert error_of(choose_columns, rows, label=label).startswith(f"--label: {name}: {reason}")
+    assert error_of(choose_columns, rows, label=label).startswith(f"--label: {label}: {reason}")
+    error = error_of(choose_columns, rows, label=["always", "label"])
+    assert error.startswith("--label: column 'always' has x in row 0; allowed in each column that data.label lists: 0 ")
 
 
 # --- texts ---

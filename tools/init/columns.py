@@ -118,7 +118,7 @@ def choose_columns(
             f"{place}: no column looks like a label: 2 to {MAX_CLASSES:,} values that rows share; "
             + (next(iter(list_texts.values()), "") or f"name it with --label ({_list_columns(profiles)})")
         )
-    labels = given or _choose_flags(profiles, candidates[0], {split, *(texts or ())}) or (candidates[0].name,)
+    labels = given or _choose_flags(profiles, candidates[0], {split, *(texts or ())}, table) or (candidates[0].name,)
     chosen = label_profiles[labels[0]]
     others = [p for p in candidates if p.name not in labels]
     several = len(labels) > 1 or chosen.kind == "lists"
@@ -224,13 +224,13 @@ def _prefer_names(candidates: list[ColumnProfile], table: pa.Table) -> list[Colu
 
 
 def _choose_flags(
-    profiles: Mapping[str, ColumnProfile], candidate: ColumnProfile, taken: set[str | None]
+    profiles: Mapping[str, ColumnProfile], candidate: ColumnProfile, taken: set[str | None], table: pa.Table
 ) -> tuple[str, ...]:
     """The columns of 0 and 1 that are labels together with the likeliest one. A column called `label` is one alone."""
     name = split_name(candidate.name)
     if len(name) == 1 and LABEL_WORDS.get(name[0], 0) >= SURE:
         return ()
-    return find_flags({name: profile for name, profile in profiles.items() if name not in taken}, candidate.name)
+    return find_flags({name: profile for name, profile in profiles.items() if name not in taken}, candidate.name, table)
 
 
 def _check_label(
@@ -246,7 +246,7 @@ def _check_label(
         if texts and label in texts:
             raise UserError(f"--text: {label}: is --label, the class to be predicted; name another column")
     if len(labels) > 1:
-        if problem := check_flags(profiles, labels):
+        if problem := check_flags(table, labels):
             raise UserError(f"--label: {problem}")
         return
     if problem := list_texts.get(labels[0]):

@@ -12,13 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.data.label_column import read_label_columns
 from stages.data.label_lists import FLAGS, UNLABELLED_MARKS
+from stages.runtime.errors import UserError
 from stages.runtime.params import MAX_CLASSES
 from tools.init.column_names import COUNT_WORDS, ENTITIES, METADATA_WORDS, split_name
 from tools.init.column_profiles import MOST, ColumnProfile
 
 SEPARATORS = ("|", ";", ",")  # in this order: a name may have a comma
 FEWEST_FLAGS = 3  # two neighbouring columns of 0 and 1 are often no labels of one task
+PAIRS = (("0", "1"), ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"))  # values of columns with a label each
 OFTEN = 0.5  # share of the parts that are in several different cells, from which the parts are labels
 
 
@@ -102,46 +105,81 @@ def split_profile(profile: ColumnProfile, column: pa.ChunkedArray, separator: st
     return replace(profile, kind="lists", counts=counts[order], values=values, sample=values, word_count=1)
 
 
-def find_flags(profiles: Mapping[str, ColumnProfile], column: str) -> tuple[str, ...]:
+def find_flags(profiles: Mapping[str, ColumnProfile], column: str, table: pa.Table) -> tuple[str, ...]:
     """The columns of 0 and 1 around one of them, in the table's order; empty if there are fewer than three.
 
-    They have the same two values as the column, in the same rows or in as many. Their names say no other meaning, such
-    as a number of something.
+    They have the two values of this column, except for a few cells. Their names say no other meaning, such as a number
+    of something. A label that no row has is among them if it is between two others.
+
+    Raises:
+        UserError: the values are yes and no, or a cell has another value. If this column were left out, the rows would
+            silently have fewer labels.
     """
-    chosen = profiles[column]
-    if not _is_flag(chosen, chosen):
+    pairs = {name: _find_pair(profile) for name, profile in profiles.items()}
+    pair, graded = pairs[column]
+    if pair is None or not _has_both(profiles[column]):
         return ()
     names = list(profiles)
+
+    def is_alike(name: str) -> bool:
+        return pairs[name][0] == pair and graded / 2 <= pairs[name][1] <= 2 * graded
+
     first = last = names.index(column)
-    while first > 0 and _is_flag(profiles[names[first - 1]], chosen):
+    while first > 0 and is_alike(names[first - 1]):
         first -= 1
-    while last + 1 < len(names) and _is_flag(profiles[names[last + 1]], chosen):
+    while last + 1 < len(names) and is_alike(names[last + 1]):
         last += 1
-    flags = tuple(names[first : last + 1])
-    return flags if len(flags) >= FEWEST_FLAGS else ()
+    while not _has_both(profiles[names[first]]):
+        first += 1
+    while not _has_both(profiles[names[last]]):
+        last -= 1
+    flags = names[first : last + 1]
+    if len(flags) < FEWEST_FLAGS:
+        return ()
+    place, listed = f"columns {', '.join(flags)}", " ".join(f"--label {name}" for name in flags)
+    if pair[0] not in FLAGS:
+        raise UserError(
+            f"{place}: have {pair[1]} and {pair[0]}; allowed if they are labels of which a row may have several: 1 and "
+            f"0, or true and false. Convert them; or if only one of them is the label, name it: --label {column}"
+        )
+    if problem := check_flags(table, flags):
+        raise UserError(
+            f"{place}: have 0 and 1, as labels of which a row may have several, but {problem}. Correct the data, or "
+            f"name the columns that are labels: {listed}"
+        )
+    return tuple(flags)
 
 
-def _is_flag(profile: ColumnProfile, chosen: ColumnProfile) -> bool:
-    values = {value.lower() for value in profile.values} - UNLABELLED_MARKS
-    words = set(split_name(profile.name))
-    return (
-        len(values) == 2
-        and {FLAGS.get(value) for value in values} == {False, True}
-        and set(profile.values) == set(chosen.values)
-        and profile.filled == chosen.filled
-        and not words & (METADATA_WORDS | COUNT_WORDS | ENTITIES)
-    )
+def _find_pair(profile: ColumnProfile) -> tuple[tuple[str, str] | None, int]:
+    """Which of `PAIRS` nearly all cells of a column have, and how many rows have a value that is no mark."""
+    rows = _count_flags(profile)
+    graded = sum(rows.values())
+    if graded and not set(split_name(profile.name)) & (METADATA_WORDS | COUNT_WORDS | ENTITIES):
+        for pair in PAIRS:
+            if rows[pair[0]] and rows[pair[0]] + rows[pair[1]] >= MOST * graded:
+                return pair, graded
+    return None, graded
 
 
-def check_flags(profiles: Mapping[str, ColumnProfile], columns: Sequence[str]) -> str | None:
-    """Why columns that the user names are not labels of 0 and 1; None: they are."""
-    for name in columns:
-        values = set(profiles[name].values) - UNLABELLED_MARKS
-        if not values or any(value.lower() not in FLAGS for value in values):
-            return (
-                f"{name}: {profiles[name].describe()}; allowed in each of several label columns: 0 or 1, and -1 in all "
-                "of them for a row without a label"
-            )
+def _count_flags(profile: ColumnProfile) -> Counter[str]:
+    """Rows of each value that is no mark of a row without a gold label. 1.0 is 1, and True is true."""
+    rows: Counter[str] = Counter()
+    for value, count in zip(profile.values, profile.counts, strict=False):
+        if value not in UNLABELLED_MARKS:
+            rows[value.lower().removesuffix(".0")] += int(count)
+    return rows
+
+
+def _has_both(profile: ColumnProfile) -> bool:
+    return any(set(pair) <= set(_count_flags(profile)) for pair in PAIRS)
+
+
+def check_flags(table: pa.Table, columns: Sequence[str]) -> str | None:
+    """Why columns are not labels of 0 and 1, with the first row where they are not; None: they are."""
+    try:
+        read_label_columns({"train": table}, columns)
+    except UserError as error:
+        return str(error).removeprefix("data: split 'train': ")
     return None
 
 

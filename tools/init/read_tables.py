@@ -61,7 +61,7 @@ def read_tables(
             numbers = range(1, count_columns(folder / texts_of[0], dialect) + 1)
             draft.set("data.read.names", [f"column_{number}" for number in numbers])
             with contextlib.redirect_stdout(io.StringIO()):
-                column_names = name_columns(read(draft, folder, names)["train"], manifest["name"])
+                column_names = name_columns(read(draft, folder, names)["train"], label, manifest["name"])
             draft.set("data.read.names", column_names)
             print(f"so the columns are called {', '.join(column_names)}")
     tables = read(draft, folder, names)
@@ -156,12 +156,16 @@ def count_columns(path: Path, dialect: Dialect) -> int:
         return len(next((row for row in rows if row), []))
 
 
-def name_columns(table: pa.Table, place: str) -> list[str]:
-    """Names for the columns of files without a header: label, text, and the names that they have for the others."""
-    columns = choose_columns(table, place=place)
+def name_columns(table: pa.Table, label: Sequence[str] | None, place: str) -> list[str]:
+    """Names for the columns of files without a header: label, text, and the names that they have for the others.
+
+    Label columns that the user named keep their names.
+    """
+    given = label if label and {*label} <= {*table.column_names} else None
+    columns = choose_columns(table, given, place=place)
     texts = ["text"] if len(columns.texts) == 1 else [f"text_{number}" for number in range(1, len(columns.texts) + 1)]
     names = dict(zip(columns.texts, texts, strict=True))
-    if isinstance(columns.label, str):
+    if given is None and isinstance(columns.label, str):
         names[columns.label] = "label"
     return [names.get(name, name) for name in table.column_names]
 
