@@ -190,6 +190,35 @@ def test_a_label_that_one_cell_has_twice_does_not_hide_the_separator():
     assert columns.separator == "|"
 
 
+def separated(separator):
+    cells = [separator.join(labels) for labels in (["a", "b"], ["c", "b"], ["a", "c"])] * 20
+    return pa.table({"text": [f"text number {row}: all" for row in range(60)], "tags": cells, "stars": [1, 2, 3] * 20})
+
+
+@pytest.mark.parametrize("separator", [" / ", " ", "  ", "::"])
+@pytest.mark.parametrize("label", [None, "tags"])
+def test_a_separator_given_by_hand_is_kept_as_it_is(separator, label):
+    columns = choose_columns(separated(separator), label, texts=["text"], separator=separator)
+    assert (columns.label, columns.separator) == ("tags", separator)
+    assert "3 values, of which a row may have several" in columns.reasons["label"]
+
+
+@pytest.mark.parametrize(
+    ("label", "separator", "error"),
+    [
+        (None, "#", "--separator '#': no cell of a column of text has it"),
+        ("tags", ":", "--separator ':': no cell of column 'tags' has it"),
+        ("stars", "|", "--separator '|': column 'stars' holds int64; allowed: text"),
+        ("lists", "|", "--separator '|': column 'lists' holds lists; allowed: text"),
+        (["tags", "stars"], "|", "--separator: is for one label column"),
+        ("tags", "", "--separator: is empty"),
+    ],
+)
+def test_a_separator_that_fits_no_column_is_rejected(label, separator, error):
+    rows = separated("|").append_column("lists", pa.array([["a"], ["b"], ["a", "b"]] * 20))
+    assert error_of(choose_columns, rows, label, separator=separator).startswith(error)
+
+
 def test_a_column_of_lists_is_a_label_unless_another_column_is_likelier():
     texts = [f"text number {row} of all" for row in range(60)]
     rows = pa.table({"text": texts, "emotions": [[["joy"], ["joy", "awe"], []][row % 3] for row in range(60)]})

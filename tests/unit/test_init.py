@@ -264,6 +264,15 @@ def test_all_forms_of_several_labels_a_row_are_recognised(run, pipeline, form):
     assert (p.data.label, p.data.separator) == ("mood", None)
 
 
+def test_a_separator_of_spaces_is_written_as_it_is(run, pipeline):
+    path = pipeline.parent / "data/rows.csv"
+    data = several("text")
+    data.assign(tags=data["tags"].str.replace("|", "  ")).to_csv(path, index=False)
+    p, printed = run(path, "--label", "tags", "--separator", "  ")
+    assert (p.data.label, p.data.separator) == ("tags", "  ")
+    assert "3 labels:" in printed
+
+
 @pytest.mark.parametrize("form", ["lists", "text"])
 def test_a_label_twice_in_a_row_is_the_same_error_in_lists_and_in_text(run, pipeline, form):
     name = FORMS[form][0]

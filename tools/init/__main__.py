@@ -3,6 +3,7 @@
     python -m tools.init /home/you/reviews.csv
     python -m tools.init reviews/ --label stars --text title --text body
     python -m tools.init comments.csv --label toxic --label obscene --label threat
+    python -m tools.init films.csv --label genres --separator " / "
 
 PATH is a file, a folder, or the name of a data set on the Hugging Face hub (OWNER/NAME). Run the command in the folder
 with params.yaml and dvc.yaml, such as demo/. It prints what it found and the keys that it changes, and keeps the file's
@@ -62,6 +63,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--label", metavar="COLUMN", action="append", help="the label column; repeat it for columns of 0 and 1"
     )
+    parser.add_argument(
+        "--separator", metavar="TEXT", help="what is between the labels of a row in a text, such as ','"
+    )
     parser.add_argument("--text", metavar="COLUMN", action="append", help="a text column; repeat it for several")
     parser.add_argument("--group", metavar="COLUMN", help="a column whose equal values belong together")
     parser.add_argument("--subset", metavar="NAME", help="the configuration, if the data set has several")
@@ -96,7 +100,9 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     """Look at the data and the model, choose all keys, and print what was found."""
     choose_params.choose_source(draft, "data", arguments.path)
     draft.set("data.subset", arguments.subset)
-    tables, columns = read_tables(draft, arguments.label, arguments.text, arguments.group, ask_label)
+    tables, columns = read_tables(
+        draft, arguments.label, arguments.text, arguments.group, arguments.separator, ask_label
+    )
     draft.set_head(
         f"{', '.join(columns.label_columns)} of {Path(arguments.path).name}: keys set by `python -m tools.init`"
     )

@@ -87,6 +87,7 @@ def choose_columns(
     label: str | Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
     group: str | None = None,
+    separator: str | None = None,
     place: str = "data",
 ) -> Columns:
     """Choose the label, the texts, a group and a given split by what the columns hold and by their names.
@@ -96,6 +97,7 @@ def choose_columns(
         label: the label column, or several columns of 0 and 1, if the user says it.
         texts: the text columns, if the user says them.
         group: the column of groups, if the user says it.
+        separator: of the labels in a text, if the user says it.
         place: what errors call the data, such as its path.
 
     Raises:
@@ -107,8 +109,11 @@ def choose_columns(
     given = (label,) if isinstance(label, str) else tuple(dict.fromkeys(label or ()))
     lists = {name for name, p in profiles.items() if p.kind == "lists"}
     split, split_values, split_reason = _choose_split(profiles, {*given, *(texts or ()), *lists})
-    label_profiles, separators = split_profiles(profiles, table)
-    candidates = rank_labels([p for name, p in label_profiles.items() if name != split and name not in (texts or ())])
+    if missing := next((name for name in given if name not in profiles), None):
+        raise UserError(f"--label: {missing}: no such column; allowed: {', '.join(table.column_names)}")
+    label_profiles, separators = split_profiles(profiles, table, separator, given)
+    allowed = [name for name in (separators if separator else profiles) if name not in (split, *(texts or ()))]
+    candidates = rank_labels([label_profiles[name] for name in allowed])
     candidates = _prefer_names(candidates, table)
     list_texts = {name: explain_list_texts(name, cell) for name, p in profiles.items() if (cell := find_list_texts(p))}
     if given:
@@ -132,8 +137,8 @@ def choose_columns(
     elif group in profiles and group not in labels:
         group_reason = f"{group}, {profiles[group].distinct:,} values; as --group says"
     else:
-        allowed = ", ".join(name for name in profiles if name not in labels)
-        raise UserError(f"--group: {group}: no such column next to the label; allowed: {allowed}")
+        rest = ", ".join(name for name in profiles if name not in labels)
+        raise UserError(f"--group: {group}: no such column next to the label; allowed: {rest}")
     names = tuple(p.name for p in candidates)
     return Columns(
         label=labels if len(labels) > 1 else labels[0],
@@ -241,8 +246,6 @@ def _check_label(
     list_texts: Mapping[str, str],
 ) -> None:
     for label in labels:
-        if label not in profiles:
-            raise UserError(f"--label: {label}: no such column; allowed: {', '.join(table.column_names)}")
         if texts and label in texts:
             raise UserError(f"--text: {label}: is --label, the class to be predicted; name another column")
     if len(labels) > 1:

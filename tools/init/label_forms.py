@@ -53,12 +53,40 @@ def split_cell(cell: str, separator: str) -> list[str]:
 
 
 def split_profiles(
-    profiles: Mapping[str, ColumnProfile], table: pa.Table
+    profiles: Mapping[str, ColumnProfile], table: pa.Table, separator: str | None, labels: Sequence[str]
 ) -> tuple[dict[str, ColumnProfile], dict[str, str]]:
-    """The profiles, those of texts with separated labels as of their labels; and {column: its separator}."""
-    separators = {name: separator for name, p in profiles.items() if (separator := find_separator(p))}
-    split = {name: split_profile(profiles[name], table[name], separator) for name, separator in separators.items()}
+    """The profiles, those of texts with separated labels as of their labels; and {column: its separator}.
+
+    Args:
+        separator: `--separator`; None: it is guessed for each column.
+        labels: `--label`; empty: `--separator` is that of all columns of text that have it.
+
+    Raises:
+        UserError: `--separator` is of no use for these columns.
+    """
+    if separator is None:
+        separators = {name: found for name, p in profiles.items() if (found := find_separator(p))}
+    else:
+        _check_separator(profiles, separator, labels)
+        names = [name for name in labels or profiles if profiles[name].is_text]
+        has_it = {name: pc.any(pc.match_substring(table[name], separator)).as_py() for name in names}
+        separators = {name: separator for name in names if has_it[name]}
+        if not separators:
+            where = f"column '{labels[0]}'" if labels else "a column of text"
+            raise UserError(f"--separator {separator!r}: no cell of {where} has it; name what is between two labels")
+    split = {name: split_profile(profiles[name], table[name], found) for name, found in separators.items()}
     return {**profiles, **split}, separators
+
+
+def _check_separator(profiles: Mapping[str, ColumnProfile], separator: str, labels: Sequence[str]) -> None:
+    if not separator:
+        raise UserError("--separator: is empty; name what is between two labels, such as '|'")
+    if len(labels) > 1:
+        raise UserError("--separator: is for one label column; remove it, or name one column by --label")
+    for label in labels:
+        if label in profiles and not profiles[label].is_text:
+            what = "lists" if profiles[label].kind == "lists" else profiles[label].type
+            raise UserError(f"--separator {separator!r}: column '{label}' holds {what}; allowed: text")
 
 
 def find_list_texts(profile: ColumnProfile) -> str | None:
@@ -189,5 +217,5 @@ def describe_labels(profiles: Sequence[ColumnProfile], separator: str | None) ->
         names = [profile.name for profile in profiles]
         return f"{len(names)} columns of 0 and 1, of which a row may have several: {', '.join(names)}"
     (profile,) = profiles
-    form = "lists" if separator is None else f"texts separated by {separator}"
+    form = "lists" if separator is None else f"texts separated by {separator if separator.strip() else repr(separator)}"
     return f"{profile.name}, {form} of {profile.distinct:,} values, of which a row may have several"

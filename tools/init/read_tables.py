@@ -30,12 +30,14 @@ def read_tables(
     label: Sequence[str] | None,
     texts: Sequence[str] | None,
     group: str | None,
+    separator: str | None,
     ask_label: Callable[[Sequence[str | tuple[str, ...]]], str | tuple[str, ...] | None],
 ) -> tuple[dict[str, pa.Table], Columns]:
     """Read the data, and set the keys that say how: `data.read`, `data.split`, `data.splits` and `data.holdout`.
 
     Args:
         label, texts, group: columns that the user named.
+        separator: of the labels in a text, if the user named it.
         ask_label: returns the user's choice among several candidates, or None.
 
     Returns:
@@ -66,9 +68,9 @@ def read_tables(
             print(f"so the columns are called {', '.join(column_names)}")
     tables = read(draft, folder, names)
 
-    columns = choose_columns(tables["train"], label, texts, group, manifest["name"])
+    columns = choose_columns(tables["train"], label, texts, group, separator, manifest["name"])
     if label is None and (answer := ask_label(columns.label_candidates)):
-        columns = choose_columns(tables["train"], answer, texts, group, manifest["name"])
+        columns = choose_columns(tables["train"], answer, texts, group, separator, manifest["name"])
     if len(files) == 1 and columns.split and columns.split_values:
         draft.set("data.split", columns.split)
         set_splits(draft, columns.split_values)
@@ -80,7 +82,9 @@ def read_tables(
     set_splits(draft, {split: getattr(splits, split) for split in tables})
     shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
     if {columns.group, *columns.texts} - {None, *shared}:
-        columns = choose_columns(tables["train"].select(shared), columns.label_columns, texts, group, manifest["name"])
+        columns = choose_columns(
+            tables["train"].select(shared), columns.label_columns, texts, group, separator, manifest["name"]
+        )
     return tables, columns
 
 
