@@ -239,7 +239,7 @@ def test_lists_that_are_written_as_text_are_no_label(lists):
         "parquet file, or to texts with a separator, such as joy|awe"
     )
     assert error_of(choose_columns, rows).endswith(f"values that rows share; {problem}")
-    assert error_of(choose_columns, rows, label="tags") == f"--label: {problem}"
+    assert error_of(choose_columns, rows, label="tags") == problem
     rows = rows.append_column("source", pa.array(["a", "b"] * 30))
     columns = choose_columns(rows)
     assert columns.label == "source" and columns.reasons["label"].endswith(f"; but {problem}")
@@ -251,6 +251,75 @@ def test_other_texts_in_brackets_are_no_lists_of_labels(cells):
     texts = [f"text number {row} of all" for row in range(60)]
     rows = pa.table({"text": texts, "mood": ["a", "b"] * 30, "more": [cells[row % len(cells)] for row in range(60)]})
     assert "lists" not in choose_columns(rows).reasons["label"]
+
+
+def listed(cells, **others):
+    return pa.table({"text": [f"text number {row} of all" for row in range(60)], "tags": cells * 20, **others})
+
+
+OBJECTS = (
+    "tags has lists of objects with name, score; for labels, keep one value of each object, such as [item['name'] for "
+    "item in row['tags']]"
+)
+
+
+def test_lists_of_objects_are_no_label_and_the_advice_says_what_to_do():
+    rows = listed([[{"name": "a", "score": 1}], [], [{"name": "b", "score": 2}, {"name": "a", "score": 2}]])
+    assert error_of(choose_columns, rows).endswith(f"values that rows share; {OBJECTS}")
+    assert error_of(choose_columns, rows, "tags") == OBJECTS
+    reason = choose_columns(rows.append_column("source", pa.array(["a", "b"] * 30))).reasons["label"]
+    assert reason.startswith("source") and reason.endswith(f"; but {OBJECTS}")
+
+
+@pytest.mark.parametrize("vectors", [[[0, 1, 0], [1, 1, 0], [0, 0, 1]], [[True, False], [False, True], [True, True]]])
+def test_vectors_that_the_pipeline_rejects_are_no_label(monkeypatch, vectors):
+    def reject(*arguments):
+        raise UserError("data: split 'train': column 'tags' holds vectors")
+
+    monkeypatch.setattr("stages.data.label_lists.read_lists", reject)
+    rows = listed(vectors)
+    assert error_of(choose_columns, rows).endswith("; data: split 'train': column 'tags' holds vectors")
+    assert error_of(choose_columns, rows, "tags") == "data: split 'train': column 'tags' holds vectors"
+    assert choose_columns(rows.append_column("source", pa.array(["a", "b"] * 30))).label == "source"
+
+
+@pytest.mark.parametrize("mark", ["1", "x", 1, True])
+def test_columns_of_1_or_nothing_are_pointed_out(mark):
+    cells = {name: [mark, None, None] * 20 for name in ("bug", "speed", "login")}
+    rows = pa.table({"text": [f"text number {row} of all" for row in range(60)], **cells})
+    error = error_of(choose_columns, rows)
+    assert f"; bug, speed, login have {mark} or nothing; for labels, write 1 and 0 in their cells" in error
+    assert error.endswith("--label bug --label speed --label login")
+
+
+ADVICE = "if a cell holds several labels, name what is between them: --separator '/'"
+
+
+def combinations(separator, names="abcdefg", times=1):
+    """Each set of the names, except for the empty one."""
+    sets = [[name for bit, name in enumerate(names) if row >> bit & 1] for row in range(1, 2 ** len(names))] * times
+    return pa.table({
+        "text": [f"text number {row} of all" for row in range(len(sets))],
+        "label": [separator.join(labels) for labels in sets],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("separator", ["/", " / "])
+def test_the_likely_separator_of_labels_is_named(separator):
+    rows = combinations(separator)
+    assert error_of(choose_columns, rows).endswith(f"values that rows share; label: {ADVICE}")
+    assert ADVICE in choose_columns(rows, "label").reasons["label"]
+    few = choose_columns(combinations(separator, "abc", times=9))
+    assert few.label == "label" and ADVICE in few.reasons["label"] and few.advice == ADVICE
+    reason = choose_columns(rows.append_column("source", pa.array((["a", "b"] * 64)[:127]))).reasons["label"]
+    assert reason.endswith(f"; but label: {ADVICE}")
+
+
+def test_the_words_of_a_few_classes_are_not_taken_for_labels():
+    cells = ["very good", "good", "bad", "very bad"] * 15
+    columns = choose_columns(pa.table({"text": [f"text number {row} of all" for row in range(60)], "label": cells}))
+    assert "--separator" not in columns.reasons["label"]
+    assert columns.advice.endswith("--separator TEXT")
 
 
 def test_rows_that_nobody_graded_do_not_hide_columns_of_0_and_1():

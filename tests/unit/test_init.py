@@ -370,6 +370,18 @@ def test_what_the_test_rows_can_show():
     assert "differ by 8.9 points" in difference
 
 
+@pytest.mark.parametrize(("rows", "is_alarm"), [(4, True), (5, False)])
+def test_most_classes_without_test_rows_are_an_alarm(rows, is_alarm):
+    splits = {"test": pd.DataFrame({"label": [*range(rows), -1]})}
+    task = Task(tuple(map(str, range(10))), "{text}", None)
+    alarms = list(describe_data.describe_rare_classes(splits, task, "do this"))
+    assert alarms == (
+        ["WARNING: 6 of 10 classes have no test row. Is this the label column? If not, name it by --label; do this"]
+        if is_alarm
+        else []
+    )
+
+
 def change(folder):
     with open(folder / "params.yaml", "a") as file:
         file.write("# mine\n")

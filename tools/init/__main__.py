@@ -141,6 +141,7 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     for line in (
         *describe_data.describe_duplicates(splits, task),
         *describe_data.describe_warnings(splits, task, max_length),
+        *describe_data.describe_rare_classes(splits, task, columns.advice),
         *describe_data.describe_test_rows(splits["test"], task, confidence),
     ):
         print(line)

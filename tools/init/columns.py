@@ -35,9 +35,10 @@ from tools.init.column_profiles import ColumnProfile, profile_columns
 from tools.init.label_forms import (
     check_flags,
     describe_labels,
-    explain_list_texts,
+    explain_guess,
     find_flags,
-    find_list_texts,
+    find_unreadable,
+    guess_separator,
     split_profiles,
 )
 
@@ -60,6 +61,7 @@ class Columns:
     Attributes:
         label: the column to be predicted, or several columns of 0 and 1.
         separator: of the labels in a text; None if a row has one, or the column holds lists.
+        advice: what to do if a cell of the label column holds other labels than were read; empty if it is no text.
         texts: what the model reads, in the table's order.
         group: a column; rows with the same value are not independent.
         split: a column that says which split a row belongs to.
@@ -70,6 +72,7 @@ class Columns:
 
     label: str | tuple[str, ...]
     separator: str | None
+    advice: str
     texts: tuple[str, ...]
     group: str | None
     split: str | None
@@ -112,16 +115,20 @@ def choose_columns(
     if missing := next((name for name in given if name not in profiles), None):
         raise UserError(f"--label: {missing}: no such column; allowed: {', '.join(table.column_names)}")
     label_profiles, separators = split_profiles(profiles, table, separator, given)
-    allowed = [name for name in (separators if separator else profiles) if name not in (split, *(texts or ()))]
+    problems = find_unreadable(profiles, table)
+    taken = {split, *(texts or ()), *problems}
+    allowed = [name for name in (separators if separator else profiles) if name not in taken]
     candidates = rank_labels([label_profiles[name] for name in allowed])
     candidates = _prefer_names(candidates, table)
-    list_texts = {name: explain_list_texts(name, cell) for name, p in profiles.items() if (cell := find_list_texts(p))}
+    guesses = {name: guess for name in allowed if (guess := guess_separator(label_profiles[name]))}
+    names = tuple(p.name for p in candidates)
     if given:
-        _check_label(label_profiles, given, texts, table, list_texts)
-    elif not candidates:
+        _check_label(label_profiles, given, texts, table, problems, guesses)
+    problems |= {name: f"{name}: {explain_guess(guess)}" for name, guess in guesses.items() if name not in names}
+    if not given and not candidates:
         raise UserError(
             f"{place}: no column looks like a label: 2 to {MAX_CLASSES:,} values that rows share; "
-            + (next(iter(list_texts.values()), "") or f"name it with --label ({_list_columns(profiles)})")
+            + (next(iter(problems.values()), "") or f"name it with --label ({_list_columns(profiles)})")
         )
     labels = given or _choose_flags(profiles, candidates[0], {split, *(texts or ())}, table) or (candidates[0].name,)
     chosen = label_profiles[labels[0]]
@@ -139,19 +146,23 @@ def choose_columns(
     else:
         rest = ", ".join(name for name in profiles if name not in labels)
         raise UserError(f"--group: {group}: no such column next to the label; allowed: {rest}")
-    names = tuple(p.name for p in candidates)
     return Columns(
         label=labels if len(labels) > 1 else labels[0],
         separator=separators.get(labels[0]) if len(labels) == 1 else None,
+        advice=explain_guess(guesses.get(labels[0])) if len(labels) == 1 and profiles[labels[0]].is_text else "",
         texts=text_columns,
         group=group,
         split=split,
         split_values=split_values,
         reasons={
             "label": _describe_label(
-                [label_profiles[name] for name in labels], separators.get(labels[0]), others, given=bool(given)
+                [label_profiles[name] for name in labels],
+                separators.get(labels[0]),
+                guesses.get(labels[0]),
+                others,
+                given=bool(given),
             )
-            + ("" if given else "".join(f"; but {problem}" for problem in list_texts.values())),
+            + ("" if given else "".join(f"; but {problem}" for problem in problems.values())),
             "texts": text_reason,
             "group": group_reason,
             "split": split_reason,
@@ -243,7 +254,8 @@ def _check_label(
     labels: Sequence[str],
     texts: Sequence[str] | None,
     table: pa.Table,
-    list_texts: Mapping[str, str],
+    problems: Mapping[str, str],
+    guesses: Mapping[str, str],
 ) -> None:
     for label in labels:
         if texts and label in texts:
@@ -252,19 +264,24 @@ def _check_label(
         if problem := check_flags(table, labels):
             raise UserError(f"--label: {problem}")
         return
-    if problem := list_texts.get(labels[0]):
-        raise UserError(f"--label: {problem}")
+    if problem := problems.get(labels[0]):
+        raise UserError(problem)
     profile = profiles[labels[0]]
     no_classes = profile.kind in ("other", "nothing") or (profile.kind == "dates" and not profile.is_text)
     if no_classes or not 2 <= profile.distinct <= MAX_CLASSES:
         raise UserError(
             f"--label: {profile.name}: {profile.describe()}; "
             f"allowed: a column with 2 to {MAX_CLASSES:,} values that rows share"
+            + (f"; {explain_guess(guess)}" if (guess := guesses.get(profile.name)) else "")
         )
 
 
 def _describe_label(
-    labels: Sequence[ColumnProfile], separator: str | None, others: Sequence[ColumnProfile], given: bool
+    labels: Sequence[ColumnProfile],
+    separator: str | None,
+    guess: str | None,
+    others: Sequence[ColumnProfile],
+    given: bool,
 ) -> str:
     chosen = labels[0]
     if len(labels) > 1 or chosen.kind == "lists":
@@ -282,6 +299,8 @@ def _describe_label(
         odd.append(f"{singles:,} {'value occurs' if singles == 1 else 'values occur'} in one row only")
     if typos := _find_typos(chosen):
         odd.append(", ".join(typos))
+    if guess and len(labels) == 1:
+        odd.append(explain_guess(guess))
     if chosen.word_count > 5:
         odd.append(f"the values have {chosen.word_count:.0f} words")
     alike = [p.name for p in others if chosen.distinct == 2 and set(p.values) == set(chosen.values)]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.data.label_column import read_label_columns
-from stages.data.label_lists import FLAGS, UNLABELLED_MARKS
+from stages.data.label_lists import FLAGS, UNLABELLED_MARKS, is_list
 from stages.runtime.errors import UserError
 from stages.runtime.params import MAX_CLASSES
 from tools.init.column_names import COUNT_WORDS, ENTITIES, METADATA_WORDS, split_name
@@ -22,6 +22,10 @@ from tools.init.column_profiles import MOST, ColumnProfile
 SEPARATORS = ("|", ";", ",")  # in this order: a name may have a comma
 FEWEST_FLAGS = 3  # two neighbouring columns of 0 and 1 are often no labels of one task
 PAIRS = (("0", "1"), ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"))  # values of columns with a label each
+CROSSES = ("1", "1.0", "true", "yes", "x")  # what marks a label in a table whose other cells are empty
+MOST_WORDS = 10  # of a cell that may hold several labels
+JOINERS = " _-"  # they separate labels, or the words of one label
+MANY = 20  # values, from which a joiner is rather a separator
 OFTEN = 0.5  # share of the parts that are in several different cells, from which the parts are labels
 
 
@@ -35,6 +39,27 @@ def find_separator(profile: ColumnProfile) -> str | None:
     if not profile.is_text or profile.kind in ("dates", "URLs", "e-mail addresses", "file paths", "brackets"):
         return None
     return next((separator for separator in SEPARATORS if _separates(separator, profile)), None)
+
+
+def guess_separator(profile: ColumnProfile) -> str | None:
+    """What may separate labels in a column of text, other than `SEPARATORS`: the user must say it by `--separator`."""
+    if not profile.is_text or profile.word_count > MOST_WORDS or find_separator(profile):
+        return None
+    found = Counter(character for cell in profile.sample for character in {*cell} if not character.isalnum())
+    likely = sorted(found, key=lambda character: (character in JOINERS, -found[character], character))
+    return next(
+        (
+            character
+            for character in likely
+            if (character not in JOINERS or profile.distinct > MANY) and _separates(character, profile)
+        ),
+        None,
+    )
+
+
+def explain_guess(guess: str | None) -> str:
+    """What to do if a cell holds several labels that were not found."""
+    return f"if a cell holds several labels, name what is between them: --separator {repr(guess) if guess else 'TEXT'}"
 
 
 def _separates(separator: str, profile: ColumnProfile) -> bool:
@@ -121,6 +146,45 @@ def explain_list_texts(name: str, cell: str) -> str:
         f"{name} has lists that are written as text, such as {cell:.60}; for labels, convert it to lists in a json or "
         f"parquet file, or to texts with a separator, such as {names:.60}"
     )
+
+
+def find_unreadable(profiles: Mapping[str, ColumnProfile], table: pa.Table) -> dict[str, str]:
+    """{column: why it can't be read as labels of which a row may have several, and what to do}, if it looks like it."""
+    problems = {}
+    for name, profile in profiles.items():
+        if cell := find_list_texts(profile):
+            problems[name] = explain_list_texts(name, cell)
+        elif is_list(kind := table.schema.field(name).type) and pa.types.is_struct(kind.value_type):
+            fields = [field.name for field in kind.value_type]
+            problems[name] = (
+                f"{name} has lists of objects with {', '.join(fields):.60}; for labels, keep one value of each object, "
+                f"such as [item[{fields[0]!r}] for item in row[{name!r}]]"
+            )
+        elif is_list(kind) and (pa.types.is_boolean(kind.value_type) or {*profile.values} <= {"0", "1"}):
+            try:  # a vector of 0 and 1 is no list of labels
+                read_label_columns({"train": table.select([name])}, name)
+            except UserError as error:
+                problems[name] = str(error)
+    if sparse := _find_sparse(profiles):
+        value, flags = profiles[sparse[0]].values[0], " ".join(f"--label {name}" for name in sparse)
+        problems[sparse[0]] = (
+            f"{', '.join(sparse)} have {value} or nothing; for labels, write 1 and 0 in their cells, and name them: "
+            f"{flags}"
+        )
+    return problems
+
+
+def _find_sparse(profiles: Mapping[str, ColumnProfile]) -> list[str]:
+    """The first neighbouring columns that have 1, or an x, or nothing; empty if there are fewer than three."""
+    names: list[str] = []
+    for profile in profiles.values():
+        if profile.distinct == 1 and profile.filled < profile.rows and profile.values[0].lower() in CROSSES:
+            names.append(profile.name)
+        elif len(names) >= FEWEST_FLAGS:
+            break
+        else:
+            names = []
+    return names if len(names) >= FEWEST_FLAGS else []
 
 
 def split_profile(profile: ColumnProfile, column: pa.ChunkedArray, separator: str) -> ColumnProfile:
