@@ -112,7 +112,7 @@ def test_the_reason_for_a_label_counts_its_values_and_names_the_other_candidates
 def test_a_label_column_given_by_hand_is_taken_and_its_oddities_are_listed():
     columns = choose_columns(table("text = text; label = a|b; score = 0.5|1.5|-1"), label="score")
     assert columns.label == "score"
-    assert "numbers with fractions" in columns.reasons["label"] or "-1 may mean no label" in columns.reasons["label"]
+    assert "odd: -1 may mean a row that is not labelled, numbers with fractions" in columns.reasons["label"]
 
 
 def test_neighbouring_columns_of_0_and_1_are_labels_together():

@@ -176,7 +176,7 @@ def test_a_test_split_without_labels_is_not_used(run, pipeline, columns):
     table(glad=20)[["text"]].assign(**columns).to_csv(pipeline.parent / "data/test.csv", index=False)
     p, printed = run(pipeline.parent / "data")
     assert p.data.splits.test is None and p.data.holdout.test == "10%"
-    assert "the test split has no labels" in printed
+    assert "the test split is not labelled" in printed
 
 
 def test_a_split_column_is_obeyed(run, pipeline):
@@ -257,7 +257,7 @@ def test_all_forms_of_several_labels_a_row_are_recognised(run, pipeline, form):
     assert (p.data.label, p.data.separator, p.data.classes) == (label, separator, None)
     assert p.tokenize.template == ("{text}\nLabels:" if form == "columns" else "{text}\nTags:")
     for words in ("of which a row may have several", "3 labels:", "50.0% rainy (60)", "16.7% of the training, 16.7% of "
-                  "the validation and 16.7% of the test rows have no label", "leads with micro F1",
+                  "the validation and 16.7% of the test rows have none of the labels", "leads with micro F1",
                   "96 train, 12 validation, 12 test"):  # fmt: skip
         assert words in printed
     p, _ = run(sorted_csv(pipeline), "--force")
@@ -317,7 +317,29 @@ def test_classes_are_listed_only_where_the_data_does_not_say_them(labels, classe
 @pytest.mark.parametrize("missing", ["nan", "None", "?"])
 def test_a_class_that_may_mean_no_label_is_pointed_out(missing):
     columns = read_label_columns({"train": pa.table({"y": ["a", "b", missing] * 9})}, "y")
-    assert choose_params.choose_classes(columns)[1][0].startswith(f"{missing} is read as a class; if it means no label")
+    advice = "is read as a class; if it means that a row is not labelled, empty these cells of the data"
+    assert choose_params.choose_classes(columns)[1][0] == f"{missing} {advice}"
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator", "advice"),
+    [
+        (["a|b", "nan", "b"], "|", "write - in these cells; empty them if it means that the row has none of the "
+         "labels"),
+        ([["a", "b"], ["nan"], ["b"]], None, "write null in place of the list; write an empty list if it means that "
+         "the row has none of the labels"),
+    ],
+)  # fmt: skip
+def test_the_advice_about_a_label_that_may_be_missing_fits_the_form(cells, separator, advice):
+    columns = read_label_columns({"train": pa.table({"y": cells * 9})}, "y", separator)
+    assert choose_params.choose_classes(columns, separator)[1] == [
+        f"nan is read as a class; if it means that a row is not labelled, {advice}"
+    ]
+
+
+def test_a_column_of_0_and_1_may_be_called_none():
+    columns = read_label_columns({"train": pa.table({"bug": [0, 1], "none": [1, 0]})}, ["bug", "none"])
+    assert choose_params.choose_classes(columns) == (None, [])
 
 
 def test_other_classes_in_another_split_are_rejected_as_the_stage_does():
@@ -368,6 +390,16 @@ def test_what_the_test_rows_can_show():
     )
     assert "1,000, which count as 100" in few
     assert "differ by 8.9 points" in difference
+
+
+def test_duplicates_are_counted_for_each_split():
+    texts_of = {"train": ["a", "a", "b", "c", "d", "c"], "validation": ["b", "e"], "test": ["c", "f"]}
+    splits = {split: pd.DataFrame({"text_text": of, "label": 0}) for split, of in texts_of.items()}
+    (line,) = describe_data.describe_duplicates(splits, Task(("x", "y"), "{text}", None))
+    assert line == (
+        "duplicates: 4 of 6 training rows have the texts of another row: 2 of an earlier training row, 1 of a "
+        "validation row, 2 of a test row; data.duplicates: drop leaves them out"
+    )
 
 
 @pytest.mark.parametrize(("rows", "is_alarm"), [(4, True), (5, False)])

@@ -115,7 +115,8 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
         print(f"split: {columns.reasons['split']}")
 
     choose_params.set_columns(draft, columns)
-    classes, notes = choose_params.choose_classes(read_label_columns(tables, columns.label, columns.separator))
+    label_columns = read_label_columns(tables, columns.label, columns.separator)
+    classes, notes = choose_params.choose_classes(label_columns, columns.separator)
     draft.set("data.classes", classes)
 
     if arguments.model:

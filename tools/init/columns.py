@@ -292,7 +292,7 @@ def _describe_label(
             name += f" ({chosen.rows - chosen.filled:,} rows have none)"
     odd = []
     if marks := sorted(UNLABELLED_MARKS & set(chosen.values)):
-        odd.append(f"{marks[0]} may mean no label")
+        odd.append(f"{marks[0]} may mean a row that is not labelled")
     if chosen.kind == "numbers":
         odd.append("numbers with fractions, which may be classes or numbers to be predicted")
     if (singles := int((chosen.counts == 1).sum())) > 0:

@@ -12,7 +12,7 @@ from stages.analysis.leading_metric import TITLES, LeadingMetric
 from stages.analysis.measures import choose_leading_metric
 from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.data.assign_splits import find_dropped
-from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
+from stages.data.data_summary import DataSummary, PaddingShares, find_duplicates, summarize_split
 from stages.data.data_warnings import find_warnings
 from stages.data.dialect import NO_QUOTES, SEPARATORS, Dialect
 from stages.data.task import NO_LABEL, SPLITS, Task
@@ -49,7 +49,7 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
         share = words_of(task.labels).share_of_rest.format(rest.sum() / rows)
         yield f"  {share} {len(rest):,} more {task.labels.nouns} of {rest.min():,} to {rest.max():,} rows each"
     if unlabelled := int((labels == NO_LABEL).sum()):
-        yield f"  {unlabelled:,} rows have no label and are left out"
+        yield f"  {unlabelled:,} {'row is' if unlabelled == 1 else 'rows are'} not labelled and left out"
     test = splits["test"]["label"]
     gold = task.labels.from_codes(test[test != NO_LABEL])
     metric = choose_leading_metric(gold, len(task.classes))
@@ -91,9 +91,15 @@ def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Itera
     """Training rows with the same texts as others, and texts with several classes."""
     train, everything = splits["train"], pd.concat(splits.values())
     if duplicates := int(find_dropped(splits, task).sum()):
+        counts = {
+            "an earlier training": train.duplicated(task.text_columns),
+            "a validation": find_duplicates(train, splits["validation"], task),
+            "a test": find_duplicates(train, splits["test"], task),
+        }
+        listed = [f"{rows.sum():,} of {which} row" for which, rows in counts.items() if rows.any()]
         yield (
-            f"duplicates: {duplicates:,} of {len(train):,} training rows have the texts of another training row, a "
-            "validation or a test row; data.duplicates: drop leaves them out"
+            f"duplicates: {duplicates:,} of {len(train):,} training rows {'has' if duplicates == 1 else 'have'} the "
+            f"texts of another row: {', '.join(listed)}; data.duplicates: drop leaves them out"
         )
     labelled = everything[everything["label"] != NO_LABEL]
     texts = labelled[~labelled.duplicated([*task.text_columns, "label"])]

@@ -76,7 +76,7 @@ def read_tables(
         set_splits(draft, columns.split_values)
         tables = read(draft, folder, names)
     for split in find_unlabelled_splits(tables, columns):
-        print(f"the {split} split has no labels, so its rows are not used")
+        print(f"the {split} split is not labelled, so its rows are not used")
         del tables[split]
     splits = draft.params().data.splits
     set_splits(draft, {split: getattr(splits, split) for split in tables})
