@@ -146,7 +146,7 @@ def flags(column="bug", row=0, value=0, yes=1, no=0):
 def test_one_wrong_cell_does_not_remove_a_column_of_0_and_1_from_the_labels(column, value, problem):
     error = error_of(choose_columns, flags(column, 17, value))
     assert error.startswith("columns bug, billing, login, speed: have 0 and 1, as labels of which a row may have ")
-    assert f"but column '{column}' {problem} in row 17" in error
+    assert f"But column '{column}' {problem} in row 17" in error
     assert error.endswith("name the columns that are labels: --label bug --label billing --label login --label speed")
 
 

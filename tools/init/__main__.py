@@ -16,6 +16,7 @@ test.
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,15 @@ MOST_TOKENIZED = 10_000  # rows: tokenizing 100 tokens of each takes 1 s
 
 def main() -> None:
     arguments = parse_arguments()
+    try:
+        choose_and_write(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`. At exit, Python would write the rest of its buffer, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def choose_and_write(arguments: argparse.Namespace) -> None:
     for path in (PARAMS, Path("dvc.yaml")):
         if not path.is_file():
             raise UserError(f"{path}: not in this folder; run the command in the folder of the pipeline, such as demo/")

@@ -291,16 +291,16 @@ def _describe_label(
         if chosen.filled < chosen.rows:
             name += f" ({chosen.rows - chosen.filled:,} rows have none)"
     odd = []
+    if guess and len(labels) == 1:
+        odd.append(explain_guess(guess))
     if marks := sorted(UNLABELLED_MARKS & set(chosen.values)):
         odd.append(f"{marks[0]} may mean a row that is not labelled")
     if chosen.kind == "numbers":
         odd.append("numbers with fractions, which may be classes or numbers to be predicted")
     if (singles := int((chosen.counts == 1).sum())) > 0:
         odd.append(f"{singles:,} {'value occurs' if singles == 1 else 'values occur'} in one row only")
-    if typos := _find_typos(chosen):
-        odd.append(", ".join(typos))
-    if guess and len(labels) == 1:
-        odd.append(explain_guess(guess))
+    if not guess:
+        odd += _find_typos(chosen)
     if chosen.word_count > 5:
         odd.append(f"the values have {chosen.word_count:.0f} words")
     alike = [p.name for p in others if chosen.distinct == 2 and set(p.values) == set(chosen.values)]
@@ -319,7 +319,8 @@ def _find_typos(label: ColumnProfile) -> list[str]:
     frequent = [value for value in rows if rows[value] >= OFTEN]
     typos = []
     for value in (value for value in rows if rows[value] == 1 and not re.search(r"\d", value)):
-        if close := difflib.get_close_matches(value, frequent, n=1, cutoff=ALIKE):
+        close = difflib.get_close_matches(value, frequent, n=1, cutoff=ALIKE)
+        if close and abs(len(value) - len(close[0])) <= 2:
             typos.append(f"{value} is nearly {close[0]}: a typo?")
     return typos[:LISTED]
 

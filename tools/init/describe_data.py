@@ -19,7 +19,8 @@ from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.report.label_words import words_of
 
 MOST_CLASSES = 20  # that are listed
-MANY_CLASSES = 10  # so few test rows that half of fewer classes are missing are no sign of a wrong label
+MANY_CLASSES = 10  # of fewer classes, some are missing if there are few test rows
+MANY_MISSING = 1 / 3
 WHY: dict[LeadingMetric, str] = {
     "accuracy": "no class of the test rows has over three times the rows of another",
     "f1_macro": "one class of the test rows has over three times the rows of another",
@@ -57,13 +58,13 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
 
 
 def describe_rare_classes(splits: Mapping[str, pd.DataFrame], task: Task, advice: str) -> Iterator[str]:
-    """An alarm if most of many classes have no test row. Then the label is often another column, or several labels.
+    """An alarm if many classes have no test row. Then the label is often another column, or several labels.
 
     Args:
         advice: what to do if a cell holds several labels; empty if the label column is no text.
     """
     missing, classes = int((task.labels.count(splits["test"]["label"]) == 0).sum()), len(task.classes)
-    if missing > classes / 2 and classes >= MANY_CLASSES:
+    if missing > MANY_MISSING * classes and classes >= MANY_CLASSES:
         yield (
             f"WARNING: {missing:,} of {classes:,} {task.labels.nouns} have no test row. Is this the label column? "
             f"If not, name it by --label{f'; {advice}' if advice else ''}"

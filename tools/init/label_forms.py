@@ -236,7 +236,7 @@ def find_flags(profiles: Mapping[str, ColumnProfile], column: str, table: pa.Tab
         )
     if problem := check_flags(table, flags):
         raise UserError(
-            f"{place}: have 0 and 1, as labels of which a row may have several, but {problem}. Correct the data, or "
+            f"{place}: have 0 and 1, as labels of which a row may have several. But {problem}. Correct the data, or "
             f"name the columns that are labels: {listed}"
         )
     return tuple(flags)
