@@ -122,7 +122,7 @@ def describe_classes(task: Task) -> str:
 
 
 def describe_dropped(summary: DataSummary) -> list[str]:
-    """A line each that counts the dropped duplicates, and the rows that were dropped because they have no label."""
+    """A line each that counts the dropped duplicates, and the rows that were dropped because they are not labelled."""
     lines = []
     if duplicates := summary.dropped_duplicates:
         lines.append(
@@ -133,7 +133,7 @@ def describe_dropped(summary: DataSummary) -> list[str]:
         )
     if any(split.dropped for split in summary.splits.values()):
         counts = (f"{split.dropped:,} of {split.chosen:,} {name} rows" for name, split in summary.splits.items())
-        lines.append(f"dropped, since they have no label: {', '.join(counts)}")
+        lines.append(f"dropped, since they are not labelled: {', '.join(counts)}")
     return lines
 
 

@@ -223,6 +223,6 @@ def _rows_without_labels(summary: DataSummary) -> Iterator[str]:
     if any(counts.values()):
         train, validation, test = (count / summary.splits[split].kept for split, count in counts.items())
         yield (
-            f"{train:.1%} of the training, {validation:.1%} of the validation and {test:.1%} of the test rows have no "
-            "label. They are kept: for such a row, no label is the right answer."
+            f"{train:.1%} of the training, {validation:.1%} of the validation and {test:.1%} of the test rows have "
+            "none of the labels. They are kept: for such a row, none is the right answer."
         )

@@ -161,5 +161,5 @@ def test_evaluate_scores_the_rows_in_another_form_alike(tool, run, tmp_path, mon
     )
     assert other["f1_micro"] == pytest.approx(own["f1_micro"]) and other["accuracy"] == pytest.approx(own["accuracy"])
     printed = capsys.readouterr().out
-    assert f"{(predictions['label'].map(len) == 0).sum()} without a label" in printed
+    assert f"{(predictions['label'].map(len) == 0).sum()} with none of the labels" in printed
     assert "| micro F1 (95% interval) |" in printed

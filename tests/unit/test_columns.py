@@ -112,7 +112,7 @@ def test_the_reason_for_a_label_counts_its_values_and_names_the_other_candidates
 def test_a_label_column_given_by_hand_is_taken_and_its_oddities_are_listed():
     columns = choose_columns(table("text = text; label = a|b; score = 0.5|1.5|-1"), label="score")
     assert columns.label == "score"
-    assert "numbers with fractions" in columns.reasons["label"] or "-1 may mean no label" in columns.reasons["label"]
+    assert "odd: -1 may mean a row that is not labelled, numbers with fractions" in columns.reasons["label"]
 
 
 def test_neighbouring_columns_of_0_and_1_are_labels_together():
@@ -126,9 +126,42 @@ def test_neighbouring_columns_of_0_and_1_are_labels_together():
     assert (named.label, named.texts, named.separator) == (("toxic", "threat"), ("comment_text",), None)
 
 
-@pytest.mark.parametrize("others", ["", "; threat = 1|2", "; vote_count = 0|1", "; threat = 0|1|", "; user = 0|1"])
+@pytest.mark.parametrize("others", ["", "; threat = 1|2", "; vote_count = 0|1", "; user = 0|1"])
 def test_fewer_than_three_columns_of_0_and_1_are_no_labels_together(others):
     assert choose_columns(table(f"text = text; toxic = 0|1; insult = 0|1{others}")).label == "toxic"
+
+
+FLAGS = ("bug", "billing", "login", "speed")
+
+
+def flags(column="bug", row=0, value=0, yes=1, no=0):
+    """60 rows with four labels, and a cell with another value."""
+    cells = {name: [yes if (row >> number) % 2 else no for row in range(60)] for number, name in enumerate(FLAGS)}
+    cells[column][row] = value
+    return pa.table({"text": [f"text number {row} of all" for row in range(60)], **cells})
+
+
+@pytest.mark.parametrize("column", FLAGS)
+@pytest.mark.parametrize(("value", "problem"), [(2, "has 2"), (None, "is empty"), (-1, "has -1")])
+def test_one_wrong_cell_does_not_remove_a_column_of_0_and_1_from_the_labels(column, value, problem):
+    error = error_of(choose_columns, flags(column, 17, value))
+    assert error.startswith("columns bug, billing, login, speed: have 0 and 1, as labels of which a row may have ")
+    assert f"But column '{column}' {problem} in row 17" in error
+    assert error.endswith("name the columns that are labels: --label bug --label billing --label login --label speed")
+
+
+def test_columns_of_yes_and_no_are_not_reduced_to_one_label():
+    error = error_of(choose_columns, flags(value="No", yes="Yes", no="No"))
+    assert error.startswith("columns bug, billing, login, speed: have yes and no; allowed if they are labels of which ")
+    assert choose_columns(flags(value="No", yes="Yes", no="No"), "bug").label == "bug"
+
+
+def test_a_label_that_no_row_has_does_not_divide_the_columns_of_0_and_1():
+    rows = flags().set_column(2, "billing", pa.array([0] * 60))
+    assert choose_columns(rows).label == FLAGS
+    assert choose_columns(rows.set_column(1, "bug", pa.array([0] * 60)).append_column("x", rows["speed"])).label == (
+        "login", "speed", "x",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -148,6 +181,42 @@ def test_a_text_of_few_parts_that_occur_in_several_cells_is_a_list_of_labels(lab
     columns = choose_columns(pa.table({"text": texts, "label": [labels[row % len(labels)] for row in range(60)]}))
     assert (columns.label, columns.texts, columns.separator) == ("label", ("text",), separator)
     assert ("of which a row may have several" in columns.reasons["label"]) == (separator is not None)
+
+
+def test_a_label_that_one_cell_has_twice_does_not_hide_the_separator():
+    cells = ["a|b", "a", "b", "c|a", "c", "b|c"] * 10
+    cells[17] = "a|b|a"
+    columns = choose_columns(pa.table({"text": [f"text number {row} of all" for row in range(60)], "label": cells}))
+    assert columns.separator == "|"
+
+
+def separated(separator):
+    cells = [separator.join(labels) for labels in (["a", "b"], ["c", "b"], ["a", "c"])] * 20
+    return pa.table({"text": [f"text number {row}: all" for row in range(60)], "tags": cells, "stars": [1, 2, 3] * 20})
+
+
+@pytest.mark.parametrize("separator", [" / ", " ", "  ", "::"])
+@pytest.mark.parametrize("label", [None, "tags"])
+def test_a_separator_given_by_hand_is_kept_as_it_is(separator, label):
+    columns = choose_columns(separated(separator), label, texts=["text"], separator=separator)
+    assert (columns.label, columns.separator) == ("tags", separator)
+    assert "3 values, of which a row may have several" in columns.reasons["label"]
+
+
+@pytest.mark.parametrize(
+    ("label", "separator", "error"),
+    [
+        (None, "#", "--separator '#': no cell of a column of text has it"),
+        ("tags", ":", "--separator ':': no cell of column 'tags' has it"),
+        ("stars", "|", "--separator '|': column 'stars' holds int64; allowed: text"),
+        ("lists", "|", "--separator '|': column 'lists' holds lists; allowed: text"),
+        (["tags", "stars"], "|", "--separator: is for one label column"),
+        ("tags", "", "--separator: is empty"),
+    ],
+)
+def test_a_separator_that_fits_no_column_is_rejected(label, separator, error):
+    rows = separated("|").append_column("lists", pa.array([["a"], ["b"], ["a", "b"]] * 20))
+    assert error_of(choose_columns, rows, label, separator=separator).startswith(error)
 
 
 def test_a_column_of_lists_is_a_label_unless_another_column_is_likelier():
@@ -170,7 +239,7 @@ def test_lists_that_are_written_as_text_are_no_label(lists):
         "parquet file, or to texts with a separator, such as joy|awe"
     )
     assert error_of(choose_columns, rows).endswith(f"values that rows share; {problem}")
-    assert error_of(choose_columns, rows, label="tags") == f"--label: {problem}"
+    assert error_of(choose_columns, rows, label="tags") == problem
     rows = rows.append_column("source", pa.array(["a", "b"] * 30))
     columns = choose_columns(rows)
     assert columns.label == "source" and columns.reasons["label"].endswith(f"; but {problem}")
@@ -184,6 +253,75 @@ def test_other_texts_in_brackets_are_no_lists_of_labels(cells):
     assert "lists" not in choose_columns(rows).reasons["label"]
 
 
+def listed(cells, **others):
+    return pa.table({"text": [f"text number {row} of all" for row in range(60)], "tags": cells * 20, **others})
+
+
+OBJECTS = (
+    "tags has lists of objects with name, score; for labels, keep one value of each object, such as [item['name'] for "
+    "item in row['tags']]"
+)
+
+
+def test_lists_of_objects_are_no_label_and_the_advice_says_what_to_do():
+    rows = listed([[{"name": "a", "score": 1}], [], [{"name": "b", "score": 2}, {"name": "a", "score": 2}]])
+    assert error_of(choose_columns, rows).endswith(f"values that rows share; {OBJECTS}")
+    assert error_of(choose_columns, rows, "tags") == OBJECTS
+    reason = choose_columns(rows.append_column("source", pa.array(["a", "b"] * 30))).reasons["label"]
+    assert reason.startswith("source") and reason.endswith(f"; but {OBJECTS}")
+
+
+@pytest.mark.parametrize("vectors", [[[0, 1, 0], [1, 1, 0], [0, 0, 1]], [[True, False], [False, True], [True, True]]])
+def test_vectors_that_the_pipeline_rejects_are_no_label(monkeypatch, vectors):
+    def reject(*arguments):
+        raise UserError("data: split 'train': column 'tags' holds vectors")
+
+    monkeypatch.setattr("stages.data.label_lists.read_lists", reject)
+    rows = listed(vectors)
+    assert error_of(choose_columns, rows).endswith("; data: split 'train': column 'tags' holds vectors")
+    assert error_of(choose_columns, rows, "tags") == "data: split 'train': column 'tags' holds vectors"
+    assert choose_columns(rows.append_column("source", pa.array(["a", "b"] * 30))).label == "source"
+
+
+@pytest.mark.parametrize("mark", ["1", "x", 1, True])
+def test_columns_of_1_or_nothing_are_pointed_out(mark):
+    cells = {name: [mark, None, None] * 20 for name in ("bug", "speed", "login")}
+    rows = pa.table({"text": [f"text number {row} of all" for row in range(60)], **cells})
+    error = error_of(choose_columns, rows)
+    assert f"; bug, speed, login have {mark} or nothing; for labels, write 1 and 0 in their cells" in error
+    assert error.endswith("--label bug --label speed --label login")
+
+
+ADVICE = "if a cell holds several labels, name what is between them: --separator '/'"
+
+
+def combinations(separator, names="abcdefg", times=1):
+    """Each set of the names, except for the empty one."""
+    sets = [[name for bit, name in enumerate(names) if row >> bit & 1] for row in range(1, 2 ** len(names))] * times
+    return pa.table({
+        "text": [f"text number {row} of all" for row in range(len(sets))],
+        "label": [separator.join(labels) for labels in sets],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("separator", ["/", " / "])
+def test_the_likely_separator_of_labels_is_named(separator):
+    rows = combinations(separator)
+    assert error_of(choose_columns, rows).endswith(f"values that rows share; label: {ADVICE}")
+    assert ADVICE in choose_columns(rows, "label").reasons["label"]
+    few = choose_columns(combinations(separator, "abc", times=9))
+    assert few.label == "label" and ADVICE in few.reasons["label"] and few.advice == ADVICE
+    reason = choose_columns(rows.append_column("source", pa.array((["a", "b"] * 64)[:127]))).reasons["label"]
+    assert reason.endswith(f"; but label: {ADVICE}")
+
+
+def test_the_words_of_a_few_classes_are_not_taken_for_labels():
+    cells = ["very good", "good", "bad", "very bad"] * 15
+    columns = choose_columns(pa.table({"text": [f"text number {row} of all" for row in range(60)], "label": cells}))
+    assert "--separator" not in columns.reasons["label"]
+    assert columns.advice.endswith("--separator TEXT")
+
+
 def test_rows_that_nobody_graded_do_not_hide_columns_of_0_and_1():
     rows = {"text": [f"text number {row} of all" for row in range(60)]}
     rows |= {name: [-1, 0, 1, shift] * 15 for name, shift in (("rude", 0), ("loud", 1), ("kind", 1))}
@@ -195,13 +333,23 @@ def test_rows_that_nobody_graded_do_not_hide_columns_of_0_and_1():
 def test_rare_values_of_the_label_are_pointed_out():
     rows = pa.table({"text": [f"text number {i} of all" for i in range(50)], "label": ["a", "b"] * 24 + ["c", "d"]})
     assert "2 values occur in one row only" in choose_columns(rows).reasons["label"]
+    assert "1 value occurs in one row only" in choose_columns(rows.slice(0, 49)).reasons["label"]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_typo"), [("biling", True), ("biilling", True), ("bug", False), ("shipping 2", False)]
+)
+def test_a_label_of_one_row_that_is_nearly_a_frequent_one_may_be_a_typo(value, is_typo):
+    labels = ["billing", "shipping 1"] * 24 + [value]
+    rows = pa.table({"text": [f"text number {i} of all" for i in range(49)], "label": labels})
+    assert (f"{value} is nearly billing: a typo?" in choose_columns(rows).reasons["label"]) == is_typo
+    assert ("a typo?" in choose_columns(rows).reasons["label"]) == is_typo
 
 
 @pytest.mark.parametrize(
     ("label", "reason"),
     [
         ("nosuch", "no such column; allowed: text, label, always, vector"),
-        (["label", "always"], "text, 2 values; allowed in each of several label columns: 0 or 1, and -1"),
         ("always", "one value, x"),
         ("vector", "list<"),
         ("text", "text, 1,100 values"),
@@ -210,8 +358,9 @@ def test_rare_values_of_the_label_are_pointed_out():
 def test_a_label_column_given_by_hand_that_has_no_classes_is_rejected(label, reason):
     rows = table("text = text 6-9; label = a|b; always = x; number = number; vector = lists number", rows=1100)
     rows = rows.drop_columns("number")
-    name = label if isinstance(label, str) else label[0]
-    assert error_of(choose_columns, rows, label=label).startswith(f"--label: {name}: {reason}")
+    assert error_of(choose_columns, rows, label=label).startswith(f"--label: {label}: {reason}")
+    error = error_of(choose_columns, rows, label=["always", "label"])
+    assert error.startswith("--label: column 'always' has x in row 0; allowed in each column that data.label lists: 0 ")
 
 
 # --- texts ---

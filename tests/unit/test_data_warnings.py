@@ -182,8 +182,8 @@ def test_fewer_than_one_in_a_hundred_random_splits_of_labels_raise_an_alarm(labe
 
 def test_rows_without_labels_are_counted_and_a_missing_one_is_called_a_label():
     assert several((500, 300), (500, 300), without_labels=100) == [
-        ("warning", "10.0% of the training, 10.0% of the validation and 10.0% of the test rows have no label. They are "
-         "kept: for such a row, no label is the right answer.")
+        ("warning", "10.0% of the training, 10.0% of the validation and 10.0% of the test rows have none of the "
+         "labels. They are kept: for such a row, none is the right answer.")
     ]  # fmt: skip
     assert ("alarm", "No test row has the label b: nothing is known about it.") in several((500, 300), (500, 0))
     assert any("has one of the labels b, c" in text for _, text in several((500, 300, 300), (500, 0, 0)))

@@ -72,7 +72,7 @@ def test_columns_and_labels_of_other_names_are_mapped(capsys):
     assert found.rows["text_hypothesis"].tolist() == frame["sentence2"].tolist()
     assert found.record["classes"] == {"yes": "entailment", "maybe": "neutral", "no": "contradiction"}
     assert "cells are separated by semicolons" in capsys.readouterr().out
-    assert "  2 rows without a label are left out" in list(found.describe())
+    assert "  2 rows are not labelled and left out" in list(found.describe())
 
 
 def test_a_flag_replaces_the_detected_dialect():
@@ -164,7 +164,7 @@ def test_several_labels_a_row_are_read_in_each_form(make, flags):
     found = read(make(), task=SEVERAL, **flags)
     assert codes(found) == [0b011, 0, 0b100, 0b110]
     assert next(found.describe()).endswith(
-        "4 labelled rows: 2 neutral, 2 contradiction, 1 entailment, 1 without a label"
+        "4 labelled rows: 2 neutral, 2 contradiction, 1 entailment, 1 with none of the labels"
     )
 
 
@@ -180,7 +180,7 @@ def test_two_labels_may_mean_the_same_class():
     classes = ["yes=entailment", "sure=entailment", "no=contradiction"]
     found = read(write(pairs(["yes|sure", "sure|no", "-", ""])), classes, SEVERAL, separator="|")
     assert codes(found) == [0b001, 0b101, -1, 0]
-    assert "  1 rows without a gold label are left out" in list(found.describe())
+    assert "  1 row is not labelled and left out" in list(found.describe())
 
 
 def test_a_renamed_column_without_any_1_means_its_class():

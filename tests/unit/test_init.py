@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -176,7 +177,7 @@ def test_a_test_split_without_labels_is_not_used(run, pipeline, columns):
     table(glad=20)[["text"]].assign(**columns).to_csv(pipeline.parent / "data/test.csv", index=False)
     p, printed = run(pipeline.parent / "data")
     assert p.data.splits.test is None and p.data.holdout.test == "10%"
-    assert "the test split has no labels" in printed
+    assert "the test split is not labelled" in printed
 
 
 def test_a_split_column_is_obeyed(run, pipeline):
@@ -257,11 +258,31 @@ def test_all_forms_of_several_labels_a_row_are_recognised(run, pipeline, form):
     assert (p.data.label, p.data.separator, p.data.classes) == (label, separator, None)
     assert p.tokenize.template == ("{text}\nLabels:" if form == "columns" else "{text}\nTags:")
     for words in ("of which a row may have several", "3 labels:", "50.0% rainy (60)", "16.7% of the training, 16.7% of "
-                  "the validation and 16.7% of the test rows have no label", "leads with micro F1",
+                  "the validation and 16.7% of the test rows have none of the labels", "leads with micro F1",
                   "96 train, 12 validation, 12 test"):  # fmt: skip
         assert words in printed
     p, _ = run(sorted_csv(pipeline), "--force")
     assert (p.data.label, p.data.separator) == ("mood", None)
+
+
+def test_a_separator_of_spaces_is_written_as_it_is(run, pipeline):
+    path = pipeline.parent / "data/rows.csv"
+    data = several("text")
+    data.assign(tags=data["tags"].str.replace("|", "  ")).to_csv(path, index=False)
+    p, printed = run(path, "--label", "tags", "--separator", "  ")
+    assert (p.data.label, p.data.separator) == ("tags", "  ")
+    assert "3 labels:" in printed
+
+
+@pytest.mark.parametrize("form", ["lists", "text"])
+def test_a_label_twice_in_a_row_is_the_same_error_in_lists_and_in_text(run, pipeline, form):
+    name = FORMS[form][0]
+    path = pipeline.parent / "data" / name
+    data = several(form)
+    data.at[17, "tags"] = ["windy", "cold", "windy"] if form == "lists" else "windy|cold|windy"
+    data.to_json(path, orient="records", lines=True) if form == "lists" else data.to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"column 'tags' has 'windy' twice in row 17; name each label once$"):
+        run(path)
 
 
 def test_columns_of_0_and_1_may_be_named_and_one_of_them_is_a_single_label(run, pipeline):
@@ -297,7 +318,29 @@ def test_classes_are_listed_only_where_the_data_does_not_say_them(labels, classe
 @pytest.mark.parametrize("missing", ["nan", "None", "?"])
 def test_a_class_that_may_mean_no_label_is_pointed_out(missing):
     columns = read_label_columns({"train": pa.table({"y": ["a", "b", missing] * 9})}, "y")
-    assert choose_params.choose_classes(columns)[1][0].startswith(f"{missing} is read as a class; if it means no label")
+    advice = "is read as a class; if it means that a row is not labelled, empty these cells of the data"
+    assert choose_params.choose_classes(columns)[1][0] == f"{missing} {advice}"
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator", "advice"),
+    [
+        (["a|b", "nan", "b"], "|", "write - in these cells; empty them if it means that the row has none of the "
+         "labels"),
+        ([["a", "b"], ["nan"], ["b"]], None, "write null in place of the list; write an empty list if it means that "
+         "the row has none of the labels"),
+    ],
+)  # fmt: skip
+def test_the_advice_about_a_label_that_may_be_missing_fits_the_form(cells, separator, advice):
+    columns = read_label_columns({"train": pa.table({"y": cells * 9})}, "y", separator)
+    assert choose_params.choose_classes(columns, separator)[1] == [
+        f"nan is read as a class; if it means that a row is not labelled, {advice}"
+    ]
+
+
+def test_a_column_of_0_and_1_may_be_called_none():
+    columns = read_label_columns({"train": pa.table({"bug": [0, 1], "none": [1, 0]})}, ["bug", "none"])
+    assert choose_params.choose_classes(columns) == (None, [])
 
 
 def test_other_classes_in_another_split_are_rejected_as_the_stage_does():
@@ -348,6 +391,28 @@ def test_what_the_test_rows_can_show():
     )
     assert "1,000, which count as 100" in few
     assert "differ by 8.9 points" in difference
+
+
+def test_duplicates_are_counted_for_each_split():
+    texts_of = {"train": ["a", "a", "b", "c", "d", "c"], "validation": ["b", "e"], "test": ["c", "f"]}
+    splits = {split: pd.DataFrame({"text_text": of, "label": 0}) for split, of in texts_of.items()}
+    (line,) = describe_data.describe_duplicates(splits, Task(("x", "y"), "{text}", None))
+    assert line == (
+        "duplicates: 4 of 6 training rows have the texts of another row: 2 of an earlier training row, 1 of a "
+        "validation row, 2 of a test row; data.duplicates: drop leaves them out"
+    )
+
+
+@pytest.mark.parametrize(("rows", "is_alarm"), [(6, True), (7, False)])
+def test_many_classes_without_test_rows_are_an_alarm(rows, is_alarm):
+    splits = {"test": pd.DataFrame({"label": [*range(rows), -1]})}
+    task = Task(tuple(map(str, range(10))), "{text}", None)
+    alarms = list(describe_data.describe_rare_classes(splits, task, "do this"))
+    assert alarms == (
+        ["WARNING: 4 of 10 classes have no test row. Is this the label column? If not, name it by --label; do this"]
+        if is_alarm
+        else []
+    )
 
 
 def change(folder):
@@ -419,6 +484,17 @@ def test_check_writes_nothing_even_with_uncommitted_changes(run, pipeline):
     _, printed = run(path, "--check")
     assert files(pipeline.parent) == before and not (pipeline / "outs").exists()
     assert "label: mood" in printed and printed.endswith("nothing was written (--check)\n")
+
+
+def test_a_closed_pipe_is_no_error(pipeline, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "argv", ["init", str(sorted_csv(pipeline)), "--check"])
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            init.main()
+    assert end.value.code == 1
 
 
 def test_out_writes_another_file(run, pipeline):

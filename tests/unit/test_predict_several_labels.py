@@ -94,7 +94,7 @@ def test_the_best_threshold_is_one_of_each_label(run, adapter):
     assert len({tuple(line["prediction"]) for line in lines}) > 2
     assert "each label if its probability is above its own threshold, from " in output.err
     none = sum(not line["prediction"] for line in lines)
-    assert f"{none} without a label" in output.out
+    assert f"{none} with none of the labels" in output.out
     assert "1 row has no text, so it has no prediction" in output.out
 
 

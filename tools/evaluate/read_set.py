@@ -134,16 +134,16 @@ class LabelledSet:
         )
         counts = counts[counts > 0]
         listed = ", ".join(f"{rows:,} {name}" for name, rows in counts.head(10).items())
-        more = f" and {len(counts) - 10:,} more classes" if len(counts) > 10 else ""
+        more = f" and {len(counts) - 10:,} more {self.task.labels.nouns}" if len(counts) > 10 else ""
         if empty := self.task.labels.count_without(labels):
-            more += f", {empty:,} without a label"
+            more += f", {empty:,} with none of the labels"
         dropped = int((labels == NO_LABEL).sum())
         split = f", split {self.split}" if self.split else ""
         yield f"{self.source.name}{split}: {len(labels) - dropped:,} labelled rows: {listed}{more}"
         if self.source.revision:
             yield f"  commit {self.source.revision}"
         if dropped:
-            yield f"  {dropped:,} rows without a {'gold ' if self.task.multi_label else ''}label are left out"
+            yield f"  {dropped:,} {'row is' if dropped == 1 else 'rows are'} not labelled and left out"
         yield f"  {self.reading}"
         if self.task.group:
             yield f"  rows with the same {self.task.group} form a group; the intervals allow for that"

@@ -3,6 +3,7 @@
     python -m tools.init /home/you/reviews.csv
     python -m tools.init reviews/ --label stars --text title --text body
     python -m tools.init comments.csv --label toxic --label obscene --label threat
+    python -m tools.init films.csv --label genres --separator " / "
 
 PATH is a file, a folder, or the name of a data set on the Hugging Face hub (OWNER/NAME). Run the command in the folder
 with params.yaml and dvc.yaml, such as demo/. It prints what it found and the keys that it changes, and keeps the file's
@@ -15,6 +16,7 @@ test.
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +41,15 @@ MOST_TOKENIZED = 10_000  # rows: tokenizing 100 tokens of each takes 1 s
 
 def main() -> None:
     arguments = parse_arguments()
+    try:
+        choose_and_write(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`. At exit, Python would write the rest of its buffer, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def choose_and_write(arguments: argparse.Namespace) -> None:
     for path in (PARAMS, Path("dvc.yaml")):
         if not path.is_file():
             raise UserError(f"{path}: not in this folder; run the command in the folder of the pipeline, such as demo/")
@@ -61,6 +72,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("path", metavar="PATH", help="a file, a folder, or OWNER/NAME on the hub")
     parser.add_argument(
         "--label", metavar="COLUMN", action="append", help="the label column; repeat it for columns of 0 and 1"
+    )
+    parser.add_argument(
+        "--separator", metavar="TEXT", help="what is between the labels of a row in a text, such as ','"
     )
     parser.add_argument("--text", metavar="COLUMN", action="append", help="a text column; repeat it for several")
     parser.add_argument("--group", metavar="COLUMN", help="a column whose equal values belong together")
@@ -96,7 +110,9 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     """Look at the data and the model, choose all keys, and print what was found."""
     choose_params.choose_source(draft, "data", arguments.path)
     draft.set("data.subset", arguments.subset)
-    tables, columns = read_tables(draft, arguments.label, arguments.text, arguments.group, ask_label)
+    tables, columns = read_tables(
+        draft, arguments.label, arguments.text, arguments.group, arguments.separator, ask_label
+    )
     draft.set_head(
         f"{', '.join(columns.label_columns)} of {Path(arguments.path).name}: keys set by `python -m tools.init`"
     )
@@ -109,7 +125,8 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
         print(f"split: {columns.reasons['split']}")
 
     choose_params.set_columns(draft, columns)
-    classes, notes = choose_params.choose_classes(read_label_columns(tables, columns.label, columns.separator))
+    label_columns = read_label_columns(tables, columns.label, columns.separator)
+    classes, notes = choose_params.choose_classes(label_columns, columns.separator)
     draft.set("data.classes", classes)
 
     if arguments.model:
@@ -135,6 +152,7 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     for line in (
         *describe_data.describe_duplicates(splits, task),
         *describe_data.describe_warnings(splits, task, max_length),
+        *describe_data.describe_rare_classes(splits, task, columns.advice),
         *describe_data.describe_test_rows(splits["test"], task, confidence),
     ):
         print(line)

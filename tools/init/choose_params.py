@@ -86,10 +86,14 @@ def choose_activation(draft: Draft, manifest: dict[str, Any], tokenizer: PreTrai
             return
 
 
-def choose_classes(columns: Sequence[LabelColumn]) -> tuple[list[str] | None, list[str]]:
+def choose_classes(columns: Sequence[LabelColumn], separator: str | None = None) -> tuple[list[str] | None, list[str]]:
     """`data.classes`, and sentences about them; None if the classes of the data are clear.
 
     Of two classes, the rarer is the last: the report's ROC AUC and best threshold are about it.
+
+    Args:
+        columns: the label columns of all splits, one label column or several of 0 and 1.
+        separator: `data.separator`.
 
     Raises:
         UserError: there are too few or too many classes.
@@ -101,8 +105,10 @@ def choose_classes(columns: Sequence[LabelColumn]) -> tuple[list[str] | None, li
     except UserError as error:
         classes, notes = list_classes(columns, error)
         listed = classes
-    if missing := [name for name in classes if name.casefold() in MISSING]:
-        notes.append(f"{', '.join(missing)} is read as a class; if it means no label, empty these cells of the data")
+    named = columns[0].missing is not None and columns[0].class_names is not None  # as of columns of 0 and 1
+    if not named and (missing := [name for name in classes if name.casefold() in MISSING]):
+        advice = advise_on_missing(columns[0], separator)
+        notes.append(f"{', '.join(missing)} is read as a class; if it means that a row is not labelled, {advice}")
     if len(classes) == 2 and columns[0].missing is None:
         codes = np.concatenate([encode_labels(column, classes) for column in columns])
         counts = np.bincount(codes[codes >= 0], minlength=2)
@@ -110,6 +116,15 @@ def choose_classes(columns: Sequence[LabelColumn]) -> tuple[list[str] | None, li
             listed = classes = classes[::-1]
         notes.append(f"ROC AUC and the best threshold are about the last class, {classes[1]}")
     return listed, notes
+
+
+def advise_on_missing(column: LabelColumn, separator: str | None) -> str:
+    """What to write for a row that is not labelled. In a text with a separator, nothing is another case."""
+    if column.missing is None:
+        return "empty these cells of the data"
+    if separator is not None:
+        return "write - in these cells; empty them if it means that the row has none of the labels"
+    return "write null in place of the list; write an empty list if it means that the row has none of the labels"
 
 
 def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list[str], list[str]]:
@@ -124,9 +139,11 @@ def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list
     if numeric and (min(numbers, default=0) < 0 or numbers <= {0, 1}):  # of -2 to 2, or of -1, 0 and 1
         marks -= {"-1", "-1.0"}
     if kept := values & UNLABELLED_MARKS - marks:
-        notes.append(f"{min(kept)} is read as a class; if it means no label, remove it from data.classes")
+        notes.append(
+            f"{min(kept)} is read as a class; if it means that a row is not labelled, remove it from data.classes"
+        )
     if marks:
-        notes.append(f"rows with {min(marks)} are read as rows without a label, and left out")
+        notes.append(f"rows with {min(marks)} are not labelled, and left out")
     unique: dict[Any, str] = {}  # the most frequent spelling of each name
     for value in (value for value in counts.index if value not in marks):
         unique.setdefault(float(value) if numeric else value.casefold(), value)

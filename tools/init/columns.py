@@ -1,5 +1,6 @@
 """Choose the columns of a data set: the label, the texts, a group and a given split. `tools.init` uses it."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,10 @@ from tools.init.column_profiles import ColumnProfile, profile_columns
 from tools.init.label_forms import (
     check_flags,
     describe_labels,
-    explain_list_texts,
+    explain_guess,
     find_flags,
-    find_list_texts,
+    find_unreadable,
+    guess_separator,
     split_profiles,
 )
 
@@ -45,6 +47,8 @@ SHARED = 0.3  # of the rows share their value of a group with another row
 CHANCE = 0.05  # if fewer rows share their value, that may be chance
 FEW_VALUES = 20  # a column of names with fewer values is a category, even if it is called title
 LISTED = 12  # columns in one line
+ALIKE = 0.85  # difflib's ratio of two values of which one may be a typo; of biling and billing: 0.92
+OFTEN = 5  # rows of the other one
 LABEL_PARTS = ("gold", "is", "id", "text", "name", "names")  # of a label's name, not in the template
 LABEL_LENGTH = 120  # characters
 SURE = 6  # points of a name in `LABEL_WORDS` that says: this column alone is the label
@@ -57,6 +61,7 @@ class Columns:
     Attributes:
         label: the column to be predicted, or several columns of 0 and 1.
         separator: of the labels in a text; None if a row has one, or the column holds lists.
+        advice: what to do if a cell of the label column holds other labels than were read; empty if it is no text.
         texts: what the model reads, in the table's order.
         group: a column; rows with the same value are not independent.
         split: a column that says which split a row belongs to.
@@ -67,6 +72,7 @@ class Columns:
 
     label: str | tuple[str, ...]
     separator: str | None
+    advice: str
     texts: tuple[str, ...]
     group: str | None
     split: str | None
@@ -84,6 +90,7 @@ def choose_columns(
     label: str | Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
     group: str | None = None,
+    separator: str | None = None,
     place: str = "data",
 ) -> Columns:
     """Choose the label, the texts, a group and a given split by what the columns hold and by their names.
@@ -93,6 +100,7 @@ def choose_columns(
         label: the label column, or several columns of 0 and 1, if the user says it.
         texts: the text columns, if the user says them.
         group: the column of groups, if the user says it.
+        separator: of the labels in a text, if the user says it.
         place: what errors call the data, such as its path.
 
     Raises:
@@ -104,18 +112,25 @@ def choose_columns(
     given = (label,) if isinstance(label, str) else tuple(dict.fromkeys(label or ()))
     lists = {name for name, p in profiles.items() if p.kind == "lists"}
     split, split_values, split_reason = _choose_split(profiles, {*given, *(texts or ()), *lists})
-    label_profiles, separators = split_profiles(profiles, table)
-    candidates = rank_labels([p for name, p in label_profiles.items() if name != split and name not in (texts or ())])
+    if missing := next((name for name in given if name not in profiles), None):
+        raise UserError(f"--label: {missing}: no such column; allowed: {', '.join(table.column_names)}")
+    label_profiles, separators = split_profiles(profiles, table, separator, given)
+    problems = find_unreadable(profiles, table)
+    taken = {split, *(texts or ()), *problems}
+    allowed = [name for name in (separators if separator else profiles) if name not in taken]
+    candidates = rank_labels([label_profiles[name] for name in allowed])
     candidates = _prefer_names(candidates, table)
-    list_texts = {name: explain_list_texts(name, cell) for name, p in profiles.items() if (cell := find_list_texts(p))}
+    guesses = {name: guess for name in allowed if (guess := guess_separator(label_profiles[name]))}
+    names = tuple(p.name for p in candidates)
     if given:
-        _check_label(label_profiles, given, texts, table, list_texts)
-    elif not candidates:
+        _check_label(label_profiles, given, texts, table, problems, guesses)
+    problems |= {name: f"{name}: {explain_guess(guess)}" for name, guess in guesses.items() if name not in names}
+    if not given and not candidates:
         raise UserError(
             f"{place}: no column looks like a label: 2 to {MAX_CLASSES:,} values that rows share; "
-            + (next(iter(list_texts.values()), "") or f"name it with --label ({_list_columns(profiles)})")
+            + (next(iter(problems.values()), "") or f"name it with --label ({_list_columns(profiles)})")
         )
-    labels = given or _choose_flags(profiles, candidates[0], {split, *(texts or ())}) or (candidates[0].name,)
+    labels = given or _choose_flags(profiles, candidates[0], {split, *(texts or ())}, table) or (candidates[0].name,)
     chosen = label_profiles[labels[0]]
     others = [p for p in candidates if p.name not in labels]
     several = len(labels) > 1 or chosen.kind == "lists"
@@ -129,21 +144,25 @@ def choose_columns(
     elif group in profiles and group not in labels:
         group_reason = f"{group}, {profiles[group].distinct:,} values; as --group says"
     else:
-        allowed = ", ".join(name for name in profiles if name not in labels)
-        raise UserError(f"--group: {group}: no such column next to the label; allowed: {allowed}")
-    names = tuple(p.name for p in candidates)
+        rest = ", ".join(name for name in profiles if name not in labels)
+        raise UserError(f"--group: {group}: no such column next to the label; allowed: {rest}")
     return Columns(
         label=labels if len(labels) > 1 else labels[0],
         separator=separators.get(labels[0]) if len(labels) == 1 else None,
+        advice=explain_guess(guesses.get(labels[0])) if len(labels) == 1 and profiles[labels[0]].is_text else "",
         texts=text_columns,
         group=group,
         split=split,
         split_values=split_values,
         reasons={
             "label": _describe_label(
-                [label_profiles[name] for name in labels], separators.get(labels[0]), others, given=bool(given)
+                [label_profiles[name] for name in labels],
+                separators.get(labels[0]),
+                guesses.get(labels[0]),
+                others,
+                given=bool(given),
             )
-            + ("" if given else "".join(f"; but {problem}" for problem in list_texts.values())),
+            + ("" if given else "".join(f"; but {problem}" for problem in problems.values())),
             "texts": text_reason,
             "group": group_reason,
             "split": split_reason,
@@ -221,13 +240,13 @@ def _prefer_names(candidates: list[ColumnProfile], table: pa.Table) -> list[Colu
 
 
 def _choose_flags(
-    profiles: Mapping[str, ColumnProfile], candidate: ColumnProfile, taken: set[str | None]
+    profiles: Mapping[str, ColumnProfile], candidate: ColumnProfile, taken: set[str | None], table: pa.Table
 ) -> tuple[str, ...]:
     """The columns of 0 and 1 that are labels together with the likeliest one. A column called `label` is one alone."""
     name = split_name(candidate.name)
     if len(name) == 1 and LABEL_WORDS.get(name[0], 0) >= SURE:
         return ()
-    return find_flags({name: profile for name, profile in profiles.items() if name not in taken}, candidate.name)
+    return find_flags({name: profile for name, profile in profiles.items() if name not in taken}, candidate.name, table)
 
 
 def _check_label(
@@ -235,30 +254,34 @@ def _check_label(
     labels: Sequence[str],
     texts: Sequence[str] | None,
     table: pa.Table,
-    list_texts: Mapping[str, str],
+    problems: Mapping[str, str],
+    guesses: Mapping[str, str],
 ) -> None:
     for label in labels:
-        if label not in profiles:
-            raise UserError(f"--label: {label}: no such column; allowed: {', '.join(table.column_names)}")
         if texts and label in texts:
             raise UserError(f"--text: {label}: is --label, the class to be predicted; name another column")
     if len(labels) > 1:
-        if problem := check_flags(profiles, labels):
+        if problem := check_flags(table, labels):
             raise UserError(f"--label: {problem}")
         return
-    if problem := list_texts.get(labels[0]):
-        raise UserError(f"--label: {problem}")
+    if problem := problems.get(labels[0]):
+        raise UserError(problem)
     profile = profiles[labels[0]]
     no_classes = profile.kind in ("other", "nothing") or (profile.kind == "dates" and not profile.is_text)
     if no_classes or not 2 <= profile.distinct <= MAX_CLASSES:
         raise UserError(
             f"--label: {profile.name}: {profile.describe()}; "
             f"allowed: a column with 2 to {MAX_CLASSES:,} values that rows share"
+            + (f"; {explain_guess(guess)}" if (guess := guesses.get(profile.name)) else "")
         )
 
 
 def _describe_label(
-    labels: Sequence[ColumnProfile], separator: str | None, others: Sequence[ColumnProfile], given: bool
+    labels: Sequence[ColumnProfile],
+    separator: str | None,
+    guess: str | None,
+    others: Sequence[ColumnProfile],
+    given: bool,
 ) -> str:
     chosen = labels[0]
     if len(labels) > 1 or chosen.kind == "lists":
@@ -268,12 +291,16 @@ def _describe_label(
         if chosen.filled < chosen.rows:
             name += f" ({chosen.rows - chosen.filled:,} rows have none)"
     odd = []
+    if guess and len(labels) == 1:
+        odd.append(explain_guess(guess))
     if marks := sorted(UNLABELLED_MARKS & set(chosen.values)):
-        odd.append(f"{marks[0]} may mean no label")
+        odd.append(f"{marks[0]} may mean a row that is not labelled")
     if chosen.kind == "numbers":
         odd.append("numbers with fractions, which may be classes or numbers to be predicted")
     if (singles := int((chosen.counts == 1).sum())) > 0:
-        odd.append(f"{singles:,} values occur in one row only")
+        odd.append(f"{singles:,} {'value occurs' if singles == 1 else 'values occur'} in one row only")
+    if not guess:
+        odd += _find_typos(chosen)
     if chosen.word_count > 5:
         odd.append(f"the values have {chosen.word_count:.0f} words")
     alike = [p.name for p in others if chosen.distinct == 2 and set(p.values) == set(chosen.values)]
@@ -284,6 +311,18 @@ def _describe_label(
     if given:
         return f"{name}; as --label says"
     return name + (f"; other candidates: {_list_some([p.name for p in others])}" if others else "; no other candidate")
+
+
+def _find_typos(label: ColumnProfile) -> list[str]:
+    """Values of one row that differ in a letter or two from a value of many rows."""
+    rows = dict(zip(label.values, label.counts, strict=False))
+    frequent = [value for value in rows if rows[value] >= OFTEN]
+    typos = []
+    for value in (value for value in rows if rows[value] == 1 and not re.search(r"\d", value)):
+        close = difflib.get_close_matches(value, frequent, n=1, cutoff=ALIKE)
+        if close and abs(len(value) - len(close[0])) <= 2:
+            typos.append(f"{value} is nearly {close[0]}: a typo?")
+    return typos[:LISTED]
 
 
 def _find_same(profiles: Mapping[str, ColumnProfile], label: ColumnProfile, table: pa.Table) -> set[str]:

@@ -12,13 +12,15 @@ from stages.analysis.leading_metric import TITLES, LeadingMetric
 from stages.analysis.measures import choose_leading_metric
 from stages.analysis.multi_seed.power import TARGET_POWER
 from stages.data.assign_splits import find_dropped
-from stages.data.data_summary import DataSummary, PaddingShares, summarize_split
+from stages.data.data_summary import DataSummary, PaddingShares, find_duplicates, summarize_split
 from stages.data.data_warnings import find_warnings
 from stages.data.dialect import NO_QUOTES, SEPARATORS, Dialect
 from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.report.label_words import words_of
 
 MOST_CLASSES = 20  # that are listed
+MANY_CLASSES = 10  # of fewer classes, some are missing if there are few test rows
+MANY_MISSING = 1 / 3
 WHY: dict[LeadingMetric, str] = {
     "accuracy": "no class of the test rows has over three times the rows of another",
     "f1_macro": "one class of the test rows has over three times the rows of another",
@@ -48,11 +50,25 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
         share = words_of(task.labels).share_of_rest.format(rest.sum() / rows)
         yield f"  {share} {len(rest):,} more {task.labels.nouns} of {rest.min():,} to {rest.max():,} rows each"
     if unlabelled := int((labels == NO_LABEL).sum()):
-        yield f"  {unlabelled:,} rows have no label and are left out"
+        yield f"  {unlabelled:,} {'row is' if unlabelled == 1 else 'rows are'} not labelled and left out"
     test = splits["test"]["label"]
     gold = task.labels.from_codes(test[test != NO_LABEL])
     metric = choose_leading_metric(gold, len(task.classes))
     yield f"  {WHY[metric]}, so the report leads with {TITLES[metric]}"
+
+
+def describe_rare_classes(splits: Mapping[str, pd.DataFrame], task: Task, advice: str) -> Iterator[str]:
+    """An alarm if many classes have no test row. Then the label is often another column, or several labels.
+
+    Args:
+        advice: what to do if a cell holds several labels; empty if the label column is no text.
+    """
+    missing, classes = int((task.labels.count(splits["test"]["label"]) == 0).sum()), len(task.classes)
+    if missing > MANY_MISSING * classes and classes >= MANY_CLASSES:
+        yield (
+            f"WARNING: {missing:,} of {classes:,} {task.labels.nouns} have no test row. Is this the label column? "
+            f"If not, name it by --label{f'; {advice}' if advice else ''}"
+        )
 
 
 def describe_tokens(lengths: np.ndarray, rows: int, max_length: int) -> str:
@@ -76,9 +92,15 @@ def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Itera
     """Training rows with the same texts as others, and texts with several classes."""
     train, everything = splits["train"], pd.concat(splits.values())
     if duplicates := int(find_dropped(splits, task).sum()):
+        counts = {
+            "an earlier training": train.duplicated(task.text_columns),
+            "a validation": find_duplicates(train, splits["validation"], task),
+            "a test": find_duplicates(train, splits["test"], task),
+        }
+        listed = [f"{rows.sum():,} of {which} row" for which, rows in counts.items() if rows.any()]
         yield (
-            f"duplicates: {duplicates:,} of {len(train):,} training rows have the texts of another training row, a "
-            "validation or a test row; data.duplicates: drop leaves them out"
+            f"duplicates: {duplicates:,} of {len(train):,} training rows {'has' if duplicates == 1 else 'have'} the "
+            f"texts of another row: {', '.join(listed)}; data.duplicates: drop leaves them out"
         )
     labelled = everything[everything["label"] != NO_LABEL]
     texts = labelled[~labelled.duplicated([*task.text_columns, "label"])]

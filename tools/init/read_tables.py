@@ -30,12 +30,14 @@ def read_tables(
     label: Sequence[str] | None,
     texts: Sequence[str] | None,
     group: str | None,
+    separator: str | None,
     ask_label: Callable[[Sequence[str | tuple[str, ...]]], str | tuple[str, ...] | None],
 ) -> tuple[dict[str, pa.Table], Columns]:
     """Read the data, and set the keys that say how: `data.read`, `data.split`, `data.splits` and `data.holdout`.
 
     Args:
         label, texts, group: columns that the user named.
+        separator: of the labels in a text, if the user named it.
         ask_label: returns the user's choice among several candidates, or None.
 
     Returns:
@@ -61,26 +63,28 @@ def read_tables(
             numbers = range(1, count_columns(folder / texts_of[0], dialect) + 1)
             draft.set("data.read.names", [f"column_{number}" for number in numbers])
             with contextlib.redirect_stdout(io.StringIO()):
-                column_names = name_columns(read(draft, folder, names)["train"], manifest["name"])
+                column_names = name_columns(read(draft, folder, names)["train"], label, manifest["name"])
             draft.set("data.read.names", column_names)
             print(f"so the columns are called {', '.join(column_names)}")
     tables = read(draft, folder, names)
 
-    columns = choose_columns(tables["train"], label, texts, group, manifest["name"])
+    columns = choose_columns(tables["train"], label, texts, group, separator, manifest["name"])
     if label is None and (answer := ask_label(columns.label_candidates)):
-        columns = choose_columns(tables["train"], answer, texts, group, manifest["name"])
+        columns = choose_columns(tables["train"], answer, texts, group, separator, manifest["name"])
     if len(files) == 1 and columns.split and columns.split_values:
         draft.set("data.split", columns.split)
         set_splits(draft, columns.split_values)
         tables = read(draft, folder, names)
     for split in find_unlabelled_splits(tables, columns):
-        print(f"the {split} split has no labels, so its rows are not used")
+        print(f"the {split} split is not labelled, so its rows are not used")
         del tables[split]
     splits = draft.params().data.splits
     set_splits(draft, {split: getattr(splits, split) for split in tables})
     shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
     if {columns.group, *columns.texts} - {None, *shared}:
-        columns = choose_columns(tables["train"].select(shared), columns.label_columns, texts, group, manifest["name"])
+        columns = choose_columns(
+            tables["train"].select(shared), columns.label_columns, texts, group, separator, manifest["name"]
+        )
     return tables, columns
 
 
@@ -156,12 +160,16 @@ def count_columns(path: Path, dialect: Dialect) -> int:
         return len(next((row for row in rows if row), []))
 
 
-def name_columns(table: pa.Table, place: str) -> list[str]:
-    """Names for the columns of files without a header: label, text, and the names that they have for the others."""
-    columns = choose_columns(table, place=place)
+def name_columns(table: pa.Table, label: Sequence[str] | None, place: str) -> list[str]:
+    """Names for the columns of files without a header: label, text, and the names that they have for the others.
+
+    Label columns that the user named keep their names.
+    """
+    given = label if label and {*label} <= {*table.column_names} else None
+    columns = choose_columns(table, given, place=place)
     texts = ["text"] if len(columns.texts) == 1 else [f"text_{number}" for number in range(1, len(columns.texts) + 1)]
     names = dict(zip(columns.texts, texts, strict=True))
-    if isinstance(columns.label, str):
+    if given is None and isinstance(columns.label, str):
         names[columns.label] = "label"
     return [names.get(name, name) for name in table.column_names]
 

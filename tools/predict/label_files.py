@@ -255,7 +255,7 @@ def describe(
     if others := sum(counts.values()) - sum(rows for _, rows in counts.most_common(MOST_LISTED)):
         listed.append(f"{others:,} other classes")
     if unlabelled := sum(answers.unlabelled for answers in written):
-        listed.append(f"{unlabelled:,} without a label")
+        listed.append(f"{unlabelled:,} with none of the labels")
     if unanswered := sum(answers.unanswered for answers in written):
         listed.append(f"{unanswered:,} without an answer")
     lines = [f"{out}: {total:,} rows: {', '.join(listed)}"]
