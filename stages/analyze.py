@@ -28,7 +28,6 @@ from stages.analysis.coverage import (
 from stages.analysis.label_errors import likely_label_errors
 from stages.analysis.metrics import Predictions, score_model
 from stages.analysis.plot_tables import build_plot_tables
-from stages.analysis.references import REFERENCES
 from stages.analysis.results import ParameterCounts, Results, Training
 from stages.analysis.usage import RunUsage, Usage, join_samples
 from stages.data.data_summary import DataSummary
@@ -106,7 +105,6 @@ def build_report(inputs: Inputs, usage: Usage, samples: pd.DataFrame, run: RunDe
     """
     p, task = run.params, run.task
     cases = build_case_table(inputs.base, inputs.tuned, inputs.tokenized, task, p.analysis.references)
-    check_references(cases, run)
     results = compute_results(inputs, cases, run)
     best = results.comparison.best
     cases["outcome"] = find_outcomes(cases["gold"], cases[best], cases["tuned"])
@@ -191,15 +189,6 @@ def describe_run(p: params.Params, task: Task, usage: Usage) -> RunDescription:
         references=files.read_json("outs/results/base/summary.json")["references"],
         published=files.read_json(PUBLISHED),
     )
-
-
-def check_references(cases: pd.DataFrame, run: RunDescription) -> None:
-    """Raise an error if every reference of `analysis.references` was left out: then there is no verdict."""
-    if not any(name in cases for name in REFERENCES):
-        reasons = "; ".join(f"{name} is left out: {settings['left_out']}" for name, settings in run.references.items())
-        raise errors.UserError(
-            f"params.yaml: analysis.references: {reasons}; add one that needs no class names, such as majority_class"
-        )
 
 
 def compute_results(inputs: Inputs, cases: pd.DataFrame, run: RunDescription) -> Results:

@@ -62,6 +62,11 @@ def prepare_references(
             )
             descriptions["zero_shot"] = {"tokens": language_model_head.tokens}
         except Unavailable as reason:
+            if set(asked) == {"zero_shot"}:
+                raise errors.UserError(
+                    f"params.yaml: analysis.references: zero_shot is left out: {reason}; add another one, such as "
+                    "majority_class"
+                ) from reason
             print(f"analysis.references: zero_shot is left out: {reason}")
             descriptions["zero_shot"] = {"left_out": str(reason)}
     if "untrained_head" in asked:

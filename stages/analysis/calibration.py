@@ -61,9 +61,7 @@ def measure_calibration(
         return None
     before = undo_temperature(labels, probabilities, temperature["value"])
     without = ProbabilityScores(
-        calibration_error=calibration_error(
-            reliability(equal_rows(predicted, gold), labels.answer_probability(before, predicted))
-        ),
+        calibration_error=expected_calibration_error(gold, predicted, before, labels),
         loss=float(losses(gold, before).mean()),
         brier=float(squared_distances(gold, before).mean()),
     )
@@ -119,8 +117,28 @@ def reliability(right: np.ndarray, probability: np.ndarray) -> dict[str, np.ndar
     return {"rows": rows, "probability": mean(probability), "accuracy": mean(right)}
 
 
+def expected_calibration_error(
+    gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, labels: Labels
+) -> float:
+    """Expected calibration error: mean gap between accuracy and probability, weighted by rows (Guo et al. 2017).
+
+    If a row may have several labels, it is the mean over the labels, of each label's probability and its share of rows:
+    the probability of a whole set is near 0 if there are many labels, and so would be the error.
+
+    Args:
+        gold, predicted: label arrays.
+        probabilities: [rows, classes].
+    """
+    if gold.ndim == 2:
+        of_labels = zip(gold.T, probabilities.T, strict=True)
+        return float(np.mean([calibration_error(reliability(*label)) for label in of_labels]))
+    return calibration_error(
+        reliability(equal_rows(predicted, gold), labels.answer_probability(probabilities, predicted))
+    )
+
+
 def calibration_error(bins: dict[str, np.ndarray]) -> float:
-    """Expected calibration error: mean gap between accuracy and probability, weighted by rows (Guo et al. 2017)."""
+    """The error of one label or of all answers; bins: from `reliability`."""
     gaps = np.abs(bins["accuracy"] - bins["probability"])
     return float(np.nansum(gaps * bins["rows"]) / bins["rows"].sum())
 

@@ -16,9 +16,8 @@ import pandas as pd
 from stages.analysis import measures, two_classes
 from stages.analysis.average_precision import average_precision_interval, average_precisions, mean_average_precision
 from stages.analysis.calibration import (
-    calibration_error,
+    expected_calibration_error,
     losses,
-    reliability,
     squared_distances,
 )
 from stages.analysis.design_effects import design_effect
@@ -318,7 +317,7 @@ METRICS: tuple[Metric | ClassMetric, ...] = (
     Metric(
         "calibration_error",
         "expected calibration error",
-        lambda p: calibration_error(reliability(p.right, p.answer_probability)),
+        lambda p: expected_calibration_error(p.gold, p.predicted, p.probabilities, p.labels),
     ),
     Metric(
         "brier",

@@ -45,7 +45,8 @@ class TokenizedRows(Sequence[Row]):
 
     @classmethod
     def from_lists(cls, input_ids: Iterable[Sequence[int]], labels: Sequence[int] | np.ndarray) -> Self:
-        return cls(pa.array(input_ids, pa.list_(pa.int32())), np.asarray(labels))
+        table = pa.table({"input_ids": pa.array(input_ids, pa.list_(pa.int32()))})  # a column of `datasets` has chunks
+        return cls(table["input_ids"].combine_chunks(), np.asarray(labels))
 
     def __len__(self) -> int:
         return len(self.labels)

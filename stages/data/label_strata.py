@@ -1,6 +1,7 @@
 """Choose held-out rows that may have several labels: iterative stratification, in the order of the hashes.
 
-Each split gets its share of the rows of every label, and of every set of labels of which it gets a row. As Sechidis et
+Each split gets its share of the rows of every label, and of every set of labels of which it gets a row, the empty set
+too. As Sechidis et
 al. 2011 ("On the Stratification of Multi-Label Data") do, rows are chosen for the rarest label first: what it lacks
 can't be made up for later. Rows without labels are the last.
 
@@ -51,7 +52,8 @@ def stratify(
     counted = np.arange(len(codes)) if count_unlabelled else known
     has = labels.from_codes(codes.iloc[known])
     sets, _ = pd.factorize(codes.iloc[known])
-    frequent = (np.bincount(sets)[sets] * row_target >= len(counted)) & (has.sum(axis=1) > 1)
+    is_set = has.sum(axis=1) != 1  # a set of one is a label
+    frequent = (np.bincount(sets)[sets] * row_target >= len(counted)) & is_set
     of_labels, numbers = np.nonzero(has)
     rows = [np.setdiff1d(counted, known), known[of_labels], known[frequent], counted]
     names = [np.full(len(rows[0]), -1), numbers, has.shape[1] + sets[frequent], np.full(len(counted), len(codes) ** 2)]

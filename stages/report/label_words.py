@@ -122,9 +122,8 @@ def explain_guessing(labels: Labels) -> str:
     """The loss of a model that knows nothing, and what the calibration error is of."""
     if labels.multi_label:
         return (
-            "The expected calibration error is the mean gap between accuracy and the probability that all classes of a "
-            "row are right, which is computed as if they were independent. Probabilities of 0.5 for all classes have a "
-            f"loss of {math.log(2):.3f}."
+            "The expected calibration error is the mean over the labels: the gap between a label's probability and its "
+            f"share of the rows. Probabilities of 0.5 for all labels have a loss of {math.log(2):.3f}."
         )
     return (
         "The expected calibration error is the mean gap between probability and accuracy. Equal probabilities for all "

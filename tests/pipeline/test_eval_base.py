@@ -20,6 +20,7 @@ CASES = {  # {case: changes of params.yaml}
     "untrained": {"analysis__references": ["untrained_head", "bag_of_words"]},
     "none": {"analysis__references": ["majority_class"]},
     "no_template": {"tokenize__template": "{text} "},
+    "no_reference": {"tokenize__template": "{text} ", "analysis__references": ["zero_shot"]},
 }
 
 
@@ -29,8 +30,10 @@ def top(tmp_path_factory):
     for case, changes in CASES.items():
         prepare(top / case, **{"analysis__references": REFERENCES, **changes})
     done = run_stage_in_each("eval_base", [top / case for case in CASES])
+    failed = done.pop("no_reference")
     assert {outcome.returncode for outcome in done.values()} == {0}, done
     (top / "stdout").write_text(done["no_template"].stdout)
+    (top / "stderr").write_text(failed.stderr)
     return top
 
 
@@ -70,6 +73,12 @@ def test_zero_shot_is_left_out_with_its_reason(top):
     assert "the template's last token changes" in reason
     assert f"analysis.references: zero_shot is left out: {reason}\n" in (top / "stdout").read_text()
     assert list(table.columns[3:]) == ["untrained_head", "probe"]
+
+
+def test_a_run_without_any_reference_ends_before_the_training(top):
+    line = (top / "stderr").read_text().splitlines()[-1]
+    assert "params.yaml: analysis.references: zero_shot is left out: the template's last token changes" in line
+    assert not (top / "no_reference/outs/results/base").exists()
 
 
 def test_the_probe_reads_some_rows_of_the_training_file(top, tmp_path, monkeypatch):

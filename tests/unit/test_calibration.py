@@ -7,7 +7,7 @@ from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
 from stages.analysis import calibration
-from stages.data.labels import SingleLabel
+from stages.data.labels import MultiLabel, SingleLabel
 from stages.report import render
 from stages.report.figures.reliability import draw_reliability
 
@@ -40,6 +40,16 @@ def test_calibration_error_against_a_loop():
         if inside.any():
             expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert calibration.calibration_error(calibration.reliability(right, confidence)) == pytest.approx(expected)
+
+
+def test_the_calibration_error_of_several_labels_is_the_mean_over_the_labels():
+    """A product of 70 probabilities is near 0, and so is the share of rows whose labels are all right."""
+    rng = np.random.default_rng(0)
+    gold, labels = rng.random((1000, 70)) < 0.1, MultiLabel(tuple(map(str, range(70))))
+    for probability, expected in ((0.1, 0.0), (0.4, 0.3)):
+        probabilities = np.full(gold.shape, probability)
+        error = calibration.expected_calibration_error(gold, probabilities > 0.5, probabilities, labels)
+        assert error == pytest.approx(expected, abs=0.01)
 
 
 def test_calibration_bins_hold_enough_rows():

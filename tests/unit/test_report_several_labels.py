@@ -146,7 +146,7 @@ def test_labels_are_not_counted_as_rows():
 def test_titles_and_explanations_are_those_of_sets():
     assert words_of(LABELS).titles["accuracy"] == "subset accuracy"
     assert words_of(SingleLabel(("a", "b"))).titles == {}
-    assert "Probabilities of 0.5 for all classes have a loss of 0.693." in explain_guessing(LABELS)
+    assert "Probabilities of 0.5 for all labels have a loss of 0.693." in explain_guessing(LABELS)
     assert "Equal probabilities for all classes have a loss of 1.099." in explain_guessing(SingleLabel(TASK.classes))
     score = SimpleNamespace(interval=None)
     without = SimpleNamespace(tuned=SimpleNamespace(scores={wording.AVERAGE_PRECISION: score}))

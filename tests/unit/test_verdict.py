@@ -13,7 +13,6 @@ from stages.analysis.comparison import compare_models
 from stages.data.labels import SingleLabel
 from stages.data.task import Task
 from stages.report.verdict import explain_verdict
-from stages.runtime import errors
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -90,19 +89,6 @@ def test_a_report_names_the_references_that_the_parameters_leave_out(references,
         text = (tmp_path / "metrics" / name).read_text()
         assert f" points of accuracy above the {which} reference, " in text, name
         assert f"which analysis.references leaves out: {missing}." in text.replace("<wbr>", ""), name
-
-
-def test_no_reference_is_left(tmp_path, monkeypatch):
-    finished_run.make(tmp_path, probe=None, zero_shot=None, untrained=None)
-    base, parameters = tmp_path / "outs/results/base/summary.json", tmp_path / "params.yaml"
-    left_out = {"zero_shot": {"left_out": "the classes 'a' and 'b' begin with the same token"}}
-    base.write_text(json.dumps(json.loads(base.read_text()) | {"references": left_out}))
-    raw = yaml.safe_load(parameters.read_text())
-    raw["analysis"]["references"] = ["zero_shot"]
-    parameters.write_text(yaml.safe_dump(raw))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(errors.UserError, match=r"analysis\.references: zero_shot is left out: the classes 'a' and 'b'"):
-        analyze.main()
 
 
 def test_right_answers_to_test_rows_of_one_class_prove_no_learning_and_no_failure(tmp_path, monkeypatch):
