@@ -18,7 +18,7 @@ from stages.data.labels import SingleLabel
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import tables, wording
-from stages.report.alarms import find_alarms
+from stages.report.alarms import describe_classes_without_answers, find_alarms
 from stages.report.label_words import NO_CLASS, explain_guessing, list_gold, words_of
 from stages.report.verdict import explain_gains, explain_missing, explain_verdict, name_reference
 
@@ -80,9 +80,23 @@ def alarms_of(gold, tuned, gain=0.1, **options):
 
 def test_an_alarm_names_a_class_that_is_never_in_an_answer():
     gold, tuned = [AB] * 20 + [C] * 12 + [NONE], [A] * 20 + [A | C] * 12 + [NONE]
-    assert alarms_of(gold, tuned) == ["The tuned model never answers b, but test rows have this class."]
+    assert alarms_of(gold, tuned) == ["The tuned model never answers b, but test rows have this label."]
     assert alarms_of(gold, gold) == []
     assert alarms_of([AB] * 9 + [C] * 12, [A] * 9 + [C] * 12) == [], "9 rows can be chance"
+
+
+def test_an_alarm_counts_rare_labels_together():
+    """9 rows of one label, or half as many as the model finds of the other rare labels, can be chance."""
+    alarm = "The tuned model never answers 2 rare labels, which 10 test rows have in all: b (7), c (3)."
+    gold = [A] * 20 + [B] * 7 + [C] * 3
+    assert alarms_of(gold, [A] * 20 + [NONE] * 10) == [alarm]
+    assert alarms_of(gold[:-1], [A] * 20 + [NONE] * 9) == [], "9 rows in all"
+    assert alarms_of(gold, [A] * 19 + [C] + [NONE] * 10) == [], "only the 7 rows of b remain"
+    others = Task(tuple("abcdefg"), "{text}", None, multi_label=True)
+    rows = np.repeat([1, 2, 4, 8, 16, 32, 64], [20, 5, 5, 3, 3, 3, 3])
+    answers = np.where(np.isin(rows, [2, 4]), 0, rows)
+    assert describe_classes_without_answers(make_cases(rows, answers).iloc[:-2], others), "10 of 20 rare rows"
+    assert describe_classes_without_answers(make_cases(rows, answers), others) == [], "10 of 22 rare rows"
 
 
 @pytest.mark.parametrize("answer, name", [(AB, "a|b"), (NONE, NO_CLASS)])
