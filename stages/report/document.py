@@ -110,7 +110,7 @@ def build_context(
         **verdict_section(results, run),
         **alarms_section(results, cases, run),
         **scores_section(results, run),
-        **classes_section(results, plot_tables),
+        **classes_section(results, plot_tables, run.task),
         **calibration_section(results, run.task),
         **coverage_section(results, run.task),
         **data_section(results.data, run),
@@ -171,15 +171,21 @@ def scores_section(results: Results, run: RunDescription) -> Context:
         "numbers": tables.score_table(results, run.task.labels),
         "intervals": wording.explain_intervals(results, group, run.confidence),
         "interval_warnings": [
-            *wording.interval_warnings(classes, results.tuned.rows, results.tuned.groups, group),
+            *wording.interval_warnings(classes, results.tuned.rows, results.tuned.groups, group, type(run.task.labels)),
             *wording.average_precision_warnings(results),
         ],
     }
 
 
-def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame]) -> Context:
+def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame], task: Task) -> Context:
     slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("tuned", "reference"))
-    return {"by_class": tables.class_table(results), "slices": list(zip(*slices, strict=True))}
+    return {
+        "noun": task.labels.noun,
+        "nouns": task.labels.nouns,
+        "accuracy": words_of(task.labels).accuracy,
+        "by_class": tables.class_table(results, task.labels),
+        "slices": list(zip(*slices, strict=True)),
+    }
 
 
 def calibration_section(results: Results, task: Task) -> Context:

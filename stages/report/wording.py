@@ -67,7 +67,9 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
     )
 
 
-def interval_warnings(classes: dict[str, int], rows: int, groups: int, group: str | None) -> list[str]:
+def interval_warnings(
+    classes: dict[str, int], rows: int, groups: int, group: str | None, kind: type[Labels]
+) -> list[str]:
     """Warnings about what the test rows can't show, however wide the intervals are.
 
     Args:
@@ -75,8 +77,9 @@ def interval_warnings(classes: dict[str, int], rows: int, groups: int, group: st
         rows: number of test rows.
         groups: number of groups of rows that are not independent.
         group: `Task.group`.
+        kind: of the labels.
     """
-    warnings = []
+    warnings, nouns = [], kind.nouns.capitalize()
     if groups == 1:
         related = f"share one {group}" if group else "have the same texts"
         subject = "There is one test row" if rows == 1 else f"All test rows {related}"
@@ -89,12 +92,12 @@ def interval_warnings(classes: dict[str, int], rows: int, groups: int, group: st
         )
     if few := [f"{name} ({count})" for name, count in classes.items() if 0 < count < FEW_ROWS]:
         warnings.append(
-            f"Classes with fewer than {FEW_ROWS} test rows: {list_names(few)}. Their F1 is a rough estimate. The "
-            "interval of macro F1 is one too, since every class has the same weight in it."
+            f"{nouns} with fewer than {FEW_ROWS} test rows: {list_names(few)}. Their F1 is a rough estimate. The "
+            f"interval of macro F1 is one too, since every {kind.noun} has the same weight in it."
         )
     if missing := [name for name, count in classes.items() if not count]:
         warnings.append(
-            f"Classes without test rows: {list_names(missing)}. Their F1 is unknown. Macro F1 leaves out those that "
+            f"{nouns} without test rows: {list_names(missing)}. Their F1 is unknown. Macro F1 leaves out those that "
             "the model never predicts, and counts the others as 0."
         )
     return warnings
@@ -105,7 +108,7 @@ def average_precision_warnings(results: Results) -> list[str]:
     score = results.tuned.scores.get(AVERAGE_PRECISION)
     if score is None or score.interval is not None:
         return []
-    return ["Mean average precision has no interval, since the classes have too few test rows."]
+    return ["Mean average precision has no interval, since the labels have too few test rows."]
 
 
 def explain_calibration(calibration: Calibration | None, loss: float, labels: Labels) -> list[str]:

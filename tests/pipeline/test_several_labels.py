@@ -129,11 +129,11 @@ def test_the_results_lead_with_micro_f1_and_every_reference_is_measured(run):
 def test_the_report_has_no_word_that_is_only_true_of_one_label(run):
     texts = [(run[0] / "metrics" / name).read_text() for name in ("report.md", "report.html", "model_card.md")]
     for text in texts:
-        assert "only if all of its classes are, so each accuracy is the subset accuracy." in text
+        assert "only if all of its labels are, so each accuracy is the subset accuracy." in text
         assert "subset accuracy</th>" in text or "| subset accuracy |" in text
-        assert "always answers the set of classes that most training rows have" in text
+        assert "always answers the set of labels that most training rows have" in text
         assert "most frequent class" not in text and "the predicted class" not in text
-    assert "It gives a text any number of 6 classes, or none: outdoors, happy" in texts[2]
+    assert "It gives a text any number of 6 labels, or none: outdoors, happy" in texts[2]
     assert "Brier score (0 best, 1 worst)" in texts[0] and "have a loss of 0.693." in texts[0]
 
 

@@ -14,12 +14,17 @@ from stages.analysis.comparison import compare_models
 from stages.analysis.intervals import Interval
 from stages.analysis.metrics import Estimate
 from stages.analysis.paired_difference import Difference
-from stages.data.labels import SingleLabel
+from stages.analysis.slices import measure_slices
+from stages.data.labels import MultiLabel, SingleLabel
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import tables, wording
 from stages.report.alarms import describe_classes_without_answers, find_alarms
+from stages.report.captions import _confusion, _slices
+from stages.report.figures.learning_curves import draw_validation
+from stages.report.figures.scores import draw_slices
 from stages.report.label_words import NO_CLASS, explain_guessing, list_gold, words_of
+from stages.report.render import ON_WHITE
 from stages.report.verdict import explain_gains, explain_missing, explain_verdict, name_reference
 
 TASK = Task(("a", "b", "c"), "{text}", None, multi_label=True)
@@ -105,14 +110,14 @@ def test_an_alarm_says_that_all_rows_have_the_same_answer(answer, name):
         f"The tuned model answers {name} to all 3 test rows: it learnt nothing."
     ]
     assert alarms_of([answer] * 3, [answer] * 3) == [
-        f"All test rows have the set of classes {name}, and the tuned model always answers it: a model that learnt "
+        f"All test rows have the set of labels {name}, and the tuned model always answers it: a model that learnt "
         "nothing would do so too."
     ]
 
 
 def test_a_reference_that_is_better_is_an_alarm_with_its_name():
     assert alarms_of([A, B], [A, C], gain=-0.1)[-1] == (
-        "The tuned model is not better than the best reference, most frequent set of classes."
+        "The tuned model is not better than the best reference, most frequent set of labels."
     )
 
 
@@ -123,9 +128,9 @@ def test_the_verdict_speaks_of_sets():
     comparison = compare_models(cases, TASK, 0.95)
     assert comparison.metric == "f1_micro"
     text = explain_verdict(comparison, 0.95, LABELS)
-    assert "points of micro F1 above the best reference, the most frequent set of classes (" in text
-    assert explain_gains(comparison, LABELS).startswith("Always answering the most frequent set of classes of the tra")
-    assert "most frequent set of classes" in explain_missing(["probe"], LABELS)
+    assert "points of micro F1 above the best reference, the most frequent set of labels (" in text
+    assert explain_gains(comparison, LABELS).startswith("Always answering the most frequent set of labels of the tra")
+    assert "most frequent set of labels" in explain_missing(["probe"], LABELS)
     assert name_reference("majority_class", SingleLabel(("a", "b"))) == "most frequent class"
 
 
@@ -151,20 +156,36 @@ def test_other_thresholds_are_explained_class_by_class(thresholds, sentence):
 
 
 def test_labels_are_not_counted_as_rows():
-    (warning,) = wording.interval_warnings({"a": 1}, 20, 1, "author")[:1]
+    (warning,) = wording.interval_warnings({"a": 1}, 20, 1, "author", MultiLabel)[:1]
     assert warning.startswith("All test rows share one author: "), "19 rows have no label"
-    (warning,) = wording.interval_warnings({"a": 1, "b": 1}, 1, 1, None)[:1]
+    (warning,) = wording.interval_warnings({"a": 1, "b": 1}, 1, 1, None, MultiLabel)[:1]
     assert warning.startswith("There is one test row: ")
+
+
+def test_a_picture_and_its_caption_name_subset_accuracy_and_labels():
+    assert _slices(LABELS, "probe").startswith("Subset accuracy of the tuned model")
+    assert _confusion(TASK.classes, LABELS.noun, LABELS.nouns).startswith("Test rows by gold and predicted label,")
+    cuts = {"label": (TASK.classes, np.eye(3, dtype=bool))}
+    slices = measure_slices(cuts, np.array([True, False, True]), np.arange(3), 0.95)
+    drawn = draw_slices(slices, slices, "probe", words_of(LABELS).accuracy, ON_WHITE)
+    assert drawn.axes[0].get_xlabel() == "subset accuracy"
+    epochs = pd.DataFrame({"epoch": [1], "validation_accuracy": [0.5], "validation_f1_weighted": [0.4]})
+    for table, names in ((epochs, ["accuracy", "weighted F1"]),
+                         (epochs.assign(validation_f1_micro=0.6), ["micro F1", "subset accuracy"])):  # fmt: skip
+        legend = draw_validation(table, 1, ON_WHITE).axes[0].get_legend()
+        assert [text.get_text() for text in legend.texts][:2] == names
+    (warning,) = wording.interval_warnings({"a": 3}, 20, 20, None, MultiLabel)
+    assert warning.startswith("Labels with fewer than 10 test rows: a (3).")
 
 
 def test_titles_and_explanations_are_those_of_sets():
     assert words_of(LABELS).titles["accuracy"] == "subset accuracy"
     assert words_of(SingleLabel(("a", "b"))).titles == {}
-    assert "Probabilities of 0.5 for all classes have a loss of 0.693." in explain_guessing(LABELS)
+    assert "Probabilities of 0.5 for all labels have a loss of 0.693." in explain_guessing(LABELS)
     assert "Equal probabilities for all classes have a loss of 1.099." in explain_guessing(SingleLabel(TASK.classes))
     score = SimpleNamespace(interval=None)
     without = SimpleNamespace(tuned=SimpleNamespace(scores={wording.AVERAGE_PRECISION: score}))
     assert wording.average_precision_warnings(without) == [
-        "Mean average precision has no interval, since the classes have too few test rows."
+        "Mean average precision has no interval, since the labels have too few test rows."
     ]
     assert wording.average_precision_warnings(SimpleNamespace(tuned=SimpleNamespace(scores={}))) == []

@@ -134,7 +134,7 @@ class LabelledSet:
         )
         counts = counts[counts > 0]
         listed = ", ".join(f"{rows:,} {name}" for name, rows in counts.head(10).items())
-        more = f" and {len(counts) - 10:,} more classes" if len(counts) > 10 else ""
+        more = f" and {len(counts) - 10:,} more {self.task.labels.nouns}" if len(counts) > 10 else ""
         if empty := self.task.labels.count_without(labels):
             more += f", {empty:,} without a label"
         dropped = int((labels == NO_LABEL).sum())
