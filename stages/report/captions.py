@@ -45,8 +45,8 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
             "Calibration",
             f"{_capitalise(words.accuracy)} by the {words.certainty}. Each dot is a bin of rows, with its interval. "
             "Where a dot is below the dotted line, the model is overconfident: right less often than its probability "
-            f"says. Up to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not start at "
-            f"0.{before}",
+            f"says. Up to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not "
+            f"start at 0.{before}",
         ),
         "coverage": (
             "Coverage",

@@ -62,6 +62,8 @@ def tool(run, monkeypatch):
 def test_the_stages_say_what_they_do_with_several_labels(run):
     _, printed = run
     assert "6 labels, of which a row may have several: outdoors, happy, old, rain, music, night" in printed
+    assert re.search(r"\d% micro F1 of the tuned model, [a-z ]+: metrics/report.html", printed), "the last stage's line"
+    assert re.search(r"epoch 1 of 1: .* micro F1 \d+\.\d%, subset accuracy ", printed)
     assert "zero_shot is left out: a language model continues a text with one class" in printed
 
 
@@ -123,7 +125,7 @@ def test_the_results_lead_with_micro_f1_and_every_reference_is_measured(run):
     slices = pd.read_csv(run[0] / "metrics/plots/slices_tuned.csv")
     assert "number of labels: none" in set(slices["slice"])
     report = (run[0] / "metrics/report.md").read_text()
-    assert "classes, F1 on the validation rows is best at another threshold: " in report
+    assert "labels, F1 on the validation rows is best at another threshold: " in report
 
 
 def test_the_report_has_no_word_that_is_only_true_of_one_label(run):

@@ -1026,10 +1026,12 @@ def test_the_share_of_rows_that_it_can_answer_is_a_sentence(tmp_path, one_pixel_
 def test_the_best_threshold_of_two_classes_is_explained():
     estimate = Estimate(0.7, Interval(0.6, 0.8))
     gain = Difference(0.021, Interval(-0.01, 0.05), 0.2, 1.0)
-    text = wording.explain_threshold(ThresholdEffect(0.31, Estimate(0.75, Interval(0.7, 0.8)), estimate, gain))
+    text = wording.explain_threshold(ThresholdEffect(0.31, Estimate(0.75, Interval(0.7, 0.8)), estimate, gain), {})
     assert "best macro F1 at 0.310" in text and "a macro F1 of 70.0% and an accuracy of 75.0%" in text
     assert "changes macro F1 by +2.1 points (interval −1.0 to +5.0)" in text
-    assert "It also has the best macro F1" in wording.explain_threshold(ThresholdEffect(0.5, estimate, estimate, gain))
+    assert "It also has the best macro F1" in wording.explain_threshold(
+        ThresholdEffect(0.5, estimate, estimate, gain), {}
+    )
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -12,7 +12,7 @@ from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.case_table import count_confusions, probability_columns
 from stages.analysis.comparison import compare_models
 from stages.analysis.intervals import Interval
-from stages.analysis.metrics import Estimate
+from stages.analysis.metrics import Estimate, Score
 from stages.analysis.paired_difference import Difference
 from stages.analysis.slices import measure_slices
 from stages.data.labels import MultiLabel, SingleLabel
@@ -21,6 +21,7 @@ from stages.report import cases as page_rows
 from stages.report import tables, wording
 from stages.report.alarms import describe_classes_without_answers, find_alarms
 from stages.report.captions import _confusion, _slices
+from stages.report.document import breakable
 from stages.report.figures.learning_curves import draw_validation
 from stages.report.figures.scores import draw_slices
 from stages.report.label_words import NO_CLASS, explain_guessing, list_gold, words_of
@@ -50,6 +51,10 @@ def test_the_page_names_each_set_and_each_class():
         ["a|b", NO_CLASS, "a"], [NO_CLASS, NO_CLASS, "c"], ["a", "b", "a"],
     ]  # fmt: skip
     assert [names[place] for place in rows[0][-1][::2]] == ["a", "b", "c"], "the most probable classes"
+
+
+def test_a_set_of_labels_breaks_after_each_of_them_on_the_page():
+    assert breakable("billing|bug") == "billing|<wbr>bug"
 
 
 def test_the_page_filters_by_the_sets_that_are_gold():
@@ -139,20 +144,30 @@ def test_the_verdict_speaks_of_sets():
     [
         (
             [0.2, 0.5, 0.31],
-            "For 2 of 3 classes, F1 on the validation rows is best at another threshold: 0.200 to 0.310.",
+            "For 2 of 3 labels, F1 on the validation rows is best at another threshold: 0.200 to 0.310 (best_thr",
         ),
-        ([0.5, 0.5, 0.31], "For 1 of 3 classes, F1 on the validation rows is best at another threshold: 0.310."),
+        (
+            [0.5, 0.5, 0.31],
+            "For 1 of 3 labels, F1 on the validation rows is best at another threshold: 0.310 (best_",
+        ),
     ],
 )
-def test_other_thresholds_are_explained_class_by_class(thresholds, sentence):
-    """A class keeps 0.5 if no other threshold is better, or if the validation rows can't tell."""
-    score, gain = Estimate(0.7, Interval(0.6, 0.8)), Difference(0.021, Interval(-0.01, 0.05), 0.2, 1.0)
-    effect = ThresholdEffect(dict(zip("abc", thresholds, strict=True)), score, score, gain, score)
-    text = wording.explain_threshold(effect)
-    assert f"All results use the threshold 0.5. {sentence} On the test rows, these thresholds have a macro F1" in text
-    assert text.endswith("They change macro F1 by +2.1 points (interval −1.0 to +5.0).")
-    unchanged = wording.explain_threshold(replace(effect, threshold=dict.fromkeys("abc", 0.5)))
-    assert unchanged == "All results use the threshold 0.5. The validation rows give no class another one."
+def test_other_thresholds_are_explained_label_by_label(thresholds, sentence):
+    """A label keeps 0.5 if no other threshold is better, or if no validation row has it."""
+    micro, macro, accuracy = (Estimate(value, Interval(0.1, 0.9)) for value in (0.72, 0.7, 0.417))
+    scores = {"f1_micro": Score(0.71), "f1_macro": Score(0.52), "accuracy": Score(0.55)}
+    gain = Difference(0.18, Interval(-0.01, 0.25), 0.2, 1.0)
+    effect = ThresholdEffect(dict(zip("abc", thresholds, strict=True)), accuracy, macro, gain, micro, [])
+    text = wording.explain_threshold(effect, scores)
+    assert f"All results use the threshold 0.5. {sentence}" in text and "no validation row" not in text
+    assert text.endswith(
+        "On the test rows, these thresholds change micro F1 from 71.0% to 72.0%, macro F1 from 52.0% to 70.0% (+18.0 "
+        "points, interval −1.0 to +25.0), and subset accuracy from 55.0% to 41.7%."
+    )
+    named = wording.explain_threshold(replace(effect, without_rows=["b"]), scores)
+    assert " b keeps 0.5, since no validation row has such a label. On the test rows" in named
+    unchanged = wording.explain_threshold(replace(effect, threshold=dict.fromkeys("abc", 0.5)), scores)
+    assert unchanged == "All results use the threshold 0.5. The validation rows give no label another one."
 
 
 def test_labels_are_not_counted_as_rows():
