@@ -17,6 +17,9 @@ class Answer(TypedDict):
     reason: NotRequired[str]  # why there is no answer
 
 
+MOST_NAMED = 10  # labels in a message
+
+
 @dataclass(frozen=True)
 class Rule:
     """How probabilities become answers.
@@ -88,9 +91,17 @@ def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -
     thresholds, f1_macro = summary.best_threshold.value, summary.best_threshold.f1_macro
     if isinstance(thresholds, list):
         low, high = (find(range(len(thresholds)), key=thresholds.__getitem__) for find in (min, max))
+        kept = [name for name, value in zip(settings.classes, thresholds, strict=True) if value == 0.5]
+        if kept:
+            print(
+                f"--best-threshold: {len(kept)} of {len(thresholds)} labels keep 50%, as no validation row has them or "
+                f"no other threshold has a higher F1: {', '.join(kept[:MOST_NAMED])}{', …' * (len(kept) > MOST_NAMED)}",
+                file=sys.stderr,
+            )
         what = (
             f"each label if its probability is above its own threshold, from {thresholds[low]:.4%} "
-            f"({settings.classes[low]}) to {thresholds[high]:.4%} ({settings.classes[high]}); they were"
+            f"({settings.classes[low]}) to {thresholds[high]:.4%} ({settings.classes[high]}), see "
+            f"{arguments.adapter / 'validation.json'}; they were"
         )
     else:
         what = f"{settings.classes[1]} if its probability is above {thresholds:.4%}, which was"

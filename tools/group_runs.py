@@ -75,7 +75,7 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
             *notes,
             *group_notes,
             *note_other_differences(grouped, names),
-            *interval_warnings(class_rows, len(gold), groups.nunique(), first.params.get("data.group")),
+            *interval_warnings(class_rows, len(gold), groups.nunique(), first.params.get("data.group"), first.kind),
         ],
         metric,
         confidence,

@@ -17,7 +17,8 @@ class ThresholdEffect:
             have several labels, the threshold of each label.
         accuracy, f1_macro: with this threshold.
         f1_macro_gain: macro F1 with this threshold minus that with 0.5.
-        f1_micro: as f1_macro, only if a row may have several labels.
+        f1_micro, without_rows: only if a row may have several labels. F1 as f1_macro; the labels that no validation
+            row has, so that they keep 0.5.
     """
 
     threshold: float | dict[str, float]
@@ -25,6 +26,7 @@ class ThresholdEffect:
     f1_macro: Estimate
     f1_macro_gain: Difference
     f1_micro: Estimate | None = None
+    without_rows: list[str] | None = None
 
 
 def measure_best_threshold(test: Predictions, validation: Predictions) -> ThresholdEffect | None:
@@ -39,4 +41,5 @@ def measure_best_threshold(test: Predictions, validation: Predictions) -> Thresh
     if not isinstance(thresholds, list):
         return ThresholdEffect(thresholds, changed.accuracy, changed.f1_macro, gain)
     by_class = dict(zip(test.classes, thresholds, strict=True))
-    return ThresholdEffect(by_class, changed.accuracy, changed.f1_macro, gain, changed.f1_micro)
+    without_rows = [name for name, rows in zip(test.classes, validation.counts[1], strict=True) if not rows]
+    return ThresholdEffect(by_class, changed.accuracy, changed.f1_macro, gain, changed.f1_micro, without_rows)

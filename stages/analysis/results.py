@@ -38,6 +38,7 @@ class Training:
     validation_loss: float
     validation_accuracy: float
     validation_f1_weighted: float
+    validation_f1_micro: float | None = None  # only if a row may have several labels
 
     @classmethod
     def from_history(cls, summary: dict[str, Any], epochs: pd.DataFrame) -> Self:

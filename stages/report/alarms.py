@@ -33,11 +33,7 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task, is_own_
         meaning = "it learnt nothing" if is_own_test else "on them, it is no better than a constant"
         alarms = [f"The tuned model answers {only} to all {len(cases):,} test rows: {meaning}."]
     else:
-        rows, answers = (task.labels.count(cases[column]) for column in ("gold", "tuned"))
-        frequent = (answers == 0) & (rows >= FEW_ROWS)  # fewer can be chance
-        never = [task.classes[number] for number in np.flatnonzero(frequent)]
-        them = "this class" if len(never) == 1 else "these classes"
-        alarms = [f"The tuned model never answers {list_names(never)}, but test rows have {them}."] if never else []
+        alarms = describe_classes_without_answers(cases, task)
     if comparison.metric == "f1_macro":
         alarms += describe_classes_without_rows(cases, task)
     alarms += [*describe_permutation(cases, task), *describe_seen_rows(cases)]
@@ -49,6 +45,28 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task, is_own_
         alarms.append(
             f"With the test rows that are duplicates of training rows, tuning would seem "
             f"{comparison.verdict_with_duplicates}. The verdict is that of the other rows."
+        )
+    return alarms
+
+
+def describe_classes_without_answers(cases: pd.DataFrame, task: Task) -> list[str]:
+    """The alarms that the tuned model never answers some classes, if so.
+
+    No answer to fewer than `FEW_ROWS` rows of a class can be chance. Several labels: the rare ones are also counted
+    together. If they are less than half of the rare rows, they may be no more than the worst of many.
+    """
+    labels, alarms = task.labels, []
+    rows, answers = (labels.count(cases[column]) for column in ("gold", "tuned"))
+    never, rare = answers == 0, rows < FEW_ROWS
+    if names := [task.classes[number] for number in np.flatnonzero(never & ~rare)]:
+        them = f"this {labels.noun}" if len(names) == 1 else f"these {labels.nouns}"
+        alarms.append(f"The tuned model never answers {list_names(names)}, but test rows have {them}.")
+    numbers = np.flatnonzero(never & rare & (rows > 0))
+    if task.multi_label and len(numbers) > 1 and rows[numbers].sum() >= max(FEW_ROWS, rows[rare].sum() / 2):
+        listed = list_names([f"{task.classes[number]} ({rows[number]})" for number in numbers])
+        alarms.append(
+            f"The tuned model never answers {len(numbers)} rare labels, which {rows[numbers].sum()} test rows have in "
+            f"all: {listed}."
         )
     return alarms
 

@@ -4,6 +4,7 @@ from stages.analysis.calibration import BINS, MIN_BIN_ROWS
 from stages.analysis.comparison import Comparison
 from stages.analysis.leading_metric import TITLES
 from stages.analysis.usage import RunUsage
+from stages.data.labels import Labels
 from stages.report.figures.axes import can_name_classes
 from stages.report.figures.scores import LOWEST_CLASSES
 from stages.report.label_words import words_of
@@ -19,7 +20,7 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
         usage: from `document.shown_usage`.
     """
     task, p, words = run.task, run.params, words_of(run.task.labels)
-    metric = TITLES[comparison.metric][0].upper() + TITLES[comparison.metric][1:]
+    metric = _capitalise(TITLES[comparison.metric])
     before = " Grey squares are the same answers without the temperature." if p.train.calibrate else ""
     kept_epoch = "the one with the lowest validation loss" if p.train.keep == "best" else "the last"
     return {
@@ -28,7 +29,7 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
             f"{metric} of the tuned model and the references on the test rows, with intervals. The dashed line is the "
             "tuned model's.",
         ),
-        "confusion": (words.confusion, _confusion(task.classes) + words.cells),
+        "confusion": (words.confusion, _confusion(task.classes, task.labels.noun, task.labels.nouns) + words.cells),
         "loss": (
             "Loss",
             "Training and validation loss by epoch, and behind them the loss of each step. The ring marks the epoch "
@@ -36,16 +37,16 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
         ),
         "validation": (
             "Validation",
-            "Accuracy and weighted F1 of the validation rows after each epoch. The axis does not start at 0. The ring "
-            f"marks the epoch whose adapter is used: {kept_epoch}.",
+            f"{words.validation_scores} of the validation rows after each epoch. The axis does not start at 0. The "
+            f"ring marks the epoch whose adapter is used: {kept_epoch}.",
         ),
-        "slices": ("Slices", _slices(len(task.classes), name_reference(comparison.best, task.labels))),
+        "slices": ("Slices", _slices(task.labels, name_reference(comparison.best, task.labels))),
         "reliability": (
             "Calibration",
-            f"Accuracy by the {words.certainty}. Each dot is a bin of rows, with its interval. Where a "
-            "dot is below the dotted line, the model is overconfident: right less often than its probability says. Up "
-            f"to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not start at "
-            f"0.{before}",
+            f"{_capitalise(words.accuracy)} by the {words.certainty}. Each dot is a bin of rows, with its interval. "
+            "Where a dot is below the dotted line, the model is overconfident: right less often than its probability "
+            f"says. Up to {BINS} bins have about equally many rows, at least {MIN_BIN_ROWS} each. The axes do not "
+            f"start at 0.{before}",
         ),
         "coverage": (
             "Coverage",
@@ -58,23 +59,28 @@ def captions(comparison: Comparison, run: RunDescription, usage: RunUsage) -> di
     }
 
 
-def _confusion(classes: tuple[str, ...]) -> str:
-    shades = "The stronger a colour, the larger the share of the gold class."
-    numbers = "" if can_name_classes(classes) else " The table of all classes has the numbers of the axes."
+def _capitalise(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _confusion(classes: tuple[str, ...], noun: str, nouns: str) -> str:
+    shades = f"The stronger a colour, the larger the share of the gold {noun}."
+    numbers = "" if can_name_classes(classes) else f" The table of all {nouns} has the numbers of the axes."
     if len(classes) <= FEW_CLASSES:
-        return f"Test rows by gold and predicted class, with their share of the gold class. {shades}{numbers}"
-    return f"Test rows by gold and predicted class. {shades} Cells without rows have no colour.{numbers}"
+        return f"Test rows by gold and predicted {noun}, with their share of the gold {noun}. {shades}{numbers}"
+    return f"Test rows by gold and predicted {noun}. {shades} Cells without rows have no colour.{numbers}"
 
 
-def _slices(classes: int, reference: str) -> str:
+def _slices(labels: Labels, reference: str) -> str:
+    count, accuracy = len(labels.classes), words_of(labels).accuracy
     selection = (
-        f" Of {classes} classes it shows the {LOWEST_CLASSES} with the lowest accuracy of the tuned model."
-        if classes > LOWEST_CLASSES
+        f" Of {count} {labels.nouns} it shows the {LOWEST_CLASSES} with the lowest {accuracy} of the tuned model."
+        if count > LOWEST_CLASSES
         else ""
     )
     return (
-        f"Accuracy of the tuned model and of the best reference ({reference}), with intervals. In brackets: test rows."
-        f"{selection}"
+        f"{_capitalise(accuracy)} of the tuned model and of the best reference ({reference}), with intervals. In "
+        f"brackets: test rows.{selection}"
     )
 
 

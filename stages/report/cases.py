@@ -210,7 +210,8 @@ def most_probable(probabilities: np.ndarray) -> list[list[int]]:
 def legend(task: Task, texts: Texts) -> str:
     """How to read the table."""
     classes = len(task.classes)
-    class_names = "both classes" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable classes"
+    nouns = task.labels.nouns
+    class_names = f"both {nouns}" if classes == 2 else f"the {min(SHOWN_CLASSES, classes)} most probable {nouns}"
     hidden = {"all": "", "errors": " Only errors have their texts.", "none": " The texts are left out."}[texts]
     return (
         f"{words_of(task.labels).marks}. After the tuned model's prediction: {class_names}, each with its probability "

@@ -19,6 +19,7 @@ from stages.analysis.results import Results
 from stages.analysis.usage import RunUsage, Usage
 from stages.data.data_summary import DataSummary
 from stages.data.data_warnings import DataWarning, find_warnings
+from stages.data.labels import SEPARATOR
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import published, tables, verdict, wording
@@ -35,6 +36,8 @@ Context = dict[str, Any]  # {name in a template: value}
 TEMPLATES = Path(__file__).parent / "templates"
 VERDICT_COLOURS = {"worth it": "good", "too close to tell": "open", "not worth it": "bad"}
 MAX_UNBROKEN = 24  # characters of a name in a Markdown table without a place to break
+MAX_COLUMNS = 7  # of a table that fits in half of the page's width
+SET_BREAK = f"{SEPARATOR}\u200b"  # between the labels of a row on the page: a place to break the line
 OUTCOME_NAMES = {
     "fixed": "only tuned is right",
     "broken": "only the reference is right",
@@ -82,8 +85,8 @@ def escape_cell(name: str) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A name or a sentence in HTML. Names such as `card_not_working` may break after each underscore or slash."""
-    return Markup(re.sub("[_/]", r"\g<0><wbr>", str(escape(name))))
+    """A name or a sentence in HTML. It may break after each underscore or slash, and after each | of a set."""
+    return Markup(re.sub("[_/|]", r"\g<0><wbr>", str(escape(name))))
 
 
 def build_context(
@@ -110,7 +113,7 @@ def build_context(
         **verdict_section(results, run),
         **alarms_section(results, cases, run),
         **scores_section(results, run),
-        **classes_section(results, plot_tables),
+        **classes_section(results, plot_tables, run.task),
         **calibration_section(results, run.task),
         **coverage_section(results, run.task),
         **data_section(results.data, run),
@@ -171,15 +174,23 @@ def scores_section(results: Results, run: RunDescription) -> Context:
         "numbers": tables.score_table(results, run.task.labels),
         "intervals": wording.explain_intervals(results, group, run.confidence),
         "interval_warnings": [
-            *wording.interval_warnings(classes, results.tuned.rows, results.tuned.groups, group),
+            *wording.interval_warnings(classes, results.tuned.rows, results.tuned.groups, group, type(run.task.labels)),
             *wording.average_precision_warnings(results),
         ],
     }
 
 
-def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame]) -> Context:
+def classes_section(results: Results, plot_tables: dict[str, pd.DataFrame], task: Task) -> Context:
     slices = (plot_tables[f"slices_{model}"].itertuples() for model in ("tuned", "reference"))
-    return {"by_class": tables.class_table(results), "slices": list(zip(*slices, strict=True))}
+    by_class = tables.class_table(results, task.labels)
+    return {
+        "noun": task.labels.noun,
+        "nouns": task.labels.nouns,
+        "accuracy": words_of(task.labels).accuracy,
+        "by_class": by_class,
+        "wide": len(by_class[0]) > MAX_COLUMNS,
+        "slices": list(zip(*slices, strict=True)),
+    }
 
 
 def calibration_section(results: Results, task: Task) -> Context:
@@ -201,7 +212,7 @@ def coverage_section(results: Results, task: Task) -> Context:
         "threshold_title": words_of(task.labels).threshold,
         "coverage": tables.coverage_table(results.coverage),
         "coverage_sentences": wording.explain_coverage(results.coverage),
-        "threshold_effect": wording.explain_threshold(results.best_threshold),
+        "threshold_effect": wording.explain_threshold(results.best_threshold, results.tuned.scores),
     }
 
 
@@ -292,7 +303,7 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, run: RunDescriptio
         "all_gold": words_of(task.labels).all_gold,
         "gold_options": list_gold(cases["gold"], names, task.labels),
         "columns_json": page_rows.names_as_json([name for name, _ in page_rows.text_columns(cases, task)]),
-        "classes_json": page_rows.names_as_json(names),
+        "classes_json": page_rows.names_as_json([SET_BREAK.join(task.labels.split(name)) for name in names]),
         "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task, names),
         "all_rows": len(cases),
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),

@@ -11,8 +11,8 @@ import pandas as pd
 
 from stages.data.labels import Labels
 
-MAX_SETS = 50  # of classes, in the page's filter
-NO_CLASS = "no label"  # the name of the answer that a row has no class
+MAX_SETS = 50  # of labels, in the page's filter
+NO_CLASS = "none of the labels"  # the name of the answer that a row has none
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class LabelWords:
         confusion: title of the picture of gold and predicted classes.
         cells: more about its cells; empty for nothing.
         all_gold: the choice of the page's filter that leaves out no row.
+        loss: the kind of loss.
+        validation_scores: of each epoch.
         threshold: heading of what the best threshold would change.
         an_accuracy: the score, with its article.
         share_of_rest: of the rows that have a class which is not listed; it has a place for the share.
@@ -47,6 +49,8 @@ class LabelWords:
     confusion: str
     cells: str
     all_gold: str
+    loss: str
+    validation_scores: str
     threshold: str
     an_accuracy: str
     share_of_rest: str
@@ -55,6 +59,10 @@ class LabelWords:
     decide: str
     export_scores: Mapping[str, str]
     titles: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> str:
+        return self.titles.get("accuracy", "accuracy")
 
 
 SINGLE = LabelWords(
@@ -67,6 +75,8 @@ SINGLE = LabelWords(
     confusion="Confusion",
     cells="",
     all_gold="all classes",
+    loss="cross-entropy",
+    validation_scores="Accuracy and weighted F1",
     threshold="The threshold between the two classes",
     an_accuracy="an accuracy",
     share_of_rest="{:6.1%} in",
@@ -76,17 +86,19 @@ SINGLE = LabelWords(
     export_scores={"accuracy": "accuracy"},
 )
 SEVERAL = LabelWords(
-    task="gives a text any number of {} classes, or none",
-    answer="set of classes",
-    majority="the set of classes that most training rows have",
-    right="A row may have several classes or none. An answer is right only if all of its classes are, so each accuracy "
+    task="gives a text any number of {} labels, or none",
+    answer="set of labels",
+    majority="the set of labels that most training rows have",
+    right="A row may have several labels or none. An answer is right only if all of its labels are, so each accuracy "
     "is the subset accuracy.",
-    certainty="probability that all classes are right",
-    marks="✓ all classes right, ✗ not all",
+    certainty="probability that all labels are right",
+    marks="✓ all labels right, ✗ not all",
     confusion="Co-occurrence",
-    cells=" A row with several classes counts in several cells, so a cell off the diagonal need not be an error.",
-    all_gold="all sets of classes",
-    threshold="A threshold for each class",
+    cells=" A row with several labels counts in several cells, so a cell off the diagonal need not be an error.",
+    all_gold="all sets of labels",
+    loss="binary cross-entropy",
+    validation_scores="Micro F1 and subset accuracy",
+    threshold="A threshold for each label",
     an_accuracy="a subset accuracy",
     share_of_rest="   and",  # classes of a row overlap
     contradiction="with different labels",

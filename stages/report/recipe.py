@@ -47,7 +47,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
             "rows without a gold label",
             "dropped" if p.data.unlabelled == "drop" else f"labelled {p.data.unlabelled}{_of_test(run)}",
         ),
-        ("classes", _classes(run.task)),
+        (run.task.labels.nouns, _classes(run.task)),
         ("input, in the model's chat template" if p.tokenize.chat else "input", run.task.template),
         ("longest input", f"{p.tokenize.max_length:,} tokens"),
         ("LoRA", _section(p.lora.model_dump())),

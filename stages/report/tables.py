@@ -86,7 +86,7 @@ def coverage_table(coverage: dict[str, CoverageOfGoal]) -> list[tuple[str, str, 
     ]
 
 
-def class_table(results: Results) -> tuple[list[str], list[list[str]]]:
+def class_table(results: Results, labels: Labels) -> tuple[list[str], list[list[str]]]:
     """The scores and rows of each class: (headings, a list of cells for each class)."""
     columns = [
         (metric.title, results.tuned.class_scores[metric.key])
@@ -98,7 +98,7 @@ def class_table(results: Results) -> tuple[list[str], list[list[str]]]:
     for class_number, name in enumerate(rows[0]):
         cells = [percent(scores.get(name, math.nan)) for _, scores in columns]
         lines.append([str(class_number), name, *cells, *(f"{classes[name]:,}" for classes in rows)])
-    return ["no.", "class", *(title for title, _ in columns), "test rows", "training rows"], lines
+    return ["no.", labels.noun, *(title for title, _ in columns), "test rows", "training rows"], lines
 
 
 def split_table(data: DataSummary, task: Task) -> list[tuple[str, list[str]]]:
@@ -116,7 +116,7 @@ def split_table(data: DataSummary, task: Task) -> list[tuple[str, list[str]]]:
         ("duplicates of validation rows", [_count_duplicates(split, "validation") for split in splits]),
         ("tokens, mean", [f"{split.tokens_mean:.1f}" for split in splits]),
         ("tokens, maximum", [split.tokens_max for split in splits]),
-        *_class_lines(splits),
+        *_class_lines(splits, task.labels),
     ]
     return [(name, [value if isinstance(value, str) else f"{value:,}" for value in values]) for name, values in lines]
 
@@ -126,17 +126,17 @@ def _count_duplicates(split: SplitSummary, earlier: str) -> int | str:
     return split.overlaps[earlier].rows if earlier in split.overlaps else "–"
 
 
-def _class_lines(splits: list[SplitSummary]) -> list[tuple[str, list[Any]]]:
+def _class_lines(splits: list[SplitSummary], labels: Labels) -> list[tuple[str, list[Any]]]:
     """Rows of each class. With many classes: of the smallest, the median and the largest."""
     names = splits[0].classes
     if len(names) <= FEW_CLASSES:
-        return [(f"class {name}", [split.classes[name] for split in splits]) for name in names]
+        return [(f"{labels.noun} {name}", [split.classes[name] for split in splits]) for name in names]
     rows = [np.array(list(split.classes.values())) for split in splits]
     return [
-        (f"rows of the smallest of {len(names)} classes", [int(counts.min()) for counts in rows]),
-        ("rows of the median class", [f"{np.median(counts):,.10g}" for counts in rows]),
-        ("rows of the largest class", [int(counts.max()) for counts in rows]),
-        ("classes without rows", [int((counts == 0).sum()) for counts in rows]),
+        (f"rows of the smallest of {len(names)} {labels.nouns}", [int(counts.min()) for counts in rows]),
+        (f"rows of the median {labels.noun}", [f"{np.median(counts):,.10g}" for counts in rows]),
+        (f"rows of the largest {labels.noun}", [int(counts.max()) for counts in rows]),
+        (f"{labels.nouns} without rows", [int((counts == 0).sum()) for counts in rows]),
     ]
 
 

@@ -139,7 +139,7 @@ def explain_metric(results: Results) -> str | None:
     if results.comparison.metric == "accuracy":
         return None
     if results.comparison.metric == "f1_micro":
-        return "The report leads with micro F1, in which all classes of all rows count equally."
+        return "The report leads with micro F1, in which all labels of all rows count equally."
     rows = {name: count for name, count in results.data.splits["test"].classes.items() if count}
     most, fewest = max(rows, key=lambda name: rows[name]), min(rows, key=lambda name: rows[name])
     return (

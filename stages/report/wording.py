@@ -1,11 +1,14 @@
 """The sentences of the report that depend on its numbers; `verdict` has those on what tuning was worth."""
 
+from collections.abc import Mapping
+
 from stages.analysis.best_threshold import ThresholdEffect
 from stages.analysis.calibration import Calibration
 from stages.analysis.coverage import CoverageOfGoal
 from stages.analysis.design_effects import FEW_GROUPS
 from stages.analysis.f1 import FEW_ROWS
 from stages.analysis.leading_metric import TITLES
+from stages.analysis.metrics import Score
 from stages.analysis.results import Results
 from stages.data.data_summary import SplitSummary
 from stages.data.labels import Labels
@@ -67,7 +70,9 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
     )
 
 
-def interval_warnings(classes: dict[str, int], rows: int, groups: int, group: str | None) -> list[str]:
+def interval_warnings(
+    classes: dict[str, int], rows: int, groups: int, group: str | None, kind: type[Labels]
+) -> list[str]:
     """Warnings about what the test rows can't show, however wide the intervals are.
 
     Args:
@@ -75,8 +80,9 @@ def interval_warnings(classes: dict[str, int], rows: int, groups: int, group: st
         rows: number of test rows.
         groups: number of groups of rows that are not independent.
         group: `Task.group`.
+        kind: of the labels.
     """
-    warnings = []
+    warnings, nouns = [], kind.nouns.capitalize()
     if groups == 1:
         related = f"share one {group}" if group else "have the same texts"
         subject = "There is one test row" if rows == 1 else f"All test rows {related}"
@@ -89,12 +95,12 @@ def interval_warnings(classes: dict[str, int], rows: int, groups: int, group: st
         )
     if few := [f"{name} ({count})" for name, count in classes.items() if 0 < count < FEW_ROWS]:
         warnings.append(
-            f"Classes with fewer than {FEW_ROWS} test rows: {list_names(few)}. Their F1 is a rough estimate. The "
-            "interval of macro F1 is one too, since every class has the same weight in it."
+            f"{nouns} with fewer than {FEW_ROWS} test rows: {list_names(few)}. Their F1 is a rough estimate. The "
+            f"interval of macro F1 is one too, since every {kind.noun} has the same weight in it."
         )
     if missing := [name for name, count in classes.items() if not count]:
         warnings.append(
-            f"Classes without test rows: {list_names(missing)}. Their F1 is unknown. Macro F1 leaves out those that "
+            f"{nouns} without test rows: {list_names(missing)}. Their F1 is unknown. Macro F1 leaves out those that "
             "the model never predicts, and counts the others as 0."
         )
     return warnings
@@ -105,7 +111,7 @@ def average_precision_warnings(results: Results) -> list[str]:
     score = results.tuned.scores.get(AVERAGE_PRECISION)
     if score is None or score.interval is not None:
         return []
-    return ["Mean average precision has no interval, since the classes have too few test rows."]
+    return ["Mean average precision has no interval, since the labels have too few test rows."]
 
 
 def explain_calibration(calibration: Calibration | None, loss: float, labels: Labels) -> list[str]:
@@ -158,22 +164,36 @@ def explain_coverage(coverage: dict[str, CoverageOfGoal]) -> list[str]:
     ]
 
 
-def explain_threshold(effect: ThresholdEffect | None) -> str | None:
-    """What the best threshold of two classes, or of each label, would change; None if there is none."""
+def explain_threshold(effect: ThresholdEffect | None, scores: Mapping[str, Score]) -> str | None:
+    """What the best threshold of two classes, or of each label, would change; None if there is none.
+
+    Args:
+        scores: of the tuned model, with 0.5.
+    """
     if effect is None:
         return None
     gain = effect.f1_macro_gain
     if isinstance(effect.threshold, dict) and effect.f1_micro:
         thresholds = [value for value in effect.threshold.values() if value != 0.5]
+        without = effect.without_rows or []
+        verb = "keeps" if len(without) == 1 else "keep"
+        kept = f" {list_names(without)} {verb} 0.5, since no validation row has such a label." if without else ""
         if not thresholds:
-            return "All results use the threshold 0.5. The validation rows give no class another one."
+            return f"All results use the threshold 0.5. The validation rows give no label another one.{kept}"
         ends = " to ".join(f"{value:.3f}" for value in sorted({min(thresholds), max(thresholds)}))
+        changes = [
+            f"{title} from {percent(scores[key].value)} to {percent(score.value)}"
+            for title, key, score in (
+                ("micro F1", "f1_micro", effect.f1_micro),
+                ("macro F1", "f1_macro", effect.f1_macro),
+                ("subset accuracy", "accuracy", effect.accuracy),
+            )
+        ]
         return (
-            f"All results use the threshold 0.5. For {len(thresholds)} of {len(effect.threshold)} classes, F1 on the "
-            f"validation rows is best at another threshold: {ends}. On the test rows, these thresholds have a macro F1 "
-            f"of {percent(effect.f1_macro.value)}, a micro F1 of {percent(effect.f1_micro.value)}, and a subset "
-            f"accuracy of {percent(effect.accuracy.value)}. They change macro F1 by {signed_points(gain.value)} points "
-            f"(interval {points_interval(gain.interval)})."
+            f"All results use the threshold 0.5. For {len(thresholds)} of {len(effect.threshold)} labels, F1 on the "
+            f"validation rows is best at another threshold: {ends} (best_threshold in details.json has each).{kept} On "
+            f"the test rows, these thresholds change {changes[0]}, {changes[1]} ({signed_points(gain.value)} points, "
+            f"interval {points_interval(gain.interval)}), and {changes[2]}."
         )
     if effect.threshold == 0.5:
         return "All results use the threshold 0.5. It also has the best macro F1 on the validation rows."

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from stages.data.confusion import count_classes, f1_weighted
+from stages.data.confusion import count_classes, f1_micro, f1_weighted
 from stages.data.labels import decide_like, equal_rows
 from stages.runtime.progress import format_rate, progress_bar
 from stages.runtime.usage_recorder import Recorder
@@ -120,7 +120,7 @@ class Progress(TrainerCallback):
         self.bar.write(
             f"epoch {epoch['epoch']} of {self.epochs}: "
             f"training loss {epoch['train_loss']:.4f}, validation loss {epoch['validation_loss']:.4f}, "
-            f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
+            f"{describe_scores(epoch)}"
         )
 
     def on_train_end(
@@ -129,14 +129,22 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+def describe_scores(epoch: dict) -> str:
+    """The scores of an epoch from `read_curves`. Only rows with several labels have a micro F1."""
+    if "validation_f1_micro" in epoch:
+        return f"micro F1 {epoch['validation_f1_micro']:.1%}, subset accuracy {epoch['validation_accuracy']:.1%}"
+    return f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
+
+
 def compute_validation_metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Accuracy and weighted F1 of an epoch's validation, from a gold label array and logits [rows, classes].
 
-    If a row may have several labels, it is right if all of them are.
+    If a row may have several labels, it is right if all of them are, and micro F1 is a third score.
     """
     predicted = decide_like(gold, logits)
     counts = count_classes(gold, predicted, classes=logits.shape[-1])
-    return {"accuracy": float(equal_rows(predicted, gold).mean()), "f1_weighted": float(f1_weighted(counts))}
+    scores = {"accuracy": float(equal_rows(predicted, gold).mean()), "f1_weighted": float(f1_weighted(counts))}
+    return scores | ({"f1_micro": float(f1_micro(counts))} if predicted.ndim > 1 else {})
 
 
 def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:
@@ -144,7 +152,8 @@ def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:
 
     Returns:
         (steps, epochs): lists of dicts. Steps have `step`, `loss`. Epochs have `epoch`, `train_loss` (mean over the
-        epoch's steps), `validation_loss`, `validation_accuracy`, `validation_f1_weighted`.
+        epoch's steps), `validation_loss`, `validation_accuracy`, `validation_f1_weighted`; and
+        `validation_f1_micro`, if rows may have several labels.
     """
     steps = [{"step": e["step"], "loss": e["step_loss"]} for e in state.log_history if "step_loss" in e]
     evaluations = [e for e in state.log_history if "eval_loss" in e]
@@ -160,6 +169,7 @@ def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:
                 "validation_loss": entry["eval_loss"],
                 "validation_accuracy": entry["eval_accuracy"],
                 "validation_f1_weighted": entry["eval_f1_weighted"],
+                **({"validation_f1_micro": entry["eval_f1_micro"]} if "eval_f1_micro" in entry else {}),
             }
         )
     return steps, epochs

@@ -62,6 +62,8 @@ def tool(run, monkeypatch):
 def test_the_stages_say_what_they_do_with_several_labels(run):
     _, printed = run
     assert "6 labels, of which a row may have several: outdoors, happy, old, rain, music, night" in printed
+    assert re.search(r"\d% micro F1 of the tuned model, [a-z ]+: metrics/report.html", printed), "the last stage's line"
+    assert re.search(r"epoch 1 of 1: .* micro F1 \d+\.\d%, subset accuracy ", printed)
     assert "zero_shot is left out: a language model continues a text with one class" in printed
 
 
@@ -123,17 +125,17 @@ def test_the_results_lead_with_micro_f1_and_every_reference_is_measured(run):
     slices = pd.read_csv(run[0] / "metrics/plots/slices_tuned.csv")
     assert "number of labels: none" in set(slices["slice"])
     report = (run[0] / "metrics/report.md").read_text()
-    assert "classes, F1 on the validation rows is best at another threshold: " in report
+    assert "labels, F1 on the validation rows is best at another threshold: " in report
 
 
 def test_the_report_has_no_word_that_is_only_true_of_one_label(run):
     texts = [(run[0] / "metrics" / name).read_text() for name in ("report.md", "report.html", "model_card.md")]
     for text in texts:
-        assert "only if all of its classes are, so each accuracy is the subset accuracy." in text
+        assert "only if all of its labels are, so each accuracy is the subset accuracy." in text
         assert "subset accuracy</th>" in text or "| subset accuracy |" in text
-        assert "always answers the set of classes that most training rows have" in text
+        assert "always answers the set of labels that most training rows have" in text
         assert "most frequent class" not in text and "the predicted class" not in text
-    assert "It gives a text any number of 6 classes, or none: outdoors, happy" in texts[2]
+    assert "It gives a text any number of 6 labels, or none: outdoors, happy" in texts[2]
     assert "Brier score (0 best, 1 worst)" in texts[0] and "have a loss of 0.693." in texts[0]
 
 

@@ -34,6 +34,7 @@ from stages.analysis import (
 from stages.analysis.results import ParameterCounts, Training
 from stages.analysis.significance_tests import mcnemar
 from stages.data.confusion import class_counts, confusion_counts, f1_per_class, f1_weighted
+from stages.data.labels import SingleLabel
 from stages.data.task import Task
 from stages.report import formatting, tables, wording
 
@@ -898,15 +899,15 @@ def test_a_small_difference_is_not_written_as_0(gap, expected):
 
 
 def test_warnings_about_the_intervals():
-    assert wording.interval_warnings({"a": 10, "b": 500}, 510, 10, None) == []
-    (warning,) = wording.interval_warnings({"a": 10, "b": 500}, 510, 9, "author")
+    assert wording.interval_warnings({"a": 10, "b": 500}, 510, 10, None, SingleLabel) == []
+    (warning,) = wording.interval_warnings({"a": 10, "b": 500}, 510, 9, "author", SingleLabel)
     assert warning.startswith("The test rows have only 9 values of author. ")
-    (warning,) = wording.interval_warnings({"a": 10, "b": 500, "not tested": 0}, 510, 510, None)
+    (warning,) = wording.interval_warnings({"a": 10, "b": 500, "not tested": 0}, 510, 510, None, SingleLabel)
     assert warning.startswith("Classes without test rows: not tested. Their F1 is unknown. ")
-    (warning,) = wording.interval_warnings({"a": 9, "b": 500}, 509, 509, "premise")
+    (warning,) = wording.interval_warnings({"a": 9, "b": 500}, 509, 509, "premise", SingleLabel)
     assert warning.startswith("Classes with fewer than 10 test rows: a (9). ")
-    (warning,) = wording.interval_warnings({str(name): 2 for name in range(8)}, 16, 16, None)
+    (warning,) = wording.interval_warnings({str(name): 2 for name in range(8)}, 16, 16, None, SingleLabel)
     assert ": 0 (2), 1 (2), 2 (2), 3 (2), 4 (2) and 3 more. " in warning
-    (warning,) = wording.interval_warnings({"a": 50, "b": 50}, 100, 1, "author")
+    (warning,) = wording.interval_warnings({"a": 50, "b": 50}, 100, 1, "author", SingleLabel)
     assert warning == "All test rows share one author: the accuracy on others can't be estimated."
-    assert wording.interval_warnings({"a": 1}, 1, 1, None)[0].startswith("There is one test row: ")
+    assert wording.interval_warnings({"a": 1}, 1, 1, None, SingleLabel)[0].startswith("There is one test row: ")

@@ -95,7 +95,7 @@ def test_a_sorted_file_is_held_out_by_class(run, pipeline):
     assert p.data.digest is None
     for words in ("3 classes", "40.0% glad (40)", "80 train, 10 validation, 10 test", "leads with accuracy"):
         assert words in printed
-    assert printed.endswith("Next: dvc repro\n")
+    assert printed.endswith("Next: dvc repro, which writes metrics/report.html\n")
 
 
 @pytest.mark.parametrize("pipeline", ["params.yaml", "demo/params.yaml"], indirect=True)
@@ -502,7 +502,7 @@ def test_out_writes_another_file(run, pipeline):
     _, printed = run(sorted_csv(pipeline), "--out", "mine.yaml")
     assert (pipeline / "params.yaml").read_bytes() == before
     assert params.load("mine.yaml").data.label == "mood"
-    assert printed.endswith("Next: cp mine.yaml params.yaml && dvc repro\n")
+    assert printed.endswith("Next: cp mine.yaml params.yaml && dvc repro, which writes metrics/report.html\n")
 
 
 def test_a_path_in_the_repository_is_relative(run, pipeline):

@@ -63,7 +63,7 @@ def test_the_answer_is_each_class_above_its_threshold():
 def test_a_terminal_shows_all_labels_of_a_text_or_that_it_has_none():
     probabilities = {"a": 0.9, "b": 0.8}
     assert predict.format_answer({"label": ["a", "b"], "probabilities": probabilities}).startswith("a|b\n   90.0% a")
-    assert predict.format_answer({"label": [], "probabilities": {"a": 0.1}}).startswith("no label\n")
+    assert predict.format_answer({"label": [], "probabilities": {"a": 0.1}}).startswith("none of the labels\n")
 
 
 def test_lines_and_files_have_the_same_lists(run, monkeypatch):
@@ -93,6 +93,13 @@ def test_the_best_threshold_is_one_of_each_label(run, adapter):
         assert line["prediction"] == [name for name in CLASSES if line[f"p_{name}"] > thresholds[name]]
     assert len({tuple(line["prediction"]) for line in lines}) > 2
     assert "each label if its probability is above its own threshold, from " in output.err
+    assert "validation.json; they were chosen on" in output.err and " keep 50%" not in output.err
+    values = [0.5, *list(thresholds.values())[1:]]
+    summary.model_copy(update={"best_threshold": BestThreshold(value=values, f1_macro=0.7)}).write(adapter)
+    kept = run("A man.", "--best-threshold").err
+    summary.write(adapter)
+    assert f"1 of {len(CLASSES)} labels keep 50%, as no validation row has them or no other" in kept
+    assert f" F1: {CLASSES[0]}\n" in kept
     none = sum(not line["prediction"] for line in lines)
     assert f"{none} with none of the labels" in output.out
     assert "1 row has no text, so it has no prediction" in output.out

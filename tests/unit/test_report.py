@@ -804,7 +804,7 @@ def test_the_axes_show_the_names_of_classes_if_there_is_space(classes):
     names = (*(f"{number} of {classes}" for number in range(classes - 1)), "name " * 12)
     counts = np.eye(classes, dtype=int) * 7
     with warnings.catch_warnings(action="error"):  # matplotlib warns of a layout without space
-        _, svg = render.render(partial(draw_confusion, counts, counts.sum(axis=1), names))
+        _, svg = render.render(partial(draw_confusion, counts, counts.sum(axis=1), names, "class"))
     words = words_of(svg)
     assert words.count("7") == (classes if classes <= 10 else 0)
     assert words.count(f"0 of {classes}") == (0 if classes > 30 else 2)
@@ -886,7 +886,7 @@ def test_for_names_that_matplotlibs_font_has_no_other_font_is_searched(monkeypat
     counts = np.eye(2, dtype=int)
     names = ("Ärger", "Łódź")
     fonts.find_families.cache_clear()
-    assert "WenQuan" not in render.render(partial(draw_confusion, counts, np.ones(2), names), names)[1]
+    assert "WenQuan" not in render.render(partial(draw_confusion, counts, np.ones(2), names, "class"), names)[1]
 
 
 @pytest.mark.parametrize(
@@ -1026,10 +1026,12 @@ def test_the_share_of_rows_that_it_can_answer_is_a_sentence(tmp_path, one_pixel_
 def test_the_best_threshold_of_two_classes_is_explained():
     estimate = Estimate(0.7, Interval(0.6, 0.8))
     gain = Difference(0.021, Interval(-0.01, 0.05), 0.2, 1.0)
-    text = wording.explain_threshold(ThresholdEffect(0.31, Estimate(0.75, Interval(0.7, 0.8)), estimate, gain))
+    text = wording.explain_threshold(ThresholdEffect(0.31, Estimate(0.75, Interval(0.7, 0.8)), estimate, gain), {})
     assert "best macro F1 at 0.310" in text and "a macro F1 of 70.0% and an accuracy of 75.0%" in text
     assert "changes macro F1 by +2.1 points (interval −1.0 to +5.0)" in text
-    assert "It also has the best macro F1" in wording.explain_threshold(ThresholdEffect(0.5, estimate, estimate, gain))
+    assert "It also has the best macro F1" in wording.explain_threshold(
+        ThresholdEffect(0.5, estimate, estimate, gain), {}
+    )
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -1360,7 +1362,7 @@ def test_one_epoch_has_one_tick_and_an_axis_of_whole_epochs():
                            "validation_f1_weighted": [0.4]})  # fmt: skip
     steps = pd.DataFrame({"step": range(1, 40), "loss": np.linspace(1.1, 0.4, 39)})
     for draw, expected in (
-        (partial(draw_loss, epochs, steps, 1), ["0", "1"]),
+        (partial(draw_loss, epochs, steps, 1, "cross-entropy"), ["0", "1"]),
         (partial(draw_validation, epochs, 1), ["1"]),
     ):
         _, svg = render.render(draw)

@@ -331,6 +331,10 @@ def test_the_thresholds_of_the_validation_rows_are_measured_on_the_test_rows():
     )
     effect = measure_best_threshold(test, validation)
     assert list(effect.threshold) == list("abcdef") and 0.1 < effect.threshold["a"] < 0.5
+    assert effect.without_rows == []
+    rare = replace(validation, gold=validation.gold & (np.arange(6) > 0))
+    assert measure_best_threshold(test, rare).without_rows == ["a"]
+    assert measure_best_threshold(test, rare).threshold["a"] == 0.5
     answers = test.probabilities > np.array(list(effect.threshold.values()))
     assert effect.accuracy.value == pytest.approx(sklearn_metrics.accuracy_score(test.gold, answers))
     for name in ("micro", "macro"):

@@ -474,6 +474,17 @@ def test_validation_scores_of_several_labels_are_those_of_scikit_learn():
         predicted = logits + gold > 0
         assert scores["accuracy"] == accuracy_score(gold, predicted)
         assert scores["f1_weighted"] == pytest.approx(f1_score(gold, predicted, average="weighted", zero_division=0))
+        assert scores["f1_micro"] == pytest.approx(f1_score(gold, predicted, average="micro"))
+
+
+def test_the_line_of_an_epoch_names_the_scores_of_its_kind_of_labels():
+    gold = np.eye(2, dtype=bool)
+    for labels, line in ((gold, "micro F1 50.0%, subset accuracy 50.0%"),
+                         (np.array([0, 1]), "accuracy 50.0%, weighted F1 33.3%")):  # fmt: skip
+        scores = history.compute_validation_metrics(labels, np.array([[1.0, -1.0], [1.0, -1.0]]))
+        entry = {"step": 1, "eval_loss": 0.7} | {f"eval_{name}": score for name, score in scores.items()}
+        (epoch,) = history.read_curves(SimpleNamespace(log_history=[{"step": 1, "step_loss": 1.0}, entry]))[1]
+        assert history.describe_scores(epoch) == line
 
 
 def draw_several(rows, temperature, seed=0, classes=5):

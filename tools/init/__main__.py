@@ -172,7 +172,7 @@ def show_and_write(draft: Draft, target: Path, check: bool) -> None:
     files.write_text(target, text)
     warn_without_gpu(draft.present.device)
     copy = "" if target == PARAMS else f"cp {target} {PARAMS} && "
-    print(f"{target} is written. Next: {copy}dvc repro")
+    print(f"{target} is written. Next: {copy}dvc repro, which writes metrics/report.html")
 
 
 def ask_label(candidates: Sequence[str | tuple[str, ...]]) -> str | tuple[str, ...] | None:

@@ -11,9 +11,10 @@ Example: the demo's test rows are in a parquet file that calls the texts text_pr
         --column premise=text_premise --column hypothesis=text_hypothesis
 
 writes all columns as they came, then `prediction`, `probability` (of that class), and with --all `p_CLASS` for each
-class. If a row may have several labels, `prediction` is a list; in csv files they are joined by |, and a row without an
-answer has -. OUT's ending is the format; the files of a folder keep theirs. If the command is killed, the same command
-continues where it stopped.
+class. If a row may have several labels, `prediction` is a list, and `probability` is that all of it is right: a product
+over all classes, as if they were independent. In csv files the labels are joined by |, and a row without an answer has
+-. OUT's ending is the format; the files of a folder keep theirs. If the command is killed, the same command continues
+where it stopped.
 
 It needs neither the pipeline's stages nor params.yaml: the adapter's folder has the template, the classes, all settings
 and the name of the base model.
@@ -227,7 +228,7 @@ def format_answer(answer: Answer) -> str:
     if isinstance(label, list):
         from stages.data.labels import SEPARATOR
 
-        label = SEPARATOR.join(label) or "no label"
+        label = SEPARATOR.join(label) or "none of the labels"
     lines = [answer["reason"] if label is None else label, *(f"  {p:6.1%} {name}" for name, p in probabilities.items())]
     return "\n".join(lines + ([f"         {more} less likely"] if more > 0 else []))
 

@@ -95,7 +95,7 @@ def label_files(
         with files.atomic_file(out) as path:
             counts = [write_target(targets[0], 0, path, progress, arguments, settings, rule)]
     incomplete = sum(target.incomplete for target in targets)
-    print(describe(out, total, incomplete, counts, progress, settings.max_length))
+    print(describe(out, total, incomplete, counts, progress, settings.max_length, settings.labels))
     progress.remove()
 
 
@@ -248,12 +248,13 @@ def describe(
     written: Sequence[AnswerColumns],
     progress: ProgressFolder,
     max_length: int,
+    labels: Labels,
 ) -> str:
     """Lines about what was written: `total` rows, `incomplete` of them with an empty text next to others."""
     counts: Counter = sum((answers.counts for answers in written), Counter())
     listed = [f"{rows:,} {name}" for name, rows in counts.most_common(MOST_LISTED)]
     if others := sum(counts.values()) - sum(rows for _, rows in counts.most_common(MOST_LISTED)):
-        listed.append(f"{others:,} other classes")
+        listed.append(f"{others:,} of other {labels.nouns}")
     if unlabelled := sum(answers.unlabelled for answers in written):
         listed.append(f"{unlabelled:,} with none of the labels")
     if unanswered := sum(answers.unanswered for answers in written):

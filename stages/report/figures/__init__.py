@@ -29,21 +29,21 @@ def render_results(
         cases: from `build_case_table`.
     """
     kept_epoch, comparison, classes = results.training.best_epoch, results.comparison, run.task.classes
-    labels = run.task.labels
+    labels, words = run.task.labels, words_of(run.task.labels)
     slices = select_slices(tables["slices_reference"], tables["slices_tuned"])
     confusion = count_confusions(cases, run.task)
     reached = [goal.on_test for goal in results.coverage.values() if goal.on_test and goal.on_test.coverage < 1]
     drawings = {
         "references": partial(draw_scores, list_scores(results, run), TITLES[comparison.metric]),
-        "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch),
+        "loss": partial(draw_loss, tables["epochs"], tables["steps"], kept_epoch, words.loss),
         "validation": partial(draw_validation, tables["epochs"], kept_epoch),
-        "confusion": partial(draw_confusion, confusion, labels.count(cases["gold"]), classes),
-        "slices": partial(draw_slices, *slices, name_reference(comparison.best, labels)),
+        "confusion": partial(draw_confusion, confusion, labels.count(cases["gold"]), classes, labels.noun),
+        "slices": partial(draw_slices, *slices, name_reference(comparison.best, labels), words.accuracy),
         "reliability": partial(
             draw_reliability,
             tables["reliability_tuned"],
             tables.get("reliability_uncalibrated"),
-            words_of(labels).certainty,
+            words.certainty,
         ),
         "coverage": partial(draw_coverage, tables["coverage"], reached),
     }

@@ -11,12 +11,15 @@ from stages.report.render import WIDTH, width
 from stages.report.tables import FEW_CLASSES
 
 
-def draw_confusion(counts: np.ndarray, rows: np.ndarray, classes: tuple[str, ...], colours: dict[str, str]) -> Figure:
+def draw_confusion(
+    counts: np.ndarray, rows: np.ndarray, classes: tuple[str, ...], noun: str, colours: dict[str, str]
+) -> Figure:
     """Draw a confusion matrix: counts and shares of the gold class, or a heat map if there are many classes.
 
     Args:
         counts: from `confusion_counts`.
         rows: with each gold class, int [classes].
+        noun: what a class is called.
     """
     count = len(classes)
     labels = classes if can_name_classes(classes) else map(str, range(count))
@@ -38,8 +41,8 @@ def draw_confusion(counts: np.ndarray, rows: np.ndarray, classes: tuple[str, ...
     axes.tick_params(length=0 if names else 3)
     axes.spines[:].set_visible(count > FEW_CLASSES)
     by_number = "" if can_name_classes(classes) else ", by its number"
-    figure.supxlabel(f"predicted class{by_number}", fontsize=9, color=colours["muted"])
-    figure.supylabel(f"gold class{by_number}", fontsize=9, color=colours["muted"])
+    figure.supxlabel(f"predicted {noun}{by_number}", fontsize=9, color=colours["muted"])
+    figure.supylabel(f"gold {noun}{by_number}", fontsize=9, color=colours["muted"])
     return figure
 
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from stages.report.figures.axes import set_share_axis, single_axes
 
 
-def draw_loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept_epoch: int, colours: dict[str, str]) -> Figure:
-    """Draw the loss by epoch, with the loss of each step behind it."""
+def draw_loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept_epoch: int, kind: str, colours: dict[str, str]) -> Figure:
+    """Draw the loss by epoch, with the loss of each step behind it; kind: of loss."""
     figure, axes = single_axes(2.9)
     per_epoch = steps["step"].max() / epochs["epoch"].max()
     axes.plot(steps["step"] / per_epoch, steps["loss"], color=colours["muted"], alpha=0.35, linewidth=0.8)
@@ -17,17 +17,19 @@ def draw_loss(epochs: pd.DataFrame, steps: pd.DataFrame, kept_epoch: int, colour
     draw_by_epoch(axes, epochs, lines, kept_epoch, colours)
     axes.set_xlim(0, 1.04 * epochs["epoch"].max())
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("cross-entropy")
+    axes.set_ylabel(kind)
     return figure
 
 
 def draw_validation(epochs: pd.DataFrame, kept_epoch: int, colours: dict[str, str]) -> Figure:
-    """Draw accuracy and weighted F1 of the validation rows by epoch."""
+    """Draw accuracy and weighted F1 of the validation rows by epoch; of several labels, micro F1."""
     figure, axes = single_axes(2.9)
-    lines = {
-        "validation_accuracy": ("accuracy", "tuned", "o-"),
-        "validation_f1_weighted": ("weighted F1", "base", "x--"),
-    }
+    if "validation_f1_micro" in epochs:
+        lines = {"validation_f1_micro": ("micro F1", "tuned", "o-"),
+                 "validation_accuracy": ("subset accuracy", "base", "x--")}  # fmt: skip
+    else:
+        lines = {"validation_accuracy": ("accuracy", "tuned", "o-"),
+                 "validation_f1_weighted": ("weighted F1", "base", "x--")}  # fmt: skip
     draw_by_epoch(axes, epochs, lines, kept_epoch, colours)
     set_share_axis(axes.yaxis, axes.set_ylim, epochs[list(lines)].to_numpy(), least=0.05)
     axes.set_xlim(epochs["epoch"].min() - 0.5, epochs["epoch"].max() + 0.5)

@@ -50,13 +50,16 @@ def select_slices(reference: pd.DataFrame, tuned: pd.DataFrame) -> tuple[pd.Data
     return reference.loc[drawn], tuned.loc[drawn]
 
 
-def draw_slices(reference: pd.DataFrame, tuned: pd.DataFrame, name: str, colours: dict[str, str]) -> Figure:
+def draw_slices(
+    reference: pd.DataFrame, tuned: pd.DataFrame, name: str, accuracy: str, colours: dict[str, str]
+) -> Figure:
     """Draw accuracy with interval in each slice, for the best reference and the tuned model.
 
     Args:
         reference, tuned: from `slices.measure_slices`, with the same slices. The classes come first, so the index of a
             class's slice is the number of the class.
         name: the reference's name.
+        accuracy: what it is called.
     """
     cuts = list(tuned["cut"].unique())
     figure, axes = single_axes(0.75 + 0.23 * (len(tuned) + len(cuts)))
@@ -83,7 +86,7 @@ def draw_slices(reference: pd.DataFrame, tuned: pd.DataFrame, name: str, colours
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(y - 0.4, -0.6)
     set_full_share_axis(axes)
-    axes.set_xlabel("accuracy")
+    axes.set_xlabel(accuracy)
     for label, colour in ((name, "base"), ("tuned", "tuned")):
         axes.plot([], [], "o", color=colours[colour], label=label)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
