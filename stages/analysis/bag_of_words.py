@@ -73,7 +73,7 @@ def predict_labels(bags: list[tuple[csr_matrix, csr_matrix]], train_gold: np.nda
     than chance; SAGA has an accuracy of 70%. L-BFGS also needs 220 bytes per coefficient, SAGA 14. For 4,000 rows of
     300 words in 20 classes, these are 4.0 GB and 0.5 GB.
 
-    Each of several labels a row is predicted by itself, one against the rest.
+    Each of several labels per row is predicted by itself, one against the rest.
 
     Args:
         bags: from `weigh_terms`, for each column.

@@ -35,7 +35,7 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
 
     Returns:
         data frame: `row`, texts, `gold`, `predicted` (names of classes), `probability` (of the prediction),
-        `probability_of_gold`; the surest first. With several labels a row, `doubted` is the label that may be wrong,
+        `probability_of_gold`; the surest first. With several labels per row, `doubted` is the label that may be wrong,
         and the probabilities are those of the answer and of the gold label about it, yes or no.
     """
     probabilities, labels = predictions[task.probability_columns].to_numpy(dtype=float), task.labels

@@ -1,4 +1,4 @@
-"""Scores, intervals and differences of label arrays: of one class a row, or of several labels a row.
+"""Scores, intervals and differences of label arrays: of one class a row, or of several labels per row.
 
 This module knows which functions measure which of the two. The form of `gold` decides: see `stages.data.labels`.
 """
@@ -124,7 +124,7 @@ def measure_difference(
 ) -> Difference:
     """How much higher the score of `predicted` is than that of `other`, as `paired_difference.measure_difference`.
 
-    With several labels a row, accuracy is the share of rows whose labels are all right. It has the same interval and p.
+    With several labels per row, accuracy is the share of rows whose labels are all right. It has the same interval and p.
     """
     if not has_several_labels(gold) or metric == "accuracy":
         return paired_difference.measure_difference(metric, gold, predicted, other, groups, classes, confidence)

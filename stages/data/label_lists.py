@@ -1,4 +1,4 @@
-"""Several labels a row: a column of lists, a text with a separator, or a column of 0 and 1 for each class."""
+"""Several labels per row: a column of lists, a text with a separator, or a column of 0 and 1 for each class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -77,7 +77,7 @@ class LabelForm:
                 "several, name what is between them: --separator TEXT"
             )
         if not labels.multi_label and column.missing is not None:
-            raise UserError(f"{place}: column '{label}' has several labels a row, but rows of the run have one")
+            raise UserError(f"{place}: column '{label}' has several labels per row, but rows of the run have one")
         return column
 
 
