@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--best-threshold",
         action="store_true",
-        help="for two classes, or several labels per row: use the threshold, or that of each label, with the highest F1 "
-        "on the validation rows, instead of 0.5",
+        help="for two classes, or several labels per row: use the threshold, or each label's, with the highest F1 on "
+        "the validation rows, instead of 0.5",
     )
 
 

@@ -124,7 +124,7 @@ def measure_difference(
 ) -> Difference:
     """How much higher the score of `predicted` is than that of `other`, as `paired_difference.measure_difference`.
 
-    With several labels per row, accuracy is the share of rows whose labels are all right. It has the same interval and p.
+    With several labels per row, accuracy is the share of rows whose labels are all right, with the same interval and p.
     """
     if not has_several_labels(gold) or metric == "accuracy":
         return paired_difference.measure_difference(metric, gold, predicted, other, groups, classes, confidence)
