@@ -81,9 +81,13 @@ def choose_rows(rows: pd.DataFrame, split: str, data: params.Data) -> pd.DataFra
 
 
 def label_rows(rows: pd.DataFrame, split: str, data: params.Data, task: Task) -> pd.DataFrame:
-    """The rows of a split that have a label, or get one from `data.unlabelled`."""
+    """The rows of a split that have a label, or get one from `data.unlabelled`.
+
+    Raises:
+        UserError: there are none, or each row has none of several labels, and F1 is not defined.
+    """
     labelled = resolve_unlabelled(rows, data.unlabelled, task)
-    if labelled.empty:
+    if not task.labels.count(labelled["label"]).any():
         column = data.label if isinstance(data.label, str) else ", ".join(data.label)
         raise errors.UserError(f"data: split '{split}': column '{column}' has no label in any of the chosen rows")
     return labelled

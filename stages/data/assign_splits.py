@@ -36,11 +36,6 @@ def assign_splits(rows: Mapping[str, pd.DataFrame], data: Data, task: Task) -> d
                 "params.yaml: data.duplicates: drop: each training row has the same texts as a validation or test row, "
                 "so none is left; allowed: keep, or other splits"
             )
-    if empty := next((split for split, table in splits.items() if not task.labels.count(table["label"]).any()), None):
-        raise UserError(
-            f"data: split '{empty}': no row has any of the {len(task.classes)} labels, so there is nothing to learn or "
-            "to measure; allowed: at least one row with a label"
-        )
     return {split: splits[split] for split in SPLITS}
 
 

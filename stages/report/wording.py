@@ -58,7 +58,7 @@ def explain_intervals(results: Results, group: str | None, confidence: float) ->
             "confidence at which this interval would end at 0."
         )
     if AVERAGE_PRECISION in results.tuned.scores:
-        of_rows = "Mean average precision has Wilson's, of as many rows as its influence function says."
+        of_rows = "Mean average precision has Wilson's, of as many rows as the jackknife's variance says."
         of_difference = f"{of_rows} {of_difference}"
     return (
         f"All intervals are {confidence_level(confidence)} confidence intervals. Accuracies and shares have Wilson's, "

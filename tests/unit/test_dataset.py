@@ -20,6 +20,7 @@ from stages.data.sampling import sample_evenly
 from stages.data.split_files import read_splits
 from stages.data.task import Task
 from stages.runtime.errors import UserError
+from stages.tokenize import label_rows
 
 SNLI = SHARED / "data" / "snli"
 COLUMNS = ("premise", "hypothesis")
@@ -285,6 +286,13 @@ def test_a_split_without_any_gold_label_is_an_error(tmp_path, raw_params):
     line = error_line(done)
     assert "split 'test'" in line and "'label'" in line
     assert outputs == []
+
+
+def test_chosen_rows_that_have_none_of_several_labels_are_an_error():
+    """F1 is not defined for them."""
+    task, rows = prepare(three(arrow(label=["a|b", ""])), separator="|", classes=["a", "b"])
+    with pytest.raises(UserError, match="split 'test': column 'label' has no label in any of the chosen rows"):
+        label_rows(rows["test"][1:], "test", data_params(separator="|", classes=["a", "b"]), task)
 
 
 def test_a_label_column_of_numbers_is_an_error(tmp_path, raw_params):

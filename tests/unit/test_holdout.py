@@ -368,13 +368,6 @@ def test_a_slice_that_leaves_a_label_out_of_training_calls_it_a_label():
     assert "train[:50%] has no row of 1 of the 2 labels of data.splits.test (c), as in a sorted file" in error
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_split_whose_rows_have_no_label_is_an_error(split):
-    rows = {name: table([[], []] if name == split else [["a"], ["b"]]) for name in ("train", "validation", "test")}
-    error = error_of(rows, validation=None, test=None)
-    assert f"data: split '{split}': no row has any of the 2 labels, so" in error
-
-
 def test_other_splits_may_lack_classes_and_a_whole_split_too():
     for tables, of_data in (sliced(train="train"), sliced("abcdeeee")):
         assert len(assign(tables, **of_data)[2]["train"]) == 8
