@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.special import expit, logit, softmax
 
 SEPARATOR = "|"  # between the classes of a row, in text; no name of a class may contain it
 LEAST_PROBABILITY = 5e-7  # a stored 0 is any value below; its logarithm would be infinite
@@ -144,6 +143,8 @@ class SingleLabel(Labels):
     noun, nouns, note, verb = "class", "classes", "", "is"
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        from scipy.special import softmax  # `tokenize` needs no scipy, which takes 0.2 s to import
+
         return softmax(logits, axis=1)
 
     def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
@@ -202,9 +203,13 @@ class MultiLabel(Labels):
     noun, nouns, note, verb = "label", "labels", ", of which a row may have several", "is a label of"
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        from scipy.special import expit
+
         return expit(logits)
 
     def to_logits(self, probabilities: np.ndarray) -> np.ndarray:
+        from scipy.special import logit
+
         return logit(probabilities.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
 
     def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:

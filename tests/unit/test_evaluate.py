@@ -208,7 +208,7 @@ FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     ),
     "several labels of a run with one": (LABELS, {"label": ["a", "b"]}, "--label: given several times: each row"),
     "a separator of a run with one": (LABELS, {"separator": "|"}, "--separator |: each row of the run has one label"),
-    "lists of a run with one": (SETS, {}, "has several labels a row, but rows of the run have one"),
+    "lists of a run with one": (SETS, {}, "has several labels per row, but rows of the run have one"),
 }  # fmt: skip
 
 
