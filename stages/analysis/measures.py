@@ -31,7 +31,7 @@ def choose_leading_metric(gold: np.ndarray, classes: int) -> LeadingMetric:
 
 
 def list_averages(gold: np.ndarray) -> list[tuple[str, Average, LeadingMetric]]:
-    """The F1 scores by which trainings are compared: key, average, and the metric that one row changes by as much."""
+    """The F1 scores that compare trainings: (key, average, metric whose `one_row_variance` is that of the score)."""
     if has_several_labels(gold):
         return [("f1_micro", MICRO, "f1_micro"), ("f1_macro", MACRO, "f1_macro")]
     return [("f1_weighted", WEIGHTED, "accuracy"), ("f1_macro", MACRO, "f1_macro")]

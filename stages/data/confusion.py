@@ -9,8 +9,8 @@ def pair_classes(gold: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, n
     """Each gold class of a row with each predicted one: the numbers of both, int [pairs].
 
     Args:
-        gold, predicted: label arrays (see `labels`). If rows have several labels and more than `MAX_PAIRS` pairs, the
-            pairs are as many in proportion.
+        gold, predicted: label arrays (see `labels`). Rows with several labels have many pairs. If there are more than
+            `MAX_PAIRS`, this returns about `MAX_PAIRS`, with the same share of each pair.
     """
     if gold.ndim == 1:
         return gold, predicted
@@ -47,7 +47,7 @@ def class_counts(confusion: np.ndarray) -> np.ndarray:
 
 
 def count_classes(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Count for each class the rows in which it is right, in which it is gold, and in which it is predicted.
+    """Count the rows of each class: those where it is right, gold, and predicted.
 
     Args:
         gold, predicted: label arrays (see `labels`).

@@ -9,7 +9,7 @@ New rows change few test rows. In percent, single rows of one class change no te
 same class replace some, because an exact share of each class and rows that never change exclude each other. If 1,000
 rows are added to 10,000, 4 of 1,000 test rows change with two classes, and 31 with 77 (benchmarks/holdout.py).
 
-Of rows that may have several labels, `label_strata` chooses the units.
+If rows may have several labels, `label_strata` chooses the units.
 """
 
 import hashlib

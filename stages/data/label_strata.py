@@ -70,7 +70,7 @@ def choose_by_rarest(units: Mapping[int, Unit], targets: Sequence[int], is_exact
     one that has rows of some stratum.
 
     Args:
-        units: {place: rows of each stratum}. Of those with the same rarest stratum, the first are tried first.
+        units: {place: rows of each stratum}. The order decides between units with the same rarest stratum.
         targets: rows of each stratum, of which the last is all rows.
         is_exact: whether the number of all rows matters more than the other strata.
 

@@ -66,8 +66,9 @@ class Labels(ABC):
                 most probable class, or 0.5.
         """
 
+    @staticmethod
     @abstractmethod
-    def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
+    def decide_by_logits(logits: np.ndarray) -> np.ndarray:
         """The answers to rows with these outputs [rows, classes], as a label array."""
 
     @abstractmethod
@@ -153,7 +154,8 @@ class SingleLabel(Labels):
     def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
         return probabilities.argmax(axis=1) if thresholds is None else (probabilities[:, 1] > thresholds).astype(int)
 
-    def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def decide_by_logits(logits: np.ndarray) -> np.ndarray:
         return logits.argmax(axis=1)
 
     def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -215,7 +217,8 @@ class MultiLabel(Labels):
     def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
         return probabilities > (0.5 if thresholds is None else thresholds)
 
-    def decide_by_logits(self, logits: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def decide_by_logits(logits: np.ndarray) -> np.ndarray:
         return logits > 0
 
     def answer_probability(self, probabilities: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -276,7 +279,7 @@ class MultiLabel(Labels):
 
 def decide_like(gold: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """The answers to rows with these outputs [rows, classes], in the form of `gold`, a label array."""
-    return logits > 0 if gold.ndim == 2 else logits.argmax(axis=1)
+    return kind_of(gold.ndim == 2).decide_by_logits(logits)
 
 
 def equal_rows(labels: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
+from stages.data.labels import MultiLabel
 from stages.model.linear_reference import LinearReference
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of scikit-learn's C; a small one is a strong penalty
@@ -36,7 +37,7 @@ def fit_probe(states: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tup
     """
     classify: Callable[[np.ndarray], np.ndarray]
     if labels.ndim == 2:
-        targets, classify = labels, take_positive
+        targets, classify = labels, MultiLabel.decide_by_logits
     else:
         classes, targets = np.unique(labels, return_inverse=True)
         classify = Answers(classes)
@@ -50,11 +51,6 @@ def fit_probe(states: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tup
         *_, (weight, bias) = fit_path(standardised, targets, STRENGTHS[: STRENGTHS.index(strength) + 1])
     weight = weight / scale
     return LinearReference(weight, bias - weight @ mean, classify), strength
-
-
-def take_positive(outputs: np.ndarray) -> np.ndarray:
-    """All labels whose output is above 0, bool [rows, labels]."""
-    return outputs > 0
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ ALIKE = 0.85  # difflib's ratio of two values of which one may be a typo; of bil
 OFTEN = 5  # rows of the other one
 LABEL_PARTS = ("gold", "is", "id", "text", "name", "names")  # of a label's name, not in the template
 LABEL_LENGTH = 120  # characters
-SURE = 6  # points of a name in `LABEL_WORDS` that says: this column alone is the label
+SURE = 6  # points of a name in `LABEL_WORDS` that says: only this column is the label
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _prefer_names(candidates: list[ColumnProfile], table: pa.Table) -> list[Colu
 def _choose_flags(
     profiles: Mapping[str, ColumnProfile], candidate: ColumnProfile, taken: set[str | None], table: pa.Table
 ) -> tuple[str, ...]:
-    """The columns of 0 and 1 that are labels together with the likeliest one. A column called `label` is one alone."""
+    """The columns of 0 and 1 that are labels together with the likeliest one; none next to a column called `label`."""
     name = split_name(candidate.name)
     if len(name) == 1 and LABEL_WORDS.get(name[0], 0) >= SURE:
         return ()

@@ -1,6 +1,6 @@
-"""Labels of which a row may have several, in the three forms that `stages.data.label_lists` reads.
+"""Find the labels of rows that may have several: the three forms that `stages.data.label_lists` reads.
 
-They are a column of lists, a text whose parts are labels, or neighbouring columns of 0 and 1 with a label each.
+The forms are a column of lists, a text with a separator, and neighbouring columns of 0 and 1.
 """
 
 import ast
