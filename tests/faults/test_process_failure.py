@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 import yaml
-from helpers.processes import TORCHRUN, free_port, run_on_forked_ranks, try_on_forked_ranks
+from helpers.processes import TORCHRUN, alive, free_port, run_on_forked_ranks, try_on_forked_ranks, wait_for
 from helpers.project import ROOT
 from helpers.stages import stage_env
 from helpers.training_folder import adapter_bytes, prepare
@@ -40,18 +40,6 @@ def run(command, folder):
     start = time.monotonic()
     done = subprocess.run(command, cwd=folder, env=stage_env(), capture_output=True, text=True, timeout=120)
     return done, time.monotonic() - start
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not true after {seconds} s"
-        time.sleep(0.02)
-
-
-def alive(pids):
-    """The process numbers in `pids` whose processes run."""
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
 def test_an_error_of_all_ranks_is_printed_once(tmp_path):

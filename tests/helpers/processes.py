@@ -16,9 +16,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from unittest import mock
+
+import psutil
 
 from helpers.project import ROOT
 from helpers.stages import run_module, stage_env
@@ -89,6 +91,19 @@ def try_on_forked_ranks(count: int, tasks: Iterable[str], **env: str) -> subproc
     env = stage_env(**env)
     env["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
     return run_module("helpers.forked_ranks", [count, *tasks], ROOT / "tests", env)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until a condition is true; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not true after {seconds} s"
+        time.sleep(0.02)
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """The process numbers in `pids` whose processes run."""
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
 def free_port() -> int:
