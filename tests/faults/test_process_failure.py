@@ -164,6 +164,13 @@ def test_ranks_with_different_code_do_not_run(tmp_path):
     assert not (folder / "outs/results").exists()
 
 
+def test_a_tool_does_not_run_on_several_ranks():
+    env = stage_env(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
+    done = subprocess.run([sys.executable, "-m", "tools.verify", "--help"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: the commands in tools/ are one process each, and the launcher has started 2;")
+
+
 def agents(folder):
     """Start torchrun twice with one rank each, as on two machines that share a file system."""
     command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two-machines",
