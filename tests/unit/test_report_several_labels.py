@@ -27,6 +27,7 @@ from stages.report.figures.scores import draw_slices
 from stages.report.label_words import NO_CLASS, explain_guessing, list_gold, words_of
 from stages.report.render import ON_WHITE
 from stages.report.verdict import explain_gains, explain_missing, explain_verdict, name_reference
+from tools.evaluate.tables import TestRows, render_sets
 
 TASK = Task(("a", "b", "c"), "{text}", None, multi_label=True)
 LABELS = TASK.labels
@@ -137,6 +138,11 @@ def test_the_verdict_speaks_of_sets():
     assert explain_gains(comparison, LABELS).startswith("Always answering the most frequent set of labels of the tra")
     assert "most frequent set of labels" in explain_missing(["probe"], LABELS)
     assert name_reference("majority_class", SingleLabel(("a", "b"))) == "most frequent class"
+
+
+def test_the_table_of_other_data_speaks_of_shares_of_labels():
+    own, other = (TestRows(name, None, make_cases([A, AB, C], [A, B, C]), TASK) for name in ("own", "other"))
+    assert "other texts, other labels or other shares of labels." in render_sets(own, [other], 0.95)
 
 
 @pytest.mark.parametrize(
