@@ -14,6 +14,7 @@ from stages.analysis.comparison import compare_models
 from stages.analysis.intervals import Interval
 from stages.analysis.metrics import Estimate, Score
 from stages.analysis.paired_difference import Difference
+from stages.analysis.references import REFERENCES
 from stages.analysis.slices import measure_slices
 from stages.data.labels import MultiLabel, SingleLabel
 from stages.data.task import Task
@@ -136,7 +137,10 @@ def test_the_verdict_speaks_of_sets():
     text = explain_verdict(comparison, 0.95, LABELS)
     assert "points of micro F1 above the best reference, the most frequent set of labels (" in text
     assert explain_gains(comparison, LABELS).startswith("Always answering the most frequent set of labels of the tra")
-    assert "most frequent set of labels" in explain_missing(["probe"], LABELS)
+    missing = "leaves out: most frequent set of labels, bag of words, untrained head."
+    assert explain_missing(["probe"], LABELS).endswith(missing), "zero-shot does not exist for several labels"
+    assert explain_missing([key for key in REFERENCES if key != "zero_shot"], LABELS) is None
+    assert "zero-shot" in explain_missing(["probe"], SingleLabel(("a", "b")))
     assert name_reference("majority_class", SingleLabel(("a", "b"))) == "most frequent class"
 
 
