@@ -113,7 +113,7 @@ def check_same_rows(first: Run, other: Run) -> None:
         )
     if first.classes and other.classes and first.classes != other.classes:
         raise errors.UserError(
-            f"{other.name}: its classes are {', '.join(other.classes)}, but those of {first.name} are "
+            f"{other.name}: its {first.kind.nouns} are {', '.join(other.classes)}, but those of {first.name} are "
             f"{', '.join(first.classes)}; compare runs of the same task"
         )
     if first.kind is not other.kind:

@@ -14,6 +14,7 @@ from stages.data.task import Task
 Cut = tuple[Sequence[str], np.ndarray]
 CLASS_CUT, LABEL_CUT = "class", "label"  # names of the first cut; of several labels, a row is in each label's slice
 PROBABILITY_EDGES = (0.5, 0.7, 0.9)  # with two classes, no probability is below the first
+SET_PROBABILITY_EDGES = (0.1, 0.3, *PROBABILITY_EDGES)  # 28 labels, each with 97%, 95%, 90%: 43%, 24%, 5% for the set
 LABEL_COUNTS = ("none", "1", "2", "3 or more")
 
 
@@ -55,11 +56,11 @@ def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mappin
         probability: of one model's answers, [rows].
         extra: cuts that only this kind of task has.
     """
-    gold, least = task.labels.from_codes(cases["gold"]), 1 / len(task.classes)
+    gold = task.labels.from_codes(cases["gold"])
     by_name: dict[str, Cut] = {LABEL_CUT if task.multi_label else CLASS_CUT: (task.classes, gold), **extra}
     if task.multi_label:
         counts = np.minimum(gold.sum(axis=1), len(LABEL_COUNTS) - 1)
-        by_name["number of labels"], least = (LABEL_COUNTS[: counts.max() + 1], counts), 0
+        by_name["number of labels"] = (LABEL_COUNTS[: counts.max() + 1], counts)
     units = {column: "words" if length_column("words", column) in cases else "characters" for column in task.columns}
     lengths = {(unit, column): cases[length_column(unit, column)] for column, unit in units.items()}
     if len(lengths) > 1 and len(set(units.values())) == 1:
@@ -69,9 +70,20 @@ def cuts(cases: pd.DataFrame, probability: np.ndarray, task: Task, extra: Mappin
         by_name[f"{unit} in {column}"] = (name_lengths(edges, unit), groups)
     if cases["truncated"].any():
         by_name["at max_length"] = (("whole", "cut"), cases["truncated"].to_numpy().astype(int))
-    probability_edges = [edge for edge in PROBABILITY_EDGES if edge > least]
-    by_name["probability"] = (name_shares(probability_edges), np.searchsorted(probability_edges, probability))
+    by_name |= cut_by_probability(probability, task)
     return by_name
+
+
+def cut_by_probability(probability: np.ndarray, task: Task) -> dict[str, Cut]:
+    """The slices by probability; none if all probabilities of sets of labels are in one of them."""
+    if task.multi_label:
+        edges: Sequence[float] = SET_PROBABILITY_EDGES
+    else:
+        edges = [edge for edge in PROBABILITY_EDGES if edge > 1 / len(task.classes)]
+    numbers = np.searchsorted(edges, probability)
+    if task.multi_label and len(set(numbers)) == 1:
+        return {}
+    return {"probability": (name_shares(edges), numbers)}
 
 
 def measure_slices(cuts: Mapping[str, Cut], right: np.ndarray, groups: np.ndarray, confidence: float) -> pd.DataFrame:

@@ -38,6 +38,7 @@ class LabelWords:
         contradiction: how duplicates of a row contradict one another.
         to_probabilities, decide: code of the model card, from logits to an answer.
         export_scores: what an export and its card say of a model, the leading metric first: {key: title}.
+        unavailable: references that don't exist for such rows.
     """
 
     task: str
@@ -59,6 +60,7 @@ class LabelWords:
     decide: str
     export_scores: Mapping[str, str]
     titles: Mapping[str, str] = field(default_factory=dict)
+    unavailable: Sequence[str] = ()
 
     @property
     def accuracy(self) -> str:
@@ -110,6 +112,7 @@ SEVERAL = LabelWords(
         "loss": "loss (mean binary cross-entropy)",
         "brier": "Brier score (0 best, 1 worst)",
     },
+    unavailable=("zero_shot",),  # a language model continues a text with one class
 )
 
 

@@ -128,7 +128,8 @@ def explain_missing(references: Sequence[str], labels: Labels) -> str | None:
 
     A verdict without the strong ones looks the same.
     """
-    missing = [name_reference(key, labels) for key in REFERENCE_NAMES if key not in references]
+    unavailable = words_of(labels).unavailable
+    missing = [name_reference(key, labels) for key in REFERENCE_NAMES if key not in (*references, *unavailable)]
     if not missing:
         return None
     return f"The verdict is without these references, which analysis.references leaves out: {list_names(missing)}."

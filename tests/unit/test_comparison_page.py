@@ -325,6 +325,12 @@ def test_runs_with_several_labels_a_row_are_compared_in_micro_f1():
     assert "points of micro F1 above A" in comparison_page.render_picture(comparison)[1]
 
 
+def test_runs_with_other_labels_are_not_compared():
+    first, other = run_of_labels("first", 1, 8, 0.9), run_of_labels("other", 1, 16, 0.9)
+    with pytest.raises(UserError, match=r"^other: its labels are b, c, but those of first are '=a, b, c, never"):
+        compare_runs([first, replace(other, classes=("b", "c"))], None, [])
+
+
 @pytest.mark.parametrize("seeds, design", [((1,), "rows only"), ((1, 2), "paired seeds")])
 def test_a_sweep_with_few_seeds_and_several_labels_a_row_has_a_verdict_in_micro_f1(seeds, design):
     runs = [

@@ -2,6 +2,8 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -21,7 +23,7 @@ from stages.data.task import Task
 from stages.report.alarms import find_alarms
 from stages.runtime.errors import UserError
 from tools.evaluate import __main__ as evaluate
-from tools.evaluate import score_sets
+from tools.evaluate import predict_sets, score_sets
 from tools.evaluate.labels import parse_class_map
 from tools.evaluate.read_set import choose_form, choose_split, name_folder, read_set
 from tools.evaluate.tables import TestRows
@@ -55,7 +57,7 @@ def write(frame, name="pairs.csv", **options):
 
 
 def read(given, classes=(), task=TASK, columns=COLUMNS, label=("gold",), separator=None, **flags):
-    class_map = parse_class_map(classes, task.classes)
+    class_map = parse_class_map(classes, task)
     form = choose_form(Namespace(label=label, separator=separator), data_params(label="gold"), task)
     return read_set(given, Namespace(**NO_FLAGS | flags), task, form, columns, class_map)
 
@@ -191,16 +193,19 @@ def test_a_renamed_column_without_any_1_means_its_class():
 
 FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     "no separator": (["neutral"], {"task": SEVERAL}, "name what is between them: --separator TEXT"),
-    "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"}, "not classes of the adapter: joy (1"),
+    "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"},
+                         "not labels of the adapter: joy (1 rows); the labels are entailment, neutral, contradiction. "
+                         "Say which label each means: --class joy=CLASS"),
     "a label twice": (["neutral|neutral"], {"task": SEVERAL, "separator": "|"}, "has 'neutral' twice in row 0; name"),
     "no label in any row": (["", ""], {"task": SEVERAL, "separator": "|"}, "column 'gold' has no label in any row"),
     "a mark next to labels": (["neutral|-"], {"task": SEVERAL, "separator": "|"}, "has - next to labels in row 0"),
     "a class without a column": (
         ["0"], {"task": SEVERAL, "label": ["neutral", "entailment"], "flags": CLASSES},
-        "no label column for contradiction; name one for each class",
+        "no label column for contradiction; name one for each label",
     ),
     "a column that is no class": (
-        ["0"], {"task": SEVERAL, "label": ["gold", "neutral"], "flags": CLASSES}, "column gold is not a class",
+        ["0"], {"task": SEVERAL, "label": ["gold", "neutral"], "flags": CLASSES}, "column gold is not a label of the "
+        "adapter; the labels are entailment, neutral, contradiction. Say which label it means",
     ),
     "a column twice": (["0"], {"task": SEVERAL, "label": ["gold", "gold"]}, "--label gold: given twice"),
     "a separator for columns": (
@@ -208,6 +213,9 @@ FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     ),
     "several labels of a run with one": (LABELS, {"label": ["a", "b"]}, "--label: given several times: each row"),
     "a separator of a run with one": (LABELS, {"separator": "|"}, "--separator |: each row of the run has one label"),
+    "no such label": (
+        ["neutral"], {"task": SEVERAL, "separator": "|", "classes": ["joy=joyful"]}, "the adapter has no label joyful",
+    ),
     "lists of a run with one": (SETS, {}, "has several labels per row, but rows of the run have one"),
 }  # fmt: skip
 
@@ -308,6 +316,17 @@ def test_a_folder_that_the_command_has_not_written_is_not_replaced(pipeline):
 def test_a_tab_may_be_written_as_in_python(monkeypatch):
     monkeypatch.setattr("sys.argv", ["evaluate", "a.csv", "--sep", "\\t"])
     assert evaluate.parse_arguments().sep == "\t"
+
+
+@pytest.mark.parametrize("task, nouns", [(TASK, "classes"), (SEVERAL, "labels")], ids=["one", "several"])
+def test_an_adapter_of_other_classes_is_rejected_in_the_words_of_the_task(task, nouns, monkeypatch):
+    def read(folder):
+        settings = replace(task, classes=CLASSES if folder.name == "own" else ("yes", "no"))
+        return SimpleNamespace(folder=folder, settings=settings)
+
+    monkeypatch.setattr(predict_sets.Adapter, "read", read)
+    with pytest.raises(UserError, match=f"^--adapter other: its {nouns} are yes, no, but those of own are entailment"):
+        predict_sets.read_adapters([Path("own"), Path("other")])
 
 
 def test_the_link_to_a_report_works_with_any_name():

@@ -14,6 +14,7 @@ from stages.analysis.comparison import compare_models
 from stages.analysis.intervals import Interval
 from stages.analysis.metrics import Estimate, Score
 from stages.analysis.paired_difference import Difference
+from stages.analysis.references import REFERENCES
 from stages.analysis.slices import measure_slices
 from stages.data.labels import MultiLabel, SingleLabel
 from stages.data.task import Task
@@ -27,6 +28,7 @@ from stages.report.figures.scores import draw_slices
 from stages.report.label_words import NO_CLASS, explain_guessing, list_gold, words_of
 from stages.report.render import ON_WHITE
 from stages.report.verdict import explain_gains, explain_missing, explain_verdict, name_reference
+from tools.evaluate.tables import TestRows, render_sets
 
 TASK = Task(("a", "b", "c"), "{text}", None, multi_label=True)
 LABELS = TASK.labels
@@ -135,8 +137,16 @@ def test_the_verdict_speaks_of_sets():
     text = explain_verdict(comparison, 0.95, LABELS)
     assert "points of micro F1 above the best reference, the most frequent set of labels (" in text
     assert explain_gains(comparison, LABELS).startswith("Always answering the most frequent set of labels of the tra")
-    assert "most frequent set of labels" in explain_missing(["probe"], LABELS)
+    missing = "leaves out: most frequent set of labels, bag of words, untrained head."
+    assert explain_missing(["probe"], LABELS).endswith(missing), "zero-shot does not exist for several labels"
+    assert explain_missing([key for key in REFERENCES if key != "zero_shot"], LABELS) is None
+    assert "zero-shot" in explain_missing(["probe"], SingleLabel(("a", "b")))
     assert name_reference("majority_class", SingleLabel(("a", "b"))) == "most frequent class"
+
+
+def test_the_table_of_other_data_speaks_of_shares_of_labels():
+    own, other = (TestRows(name, None, make_cases([A, AB, C], [A, B, C]), TASK) for name in ("own", "other"))
+    assert "other texts, other labels or other shares of labels." in render_sets(own, [other], 0.95)
 
 
 @pytest.mark.parametrize(

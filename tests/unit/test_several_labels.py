@@ -348,11 +348,17 @@ def test_rows_are_sliced_by_their_number_of_labels():
     counts = [0, 1, 1, 2, 3, 5]
     gold = np.arange(6) < np.array(counts)[:, None]
     cases = pd.DataFrame({"gold": TASK.labels.to_codes(gold), "truncated": False, "words_text": 3})
-    (names, numbers), (edges, _) = (
-        slices.cuts(cases, np.full(6, 0.2), TASK, {})[cut] for cut in ("number of labels", "probability")
-    )
+    names, numbers = slices.cuts(cases, np.full(6, 0.2), TASK, {})["number of labels"]
     assert [names[number] for number in numbers] == ["none", "1", "1", "2", "3 or more", "3 or more"]
-    assert edges[0] == "up to 50%", "the probability of all labels can be as low as 0"
+
+
+def test_low_probabilities_of_sets_of_labels_are_sliced_too():
+    parts = ["up to 10%", "10% to 30%", "30% to 50%", "50% to 70%", "70% to 90%", "over 90%"]
+    names, numbers = slices.cut_by_probability(np.array([0.02, 0.2, 0.4, 0.6]), TASK)["probability"]
+    assert names == parts and numbers.tolist() == [0, 1, 2, 3], "in one part, they would say nothing"
+    assert slices.cut_by_probability(np.array([0.01, 0.09]), TASK) == {}
+    single = Task(TASK.classes, TASK.template, None)
+    assert slices.cut_by_probability(np.array([0.2]), single)["probability"][0][0] == "up to 50%"
 
 
 def test_a_row_is_in_the_slice_of_each_of_its_labels():

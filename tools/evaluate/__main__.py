@@ -14,7 +14,7 @@ Example: a file with the columns `sentence1;sentence2;verdict` and the labels ye
         --class yes=entailment --class maybe=neutral --class no=contradiction
 
 If the run's rows may have several labels, the labels of the data may have any of the three forms of docs/own-data.md:
-a column of lists, a text with a separator between labels, or a column of 0 and 1 for each class:
+a column of lists, a text with a separator between labels, or a column of 0 and 1 for each label:
 
     python -m tools.evaluate posts.csv --label anger --label joy --label fear
 """
@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="COLUMN",
-        help="the label column; repeat it for a column of 0 and 1 for each class (default: data.label of params.yaml)",
+        help="the label column; repeat it for a column of 0 and 1 for each label (default: data.label of params.yaml)",
     )
     parser.add_argument(
         "--separator",
@@ -61,8 +61,8 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         dest="classes",
         metavar="LABEL=CLASS",
-        help="a label of the data, and the class that it means, such as yes=entailment; repeat it for several "
-        "(default: the class of the same name)",
+        help="a label of the data, and the run's class or label that it means, such as yes=entailment; repeat it for "
+        "several (default: the one of the same name)",
     )
     parser.add_argument(
         "--group",

@@ -8,13 +8,13 @@ import pandas as pd
 
 from stages.data.label_column import LabelColumn, check_repeated, join_labels, match_by_name
 from stages.data.label_lists import UNLABELLED_MARKS
-from stages.data.task import NO_LABEL
+from stages.data.task import NO_LABEL, Task
 from stages.runtime.errors import UserError
 
 MOST_NAMED = 6  # labels or classes in an error; further ones are counted
 
 
-def parse_class_map(pairs: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+def parse_class_map(pairs: Sequence[str], task: Task) -> dict[str, str]:
     """{label of a file: class} from the values of `--class`, such as yes=entailment.
 
     Raises:
@@ -24,18 +24,18 @@ def parse_class_map(pairs: Sequence[str], classes: Sequence[str]) -> dict[str, s
     for pair in pairs:
         label, separator, name = (part.strip() for part in pair.rpartition("="))  # a label may have an = in it
         if not separator or not label:
-            raise UserError(f"--class {pair}: must be LABEL=CLASS, such as yes={classes[0]}")
-        if name not in classes:
-            raise UserError(f"--class {pair}: the adapter has no class {name}; it has {_list(classes)}")
+            raise UserError(f"--class {pair}: must be LABEL=CLASS, such as yes={task.classes[0]}")
+        if name not in task.classes:
+            raise UserError(
+                f"--class {pair}: the adapter has no {task.labels.noun} {name}; it has {_list(task.classes)}"
+            )
         if label in mapped:
             raise UserError(f"--class {pair}: {label} means {mapped[label]} already; name it once")
         mapped[label] = name
     return mapped
 
 
-def encode_set_labels(
-    labels: LabelColumn, classes: Sequence[str], class_map: Mapping[str, str], place: str
-) -> np.ndarray:
+def encode_set_labels(labels: LabelColumn, task: Task, class_map: Mapping[str, str], place: str) -> np.ndarray:
     """Code of each row's label (see `stages.data.labels`), [rows], `NO_LABEL` for a row without a gold label.
 
     A label means the class that `class_map` says, or else the class of its name. Integers without names mean no class
@@ -43,54 +43,56 @@ def encode_set_labels(
     classes are numbers themselves.
 
     Args:
+        task: of the run.
         class_map: from `parse_class_map`.
         place: file and split, for errors.
 
     Raises:
         UserError: a label is neither mapped nor the name of a class, or no row has a label.
     """
-    codes = match_by_name(labels, classes)
+    codes = match_by_name(labels, task.classes)
     for value in codes:
         name = class_map.get(value) or (class_map.get(value.removesuffix(".0")) if labels.unnamed_integers else None)
         if name is not None:
-            codes[value] = classes.index(name)
+            codes[value] = task.classes.index(name)
         elif codes[value] is None and value in UNLABELLED_MARKS:
             codes[value] = NO_LABEL
     unknown = [value for value, code in codes.items() if code is None]
     if unknown:
-        raise _unknown_labels(labels, unknown, classes, place)
+        raise _unknown_labels(labels, unknown, task, place)
     numbers = labels.values.map(codes).fillna(NO_LABEL).to_numpy(dtype="int64")
     check_repeated(labels, labels.values, place)
-    encoded = join_labels(labels, numbers, classes, place)
+    encoded = join_labels(labels, numbers, task.classes, place)
     if (encoded <= (NO_LABEL if labels.missing is None else 0)).all():  # several labels: 0 is a row without any
         raise UserError(f"{place}: column '{labels.column}' has no label in any row; name another one by --label")
     return encoded
 
 
 def check_class_columns(
-    columns: Sequence[str], labels: LabelColumn, classes: Sequence[str], class_map: Mapping[str, str], place: str
+    columns: Sequence[str], labels: LabelColumn, task: Task, class_map: Mapping[str, str], place: str
 ) -> None:
     """Reject columns of 0 and 1 that are not those of all classes: a class without a column would always be wrong."""
+    classes, noun, nouns = task.classes, task.labels.noun, task.labels.nouns
     matches = match_by_name(replace(labels, values=pd.Series(columns)), classes)
     found = {class_map.get(name) or (None if code is None else classes[code]) for name, code in matches.items()}
     if unknown := [name for name, code in matches.items() if code is None and name not in class_map]:
         raise UserError(
-            f"{place}: column {unknown[0]} is not a class of the adapter; the classes are {_list(classes)}. Say which "
-            f"class it means: --class {unknown[0]}=CLASS"
+            f"{place}: column {unknown[0]} is not a {noun} of the adapter; the {nouns} are {_list(classes)}. Say which "
+            f"{noun} it means: --class {unknown[0]}=CLASS"
         )
     if rest := [name for name in classes if name not in found]:
-        raise UserError(f"{place}: no label column for {_list(rest)}; name one for each class: --label COLUMN")
+        raise UserError(f"{place}: no label column for {_list(rest)}; name one for each {noun}: --label COLUMN")
 
 
-def _unknown_labels(labels: LabelColumn, unknown: list[str], classes: Sequence[str], place: str) -> UserError:
-    rows = labels.values.value_counts()
+def _unknown_labels(labels: LabelColumn, unknown: list[str], task: Task, place: str) -> UserError:
+    rows, noun, nouns = labels.values.value_counts(), task.labels.noun, task.labels.nouns
     listed = sorted(unknown, key=lambda value: float(value) if labels.unnamed_integers else -rows[value])
     counted = [f"{value} ({rows[value]:,} rows)" for value in listed]
     flags = " ".join(f"--class {value}=CLASS" for value in listed[:MOST_NAMED])
-    what = "integers without names" if labels.unnamed_integers else "labels that are not classes of the adapter"
+    what = "integers without names" if labels.unnamed_integers else f"labels that are not {nouns} of the adapter"
     return UserError(
-        f"{place}: column '{labels.column}' has {what}: {_list(counted)}; the classes are {_list(classes)}. "
-        f"Say which class each means: {flags}"
+        f"{place}: column '{labels.column}' has {what}: {_list(counted)}; the {nouns} are {_list(task.classes)}. "
+        f"Say which {noun} each means: {flags}"
     )
 
 

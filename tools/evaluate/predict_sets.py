@@ -98,8 +98,9 @@ def read_adapters(folders: Sequence[Path]) -> list[Adapter]:
                 f"is {first.settings.labels.problem_type}; compare adapters of the same task"
             )
         if set(adapter.settings.classes) != set(first.settings.classes):
+            nouns = first.settings.labels.nouns
             raise UserError(
-                f"--adapter {folder}: its classes are {', '.join(adapter.settings.classes)}, but those of "
+                f"--adapter {folder}: its {nouns} are {', '.join(adapter.settings.classes)}, but those of "
                 f"{first.folder} are {', '.join(first.settings.classes)}; compare adapters of the same task"
             )
         if twin := next((earlier for earlier in adapters if earlier.sha256 == adapter.sha256), None):

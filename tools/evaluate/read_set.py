@@ -46,7 +46,7 @@ class LabelForm:
     """Where the labels are.
 
     Attributes:
-        columns: the label column; several: a column of 0 and 1 for each class.
+        columns: the label column; several: a column of 0 and 1 for each label.
         separator: between the labels of a row in a text, else None.
         is_asked: whether the user named the separator. If not, it is the run's, and a column of lists needs none.
     """
@@ -177,13 +177,13 @@ def read_set(
     group = choose_group(table, columns, arguments.group, task.group, place)
     label_column = form.read(table, task.labels, place)
     if len(form.columns) > 1:
-        check_class_columns(form.columns, label_column, task.classes, class_map, place)
+        check_class_columns(form.columns, label_column, task, class_map, place)
     texts = pd.DataFrame({
         name: table[column].to_pandas().fillna("")
         for name, column in zip(name_text_columns(tuple(columns)), columns.values(), strict=True)
     })  # fmt: skip
     rows = texts.assign(
-        label=encode_set_labels(label_column, task.classes, class_map, place),
+        label=encode_set_labels(label_column, task, class_map, place),
         group=read_groups(table, replace(task, group=group), texts[task.text_columns], SPLIT),
     )
     with _name_flags(place):

@@ -47,7 +47,7 @@ def read_sets(arguments: argparse.Namespace, run: FinishedRun, adapters: Sequenc
     """Read all data sets, and print what was read."""
     template_columns = list(dict.fromkeys(column for adapter in adapters for column in adapter.columns))
     columns = parse_column_map(arguments.columns, template_columns)
-    class_map = parse_class_map(arguments.classes, run.task.classes)
+    class_map = parse_class_map(arguments.classes, run.task)
     form, sets = choose_form(arguments, run.params.data, run.task), []
     for given in arguments.data:
         rows = read_set(given, arguments, run.task, form, columns, class_map)

@@ -75,7 +75,8 @@ def render_sets(own: TestRows, others: Sequence[TestRows], confidence: float) ->
     ]
     notes = [
         f"The last column has {level} intervals for independent samples (Newcombe's method 10, Zou and Donner's for "
-        "F1). A difference may come from harder rows, other texts, other labels or other shares of classes.",
+        "F1). A difference may come from harder rows, other texts, other labels or other shares of "
+        f"{own.task.labels.nouns}.",
         *(
             f"{escape_markdown(rows.name)}: its own report leads with {TITLES[rows.leading_metric]}. The table has "
             f"{TITLES[metric]} for all, since the classes of another line are uneven."
