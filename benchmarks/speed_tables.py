@@ -29,6 +29,7 @@ MODELS = {
     "qwen3-14b": "Qwen3-14B's shape",
     "gemma": "Gemma 3 270M",
 }
+CARDS = (8, 16, 24, 40)  # GB, rows of README's table
 NAMES = {
     "notebook": "the notebook's: padded to 128, fp32 activations, checkpointing",
     "trainer at its best": "HF Trainer: bf16, similar lengths together, no checkpointing, not compiled",
@@ -173,6 +174,32 @@ def describe_fit(line: dict | None, free_gb: float) -> str:
     return f"{ms(line['ms_median'])} ms, {line['used_gb']:.1f} GB{': ' if words else ''}{', '.join(words)}"
 
 
+def cards(results: dict) -> Iterator[str]:
+    """README's table: which GPU trains what. A cell has the milliseconds of a step with each kind of texts.
+
+    It has the models that were measured with all of them.
+    """
+    models = list(dict.fromkeys(line["model"] for line in results["lines"] if line["texts"] == 2048))
+    yield wrap(
+        "Milliseconds a step with 16 rows of SNLI / 16 rows of up to 512 tokens / 8 rows of up to 2,048 (–: out of "
+        "memory, see [gpu-memory.md](docs/gpu-memory.md); empty: not measured). Another process held the rest of an "
+        "H200's memory, so a smaller GPU needs more time:"
+    )
+    yield ""
+    yield f"| free memory | {' | '.join(MODELS[model] for model in models)} |"
+    yield f"| --- |{' ---: |' * len(models)}"
+    for size in CARDS:
+        rows = ([find_fit(results["lines"], model, texts, size) for texts in ("snli", 512, 2048)] for model in models)
+        yield f"| {size} GB | {' | '.join(' / '.join(map(cell_of_fit, row)) if any(row) else '' for row in rows)} |"
+
+
+def cell_of_fit(line: dict | None) -> str:
+    """Milliseconds of a step in README's table."""
+    if line is None:
+        return "not measured"
+    return "–" if is_out_of_memory(line) else line.get("error") or ms(line["ms_median"])
+
+
 def is_out_of_memory(line: dict) -> bool:
     """Whether a line of what_fits.py ended with out of memory, or with the error of `train_qlora` about it."""
     error = line.get("error", "")
@@ -315,7 +342,7 @@ def blocks(results: dict, earlier: dict | None, what_fits: dict | None, alternat
         "step": [wrap(step_sentences(results))],
     }
     if what_fits:
-        texts["what-fits"] = fits(what_fits)
+        texts |= {"what-fits": fits(what_fits), "gpus": cards(what_fits)}
     return {name: "\n".join(lines) for name, lines in texts.items()}
 
 

@@ -398,6 +398,16 @@ def test_the_table_of_what_fits_has_a_cell_for_each_size():
         "| Llama-3-8B's shape | to 2,048 tokens | out of memory |  |  |",
         "| phi-2's shape, fp16 | SNLI |  | 22.5 ms, 6.2 GB |  |",
     ]  # fmt: skip
+    lines.append(fit(model="qwen3-14b"))  # README has models with all kinds of texts only
+    lines.insert(0, fit(texts=2048, keep_weights=True, ms_median=321))
+    assert list(speed_tables.cards({"lines": lines}))[-6:] == [
+        "| free memory | phi-2's shape | Llama-3-8B's shape |",
+        "| --- | ---: | ---: |",
+        "| 8 GB | not measured / 140 / 321 | not measured / not measured / – |",
+        "| 16 GB | 14.0 / 22.5 / 321 |  |",
+        "| 24 GB | 14.0 / 22.5 / 321 |  |",
+        "| 40 GB | 14.0 / not measured / 321 |  |",
+    ]
     assert "out of memory" in "\n".join(what_fits.table([line | {"used_gb": 6.0} for line in lines]))
 
 
