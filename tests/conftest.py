@@ -15,11 +15,11 @@ SHARE_REPRO = tuple(
 LONGEST = (
     *SHARE_REPRO,
     *(f"{name}.py" for name in (
-        "unit/test_report", "pipeline/test_sweep", "pipeline/test_own_data", "faults/test_kill",
-        "pipeline/test_train_stage", "faults/test_process_failure", "unit/test_kernels", "pipeline/test_examples",
-        "unit/test_analysis", "pipeline/test_init", "unit/test_predict", "pipeline/test_compare", "unit/test_families",
-        "pipeline/test_folders", "unit/test_hub", "pipeline/test_several_processes", "unit/test_multi_seed",
-        "unit/test_benchmarks", "pipeline/test_long_training", "unit/test_fused_families",
+        "pipeline/test_own_data", "pipeline/test_train_stage", "pipeline/test_sweep", "unit/test_report",
+        "faults/test_kill", "faults/test_process_failure", "unit/test_predict", "pipeline/test_init",
+        "pipeline/test_several_processes", "pipeline/test_examples", "unit/test_kernels", "unit/test_kernel_compile",
+        "unit/test_analysis", "pipeline/test_compare", "unit/test_families", "pipeline/test_folders", "unit/test_hub",
+        "unit/test_multi_seed", "unit/test_benchmarks", "pipeline/test_long_training", "unit/test_fused_families",
         "faults/test_data_keys_fuzz", "pipeline/test_sharing", "unit/test_last_layer", "unit/test_predict_files",
     )),
 )  # fmt: skip

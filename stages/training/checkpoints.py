@@ -122,13 +122,21 @@ def hash_code(script: str | Path) -> dict[str, str]:
 
 def _list_imports(tree: ast.Module, package: Sequence[str]) -> Iterator[list[str]]:
     """Yield each name that a package's file imports, split at its dots. It may end with an object in a module."""
-    for node in ast.walk(tree):
+    for node in _walk_statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = package[: len(package) + 1 - node.level] if node.level else []
             module = node.module.split(".") if node.module else []
             yield from ([*parents, *module, alias.name] for alias in node.names)
+
+
+def _walk_statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the statements below a node, at any depth. `ast.walk` yields expressions too, ten times as many nodes."""
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for child in getattr(node, field, ()):
+            yield child
+            yield from _walk_statements(child)
 
 
 def _find_files(root: Path, name: list[str]) -> list[Path]:

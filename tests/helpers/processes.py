@@ -4,6 +4,7 @@
 
 `broken:FOLDER` runs `train_qlora` and interrupts it after its first checkpoint. `terminated:FOLDER` runs it and sends
 SIGTERM to the last rank in its third step. With OTHER_CODE in the environment, rank 1 runs the code in that folder.
+With MAY_FAIL, the first task is run as by `python -m`: an error is printed in one line, and the process ends.
 """
 
 import contextlib
@@ -66,7 +67,7 @@ def run_tasks(tasks: Iterable[str]) -> None:
             importlib.import_module("stages.train_qlora").main()
         else:
             main = importlib.import_module(f"stages.{stage}").main
-            errors.run(main) if "OTHER_CODE" in os.environ else main()  # `run` ends the connections of the ranks
+            errors.run(main) if "MAY_FAIL" in os.environ else main()  # `run` ends the connections of the ranks
 
 
 def run_on_ranks(count: int, tasks: Iterable[str], **env: str) -> str:

@@ -89,11 +89,17 @@ def skip_figures(modules: list[str]) -> None:
 
     It imports `stages`, so sys.path must have the folder of the stages that run.
     """
-    if "BLANK_FIGURES" in os.environ and {"stages.analyze", "tools.evaluate"} & set(modules):
-        sys.path.append(str(Path(__file__).parents[1]))
+    if "BLANK_FIGURES" not in os.environ:
+        return
+    sys.path.append(str(Path(__file__).parents[1]))
+    if {"stages.analyze", "tools.evaluate"} & set(modules):
         from helpers.blank_figures import leave_figures_blank
 
         leave_figures_blank()
+    elif "tools.sweep" in modules:
+        from helpers.unsaved_figures import leave_figures_unsaved
+
+        leave_figures_unsaved()
 
 
 def run_in_each(request: dict[str, Any]) -> None:

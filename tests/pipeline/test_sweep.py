@@ -14,6 +14,7 @@ import pytest
 import yaml
 from helpers.clone import Clone
 from helpers.parameters import set_key, use
+from helpers.project import ROOT
 from helpers.stages import run_module
 
 from tools.verify import is_measured
@@ -24,8 +25,13 @@ SMALL = {"data.train_rows": 96, "data.validation_rows": 30, "data.test_rows": 60
 SWEEP = ("-S", "lora.r=4,8", "-S", "train.learning_rate=0.001,1e+30")  # the second learning rate diverges
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "tools.sweep", *arguments]
+def start_sweep(clone, *arguments):
+    """Start a sweep in a new process, which can be killed. It saves no pictures."""
+    script = ROOT / "tests/helpers/unsaved_figures.py"
+    return subprocess.Popen(
+        [sys.executable, "-P", str(script), "tools.sweep", *arguments], cwd=clone.folder / "demo", env=clone.env,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def run_sweep(clone, *arguments, below="demo"):
@@ -62,7 +68,7 @@ def outs(clone, revision=None):
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """A sweep that is killed in its third variant, the state it leaves, and the same sweep run again."""
-    clone = Clone(tmp_path_factory.mktemp("sweep"))
+    clone = Clone(tmp_path_factory.mktemp("sweep"), figures=False)
     path = clone.folder / "demo/params.yaml"
     raw = yaml.safe_load(path.read_text())
     for key, value in SMALL.items():
@@ -72,9 +78,7 @@ def story(tmp_path_factory):
     before = workspace(clone)
     copies = clone.folder / "demo/.dvc/tmp/exps/sweep"
 
-    first = subprocess.Popen(
-        command(*SWEEP), cwd=clone.folder / "demo", env=clone.env, stdout=subprocess.PIPE, text=True
-    )
+    first = start_sweep(clone, *SWEEP)
     printed = [first.stdout.readline(), first.stdout.readline()]
     time.sleep(1)  # the third variant is running
     os.kill(first.pid, signal.SIGKILL)
@@ -178,7 +182,7 @@ def test_one_invalid_value_rejects_the_whole_sweep_in_one_line(story, below):
 @pytest.fixture(scope="module")
 def own_folders(tmp_path_factory):
     """A clone with relative paths to a file of data and to the folder of a model. Git tracks neither."""
-    clone = Clone(tmp_path_factory.mktemp("own"))
+    clone = Clone(tmp_path_factory.mktemp("own"), figures=False)
     assets = clone.folder / "demo/assets"
     shutil.copytree(assets / "nano-phi", clone.folder / "demo/mine/nano")
     pd.read_parquet(assets / "everyday-nli/train.parquet").to_csv(clone.folder / "pairs.csv", index=False)

@@ -140,10 +140,15 @@ from nothing import anything: prose
     assert set(files) == {f"stages/{name}.py" for name in ("script", "__init__", "deep/__init__", *names)}
 
 
-@pytest.mark.parametrize(
-    "code", ["from .import a", "from.a import b", "from . a import b", "from stages . a import b", "\fimport stages.a"]
-)
-def test_an_import_in_a_rare_form_is_hashed(tmp_path, code):
+RARE = ["from .import a", "from.a import b", "from . a import b", "from stages . a import b", "\fimport stages.a"]
+BLOCKS = [
+    "try:\n f()\nexcept E:\n {}", "try:\n f()\nfinally:\n {}", "for x in y:\n f()\nelse:\n {}",
+    "if x:\n f()\nelif y:\n {}", "match x:\n case 1:\n  {}", "class A:\n async def f():\n  with x: {}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", RARE + [block.format("import stages.a") for block in BLOCKS])
+def test_an_import_in_a_rare_form_or_in_any_block_is_hashed(tmp_path, code):
     (tmp_path / "stages").mkdir()
     for name in ("__init__", "a"):
         (tmp_path / f"stages/{name}.py").touch()
