@@ -15,11 +15,3 @@ def is_running(process: psutil.Process | int | None) -> bool:
         return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def count_running_children(process: int) -> int:
-    """The processes that a process has started, and that run."""
-    try:
-        return sum(map(is_running, psutil.Process(process).children()))
-    except psutil.NoSuchProcess:
-        return 0

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from stages.runtime import distributed
-from stages.runtime.processes import count_running_children
 
 GRACE_SECONDS = 25.0  # torchrun kills its ranks 30 s after it has passed on SIGTERM
 REPEAT_SECONDS = 2.0  # Slurm signals torchrun and its ranks, and torchrun passes the signal on: they get it twice
@@ -37,7 +36,6 @@ class _Shutdown:
     Attributes:
         stage: its name.
         describe_next_run: returns what the next run will do, for the line that the process ends with.
-        parent: number of the process that started this one: a launcher if it is a rank.
         request: (reason, exit code) with which the process has to end; None: nothing has asked for it.
         deferred: whether the main thread ends the process itself as soon as it can.
         ending: held by the thread that ends the process.
@@ -45,7 +43,6 @@ class _Shutdown:
 
     stage: str
     describe_next_run: Callable[[], str]
-    parent: int = field(default_factory=os.getppid)
     request: Request | None = None
     deferred: bool = False
     ending: threading.Lock = field(default_factory=threading.Lock)
@@ -102,25 +99,16 @@ def _read_signals(reader: socket.socket) -> None:
 def request(reason: str, exit_code: int) -> None:
     """End the process, or after `defer` wait until it ends itself, but not longer than GRACE_SECONDS.
 
-    It ends immediately if another rank of this machine has ended: NCCL waits for that rank without an error, and the
-    ranks end together after they have saved.
-
     Outside a `graceful` block this returns immediately. The main thread must not call it.
     """
     if not _shutdown:
         return
     _shutdown.request = (reason, exit_code)
     deadline = time.monotonic() + GRACE_SECONDS
-    while _shutdown and _shutdown.deferred and time.monotonic() < deadline and not _rank_is_lost(_shutdown.parent):
+    while _shutdown and _shutdown.deferred and time.monotonic() < deadline:
         time.sleep(0.05)
     if _shutdown:
         end(reason, exit_code)
-
-
-def _rank_is_lost(launcher: int) -> bool:
-    """Whether another rank of this machine has ended. False if the launcher has ended: all ranks then save."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return ranks > 1 and os.getppid() == launcher and count_running_children(launcher) < ranks
 
 
 def describe_next_run_by(describe_next_run: Callable[[], str]) -> None:

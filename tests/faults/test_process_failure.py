@@ -13,7 +13,6 @@ from helpers.project import ROOT
 from helpers.stages import run_module, stage_env
 from helpers.training_folder import adapter_bytes, prepare
 
-from stages.runtime import shutdown
 from stages.training import checkpoints
 
 pytestmark = pytest.mark.slow
@@ -78,39 +77,6 @@ def test_a_killed_rank_ends_the_others(tmp_path):
     done, seconds = run(tmp_path, killed, "distributed.all_gather(1)")
     assert "SIGKILL" in done.stderr and done.returncode == 1 and seconds < 40
     assert alive(int(path.read_text()) for path in tmp_path.glob("rank?")) == []
-
-
-def test_a_rank_that_waits_for_a_killed_one_does_not_wait_until_it_can_save(tmp_path):
-    """As in NCCL, which waits for the killed rank without an error."""
-    lines = [
-        "from stages.runtime import shutdown",
-        "with shutdown.graceful('a_stage', lambda: 'the next run continues'):",
-        "    shutdown.defer()",
-        "    distributed.all_gather('deferred')",
-        "    if distributed.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)",
-        "    time.sleep(100)",
-    ]
-    done, seconds = run(script(tmp_path, *lines), tmp_path)
-    assert "a_stage: SIGTERM: the next run continues" in done.stderr
-    assert done.returncode == 1 and seconds < shutdown.GRACE_SECONDS
-
-
-def test_ranks_save_if_their_launcher_is_killed(tmp_path):
-    lines = [
-        "from stages.runtime import shutdown",
-        "with shutdown.graceful('a_stage', lambda: ''):",
-        "    shutdown.defer()",
-        "    pathlib.Path(f'deferred{distributed.rank()}').touch()",
-        "    while not shutdown.requested(): time.sleep(0.01)",
-        "    time.sleep(2)",
-        "    pathlib.Path(f'saved{distributed.rank()}').touch()",
-        "    shutdown.end(*shutdown.requested())",
-    ]
-    launcher = subprocess.Popen(script(tmp_path, *lines), cwd=tmp_path, env=stage_env())
-    wait_for(lambda: len(list(tmp_path.glob("deferred?"))) == 2)
-    launcher.kill()
-    launcher.wait()
-    wait_for(lambda: len(list(tmp_path.glob("saved?"))) == 2, 15)
 
 
 def test_ranks_end_with_their_launcher(tmp_path):
