@@ -70,10 +70,8 @@ def hold_out(
         left = np.flatnonzero(assigned == "train").tolist()
         if task.multi_label:
             is_exact = not sizes[split].endswith("%")
-            split_units, split_targets, reserved = stratify(
-                rows["label"], places, task.labels, target[0], count_unlabelled
-            )
-            chosen = choose_by_rarest({place: split_units[place] for place in left}, split_targets, is_exact, reserved)
+            split_units, split_targets = stratify(rows["label"], places, task.labels, target[0], count_unlabelled)
+            chosen = choose_by_rarest({place: split_units[place] for place in left}, split_targets, is_exact)
         else:
             chosen = choose_units({place: units[place] for place in left}, target)
         if not chosen:

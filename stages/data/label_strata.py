@@ -1,11 +1,12 @@
 """Choose held-out rows that may have several labels: iterative stratification, in the order of the hashes.
 
 Each split gets its share of the rows of every label, and of every set of labels of which it gets a row, the empty set
-too. As Sechidis et al. 2011 ("On the Stratification of Multi-Label Data") do, rows are chosen for the rarest label
-first: what it lacks can't be made up for later.
+too. As Sechidis et
+al. 2011 ("On the Stratification of Multi-Label Data") do, rows are chosen for the rarest label first: what it lacks
+can't be made up for later. Rows without labels are the last.
 
 The shares of the labels and the number of rows can't all be exact. In percent, the shares are. If a number of rows is
-asked for, that is, and the number of rows without labels. The shares of the labels are then only near.
+asked for, that is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,8 @@ def count_rows(places: np.ndarray, strata: np.ndarray, number: int) -> list[Unit
 
 def stratify(
     codes: pd.Series, places: np.ndarray, labels: Labels, row_target: int, count_unlabelled: bool
-) -> tuple[list[Unit], list[int], list[int]]:
-    """(The rows of each stratum in each unit, how many of them a split should have, the strata of rows without labels).
+) -> tuple[list[Unit], list[int]]:
+    """(The rows of each stratum in each unit, how many of them a split should have).
 
     The strata are the labels, the sets of labels of which the split gets a row, the rows without a gold label, and all
     rows. They are numbered from the rarest to all rows.
@@ -56,17 +57,13 @@ def stratify(
     of_labels, numbers = np.nonzero(has)
     rows = [np.setdiff1d(counted, known), known[of_labels], known[frequent], counted]
     names = [np.full(len(rows[0]), -1), numbers, has.shape[1] + sets[frequent], np.full(len(counted), len(codes) ** 2)]
-    of_strata, strata, counts = np.unique(np.concatenate(names), return_inverse=True, return_counts=True)
+    _, strata, counts = np.unique(np.concatenate(names), return_inverse=True, return_counts=True)
     order = np.argsort(counts, kind="stable")
     units = count_rows(places[np.concatenate(rows)], np.argsort(order)[strata], places.max() + 1)
-    targets = (2 * row_target * counts[order] + len(counted)) // (2 * len(counted))
-    without_labels = np.isin(of_strata[order], [-1, *(has.shape[1] + np.unique(sets[~has.any(axis=1)]))])
-    return units, targets.tolist(), np.flatnonzero(without_labels).tolist()
+    return units, ((2 * row_target * counts[order] + len(counted)) // (2 * len(counted))).tolist()
 
 
-def choose_by_rarest(
-    units: Mapping[int, Unit], targets: Sequence[int], is_exact: bool, reserved: Sequence[int] = ()
-) -> list[int]:
+def choose_by_rarest(units: Mapping[int, Unit], targets: Sequence[int], is_exact: bool) -> list[int]:
     """Choose units that bring the rows of each stratum to its target.
 
     A unit is chosen if the rows of its rarest stratum come nearer to their target. It is not chosen if it is the last
@@ -76,8 +73,6 @@ def choose_by_rarest(
         units: {place: rows of each stratum}. The order decides between units with the same rarest stratum.
         targets: rows of each stratum, of which the last is all rows.
         is_exact: whether the number of all rows matters more than the other strata.
-        reserved: strata that keep their number too, if that of all rows matters more. Rows of other strata are only
-            chosen if those that are missing here would still fit.
 
     Returns:
         the places of the chosen units.
@@ -89,13 +84,9 @@ def choose_by_rarest(
     def gain(unit: Unit) -> int:
         return sum(abs(missing[stratum]) - abs(missing[stratum] - count) for stratum, count in unit)
 
-    def count_reserved(unit: Unit) -> int:
-        rows = dict(unit)
-        return sum(max(0, missing[stratum] - rows.get(stratum, 0)) for stratum in reserved)
-
-    def choose(place: int, is_last: bool) -> None:
+    def choose(place: int) -> None:
         unit = units[place]
-        fits = not is_exact or unit[-1][1] <= missing[-1] - (0 if is_last else count_reserved(unit))
+        fits = not is_exact or unit[-1][1] <= missing[-1]
         if fits and all(remaining[stratum] > 1 for stratum, _ in unit):
             chosen[place] = None
             for stratum, count in unit:
@@ -104,9 +95,9 @@ def choose_by_rarest(
 
     for place in sorted((place for place in units if units[place]), key=lambda place: units[place][0][0]):
         if gain(units[place][:1]) > 0:
-            choose(place, is_last=False)
+            choose(place)
     if is_exact:
         rest = [place for place, unit in units.items() if unit and place not in chosen]
         for place in sorted(rest, key=lambda place: -gain(units[place])):
-            choose(place, is_last=True)
+            choose(place)
     return list(chosen)

@@ -100,18 +100,6 @@ def test_a_number_of_rows_is_exact_even_if_each_row_has_labels():
     assert excess(has, splits["test"], 77 / len(has)) < 3
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_number_of_rows_keeps_the_share_of_rows_without_labels(seed):
-    """They are as many as those of a label, so most of the labels are chosen before them."""
-    rng = np.random.default_rng(seed)
-    has = (rng.random((2000, 28)) < 0.1) & (rng.random((2000, 1)) < 0.95)
-    missing = rng.choice(2000, 200, replace=False)
-    without = ~has.any(axis=1)
-    assert without[held_out(has, test="200")["test"]].sum() == pytest.approx(without.mean() * 200, abs=2)
-    chosen = held_out(has, test="200", missing=missing, count_unlabelled=True)["test"]
-    assert np.isin(chosen, missing).sum() == pytest.approx(20, abs=2)
-
-
 def test_the_test_rows_depend_neither_on_the_validation_rows_nor_on_the_order():
     has = draw(400, 6, 2)
     test = set(held_out(has)["test"])
