@@ -182,7 +182,7 @@ def cards(results: dict) -> Iterator[str]:
     models = list(dict.fromkeys(line["model"] for line in results["lines"] if line["texts"] == 2048))
     yield wrap(
         "Milliseconds a step with 16 rows of SNLI / 16 rows of up to 512 tokens / 8 rows of up to 2,048 (–: out of "
-        "memory, see [gpu-memory.md](docs/gpu-memory.md); empty: not measured). Another process held the rest of an "
+        "memory, see [gpu-memory.md](docs/gpu-memory.md)). Another process held the rest of an "
         "H200's memory, so a smaller GPU needs more time:"
     )
     yield ""

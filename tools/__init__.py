@@ -4,11 +4,16 @@
 them.
 """
 
+import sys
+
 from stages.runtime import distributed
 
 if distributed.world_size() > 1:  # each process would do all of the work, and write the same files
-    distributed.fail(
-        f"error: the commands in tools/ are one process each, and the launcher has started {distributed.world_size()}; "
-        "to use several GPUs, label a part of the rows on each: CUDA_VISIBLE_DEVICES=1 python -m tools.predict …",
-        immediately=distributed.is_main(),
+    message = (
+        f"error: a command in tools/ is one process, and the environment says that {distributed.world_size()} were "
+        "started (RANK, LOCAL_RANK, WORLD_SIZE); run it without a launcher. docs/several-gpus.md shows how to label a "
+        "file on several GPUs"
     )
+    if distributed.is_main():
+        sys.exit(message)
+    distributed.fail(message, immediately=False)

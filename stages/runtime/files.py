@@ -117,6 +117,8 @@ def read_json(path: str | Path) -> dict:
     """Read a JSON file that an earlier stage has written."""
     try:
         return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; `dvc repro` writes it, in the folder of the pipeline") from error
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise UserError(f"{path}: not readable as JSON ({reason}); run `dvc repro` to write it again") from error

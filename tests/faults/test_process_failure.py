@@ -135,7 +135,7 @@ def test_a_tool_does_not_run_on_several_ranks():
     env = stage_env(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
     done = subprocess.run([sys.executable, "-m", "tools.verify", "--help"], env=env, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: the commands in tools/ are one process each, and the launcher has started 2;")
+    assert done.stderr.startswith("error: a command in tools/ is one process, and the environment says that 2 were ")
 
 
 def agents(folder):

@@ -1,6 +1,5 @@
 """Training on all GPUs of a machine, by NCCL, gives the results of one GPU: `pytest -m gpu` with two GPUs or more."""
 
-import os
 import re
 import subprocess
 import sys
@@ -19,8 +18,6 @@ from helpers.project import NANO, ROOT
 from helpers.stages import stage_env
 from helpers.training_folder import prepare, use_several_labels
 
-from stages import eval_base, train_qlora
-
 GPUS = torch.cuda.device_count()
 pytestmark = [
     pytest.mark.gpu,
@@ -32,7 +29,7 @@ LEARNS = {"device": "cuda", "train__batch_size": 16, "train__learning_rate": 1e-
 CASES = {
     "plain": {},
     "padded": {"batches__padding": "longest"},
-    "parts": {"batches__padding": "longest", "train__micro_batch": 1},
+    "parts": {"batches__padding": "longest", "train__batch_size": 16, "train__micro_batch": 1},
     "eager": {"train__cuda_graphs": False},
     "several labels": {"train__class_weights": "balanced"},
 }
@@ -50,7 +47,7 @@ def learnable(folder: Path, rows: int = 63 * 16) -> None:
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
-    """Folders of finished stages, and the output of all ranks in the file `output`."""
+    """Folders of finished stages, and the outputs of the ranks in the files one.txt and all.txt."""
     top = tmp_path_factory.mktemp("gpus")
     model = without_dropout(NANO, top / "model")
     on_one, on_all = [], []
@@ -67,18 +64,10 @@ def top(tmp_path_factory):
     run_on_ranks(1, [f"broken:{top}/{moment}-one-then-all" for moment in RESUMED], CUDA_VISIBLE_DEVICES="0")
     broken = [f"broken:{top}/{moment}-all-then-one" for moment in RESUMED]
     on_all += [*(top / f"{moment}-one-then-all" for moment in RESUMED), top / "learns-all"]
-    trained = [f"train_qlora:{folder}" for folder in on_all]
-    (top / "output").write_text(run_on_ranks(GPUS, [*broken, *trained, f"eval_base:{top}/plain-all"]))
     on_one += [*(top / f"{moment}-all-then-one" for moment in RESUMED), top / "learns-one", top / "learns-other-seed"]
-    here = Path.cwd()
-    try:
-        for folder in on_one:
-            os.chdir(folder)
-            train_qlora.main()
-        os.chdir(top / "plain-one")
-        eval_base.main()
-    finally:
-        os.chdir(here)
+    on_all, on_one = ([f"train_qlora:{folder}" for folder in folders] for folders in (on_all, on_one))
+    (top / "all.txt").write_text(run_on_ranks(GPUS, [*broken, *on_all, f"eval_base:{top}/plain-all"]))
+    (top / "one.txt").write_text(run_on_ranks(1, [*on_one, f"eval_base:{top}/plain-one"], CUDA_VISIBLE_DEVICES="0"))
     return top
 
 
@@ -91,9 +80,13 @@ def assert_same_curves(folder, other):
         assert np.allclose(curve(folder, table), curve(other, table), rtol=5e-3, atol=1e-4), table
 
 
-def test_all_ranks_replay_cuda_graphs(top):
-    output = (top / "output").read_text()
+def test_the_trainings_run_as_their_cases_say(top):
+    """Rank 0 prints the plan of a captured step: of all trainings but the eager one, and those that are interrupted."""
+    output = (top / "all.txt").read_text()
     assert "CUDA graph" not in output and "eagerly" not in output, "no warning that graphs are not used"
+    plans = [line for line in output.splitlines() if line.startswith("GPU memory: ")]
+    assert len(plans) == len(CASES) - 1 + 2 * len(RESUMED) + 1
+    assert sum("in up to" in plan for plan in plans) == 1, "in parts"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -107,6 +100,9 @@ def test_all_gpus_train_like_one(top, case):
 @pytest.mark.parametrize("moment", RESUMED)
 @pytest.mark.parametrize("order", ["one-then-all", "all-then-one"])
 def test_a_training_resumes_on_another_number_of_gpus(top, moment, order):
+    output = (top / f"{order.rpartition('-')[2]}.txt").read_text()
+    step = {"epoch": 5, "step": 1}[moment]
+    assert re.search(rf"resuming from \S+/checkpoint-{step}: step {step} of 10\n", output)
     assert_same_curves(top / f"{moment}-{order}", top / "plain-one")
 
 

@@ -65,7 +65,7 @@ def test_an_unreadable_output_of_an_earlier_stage_is_reported_in_one_line(tmp_pa
     for name, read in (("table.parquet", files.read_table), ("value.json", files.read_json)):
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.*run `dvc repro`"):
+        with pytest.raises(UserError, match=f"{name}.*`dvc repro`"):
             read(tmp_path / name)
 
 

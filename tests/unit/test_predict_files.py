@@ -270,7 +270,8 @@ def test_an_error_comes_before_the_model_is_loaded_and_leaves_nothing(work, monk
 
 USAGE = {
     "two inputs": (["a.csv", "b.csv", "--out", "o.csv"], "--out needs one file, folder or data set; given: 2"),
-    "no out": (["rows.csv"], "rows.csv is a file; to label its rows, add --out OUT"),
+    "no out": (["rows.csv"], "rows.csv is a file; to label a file's rows, name it and add --out OUT"),
+    "a wrong name": (["row.csv"], "row.csv is named like a file, but there is none; to label a file's rows, name it"),
     "an option of --out": (["a", "b", "--batch-size", "5"], "--batch-size is only for --out OUT"),
     "columns without --out": (["a", "b", "--column", "a=b"], "--column is only for --out OUT"),
     "no rows": (["rows.csv", "--out", "o.csv", "--batch-size", "0"], "--batch-size: must be at least 1"),

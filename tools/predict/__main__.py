@@ -76,7 +76,8 @@ def main() -> None:
     check_arguments(parser, arguments)
     if not arguments.adapter.is_dir():
         raise errors.UserError(
-            f"--adapter: {arguments.adapter}: no such folder; `dvc repro` writes outs/adapter at the training's end"
+            f"--adapter: {arguments.adapter}: no such folder; run this in the folder of a pipeline (demo/, or the "
+            "root), where `dvc repro` writes outs/adapter at the training's end"
         )
     from stages.model.adapter_files import read_adapter
 
@@ -138,8 +139,9 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
             parser.error(f"--out needs one file, folder or data set; given: {len(arguments.text)}")
     elif used := [option for option in options if getattr(arguments, option)]:
         parser.error(f"--{used[0].replace('columns', 'column').replace('_', '-')} is only for --out OUT")
-    elif len(arguments.text) == 1 and find_extension(arguments.text[0]) and Path(arguments.text[0]).is_file():
-        parser.error(f"{arguments.text[0]} is a file; to label its rows, add --out OUT")
+    elif len(arguments.text) == 1 and find_extension(arguments.text[0]) and len(arguments.text[0].split()) == 1:
+        what = "is a file" if Path(arguments.text[0]).is_file() else "is named like a file, but there is none"
+        parser.error(f"{arguments.text[0]} {what}; to label a file's rows, name it and add --out OUT")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         parser.error(f"--batch-size: must be at least 1, not {arguments.batch_size}")
     arguments.sep = "\t" if arguments.sep == "\\t" else arguments.sep
