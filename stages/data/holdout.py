@@ -50,7 +50,7 @@ def hold_out(
         index. If no split has a size, the training rows are returned unchanged.
 
     Raises:
-        UserError: a size is too large, or no unit can be held out.
+        UserError: a size is too large, or no unit can be held out, or no row has a label.
     """
     sizes, seed = list_sizes(holdout), holdout.seed
     if not sizes:
@@ -63,6 +63,11 @@ def hold_out(
     counts = np.bincount(strata, minlength=1)
     counts[0] *= count_unlabelled
     total = counts.sum(keepdims=True)
+    if not total[0]:
+        raise UserError(
+            "params.yaml: data.label: no row of train has a label, so no rows can be held out; name another column, or "
+            "give these rows a class by data.unlabelled"
+        )
     targets = set_targets(sizes, total if task.multi_label else counts)
 
     assigned = np.full(len(units), "train", dtype=object)

@@ -277,6 +277,8 @@ def test_only_one_split_may_be_held_out_and_train_may_be_a_slice():
         (table(["ham", "spam"] * 50, author=[row // 50 for row in range(100)]), {"group": "author"},
          "params.yaml: data.holdout.test: 10% of 100 rows: no row can be held out, because rows with the same author "
          "are not separated (the fewest such rows are 50), and some rows of each class stay in training; allowed: "),
+        *((table([None] * 60), {"test": size, "classes": ["ham", "spam"]}, "params.yaml: data.label: no row of train "
+           "has a label") for size in ("10", "10%")),
         (SORTED, {"columns": ["id"]}, "params.yaml: data.holdout.columns: id: split 'train' has no such column; all "
          "its files have text, label"),
         (table(["ham", "spam"], id=[[1], [2]]), {"columns": ["id"]}, "params.yaml: data.holdout.columns: id: holds "
