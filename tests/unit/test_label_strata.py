@@ -139,7 +139,7 @@ def test_more_labels_than_bits_of_an_integer_are_held_out():
          "fewest such rows are 90)"),
         ("0.1%", {}, "0.1% of 90 rows: no row can be held out, because this is less than half a row of each class"),
         ("90", {}, "90: leaves no row to train on, because there are 90 rows"),
-        ("10%", {"missing": range(90)}, "10%: leaves no row to train on, because there are 0 rows"),
+        ("10%", {"missing": range(90)}, "data.label: no row of train has a label, so no rows can be held out"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_held_out_is_one_line(size, of_rows, message):
