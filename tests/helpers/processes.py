@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from unittest import mock
 
-import psutil
-
 from helpers.project import ROOT
 from helpers.stages import run_module, stage_env
 
@@ -104,7 +102,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def alive(pids: Iterable[int]) -> list[int]:
     """The process numbers in `pids` whose processes run."""
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    from stages.runtime.processes import is_running  # here: `run_tasks` may have to import other code first
+
+    return list(filter(is_running, pids))
 
 
 def free_port() -> int:
