@@ -13,6 +13,8 @@ from stages.runtime.params import Batches
 # Tokens of a batch of validation and evaluation. This many fill the products of any GPU, and phi-2's activations then
 # take under 1 GB. Constant, not by the GPU's memory: rounding depends on the batch, so logits would depend on the GPU.
 EVALUATION_TOKENS = 8192
+MIN_EQUALIZED = 8  # rows of a batch: in batches of 2, equal sums would mean the same pairs in each epoch
+MAX_SWAPS, MAX_CANDIDATES = 10_000, 64  # 10,000 swaps take a second; a swap considers so many rows of each batch
 IGNORE_INDEX = -100  # label of an empty row that only fills a batch: PyTorch's cross-entropy ignores it
 
 Row = dict[str, Any]  # {"input_ids": int64 [tokens], "labels": a row of a label array (see `labels`)}
@@ -217,16 +219,50 @@ def order_by_similar_length(lengths: np.ndarray, batch_size: int, seed: Seed) ->
 
 
 def order_in_balanced_batches(lengths: np.ndarray, batch_size: int, seed: Seed) -> list[int]:
-    """A random order in which each batch has rows of all lengths. So all batches have similar numbers of tokens.
+    """A random order of batches that have nearly equal numbers of tokens.
 
-    The rows of the full batches are sorted by length and cut into `batch_size` parts. Each batch gets one row per part.
+    The rows of the full batches are sorted by length and cut into `batch_size` parts. Each batch gets a random row of
+    each part. In batches of at least `MIN_EQUALIZED` rows, one part after the other is then rearranged: its longest row
+    goes to the batch whose other rows have the fewest tokens, and so on (the rearrangement algorithm: Puccetti and
+    Rüschendorf 2012). Very long rows still make large batches, so these swap rows with small batches.
+
+    Long rows come first in a batch.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(lengths))
     batches = len(shuffled) // batch_size
     full, rest = shuffled[: batches * batch_size], shuffled[batches * batch_size :]
-    parts = full[np.argsort(lengths[full], kind="stable")].reshape(batch_size, batches)
-    return np.concatenate([rng.permuted(parts, axis=1).T.reshape(-1), rest]).tolist()
+    parts = full[np.argsort(-lengths[full], kind="stable")].reshape(batch_size, batches)
+    parts = rng.permuted(parts, axis=1)
+    if batches and batch_size >= MIN_EQUALIZED:
+        _equalize_tokens(parts, lengths)
+        parts = parts[:, rng.permutation(batches)]  # where batches are equal, the sorting left their order
+    return np.concatenate([parts.T.reshape(-1), rest]).tolist()
+
+
+def _equalize_tokens(parts: np.ndarray, lengths: np.ndarray) -> None:
+    """Rearrange the rows of each part, then swap rows between the batches with the most and the fewest tokens.
+
+    Args:
+        parts: the numbers of each batch's rows, [batch_size, batches]; changed in place.
+    """
+    totals = lengths[parts].sum(axis=0)
+    for part in parts:
+        others = totals - lengths[part]
+        part[np.argsort(others, kind="stable")] = part[np.argsort(-lengths[part], kind="stable")]
+        totals = others + lengths[part]
+    candidates = slice(None, None, -(-len(parts) // MAX_CANDIDATES))
+    for _ in range(MAX_SWAPS):
+        most, fewest = totals.argmax(), totals.argmin()
+        large, small = parts[candidates, most], parts[candidates, fewest]  # views
+        gap = totals[most] - totals[fewest]
+        moved = lengths[large][:, None] - lengths[small]
+        i, j = np.unravel_index(np.abs(gap - 2 * moved).argmin(), moved.shape)
+        if not 0 < moved[i, j] < gap:
+            return
+        large[i], small[j] = small[j], large[i]
+        totals[most] -= moved[i, j]
+        totals[fewest] += moved[i, j]
 
 
 def split_evenly(lengths: np.ndarray, parts: int) -> list[np.ndarray]:

@@ -1,5 +1,7 @@
 """Batches of rows: padding, packing, order, and their split among ranks."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -105,13 +107,58 @@ def test_batches_order_names_the_order(seed):
 def test_balanced_batches_have_rows_of_all_lengths_and_similar_numbers_of_tokens():
     order = batching.order_in_balanced_batches(LENGTHS, 16, [42, 0])
     batches, random_batches = (LENGTHS[o][:992].reshape(-1, 16) for o in (order, batching.order_randomly(1003, 1)))
-    assert batches.sum(axis=1).std() < 12 < 60 < random_batches.sum(axis=1).std()
+    assert np.ptp(batches.sum(axis=1)) <= 2 < 200 < np.ptp(random_batches.sum(axis=1))
     assert (np.sort(batches, axis=1).std(axis=0) < 3).all(), "some batches lack rows of some lengths"
     other = batching.order_in_balanced_batches(LENGTHS, 16, [42, 1])
     assert order != other and set(order[-11:]) != set(other[-11:]), (
         "the last, smaller batch has the same rows in each epoch"
     )
     assert order == batching.order_in_balanced_batches(LENGTHS, 16, [42, 0])
+
+
+def test_a_few_very_long_rows_do_not_make_larger_batches():
+    lengths = np.minimum(np.random.default_rng(0).lognormal(4, 0.8, size=5000).astype(int) + 1, 600)
+    batches = lengths[batching.order_in_balanced_batches(lengths, 16, 1)][:4992].reshape(-1, 16)
+    assert (lengths > 500).sum() > 5
+    assert batches.sum(axis=1).max() <= 1.01 * batches.sum(axis=1).mean()
+    assert (batches[:, 0] == batches.max(axis=1)).mean() > 0.95, "attention should begin with the longest rows"
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, np.arange(40, 1043)], ids=["repeated", "distinct"])
+@pytest.mark.parametrize("batch_size", [2, 4, 8, 16])
+def test_rows_share_a_balanced_batch_with_other_rows_in_each_epoch(lengths, batch_size):
+    def pairs(epoch):
+        order = batching.order_in_balanced_batches(lengths, batch_size, [42, epoch])
+        batches = np.reshape(order[: len(order) // batch_size * batch_size], (-1, batch_size))
+        return {pair for batch in batches.tolist() for pair in itertools.combinations(sorted(batch), 2)}
+
+    assert len(pairs(0) & pairs(1)) / len(pairs(0)) < 0.03  # at random 0.001 to 0.016
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("share_cut", [0, 0.9])
+def test_the_lengths_of_balanced_batches_do_not_drift_within_an_epoch(batch_size, share_cut):
+    """If most rows are cut to one length, most batches have equal numbers of tokens."""
+    rng = np.random.default_rng(0)
+    lengths = np.where(rng.random(8000) < share_cut, 512, rng.integers(20, 512, size=8000))
+    batches = lengths[batching.order_in_balanced_batches(lengths, batch_size, 1)].reshape(-1, batch_size)
+    for rank in range(batch_size):
+        of_rank = np.sort(batches, axis=1)[:, rank]
+        if of_rank.std() > 0:
+            assert abs(np.corrcoef(np.arange(len(batches)), of_rank)[0, 1]) < 0.2
+
+
+def test_the_parts_of_balanced_batches_are_rearranged_before_rows_are_swapped(monkeypatch):
+    monkeypatch.setattr(batching, "MAX_SWAPS", 0)  # one at a time, they would take long
+    batches = LENGTHS[batching.order_in_balanced_batches(LENGTHS, 16, 1)][:992].reshape(-1, 16)
+    assert np.ptp(batches.sum(axis=1)) <= 3
+
+
+def test_large_batches_take_little_memory():
+    """A table of all pairs of rows of two batches would have 2.5e9 elements."""
+    lengths = np.random.default_rng(0).lognormal(4, 1, size=100_000).astype(int)
+    batches = lengths[batching.order_in_balanced_batches(lengths, 50_000, 1)].reshape(2, 50_000)
+    assert np.ptp(batches.sum(axis=1)) <= 2
 
 
 def test_an_order_depends_on_nothing_but_its_seed():
