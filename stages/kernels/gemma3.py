@@ -9,7 +9,7 @@ from stages.kernels import llama
 from stages.kernels.architecture import Architecture
 from stages.kernels.attention import RowLayout
 from stages.kernels.fused_linear import FusedProjections
-from stages.kernels.norm import RMSNorm, add_norm, add_normed
+from stages.kernels.norm import Norm, add_norm, add_normed
 
 
 def can_fuse(layer: Gemma3DecoderLayer) -> bool:
@@ -22,7 +22,7 @@ def forward(
 ) -> torch.Tensor:
     """transformers' Gemma3DecoderLayer.forward."""
     post_attention_norm, pre_mlp_norm, post_mlp_norm = (
-        RMSNorm.from_module(module)
+        Norm.from_module(module)
         for module in (
             layer.post_attention_layernorm,
             layer.pre_feedforward_layernorm,

@@ -16,7 +16,7 @@ from stages.kernels.attention import Attention, AttentionConfig, RowLayout, fits
 from stages.kernels.fused_linear import FusedProjections
 from stages.kernels.gated_mlp import GatedActivation
 from stages.kernels.last_token_attention import attend_last
-from stages.kernels.norm import RMSNorm, add_norm, norm_heads
+from stages.kernels.norm import Norm, add_norm, norm_heads
 
 Layer = (
     LlamaDecoderLayer
@@ -57,7 +57,7 @@ def forward(
 ) -> torch.Tensor:
     """The forward of these layers in transformers."""
     attended, x = compute_attention(layer, project, x, layout, is_last)
-    normed, x = add_norm(x, attended, norm=RMSNorm.from_module(layer.post_attention_layernorm))
+    normed, x = add_norm(x, attended, norm=Norm.from_module(layer.post_attention_layernorm))
     return x + compute_mlp(layer, project, normed)
 
 
@@ -65,7 +65,7 @@ def compute_attention(
     layer: Layer, project: FusedProjections, x: torch.Tensor, layout: RowLayout, is_last: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The layer's attention of its input x, input norm included, and x. In a last layer both are of `layout.last`."""
-    attention, input_norm = layer.self_attn, RMSNorm.from_module(layer.input_layernorm)
+    attention, input_norm = layer.self_attn, Norm.from_module(layer.input_layernorm)
     heads = attention.config.num_attention_heads
     kv_heads = attention.config.num_key_value_heads or heads
 
@@ -73,7 +73,7 @@ def compute_attention(
         projected = project(linears, normed)
         if not hasattr(attention, "q_norm"):
             return projected
-        q_norm, k_norm = RMSNorm.from_module(attention.q_norm), RMSNorm.from_module(attention.k_norm)
+        q_norm, k_norm = Norm.from_module(attention.q_norm), Norm.from_module(attention.k_norm)
         return norm_heads(projected, q_norm, k_norm, heads, kv_heads)
 
     # Mistral's window is in the model's config, Qwen's and Gemma 3's in each layer. Llama and Gemma have none, even if

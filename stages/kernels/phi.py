@@ -15,6 +15,7 @@ from stages.kernels.attention import (
 from stages.kernels.dropout import DropoutMasks, apply_dropout, apply_two_masks
 from stages.kernels.fused_linear import FusedLinear, FusedProjections
 from stages.kernels.last_token_attention import last_token_backward, last_token_forward
+from stages.kernels.norm import Norm, add_norm
 
 
 def can_fuse(layer: PhiDecoderLayer) -> bool:
@@ -39,19 +40,19 @@ def last_linears_by_input(layer: PhiDecoderLayer) -> list[tuple[torch.nn.Module,
 def forward(layer: PhiDecoderLayer, project: FusedProjections, x: torch.Tensor, layout: RowLayout) -> torch.Tensor:
     """transformers' PhiDecoderLayer.forward."""
     qkv_fc1, dense, fc2 = linears_by_input(layer)
-    qkv_up = project(qkv_fc1, layer.input_layernorm(x))
-    return _attend_and_add_mlp(layer, project, qkv_up, None, x, layout, dense, fc2)
+    normed, x = add_norm(x, norm=Norm.from_module(layer.input_layernorm))
+    return _attend_and_add_mlp(layer, project, project(qkv_fc1, normed), None, x, layout, dense, fc2)
 
 
 def last_forward(layer: PhiDecoderLayer, project: FusedProjections, x: torch.Tensor, layout: RowLayout) -> torch.Tensor:
     """`forward` of a last layer: for the tokens `layout.last`, or for all if that is None."""
     kv_linears, q_fc1, dense, fc2 = last_linears_by_input(layer)
-    normed = layer.input_layernorm(x)
+    norm = Norm.from_module(layer.input_layernorm)
+    normed, x = add_norm(x, norm=norm)
     kv = project(kv_linears, normed)
     if layout.last is not None:
-        x = project.select(x, layout.last)
-        q_up = project(q_fc1, layer.input_layernorm(x))
-        return _attend_and_add_mlp(layer, project, q_up, kv, x, layout, dense, fc2)
+        normed, x = add_norm(project.select(x, layout.last), norm=norm)
+        return _attend_and_add_mlp(layer, project, project(q_fc1, normed), kv, x, layout, dense, fc2)
     q, up = project(q_fc1, normed).tensor_split([layer.self_attn.q_proj.out_features], dim=-1)
     return _attend_and_add_mlp(layer, project, torch.cat([q, kv, up], dim=-1), None, x, layout, dense, fc2)
 

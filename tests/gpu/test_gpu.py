@@ -352,7 +352,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(small_phi, capsys):
     expected = [eager(reference, *pair) for pair in batches]
     lora = classifier(small_phi, dropout=0.0)
     step, stream = make_step(lora), torch.cuda.current_stream()
-    norm = lora.get_base_model().model.layers[1].input_layernorm
+    norm = lora.get_base_model().model.final_layernorm
     norm.register_forward_hook(lambda _, __, output: output.sum().item() and None)  # waits for the GPU
     for number in range(4):
         loss, grads = expected[number % 2]

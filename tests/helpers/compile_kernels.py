@@ -110,10 +110,12 @@ def make_mask(tokens):
 
 def launch_norms_and_gate(dtype):
     x, weight = torch.empty(8, 1024, dtype=dtype, requires_grad=True), torch.empty(1024, dtype=dtype)
-    rms = norm.RMSNorm(weight, 1e-6, 1.0)
+    rms = norm.Norm(weight, 1e-6, 1.0)
     normed, total = norm.add_norm(x, x, norm=rms, norm_y=rms)
     (normed + total).sum().backward()
-    heads = norm.RMSNorm(weight[:128], 1e-6, 0.0)
+    normed, total = norm.add_norm(x, norm=norm.Norm(weight, 1e-5, 0.0, weight))
+    (normed + total).sum().backward()
+    heads = norm.Norm(weight[:128], 1e-6, 0.0)
     norm.norm_heads(x, heads, heads, 4, 2).sum().backward()
     gated_mlp.GatedActivation.apply(x, True).sum().backward()
 

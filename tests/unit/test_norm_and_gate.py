@@ -14,7 +14,8 @@ pytest.importorskip("triton", reason="Triton is not installed; it comes with PyT
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 EPS = 1e-2  # large enough that leaving it out fails the tests
-NORMS = {"llama": (LlamaRMSNorm, 0.0), "gemma": (Gemma3RMSNorm, 1.0)}
+NORMS = {"llama": (LlamaRMSNorm, 0.0), "gemma": (Gemma3RMSNorm, 1.0), "layer norm": (torch.nn.LayerNorm, 0.0)}
+RMS_NORMS = ["llama", "gemma"]
 DTYPES = [torch.float32, torch.bfloat16 if ON_GPU else torch.float16]  # the interpreter truncates bf16 and rounds fp16
 
 
@@ -26,13 +27,15 @@ def random_tensor(*shape, seed):
 def frozen_norm(kind, columns, seed):
     module = NORMS[kind][0](columns, eps=EPS)
     module.weight.data = random_tensor(columns, seed=seed)
+    if kind == "layer norm":
+        module.bias.data = random_tensor(columns, seed=seed + 50)
     return module.requires_grad_(False)
 
 
-def as_rms_norm(module, kind):
-    from stages.kernels.norm import RMSNorm
+def as_norm(module, kind):
+    from stages.kernels.norm import Norm
 
-    return RMSNorm(module.weight, EPS, NORMS[kind][1])
+    return Norm(module.weight, EPS, NORMS[kind][1], getattr(module, "bias", None))
 
 
 def outputs_and_gradients(compute, inputs):
@@ -72,7 +75,8 @@ def test_a_norm_and_the_additions_around_it_equal_those_of_transformers(
 ):
     from stages.kernels.norm import add_norm, add_normed
 
-    norm_of_y, norm_of_sum = (frozen_norm(kind, columns, seed).to(DEVICE) for seed in (1, 2))
+    kind_of_y = kind if kind in RMS_NORMS else "llama"
+    norm_of_y, norm_of_sum = frozen_norm(kind_of_y, columns, 1).to(DEVICE), frozen_norm(kind, columns, 2).to(DEVICE)
 
     def make_reference(dtype):
         norm_of_y.to(dtype), norm_of_sum.to(dtype)
@@ -86,12 +90,12 @@ def test_a_norm_and_the_additions_around_it_equal_those_of_transformers(
 
     def make_fused(dtype):
         norm_of_y.to(dtype), norm_of_sum.to(dtype)
-        norm_y = as_rms_norm(norm_of_y, kind) if y_normed else None
+        norm_y = as_norm(norm_of_y, kind_of_y) if y_normed else None
 
         def compute(x, y=None):
             if not sum_normed:
                 return (add_normed(x, y, norm_y),)
-            return add_norm(x, y, norm=as_rms_norm(norm_of_sum, kind), norm_y=norm_y)
+            return add_norm(x, y, norm=as_norm(norm_of_sum, kind), norm_y=norm_y)
 
         return compute
 
@@ -99,7 +103,7 @@ def test_a_norm_and_the_additions_around_it_equal_those_of_transformers(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("kind", RMS_NORMS)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (3, 1, 40)])
 def test_heads_of_queries_and_keys_are_normed_inside_the_projected_tensor(kind, heads, kv_heads, head_dim, dtype):
     from stages.kernels.norm import norm_heads
@@ -117,7 +121,7 @@ def test_heads_of_queries_and_keys_are_normed_inside_the_projected_tensor(kind, 
 
     def make_fused(dtype):
         q_norm.to(dtype), k_norm.to(dtype)
-        return lambda x: (norm_heads(x, as_rms_norm(q_norm, kind), as_rms_norm(k_norm, kind), heads, kv_heads),)
+        return lambda x: (norm_heads(x, as_norm(q_norm, kind), as_norm(k_norm, kind), heads, kv_heads),)
 
     check(make_fused, make_reference, [random_tensor(2, 9, (heads + 2 * kv_heads) * head_dim, seed=3)], dtype)
 
@@ -142,14 +146,16 @@ def test_a_gated_activation_equals_that_of_transformers(name, dtype):
 
 
 def test_a_norm_whose_weight_is_not_frozen_is_an_error():
-    from stages.kernels.norm import RMSNorm, add_norm, norm_heads
+    from stages.kernels.norm import Norm, add_norm, norm_heads
 
     x = random_tensor(4, 64, seed=1).to(DEVICE).requires_grad_()
-    trainable = RMSNorm(torch.ones(64, device=DEVICE, requires_grad=True), EPS, 0.0)
-    frozen = RMSNorm(torch.ones(64, device=DEVICE), EPS, 0.0)
-    small = [RMSNorm(norm.weight[:16], EPS, 0.0) for norm in (frozen, trainable)]
+    trainable = Norm(torch.ones(64, device=DEVICE, requires_grad=True), EPS, 0.0)
+    frozen = Norm(torch.ones(64, device=DEVICE), EPS, 0.0)
+    with_trainable_bias = frozen._replace(bias=trainable.weight)
+    small = [Norm(norm.weight[:16], EPS, 0.0) for norm in (frozen, trainable)]
     outputs = [
         add_norm(x, norm=trainable)[0],
+        add_norm(x, norm=with_trainable_bias)[0],
         add_norm(x, x, norm=frozen, norm_y=trainable)[0],
         norm_heads(x, *small, 2, 1),
     ]
@@ -158,12 +164,19 @@ def test_a_norm_whose_weight_is_not_frozen_is_an_error():
             output.sum().backward()
 
 
+def test_a_layer_norm_without_a_bias_subtracts_the_mean_too():
+    from stages.kernels.norm import Norm, add_norm
+
+    module, x = torch.nn.LayerNorm(64, bias=False, device=DEVICE), random_tensor(4, 64, seed=1).to(DEVICE) + 3
+    torch.testing.assert_close(add_norm(x, norm=Norm.from_module(module))[0], module(x))
+
+
 def test_tensors_beyond_32_bit_indices_are_rejected():
     from stages.kernels.gated_mlp import GatedActivation
-    from stages.kernels.norm import RMSNorm, add_norm
+    from stages.kernels.norm import Norm, add_norm
 
     x = torch.empty(2**18, 128, 64, device=DEVICE, dtype=torch.bfloat16)  # never written, so it uses no memory
-    norm = RMSNorm(torch.ones(64, device=DEVICE), EPS, 0.0)
+    norm = Norm(torch.ones(64, device=DEVICE), EPS, 0.0)
     for compute in (lambda: add_norm(x, norm=norm), lambda: GatedActivation.apply(x, False)):
         with pytest.raises(UserError, match="batch_size must be smaller"):
             compute()
