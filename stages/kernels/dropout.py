@@ -14,7 +14,7 @@ import triton.language as tl
 from stages.kernels.index_limits import check_index_range
 
 SITES_PER_LAYER = 64  # more dropouts than one decoder layer has
-BLOCK = 2048
+BLOCK_M, BLOCK_N = 4, 512  # rows and columns of a program's block
 
 
 class Dropout(NamedTuple):
@@ -95,11 +95,11 @@ def apply_dropout(
         p, seed, site, positions: of `Dropout`; a second tensor has the site `site` + 1.
     """
     x, out = xs[0], torch.empty_like(xs[0])
-    check_index_range(x.numel())
-    _dropout_kernel[(triton.cdiv(x.numel(), BLOCK),)](
-        x, xs[-1], x if residual is None else residual, out, seed, positions, x.numel(), x.shape[-1],
+    grid, rows, columns = _split_blocks(x)
+    _dropout_kernel[grid](
+        x, xs[-1], x if residual is None else residual, out, seed, positions, rows, columns,
         drop_threshold(p), dropout_scale(p), site,
-        INPUTS=len(xs), ADD_RESIDUAL=residual is not None, DROPOUT=p > 0, BLOCK=BLOCK, num_warps=8,
+        INPUTS=len(xs), ADD_RESIDUAL=residual is not None, DROPOUT=p > 0, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N,
     )  # fmt: skip
     return out
 
@@ -111,12 +111,20 @@ def apply_two_masks(
     if p == 0:
         return dy, dy
     dx1, dx2 = torch.empty_like(dy), torch.empty_like(dy)
-    check_index_range(dy.numel())
-    _two_masks_kernel[(triton.cdiv(dy.numel(), BLOCK),)](
-        dy, dx1, dx2, seed, positions, dy.numel(), dy.shape[-1], drop_threshold(p), dropout_scale(p), site,
-        BLOCK=BLOCK, num_warps=8,
+    grid, rows, columns = _split_blocks(dy)
+    _two_masks_kernel[grid](
+        dy, dx1, dx2, seed, positions, rows, columns, drop_threshold(p), dropout_scale(p), site,
+        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N,
     )  # fmt: skip
     return dx1, dx2
+
+
+def _split_blocks(x: torch.Tensor) -> tuple[tuple[int, int], int, int]:
+    """The programs for all blocks of x, and its rows and columns."""
+    check_index_range(x.numel())
+    columns = x.shape[-1]
+    rows = x.numel() // columns
+    return (triton.cdiv(rows, BLOCK_M), triton.cdiv(columns, BLOCK_N)), rows, columns
 
 
 def drop_threshold(p: float) -> int:
@@ -131,19 +139,19 @@ def dropout_scale(p: float) -> float:
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _dropout_kernel(
-    x_ptr, x2_ptr, residual_ptr, out_ptr, seed_ptr, positions_ptr, n, columns, threshold, scale, site,
-    INPUTS: tl.constexpr, ADD_RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, x2_ptr, residual_ptr, out_ptr, seed_ptr, positions_ptr, rows, columns, threshold, scale, site,
+    INPUTS: tl.constexpr, ADD_RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < n
+    first, offsets, mask, positions = _load_block(positions_ptr, rows, columns, BLOCK_M, BLOCK_N)
     out = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
     if DROPOUT:
-        keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site, threshold)
+        keep = dropout_mask(positions, first, columns, seed_ptr, site, threshold, BLOCK_N)
         out = tl.where(keep, out * scale, 0.0)
     if INPUTS == 2:
         x2 = tl.load(x2_ptr + offsets, mask, 0).to(tl.float32)
         if DROPOUT:
-            keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site + 1, threshold)
+            keep = dropout_mask(positions, first, columns, seed_ptr, site + 1, threshold, BLOCK_N)
             x2 = tl.where(keep, x2 * scale, 0.0)
         out += x2
     if ADD_RESIDUAL:
@@ -153,25 +161,26 @@ def _dropout_kernel(
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def _two_masks_kernel(
-    dy_ptr, dx1_ptr, dx2_ptr, seed_ptr, positions_ptr, n, columns, threshold, scale, site, BLOCK: tl.constexpr
+    dy_ptr, dx1_ptr, dx2_ptr, seed_ptr, positions_ptr, rows, columns, threshold, scale, site,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < n
+    first, offsets, mask, positions = _load_block(positions_ptr, rows, columns, BLOCK_M, BLOCK_N)
     dy = tl.load(dy_ptr + offsets, mask, 0).to(tl.float32) * scale
     dtype = dx1_ptr.dtype.element_ty
-    keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site, threshold)
+    keep = dropout_mask(positions, first, columns, seed_ptr, site, threshold, BLOCK_N)
     tl.store(dx1_ptr + offsets, tl.where(keep, dy, 0.0).to(dtype), mask)
-    keep = _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site + 1, threshold)
+    keep = dropout_mask(positions, first, columns, seed_ptr, site + 1, threshold, BLOCK_N)
     tl.store(dx2_ptr + offsets, tl.where(keep, dy, 0.0).to(dtype), mask)
 
 
 @triton.jit
-def _flat_mask(offsets, n, columns, positions_ptr, seed_ptr, site, threshold) -> tl.tensor:
-    """`dropout_mask` of the elements `offsets` of a flat tensor of n elements."""
-    rows, offs_n = offsets // columns, offsets % columns
-    pairs = load_positions(positions_ptr, rows, offsets < n) * ((columns + 1) // 2) + offs_n // 2
-    bits = _hash_pairs(pairs, seed_ptr, site)
-    return tl.where(offs_n % 2 == 0, bits & 0xFFFF, bits >> 16) >= threshold.to(tl.uint32)
+def _load_block(positions_ptr, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A program's first column, and its elements' offsets, which of them exist, and their rows' positions."""
+    offs_m, first = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N
+    offs_n = first + tl.arange(0, BLOCK_N)
+    mask = (offs_m < rows)[:, None] & (offs_n < columns)[None, :]
+    positions = load_positions(positions_ptr, offs_m, offs_m < rows)
+    return first, offs_m[:, None] * columns + offs_n[None, :], mask, positions
 
 
 @triton.jit
