@@ -7,8 +7,12 @@ all-reduce sums the gradients. The Trainer does everything else: the gradients a
 `loss.backward()`.
 """
 
+import contextlib
+import functools
 import gc
 import time
+import warnings
+from collections.abc import Iterator
 
 import torch
 from peft import PeftModel
@@ -130,6 +134,10 @@ class CapturedStep:
 
     def run(self, batch: Part) -> None:
         """Run one part eagerly: put gradients and loss into the buffer."""
+        with prefer_cublaslt():
+            self._compute_gradients(batch)
+
+    def _compute_gradients(self, batch: Part) -> None:
         positions = batch.get("batch_positions")
         self.masks.positions = None if positions is None else positions.flatten()
         self.lora.start_step()
@@ -228,6 +236,33 @@ class CapturedStep:
         self.pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()  # the peak of a plan that did not fit is not the training's
+
+
+@contextlib.contextmanager
+def prefer_cublaslt() -> Iterator[None]:
+    """Compute products by cuBLASLt instead of cuBLAS.
+
+    It chooses faster kernels for few tokens. A step of phi-2 at batch 16 on an H200: 14.10 -> 13.84 ms. With 8,192
+    tokens, as in evaluation, it is no faster.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    preferred = torch.backends.cuda.preferred_blas_library()
+    _silence_experimental_warning()
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    try:
+        yield
+    finally:
+        torch.backends.cuda.preferred_blas_library(preferred)
+
+
+@functools.cache
+def _silence_experimental_warning() -> None:
+    """Let PyTorch's only warning, that `preferred_blas_library` is experimental, come where it is ignored."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*preferred_blas_library is an experimental feature")
+        torch.backends.cuda.preferred_blas_library("cublaslt")
 
 
 def shape_of(part: Part) -> tuple[int, ...]:

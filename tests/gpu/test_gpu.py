@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -396,6 +397,22 @@ def test_a_capture_that_runs_out_of_memory_says_so_and_another_one_succeeds(
     assert step(*batch(16, 32), 0).item() == pytest.approx(expected, rel=0.03)
     assert distance(gradients(lora), grads) < 0.03
     assert all(step.graphs.values()), "the step ran eagerly"
+
+
+def test_only_the_step_prefers_cublaslt(small_phi, monkeypatch):
+    step, used, library = make_step(classifier(small_phi)), set(), torch.backends.cuda.preferred_blas_library
+    compute_loss, before = step._compute_loss, library()
+    monkeypatch.setattr(step, "_compute_loss", lambda part: used.add(library()) or compute_loss(part))
+    try:
+        cublas, cublaslt = library("cublas"), torch._C._BlasBackend.Cublaslt
+        step(*batch(16, 32), 0)
+        assert used == {cublaslt} and library() == cublas
+        monkeypatch.setattr(step, "_compute_loss", Mock(side_effect=ValueError))
+        with pytest.raises(ValueError):
+            step.warm_up({"input_ids": batch(16, 32)[0]})
+        assert library() == cublas
+    finally:
+        library(before)
 
 
 def test_a_replay_reads_the_current_inputs_and_weights(small_phi):
