@@ -117,6 +117,24 @@ def test_loss_and_gradients_equal_those_of_peft(targets, dequantize_once, quanti
     assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)  # a GPU may multiply in tf32
 
 
+def test_for_many_tokens_the_gradients_of_loras_columns_are_a_product_of_their_own(monkeypatch):
+    """If they begin another tile; here tiles have a column."""
+    from stages.kernels import fused_linear
+
+    monkeypatch.setattr(fused_linear, "MANY_TOKENS", 1)
+    loss, grads = eager(classifier(), *batch(rows=2))
+    products = []
+    for tile in (1, 1024):
+        monkeypatch.setattr(fused_linear, "TILE", tile)
+        fused = FusedStep(lora := classifier(), dequantize_once=True)
+        run = Mock(side_effect=fused.gradients.side_stream.run)
+        monkeypatch.setattr(fused.gradients.side_stream, "run", run)
+        assert fused(*batch(rows=2)) == pytest.approx(loss, rel=1e-5)
+        assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
+        products.append(run.call_count)
+    assert products[0] > products[1]
+
+
 def test_a_copy_of_the_weights_may_be_kept_and_released():
     loss, grads = eager(classifier(quantization="nf4"), *batch(rows=2))
     fused = FusedStep(lora := classifier(quantization="nf4"))
