@@ -15,8 +15,10 @@ from stages.kernels.architecture import Architecture
 from stages.kernels.attention import RowLayout
 from stages.kernels.dropout import DropoutMasks, SeededDropout
 from stages.kernels.errors import StepUnavailable
+from stages.kernels.faster_product import find_faster_bias
 from stages.kernels.fused_linear import FusedLinear, FusedProjections
 from stages.kernels.gradient_buffer import GradientBuffer
+from stages.kernels.lora_kernels import MANY_TOKENS
 from stages.kernels.multi_tensor_copy import MultiTensorCopy
 from stages.kernels.registry import find_architecture
 
@@ -75,6 +77,24 @@ class FusedTraining(FusedModel):
             _set_forward(layer, _with_numbered_masks(type(layer).forward, masks, number))
         if uses_gradient_checkpointing(model):
             self.set_checkpointing(True)
+
+    def choose_products(self, tokens: int) -> None:
+        """Compute products of kept weights without a bias by the faster of two kernels.
+
+        Args:
+            tokens: of the batch. If they are many, nothing is to be gained.
+        """
+        if tokens >= MANY_TOKENS:
+            return
+        zeros: dict[torch.Size, torch.Tensor | None] = {}
+        for linear in self.linears:
+            if linear.weight is None or not linear.b_in_weight or linear.bias is not None:
+                continue
+            shape = linear.weight.shape
+            if shape not in zeros:
+                zeros[shape] = find_faster_bias(linear.weight, tokens)
+            if (bias := zeros[shape]) is not None:
+                linear.zeros[tokens] = bias
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Choose whether the layers are recomputed in the backward."""

@@ -193,6 +193,8 @@ class CapturedStep:
         start, parts = time.perf_counter(), [self._fill_up(part) for part in parts]
         if self.capturable:
             for part in parts:
+                with prefer_cublaslt():
+                    self.layers.choose_products(part["input_ids"].numel())
                 self.warm_up(part)
             torch.cuda.empty_cache()  # graphs allocate memory from their own pool
         for part in parts:

@@ -399,6 +399,18 @@ def test_a_capture_that_runs_out_of_memory_says_so_and_another_one_succeeds(
     assert all(step.graphs.values()), "the step ran eagerly"
 
 
+@pytest.mark.parametrize(("ms", "is_faster"), [((1.0, 0.9), True), ((1.0, 0.96), False)])
+def test_zeros_are_added_where_that_is_clearly_faster(ms, is_faster, monkeypatch):
+    from stages.kernels import faster_product
+
+    monkeypatch.setattr(faster_product, "do_bench", Mock(side_effect=ms))
+    weight, state = torch.randn(512, 256, device=DEVICE, dtype=torch.bfloat16), torch.cuda.get_rng_state()
+    zeros = faster_product.find_faster_bias(weight, 48)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert (zeros is not None) == is_faster
+    assert zeros is None or torch.equal(zeros, torch.zeros_like(weight[:, 0]))
+
+
 def test_only_the_step_prefers_cublaslt(small_phi, monkeypatch):
     step, used, library = make_step(classifier(small_phi)), set(), torch.backends.cuda.preferred_blas_library
     compute_loss, before = step._compute_loss, library()

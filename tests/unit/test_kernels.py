@@ -135,6 +135,28 @@ def test_for_many_tokens_the_gradients_of_loras_columns_are_a_product_of_their_o
     assert products[0] > products[1]
 
 
+def test_products_with_zeros_added_are_the_same(families, monkeypatch):
+    from stages.kernels import fusion
+
+    monkeypatch.setattr(fusion, "find_faster_bias", lambda weight, tokens: weight.new_zeros(len(weight)))
+    inputs = batch(rows=2)
+    loss, grads = eager(classifier(folder=families["llama"]), *inputs)
+    fused = FusedStep(lora := classifier(folder=families["llama"]), dequantize_once=True)
+    fused.layers.choose_products(inputs[0].numel())
+    assert all(list(linear.zeros) == [inputs[0].numel()] for linear in fused.layers.linears)
+    assert fused(*inputs) == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(lora), grads) < (1e-3 if ON_GPU else 1e-5)
+
+
+def test_products_with_a_bias_get_no_zeros(monkeypatch):
+    from stages.kernels import fusion
+
+    monkeypatch.setattr(fusion, "find_faster_bias", lambda weight, tokens: weight.new_zeros(len(weight)))
+    fused = FusedStep(classifier(), dequantize_once=True)
+    fused.layers.choose_products(64)
+    assert not any(linear.zeros for linear in fused.layers.linears)
+
+
 def test_a_copy_of_the_weights_may_be_kept_and_released():
     loss, grads = eager(classifier(quantization="nf4"), *batch(rows=2))
     fused = FusedStep(lora := classifier(quantization="nf4"))
