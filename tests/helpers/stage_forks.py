@@ -40,7 +40,9 @@ PLAIN = [  # these read no HF_* variables
 LIBRARIES = [
     *PLAIN, "transformers.trainer", "transformers.models.phi.modeling_phi", "peft.tuners.lora.bnb", "datasets",
     "huggingface_hub.hf_api", "matplotlib.pyplot", "scipy.stats", "dvc.cli.parser",
-    "dvc.repo.experiments.queue.celery", "dvc.utils.hydra", "dulwich.porcelain", "git", "pygit2", "tabulate",
+    "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.experiments.queue.celery", "dvc.repo.experiments.show",
+    "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.utils.hydra", "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.local", "dulwich.porcelain", "dulwich.worktree", "git", "pygit2", "tabulate",
 ]  # fmt: skip
 STAGE = re.compile(r"exec env DVC_PID=\$PPID python -m (stages\.\w+)")  # as dvc.yaml starts a stage
 
