@@ -31,8 +31,12 @@ def file_of(item_or_id: pytest.Item | str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Import the fixtures, and with them PyTorch, except in the process that only distributes the tests of `-n`."""
+    """Import the fixtures, and with them PyTorch, except in the process that only distributes the tests of `-n`.
+
+    Until all tests are imported, collect no garbage: nearly all objects stay, and the collections take 6 s.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        gc.disable()
         config.pluginmanager.import_plugin("helpers.fixtures")
 
 
@@ -52,6 +56,7 @@ def pytest_collection_finish() -> None:
     """Exempt all imported objects from garbage collection: a collection then takes 0.01 s instead of 0.3."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

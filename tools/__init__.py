@@ -6,7 +6,10 @@ them.
 
 import sys
 
-from stages.runtime import distributed
+from stages.runtime import distributed, startup
+
+if sys.argv[0] == "-m":  # Python is locating the module of `python -m tools.NAME`
+    startup.pause_garbage_collector()  # `errors.run` resumes it
 
 if distributed.world_size() > 1:  # each process would do all of the work, and write the same files
     message = (

@@ -1,5 +1,6 @@
 """If a rank, torchrun or dvc fails, all ranks end within seconds. The reason is printed once."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,14 +9,15 @@ import time
 import psutil
 import pytest
 import yaml
-from helpers.processes import TORCHRUN, alive, free_port, run_on_forked_ranks, try_on_forked_ranks, wait_for
+from helpers.processes import alive, free_port, run_on_forked_ranks, try_on_forked_ranks, wait_for
 from helpers.project import ROOT
-from helpers.stages import run_module, stage_env
+from helpers.stages import StartedModule, run_module, stage_env
 from helpers.training_folder import adapter_bytes, prepare
 
 from stages.training import checkpoints
 
 pytestmark = pytest.mark.slow
+TORCHRUN = "helpers.forked_torchrun"
 SCRIPT = """
 import os, pathlib, signal, sys, time
 import stages
@@ -29,19 +31,24 @@ def main():
 """
 
 
-def script(folder, *lines):
-    """Write a stage that runs `lines` when all ranks are connected -> torchrun's command for two ranks."""
+def write_stage(folder, *lines):
+    """Write a stage that runs `lines` when all ranks are connected."""
     code = SCRIPT + "".join(f"    {line}\n" for line in lines) + "\nerrors.run(main)\n"
     (folder / "stage.py").write_text(code)
-    return [*TORCHRUN, "--nproc-per-node=2", "stage.py"]
 
 
 def run(folder, *lines, ranks=2, **env):
-    """Run `lines` on ranks in new processes, by torchrun in a fork -> (its outcome, seconds)."""
-    script(folder, *lines)
+    """Run `lines` on ranks that are forks of torchrun -> (its outcome, seconds)."""
+    write_stage(folder, *lines)
     start = time.monotonic()
-    done = run_module("torch.distributed.run", [f"--nproc-per-node={ranks}", "stage.py"], folder, stage_env(**env))
+    done = run_module(TORCHRUN, [f"--nproc-per-node={ranks}", "stage.py"], folder, with_helpers(**env))
     return done, time.monotonic() - start
+
+
+def with_helpers(**env):
+    """`stage_env`, where Python finds `helpers`."""
+    env = stage_env(**env)
+    return {**env, "PYTHONPATH": f"{env['PYTHONPATH']}{os.pathsep}{ROOT / 'tests'}"}
 
 
 def test_an_error_of_all_ranks_is_printed_once(tmp_path):
@@ -80,19 +87,19 @@ def test_a_killed_rank_ends_the_others(tmp_path):
 
 
 def test_ranks_end_with_their_launcher(tmp_path):
-    launcher = subprocess.Popen(script(tmp_path, "time.sleep(100)"), cwd=tmp_path, env=stage_env())
+    write_stage(tmp_path, "time.sleep(100)")
+    launcher = StartedModule(TORCHRUN, ["--nproc-per-node=2", "stage.py"], tmp_path, with_helpers())
     files = [tmp_path / "rank0", tmp_path / "rank1"]
     wait_for(lambda: all(path.exists() and path.read_text() for path in files))
     launcher.kill()
-    launcher.wait()
     wait_for(lambda: not alive(int(path.read_text()) for path in files), 5)
 
 
 def test_nothing_outlives_a_killed_dvc(tmp_path):
-    """DVC runs the stage as in dvc.yaml: torchrun replaces the shell and starts two ranks."""
-    script(tmp_path, "time.sleep(100)")
+    """DVC runs the stage as in dvc.yaml: torchrun replaces the shell and starts two ranks, all in new processes."""
+    write_stage(tmp_path, "time.sleep(100)")
     command = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train_qlora"]["cmd"]
-    launcher = " ".join([*TORCHRUN, "--nproc-per-node=2"])
+    launcher = f"{sys.executable} -m torch.distributed.run --nproc-per-node=2"
     command = command.replace("${launcher}", launcher).replace("-m stages.train_qlora", "stage.py")
     assert command.endswith("--nproc-per-node=2 stage.py")
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train_qlora": {"cmd": command}}}))
@@ -140,24 +147,19 @@ def test_a_tool_does_not_run_on_several_ranks():
 
 def agents(folder):
     """Start torchrun twice with one rank each, as on two machines that share a file system."""
-    command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two-machines",
-               f"--rdzv-endpoint=127.0.0.1:{free_port()}", "-m", "stages.train_qlora"]  # fmt: skip
-    return [
-        subprocess.Popen(
-            command, cwd=folder, env=stage_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
+    arguments = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two-machines",
+                 f"--rdzv-endpoint=127.0.0.1:{free_port()}", "-m", "stages.train_qlora"]  # fmt: skip
+    return [StartedModule(TORCHRUN, arguments, folder, with_helpers()) for _ in range(2)]
 
 
 def test_a_training_that_lost_one_of_two_machines_resumes_later(tmp_path):
-    folder = prepare(tmp_path / "run", train__epochs=15)
+    folder = prepare(tmp_path / "run", train__epochs=8)
     first, second = agents(folder)
     wait_for(lambda: list(folder.glob(f"outs/checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")))
     pids = [p.pid for agent in (first, second) for p in psutil.Process(agent.pid).children(recursive=True)]
     second.kill()
     for agent in (first, second):
-        agent.communicate(timeout=60)
+        wait_for(lambda agent=agent: agent.poll() is not None)
         assert agent.returncode != 0
     assert alive(pids) == []
     assert not (folder / "outs/adapter").exists()

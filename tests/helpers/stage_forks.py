@@ -1,19 +1,25 @@
 """A process that has imported the large libraries and runs stages, tools and `dvc` in forks of itself.
 
 In a new process the imports take 1 to 5 seconds, in a fork 0.1. The process reads requests from standard input, one
-line of JSON each, and answers each with an exit code on standard output. There are two kinds of request:
+line of JSON each, and answers each with an exit code on standard output. There are four kinds of request:
 
 - `modules`: import modules once in a fork. Then run their `main` in each of many folders, a fork for each folder.
 - `module`: do what `python -m` does in one folder. If the module runs DVC, the stages that DVC starts are forks too.
+- `start`: the same for a module that runs no DVC. The answer is the fork's process number, and comes immediately.
+- `wait`: wait for a process of `start`.
+
+The process parses and compiles the project's files once too. A fork does so only with files that a test has edited.
 
 The environment and the arguments come with the request. With BLANK_FIGURES in the environment, `analyze` draws no
 pictures. Some libraries read HF_* variables while they are imported. For other values of these, `helpers.stages` starts
 a second such process, which imports only the libraries in PLAIN.
 """
 
+import ast
 import gc
 import importlib
 import json
+import marshal
 import os
 import re
 import resource
@@ -22,7 +28,9 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import IO, Any
 
 PLAIN = [  # these read no HF_* variables
@@ -32,9 +40,42 @@ PLAIN = [  # these read no HF_* variables
 LIBRARIES = [
     *PLAIN, "transformers.trainer", "transformers.models.phi.modeling_phi", "peft.tuners.lora.bnb", "datasets",
     "huggingface_hub.hf_api", "matplotlib.pyplot", "scipy.stats", "dvc.cli.parser",
-    "dvc.repo.experiments.queue.celery", "dvc.utils.hydra", "dulwich.porcelain", "git", "pygit2", "tabulate",
+    "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.experiments.queue.celery", "dvc.repo.experiments.show",
+    "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.utils.hydra", "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.local", "dulwich.porcelain", "dulwich.worktree", "git", "pygit2", "tabulate",
 ]  # fmt: skip
 STAGE = re.compile(r"exec env DVC_PID=\$PPID python -m (stages\.\w+)")  # as dvc.yaml starts a stage
+
+
+def remember_code() -> None:
+    """Parse and compile the files of stages/ and tools/, so that no fork repeats it for a file with the same bytes.
+
+    A clone has the same files under other names. Each fork would need 0.3 s for those of a stage, and `train_qlora`
+    another 0.3 s to parse the files that it hashes.
+    """
+    root, trees, codes = Path(__file__).parents[2], dict[bytes, ast.Module](), dict[bytes, bytes]()
+    for path in (*root.glob("stages/**/*.py"), *root.glob("tools/**/*.py")):
+        source = path.read_bytes()
+        trees[source] = ast.parse(source)
+        codes[source] = marshal.dumps(compile(source, path, "exec", dont_inherit=True))
+    parse, source_to_code = ast.parse, SourceFileLoader.source_to_code
+
+    def parse_new(source: Any, *arguments: Any, **options: Any) -> ast.AST:
+        if isinstance(source, bytes) and source in trees and not (arguments or options):
+            return trees[source]
+        return parse(source, *arguments, **options)
+
+    def compile_new(self: SourceFileLoader, data: Any, path: str, **options: Any) -> CodeType:
+        code = codes.get(data) if isinstance(data, bytes) else None
+        return rename(marshal.loads(code), path) if code else source_to_code(self, data, path, **options)
+
+    ast.parse, SourceFileLoader.source_to_code = parse_new, compile_new
+
+
+def rename(code: CodeType, path: str) -> CodeType:
+    """The code with another name of its file."""
+    constants = tuple(rename(each, path) if isinstance(each, CodeType) else each for each in code.co_consts)
+    return code.replace(co_filename=path, co_consts=constants)
 
 
 def fork(function: Callable[..., None], *arguments: object) -> int:
@@ -61,10 +102,18 @@ def start_fork(function: Callable[..., None], *arguments: object) -> int:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            os._exit(code if flush(sys.stdout) and flush(sys.stderr) else 120)  # as Python itself does
     return child
+
+
+def flush(stream: IO[str]) -> bool:
+    """Flush a stream, or report that it is closed -> whether it was open."""
+    try:
+        stream.flush()
+        return True
+    except OSError as error:
+        os.write(2, f"Exception ignored: {error!r}\n".encode())
+        return False
 
 
 def redirect(path: str, *numbers: int) -> None:
@@ -152,6 +201,26 @@ def run_alone(request: dict[str, Any]) -> None:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
+def start(request: dict[str, Any]) -> int:
+    """Start `run_on_streams` in a fork -> its process number. The streams are open when this function returns."""
+    streams = [os.open(request["stdin"], os.O_RDONLY)]
+    streams += [os.open(request[name], os.O_WRONLY | os.O_CREAT) for name in ("stdout", "stderr")]
+    child = start_fork(run_on_streams, request, streams)
+    for stream in streams:
+        os.close(stream)
+    return child
+
+
+def run_on_streams(request: dict[str, Any], streams: list[int]) -> None:
+    """`run_module` with other standard streams, which are buffered as those of a new Python."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
+    run_module(request)
+
+
 def run_with_stages(request: dict[str, Any], server: socket.socket, other_end: socket.socket) -> None:
     """`run_module`. If the module runs DVC, the server at the socket's other end starts DVC's stages."""
     import dvc.stage.run
@@ -180,11 +249,20 @@ def ask(server: IO[str], module: str, cwd: str, env: dict[str, str], **_: object
     return int(server.readline())
 
 
+gc.disable()
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # stages/__init__.py sets it before the libraries are imported
 for name in LIBRARIES if sys.argv[1] == "all" else PLAIN:
     importlib.import_module(name)
+remember_code()
 gc.freeze()  # the collector would write to all shared memory, and so copy it
+gc.enable()
 for line in sys.stdin:
     request = json.loads(line)
-    print(fork(run_alone if "module" in request else run_in_each, request), flush=True)
+    if "wait" in request:
+        answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+    elif "start" in request:
+        answer = start(request)
+    else:
+        answer = fork(run_alone if "module" in request else run_in_each, request)
+    print(answer, flush=True)
 os._exit(0)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,9 +43,12 @@ def _forks(hash_seed: str, libraries: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def _ask(request: dict) -> int:
-    """Send a request to a process of stage_forks.py -> the exit code of the fork that served it."""
-    env = request["env"]
+def _ask(request: dict, env: dict[str, str]) -> int:
+    """Send a request to a process of stage_forks.py -> its answer, the exit code of the fork that served it.
+
+    Args:
+        env: the fork's environment. It decides which process is asked.
+    """
     no_hub = all(env.get(name) == NO_HUB.get(name) for name in {*env, *NO_HUB} if name.startswith("HF_"))
     key = env.get("PYTHONHASHSEED", "random"), "all" if no_hub else "plain"
     forks = _forks(*key)
@@ -76,7 +80,8 @@ def run_in_each(
     """
     request = {"modules": list(modules), "folders": list(map(str, folders)), "arguments": list(map(str, arguments))}
     with tempfile.NamedTemporaryFile("w+") as log:
-        code = _ask(request | {"env": stage_env(**env), "log": log.name})
+        environment = stage_env(**env)
+        code = _ask(request | {"env": environment, "log": log.name}, environment)
         assert code == 0, Path(log.name).read_text()
     return {
         Path(folder).name: SimpleNamespace(**json.loads(Path(f"{folder}.result").read_text()))
@@ -92,9 +97,58 @@ def run_module(
     with tempfile.TemporaryDirectory() as name:
         streams = {stream: Path(name, stream) for stream in ("stdin", "stdout", "stderr")}
         streams["stdin"].write_text(stdin)
-        code = _ask(request | {stream: str(path) for stream, path in streams.items()})
+        code = _ask(request | {stream: str(path) for stream, path in streams.items()}, env)
         stdout, stderr = (streams[stream].read_text() for stream in ("stdout", "stderr"))
     return subprocess.CompletedProcess([module, *request["arguments"]], code, stdout, stderr)
+
+
+class StartedModule:
+    """A module that runs in a fork while the test goes on, with attributes and methods of `subprocess.Popen`.
+
+    Args:
+        module: as `python -m` names it. It runs no DVC.
+        stdin: a file, or `subprocess.PIPE`.
+        stdout, stderr: `subprocess.PIPE`, or a file.
+    """
+
+    def __init__(
+        self, module: str, arguments: Iterable[object], folder: Path, env: dict[str, str], *,
+        stdin: str | Path | int = os.devnull, stdout: str | Path | int = os.devnull,
+        stderr: str | Path | int = os.devnull,
+    ):  # fmt: skip
+        self.returncode, self._env = None, env
+        paths, ends = {}, []
+        for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+            setattr(self, name, None)
+            paths[name] = str(stream)
+            if stream == subprocess.PIPE:
+                own, other = reversed(os.pipe()) if name == "stdin" else os.pipe()
+                setattr(self, name, open(own, "w" if name == "stdin" else "r"))  # noqa: SIM115
+                paths[name] = f"/proc/{os.getpid()}/fd/{other}"
+                ends.append(other)
+        request = {"start": True, "module": module, "arguments": list(map(str, arguments)), "folder": str(folder)}
+        self.pid = _ask(request | {"env": env} | paths, env)
+        for end in ends:  # the fork has opened it
+            os.close(end)
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the module runs."""
+        from stages.runtime.processes import is_running  # not at the start: helpers/processes.py imports this file
+
+        return None if self.returncode is None and is_running(self.pid) else self.wait()
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = _ask({"wait": self.pid}, self._env)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+            self.wait()
 
 
 def error_line(outcome: subprocess.CompletedProcess | SimpleNamespace) -> str:

@@ -22,7 +22,7 @@ import pytest
 import safetensors.torch
 from helpers.processes import free_port
 from helpers.project import ROOT
-from helpers.stages import run_module, stage_env
+from helpers.stages import StartedModule, run_module, stage_env
 from helpers.tables import CLASSES
 from huggingface_hub import ModelCard
 from peft.tuners.lora import LoraLayer
@@ -311,10 +311,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_succeeds(demo, few_ro
     """It is killed after it saved the weights and before it named the folder, while it checks what it wrote."""
     out = tmp_path / "out"
     out.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.export", str(out)], cwd=few_rows, env=stage_env(PYTHONPATH=str(demo.parent)),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = StartedModule("tools.export", [out], few_rows, stage_env(PYTHONPATH=str(demo.parent)))
     while not (left := list(tmp_path.glob(".out.*.tmp/model.safetensors"))):
         assert process.poll() is None
         time.sleep(0.005)

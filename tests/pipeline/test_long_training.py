@@ -5,13 +5,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.stages import run_stage_in_each, stage_env
+from helpers.stages import StartedModule, run_stage_in_each, stage_env
 from helpers.training_folder import prepare
 
 from stages import train_qlora
@@ -168,14 +167,12 @@ def test_sigterm_saves_a_checkpoint_and_the_next_run_continues_there(tmp_path):
     """The next run has another `train.checkpoint_minutes`, which changes no result."""
     folder = prepare(tmp_path / "run", train_rows=320, train__epochs=1, train__checkpoint_minutes=1e-3)
     undisturbed = prepare(tmp_path / "undisturbed", train_rows=320, train__epochs=1)
-    stage = subprocess.Popen(
-        [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.PIPE, text=True
-    )
+    stage = StartedModule("stages.train_qlora", [], folder, stage_env(), stderr=subprocess.PIPE)
     while stage.poll() is None and not saved_steps(folder):
         time.sleep(0.01)
     stage.send_signal(signal.SIGTERM)
-    stderr = stage.communicate(timeout=30)[1]
-    assert stage.returncode == 143
+    stderr = stage.stderr.read()
+    assert stage.wait() == 143
     (saved,) = saved_steps(folder)
     line = f"train_qlora: SIGTERM: checkpoint of step {saved} written; `dvc repro` continues there\n"
     assert stderr.endswith(line) and "Traceback" not in stderr and saved < 40, "40 steps"

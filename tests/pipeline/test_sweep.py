@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -14,8 +13,7 @@ import pytest
 import yaml
 from helpers.clone import Clone
 from helpers.parameters import set_key, use
-from helpers.project import ROOT
-from helpers.stages import run_module
+from helpers.stages import StartedModule, run_module
 
 from tools.verify import is_measured
 
@@ -26,12 +24,8 @@ SWEEP = ("-S", "lora.r=4,8", "-S", "train.learning_rate=0.001,1e+30")  # the sec
 
 
 def start_sweep(clone, *arguments):
-    """Start a sweep in a new process, which can be killed. It saves no pictures."""
-    script = ROOT / "tests/helpers/unsaved_figures.py"
-    return subprocess.Popen(
-        [sys.executable, "-P", str(script), "tools.sweep", *arguments], cwd=clone.folder / "demo", env=clone.env,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    """Start a sweep, which can be killed."""
+    return StartedModule("tools.sweep", arguments, clone.folder / "demo", clone.env, stdout=subprocess.PIPE)
 
 
 def run_sweep(clone, *arguments, below="demo"):

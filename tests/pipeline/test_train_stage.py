@@ -4,12 +4,10 @@ import gc
 import importlib
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +19,10 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from helpers.processes import wait_for
 from helpers.project import CPU, ROOT
 from helpers.small_disk import fill, small_disk
-from helpers.stages import error_line, run_stage_in_each, stage_env, written
+from helpers.stages import StartedModule, error_line, run_stage_in_each, stage_env, written
 from helpers.tables import CLASSES, LABELS
 from helpers.training_folder import adapter_bytes, prepare
 from scipy.special import softmax
@@ -188,10 +187,7 @@ class Killed(Exception):
 
 def kill_after_an_epoch(folder):
     """Start `train_qlora`, and kill it when its first checkpoint is complete."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.train_qlora"], cwd=folder, env=stage_env(), stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = StartedModule("stages.train_qlora", [], folder, stage_env())
     while process.poll() is None and not list(folder.glob(f"outs/checkpoints/*/checkpoint-*/{checkpoints.WHOLE}")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -529,34 +525,20 @@ def test_the_trained_model_is_freed_before_the_adapter_is_loaded_again(tmp_path,
 def test_the_stage_ends_when_dvc_is_killed(tmp_path):
     """A killed `dvc` sends no signal to its stage. The training saves a checkpoint, or its last one was just saved."""
     folder = prepare(tmp_path / "orphan", train__epochs=500)
-    (tmp_path / "dvc").write_text(
-        "import subprocess, sys\nsubprocess.run(sys.argv[1], shell=True)\n"
-    )  # like dvc, which starts a shell
-    command = f"echo $$ > pid; exec env DVC_PID=$PPID {sys.executable} -m stages.train_qlora"
-    parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "dvc"), command], cwd=folder, env=stage_env(DVC_STAGE="train_qlora"),
-        stdout=subprocess.DEVNULL, stderr=(tmp_path / "stderr").open("w"),
-    )  # fmt: skip
+    dvc = subprocess.Popen(["sleep", "600"])
+    env = stage_env(DVC_STAGE="train_qlora", DVC_PID=str(dvc.pid))
+    stage = StartedModule("stages.train_qlora", [], folder, env, stderr=subprocess.PIPE)
     try:
-        deadline = time.monotonic() + 60
-        while not list(folder.glob("outs/checkpoints/*/checkpoint-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        stage = int((folder / "pid").read_text())
-        os.kill(stage, 0)
+        wait_for(lambda: stage.poll() is not None or list(folder.glob("outs/checkpoints/*/checkpoint-*")))
+        assert stage.poll() is None
+        dvc.kill()
+        dvc.wait()
+        wait_for(lambda: stage.poll() is not None, 10)
+        line = stage.stderr.read().splitlines()[-1]
+        assert line.startswith("train_qlora: `dvc` or the launcher has ended: checkpoint of step "), line
     finally:
-        parent.kill()
-        parent.wait()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.kill(stage, 0)
-        except ProcessLookupError:
-            line = (tmp_path / "stderr").read_text().splitlines()[-1]
-            assert line.startswith("train_qlora: `dvc` or the launcher has ended: checkpoint of step "), line
-            return
-        time.sleep(0.1)
-    os.kill(stage, signal.SIGKILL)
-    pytest.fail("the stage still ran ten seconds after its dvc was killed")
+        dvc.kill()
+        stage.kill()
 
 
 def out_of_memory(*_, **__):

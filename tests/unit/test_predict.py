@@ -22,7 +22,7 @@ from helpers.damage import edit_json
 from helpers.parameters import manifest_of
 from helpers.project import NANO, ROOT
 from helpers.random_adapter import make_adapter
-from helpers.stages import error_line, run_in_each, run_module, stage_env
+from helpers.stages import StartedModule, error_line, run_in_each, run_module, stage_env
 from helpers.tables import CLASSES, LABELS
 from sklearn.metrics import f1_score
 from transformers import AutoConfig, AutoTokenizer
@@ -213,39 +213,36 @@ def test_lines_are_utf8_in_every_locale(adapter, monkeypatch):
 
 @contextlib.contextmanager
 def predict_process(adapter, *arguments, **streams):
-    """`predict` in its own process, which is killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.predict", *arguments, "--adapter", str(adapter)],
-        env=stage_env(PYTHONUNBUFFERED=""), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams,
-    )  # fmt: skip
+    """`predict` in a fork, which is killed at the end."""
+    arguments = [*arguments, "--adapter", adapter]
+    process = StartedModule("tools.predict", arguments, ROOT, stage_env(), stdout=subprocess.PIPE, **streams)
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
 
 
 def test_a_program_that_waits_for_each_answer_receives_it(adapter):
     with predict_process(adapter, stdin=subprocess.PIPE) as process, selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         for line in number_lines(3):
-            process.stdin.write(f"{line}\n".encode())
-            process.stdin.flush()
+            print(line, file=process.stdin, flush=True)
             assert selector.select(timeout=120), "no answer while the input is open"
             assert json.loads(process.stdout.readline()).items() > json.loads(line).items()
-        process.stdin.write(number_lines(1)[0].encode())  # the last line needs no line break
-        output, log = process.communicate(timeout=120)
-        assert json.loads(output)["id"] == 0
-        assert process.returncode == 0, log
+        process.stdin.write(number_lines(1)[0])  # the last line needs no line break
+        process.stdin.close()
+        assert json.loads(process.stdout.read())["id"] == 0
+        assert process.wait() == 0
 
 
 @pytest.mark.parametrize("arguments", [PAIRS[0], ()], ids=["arguments", "lines"])
 def test_predict_ends_without_a_message_when_its_output_is_closed(adapter, tmp_path, arguments):
-    (tmp_path / "pairs.jsonl").write_text("\n".join(number_lines(200)))
-    with (tmp_path / "pairs.jsonl").open() as lines, predict_process(adapter, *arguments, stdin=lines) as process:
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text("\n".join(number_lines(200)))
+    with predict_process(adapter, *arguments, stdin=lines, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        log = process.stderr.read().decode()
-        assert process.wait(timeout=120) == 1
+        log = process.stderr.read()
+        assert process.wait() == 1
     assert not any(word in log for word in ("Traceback", "BrokenPipe", "Exception", "error")), log
 
 

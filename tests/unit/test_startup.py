@@ -1,6 +1,7 @@
 """How a stage starts and ends: it imports only what it uses, and ends immediately after its last output."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -95,3 +96,17 @@ def test_the_help_of_a_tool_that_loads_a_model_imports_no_slow_library_but_panda
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=stage_env(), capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m tools.{tool} ")
     assert SLOW & set(done.stderr.split()) <= {"pandas"}
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"), [(["-m", "tools.probe"], "False\nTrue\n"), (["-c", "import tools.probe"], "True\nTrue\n")]
+)
+def test_only_a_tools_command_collects_no_garbage_during_its_imports(tmp_path, command, printed):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools/__init__.py", tmp_path / "tools")
+    (tmp_path / "tools/probe.py").write_text(
+        "import gc\nfrom stages.runtime import errors\n"
+        "print(gc.isenabled())\nerrors.run(lambda: print(gc.isenabled()))\n"
+    )
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=stage_env(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (printed, "")
