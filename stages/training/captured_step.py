@@ -10,8 +10,8 @@ all-reduce sums the gradients. The Trainer does everything else: the gradients a
 import contextlib
 import functools
 import gc
+import os
 import time
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -251,7 +251,7 @@ def prefer_cublaslt() -> Iterator[None]:
         yield
         return
     preferred = torch.backends.cuda.preferred_blas_library()
-    _silence_experimental_warning()
+    _choose_cublaslt_silently()
     torch.backends.cuda.preferred_blas_library("cublaslt")
     try:
         yield
@@ -260,11 +260,16 @@ def prefer_cublaslt() -> Iterator[None]:
 
 
 @functools.cache
-def _silence_experimental_warning() -> None:
-    """Let PyTorch's only warning, that `preferred_blas_library` is experimental, come where it is ignored."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*preferred_blas_library is an experimental feature")
+def _choose_cublaslt_silently() -> None:
+    """Let the first call be silent: PyTorch then writes to file descriptor 2 that the function is experimental."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         torch.backends.cuda.preferred_blas_library("cublaslt")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def shape_of(part: Part) -> tuple[int, ...]:

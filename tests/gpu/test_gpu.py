@@ -411,6 +411,12 @@ def test_zeros_are_added_where_that_is_clearly_faster(ms, is_faster, monkeypatch
     assert zeros is None or torch.equal(zeros, torch.zeros_like(weight[:, 0]))
 
 
+def test_cublaslt_is_chosen_without_a_warning():
+    code = "from stages.training.captured_step import prefer_cublaslt\nwith prefer_cublaslt(): print('in it')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("in it\n", "")
+
+
 def test_only_the_step_prefers_cublaslt(small_phi, monkeypatch):
     step, used, library = make_step(classifier(small_phi)), set(), torch.backends.cuda.preferred_blas_library
     compute_loss, before = step._compute_loss, library()
