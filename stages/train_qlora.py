@@ -152,9 +152,10 @@ def train(trainer: ClassifierTrainer, checkpoint: Path | None, p: params.Params,
     before = history.sum_seconds(checkpoints.read_state(checkpoint)) if checkpoint else 0.0
     start = recorder.elapsed_seconds()
     with report_out_of_memory(
-        f"params.yaml: train.micro_batch: {p.train.micro_batch}: a part of a batch does not fit this GPU's memory; to "
-        "use less, set train.micro_batch: 1, train.dequantize_once: false and train.gradient_checkpointing: true. With "
-        "CUDA graphs auto has tried all three; then set a smaller tokenize.max_length"
+        f"params.yaml: tokenize.max_length: {p.tokenize.max_length}: the smallest part of a batch that the parameters "
+        "allow does not fit this GPU's memory; set a smaller one. If you have set train.micro_batch, "
+        "train.dequantize_once or train.gradient_checkpointing, or train without CUDA graphs, first set them to 1, "
+        "false and true"
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return before + recorder.elapsed_seconds() - start

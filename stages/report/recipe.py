@@ -49,7 +49,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
         ),
         (run.task.labels.nouns, _classes(run.task)),
         ("input, in the model's chat template" if p.tokenize.chat else "input", run.task.template),
-        ("longest input", f"{p.tokenize.max_length:,} tokens"),
+        ("tokens read", f"at most {p.tokenize.max_length:,} of each input"),
         ("LoRA", _section(p.lora.model_dump())),
         ("training", _section(p.train.recipe())),
         ("batches", _section(p.batches.model_dump())),

@@ -547,7 +547,7 @@ def out_of_memory(*_, **__):
 
 @pytest.mark.parametrize(
     ("stage", "broken", "message"),
-    [("train_qlora", "transformers.Trainer.train", "train.micro_batch: auto: a part of a batch does not fit"),
+    [("train_qlora", "transformers.Trainer.train", "tokenize.max_length: 128: the smallest part of a batch"),
      ("eval_base", "stages.model.classifier.Classifier.compute_logits", "eval.batch_size: 256 rows do not fit")],
 )  # fmt: skip
 def test_a_batch_that_does_not_fit_the_gpu_is_an_error_of_one_line(tmp_path, monkeypatch, stage, broken, message):

@@ -582,7 +582,7 @@ def test_each_section_of_the_page_is_in_its_contents(gpu_metrics, metrics):
 def test_what_was_run_names_seed_versions_and_digests(metrics):
     for name in ("report.html", "report.md", "model_card.md"):
         text = html.unescape((metrics / name).read_text())
-        for words in ("m" * 64, "d" * 64, "python 3.11", "learning_rate 0.001", "longest input", "order grouped"):
+        for words in ("m" * 64, "d" * 64, "python 3.11", "learning_rate 0.001", "tokens read", "order grouped"):
             assert words in text, (name, words)
     facts = re.search(r'<dl class="facts">(.*?)</dl>', page_of(metrics), re.DOTALL)[1]
     assert f"({'d' * 12}…)" in facts and "<dd>42</dd>" in facts

@@ -224,9 +224,7 @@ def choose_max_length(draft: Draft, lengths: np.ndarray, manifest: dict[str, Any
     limit = min(MAX_LENGTH, read_positions(manifest) or MAX_LENGTH)
     needed = longest if round_up(longest) <= max(MIN_LENGTH, 2 * round_up(most)) else most
     max_length = min(max(round_up(needed), MIN_LENGTH), limit)
-    share = (lengths <= max_length).mean()
-    fit = "all" if longest <= max_length else f"{share:.1%}"
-    comment = f"tokens; {fit} of {len(lengths):,} rows fit, the longest has {longest:,}"
+    comment = f"tokens, at most {limit:,} with this model; the longest row has {longest:,}"
     draft.set("tokenize.max_length", max_length, comment)
     return max_length
 
