@@ -22,7 +22,7 @@ setup: .venv/installed  ## create .venv with the pinned packages; again only if 
 	pip install --quiet --disable-pip-version-check 'pip>=26'  # 23.2 needs twice the time for the next line
 	pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	python -m compileall -qq -j 0 .venv/lib || true  # on all cores, pip compiles on one; some templates are no Python
-	pip install --quiet --disable-pip-version-check --no-deps --editable .
+	PYTHONWARNINGS=ignore pip install --quiet --disable-pip-version-check --no-deps --editable .  # setuptools warns of a data folder
 	touch $@
 
 demo: setup      ## run the pipeline at CPU size: about a minute
