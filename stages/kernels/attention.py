@@ -1,28 +1,33 @@
 """Causal attention of packed rows, with the rotary position embedding. Packed rows follow one another without padding.
 
-Long rows use PyTorch's FlashAttention-2 (Dao 2023), after a kernel that rotates queries and keys. It is slow on short
-rows: most rows of a classifier's data fit one block of tokens. Their kernels have the rotary embedding fused in, and
-one program computes one block of a row's queries for one head, by FlashAttention-2's formulas. These kernels also
-compute long rows where PyTorch's do not run: in fp32, on GPUs before sm_80, and with heads of over 256 dimensions.
+Queries and keys are rotated in place. Then one program computes one block of a row's queries, or of its keys, for one
+head, by FlashAttention-2's formulas (Dao 2023). Each gradient has one writer, so equal inputs give equal bytes.
+
+PyTorch's flash attention of such rows (`torch.nn.attention.varlen`) is slower: its backward in the deterministic mode
+runs through a row's blocks one after another. Microseconds of a forward and a backward on an H200, ours / PyTorch's,
+from benchmarks/attention_lengths.py:
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.flash_attention import flash_backward, flash_forward, supports_flash
+from stages.kernels.head_vectors import (
+    add_weighted,
+    dot_vectors,
+    load_vectors,
+    multiply_vectors,
+    padded_size,
+    split_head,
+    store_vectors,
+    zero_vectors,
+)
 from stages.kernels.index_limits import check_index_range
+from stages.kernels.rotary import rotate, rotate_back
 
-# Rows of up to SHORT tokens fit a block of our kernels. Microseconds of forward and backward on an H200, for phi-2's
-# heads and 8,192 tokens, ours / flash attention: rows of 64 tokens 277 / 617, of 128 656 / 548, of 1,024 3,224 / 1,098.
-# Rows of 34 tokens with one of 512: 763 / 1,056, of 1,024: 1,244 / 1,382, of 2,048: 2,630 / 2,349. Rows of 34 tokens
-# where up to 96 are expected: 463 / 918, up to 512: 637 / 995, up to 2,048: 1,298 / 1,418. With Llama's and Gemma's
-# heads, too, flash attention is faster for rows from 128 tokens on. From benchmarks/attention_lengths.py.
-SHORT, LONGEST_AMONG_SHORT = 64, 1024
 LOG2_E = 1.4426950408889634  # GPUs have an instruction for 2^x, none for e^x
 
 
@@ -85,10 +90,9 @@ class AttentionConfig:
 
 
 class Attention(torch.autograd.Function):
-    """Rotary embedding (Su et al. 2021), then causal attention within each row.
+    """Rotary embedding, then causal attention within each row.
 
-    As in transformers, dimension i of a head is rotated with dimension i + rotary / 2. Dimensions from `rotary` on are
-    not rotated. Shapes: qkv [..., sum of `qkv_widths`], the output [..., num_heads * head_dim].
+    Shapes: qkv [..., sum of `qkv_widths`], the output [..., num_heads * head_dim].
     """
 
     @staticmethod
@@ -117,24 +121,26 @@ def attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of qkv [tokens, columns], whose first columns are queries, keys and values.
 
-    If `takes_flash` is true, queries and keys are rotated in qkv itself. This needs no memory for a copy, and the
-    backward finds them rotated. Only `attention_backward` reads them again: the product that computed them saves its
-    input but not its output, `norm_heads` too, and gradient checkpointing computes them anew.
+    Queries and keys are rotated in qkv itself. This needs no memory for a copy, and the backward finds them rotated.
+    Only `attention_backward` reads them again: the product that computed them saves its input but not its output,
+    `norm_heads` too, and gradient checkpointing computes them anew.
 
     Returns:
-        the output [tokens, num_heads * head_dim], and each query's log-sum-exp, [num_heads, tokens], for the backward.
+        the output [tokens, num_heads * head_dim]; each query's log-sum-exp, base 2, [num_heads, tokens].
     """
-    if takes_flash(qkv, config, layout):
-        return forward_by_flash(qkv, config, layout)
-    tokens = len(qkv)
+    tokens, rows = len(qkv), len(layout.cu_seqlens) - 1
+    check_index_range(max(qkv.stride(0), 2 * config.qkv_widths[0]) * tokens)
+    rotate(qkv, config.num_heads + config.num_kv_heads, config.head_dim, layout.cos, layout.sin)
     out = torch.empty((tokens, config.qkv_widths[0]), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((config.num_heads, tokens), dtype=torch.float32, device=qkv.device)
-    check_index_range(max(qkv.stride(0), 2 * config.qkv_widths[0]) * tokens)
-    options, blocks, programs = launch_options(qkv, config, layout, _block_size(qkv, config), layout.max_seqlen)
-    _forward_kernel[(programs, config.num_heads)](
-        qkv, out, lse, layout.cos, layout.sin, layout.cu_seqlens, len(layout.cu_seqlens) - 1, blocks, tokens,
-        qkv.stride(0), config.num_heads * config.head_dim, config.scale * LOG2_E,
-        NUM_HEADS=config.num_heads, num_stages=1, **options,
+    tiles = choose_tiles("forward", qkv, config.head_dim)
+    if tokens <= tiles.kept * rows:  # most rows are short
+        tiles = tiles._replace(looped=min(tiles.looped, 32))
+    blocks = triton.cdiv(layout.max_seqlen, tiles.kept)
+    _forward_kernel[(rows * blocks + triton.cdiv(tokens, tiles.kept), config.num_heads)](
+        qkv, out, lse, layout.cu_seqlens, rows, blocks, tokens, qkv.stride(0), out.stride(0), config.scale * LOG2_E,
+        BLOCK_Q=tiles.kept, BLOCK_K=tiles.looped, num_warps=tiles.num_warps, num_stages=2,
+        **attention_constants(config, layout),
     )  # fmt: skip
     return out, lse
 
@@ -150,97 +156,71 @@ def attention_backward(
         out, lse: from `attention_forward`.
         dout: the output's gradient, contiguous.
     """
-    if takes_flash(qkv, config, layout):
-        return backward_by_flash(qkv, out, lse, dout, dqkv, config, layout)
-    tokens, (q_width, kv_width, _) = len(qkv), config.qkv_widths
-    dkv = dqkv[:, q_width : q_width + 2 * kv_width]
+    tokens, rows = len(qkv), len(layout.cu_seqlens) - 1
+    check_index_range(dqkv.stride(0) * tokens)
+    cos_sin_starts = (layout.cos, layout.sin, layout.cu_seqlens)
+    strides, numbers = (qkv.stride(0), dqkv.stride(0)), (out.stride(0), config.scale, config.scale * LOG2_E)
+    constants = attention_constants(config, layout)
+    short, (q_width, kv_width, _) = choose_tiles("short", qkv, config.head_dim), config.qkv_widths
     shares_keys = config.num_heads > config.num_kv_heads
+    dkv = dqkv[:, q_width : q_width + 2 * kv_width]
     # Where several heads share keys and values, each writes its own part of the gradient. The parts are added below.
-    dkv_parts = torch.empty((tokens, 2 * q_width), dtype=dqkv.dtype, device=dqkv.device) if shares_keys else dkv
-    tensors = (qkv, out, lse, dout, dqkv, dkv_parts, layout.cos, layout.sin, layout.cu_seqlens)
-    rows = len(layout.cu_seqlens) - 1
-    strides = (qkv.stride(0), dqkv.stride(0), dkv_parts.stride(0), q_width)
-    scales = (config.scale, config.scale * LOG2_E)
-    short = _block_size(qkv, config)  # up to this length a row needs no loop, and fewer registers
-    options, _, programs = launch_options(qkv, config, layout, short, short)
+    parts = torch.empty((tokens, 2 * q_width), dtype=dqkv.dtype, device=dqkv.device) if shares_keys else dkv
+    programs = rows + triton.cdiv(tokens, short.kept)
+    options = {"BLOCK_M": short.kept, "num_warps": short.num_warps, "num_stages": 1, **constants}
     _short_backward_kernel[(programs, config.num_heads)](
-        *tensors, rows, tokens, *strides, *scales, NUM_HEADS=config.num_heads, **options
-    )
-    if layout.max_seqlen > short:
-        block = min(short, 32 if config.head_dim <= 128 else 16)
-        options, blocks, programs = launch_options(qkv, config, layout, block, layout.max_seqlen)
-        _backward_kernel[(programs, config.num_heads)](
-            *tensors, rows, blocks, tokens, *strides, *scales,
-            NUM_HEADS=config.num_heads, MAX_SHORT=short, num_stages=1, **options,
-        )  # fmt: skip
+        qkv, out, lse, dout, dqkv, parts, *cos_sin_starts, len(layout.cos), rows, tokens, *strides,
+        parts.stride(0), *numbers, **options,
+    )  # fmt: skip
     if shares_keys:
-        kv_heads, head_dim = 2 * config.num_kv_heads, config.head_dim
-        parts = dkv_parts.view(tokens, kv_heads, config.num_heads // config.num_kv_heads, head_dim)
-        torch.sum(parts, dim=2, out=dkv.unflatten(1, (kv_heads, head_dim)))
-
-
-def takes_flash(qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> bool:
-    """Whether PyTorch's flash attention computes these rows, or the kernels below.
-
-    It depends only on shapes, which a captured graph fixes: the average row is short or not, empty rows included.
-    """
-    rows = len(layout.cu_seqlens) - 1
-    are_short = layout.max_seqlen <= SHORT or (len(qkv) <= SHORT * rows and layout.max_seqlen <= LONGEST_AMONG_SHORT)
-    return not are_short and supports_flash(qkv, config.head_dim)
-
-
-def forward_by_flash(
-    qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout, attend: Callable = flash_forward
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention_forward` by `attend`, which has the arguments of `flash_forward`."""
-    tokens, block = len(qkv), _rotary_block(config)
-    _rotate_kernel[(triton.cdiv(tokens, block), config.num_heads + config.num_kv_heads)](
-        qkv, layout.cos, layout.sin, len(layout.cos), tokens, qkv.stride(0),
-        BLOCK_M=block, **_part_sizes(config, layout),
+        _sum_heads_kernel[(programs, 2 * config.num_kv_heads)](
+            parts, dqkv, *cos_sin_starts, len(layout.cos), rows, tokens, parts.stride(0), dqkv.stride(0), **options
+        )
+    if layout.max_seqlen <= short.kept:
+        return
+    delta, tiles = torch.empty_like(lse), choose_tiles("queries", qkv, config.head_dim)
+    blocks = triton.cdiv(layout.max_seqlen, tiles.kept)
+    _query_backward_kernel[(rows * blocks, config.num_heads)](
+        qkv, out, lse, delta, dout, dqkv, *cos_sin_starts, len(layout.cos), rows, blocks, tokens, short.kept, *strides,
+        *numbers, BLOCK_Q=tiles.kept, BLOCK_K=tiles.looped, num_warps=tiles.num_warps, num_stages=2, **constants,
     )  # fmt: skip
-    out, lse = attend(
-        *_split_heads(qkv, config), layout.cu_seqlens, layout.max_seqlen, config.scale, _window(config, layout) or None
-    )
-    out = out.view(tokens, -1)
-    _zero_unused_kernel[(tokens,)](out, layout.cu_seqlens, len(layout.cu_seqlens) - 1, out.shape[1], BLOCK=1024)
-    return out, lse
-
-
-def backward_by_flash(
-    qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dqkv: torch.Tensor,
-    config: AttentionConfig, layout: RowLayout, attend_backward: Callable = flash_backward,
-) -> None:  # fmt: skip
-    """`attention_backward` by `attend_backward`, which has the arguments of `flash_backward`."""
-    tokens, block, heads = len(qkv), _rotary_block(config), (len(qkv), config.num_heads, config.head_dim)
-    dq, dk, dv = attend_backward(
-        dout.view(heads), *_split_heads(qkv, config), out.view(heads), lse,
-        layout.cu_seqlens, layout.max_seqlen, config.scale, _window(config, layout) or None,
-    )  # fmt: skip
-    _write_grads_kernel[(triton.cdiv(tokens, block), config.num_heads + 2 * config.num_kv_heads)](
-        dq, dk, dv, dqkv, layout.cos, layout.sin, len(layout.cos), layout.cu_seqlens, len(layout.cu_seqlens) - 1,
-        tokens, dqkv.stride(0),
-        NUM_HEADS=config.num_heads, NUM_KV_HEADS=config.num_kv_heads, BLOCK_D=padded_size(config.head_dim),
-        BLOCK_M=block, **_part_sizes(config, layout),
+    tiles = choose_tiles("keys", qkv, config.head_dim)
+    _key_backward_kernel[(rows * triton.cdiv(layout.max_seqlen, tiles.kept), config.num_kv_heads)](
+        qkv, lse, delta, dout, dqkv, *cos_sin_starts, len(layout.cos), rows, tokens, short.kept, *strides,
+        *numbers, BLOCK_Q=tiles.looped, BLOCK_K=tiles.kept, num_warps=tiles.num_warps, num_stages=2, **constants,
     )  # fmt: skip
 
 
-def _split_heads(qkv: torch.Tensor, config: AttentionConfig) -> list[torch.Tensor]:
-    """Views of queries, keys and values, each [tokens, heads, head_dim]."""
-    parts = qkv[:, : sum(config.qkv_widths)].split(config.qkv_widths, dim=1)
-    return [part.unflatten(1, (-1, config.head_dim)) for part in parts]
+class Tiles(NamedTuple):
+    """The blocks of tokens of a program: one that it keeps, and those of a row that it loops over."""
+
+    kept: int
+    looped: int
+    num_warps: int
 
 
-def _block_size(qkv: torch.Tensor, config: AttentionConfig) -> int:
-    """Tokens of a block, at most 64.
+# By the columns of a head's vector, the best of 4 to 8 on an H200.
+TILES = {
+    "forward": {128: Tiles(64, 64, 4), 256: Tiles(64, 64, 8)},
+    "short": {128: Tiles(64, 0, 4), 256: Tiles(64, 0, 8)},
+    "queries": {128: Tiles(64, 64, 4), 256: Tiles(64, 64, 8)},
+    "keys": {96: Tiles(64, 128, 4), 128: Tiles(64, 32, 4), 256: Tiles(64, 32, 8)},
+}
+TENSORS_KEPT = {"forward": 1, "short": 4.5, "queries": 2, "keys": 2}  # the short one has products of tokens, too
 
-    A block's tiles then fit the registers, and four tiles fit the shared memory of a multiprocessor.
-    """
-    block_d, block = padded_size(config.head_dim), 64
+
+def choose_tiles(kernel: str, qkv: torch.Tensor, head_dim: int) -> Tiles:
+    """The tiles of a kernel, so that they fit the shared memory: each looped block is loaded twice ahead."""
+    columns = sum(split_head(head_dim))
     if qkv.element_size() == 4:
-        block = max(16, min(32, 4096 // block_d))
-    while block > 16 and 4.5 * block * block_d * qkv.element_size() > shared_memory(qkv.device):
-        block //= 2
-    return block
+        block = max(16, min(32, 4096 // padded_size(head_dim)))
+        tiles = Tiles(block, 0 if kernel == "short" else block, 4 if head_dim <= 128 else 8)
+    else:
+        tiles = next(tiles for most, tiles in TILES[kernel].items() if columns <= most or most == 256)
+    limit = shared_memory(qkv.device) / (columns * qkv.element_size())
+    while TENSORS_KEPT[kernel] * tiles.kept + 4 * tiles.looped > limit and max(tiles[:2]) > 16:
+        tiles = tiles._replace(looped=tiles.looped // 2) if tiles.looped > 16 else tiles._replace(kept=tiles.kept // 2)
+    return tiles
 
 
 def shared_memory(device: torch.device) -> float:
@@ -251,404 +231,261 @@ def shared_memory(device: torch.device) -> float:
     return properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # PyTorch's hints lack it
 
 
-def launch_options(
-    qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout, block: int, max_seqlen: int
-) -> tuple[dict[str, int | bool], int, int]:
-    """The kernels' constants, the blocks of a row of `max_seqlen` tokens, and the programs for each head.
-
-    The programs cover all rows, then the tokens after the last row.
-    """
-    options: dict[str, int | bool] = {
-        **_part_sizes(config, layout),
-        "HEADS_PER_KV": config.num_heads // config.num_kv_heads, "NUM_KV_HEADS": config.num_kv_heads,
-        "BLOCK_D": padded_size(config.head_dim), "BLOCK_M": block,
-        "ANGLE_BY_TOKEN": len(layout.cos) == len(qkv), "WINDOW": _window(config, layout),
-        "num_warps": 8 if config.head_dim > 128 or qkv.element_size() == 4 else 4,
+def attention_constants(config: AttentionConfig, layout: RowLayout) -> dict[str, int]:
+    """The kernels' constants."""
+    first, second = split_head(config.head_dim)
+    rotary_half = layout.cos.shape[1] // 2
+    return {
+        "NUM_HEADS": config.num_heads, "NUM_KV_HEADS": config.num_kv_heads, "HEAD_DIM": config.head_dim,
+        "BLOCK_1": first, "BLOCK_2": second or 16, "ROTARY_HALF": rotary_half, "BLOCK_HALF": padded_size(rotary_half),
+        "WINDOW": window_of(config, layout),
     }  # fmt: skip
-    blocks = triton.cdiv(max_seqlen, block)
-    return options, blocks, (len(layout.cu_seqlens) - 1) * blocks + triton.cdiv(len(qkv), block)
 
 
-def _window(config: AttentionConfig, layout: RowLayout) -> int:
+def window_of(config: AttentionConfig, layout: RowLayout) -> int:
     """The window, or 0 if no row is longer than it."""
     return config.window if config.window is not None and config.window < layout.max_seqlen else 0
 
 
-def _part_sizes(config: AttentionConfig, layout: RowLayout) -> dict[str, int]:
-    """The kernels' constants for the parts of a head's vector."""
-    rotary_half = layout.cos.shape[1] // 2
-    pass_dim = config.head_dim - 2 * rotary_half
-    return {
-        "HEAD_DIM": config.head_dim, "ROTARY_HALF": rotary_half, "PASS_DIM": pass_dim,
-        "BLOCK_HALF": padded_size(rotary_half), "BLOCK_PASS": padded_size(pass_dim),
-    }  # fmt: skip
-
-
-def _rotary_block(config: AttentionConfig) -> int:
-    """Tokens of a block of the kernels that only rotate: 16 to 256."""
-    return 4096 // padded_size(config.head_dim)
-
-
-def padded_size(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
-
-
-# A kernel is compiled once for all numbers of rows and tokens, divisible by 16 or not.
-#
-# In all kernels below: a block has BLOCK_M tokens, of queries and of keys. offs_m and offs_n are their positions in the
-# row, tokens_m and tokens_n their rows in the tensors. A head's vector has three parts: the two halves that are rotated
-# with one another, and the dimensions that pass unrotated.
+# A kernel is compiled once for all numbers of rows and tokens, divisible by 16 or not. In all kernels below: offs_q and
+# offs_k are the positions of a block's queries and keys in their row; rows_q and rows_k are their rows in the tensors.
 
 
 @triton.jit
-def load_rotated(
-    base_ptr, stride, tokens, mask, positions, cos_ptr, sin_ptr,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-) -> tuple:  # fmt: skip
-    """Load a block of one head and rotate it; returns its three parts."""
-    offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
-    half_mask = mask[:, None] & (offs_half < ROTARY_HALF)[None, :]
-    half_ptrs = base_ptr + tokens[:, None] * stride + offs_half[None, :]
-    first = tl.load(half_ptrs, half_mask, 0).to(tl.float32)
-    second = tl.load(half_ptrs + ROTARY_HALF, half_mask, 0).to(tl.float32)
-    angles = positions[:, None] * (2 * ROTARY_HALF) + offs_half[None, :]
-    cos = tl.load(cos_ptr + angles, half_mask, 0).to(tl.float32)
-    sin = tl.load(sin_ptr + angles, half_mask, 0).to(tl.float32)
-    dtype = base_ptr.dtype.element_ty
-    pass_mask = mask[:, None] & (offs_pass < PASS_DIM)[None, :]
-    passed = tl.load(base_ptr + 2 * ROTARY_HALF + tokens[:, None] * stride + offs_pass[None, :], pass_mask, 0)
-    return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype), passed
+def _sees(offs_q, offs_k, WINDOW: tl.constexpr) -> tl.tensor:
+    """Whether a query sees a key; the arguments broadcast."""
+    seen = offs_k <= offs_q
+    if WINDOW > 0:
+        seen &= offs_q - offs_k < WINDOW
+    return seen
 
 
-@triton.jit
-def store_rotated_grad(
-    base_ptr, stride, tokens, mask, positions, cos_ptr, sin_ptr, first, second, passed,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-) -> None:  # fmt: skip
-    """Rotate a block's gradient back and store it."""
-    offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
-    half_mask = mask[:, None] & (offs_half < ROTARY_HALF)[None, :]
-    angles = positions[:, None] * (2 * ROTARY_HALF) + offs_half[None, :]
-    cos = tl.load(cos_ptr + angles, half_mask, 0).to(tl.float32)
-    sin = tl.load(sin_ptr + angles, half_mask, 0).to(tl.float32)
-    dtype = base_ptr.dtype.element_ty
-    half_ptrs = base_ptr + tokens[:, None] * stride + offs_half[None, :]
-    tl.store(half_ptrs, (first * cos + second * sin).to(dtype), half_mask)
-    tl.store(half_ptrs + ROTARY_HALF, (second * cos - first * sin).to(dtype), half_mask)
-    pass_mask = mask[:, None] & (offs_pass < PASS_DIM)[None, :]
-    pass_ptrs = base_ptr + 2 * ROTARY_HALF + tokens[:, None] * stride + offs_pass[None, :]
-    tl.store(pass_ptrs, passed.to(dtype), pass_mask)
-
-
-@triton.jit(do_not_specialize=["angles", "tokens"])
-def _rotate_kernel(
-    qk_ptr, cos_ptr, sin_ptr, angles, tokens, stride_qk,
-    HEAD_DIM: tl.constexpr, ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr,
-    BLOCK_PASS: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """Rotate one head of a block of tokens in place; token i with the angles i modulo their number."""
-    tokens_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mask_m = tokens_m < tokens
-    head_ptr = qk_ptr + tl.program_id(1) * HEAD_DIM
-    first, second, _ = load_rotated(
-        head_ptr, stride_qk, tokens_m.to(tl.int64), mask_m, tokens_m % angles, cos_ptr, sin_ptr,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-    tl.debug_barrier()  # in a small block several threads load one element, and one of them stores it
-    offs_half = tl.arange(0, BLOCK_HALF)
-    mask = mask_m[:, None] & (offs_half < ROTARY_HALF)[None, :]
-    half_ptrs = head_ptr + tokens_m.to(tl.int64)[:, None] * stride_qk + offs_half[None, :]
-    tl.store(half_ptrs, first, mask)
-    tl.store(half_ptrs + ROTARY_HALF, second, mask)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _zero_unused_kernel(out_ptr, cu_seqlens_ptr, rows, columns, BLOCK: tl.constexpr):
-    """Zero a token's output if it comes after the last row; out: [tokens, columns], contiguous."""
-    token = tl.program_id(0)
-    if token >= tl.load(cu_seqlens_ptr + rows):
-        for first in range(0, columns, BLOCK):
-            offsets = first + tl.arange(0, BLOCK)
-            zeros = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
-            tl.store(out_ptr + token.to(tl.int64) * columns + offsets, zeros, offsets < columns)
-
-
-@triton.jit(do_not_specialize=["angles", "rows", "tokens"])
-def _write_grads_kernel(
-    dq_ptr, dk_ptr, dv_ptr, dqkv_ptr, cos_ptr, sin_ptr, angles, cu_seqlens_ptr, rows, tokens, stride_dqkv,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """Rotate the gradient of one head of a block of tokens back and write it into its columns of dqkv.
-
-    The heads are those of queries, then of keys, then of values, which have no rotation. Tokens after the last row get
-    zeros. dq, dk, dv: contiguous.
-    """
-    head, tokens_m = tl.program_id(1), tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mask_m = tokens_m < tokens
-    is_used = tokens_m < tl.load(cu_seqlens_ptr + rows)
-    tokens_64 = tokens_m.to(tl.int64)
-    out_ptr = dqkv_ptr + head * HEAD_DIM
-    if head >= NUM_HEADS + NUM_KV_HEADS:
-        offs_d = tl.arange(0, BLOCK_D)
-        mask_d = (offs_d < HEAD_DIM)[None, :]
-        dv_ptrs = dv_ptr + (head - NUM_HEADS - NUM_KV_HEADS) * HEAD_DIM
-        dv_ptrs += tokens_64[:, None] * (NUM_KV_HEADS * HEAD_DIM) + offs_d[None, :]
-        dv = tl.load(dv_ptrs, is_used[:, None] & mask_d, 0)
-        tl.store(out_ptr + tokens_64[:, None] * stride_dqkv + offs_d[None, :], dv, mask_m[:, None] & mask_d)
-        return
-    stride = tl.where(head < NUM_HEADS, NUM_HEADS, NUM_KV_HEADS) * HEAD_DIM
-    grad_ptr = dq_ptr + head * HEAD_DIM
-    if head >= NUM_HEADS:
-        grad_ptr = dk_ptr + (head - NUM_HEADS) * HEAD_DIM
-    offs_half, offs_pass = tl.arange(0, BLOCK_HALF), tl.arange(0, BLOCK_PASS)
-    grad_ptrs = grad_ptr + tokens_64[:, None] * stride
-    half_mask = is_used[:, None] & (offs_half < ROTARY_HALF)[None, :]
-    first = tl.load(grad_ptrs + offs_half[None, :], half_mask, 0).to(tl.float32)
-    second = tl.load(grad_ptrs + ROTARY_HALF + offs_half[None, :], half_mask, 0).to(tl.float32)
-    pass_mask = is_used[:, None] & (offs_pass < PASS_DIM)[None, :]
-    passed = tl.load(grad_ptrs + 2 * ROTARY_HALF + offs_pass[None, :], pass_mask, 0)
-    store_rotated_grad(
-        out_ptr, stride_dqkv, tokens_64, mask_m, tokens_m % angles, cos_ptr, sin_ptr, first, second, passed,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-
-
-@triton.jit
-def dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM: tl.constexpr) -> tl.tensor:
-    """Products of two blocks of vectors, [BLOCK_M, BLOCK_M], from their three parts."""
-    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
-    if PASS_DIM > 0:
-        scores = tl.dot(q3, tl.trans(k3), scores, input_precision="ieee")
-    return scores
-
-
-@triton.jit(do_not_specialize=["rows", "tokens"])
+@triton.jit(do_not_specialize=["rows", "blocks", "tokens"])
 def _forward_kernel(
-    qkv_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, blocks, tokens, stride_qkv, stride_out, scale,
-    NUM_HEADS: tl.constexpr, HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
+    qkv_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, rows, blocks, tokens, stride_qkv, stride_out, scale,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One block of a row's queries, for one head; or zeros for a block of the tokens after the last row."""
-    row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
-    offs_d, offs_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
-    if row >= rows:
-        end = tl.load(cu_seqlens_ptr + rows)
-        tokens_m = end + (tl.program_id(0) - rows * blocks) * BLOCK_M + offs_block
-        out_ptrs = out_ptr + tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
-        out_mask = (tokens_m < tokens)[:, None] & (offs_d < HEAD_DIM)[None, :]
-        tl.store(out_ptrs, tl.zeros((BLOCK_M, BLOCK_D), out_ptr.dtype.element_ty), out_mask)
+    """One block of a row's queries, for one head; or zeros for a block of the tokens after the last row.
+
+    Programs of a row's last blocks have the most keys, and begin first.
+    """
+    row, block, head = tl.program_id(0) % rows, blocks - 1 - tl.program_id(0) // rows, tl.program_id(1)
+    offs_q, head_out_ptr = tl.arange(0, BLOCK_Q), out_ptr + head * HEAD_DIM
+    if block < 0:
+        tokens_q = tl.load(cu_seqlens_ptr + rows) + (tl.program_id(0) - rows * blocks) * BLOCK_Q + offs_q
+        acc1, acc2 = zero_vectors(BLOCK_Q, BLOCK_1, BLOCK_2)
+        store_vectors(head_out_ptr, stride_out, tokens_q, tokens_q < tokens, acc1, acc2, HEAD_DIM, BLOCK_1, BLOCK_2)
         return
     start = tl.load(cu_seqlens_ptr + row)
     length = tl.load(cu_seqlens_ptr + row + 1) - start
-    if block * BLOCK_M >= length:
+    first = block * BLOCK_Q
+    if first >= length:
         return
-    k_ptr = qkv_ptr + NUM_HEADS * HEAD_DIM + head // HEADS_PER_KV * HEAD_DIM
-    offs_m = block * BLOCK_M + offs_block
-    tokens_m = start + offs_m
-    positions_m = tokens_m if ANGLE_BY_TOKEN else offs_m
-    q1, q2, q3 = load_rotated(
-        qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_m, offs_m < length, positions_m, cos_ptr, sin_ptr,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-    row_max = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
-    row_sum = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    for back in range(0, block + 1):  # from the queries' own block backwards: there a query sees at least itself
-        offs_n = (block - back) * BLOCK_M + offs_block
-        tokens_n = start + offs_n
-        k1, k2, k3 = load_rotated(
-            k_ptr, stride_qkv, tokens_n, offs_n < length, tokens_n if ANGLE_BY_TOKEN else offs_n, cos_ptr, sin_ptr,
-            ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-        )  # fmt: skip
-        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale
-        causal_mask = (offs_n[None, :] <= offs_m[:, None]) & (offs_n < length)[None, :]
-        if WINDOW > 0:
-            causal_mask &= offs_m[:, None] - offs_n[None, :] < WINDOW
-        scores = tl.where(causal_mask, scores, float("-inf"))
+    offs_q += first
+    mask_q = offs_q < length
+    q1, q2 = load_vectors(qkv_ptr + head * HEAD_DIM, stride_qkv, start + offs_q, mask_q, HEAD_DIM, BLOCK_1, BLOCK_2)
+    k_ptr = qkv_ptr + (NUM_HEADS + head // (NUM_HEADS // NUM_KV_HEADS)) * HEAD_DIM
+    v_ptr = k_ptr + NUM_KV_HEADS * HEAD_DIM
+    acc1, acc2 = zero_vectors(BLOCK_Q, BLOCK_1, BLOCK_2)
+    row_max = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
+    row_sum = tl.zeros((BLOCK_Q,), dtype=tl.float32)
+    first_key = tl.maximum(first - WINDOW + 1, 0) // BLOCK_K * BLOCK_K if WINDOW > 0 else 0
+    for key in range(first_key, tl.minimum(first + BLOCK_Q, length), BLOCK_K):
+        offs_k = key + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < length
+        k1, k2 = load_vectors(k_ptr, stride_qkv, start + offs_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+        scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale
+        # Not minus infinity: with a window, a query may see no key of the first block. The maximum must be a number.
+        scores = tl.where(_sees(offs_q[:, None], offs_k[None, :], WINDOW), scores, -1e30)
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         p = tl.exp2(scores - new_max[:, None])
         rescale = tl.exp2(row_max - new_max)
         row_sum = row_sum * rescale + tl.sum(p, 1)
-        v_ptrs = k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_n[:, None] * stride_qkv + offs_d[None, :]
-        v = tl.load(v_ptrs, (offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :], 0)
-        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+        v1, v2 = load_vectors(v_ptr, stride_qkv, start + offs_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+        acc1, acc2 = add_weighted(
+            acc1 * rescale[:, None], acc2 * rescale[:, None], p.to(v1.dtype), v1, v2, HEAD_DIM, BLOCK_1
+        )
         row_max = new_max
-    out_mask = (offs_m < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
-    out_ptrs = out_ptr + tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
-    tl.store(out_ptrs, (acc / row_sum[:, None]).to(out_ptr.dtype.element_ty), out_mask)
-    tl.store(lse_ptr + head * tokens + tokens_m, row_max + tl.log2(row_sum), offs_m < length)
+    acc1, acc2 = acc1 / row_sum[:, None], acc2 / row_sum[:, None]
+    store_vectors(head_out_ptr, stride_out, start + offs_q, mask_q, acc1, acc2, HEAD_DIM, BLOCK_1, BLOCK_2)
+    tl.store(lse_ptr + head * tokens + start + offs_q, row_max + tl.log2(row_sum), mask_q)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens"])
+@triton.jit(do_not_specialize=["angles", "rows", "tokens"])
 def _short_backward_kernel(
-    qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, tokens,
+    qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, tokens,
     stride_qkv, stride_dqkv, stride_dkv, stride_out, scale, scale_log2,
-    NUM_HEADS: tl.constexpr, HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """A whole row of up to BLOCK_M tokens, for one head; or zeros for a block of the tokens after the last row."""
+    """A whole row of up to BLOCK_M tokens, for one head; or zeros for a block of the tokens after the last row.
+
+    dkv is for the gradient of keys and values; where several heads share them, for each head's part in it, not rotated.
+    """
     row, head = tl.program_id(0), tl.program_id(1)
-    offs_d, offs_m = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
-    k_ptr, dk_ptr = qkv_ptr + (NUM_HEADS + head // HEADS_PER_KV) * HEAD_DIM, dkv_ptr + head * HEAD_DIM
-    dv_ptr = dk_ptr + (NUM_KV_HEADS * HEADS_PER_KV) * HEAD_DIM
+    offs, kv_head = tl.arange(0, BLOCK_M), head // (NUM_HEADS // NUM_KV_HEADS)
+    dq_ptr, dk_ptr = dqkv_ptr + head * HEAD_DIM, dkv_ptr + head * HEAD_DIM
+    dv_ptr = dk_ptr + NUM_HEADS * HEAD_DIM
+    dq1, dq2 = zero_vectors(BLOCK_M, BLOCK_1, BLOCK_2)
     if row >= rows:
-        tokens_m = tl.load(cu_seqlens_ptr + rows) + (row - rows) * BLOCK_M + offs_m
-        mask = (tokens_m < tokens)[:, None] & (offs_d < HEAD_DIM)[None, :]
-        zeros = tl.zeros((BLOCK_M, BLOCK_D), dqkv_ptr.dtype.element_ty)
-        tl.store(dqkv_ptr + head * HEAD_DIM + tokens_m[:, None] * stride_dqkv + offs_d[None, :], zeros, mask)
-        tl.store(dk_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], zeros, mask)
-        tl.store(dv_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], zeros, mask)
+        rows_m = tl.load(cu_seqlens_ptr + rows) + (row - rows) * BLOCK_M + offs
+        mask = rows_m < tokens
+        store_vectors(dq_ptr, stride_dqkv, rows_m, mask, dq1, dq2, HEAD_DIM, BLOCK_1, BLOCK_2)
+        store_vectors(dk_ptr, stride_dkv, rows_m, mask, dq1, dq2, HEAD_DIM, BLOCK_1, BLOCK_2)
+        store_vectors(dv_ptr, stride_dkv, rows_m, mask, dq1, dq2, HEAD_DIM, BLOCK_1, BLOCK_2)
         return
     start = tl.load(cu_seqlens_ptr + row)
     length = tl.load(cu_seqlens_ptr + row + 1) - start
     if length > BLOCK_M:
         return
-    tokens_m, mask_m = start + offs_m, offs_m < length
-    positions = tokens_m if ANGLE_BY_TOKEN else offs_m
-    mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
-    k1, k2, k3 = load_rotated(
-        k_ptr, stride_qkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS
-    )
-    q1, q2, q3 = load_rotated(
-        qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-    v = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_m[:, None] * stride_qkv + offs_d[None, :], mask, 0)
-    offs_out = tokens_m[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
-    do = tl.load(dout_ptr + offs_out, mask, 0)
-    delta = tl.sum(do.to(tl.float32) * tl.load(out_ptr + offs_out, mask, 0).to(tl.float32), 1)
-    scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
-    causal_mask = (offs_m[None, :] <= offs_m[:, None]) & mask_m[:, None]
-    if WINDOW > 0:
-        causal_mask &= offs_m[:, None] - offs_m[None, :] < WINDOW
-    lse = tl.load(lse_ptr + head * tokens + tokens_m, mask_m, 0)
-    p = tl.where(causal_mask, tl.exp2(scores - lse[:, None]), 0.0)
-    dv = tl.dot(tl.trans(p.to(v.dtype)), do, input_precision="ieee")
-    tl.store(dv_ptr + tokens_m[:, None] * stride_dkv + offs_d[None, :], dv.to(dkv_ptr.dtype.element_ty), mask)
-    dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-    ds = (p * (dp - delta[:, None]) * scale).to(v.dtype)
-    dq1, dq2 = tl.dot(ds, k1, input_precision="ieee"), tl.dot(ds, k2, input_precision="ieee")
-    dq3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
-    if PASS_DIM > 0:
-        dq3 = tl.dot(ds, k3, input_precision="ieee")
-    store_rotated_grad(
-        dqkv_ptr + head * HEAD_DIM, stride_dqkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, dq1, dq2, dq3,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-    ds = tl.trans(ds)
-    dk1, dk2 = tl.dot(ds, q1, input_precision="ieee"), tl.dot(ds, q2, input_precision="ieee")
-    dk3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
-    if PASS_DIM > 0:
-        dk3 = tl.dot(ds, q3, input_precision="ieee")
-    store_rotated_grad(
-        dk_ptr, stride_dkv, tokens_m, mask_m, positions, cos_ptr, sin_ptr, dk1, dk2, dk3,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
+    mask, rows_m = offs < length, start + offs
+    k_ptr = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
+    v_ptr = k_ptr + NUM_KV_HEADS * HEAD_DIM
+    k1, k2 = load_vectors(k_ptr, stride_qkv, rows_m, mask, HEAD_DIM, BLOCK_1, BLOCK_2)
+    v1, v2 = load_vectors(v_ptr, stride_qkv, rows_m, mask, HEAD_DIM, BLOCK_1, BLOCK_2)
+    q1, q2 = load_vectors(qkv_ptr + head * HEAD_DIM, stride_qkv, rows_m, mask, HEAD_DIM, BLOCK_1, BLOCK_2)
+    do1, do2 = load_vectors(dout_ptr + head * HEAD_DIM, stride_out, rows_m, mask, HEAD_DIM, BLOCK_1, BLOCK_2)
+    out1, out2 = load_vectors(out_ptr + head * HEAD_DIM, stride_out, rows_m, mask, HEAD_DIM, BLOCK_1, BLOCK_2)
+    delta = multiply_vectors(do1, do2, out1, out2, HEAD_DIM, BLOCK_1)
+    lse = tl.load(lse_ptr + head * tokens + rows_m, mask, 0)
+    scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale_log2
+    seen = _sees(offs[:, None], offs[None, :], WINDOW) & mask[:, None]
+    p = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
+    ds = (p * (dot_vectors(do1, do2, v1, v2, HEAD_DIM, BLOCK_1) - delta[:, None]) * scale).to(k1.dtype)
+    dq1, dq2 = add_weighted(dq1, dq2, ds, k1, k2, HEAD_DIM, BLOCK_1)
+    store_vectors(dq_ptr, stride_dqkv, rows_m, mask, dq1, dq2, HEAD_DIM, BLOCK_1, BLOCK_2)
+    dv1, dv2 = zero_vectors(BLOCK_M, BLOCK_1, BLOCK_2)
+    dv1, dv2 = add_weighted(dv1, dv2, tl.trans(p.to(k1.dtype)), do1, do2, HEAD_DIM, BLOCK_1)
+    store_vectors(dv_ptr, stride_dkv, rows_m, mask, dv1, dv2, HEAD_DIM, BLOCK_1, BLOCK_2)
+    dk1, dk2 = zero_vectors(BLOCK_M, BLOCK_1, BLOCK_2)
+    dk1, dk2 = add_weighted(dk1, dk2, tl.trans(ds), q1, q2, HEAD_DIM, BLOCK_1)
+    store_vectors(dk_ptr, stride_dkv, rows_m, mask, dk1, dk2, HEAD_DIM, BLOCK_1, BLOCK_2)
+    rotate_back(dq_ptr, stride_dqkv, rows_m, mask, rows_m, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)
+    if NUM_HEADS == NUM_KV_HEADS:
+        rotate_back(dk_ptr, stride_dkv, rows_m, mask, rows_m, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens"])
-def _backward_kernel(
-    qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, rows, blocks, tokens,
-    stride_qkv, stride_dqkv, stride_dkv, stride_out, scale, scale_log2,
-    NUM_HEADS: tl.constexpr, HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
-    MAX_SHORT: tl.constexpr,
+@triton.jit(do_not_specialize=["angles", "rows", "tokens"])
+def _sum_heads_kernel(
+    dkv_ptr, dqkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, tokens, stride_dkv, stride_dqkv,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """One block of a row of over MAX_SHORT tokens, for one head of queries.
+    """A block of the gradient of one head of keys or values: the sum of `_short_backward_kernel`'s parts."""
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    row, head = tl.program_id(0), tl.program_id(1)
+    start = tl.load(cu_seqlens_ptr + tl.minimum(row, rows))
+    length = tokens - start  # all tokens after the last row
+    if row < rows:
+        length = tl.load(cu_seqlens_ptr + row + 1) - start
+        if length > BLOCK_M:
+            return
+    offs = tl.maximum(row - rows, 0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask, rows_m = offs < length, start + offs
+    sum1, sum2 = zero_vectors(BLOCK_M, BLOCK_1, BLOCK_2)
+    for part in tl.static_range(GROUP):
+        part_ptr = dkv_ptr + (head * GROUP + part) * HEAD_DIM
+        x1, x2 = load_vectors(part_ptr, stride_dkv, rows_m, mask, HEAD_DIM, BLOCK_1, BLOCK_2)
+        sum1 += x1
+        if HEAD_DIM > BLOCK_1:
+            sum2 += x2
+    out_ptr = dqkv_ptr + (NUM_HEADS + head) * HEAD_DIM
+    store_vectors(out_ptr, stride_dqkv, rows_m, mask, sum1, sum2, HEAD_DIM, BLOCK_1, BLOCK_2)
+    if head < NUM_KV_HEADS:
+        rotate_back(out_ptr, stride_dqkv, rows_m, mask, rows_m, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)
 
-    The program writes the gradient of the block's queries, and this head's part in that of the block's keys and values.
-    Here offs_m are the block's tokens, offs_q those of a block of queries that see them, offs_n those of earlier keys.
+
+@triton.jit(do_not_specialize=["angles", "rows", "blocks", "tokens", "longest_short"])
+def _query_backward_kernel(
+    qkv_ptr, out_ptr, lse_ptr, delta_ptr, dout_ptr, dqkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, blocks,
+    tokens, longest_short, stride_qkv, stride_dqkv, stride_out, scale, scale_log2,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one block of queries, for one head; and their delta, for `_key_backward_kernel`.
+
+    Rows of up to longest_short tokens are left to `_short_backward_kernel`.
     """
-    row, block, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
-    offs_d, offs_block = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
-    k_ptr, dk_ptr = qkv_ptr + (NUM_HEADS + head // HEADS_PER_KV) * HEAD_DIM, dkv_ptr + head * HEAD_DIM
-    if row >= rows:
-        return
+    row, block, head = tl.program_id(0) % rows, blocks - 1 - tl.program_id(0) // rows, tl.program_id(1)
     start = tl.load(cu_seqlens_ptr + row)
     length = tl.load(cu_seqlens_ptr + row + 1) - start
-    if length <= MAX_SHORT or block * BLOCK_M >= length:
+    first = block * BLOCK_Q
+    if length <= longest_short or first >= length:
         return
-    offs_m = block * BLOCK_M + offs_block
-    tokens_m = start + offs_m
-    positions_m = tokens_m if ANGLE_BY_TOKEN else offs_m
-    mask_m = offs_m < length
-    k1, k2, k3 = load_rotated(
-        k_ptr, stride_qkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-    mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
-    v = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_m[:, None] * stride_qkv + offs_d[None, :], mask, 0)
-    dtype = v.dtype
-    dk1 = tl.zeros((BLOCK_M, BLOCK_HALF), dtype=tl.float32)
-    dk2 = tl.zeros((BLOCK_M, BLOCK_HALF), dtype=tl.float32)
-    dk3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
-    dv = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-    for query_block in range(block, tl.cdiv(length, BLOCK_M)):  # the first is the block itself
-        offs_q = query_block * BLOCK_M + offs_block
-        tokens_q = start + offs_q
-        q1, q2, q3 = load_rotated(
-            qkv_ptr + head * HEAD_DIM, stride_qkv, tokens_q, offs_q < length, tokens_q if ANGLE_BY_TOKEN else offs_q,
-            cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-        )  # fmt: skip
-        offs_out = tokens_q[:, None] * stride_out + head * HEAD_DIM + offs_d[None, :]
-        mask_q = (offs_q < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
-        do = tl.load(dout_ptr + offs_out, mask_q, 0)
-        delta = tl.sum(do.to(tl.float32) * tl.load(out_ptr + offs_out, mask_q, 0).to(tl.float32), 1)
-        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
-        lse = tl.load(lse_ptr + head * tokens + tokens_q, offs_q < length, 0)
-        causal_mask = (offs_m[None, :] <= offs_q[:, None]) & mask_m[None, :] & (offs_q < length)[:, None]
-        if WINDOW > 0:
-            causal_mask &= offs_q[:, None] - offs_m[None, :] < WINDOW
-        p = tl.where(causal_mask, tl.exp2(scores - lse[:, None]), 0.0)
-        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-        ds = (p * (dp - delta[:, None]) * scale).to(dtype)
-        dv = tl.dot(tl.trans(p.to(dtype)), do, dv, input_precision="ieee")
-        dk1 = tl.dot(tl.trans(ds), q1, dk1, input_precision="ieee")
-        dk2 = tl.dot(tl.trans(ds), q2, dk2, input_precision="ieee")
-        if PASS_DIM > 0:
-            dk3 = tl.dot(tl.trans(ds), q3, dk3, input_precision="ieee")
-        if query_block == block:
-            dq1 = tl.dot(ds, k1, input_precision="ieee")
-            dq2 = tl.dot(ds, k2, input_precision="ieee")
-            dq3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
-            if PASS_DIM > 0:
-                dq3 = tl.dot(ds, k3, input_precision="ieee")
-            for key_block in range(0, block):
-                offs_n = key_block * BLOCK_M + offs_block
-                tokens_n = start + offs_n
-                early_k1, early_k2, early_k3 = load_rotated(
-                    k_ptr, stride_qkv, tokens_n, offs_n < length, tokens_n if ANGLE_BY_TOKEN else offs_n,
-                    cos_ptr, sin_ptr, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-                )  # fmt: skip
-                early_v = tl.load(
-                    k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_n[:, None] * stride_qkv + offs_d[None, :],
-                    (offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :], 0,
-                )  # fmt: skip
-                early_scores = dot_parts(q1, q2, q3, early_k1, early_k2, early_k3, PASS_DIM) * scale_log2
-                early_p = tl.exp2(early_scores - lse[:, None])
-                early_mask = (offs_q < length)[:, None] & (offs_n < length)[None, :]
-                if WINDOW > 0:
-                    early_mask &= offs_q[:, None] - offs_n[None, :] < WINDOW
-                early_p = tl.where(early_mask, early_p, 0.0)
-                early_dp = tl.dot(do, tl.trans(early_v), input_precision="ieee")
-                ds = (early_p * (early_dp - delta[:, None]) * scale).to(dtype)
-                dq1 = tl.dot(ds, early_k1, dq1, input_precision="ieee")
-                dq2 = tl.dot(ds, early_k2, dq2, input_precision="ieee")
-                if PASS_DIM > 0:
-                    dq3 = tl.dot(ds, early_k3, dq3, input_precision="ieee")
-            store_rotated_grad(
-                dqkv_ptr + head * HEAD_DIM, stride_dqkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr,
-                dq1, dq2, dq3, ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-            )  # fmt: skip
-    store_rotated_grad(
-        dk_ptr, stride_dkv, tokens_m, mask_m, positions_m, cos_ptr, sin_ptr, dk1, dk2, dk3,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-    dv_ptrs = dk_ptr + (NUM_KV_HEADS * HEADS_PER_KV) * HEAD_DIM + tokens_m[:, None] * stride_dkv + offs_d[None, :]
-    tl.store(dv_ptrs, dv.to(dkv_ptr.dtype.element_ty), mask)
+    offs_q = first + tl.arange(0, BLOCK_Q)
+    mask_q, rows_q = offs_q < length, start + offs_q
+    q1, q2 = load_vectors(qkv_ptr + head * HEAD_DIM, stride_qkv, rows_q, mask_q, HEAD_DIM, BLOCK_1, BLOCK_2)
+    do1, do2 = load_vectors(dout_ptr + head * HEAD_DIM, stride_out, rows_q, mask_q, HEAD_DIM, BLOCK_1, BLOCK_2)
+    out1, out2 = load_vectors(out_ptr + head * HEAD_DIM, stride_out, rows_q, mask_q, HEAD_DIM, BLOCK_1, BLOCK_2)
+    delta = multiply_vectors(do1, do2, out1, out2, HEAD_DIM, BLOCK_1)
+    tl.store(delta_ptr + head * tokens + rows_q, delta, mask_q)
+    lse = tl.load(lse_ptr + head * tokens + rows_q, mask_q, 0)
+    k_ptr = qkv_ptr + (NUM_HEADS + head // (NUM_HEADS // NUM_KV_HEADS)) * HEAD_DIM
+    v_ptr = k_ptr + NUM_KV_HEADS * HEAD_DIM
+    dq1, dq2 = zero_vectors(BLOCK_Q, BLOCK_1, BLOCK_2)
+    first_key = tl.maximum(first - WINDOW + 1, 0) // BLOCK_K * BLOCK_K if WINDOW > 0 else 0
+    for key in range(first_key, tl.minimum(first + BLOCK_Q, length), BLOCK_K):
+        offs_k = key + tl.arange(0, BLOCK_K)
+        mask_k, rows_k = offs_k < length, start + offs_k
+        k1, k2 = load_vectors(k_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+        v1, v2 = load_vectors(v_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+        scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale_log2
+        seen = _sees(offs_q[:, None], offs_k[None, :], WINDOW)
+        p = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
+        ds = p * (dot_vectors(do1, do2, v1, v2, HEAD_DIM, BLOCK_1) - delta[:, None])
+        dq1, dq2 = add_weighted(dq1, dq2, ds.to(k1.dtype), k1, k2, HEAD_DIM, BLOCK_1)
+    dq_ptr = dqkv_ptr + head * HEAD_DIM
+    store_vectors(dq_ptr, stride_dqkv, rows_q, mask_q, dq1 * scale, dq2 * scale, HEAD_DIM, BLOCK_1, BLOCK_2)
+    rotate_back(dq_ptr, stride_dqkv, rows_q, mask_q, rows_q, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)
+
+
+@triton.jit(do_not_specialize=["angles", "rows", "tokens", "longest_short"])
+def _key_backward_kernel(
+    qkv_ptr, lse_ptr, delta_ptr, dout_ptr, dqkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, tokens,
+    longest_short, stride_qkv, stride_dqkv, stride_out, scale, scale_log2,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one block of keys and of their values, over all query heads that share them.
+
+    The scores are transposed: [keys, queries].
+    """
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    row, block, kv_head = tl.program_id(0) % rows, tl.program_id(0) // rows, tl.program_id(1)
+    start = tl.load(cu_seqlens_ptr + row)
+    length = tl.load(cu_seqlens_ptr + row + 1) - start
+    first = block * BLOCK_K
+    if length <= longest_short or first >= length:
+        return
+    offs_k = first + tl.arange(0, BLOCK_K)
+    mask_k, rows_k = offs_k < length, start + offs_k
+    k_ptr, dk_ptr = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM, dqkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
+    v_ptr, dv_ptr = k_ptr + NUM_KV_HEADS * HEAD_DIM, dk_ptr + NUM_KV_HEADS * HEAD_DIM
+    k1, k2 = load_vectors(k_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+    v1, v2 = load_vectors(v_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+    dk1, dk2 = zero_vectors(BLOCK_K, BLOCK_1, BLOCK_2)
+    dv1, dv2 = zero_vectors(BLOCK_K, BLOCK_1, BLOCK_2)
+    end = tl.minimum(length, first + BLOCK_K + WINDOW - 1) if WINDOW > 0 else length
+    for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):
+        for query in range(first // BLOCK_Q * BLOCK_Q, end, BLOCK_Q):
+            offs_q = query + tl.arange(0, BLOCK_Q)
+            mask_q, rows_q = offs_q < length, start + offs_q
+            q1, q2 = load_vectors(qkv_ptr + head * HEAD_DIM, stride_qkv, rows_q, mask_q, HEAD_DIM, BLOCK_1, BLOCK_2)
+            scores = dot_vectors(k1, k2, q1, q2, HEAD_DIM, BLOCK_1) * scale_log2
+            lse = tl.load(lse_ptr + head * tokens + rows_q, mask_q, 0)
+            seen = _sees(offs_q[None, :], offs_k[:, None], WINDOW) & mask_q[None, :]
+            p = tl.where(seen, tl.exp2(scores - lse[None, :]), 0.0)
+            do1, do2 = load_vectors(dout_ptr + head * HEAD_DIM, stride_out, rows_q, mask_q, HEAD_DIM, BLOCK_1, BLOCK_2)
+            dv1, dv2 = add_weighted(dv1, dv2, p.to(k1.dtype), do1, do2, HEAD_DIM, BLOCK_1)
+            delta = tl.load(delta_ptr + head * tokens + rows_q, mask_q, 0)
+            ds = p * (dot_vectors(v1, v2, do1, do2, HEAD_DIM, BLOCK_1) - delta[None, :])
+            dk1, dk2 = add_weighted(dk1, dk2, ds.to(k1.dtype), q1, q2, HEAD_DIM, BLOCK_1)
+    store_vectors(dv_ptr, stride_dqkv, rows_k, mask_k, dv1, dv2, HEAD_DIM, BLOCK_1, BLOCK_2)
+    store_vectors(dk_ptr, stride_dqkv, rows_k, mask_k, dk1 * scale, dk2 * scale, HEAD_DIM, BLOCK_1, BLOCK_2)
+    rotate_back(dk_ptr, stride_dqkv, rows_k, mask_k, rows_k, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)

@@ -8,18 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.kernels.attention import (
-    LOG2_E,
-    Attention,
-    AttentionConfig,
-    RowLayout,
-    dot_parts,
-    launch_options,
-    load_rotated,
+from stages.kernels.attention import LOG2_E, Attention, AttentionConfig, RowLayout, attention_constants
+from stages.kernels.head_vectors import (
+    add_weighted,
+    dot_vectors,
+    load_vectors,
+    multiply_vectors,
     padded_size,
-    store_rotated_grad,
+    store_vectors,
+    zero_vectors,
 )
 from stages.kernels.index_limits import check_index_range
+from stages.kernels.rotary import rotate, rotate_back
 
 
 def attend_last(q: torch.Tensor, kv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> torch.Tensor:
@@ -57,7 +57,9 @@ class _LastTokenAttention(torch.autograd.Function):
 def last_token_forward(
     q: torch.Tensor, kv: torch.Tensor, config: AttentionConfig, layout: RowLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of each row's token `layout.last`, rotary embedding included. That of a row without tokens is 0.
+    """Attention of each row's token `layout.last`. That of a row without tokens is 0.
+
+    Queries and keys are rotated in place, as in `attention_forward`.
 
     Args:
         q: [rows, columns], whose first columns are the queries.
@@ -66,12 +68,14 @@ def last_token_forward(
     Returns:
         the output [rows, num_heads * head_dim], and each query's log-sum-exp, base 2, [rows, num_heads].
     """
+    check_index_range(kv.numel(), q.stride(0) * len(q))
+    rotate(q, config.num_heads, config.head_dim, layout.cos, layout.sin, layout.last)
+    rotate(kv, config.num_kv_heads, config.head_dim, layout.cos, layout.sin)
     out = torch.empty((len(q), config.qkv_widths[0]), dtype=q.dtype, device=q.device)
     lse = torch.empty((len(q), config.num_heads), dtype=torch.float32, device=q.device)
-    options, _ = _options(q, kv, config, layout)
     _forward_kernel[(len(q), config.num_kv_heads)](
-        q, kv, out, lse, layout.cos, layout.sin, layout.cu_seqlens, layout.last, q.stride(0), kv.stride(0),
-        config.scale * LOG2_E, **options,
+        q, kv, out, lse, layout.cu_seqlens, layout.last, q.stride(0), kv.stride(0), config.scale * LOG2_E,
+        **_constants(kv, config, layout),
     )  # fmt: skip
     return out, lse
 
@@ -84,23 +88,21 @@ def last_token_backward(
 
     It is 0 for tokens that the classified one does not see, and for tokens after the last row.
     """
-    dkv = torch.empty_like(kv)
-    options, programs = _options(q, kv, config, layout)
+    dkv, constants = torch.empty_like(kv), _constants(kv, config, layout)
+    programs = len(q) + triton.cdiv(len(kv), int(constants["BLOCK_M"]))  # rows, then blocks of tokens after them
     _backward_kernel[(programs, config.num_kv_heads)](
-        q, kv, out, lse, dout, dq, dkv, layout.cos, layout.sin, layout.cu_seqlens, layout.last, len(q), len(kv),
-        q.stride(0), kv.stride(0), dq.stride(0), config.scale, config.scale * LOG2_E, **options,
+        q, kv, out, lse, dout, dq, dkv, layout.cos, layout.sin, layout.cu_seqlens, layout.last, len(layout.cos),
+        len(q), len(kv), q.stride(0), kv.stride(0), dq.stride(0), config.scale, config.scale * LOG2_E, **constants,
     )  # fmt: skip
     return dkv
 
 
-def _options(
-    q: torch.Tensor, kv: torch.Tensor, config: AttentionConfig, layout: RowLayout
-) -> tuple[dict[str, int | bool], int]:
-    """The kernels' constants, and the backward's programs for each head: rows, then blocks of tokens after them."""
-    check_index_range(kv.numel(), q.stride(0) * len(q))
-    block = max(16, min(64, 4096 // padded_size(config.head_dim)))
-    options, _, programs = launch_options(kv, config, layout, block, block)
-    return options | {"BLOCK_G": padded_size(config.num_heads // config.num_kv_heads), "num_stages": 1}, programs
+def _constants(kv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> dict[str, int]:
+    return attention_constants(config, layout) | {
+        "BLOCK_M": max(16, min(64, 4096 // padded_size(config.head_dim))),
+        "BLOCK_G": padded_size(config.num_heads // config.num_kv_heads),
+        "num_warps": 8 if config.head_dim > 128 or kv.element_size() == 4 else 4, "num_stages": 1,
+    }  # fmt: skip
 
 
 # In both kernels: offs_g are the query heads that share keys and values, offs_n a block of keys: their positions in the
@@ -118,122 +120,94 @@ def _load_row(cu_seqlens_ptr, last_ptr, row):
 
 @triton.jit
 def _forward_kernel(
-    q_ptr, kv_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, last_ptr, stride_q, stride_kv, scale,
-    HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    q_ptr, kv_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, last_ptr, stride_q, stride_kv, scale,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """The query heads of one row that share keys and values."""
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     row, kv_head = tl.program_id(0), tl.program_id(1)
-    start, length, token, last = _load_row(cu_seqlens_ptr, last_ptr, row)
-    offs_g, offs_d, offs_block = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
-    mask_g, first = offs_g < HEADS_PER_KV, kv_head * HEADS_PER_KV * HEAD_DIM
-    position = (token if ANGLE_BY_TOKEN else last) + tl.zeros((BLOCK_G,), dtype=tl.int32)
-    q1, q2, q3 = load_rotated(
-        q_ptr + row * stride_q + first, HEAD_DIM, offs_g, mask_g, position, cos_ptr, sin_ptr,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
+    start, length, _, last = _load_row(cu_seqlens_ptr, last_ptr, row)
+    offs_g = tl.arange(0, BLOCK_G)
+    mask_g, first = offs_g < GROUP, kv_head * GROUP * HEAD_DIM
+    q1, q2 = load_vectors(q_ptr + row * stride_q + first, HEAD_DIM, offs_g, mask_g, HEAD_DIM, BLOCK_1, BLOCK_2)
     k_ptr = kv_ptr + kv_head * HEAD_DIM
-    acc = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
+    v_ptr = k_ptr + NUM_KV_HEADS * HEAD_DIM
+    acc1, acc2 = zero_vectors(BLOCK_G, BLOCK_1, BLOCK_2)
     row_max = tl.full((BLOCK_G,), float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros((BLOCK_G,), dtype=tl.float32)
     first_key = tl.maximum(last - WINDOW + 1, 0) if WINDOW > 0 else 0
     for block in range(first_key // BLOCK_M, tl.cdiv(tl.minimum(last + 1, length), BLOCK_M)):
-        offs_n = block * BLOCK_M + offs_block
-        tokens_n, mask_n = start + offs_n, (offs_n >= first_key) & (offs_n <= last)
-        k1, k2, k3 = load_rotated(
-            k_ptr, stride_kv, tokens_n, mask_n, tokens_n if ANGLE_BY_TOKEN else offs_n, cos_ptr, sin_ptr,
-            ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-        )  # fmt: skip
-        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale
+        offs_n = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        rows_n, mask_n = start + offs_n, (offs_n >= first_key) & (offs_n <= last)
+        k1, k2 = load_vectors(k_ptr, stride_kv, rows_n, mask_n, HEAD_DIM, BLOCK_1, BLOCK_2)
+        scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale
         scores = tl.where(mask_n[None, :], scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         p = tl.exp2(scores - new_max[:, None])
         rescale = tl.exp2(row_max - new_max)
         row_sum = row_sum * rescale + tl.sum(p, 1)
-        v_ptrs = k_ptr + NUM_KV_HEADS * HEAD_DIM + tokens_n[:, None] * stride_kv + offs_d[None, :]
-        v = tl.load(v_ptrs, mask_n[:, None] & (offs_d < HEAD_DIM)[None, :], 0)
-        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+        v1, v2 = load_vectors(v_ptr, stride_kv, rows_n, mask_n, HEAD_DIM, BLOCK_1, BLOCK_2)
+        acc1, acc2 = acc1 * rescale[:, None], acc2 * rescale[:, None]
+        acc1, acc2 = add_weighted(acc1, acc2, p.to(v1.dtype), v1, v2, HEAD_DIM, BLOCK_1)
         row_max = new_max
     row_sum = tl.where(row_sum > 0, row_sum, 1.0)  # of a row without tokens
-    out_ptrs = out_ptr + row * (NUM_KV_HEADS * HEADS_PER_KV * HEAD_DIM) + first
-    out_ptrs += offs_g[:, None] * HEAD_DIM + offs_d[None, :]
-    out = (acc / row_sum[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptrs, out, mask_g[:, None] & (offs_d < HEAD_DIM)[None, :])
-    lse_ptrs = lse_ptr + (row * NUM_KV_HEADS + kv_head) * HEADS_PER_KV + offs_g
-    tl.store(lse_ptrs, row_max + tl.log2(row_sum), mask_g)
+    out_row_ptr = out_ptr + row * (NUM_HEADS * HEAD_DIM) + first
+    acc1, acc2 = acc1 / row_sum[:, None], acc2 / row_sum[:, None]
+    store_vectors(out_row_ptr, HEAD_DIM, offs_g, mask_g, acc1, acc2, HEAD_DIM, BLOCK_1, BLOCK_2)
+    tl.store(lse_ptr + row * NUM_HEADS + kv_head * GROUP + offs_g, row_max + tl.log2(row_sum), mask_g)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens"])
+@triton.jit(do_not_specialize=["angles", "rows", "tokens"])
 def _backward_kernel(
-    q_ptr, kv_ptr, out_ptr, lse_ptr, dout_ptr, dq_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, last_ptr, rows,
-    tokens, stride_q, stride_kv, stride_dq, scale, scale_log2,
-    HEADS_PER_KV: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    ROTARY_HALF: tl.constexpr, PASS_DIM: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_PASS: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ANGLE_BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    q_ptr, kv_ptr, out_ptr, lse_ptr, dout_ptr, dq_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, last_ptr, angles,
+    rows, tokens, stride_q, stride_kv, stride_dq, scale, scale_log2,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """The query heads of one row that share keys and values; or zeros for a block of the tokens after the last row."""
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     row, kv_head = tl.program_id(0), tl.program_id(1)
-    offs_g, offs_d, offs_block = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
-    dk_ptr, mask_d = dkv_ptr + kv_head * HEAD_DIM, offs_d < HEAD_DIM
+    offs_g, offs_block = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_M)
+    dk_ptr = dkv_ptr + kv_head * HEAD_DIM
     dv_ptr = dk_ptr + NUM_KV_HEADS * HEAD_DIM
+    zero1, zero2 = zero_vectors(BLOCK_M, BLOCK_1, BLOCK_2)
     if row >= rows:
-        tokens_n = tl.load(cu_seqlens_ptr + rows).to(tl.int32) + (row - rows) * BLOCK_M + offs_block
-        offsets, mask = tokens_n[:, None] * stride_kv + offs_d[None, :], (tokens_n < tokens)[:, None] & mask_d[None, :]
-        zeros = tl.zeros((BLOCK_M, BLOCK_D), dkv_ptr.dtype.element_ty)
-        tl.store(dk_ptr + offsets, zeros, mask)
-        tl.store(dv_ptr + offsets, zeros, mask)
+        rows_n = tl.load(cu_seqlens_ptr + rows).to(tl.int32) + (row - rows) * BLOCK_M + offs_block
+        store_vectors(dk_ptr, stride_kv, rows_n, rows_n < tokens, zero1, zero2, HEAD_DIM, BLOCK_1, BLOCK_2)
+        store_vectors(dv_ptr, stride_kv, rows_n, rows_n < tokens, zero1, zero2, HEAD_DIM, BLOCK_1, BLOCK_2)
         return
     start, length, token, last = _load_row(cu_seqlens_ptr, last_ptr, row)
-    mask_g, first = offs_g < HEADS_PER_KV, kv_head * HEADS_PER_KV * HEAD_DIM
-    position = (token if ANGLE_BY_TOKEN else last) + tl.zeros((BLOCK_G,), dtype=tl.int32)
-    q1, q2, q3 = load_rotated(
-        q_ptr + row * stride_q + first, HEAD_DIM, offs_g, mask_g, position, cos_ptr, sin_ptr,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
-    offs_out = row * (NUM_KV_HEADS * HEADS_PER_KV * HEAD_DIM) + first + offs_g[:, None] * HEAD_DIM + offs_d[None, :]
-    do = tl.load(dout_ptr + offs_out, mask_g[:, None] & mask_d[None, :], 0)
-    out = tl.load(out_ptr + offs_out, mask_g[:, None] & mask_d[None, :], 0)
-    delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
-    lse = tl.load(lse_ptr + (row * NUM_KV_HEADS + kv_head) * HEADS_PER_KV + offs_g, mask_g, 0)
-    dq1 = tl.zeros((BLOCK_G, BLOCK_HALF), dtype=tl.float32)
-    dq2 = tl.zeros((BLOCK_G, BLOCK_HALF), dtype=tl.float32)
-    dq3 = tl.zeros((BLOCK_G, BLOCK_PASS), dtype=tl.float32)
+    mask_g, first = offs_g < GROUP, kv_head * GROUP * HEAD_DIM
+    out_row = row * (NUM_HEADS * HEAD_DIM) + first
+    q1, q2 = load_vectors(q_ptr + row * stride_q + first, HEAD_DIM, offs_g, mask_g, HEAD_DIM, BLOCK_1, BLOCK_2)
+    do1, do2 = load_vectors(dout_ptr + out_row, HEAD_DIM, offs_g, mask_g, HEAD_DIM, BLOCK_1, BLOCK_2)
+    out1, out2 = load_vectors(out_ptr + out_row, HEAD_DIM, offs_g, mask_g, HEAD_DIM, BLOCK_1, BLOCK_2)
+    delta = multiply_vectors(do1, do2, out1, out2, HEAD_DIM, BLOCK_1)
+    lse = tl.load(lse_ptr + row * NUM_HEADS + kv_head * GROUP + offs_g, mask_g, 0)
+    dq1, dq2 = zero_vectors(BLOCK_G, BLOCK_1, BLOCK_2)
     k_ptr = kv_ptr + kv_head * HEAD_DIM
+    v_ptr = k_ptr + NUM_KV_HEADS * HEAD_DIM
     first_key = last - WINDOW + 1 if WINDOW > 0 else 0
     for block in range(0, tl.cdiv(length, BLOCK_M)):
         offs_n = block * BLOCK_M + offs_block
-        tokens_n, mask_n = start + offs_n, offs_n < length
-        positions_n = tokens_n if ANGLE_BY_TOKEN else offs_n
-        offsets, mask = tokens_n[:, None] * stride_kv + offs_d[None, :], mask_n[:, None] & mask_d[None, :]
-        k1, k2, k3 = load_rotated(
-            k_ptr, stride_kv, tokens_n, mask_n, positions_n, cos_ptr, sin_ptr,
-            ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-        )  # fmt: skip
-        v = tl.load(k_ptr + NUM_KV_HEADS * HEAD_DIM + offsets, mask, 0)
-        scores = dot_parts(q1, q2, q3, k1, k2, k3, PASS_DIM) * scale_log2
+        rows_n, mask_n = start + offs_n, offs_n < length
+        k1, k2 = load_vectors(k_ptr, stride_kv, rows_n, mask_n, HEAD_DIM, BLOCK_1, BLOCK_2)
+        v1, v2 = load_vectors(v_ptr, stride_kv, rows_n, mask_n, HEAD_DIM, BLOCK_1, BLOCK_2)
+        scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale_log2
         seen = (offs_n >= first_key) & (offs_n <= last)
         p = tl.where(seen[None, :], tl.exp2(scores - lse[:, None]), 0.0)
-        dv = tl.dot(tl.trans(p.to(v.dtype)), do, input_precision="ieee")
-        tl.store(dv_ptr + offsets, dv.to(dkv_ptr.dtype.element_ty), mask)
-        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-        ds = (p * (dp - delta[:, None]) * scale).to(v.dtype)
-        dq1 = tl.dot(ds, k1, dq1, input_precision="ieee")
-        dq2 = tl.dot(ds, k2, dq2, input_precision="ieee")
-        if PASS_DIM > 0:
-            dq3 = tl.dot(ds, k3, dq3, input_precision="ieee")
-        ds = tl.trans(ds)
-        dk1, dk2 = tl.dot(ds, q1, input_precision="ieee"), tl.dot(ds, q2, input_precision="ieee")
-        dk3 = tl.zeros((BLOCK_M, BLOCK_PASS), dtype=tl.float32)
-        if PASS_DIM > 0:
-            dk3 = tl.dot(ds, q3, input_precision="ieee")
-        store_rotated_grad(
-            dk_ptr, stride_kv, tokens_n, mask_n, positions_n, cos_ptr, sin_ptr, dk1, dk2, dk3,
-            ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-        )  # fmt: skip
-    store_rotated_grad(
-        dq_ptr + row * stride_dq + first, HEAD_DIM, offs_g, mask_g, position, cos_ptr, sin_ptr, dq1, dq2, dq3,
-        ROTARY_HALF, PASS_DIM, BLOCK_HALF, BLOCK_PASS,
-    )  # fmt: skip
+        dv1, dv2 = add_weighted(zero1, zero2, tl.trans(p.to(k1.dtype)), do1, do2, HEAD_DIM, BLOCK_1)
+        store_vectors(dv_ptr, stride_kv, rows_n, mask_n, dv1, dv2, HEAD_DIM, BLOCK_1, BLOCK_2)
+        dp = dot_vectors(do1, do2, v1, v2, HEAD_DIM, BLOCK_1)
+        ds = (p * (dp - delta[:, None])).to(k1.dtype)
+        dq1, dq2 = add_weighted(dq1, dq2, ds, k1, k2, HEAD_DIM, BLOCK_1)
+        dk1, dk2 = add_weighted(zero1, zero2, tl.trans(ds), q1, q2, HEAD_DIM, BLOCK_1)
+        store_vectors(dk_ptr, stride_kv, rows_n, mask_n, dk1 * scale, dk2 * scale, HEAD_DIM, BLOCK_1, BLOCK_2)
+        rotate_back(dk_ptr, stride_kv, rows_n, mask_n, rows_n, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)
+    dq_row_ptr = dq_ptr + row * stride_dq + first
+    store_vectors(dq_row_ptr, HEAD_DIM, offs_g, mask_g, dq1 * scale, dq2 * scale, HEAD_DIM, BLOCK_1, BLOCK_2)
+    tokens_g = token + tl.zeros((BLOCK_G,), dtype=tl.int32)
+    rotate_back(dq_row_ptr, HEAD_DIM, offs_g, mask_g, tokens_g, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)

@@ -1,4 +1,4 @@
-"""Attention of long rows on a GPU, by PyTorch's flash attention: `pytest -m gpu`."""
+"""Attention of long rows on a GPU: `pytest -m gpu`."""
 
 import pytest
 import torch
@@ -8,22 +8,9 @@ from helpers.reference_attention import attend_by_row
 from helpers.small_classifier import DEVICE, PAD, as_rows, batch, classifier, distance, eager, gradients
 
 from stages.data.batching import pack_rows
-from stages.kernels.attention import (
-    SHORT,
-    AttentionConfig,
-    RowLayout,
-    attention_backward,
-    attention_forward,
-    takes_flash,
-)
+from stages.kernels.attention import AttentionConfig, RowLayout, attention_backward, attention_forward
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
-        reason="flash attention needs a CUDA GPU from sm_80 on",
-    ),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 CONFIGS = {  # the attention, and how many dimensions of a head are rotated
     "phi-2": (AttentionConfig(32, 32, 80, 80**-0.5), 32),
     "llama-8b": (AttentionConfig(32, 8, 128, 128**-0.5), 128),
@@ -46,7 +33,6 @@ def inputs(request):
     qkv = torch.randn(tokens, columns, device=DEVICE, generator=generator).bfloat16()
     dout = torch.randn(tokens, config.qkv_widths[0], device=DEVICE, generator=generator).bfloat16()
     qkv[sum(LENGTHS) :] = dout[sum(LENGTHS) :] = float("nan")
-    assert takes_flash(qkv, config, layout)
     return qkv, dout, config, layout
 
 
@@ -88,22 +74,11 @@ def test_output_and_gradient_are_those_of_float64(inputs):
     assert (dqkv[:, columns:] == 7).all()
 
 
-def test_short_rows_kernels_and_flash_attention_agree(inputs, monkeypatch):
-    qkv, dout, config, layout = inputs
-    out, dqkv = attend(qkv, dout, config, layout)
-    monkeypatch.setattr("stages.kernels.attention.takes_flash", lambda *_: False)
-    expected_out, expected_grad = attend(qkv, dout, config, layout)
-    assert relative_error(out, expected_out.double()) < 1e-2
-    assert relative_error(dqkv, expected_grad.double()) < 1e-2
-
-
 def test_runs_are_equal_in_all_bytes(inputs):
-    """PyTorch's mode is deterministic only during the call."""
     first = attend(*inputs)
     for _ in range(5):
         for again, expected in zip(attend(*inputs), first, strict=True):
             assert torch.equal(again, expected)
-    assert torch.get_deterministic_debug_mode() == 0 and torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_captured_graph_computes_the_same(inputs):
@@ -125,7 +100,7 @@ def test_a_captured_graph_computes_the_same(inputs):
 def test_gradients_of_a_captured_step_are_the_eager_ones(family, checkpointing, tmp_path):
     from stages.training.captured_step import CapturedStep
 
-    length = SHORT + 100
+    length = 164
     manifest, (ids, labels) = manifest_of(save_family(family, tmp_path)), batch(length=length)
     options = {"freeze": True, "precision": "bf16", "quantization": "none", "hidden_act": None}
     exact = classifier(manifest, **options | {"precision": "fp32"})

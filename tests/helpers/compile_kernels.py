@@ -56,9 +56,11 @@ def compile_all(capability, dtype):
     triton.runtime.driver.set_active(Target(capability))
     JITFunction.__getitem__ = compile_kernel
     attention.shared_memory = lambda device: SHARED_MEMORY[capability]
-    launch_attention(AttentionConfig(4, 1, 256 if dtype.itemsize == 2 else 128, 0.1, window=100), 64, dtype)
+    widest = 256 if dtype.itemsize == 2 else 128  # of those that `fits_shared_memory` allows
+    launch_attention(AttentionConfig(4, 1, widest, 0.1, window=100), 64, dtype)
     launch_lora(64, 1024, dtype)
     if dtype.itemsize == 2:
+        launch_attention(AttentionConfig(2, 2, 80, 0.1), 32, dtype)  # blocks of two parts
         launch_lora(32, lora_kernels.MANY_TOKENS, dtype)  # other tiles
     launch_dropout_and_copies(dtype)
     launch_norms_and_gate(dtype)
@@ -66,13 +68,7 @@ def compile_all(capability, dtype):
 
 
 def launch_attention(config, rotary, dtype):
-    """All kernels, with the widest heads that `fits_shared_memory` allows."""
-
-    def attend(q, *_):
-        return torch.empty_like(q, memory_format=torch.contiguous_format), None
-
-    def attend_backward(dout, q, k, v, *_):
-        return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    """All kernels of an attention."""
 
     tokens = 256
     qkv = torch.empty(tokens, sum(config.qkv_widths), dtype=dtype)
@@ -80,8 +76,6 @@ def launch_attention(config, rotary, dtype):
     layout = RowLayout(torch.tensor([0, tokens], dtype=torch.int32), tokens, angles, angles)
     out, lse = attention_forward(qkv, config, layout)
     attention_backward(qkv, out, lse, out, dqkv, config, layout)
-    attention.forward_by_flash(qkv, config, layout, attend)
-    attention.backward_by_flash(qkv, out, lse, out, dqkv, config, layout, attend_backward)
     q, kv = qkv[:1, : config.qkv_widths[0]], torch.empty(tokens, 2 * config.qkv_widths[1], dtype=dtype)
     layout = dataclasses.replace(layout, last=torch.tensor([tokens - 1]))
     out, lse = last_token_attention.last_token_forward(q, kv, config, layout)

@@ -1,17 +1,10 @@
-"""Attention of long rows, with a reference in place of PyTorch's flash attention, which runs only on a GPU.
-
-tests/gpu/test_long_attention.py tests it there. Where flash attention leaves memory uninitialized, there is NaN.
-"""
-
-import dataclasses
-import functools
-import types
+"""Attention of rows of several blocks, whose tokens after the last row hold NaN."""
 
 import pytest
 import torch
 from helpers.families import save_family
 from helpers.parameters import manifest_of
-from helpers.reference_attention import attend_by_row, attend_without_rotation
+from helpers.reference_attention import attend_by_row
 from helpers.small_classifier import (
     DEVICE,
     PAD,
@@ -30,15 +23,14 @@ pytest.importorskip("triton", reason="Triton is not installed; it comes with PyT
 
 from stages.kernels import attention
 from stages.kernels.attention import (
-    LONGEST_AMONG_SHORT,
-    SHORT,
     AttentionConfig,
     RowLayout,
-    backward_by_flash,
-    forward_by_flash,
-    takes_flash,
+    attention_backward,
+    attention_constants,
+    attention_forward,
+    choose_tiles,
 )
-from stages.kernels.flash_attention import supports_flash
+from stages.kernels.head_vectors import split_head
 
 NAN = float("nan")
 CONFIGS = {
@@ -47,24 +39,6 @@ CONFIGS = {
     "one head of keys, window": (AttentionConfig(3, 1, 32, 0.2, window=5), 32),
     "rotation of few dimensions": (AttentionConfig(1, 1, 40, 0.2, window=1), 6),
 }
-
-
-def attend(q, k, v, cu_seqlens, max_seqlen, scale, window):
-    assert cu_seqlens.dtype == torch.int32 and max_seqlen >= cu_seqlens.diff().max()
-    out = torch.full_like(q, NAN, memory_format=torch.contiguous_format)
-    out[: cu_seqlens[-1]] = attend_without_rotation(q, k, v, cu_seqlens, scale, window)
-    return out, torch.empty(0)
-
-
-def attend_backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, scale, window):
-    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-    end = cu_seqlens[-1]
-    with torch.enable_grad():
-        out = attend_without_rotation(*inputs, cu_seqlens, scale, window)
-    grads = torch.autograd.grad(out, inputs, dout[:end])
-    for grad in grads:
-        grad[end:] = NAN
-    return tuple(grad.contiguous() for grad in grads)
 
 
 def packed(lengths, unused_tokens, rotary, generator):
@@ -103,9 +77,9 @@ def test_output_and_gradient_are_those_of_the_reference(name, is_packed):
     original = qkv.detach().clone()
 
     qkv = qkv.detach()
-    out, lse = forward_by_flash(qkv, config, layout, attend)
+    out, lse = attention_forward(qkv, config, layout)
     dqkv = torch.full_like(qkv, 7)
-    backward_by_flash(qkv, out, lse, dout, dqkv, config, layout, attend_backward)
+    attention_backward(qkv, out, lse, dout, dqkv, config, layout)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(dqkv[:, :columns], expected_grad[:, :columns], rtol=0, atol=1e-5)
     assert (dqkv[:, columns:] == 7).all()
@@ -117,75 +91,41 @@ def test_output_and_gradient_are_those_of_the_reference(name, is_packed):
 @pytest.mark.parametrize("family", ["phi", "qwen3", "gemma3_text"])
 def test_gradients_of_a_model_are_the_eager_ones(family, checkpointing, tmp_path, monkeypatch):
     """Queries and keys are rotated in place, and nothing else reads them: neither a norm nor a recomputed layer."""
-    monkeypatch.setattr(attention, "takes_flash", lambda *_: True)
-    monkeypatch.setattr(attention, "forward_by_flash", functools.partial(forward_by_flash, attend=attend))
-    monkeypatch.setattr(
-        attention, "backward_by_flash", functools.partial(backward_by_flash, attend_backward=attend_backward)
-    )
-    manifest, (ids, labels) = manifest_of(save_family(family, tmp_path)), batch(length=12)
+    manifest, (ids, labels) = manifest_of(save_family(family, tmp_path)), batch(length=40)
     options = {"freeze": True, "precision": "fp32", "quantization": "none", "hidden_act": None}
     loss, grads = eager(classifier(manifest, **options), ids, labels)
     lora = classifier(manifest, checkpointing=checkpointing, **options)
-    packed_batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=64)
-    step = make_eager_step(monkeypatch, lora, longest=12)
+    packed_batch = pack_rows(as_rows(ids, labels), PAD, rows=4, tokens=176)
+    step = make_eager_step(monkeypatch, lora, longest=40)
     step([{name: value.to(DEVICE) for name, value in packed_batch.items()}], 0)
     assert step.lora.loss.item() == pytest.approx(loss, rel=1e-5)
     assert distance(gradients(lora), grads) < (1e-3 if DEVICE.type == "cuda" else 1e-5)
 
 
 def test_a_window_as_long_as_the_rows_is_no_window():
-    """Flash attention has a faster kernel without one."""
-    layout, windows = padded(2, 20, 16, torch.Generator()), []
-
-    def record_window(q, *others):
-        windows.append(others[-1])
-        return torch.zeros_like(q, memory_format=torch.contiguous_format), None
-
-    for window in (None, 20, 19):
-        qkv = torch.zeros(40, 48, device=DEVICE)
-        forward_by_flash(qkv, AttentionConfig(1, 1, 16, 1.0, window), layout, record_window)
-    assert windows == [None, None, 19]
+    """The kernels then need no mask for it."""
+    layout = padded(2, 20, 16, torch.Generator())
+    windows = [attention_constants(AttentionConfig(1, 1, 16, 1.0, n), layout)["WINDOW"] for n in (None, 20, 19)]
+    assert windows == [0, 0, 19]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "longest", "is_chosen"),
-    [
-        ([SHORT] * 4, SHORT, False),
-        ([SHORT + 1] * 4, SHORT + 1, True),
-        ([20, 30, 40], SHORT + 1, False),  # short rows, and longer ones elsewhere
-        ([20, 30, 40, 120], 120, False),  # short on average
-        ([20, 30, 400, 120], 400, True),
-        ([20, 30, 40], LONGEST_AMONG_SHORT + 1, True),
-    ],
-)
-def test_flash_attention_is_for_rows_that_are_long_on_average(lengths, longest, is_chosen, monkeypatch):
-    monkeypatch.setattr(attention, "supports_flash", lambda *_: True)
-    layout = dataclasses.replace(packed(lengths, 0, 16, torch.Generator()), max_seqlen=longest)
-    assert takes_flash(torch.empty(sum(lengths), 48), AttentionConfig(1, 1, 16, 1.0), layout) is is_chosen
+    ("head_dim", "parts"),
+    [(8, (16, 0)), (16, (16, 0)), (24, (32, 0)), (40, (32, 16)), (64, (64, 0)), (80, (64, 16)), (96, (64, 32)),
+     (100, (128, 0)), (160, (128, 32)), (256, (256, 0))],
+)  # fmt: skip
+def test_a_head_has_the_smallest_blocks_that_hold_it(head_dim, parts):
+    assert split_head(head_dim) == parts
 
 
-@pytest.mark.parametrize(
-    ("changes", "is_supported"),
-    [
-        ({}, True),
-        ({"dtype": torch.float16, "head_dim": 256}, True),
-        ({"dtype": torch.float32}, False),
-        ({"head_dim": 264}, False),
-        ({"head_dim": 100}, False),
-        ({"columns": 3 * 64 + 4}, False),
-        ({"capability": (7, 5)}, False),
-        ({"is_built": False}, False),
-    ],
-)
-def test_flash_attention_runs_where_pytorch_has_it(changes, is_supported, monkeypatch):
-    gpu = {"dtype": torch.bfloat16, "head_dim": 64, "columns": 3 * 64, "capability": (8, 0), "is_built": True} | changes
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: gpu["capability"])
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: gpu["is_built"])
-    x = torch.empty(2, gpu["columns"], dtype=gpu["dtype"])
-    on_gpu = types.SimpleNamespace(is_cuda=True, dtype=x.dtype, stride=x.stride, device=None)
-    assert supports_flash(on_gpu, gpu["head_dim"]) is is_supported
-
-
-def test_without_a_gpu_our_kernels_compute_long_rows_too():
-    layout, config = padded(1, SHORT + 1, 16, torch.Generator()), AttentionConfig(1, 1, 16, 1.0)
-    assert not takes_flash(torch.empty(SHORT + 1, 48, dtype=torch.bfloat16), config, layout)
+@pytest.mark.parametrize("kilobytes", [64, 99, 163, 227])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256, 512])
+@pytest.mark.parametrize("kernel", ["forward", "short", "queries", "keys"])
+def test_tiles_fit_the_shared_memory(kernel, head_dim, kilobytes, monkeypatch):
+    """Two blocks of each of two tensors are in it while others are loaded."""
+    monkeypatch.setattr(attention, "shared_memory", lambda _: kilobytes * 1024)
+    tiles = choose_tiles(kernel, torch.empty(1, dtype=torch.bfloat16), head_dim)
+    rows = tiles.kept * (1 if kernel == "forward" else 4 if kernel == "short" else 2) + 4 * tiles.looped
+    smallest = max(tiles[:2]) == 16
+    assert rows * sum(split_head(head_dim)) * 2 <= kilobytes * 1024 or smallest
+    assert tiles.kept >= 16 and (tiles.looped >= 16) == (kernel != "short")
