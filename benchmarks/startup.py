@@ -1,7 +1,7 @@
 """Measure the wall time of `dvc repro` and of `dvc exp run -S lora.r=8`, and the parts of each stage.
 
     python benchmarks/startup.py demo --out benchmarks/results/startup-demo.json
-    python benchmarks/startup.py . --model MODEL --data DATA --out benchmarks/results/startup-h100.json
+    python benchmarks/startup.py . --model MODEL --data DATA --out benchmarks/results/startup-h200.json
 
 Each repeat runs in a new repository with the files of this checkout, or of another one (--source), so that you can
 compare the two. DVC has an empty cache there. A model from the hub is in the hub's cache, and the hash of a large file
