@@ -66,6 +66,7 @@ def train_and_save(
             curves.start(folder, checkpoint)
         recorder.mark("before_training")
         seconds = train(trainer, checkpoint, p, recorder)
+        figures = {"seconds": seconds, "resumed": checkpoint is not None, "memory_plan": trainer.memory_plan}
         logits = trainer.compute_validation_logits()  # of the epoch to save: a resumed run computes the same
         recorder.mark("after_training")
         if curves:
@@ -91,7 +92,7 @@ def train_and_save(
     summary = {"best_epoch": saved_epoch, "parameters": parameters, "temperature": fitted}
     predictions = labels.to_lists(prediction_table(rows, probabilities, inputs.task), ["label", "prediction"])
     write_results(steps, epochs, predictions, summary)
-    recorder.save("outs/measurements/train", {"seconds": seconds, "resumed": checkpoint is not None})
+    recorder.save("outs/measurements/train", figures)
     checkpoints.remove_checkpoints(folder)
 
 

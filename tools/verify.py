@@ -112,7 +112,9 @@ def describe(
         ]
     difference, measured = differences[first], GPU_STAGES.get(first, "train")
     then, now = (
-        run[measured]["versions"] | {"processes": usage.process_count(run[measured])} for run in (committed, current)
+        run[measured]["versions"]
+        | {"processes": usage.process_count(run[measured]), "memory plan": run[measured].get("memory_plan")}
+        for run in (committed, current)
     )
     reasons = [f"{kind}: {', '.join(difference[kind])}" for kind in ("code", "params", "inputs") if difference[kind]]
     reasons += [f"command: {' then, '.join(difference['cmd'])} now"] if difference["cmd"] else []

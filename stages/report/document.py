@@ -122,6 +122,7 @@ def build_context(
         **label_errors_section(label_errors, cases, run.task),
         **confusions_section(cases, run.task),
         **pictures_section(pictures, results.comparison, usage, run),
+        "memory_plan": shown_usage(usage, run).record.get("memory_plan"),
         **published_section(results, usage, plot_tables["epochs"], run),
         **rows_section(cases, results.comparison, run),
     }

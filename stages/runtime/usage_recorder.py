@@ -86,7 +86,7 @@ class Recorder:
 
         Args:
             folder: is created, or replaced.
-            figures: {name: number}, which the stage has measured. Memory and versions are added.
+            figures: {name: value}, which the stage has measured. Memory and versions are added.
         """
         if not distributed.is_main():
             return

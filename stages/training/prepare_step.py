@@ -27,7 +27,7 @@ GAPS = 1.15
 
 def prepare_step(
     step: CapturedStep, batches: EpochBatches, collate: PartCollator, train: Train, validate: Callable[[], object]
-) -> None:
+) -> str:
     """Choose how batches are computed and for which sizes the step is captured, and capture them.
 
     Args:
@@ -35,6 +35,9 @@ def prepare_step(
         collate: of `batches`; this sets its sizes.
         train: its `dequantize_once`, `gradient_checkpointing` and `micro_batch` limit the choice.
         validate: predicts the largest validation batch; raises UserError if it does not fit.
+
+    Returns:
+        the plan in words, which is also printed.
 
     Raises:
         torch.OutOfMemoryError: no plan fits the memory.
@@ -56,7 +59,9 @@ def prepare_step(
             raise UserError(error or "params.yaml: a validation batch does not fit the GPU's memory of another rank")
         step.forget_graphs()
         plan = next_smaller(plan, choices, captured)
-    print(f"GPU memory: {describe_plan(plan, most_parts)}")
+    description = describe_plan(plan, most_parts)
+    print(f"GPU memory: {description}")
+    return description
 
 
 def try_plan(

@@ -85,6 +85,7 @@ class ClassifierTrainer(Trainer):
         saved_step: the step of the newest checkpoint, or 0.
         captured_optimizer: None without captured step.
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
+        memory_plan: how a batch is computed, in words; None without captured step.
         collate: of the parts of batches.
     """
 
@@ -108,6 +109,7 @@ class ClassifierTrainer(Trainer):
         self.saved_step = 0
         self.captured_step: CapturedStep | None = None
         self.captured_optimizer: CapturedAdamW | None = None
+        self.memory_plan: str | None = None
 
     def get_train_dataloader(self) -> EpochLoader:
         self.captured_step = self._make_captured_step()
@@ -127,7 +129,7 @@ class ClassifierTrainer(Trainer):
             without_ddp = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = without_ddp  # type: ignore[method-assign]  # the Trainer has no option
             self.classifier.zero_grad = _keep_gradients  # type: ignore[method-assign]
-            prepare_step(
+            self.memory_plan = prepare_step(
                 self.captured_step, batches, self.collate, self.train_params, self.try_largest_validation_batch
             )
         elif self.args.device.type == "cuda":

@@ -549,6 +549,7 @@ def train(manifest, folder, cuda_graphs, seed=42, epochs=1, stop_after=None, res
     trainer.train(resume_from_checkpoint=resume)
     if cuda_graphs:
         assert trainer.captured_step is not None and all(trainer.captured_step.graphs.values())
+        assert trainer.memory_plan
     return lora, trainer
 
 

@@ -19,6 +19,7 @@ PAIR = ("premise", "hypothesis")
 SUBJECTS = ["man", "woman", "child", "dog", "girl", "boy"]
 VERBS = ["sleeping", "running", "reading", "eating", "singing", "waiting"]
 PLACES = ["street", "park", "kitchen", "station", "beach"]
+MEMORY_PLAN = "weights dequantized at each use, batches in up to 2 parts of 300 tokens"
 OTHER_WORDS = 2000  # distinct words of a task that is not NLI: as many as a small data set has
 
 
@@ -171,7 +172,8 @@ def write_run(folder, model, data, gpu, gpus):
         more = {"train": train, "base": base, "tuned": {"adapter": "a" * 64}}[name]
         write(folder / f"outs/results/{name}/summary.json", summary | more)
         run = {"seconds": 12.5, "gpu": memory, "versions": {"python": "3.11"}}
-        write(folder / f"outs/measurements/{name}/run.json", run | ({"resumed": False} if name == "train" else {}))
+        run |= {"resumed": False, "memory_plan": MEMORY_PLAN if gpu else None} if name == "train" else {}
+        write(folder / f"outs/measurements/{name}/run.json", run)
         sample = {"phase": "start", "memory_gb": 2.0, "memory_total_gb": 15.0, "utilization_percent": 50.0,
                "power_w": None, "allocated_gb": 1.5 if gpu else None, "reserved_gb": None}  # fmt: skip
         usage = usage_samples.merge_samples(

@@ -69,6 +69,7 @@ def test_training_writes_adapter_curves_and_measurements_and_leaves_no_checkpoin
     run = json.loads((folder / "outs/measurements/train/run.json").read_text())
     assert run["seconds"] > 0
     assert run["resumed"] is False
+    assert run["memory_plan"] is None  # on a CPU
     counts = json.loads((folder / "outs/results/train/summary.json").read_text())["parameters"]
     assert counts["trainable"] < counts["stored"] < counts["total"]
 

@@ -84,8 +84,10 @@ def prepare(monkeypatch, make_params, capsys):
         train = make_params(**{f"train__{name}": value for name, value in ({"epochs": 1} | train).items()}).train
         micro_batch = None if train.micro_batch == "auto" else train.micro_batch
         batches = EpochBatches(rows, batch_size, "random", 0, collate, micro_batch)
-        prepare_step(step, batches, collate, train, validate)
-        return step, batches, capsys.readouterr().out
+        description = prepare_step(step, batches, collate, train, validate)
+        line = capsys.readouterr().out
+        assert line == f"GPU memory: {description}\n"
+        return step, batches, line
 
     return prepare
 

@@ -256,7 +256,8 @@ def test_measurements_are_in_other_files_than_results(tmp_path):
         path = tmp_path / f"outs/measurements/{name}/run.json"
         run = json.loads(path.read_text())
         memory = {key: value if key == "name" else 3 * value for key, value in run["gpu"].items()}
-        path.write_text(json.dumps(run | {"seconds": 99, "gpu": memory}))
+        other = {"memory_plan": "gradient checkpointing"} if name == "train" else {}
+        path.write_text(json.dumps(run | {"seconds": 99, "gpu": memory} | other))
         path = path.with_name("usage.csv")
         pd.read_csv(path).assign(memory_gb=9.0).to_csv(path, index=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -265,6 +266,13 @@ def test_measurements_are_in_other_files_than_results(tmp_path):
     second = contents(tmp_path / "metrics")
     measurements = {f"measurements/{name}" for name in ("stages.json", "usage.csv", "usage.png")}
     assert {name for name in first if first[name] != second[name]} == {"summary.json", "report.html", *measurements}
+
+
+def test_the_page_says_what_training_chose_for_the_gpus_memory(gpu_metrics, metrics):
+    sentence = "What training chose for the GPU's memory: "
+    assert f"{sentence}{finished_run.MEMORY_PLAN}." in page_of(gpu_metrics)
+    assert measured(gpu_metrics, "train")["memory_plan"] == finished_run.MEMORY_PLAN
+    assert sentence not in page_of(metrics)
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -77,6 +77,13 @@ def test_another_number_of_processes_is_reported(measured):
     assert "processes: 1 then, 2 now" in report(change_hash("outs", "outs/results/base"), versions)[-1]
 
 
+def test_another_plan_of_the_gpus_memory_is_reported():
+    kept, dequantized = ("a dequantized copy of the weights", "weights dequantized at each use")
+    runs = [{"train": VERSIONS["train"] | {"memory_plan": plan}} for plan in (kept, dequantized)]
+    differences = {"train_qlora": verify.compare_stage(LOCK["train_qlora"], LOCK["train_qlora"]) | {"outs": ["it"]}}
+    assert f"memory plan: {kept} then, {dequantized} now" in verify.describe(differences, *runs)[-1]
+
+
 def test_without_a_committed_run_the_error_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"dvc\.lock: not in the last commit"):
