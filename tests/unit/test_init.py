@@ -368,8 +368,19 @@ def test_too_many_labels_are_rejected_as_the_stage_does():
 def test_max_length_holds_nearly_all_rows_and_no_more_than_the_model_has(monkeypatch, lengths, positions, expected):
     monkeypatch.setattr(choose_params, "read_positions", lambda manifest: positions)
     draft = Draft(COMMITTED / "demo/params.yaml")
-    assert choose_params.choose_max_length(draft, np.array(lengths), {}) == expected
+    limit = choose_params.find_longest_input({})
+    assert choose_params.choose_max_length(draft, np.array(lengths), limit) == expected
     assert draft.params().tokenize.max_length == expected
+
+
+def test_the_line_about_tokens_says_what_is_lost_and_that_the_model_sets_the_limit():
+    lengths = np.array([100] * 8 + [1100] * 2)  # 3,000 tokens
+    for limit, expected in (
+        (2048, "max_length 500 truncates 2 of them (20.0%), which loses 40.0% of all tokens"),
+        (500, "max_length 500, the most with this model, truncates 2 of them (20.0%), which loses 40.0% of all tokens"),
+    ):
+        assert describe_data.describe_tokens(lengths, 10, 500, limit).endswith(f"; {expected}")
+    assert describe_data.describe_tokens(lengths, 10, 2048, 2048).endswith("; max_length 2048 truncates none of them")
 
 
 def test_a_template_longer_than_the_model_allows_is_rejected_as_the_stage_does(run, pipeline):

@@ -145,9 +145,10 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     everything = pd.concat(splits.values())
     sample = everything.iloc[choose_evenly(len(everything), min(len(everything), MOST_TOKENIZED))]
     lengths = choose_params.count_tokens(sample, tokenizer, task)
-    max_length = choose_params.choose_max_length(draft, lengths, manifest)
+    limit = choose_params.find_longest_input(manifest)
+    max_length = choose_params.choose_max_length(draft, lengths, limit)
     encode_rows(sample.iloc[[lengths.argmax()]], tokenizer, template, max_length)  # raises if the template is too long
-    print(describe_data.describe_tokens(lengths, len(everything), max_length))
+    print(describe_data.describe_tokens(lengths, len(everything), max_length, limit))
     confidence = draft.present.analysis.confidence
     for line in (
         *describe_data.describe_duplicates(splits, task),

@@ -214,14 +214,22 @@ def count_tokens(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, task: T
     return np.array(lengths)
 
 
-def choose_max_length(draft: Draft, lengths: np.ndarray, manifest: dict[str, Any]) -> int:
+def find_longest_input(manifest: dict[str, Any]) -> int:
+    """The most tokens of a row that the model and params.yaml allow."""
+    return min(MAX_LENGTH, read_positions(manifest) or MAX_LENGTH)
+
+
+def choose_max_length(draft: Draft, lengths: np.ndarray, limit: int) -> int:
     """Set `tokenize.max_length`: all rows fit if that costs little, else 99% of them.
 
     Long rows cost memory in proportion to the longest batch. Up to twice the 99th percentile counts as little. Rows to
     be predicted later may be longer, so it is at least `MIN_LENGTH`.
+
+    Args:
+        lengths: tokens of each row, [rows].
+        limit: from `find_longest_input`.
     """
     longest, most = int(lengths.max()), int(np.quantile(lengths, 0.99, method="inverted_cdf"))
-    limit = min(MAX_LENGTH, read_positions(manifest) or MAX_LENGTH)
     needed = longest if round_up(longest) <= max(MIN_LENGTH, 2 * round_up(most)) else most
     max_length = min(max(round_up(needed), MIN_LENGTH), limit)
     comment = f"tokens, at most {limit:,} with this model; the longest row has {longest:,}"

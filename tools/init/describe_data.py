@@ -71,20 +71,24 @@ def describe_rare_classes(splits: Mapping[str, pd.DataFrame], task: Task, advice
         )
 
 
-def describe_tokens(lengths: np.ndarray, rows: int, max_length: int) -> str:
-    """Percentiles of the rows' lengths, and how many rows are truncated.
+def describe_tokens(lengths: np.ndarray, rows: int, max_length: int, limit: int) -> str:
+    """Percentiles of the rows' lengths, how many rows are truncated, and which share of all tokens that is.
 
     Args:
         lengths: of a sample of the rows, [rows].
         rows: of the whole data set.
+        limit: the highest `max_length` for this model.
     """
     half, most = (int(np.quantile(lengths, q, method="inverted_cdf")) for q in (0.5, 0.99))
     sample = f", in {len(lengths):,} rows at equal distances" if len(lengths) < rows else ""
-    truncated = int((lengths > max_length).sum())
-    cut = f"{truncated:,} of them ({truncated / len(lengths):.1%})" if truncated else "none of them"
+    cut, lost = "none of them", np.maximum(lengths - max_length, 0)
+    if truncated := int((lost > 0).sum()):
+        share = lost.sum() / lengths.sum()
+        cut = f"{truncated:,} of them ({truncated / len(lengths):.1%}), which loses {share:.1%} of all tokens"
+    highest = ", the most with this model," if truncated and max_length == limit else ""
     return (
         f"tokens: 50% of the rows have at most {half:,}, 99% at most {most:,}, the longest {lengths.max():,}{sample}; "
-        f"max_length {max_length} truncates {cut}"
+        f"max_length {max_length}{highest} truncates {cut}"
     )
 
 
