@@ -396,7 +396,7 @@ def test_what_the_test_rows_can_show():
     rows = pd.DataFrame({"text_text": texts(1000), "label": [0, 1] * 500, "group": range(1000)})
     _, accuracy, difference = describe_data.describe_test_rows(rows, task, 0.95)
     assert "±1.9 points" in accuracy
-    assert "10% of the rows must differ by 2.8 points" in difference  # (1.96 + 0.84) sqrt(0.1 / 1000)
+    assert "10% of the rows must differ by 2.8 points of accuracy to" in difference  # (1.96 + 0.84) sqrt(0.1 / 1000)
     few, _, difference = describe_data.describe_test_rows(
         rows.assign(group=[*range(100)] * 10), Task(("a", "b"), "{text}", "author"), 0.95
     )

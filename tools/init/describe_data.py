@@ -128,7 +128,7 @@ def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length
 
 
 def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Iterator[str]:
-    """What the test rows can show: the interval of an accuracy, and the smallest difference between two models.
+    """What the test rows can show: the interval of an accuracy, and the smallest difference of accuracy between two.
 
     The difference is that of McNemar's test with normal quantiles, (z_confidence + z_power) sqrt(d / n). Two models
     differ by at most d, the share of rows on which they disagree; if n is too small for that, d is the difference.
@@ -146,12 +146,12 @@ def describe_test_rows(test: pd.DataFrame, task: Task, confidence: float) -> Ite
         if task.group
         else ""
     )
-    accuracy, margin = words_of(task.labels).an_accuracy, 50 * (interval.high - interval.low)
-    yield f"  {accuracy} of {ACCURACY:.0%} is known to ±{margin:.1f} points"
+    words, margin = words_of(task.labels), 50 * (interval.high - interval.low)
+    yield f"  {words.an_accuracy} of {ACCURACY:.0%} is known to ±{margin:.1f} points"
     disagree = f" that disagree on {DISAGREEMENT:.0%} of the rows" if difference < DISAGREEMENT else ""
-    power = f"(power {TARGET_POWER:.0%})"
+    points = f"{100 * difference:.1f} points of {words.accuracy}"
     yield (
-        f"  two models{disagree} must differ by {100 * difference:.1f} points to be told apart {power}"
+        f"  two models{disagree} must differ by {points} to be told apart (power {TARGET_POWER:.0%})"
         if difference < 1
         else "  these are too few to tell two models apart"
     )
