@@ -136,7 +136,7 @@ def write_report(report: Report, folder: Path) -> None:
     spreadsheet = page_rows.to_spreadsheet(shown_cases, report.run.task)
 
     # Results: equal inputs give equal bytes.
-    files.write_json(folder / "details.json", report.results.to_json())
+    files.write_json(folder / "details.json", report.results.to_json() | {"alarms": report.context["alarms"]})
     files.write_csv(folder / "cases.csv", spreadsheet, quoting=csv.QUOTE_NONNUMERIC)
     escaped = page_rows.escape_formulas(report.label_errors)
     files.write_csv(folder / "label_errors.csv", escaped, quoting=csv.QUOTE_NONNUMERIC)

@@ -74,6 +74,7 @@ def compare_runs(runs: Sequence[Run], confidence: float | None, notes: Sequence[
         [
             *notes,
             *group_notes,
+            *note_alarms(grouped),
             *note_other_differences(grouped, names),
             *interval_warnings(class_rows, len(gold), groups.nunique(), first.params.get("data.group"), first.kind),
         ],
@@ -215,6 +216,15 @@ def note_other_differences(grouped: Sequence[Sequence[Run]], names: Sequence[str
         for name, difference in zip(letters, differences, strict=True)
         if difference
     ]
+
+
+def note_alarms(grouped: Sequence[Sequence[Run]]) -> list[str]:
+    """Each alarm of the runs' reports, with the letters of the recipes that have it."""
+    letters: dict[str, list[str]] = {}
+    for number, members in enumerate(grouped):
+        for alarm in dict.fromkeys(alarm for run in members for alarm in run.alarms):
+            letters.setdefault(alarm, []).append(recipe_letter(number))
+    return [f"Alarm in the report of {', '.join(of)}: {alarm}" for alarm, of in letters.items()]
 
 
 def describe_other_differences(run: Run, first: Run) -> str:

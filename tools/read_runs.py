@@ -9,6 +9,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Run:
         classes: all class names in order, if they are known.
         has_texts: whether `rows` has the texts. Without them, all text_… are empty.
         kind: of the labels of these rows.
+        alarms: sentences of its report.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Run:
     classes: tuple[str, ...] | None
     has_texts: bool = True
     kind: type[Labels] = SingleLabel
+    alarms: Sequence[str] = ()
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -119,7 +122,15 @@ def read_run(name: str, cache: Path) -> Run:
         classes,
         has_texts,
         kind,
+        read_alarms(read_file(DETAILS), outs),
     )
+
+
+def read_alarms(details: bytes | None, outs: dict[str, str | None]) -> list[str]:
+    """The alarms of a run's report; none if this details.json is not that of its dvc.lock."""
+    if details is None or hashlib.md5(details).hexdigest() != outs.get(DETAILS):
+        return []
+    return json.loads(details).get("alarms", [])
 
 
 def read_locked_file(name: str, path: str, content: bytes | None, outs: dict[str, str | None]) -> bytes:

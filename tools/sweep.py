@@ -151,6 +151,7 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
     from stages.model.base_cache import cache_base  # after the GPU is chosen: libraries list CUDA's GPUs on import
 
     table, failures = [], 0
+    alarms: dict[str, list[str]] = {}  # {sentence of a report: names of experiments}
     with cache_base() as base_cache:
         run = InProcess(dvc.stage.run.cmd_run, base_cache.check)
         for number, variant in enumerate(variants, start=1):
@@ -163,6 +164,8 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
                     name = record(variant)
                 metric, score = read_score()
                 outcome, scores = f"{metric} {score}, {name}", {metric: score}
+                for alarm in json.loads(Path("metrics/details.json").read_text())["alarms"]:
+                    alarms.setdefault(alarm, []).append(name)
             except Exception as error:  # of any class: the other variants still run
                 failures += 1
                 outcome = f"FAILED: {cause(error)}"
@@ -171,6 +174,8 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
             print(f"[{number}/{len(variants)}] {' '.join(variant)}: {outcome} ({seconds:.1f} s, {stages})", flush=True)
             table.append({"experiment": name, **dict(part.split("=", 1) for part in variant), **scores})
     print(f"\n{pd.DataFrame(table).fillna('-').to_string(index=False)}\n")
+    for alarm, names in alarms.items():
+        print(f"Alarm in the report of {', '.join(names)}: {alarm}\n")
     if failures < len(table):
         print("`dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.")
     if failures:

@@ -1,6 +1,7 @@
 """tools.sweep with DVC: killed and resumed, with variants that fail; its experiments equal those of `dvc exp run`."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -141,6 +142,15 @@ def test_the_table_lists_experiments_parameters_and_scores(story):
     shown = csv.DictReader(story.clone.dvc("exp", "show", "--csv").stdout.splitlines())
     (score,) = (row["accuracy"] for row in shown if row["Experiment"] == name_in(story.lines[2]))
     assert table[3].split()[3] == f"{float(score):.4f}"
+
+
+def test_the_alarms_of_the_reports_are_below_the_table(story):
+    for name, commit in story.experiments.items():
+        alarms = json.loads(story.clone.git("show", f"{commit}:demo/metrics/details.json"))["alarms"]
+        assert alarms, "of so few rows"
+        for alarm in alarms:
+            (line,) = (line for line in story.lines[10:] if line.endswith(f": {alarm}"))
+            assert line.startswith("Alarm in the report of ") and name in line
 
 
 def test_an_experiment_has_the_workspaces_changes_and_its_own(story):

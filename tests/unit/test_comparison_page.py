@@ -1,5 +1,6 @@
 """How a comparison of recipes is shown: tables, explanations, picture and page."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -249,6 +250,18 @@ def test_the_references_of_a_run_are_not_part_of_its_recipe():
     assert score.seeds == (1, 2)
 
 
+def test_each_alarm_of_a_report_is_noted_once_with_its_recipes():
+    runs = [finished_run(f"{rank}, {seed}", seed, rank, 40, rank - 8) for rank in (8, 16) for seed in (1, 2)]
+    cut, worse = "30 of 40 test rows (75.0%) were longer", "The tuned model is not better"
+    runs = [replace(run, alarms=[cut] if run is runs[0] else [cut, worse]) for run in runs]
+    assert compare_runs(runs, None, ["before"]).notes[:3] == [
+        "before",
+        f"Alarm in the report of A, B: {cut}",
+        f"Alarm in the report of A, B: {worse}",
+    ]
+    assert compare_runs(runs[:1], None, []).notes[0] == f"Alarm in the report of A: {cut}"
+
+
 @pytest.mark.parametrize(
     ("p", "confidence", "text"),
     [
@@ -384,3 +397,12 @@ def test_a_file_of_git_must_be_the_one_that_the_lock_names():
     for content in (None, b"{} "):
         with pytest.raises(UserError, match=r"run: .* metrics/details.json is not the file that its dvc.lock names"):
             read_runs.read_locked_file("run", read_runs.DETAILS, content, outs)
+
+
+def test_alarms_are_those_of_the_report_that_the_lock_names():
+    details = json.dumps({"alarms": ["an alarm"]}).encode()
+    outs = {read_runs.DETAILS: hashlib.md5(details).hexdigest()}
+    assert read_runs.read_alarms(details, outs) == ["an alarm"]
+    for content in (None, details + b" "):
+        assert read_runs.read_alarms(content, outs) == []
+    assert read_runs.read_alarms(b"{}", {read_runs.DETAILS: "99914b932bd37a50b983c5e7c90ae93b"}) == [], "0.1.0"

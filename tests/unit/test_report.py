@@ -268,6 +268,13 @@ def test_measurements_are_in_other_files_than_results(tmp_path):
     assert {name for name in first if first[name] != second[name]} == {"summary.json", "report.html", *measurements}
 
 
+def test_the_alarms_are_among_the_details(metrics, odd_metrics):
+    for folder in (metrics, odd_metrics):
+        alarms = [f"**Alarm:** {alarm}" for alarm in details(folder)["alarms"]]
+        assert re.findall(r"^\*\*Alarm:.*", (folder / "report.md").read_text(), re.MULTILINE) == alarms
+    assert alarms
+
+
 def test_the_page_says_what_training_chose_for_the_gpus_memory(gpu_metrics, metrics):
     sentence = "What training chose for the GPU's memory: "
     assert f"{sentence}{finished_run.MEMORY_PLAN}." in page_of(gpu_metrics)
