@@ -3,12 +3,10 @@
 import argparse
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
+from stages.data.classifier_settings import ClassifierSettings
 from stages.runtime import errors
-
-if TYPE_CHECKING:  # imports PyTorch
-    from stages.model.adapter_files import ClassifierSettings
 
 
 class Answer(TypedDict):
@@ -62,7 +60,7 @@ def parse_share(text: str) -> float:
     return value
 
 
-def choose_rule(arguments: argparse.Namespace, settings: "ClassifierSettings") -> Rule | None:
+def choose_rule(arguments: argparse.Namespace, settings: ClassifierSettings) -> Rule | None:
     """The rule that the command asks for. Print what it takes from the validation rows to standard error.
 
     Raises:

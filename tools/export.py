@@ -40,13 +40,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassific
 from transformers.utils import logging
 
 from stages.data.batching import TokenizedRows
+from stages.data.classifier_settings import ClassifierSettings
 from stages.data.confusion import count_classes, f1_micro
 from stages.data.labels import Labels, equal_rows
 from stages.data.task import Task, fill_template, name_text_columns, parse_columns
 from stages.data.tokenization import encode_rows, is_unambiguous, load_configured_tokenizer
 from stages.model import base_cache
 from stages.model.adapter import count_parameters, load_adapter, save_tokenizer
-from stages.model.adapter_files import ClassifierSettings, read_adapter
+from stages.model.adapter_files import read_adapter
 from stages.model.base import load_base
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device, report_out_of_memory

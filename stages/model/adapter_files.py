@@ -6,30 +6,13 @@ from typing import Annotated, Any, Literal
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, create_model
 
-from stages.data.labels import Labels, make_labels
+from stages.data.classifier_settings import ClassifierSettings, read_settings
 from stages.data.task import Task
 from stages.runtime import files, params
 from stages.sources.fetch import use_folder
 from stages.sources.manifest import digest_of
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class ClassifierSettings(params.Section):
-    """classifier.json: the classes, and the parameters that a prediction needs."""
-
-    classes: params.Classes
-    multi_label: bool = False
-    seed: params.Seed
-    template: params.Template
-    max_length: params.MaxLength
-    model: params.ModelSettings
-    batches: params.Batches
-
-    @property
-    def labels(self) -> Labels:
-        """The classes, and how many of them a row may have."""
-        return make_labels(self.classes, self.multi_label)
 
 
 def make_settings(p: params.Params, task: Task) -> dict[str, Any]:
@@ -88,7 +71,7 @@ def read_adapter(adapter: Path, base_only: bool = False, base: Path | None = Non
     Raises:
         UserError: names the file, and each key that is missing, unknown or of another type.
     """
-    settings = _read(adapter / "classifier.json", ClassifierSettings)
+    settings = read_settings(adapter)
     manifest = _read(adapter / "base.json", Manifest).model_dump()
     if not base_only:
         _read(adapter / "adapter_config.json", AdapterConfig)

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from stages.model.adapter_files import ClassifierSettings
+from stages.data.classifier_settings import ClassifierSettings
 from stages.model.base import load_classifier_config
 from stages.runtime.errors import UserError, type_and_first_line
 from stages.sources.fetch import find_model_folder

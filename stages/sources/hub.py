@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from stages.sources.manifest import IGNORED_PATTERNS
 # The HTTP library of the hub's client: httpx, or httpx2 in newer releases. The client does not wrap its errors.
 http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
 
+NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME
 REPO_TYPES = {"model": "model", "data": "dataset"}  # section of params.yaml: type of repository on the hub
 
 

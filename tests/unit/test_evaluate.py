@@ -1,6 +1,8 @@
 """tools.evaluate: which rows, labels and groups it reads from other data, and what it rejects."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers.parameters import unpinned_params
+from helpers.stages import stage_env
 from helpers.tables import CLASSES, data_params
 
 from stages import analyze
@@ -426,3 +429,27 @@ def test_the_interval_of_a_difference_between_independent_samples_covers_the_tru
         covered += [low <= true <= high for (_, (low, high)), true in zip(results, truth, strict=True)]
     assert (covered / samples >= 0.925).all() and (covered / samples <= 0.985).all(), covered / samples
     assert np.allclose(truth[1], np.subtract(*(f1_macro(p.counts) for p in large)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.csv"], "no.csv: no such file or folder"),
+        (["here.csv", "--adapter", "none"], "--adapter: none: no such folder"),
+    ],
+)
+def test_a_path_that_does_not_exist_is_an_error_before_pytorch_is_imported(tmp_path, arguments, message):
+    """The imports take 10 s."""
+    (tmp_path / "here.csv").touch()
+    code = """
+import sys
+from tools.evaluate import __main__
+try:
+    __main__.main()
+except Exception as error:
+    print(error, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=stage_env(), capture_output=True, text=True
+    )
+    assert done.stdout.startswith(message) and done.stdout.endswith(" False\n")

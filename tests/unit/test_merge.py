@@ -12,10 +12,11 @@ from helpers.tables import CLASSES, LABELS
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
+from stages.data.classifier_settings import ClassifierSettings
 from stages.data.task import Task
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import add_lora, load_adapter, save_adapter
-from stages.model.adapter_files import ClassifierSettings, make_settings, read_adapter
+from stages.model.adapter_files import make_settings, read_adapter
 from stages.model.base import load_base
 from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.model.verify_saved import relative_distance

@@ -268,6 +268,32 @@ def test_an_error_comes_before_the_model_is_loaded_and_leaves_nothing(work, monk
     assert sorted(work.folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.csv", "--out", "o.csv"], "no.csv: no such file"),
+        (["other.csv", "--out", "o.csv"], "no column premise"),
+        (["one text"], "texts given: 1"),
+    ],
+)
+def test_an_error_of_the_users_comes_before_pytorch_is_imported(adapter, tmp_path, arguments, message):
+    """The imports take 10 s."""
+    (tmp_path / "other.csv").write_text("x,y\n1,2\n")
+    code = """
+import sys
+from tools.predict import __main__
+try:
+    __main__.main()
+except Exception as error:
+    print(error, file=sys.stderr)
+finally:
+    print("torch" in sys.modules, "peft" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, *arguments, "--adapter", str(adapter)]
+    done = subprocess.run(command, cwd=tmp_path, env=stage_env(), capture_output=True, text=True, check=False)
+    assert message in done.stderr and done.stdout == "False False\n"
+
+
 USAGE = {
     "two inputs": (["a.csv", "b.csv", "--out", "o.csv"], "--out needs one file, folder or data set; given: 2"),
     "no out": (["rows.csv"], "rows.csv is a file; to label a file's rows, name it and add --out OUT"),

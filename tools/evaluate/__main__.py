@@ -29,8 +29,9 @@ from tools.evaluate import ADAPTER
 
 def main() -> None:
     arguments = parse_arguments()
+    check_paths(arguments)
 
-    from tools.evaluate.score_sets import score  # imports PyTorch: --help and errors of options come first
+    from tools.evaluate.score_sets import score  # imports PyTorch, 10 s: errors of options and paths come first
 
     score(arguments)
 
@@ -89,6 +90,19 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.sep = "\t" if arguments.sep == "\\t" else arguments.sep
     return arguments
+
+
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Reject a path that does not exist."""
+    from stages.sources import hub  # takes a second, which --help does not
+
+    for given in arguments.data:
+        if not (Path(given).exists() or hub.NAME.fullmatch(given)):
+            raise errors.UserError(
+                f"{given}: no such file or folder; allowed: a path, or OWNER/NAME on the Hugging Face hub"
+            )
+    if missing := next((folder for folder in arguments.adapter if not folder.is_dir()), None):
+        raise errors.UserError(f"--adapter: {missing}: no such folder; name one that `train_qlora` has written")
 
 
 if __name__ == "__main__":

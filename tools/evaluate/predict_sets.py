@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 
 from stages.data.batching import TokenizedRows
+from stages.data.classifier_settings import ClassifierSettings
 from stages.data.dataset import resolve_unlabelled
 from stages.data.task import Task, parse_columns
 from stages.data.tokenization import load_tokenizer, tokenize_rows
 from stages.eval_base import answer, prepare_references
 from stages.evaluation import Measured, load_and_predict
-from stages.model.adapter_files import ClassifierSettings, read_adapter
+from stages.model.adapter_files import read_adapter
 from stages.model.classifier import Classifier
 from stages.model.devices import pick_device
 from stages.runtime import files, params

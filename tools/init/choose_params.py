@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from tools.init.columns import Columns, make_template
 from tools.init.params_file import Draft
 from tools.init.read_tables import HOLDOUT_SIZES
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LENGTH = 8192  # the highest that params.yaml allows
 MIN_LENGTH = 128  # tokens: later texts may be longer than these, and without padding a higher limit costs nothing
 MISSING = ("nan", "none", "null", "na", "n/a", "?", "unknown")  # how other programs write a missing value
@@ -46,7 +44,7 @@ def choose_source(draft: Draft, section: str, given: str) -> None:
     """Set where the model or the data is: a path, or a name on the hub with its present commit."""
     path, on_hub = Path(given), False
     if not path.exists():
-        on_hub = HUB_NAME.fullmatch(given) is not None and not given.startswith(".")
+        on_hub = hub.NAME.fullmatch(given) is not None
         if not on_hub:
             raise UserError(f"{given}: no such file or folder; allowed: a path, or OWNER/NAME on the Hugging Face hub")
         print(f"{given}: no such path here, so it is read from the hub")

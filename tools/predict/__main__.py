@@ -32,6 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.data.classifier_settings import ClassifierSettings, read_settings
 from stages.data.task import name_text_columns, parse_columns
 from stages.runtime import errors
 from stages.sources.manifest import find_extension
@@ -39,7 +40,6 @@ from tools.answer_rules import Answer, Rule, add_arguments, choose_rule, explain
 from tools.column_map import add_column_argument
 
 if TYPE_CHECKING:
-    from stages.model.adapter_files import ClassifierSettings
     from stages.model.classifier import Classifier
 
 BATCH_SIZE = 64  # rows
@@ -79,9 +79,7 @@ def main() -> None:
             f"--adapter: {arguments.adapter}: no such folder; run this in the folder of a pipeline (demo/, or the "
             "root), where `dvc repro` writes outs/adapter at the training's end"
         )
-    from stages.model.adapter_files import read_adapter
-
-    settings, _ = read_adapter(arguments.adapter, arguments.untuned, arguments.base)
+    settings = read_settings(arguments.adapter)
     columns = parse_columns(settings.template)
     if arguments.text and not arguments.out:
         if len(arguments.text) != len(columns):
@@ -92,7 +90,7 @@ def main() -> None:
         from tools.predict.label_files import label_files
 
         load = partial(load_classifier, arguments.adapter, arguments.untuned, arguments.base)
-        label_files(arguments.text[0], arguments, settings, rule, find_device(), lambda: load()[0])
+        label_files(arguments.text[0], arguments, settings, rule, find_device, lambda: load()[0])
         return
     predict = load_predictor(arguments.adapter, arguments.untuned, arguments.base, rule)
     if arguments.text:
@@ -189,7 +187,7 @@ def load_predictor(adapter: Path, base_only: bool, base: Path | None = None, rul
 
 
 def predict_rows(
-    classifier: "Classifier", settings: "ClassifierSettings", rows: list[list[str]], rule: Rule | None = None
+    classifier: "Classifier", settings: ClassifierSettings, rows: list[list[str]], rule: Rule | None = None
 ) -> list[Answer]:
     """Predict the label and the classes' probabilities of each row."""
     import pandas as pd

@@ -9,7 +9,6 @@ from stages.runtime.errors import UserError
 from stages.sources import hub
 from stages.sources.manifest import PATTERNS, TABLE_EXTENSIONS, build_manifest, find_extension
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DESCRIPTIONS = ("README.md", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # no tables
 
 
@@ -48,7 +47,7 @@ def find_files(given: str, subset: str | None) -> list[InputFile]:
             names = None
             manifest = build_manifest(path, given, None, "data")
             folder = path if path.is_dir() else path.parent
-        elif HUB_NAME.fullmatch(given):
+        elif hub.NAME.fullmatch(given):
             commit = hub.find_present_commit(given, "data")
             print(f"{given}: no such path here, so it is read from the hub, at commit {commit}")
             folder = hub.download(given, commit, "data", PATTERNS["data"])

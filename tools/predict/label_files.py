@@ -1,4 +1,7 @@
-"""Label the rows of files: check them, predict the rows that are left, then write the new files."""
+"""Label the rows of files: check them, predict the rows that are left, then write the new files.
+
+Functions import what imports PyTorch: errors of files and options come before that.
+"""
 
 import argparse
 import hashlib
@@ -11,14 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.data.batching import EVALUATION_TOKENS
+from stages.data.classifier_settings import ClassifierSettings
 from stages.data.labels import Labels
 from stages.data.task import Task, parse_columns
-from stages.model.adapter_files import ClassifierSettings
-from stages.model.classifier import Classifier
 from stages.runtime import files
 from stages.runtime.errors import UserError
 from stages.runtime.progress import progress_bar
@@ -28,10 +30,12 @@ from tools.answer_rules import Rule
 from tools.answers import Label, answer_type, decide, format_cell, list_cells, list_classes, name_answers
 from tools.column_map import parse_column_map
 from tools.predict.find_files import InputFile, find_files
-from tools.predict.predict_rows import PartPredictor, prefetch, read_parts
 from tools.predict.progress import ProgressFolder, open_progress
 from tools.predict.read_tables import Reader, open_reader
 from tools.predict.write_tables import check_target, write_table
+
+if TYPE_CHECKING:
+    from stages.model.classifier import Classifier
 
 MOST_LISTED = 5  # classes in the line about a file
 
@@ -59,14 +63,14 @@ def label_files(
     arguments: argparse.Namespace,
     settings: ClassifierSettings,
     rule: Rule | None,
-    device: str,
-    load: Callable[[], Classifier],
+    find_device: Callable[[], str],
+    load: Callable[[], "Classifier"],
 ) -> None:
     """Write a copy of each table with the predictions.
 
     Args:
         given: a file, a folder, or a data set on the hub.
-        device: "cuda" or "cpu": their logits differ.
+        find_device: returns "cuda" or "cpu": their logits differ.
         load: loads the classifier. It is called only if rows are left to be predicted.
 
     Raises:
@@ -80,6 +84,11 @@ def label_files(
     if is_folder and (extension := find_extension(out.name)):
         raise UserError(f"--out: {out}: the files of {given} go to a folder; name it without .{extension}")
     targets = [check_file(file, arguments, is_folder, settings, list(column_map.values())) for file in found]
+
+    from stages.model.adapter_files import read_adapter
+
+    read_adapter(arguments.adapter, arguments.untuned, arguments.base)  # raises before a progress folder is made
+    device = find_device()
     batch_size = arguments.batch_size or (256 if device == "cuda" else 64)
     progress = open_progress(out, compute_digest(found, arguments, column_map, batch_size, device))
     if progress.state.rows:
@@ -146,6 +155,8 @@ def compute_digest(
     found: Sequence[InputFile], arguments: argparse.Namespace, column_map: dict[str, str], batch_size: int, device: str
 ) -> str:
     """A digest of all that decides the logits: the bytes of input and adapter, and some options."""
+    from stages.data.batching import EVALUATION_TOKENS
+
     adapter = sorted(path for path in arguments.adapter.iterdir() if path.is_file())
     content = {
         "input": [[file.extension, file.sha256] for file in found],
@@ -162,13 +173,15 @@ def compute_digest(
 def predict_missing(
     targets: Sequence[Target],
     columns: Sequence[str],
-    classifier: Classifier,
+    classifier: "Classifier",
     settings: ClassifierSettings,
     progress: ProgressFolder,
     batch_size: int,
     total: int,
 ) -> None:
     """Predict the rows that have no logits in the progress folder."""
+    from tools.predict.predict_rows import PartPredictor, prefetch, read_parts
+
     done, start = progress.state.rows, time.monotonic()
     parts = read_parts([target.reader for target in targets], columns, classifier, settings, progress)
     with progress_bar(total, "predict", "row", initial=done) as bar:

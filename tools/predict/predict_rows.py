@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 
 from stages.data.batching import EVALUATION_TOKENS, TokenizedRows
+from stages.data.classifier_settings import ClassifierSettings
 from stages.data.task import name_text_columns, parse_columns
 from stages.data.tokenization import tokenize_rows
-from stages.model.adapter_files import ClassifierSettings
 from stages.model.classifier import Classifier
 from stages.model.devices import report_out_of_memory
 from stages.runtime.errors import UserError
