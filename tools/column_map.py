@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from shlex import quote
 
 from stages.runtime.errors import UserError
 
@@ -36,7 +37,8 @@ def parse_column_map(pairs: Sequence[str], columns: Sequence[str]) -> dict[str, 
     for pair in pairs:
         column, separator, source = pair.partition("=")
         if not separator or not source:
-            raise UserError(f"--column {pair}: must be COLUMN=COLUMN, such as {columns[0]}={column or 'text'}")
+            example = f"{quote(columns[0])}={quote(column or 'text')}"
+            raise UserError(f"--column {pair}: must be COLUMN=COLUMN, such as {example}")
         if column not in columns:
             raise UserError(f"--column {pair}: the template has no column {column}; it has {', '.join(columns)}")
         if column in mapped:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import dvc.api
@@ -193,7 +194,7 @@ def suggest_fix(name: str) -> str:
     """What to do if a run has no usable results."""
     if name == WORKSPACE:
         return "run `dvc repro`"
-    return f"check it out or `dvc exp apply {name}`, run `dvc repro`, then commit it or compare the workspace"
+    return f"check it out or `dvc exp apply {quote(name)}`, run `dvc repro`, then commit it or compare the workspace"
 
 
 def check_finished(name: str, parameters: dict[str, Any], stages: dict[str, dict], outs: dict[str, str | None]) -> None:

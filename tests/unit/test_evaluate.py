@@ -129,6 +129,7 @@ WRONG = {  # {case: (labels, --class, phrases of the error)}
     "unknown labels": (
         ["yes", "yes", "neutral"], [], ["column 'gold' has labels that are not classes", "yes (2 rows)", "yes=CLASS"]
     ),
+    "of several words": (["a; b", "a; b", "c"], [], ["--class 'a; b'=CLASS --class c=CLASS"]),
     "one is mapped": (["yes", "no", "neutral"], ["yes=entailment"], ["not classes of the adapter: no (1 rows)"]),
     "numbers to be predicted": ([0.5, 0.7, 0.1], [], ["not classes", "--class"]),
     "no label": (["-", "-", "-"], [], ["has no label in any row", "--label"]),

@@ -510,10 +510,10 @@ def test_a_closed_pipe_is_no_error(pipeline, monkeypatch):
 
 def test_out_writes_another_file(run, pipeline):
     before = (pipeline / "params.yaml").read_bytes()
-    _, printed = run(sorted_csv(pipeline), "--out", "mine.yaml")
+    _, printed = run(sorted_csv(pipeline), "--out", "my own.yaml")
     assert (pipeline / "params.yaml").read_bytes() == before
-    assert params.load("mine.yaml").data.label == "mood"
-    assert printed.endswith("Next: cp mine.yaml params.yaml && dvc repro, which writes metrics/report.html\n")
+    assert params.load("my own.yaml").data.label == "mood"
+    assert printed.endswith("Next: cp 'my own.yaml' params.yaml && dvc repro, which writes metrics/report.html\n")
 
 
 def test_a_path_in_the_repository_is_relative(run, pipeline):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from shlex import quote
 
 import numpy as np
 import pandas as pd
@@ -78,7 +79,7 @@ def check_class_columns(
     if unknown := [name for name, code in matches.items() if code is None and name not in class_map]:
         raise UserError(
             f"{place}: column {unknown[0]} is not a {noun} of the adapter; the {nouns} are {_list(classes)}. Say which "
-            f"{noun} it means: --class {unknown[0]}=CLASS"
+            f"{noun} it means: --class {quote(unknown[0])}=CLASS"
         )
     if rest := [name for name in classes if name not in found]:
         raise UserError(f"{place}: no label column for {_list(rest)}; name one for each {noun}: --label COLUMN")
@@ -88,7 +89,7 @@ def _unknown_labels(labels: LabelColumn, unknown: list[str], task: Task, place: 
     rows, noun, nouns = labels.values.value_counts(), task.labels.noun, task.labels.nouns
     listed = sorted(unknown, key=lambda value: float(value) if labels.unnamed_integers else -rows[value])
     counted = [f"{value} ({rows[value]:,} rows)" for value in listed]
-    flags = " ".join(f"--class {value}=CLASS" for value in listed[:MOST_NAMED])
+    flags = " ".join(f"--class {quote(value)}=CLASS" for value in listed[:MOST_NAMED])
     what = "integers without names" if labels.unnamed_integers else f"labels that are not {nouns} of the adapter"
     return UserError(
         f"{place}: column '{labels.column}' has {what}: {_list(counted)}; the {nouns} are {_list(task.classes)}. "

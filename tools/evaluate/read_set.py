@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -260,7 +261,7 @@ def check_columns(table: pa.Table, columns: Mapping[str, str], labels: Sequence[
     for column, source in columns.items():
         if source not in table.column_names:
             raise UserError(
-                f"{place}: no column '{source}'; {has}. Name the one for {column}: --column {column}=COLUMN"
+                f"{place}: no column '{source}'; {has}. Name the one for {column}: --column {quote(column)}=COLUMN"
             )
         kind = table.schema.field(source).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import pandas as pd
 
@@ -172,7 +173,7 @@ def show_and_write(draft: Draft, target: Path, check: bool) -> None:
         return
     files.write_text(target, text)
     warn_without_gpu(draft.present.device)
-    copy = "" if target == PARAMS else f"cp {target} {PARAMS} && "
+    copy = "" if target == PARAMS else f"cp {quote(str(target))} {PARAMS} && "
     print(f"{target} is written. Next: {copy}dvc repro, which writes metrics/report.html")
 
 

@@ -7,6 +7,7 @@ import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from shlex import quote
 
 import numpy as np
 import pyarrow as pa
@@ -166,7 +167,7 @@ def find_unreadable(profiles: Mapping[str, ColumnProfile], table: pa.Table) -> d
             except UserError as error:
                 problems[name] = str(error)
     if sparse := _find_sparse(profiles):
-        value, flags = profiles[sparse[0]].values[0], " ".join(f"--label {name}" for name in sparse)
+        value, flags = profiles[sparse[0]].values[0], " ".join(f"--label {quote(name)}" for name in sparse)
         problems[sparse[0]] = (
             f"{', '.join(sparse)} have {value} or nothing; for labels, write 1 and 0 in their cells, and name them: "
             f"{flags}"
@@ -228,11 +229,11 @@ def find_flags(profiles: Mapping[str, ColumnProfile], column: str, table: pa.Tab
     flags = names[first : last + 1]
     if len(flags) < FEWEST_FLAGS:
         return ()
-    place, listed = f"columns {', '.join(flags)}", " ".join(f"--label {name}" for name in flags)
+    place, listed = f"columns {', '.join(flags)}", " ".join(f"--label {quote(name)}" for name in flags)
     if pair[0] not in FLAGS:
         raise UserError(
             f"{place}: have {pair[1]} and {pair[0]}; allowed if they are labels of which a row may have several: 1 and "
-            f"0, or true and false. Convert them; or if only one of them is the label, name it: --label {column}"
+            f"0, or true and false. Convert them; or if only one of them is the label, name it: --label {quote(column)}"
         )
     if problem := check_flags(table, flags):
         raise UserError(

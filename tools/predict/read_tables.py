@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -83,7 +84,7 @@ def describe_missing(place: str, missing: Sequence[str], columns: Sequence[str])
     listed = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
     return UserError(
         f"{place}: no column {' and no column '.join(missing)}; it has {listed}; name the right one with "
-        + " ".join(f"--column {column}=COLUMN" for column in missing)
+        + " ".join(f"--column {quote(column)}=COLUMN" for column in missing)
     )
 
 
