@@ -368,6 +368,14 @@ def test_blocks_of_parameters_are_found():
     assert {"README.md", "docs/several-gpus.md"} == {document for document, _ in YAML}
 
 
+def test_what_a_run_changes_in_git_is_named_for_the_commit():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    outs = [out for stage in stages for out in stage["outs"] if isinstance(out, dict)]
+    in_git = {f"{path.split('/')[0]}/" for out in outs for path, options in out.items() if "cache" in options}
+    named = set(re.findall("`([^`]+)`", re.search("so commit your run: (.*)\\.", README)[1]))
+    assert named == {"params.yaml", "dvc.lock", *in_git}
+
+
 def test_commands_are_found():
     """If the search found no commands, the tests above would pass."""
     assert {"make", "dvc", "python", "pytest"} == {words(command)[0] for _, command in COMMANDS}
