@@ -141,7 +141,7 @@ def check_same_rows(first: Run, other: Run) -> None:
     raise errors.UserError(
         f"{other.name}: its test rows are not those of {first.name}"
         + (", but the same in another order" if reordered else f" ({len(other_rows):,} and {len(rows):,} rows)")
-        + f"; the first difference is in row {row}: {texts[0]!r}, not {texts[1]!r}. "
+        + f"; the first difference is in row {row}, counted from 0: {texts[0]!r}, not {texts[1]!r}. "
         "Only runs with the same test rows in the same order can be compared"
     )
 

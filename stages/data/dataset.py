@@ -93,7 +93,7 @@ def check_texts(rows: pd.DataFrame, split: str, task: Task) -> None:
     if blank.any():
         one = len(task.columns) == 1
         are = f"column '{task.columns[0]}' is" if one else f"columns {', '.join(task.columns)} are all"
-        raise UserError(f"data: split '{split}': {are} empty in row {blank.idxmax()}")
+        raise UserError(f"data: split '{split}': {are} empty in row {blank.idxmax()}, counted from 0")
 
 
 def read_groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.Series:

@@ -127,7 +127,9 @@ def _name_codes(codes: pd.Series, names: tuple[str, ...], split: str, column: st
     if wrong.any():
         row = wrong.idxmax()
         allowed = f"allowed: {NO_LABEL} to {len(names) - 1} ({', '.join(names)})"
-        raise UserError(f"data: split '{split}': column '{column}' has {codes[row]:g} in row {row}; {allowed}")
+        raise UserError(
+            f"data: split '{split}': column '{column}' has {codes[row]:g} in row {row}, counted from 0; {allowed}"
+        )
     return _as_text(codes.map(dict(enumerate(names))))
 
 
@@ -243,7 +245,9 @@ def check_repeated(labels: LabelColumn, values: pd.Series | np.ndarray, place: s
     twice = pd.DataFrame({"row": labels.values.index, "value": np.asarray(values)}).duplicated().to_numpy()
     if twice.any():
         value, row = labels.values.iloc[twice.argmax()], labels.values.index[twice.argmax()]
-        raise UserError(f"{place}: column '{labels.column}' has {value!r} twice in row {row}; name each label once")
+        raise UserError(
+            f"{place}: column '{labels.column}' has {value!r} twice in row {row}, counted from 0; name each label once"
+        )
 
 
 def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str], place: str) -> np.ndarray:
@@ -264,8 +268,8 @@ def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str]
     if mixed.any():
         mark, row = labels.values.iloc[mixed.argmax()] or "an empty value", rows[mixed.argmax()]
         raise UserError(
-            f"{place}: column '{labels.column}' has {mark} next to labels in row {row}; it marks a row without a gold "
-            "label"
+            f"{place}: column '{labels.column}' has {mark} next to labels in row {row}, counted from 0; it marks a "
+            "row without a gold label"
         )
     has_class = np.zeros((len(labels.missing), len(classes)), dtype=np.bool_)
     has_class[rows[~unlabelled], numbers[~unlabelled]] = True
@@ -301,7 +305,7 @@ def _match_labels(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int 
     wrong = labels.values.map(lambda value: value is not None and matches[value] is None)
     if wrong.any():
         first = wrong.to_numpy().argmax()
-        place = f"in row {labels.values.index[first]}"
+        place = f"in row {labels.values.index[first]}, counted from 0"
         label = f"{labels.values.iloc[first]!r} {place}; data.classes: {_shorten(allowed)}"
         raise UserError(f"data: split '{labels.split}': column '{labels.column}' has {label}")
     return matches

@@ -133,8 +133,9 @@ def read_flags(table: pa.Table, split: str, columns: Sequence[str]) -> LabelList
         if (wrong := values.isna() & ~empty[:, number]).any():
             row = int(wrong.to_numpy().argmax())
             raise UserError(
-                f"data: split '{split}': column '{column}' has {texts[row]:.60} in row {row}; allowed in each column "
-                "that data.label lists: 0 or 1; in a row without a gold label: nothing or -1 in all of them"
+                f"data: split '{split}': column '{column}' has {texts[row]:.60} in row {row}, counted from 0; allowed "
+                "in each column that data.label lists: 0 or 1; in a row without a gold label: nothing or -1 in all of "
+                "them"
             )
         flags[:, number] = values.fillna(False).to_numpy(bool)
     missing = np.asarray(empty.all(axis=1))
@@ -143,9 +144,9 @@ def read_flags(table: pa.Table, split: str, columns: Sequence[str]) -> LabelList
         column = columns[int(empty[row].argmax())]
         mark = _to_texts(table[column].slice(row, 1).to_pandas()).iloc[0]
         raise UserError(
-            f"data: split '{split}': column '{column}' {f'has {mark}' if mark else 'is empty'} in row {row}, but other "
-            "columns of data.label have 0 or 1; allowed: 0 or 1 in all of them; in a row without a gold label: nothing "
-            "or -1 in all of them"
+            f"data: split '{split}': column '{column}' {f'has {mark}' if mark else 'is empty'} in row {row}, counted "
+            "from 0, but other columns of data.label have 0 or 1; allowed: 0 or 1 in all of them; in a row without a "
+            "gold label: nothing or -1 in all of them"
         )
     rows, numbers = np.nonzero(flags)
     name = ", ".join(columns)

@@ -215,7 +215,7 @@ def legend(task: Task, texts: Texts) -> str:
     hidden = {"all": "", "errors": " Only errors have their texts.", "none": " The texts are left out."}[texts]
     return (
         f"{words_of(task.labels).marks}. After the tuned model's prediction: {class_names}, each with its probability "
-        f"in percent.{hidden}"
+        f"in percent. Rows are counted from 0.{hidden}"
     )
 
 

@@ -248,4 +248,4 @@ def test_rows_in_another_order_are_rejected(runs):
     runs.write(pd.read_parquet(runs.folder / "outs/results/tuned/predictions.parquet"))
     line = refused(runs, "HEAD", "workspace")
     assert "workspace: its test rows are not those of HEAD, but the same in another order" in line
-    assert "the first difference is in row 5" in line
+    assert "the first difference is in row 5, counted from 0" in line

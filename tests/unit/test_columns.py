@@ -146,7 +146,7 @@ def flags(column="bug", row=0, value=0, yes=1, no=0):
 def test_one_wrong_cell_does_not_remove_a_column_of_0_and_1_from_the_labels(column, value, problem):
     error = error_of(choose_columns, flags(column, 17, value))
     assert error.startswith("columns bug, billing, login, speed: have 0 and 1, as labels of which a row may have ")
-    assert f"But column '{column}' {problem} in row 17" in error
+    assert f"But column '{column}' {problem} in row 17, counted from 0" in error
     assert error.endswith("name the columns that are labels: --label bug --label billing --label login --label speed")
 
 
@@ -360,7 +360,9 @@ def test_a_label_column_given_by_hand_that_has_no_classes_is_rejected(label, rea
     rows = rows.drop_columns("number")
     assert error_of(choose_columns, rows, label=label).startswith(f"--label: {label}: {reason}")
     error = error_of(choose_columns, rows, label=["always", "label"])
-    assert error.startswith("--label: column 'always' has x in row 0; allowed in each column that data.label lists: 0 ")
+    assert error.startswith(
+        "--label: column 'always' has x in row 0, counted from 0; allowed in each column that data.label lists: 0 "
+    )
 
 
 # --- texts ---

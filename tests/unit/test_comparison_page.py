@@ -217,7 +217,9 @@ def test_if_no_run_has_texts_the_groups_are_unknown_and_nothing_is_compared():
 def test_rows_without_texts_are_matched_by_number_gold_label_and_data():
     first, other = finished_run("a", 1, 8, 40, 0), finished_run("b", 1, 16, 40, 9)
     numbers = without_texts(replace(other, rows=other.rows.assign(row=other.rows["row"] + 1)))
-    with pytest.raises(UserError, match=r"its test rows are not those of a .* in row 0: '1 / no', not '0 / no'"):
+    with pytest.raises(
+        UserError, match=r"its test rows are not those of a .* in row 0, counted from 0: '1 / no', not '0 / no'"
+    ):
         compare_runs([first, numbers], None, [])
     with pytest.raises(UserError, match=r"b: outs/splits differs from a, and metrics/cases.csv of b does not have"):
         compare_runs([first, without_texts(other, inputs=dict.fromkeys(INPUTS, "b"))], None, [])

@@ -199,9 +199,12 @@ def test_a_row_may_have_an_empty_text_if_another_is_not_empty():
 
 def test_a_labelled_row_without_any_text_is_an_error():
     splits = three(arrow(), validation=arrow(premise=["A man.", None], hypothesis=["a", " \n"]))
-    assert error_of(splits) == "data: split 'validation': columns premise, hypothesis are all empty in row 1"
+    assert (
+        error_of(splits)
+        == "data: split 'validation': columns premise, hypothesis are all empty in row 1, counted from 0"
+    )
     splits = three(arrow(premise=["", "a"]))
-    assert error_of(splits, ("premise",)) == "data: split 'train': column 'premise' is empty in row 0"
+    assert error_of(splits, ("premise",)) == "data: split 'train': column 'premise' is empty in row 0, counted from 0"
 
 
 def test_an_unlabelled_row_may_be_empty():

@@ -86,7 +86,7 @@ def test_another_error_is_raised_unchanged(tmp_path, error):
 ERRORS_WITH_ROWS = [
     pa.ArrowInvalid("CSV parse error: Expected 2 columns, got 4: kernel: No space left on device,sda1,full,1"),
     KeyError("unexpected pos 226240 vs 226132"),
-    UserError("column 'label' has 'No space left on device' in row 0; data.classes: a, b"),
+    UserError("column 'label' has 'No space left on device' in row 0, counted from 0; data.classes: a, b"),
 ]
 
 

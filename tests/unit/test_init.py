@@ -281,7 +281,9 @@ def test_a_label_twice_in_a_row_is_the_same_error_in_lists_and_in_text(run, pipe
     data = several(form)
     data.at[17, "tags"] = ["windy", "cold", "windy"] if form == "lists" else "windy|cold|windy"
     data.to_json(path, orient="records", lines=True) if form == "lists" else data.to_csv(path, index=False)
-    with pytest.raises(UserError, match=r"column 'tags' has 'windy' twice in row 17; name each label once$"):
+    with pytest.raises(
+        UserError, match=r"column 'tags' has 'windy' twice in row 17, counted from 0; name each label once$"
+    ):
         run(path)
 
 

@@ -174,7 +174,7 @@ def test_fractions_are_classes_if_they_are_listed(kind, names):
 
 def test_a_number_next_to_names_is_a_name():
     assert codes(["1", "a"], ("1", "a")) == [0, 1]
-    assert "has '1.0' in row 0" in error_of(codes, ["1.0", "a"], ("1", "a"))
+    assert "has '1.0' in row 0, counted from 0" in error_of(codes, ["1.0", "a"], ("1", "a"))
 
 
 def test_a_split_with_only_digits_is_read_like_the_other_splits():
@@ -182,7 +182,7 @@ def test_a_split_with_only_digits_is_read_like_the_other_splits():
     splits = {"train": table_of(["1", "2", "1a"]), "test": table_of(["2", "1"])}
     test = label_column.read_label_columns(splits, "label")[1]
     assert error_of(label_column.encode_labels, test, NLI).startswith(
-        "data: split 'test': column 'label' has '2' in row 0; "
+        "data: split 'test': column 'label' has '2' in row 0, counted from 0; "
     )
     assert label_column.encode_labels(test, ("1a", "2", "1")).tolist() == [1, 2]
 
@@ -201,7 +201,7 @@ def test_integers_are_matched_by_name_if_one_class_is_a_number():
 
 @pytest.mark.parametrize("number", [1e19, -1e19])
 def test_a_number_beyond_int64_is_not_a_class(number):
-    assert f"'{number:.0f}' in row 1" in error_of(codes, pa.array([0, number], pa.float64()))
+    assert f"'{number:.0f}' in row 1, counted from 0" in error_of(codes, pa.array([0, number], pa.float64()))
 
 
 def test_the_name_of_a_type_with_many_fields_is_shortened():
@@ -215,10 +215,10 @@ def test_the_name_of_a_type_with_many_fields_is_shortened():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["entailment", "maybe"], "'maybe' in row 1; data.classes: entailment, neutral, contradiction"),
-        ([0, 3], "'3' in row 1; data.classes: 0 (entailment), 1 (neutral), 2 (contradiction)"),
-        ([-2, 0], "'-2' in row 0"),
-        ([True, False], "'True' in row 0"),
+        (["entailment", "maybe"], "'maybe' in row 1, counted from 0; data.classes: entailment, neutral, contradiction"),
+        ([0, 3], "'3' in row 1, counted from 0; data.classes: 0 (entailment), 1 (neutral), 2 (contradiction)"),
+        ([-2, 0], "'-2' in row 0, counted from 0"),
+        ([True, False], "'True' in row 0, counted from 0"),
         (
             (["entailment", "neutral"], [0, 1]),
             "has the classes entailment, neutral; data.classes: entailment, neutral, c",
@@ -252,7 +252,7 @@ def test_a_code_that_the_class_label_does_not_declare_is_rejected():
     features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
     table = pa.table({"label": [0, 7]}).replace_schema_metadata(features.arrow_schema.metadata)
     line = error_of(label_column.read_label_columns, {"test": table}, "label")
-    assert line.endswith("has 7 in row 1; allowed: -1 to 1 (a, b)")
+    assert line.endswith("has 7 in row 1, counted from 0; allowed: -1 to 1 (a, b)")
 
 
 # --- classes that are not listed in params.yaml ---
@@ -280,7 +280,7 @@ def test_few_rows_may_have_up_to_twenty_classes():
 
 def test_an_error_lists_only_some_of_many_classes():
     line = error_of(codes, ["x"], [f"class {number}" for number in range(900)])
-    assert "has 'x' in row 0; data.classes: class 0, class 1, " in line
+    assert "has 'x' in row 0, counted from 0; data.classes: class 0, class 1, " in line
     assert line.endswith("…") and len(line) < 600
 
 
@@ -359,7 +359,7 @@ def test_a_thousand_declared_classes_are_allowed():
 
 
 def test_case_matters_if_two_classes_differ_only_in_case():
-    assert error_of(codes, ["CO", "Co", "co"], ("CO", "Co")).count("'co' in row 2") == 1
+    assert error_of(codes, ["CO", "Co", "co"], ("CO", "Co")).count("'co' in row 2, counted from 0") == 1
 
 
 def test_a_label_column_knows_its_split():

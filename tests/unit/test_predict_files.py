@@ -337,7 +337,9 @@ def test_two_processes_for_the_same_file_are_an_error(work):
 def test_outputs_that_are_not_finite_are_an_error(work, monkeypatch):
     compute = Classifier.compute_batch_logits
     monkeypatch.setattr(Classifier, "compute_batch_logits", lambda *arguments: compute(*arguments) * float("nan"))
-    with pytest.raises(errors.UserError, match=r"rows\.csv: the model's outputs for row \d+ are not finite"):
+    with pytest.raises(
+        errors.UserError, match=r"rows\.csv: the model's outputs for row \d+, counted from 0, are not finite"
+    ):
         work.run("rows.csv", "--out", "out.csv")
 
 

@@ -302,7 +302,7 @@ BAD = {
     "deep": ("in.jsonl", b"[" * 100_000, "line 1: nested too deep"),
     "Windows-1252": ("in.jsonl", '{"text": "né né né"}'.encode("cp1252"), "not UTF-8: .*; set --encoding to "),
     "columns": ("in.json", b'{"text": ["a", "b"]}', "the file is one object, not a list of rows"),
-    "a row of an array": ("in.json", b'[{"text": "a"}, 5]', "row 2: must be an object"),
+    "a row of an array": ("in.json", b'[{"text": "a"}, 5]', "row 1, counted from 0: must be an object"),
     "no parquet": ("in.parquet", b"PAR1", r"in\.parquet: not readable as parquet"),
     "no arrow": ("in.arrow", b"ARROW1", r"in\.arrow: not readable as Arrow"),
     "no workbook": ("in.xlsx", b"", r"in\.xlsx: not readable as a workbook"),

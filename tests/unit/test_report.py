@@ -268,6 +268,14 @@ def test_measurements_are_in_other_files_than_results(tmp_path):
     assert {name for name in first if first[name] != second[name]} == {"summary.json", "report.html", *measurements}
 
 
+def test_each_table_with_row_numbers_says_how_they_are_counted(metrics):
+    page, sentence = page_of(metrics), "Rows are counted from 0."
+    places = page.count(">row</th>")
+    assert places > 1 and page.count(sentence) == places
+    assert "(rows are counted from 0)" in (metrics / "report.md").read_text()
+    assert pd.read_csv(metrics / "cases.csv")["row"].min() == 0
+
+
 def test_the_alarms_are_among_the_details(metrics, odd_metrics):
     for folder in (metrics, odd_metrics):
         alarms = [f"**Alarm:** {alarm}" for alarm in details(folder)["alarms"]]

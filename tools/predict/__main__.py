@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from stages.data.classifier_settings import ClassifierSettings, read_settings
 from stages.data.task import name_text_columns, parse_columns
 from stages.runtime import errors
+from stages.sources.fetch import use_folder
 from stages.sources.manifest import find_extension
 from tools.answer_rules import Answer, Rule, add_arguments, choose_rule, explain_missing
 from tools.column_map import add_column_argument
@@ -80,6 +81,8 @@ def main() -> None:
             "root), where `dvc repro` writes outs/adapter at the training's end"
         )
     settings = read_settings(arguments.adapter)
+    if arguments.base:
+        use_folder({}, arguments.base)  # raises if it does not exist
     columns = parse_columns(settings.template)
     if arguments.text and not arguments.out:
         if len(arguments.text) != len(columns):

@@ -167,8 +167,8 @@ class PartPredictor:
     def _take(self, part: Part, rows: np.ndarray, logits: np.ndarray) -> None:
         if len(wrong := rows[~np.isfinite(logits).all(axis=1)]):
             raise UserError(
-                f"{part.place}: the model's outputs for row {part.first_row + wrong.min() + 1:,} are not finite; "
-                "run it in another precision, or train the adapter again"
+                f"{part.place}: the model's outputs for row {part.first_row + wrong.min():,}, counted from 0, are not "
+                "finite; run it in another precision, or train the adapter again"
             )
         assert self.logits is not None
         self.logits[rows] = logits

@@ -137,8 +137,8 @@ class TableReader:
             return [text or "" for text in values.to_pylist()]
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{self.place}: column '{column}' has text that is not UTF-8 in rows {first_row + 1:,} to "
-                f"{first_row + len(values):,}; write the file again"
+                f"{self.place}: column '{column}' has text that is not UTF-8 in rows {first_row:,} to "
+                f"{first_row + len(values) - 1:,}, counted from 0; write the file again"
             ) from error
 
     def read_tables(self) -> Iterator[pa.Table]:
@@ -326,7 +326,8 @@ class JsonReader:
         for chunk in self.read_lines():
             texts = []
             for number, line in chunk:
-                place = f"{self.place}, {'row' if self.is_array else 'line'} {number:,}"
+                row_or_line = f"row {number - 1:,}, counted from 0" if self.is_array else f"line {number:,}"
+                place = f"{self.place}, {row_or_line}"
                 row = parse_object(line, place)
                 if missing := [column for column in columns if column not in row]:
                     raise describe_missing(place, missing, list(row))
