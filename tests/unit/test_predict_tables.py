@@ -337,7 +337,7 @@ def test_options_that_do_not_fit_the_file_are_errors(tmp_path):
 def test_a_class_that_the_encoding_lacks_is_an_error(tmp_path):
     (tmp_path / "in.csv").write_bytes("text\né é é é\n".encode("cp1252"))
     reader, _ = reader_of(tmp_path / "in.csv", encoding="cp1252")
-    with pytest.raises(UserError, match=r"out\.csv: cp1252 has no letters for class 好; name a file that ends in"):
+    with pytest.raises(UserError, match=r"^out\.csv: would be written in cp1252, as \S*in\.csv is, which has no '好'"):
         check_target("csv", "out.csv", reader, ["a", "好"])
 
 

@@ -66,8 +66,11 @@ def check_target(extension: str, place: str, reader: Reader, classes: Sequence[s
     if kind in ("csv", "tsv"):
         sep, quotechar, encoding = _choose_dialect(kind, reader)
         for name in classes:
-            if name.encode(encoding, "ignore").decode(encoding) != name:
-                raise UserError(f"{place}: {encoding} has no letters for class {name}; name a file that ends in .jsonl")
+            if lacking := [char for char in name if char.encode(encoding, "ignore").decode(encoding) != char]:
+                raise UserError(
+                    f"{place}: would be written in {encoding}, as {reader.place} is, which has no {lacking[0]!r}, "
+                    f"as in class {name}; name a file that ends in .jsonl, which is written in UTF-8"
+                )
             if quotechar == NO_QUOTES and any(char in name for char in (sep, "\n", "\r")):
                 raise UserError(
                     f"{place}: class {name} has {sep!r}, and the cells of {reader.place} are not quoted; name a file "
