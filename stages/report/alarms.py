@@ -38,8 +38,11 @@ def find_alarms(cases: pd.DataFrame, comparison: Comparison, task: Task, is_own_
         alarms += describe_classes_without_rows(cases, task)
     alarms += [*describe_permutation(cases, task), *describe_seen_rows(cases)]
     if comparison.best_reference.difference.value <= 0:
+        best = f"the best reference, {name_reference(comparison.best, task.labels)}"
         alarms.append(
-            f"The tuned model is not better than the best reference, {name_reference(comparison.best, task.labels)}."
+            f"The tuned model scores no higher than {best}. These test rows are too few to tell which is better."
+            if comparison.verdict == "too close to tell"
+            else f"The tuned model is not better than {best}."
         )
     if comparison.verdict != comparison.verdict_with_duplicates:
         alarms.append(

@@ -82,10 +82,14 @@ def test_a_cell_of_the_co_occurrence_is_a_share_of_the_rows_with_its_gold_class(
     ]  # fmt: skip
 
 
-def alarms_of(gold, tuned, gain=0.1, **options):
+def alarms_of(gold, tuned, gain=0.1, verdict="not worth it", **options):
     reference = SimpleNamespace(difference=SimpleNamespace(value=gain))
     comparison = SimpleNamespace(
-        metric="f1_micro", best_reference=reference, best="majority_class", verdict=1, verdict_with_duplicates=1
+        metric="f1_micro",
+        best_reference=reference,
+        best="majority_class",
+        verdict=verdict,
+        verdict_with_duplicates=verdict,
     )
     return find_alarms(make_cases(gold, tuned), comparison, TASK, **options)
 
@@ -125,6 +129,13 @@ def test_an_alarm_says_that_all_rows_have_the_same_answer(answer, name):
 def test_a_reference_that_is_better_is_an_alarm_with_its_name():
     assert alarms_of([A, B], [A, C], gain=-0.1)[-1] == (
         "The tuned model is not better than the best reference, most frequent set of labels."
+    )
+
+
+def test_that_alarm_agrees_with_the_verdict_that_it_is_too_close_to_tell():
+    assert alarms_of([A, B], [A, C], gain=0.0, verdict="too close to tell")[-1] == (
+        "The tuned model scores no higher than the best reference, most frequent set of labels. These test rows are "
+        "too few to tell which is better."
     )
 
 
