@@ -23,6 +23,7 @@ from stages.data.labels import Labels, SingleLabel, kind_of
 from stages.report.cases import FORMULA_STARTS, escape_formula
 from stages.runtime import errors, files
 from tools.git import run_git
+from tools.lock_params import flatten, lock_parameters
 
 WORKSPACE = "workspace"
 RESULTS, CASES, DETAILS = "outs/results/tuned", "metrics/cases.csv", "metrics/details.json"
@@ -218,30 +219,6 @@ def check_finished(name: str, parameters: dict[str, Any], stages: dict[str, dict
                     f"{name}: {key} is {current} in params.yaml, but the results are those of {value}; "
                     + suggest_fix(name)
                 )
-
-
-def lock_parameters(entry: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a stage's last run; entry: of the stage in dvc.lock."""
-    return flatten(entry.get("params", {}).get("params.yaml", {}))
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested parameters. PyYAML reads 2e-05 as a string; here it is a number."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = parse_number(value)
-    return flat
-
-
-def parse_number(value: Any) -> Any:
-    """The number that a string spells; any other value unchanged."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, ...] | None, type[Labels]]:

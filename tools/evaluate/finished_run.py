@@ -14,7 +14,8 @@ from stages.data.task import Task
 from stages.report.run_description import RunDescription
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
-from tools.read_runs import WORKSPACE, check_finished, flatten, parse_yaml
+from tools.lock_params import flatten
+from tools.read_runs import WORKSPACE, check_finished, parse_yaml
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,15 @@ from stages.sources.fetch import use_folder
 from stages.sources.manifest import find_extension
 from tools.answer_rules import Answer, Rule, add_arguments, choose_rule, explain_missing
 from tools.column_map import add_column_argument
+from tools.lock_params import find_changed_params
 
 if TYPE_CHECKING:
     from stages.model.classifier import Classifier
 
+ADAPTER = Path("outs/adapter")
 BATCH_SIZE = 64  # rows
 MOST_SHOWN = 5  # classes in an answer for a terminal
+MOST_KEYS = 5  # of parameters in a line
 READ_SIZE = 1 << 20  # bytes; of a large file, all batches are full except the last one of each read
 
 
@@ -61,7 +64,7 @@ def main() -> None:
         help="one for each column of the adapter's template, in its order; with --out: a table (csv, tsv, json, jsonl, "
         "parquet, arrow, xlsx), a folder of tables, or OWNER/NAME of a data set on the hub",
     )
-    parser.add_argument("--adapter", type=Path, default=Path("outs/adapter"), help="the adapter's folder (%(default)s)")
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="the adapter's folder (%(default)s)")
     parser.add_argument(
         "--base",
         type=Path,
@@ -80,6 +83,8 @@ def main() -> None:
             f"--adapter: {arguments.adapter}: no such folder; run this in the folder of a pipeline (demo/, or the "
             "root), where `dvc repro` writes outs/adapter at the training's end"
         )
+    if arguments.adapter == ADAPTER:
+        warn_of_other_params()
     settings = read_settings(arguments.adapter)
     if arguments.base:
         use_folder({}, arguments.base)  # raises if it does not exist
@@ -149,6 +154,16 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     for option in ("sep", "quotechar"):
         if (value := getattr(arguments, option)) is not None and len(value) != 1:
             parser.error(f"--{option}: must be one character, not {value!r}")
+
+
+def warn_of_other_params() -> None:
+    """Say so if params.yaml has changed since the training, as after `tools.init`."""
+    if changed := find_changed_params(Path()):
+        listed = ", ".join(changed[:MOST_KEYS]) + (f" and {len(changed) - MOST_KEYS} more" * (len(changed) > MOST_KEYS))
+        print(
+            f"{ADAPTER} was trained with other parameters than params.yaml has now ({listed}); `dvc repro` trains anew",
+            file=sys.stderr,
+        )
 
 
 def find_device() -> str:
