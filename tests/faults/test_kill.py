@@ -32,7 +32,7 @@ def killed(tmp_path_factory):
         if moment[1] in HITS
     ]
     kills = []
-    kill.killed_run(clone, hits, expected, lambda hit, way, *kill: kills.append(kill), TARGET)
+    kill.killed_run(clone, hits, expected, lambda hit, way, *kill: kills.append(kill), TARGET, forks=True)
     return clone, expected, kills
 
 

@@ -26,6 +26,7 @@ import psutil
 import yaml
 
 from helpers.clone import Clone
+from helpers.stages import StartedModule
 from tools.verify import is_measured
 
 STAGES = ["download", "tokenize", "eval_base", "train_qlora", "eval_lora", "analyze"]
@@ -142,25 +143,34 @@ def lost_seconds(steps: list[tuple[int, float]], saved: int, killed_at: float) -
 # --- killing ---
 
 
-def start(clone: Clone, log: IO, moment: str = "", target: str = "") -> subprocess.Popen:
-    """Start `dvc repro` in its own process group. Its stage stops at a moment, a pattern of `MOMENTS`.
+def start(
+    clone: Clone, log: IO, moment: str = "", target: str = "", forks: bool = False
+) -> subprocess.Popen | StartedModule:
+    """Start `dvc repro` in its own session. Its stage stops at a moment, a pattern of `MOMENTS`.
 
     Args:
         target: the last stage to run; "": all stages.
+        forks: whether `dvc` and the stages are forks of a process that has imported the libraries, else new processes.
     """
     Path(clone.env["STEP_LOG"]).unlink(missing_ok=True)
+    arguments, env = ["repro", *filter(None, [target])], {**clone.env, "STOP_AT": moment}
+    if forks:
+        dvc = StartedModule("dvc", arguments, clone.folder / "demo", env, stdout=log.name, stderr=log.name)
+        clone.session = dvc.pid
+        return dvc
     return subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", *filter(None, [target])],
-        cwd=clone.folder / "demo", env={**clone.env, "STOP_AT": moment}, stdout=log, stderr=log, start_new_session=True,
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=clone.folder / "demo", env=env, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
 
 
 def living_processes(clone: Clone) -> list[psutil.Process]:
-    """All processes of a clone's `dvc repro`, without zombies."""
+    """All processes of a clone's `dvc repro`, without zombies. Those that are forks are known by their session."""
     processes = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
             belongs = process.environ().get("KILL_TEST") == str(clone.folder)
+            belongs = belongs or os.getsid(process.pid) == getattr(clone, "session", None)
             if belongs and process.status() != psutil.STATUS_ZOMBIE:
                 processes.append(process)
     return processes
@@ -170,6 +180,8 @@ def stage_process(clone: Clone) -> tuple[psutil.Process | None, str]:
     """(process, name) of the running stage, or (None, "between stages")."""
     for process in living_processes(clone):
         with contextlib.suppress(psutil.Error):
+            if process.name() in STAGES:  # a fork
+                return process, process.name()
             words = process.cmdline()
             if len(words) > 2 and words[1] == "-m" and words[2].startswith("stages."):
                 return process, words[2].removeprefix("stages.")
@@ -201,7 +213,7 @@ def has_passed(hit: SimpleNamespace, saved: int) -> bool:
     return bool(checkpoint) and int(checkpoint[1]) <= saved
 
 
-def strike(clone: Clone, dvc: subprocess.Popen, way: str) -> tuple[str, str, int, float]:
+def strike(clone: Clone, dvc: subprocess.Popen | StartedModule, way: str) -> tuple[str, str, int, float]:
     """Stop all processes, kill in one of `WAYS`, and let the others continue until they end themselves.
 
     Returns:
@@ -251,6 +263,7 @@ def killed_run(
     expected: dict[str, str],
     report: Callable[[SimpleNamespace, str, str, int, float], None] = lambda *_: None,
     target: str = "",
+    forks: bool = False,
 ) -> None:
     """Run and kill `dvc repro` until a run finishes.
 
@@ -260,6 +273,7 @@ def killed_run(
         expected: `contents` of an undisturbed run.
         report: called after each kill with the hit and with what `strike` returned.
         target: the last stage to run; "": all stages.
+        forks: as of `start`.
 
     Raises:
         AssertionError: a process survived, or a file differs from that of the undisturbed run.
@@ -269,7 +283,7 @@ def killed_run(
     while True:
         hit = remaining[0] if remaining else None
         with log.open("w") as file:
-            dvc = start(clone, file, hit.moment[2] if hit and hit.moment else "", target)
+            dvc = start(clone, file, hit.moment[2] if hit and hit.moment else "", target, forks)
         started = None
         while dvc.poll() is None:
             if hit and not hit.moment and has_finished(hit.stage, log.read_text()):

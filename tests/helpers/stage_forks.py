@@ -5,7 +5,7 @@ line of JSON each, and answers each with an exit code on standard output. There 
 
 - `modules`: import modules once in a fork. Then run their `main` in each of many folders, a fork for each folder.
 - `module`: do what `python -m` does in one folder. If the module runs DVC, the stages that DVC starts are forks too.
-- `start`: the same for a module that runs no DVC. The answer is the fork's process number, and comes immediately.
+- `start`: the same, but the answer is the fork's process number, and comes immediately. DVC gets a session of its own.
 - `wait`: wait for a process of `start`.
 
 The process parses and compiles the project's files once too. A fork does so only with files that a test has edited.
@@ -17,6 +17,7 @@ a second such process, which imports only the libraries in PLAIN.
 """
 
 import ast
+import contextlib
 import gc
 import hashlib
 import importlib
@@ -28,6 +29,7 @@ import re
 import resource
 import runpy
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -205,6 +207,9 @@ def run_module(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     skip_figures([request["module"]])
+    if "STEP_LOG" in os.environ:  # a test that kills stages at chosen moments: helpers/recorder is in sys.path
+        sys.modules.pop("sitecustomize", None)
+        importlib.import_module("sitecustomize")
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
@@ -218,17 +223,31 @@ def run_alone(request: dict[str, Any]) -> None:
     redirect(request["stderr"], 2)
     server_end, dvc_end = socket.socketpair()
     child = start_fork(run_with_stages, request, dvc_end, server_end)
-    dvc_end.close()
-    with server_end.makefile("rw") as dvc:
-        for line in dvc:
-            print(fork(run_module, json.loads(line)), file=dvc, flush=True)
+    serve_stages(server_end, dvc_end)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def serve_stages(server: socket.socket, dvc_end: socket.socket) -> None:
+    """Run each stage that DVC requests in a fork, and answer with its exit code, until DVC ends."""
+    dvc_end.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(BrokenPipeError), server.makefile("rw") as dvc:
+        for line in dvc:
+            print(fork(run_stage, json.loads(line)), file=dvc, flush=True)
+
+
+def run_stage(request: dict[str, Any]) -> None:
+    """`run_module` in a process with the stage's name, which `ps` shows."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    Path("/proc/self/comm").write_text(request["module"].rpartition(".")[2])
+    run_module(request)
 
 
 def start(request: dict[str, Any]) -> int:
     """Start `run_on_streams` in a fork -> its process number. The streams are open when this function returns."""
     streams = [os.open(request["stdin"], os.O_RDONLY)]
-    streams += [os.open(request[name], os.O_WRONLY | os.O_CREAT) for name in ("stdout", "stderr")]
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND  # both may be the same file
+    streams += [os.open(request[name], flags) for name in ("stdout", "stderr")]
     child = start_fork(run_on_streams, request, streams)
     for stream in streams:
         os.close(stream)
@@ -240,9 +259,16 @@ def run_on_streams(request: dict[str, Any], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
+    lines = 1 if "PYTHONUNBUFFERED" in request["env"] else -1
+    sys.stdin, sys.stdout = open(0), open(1, "w", buffering=lines)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
-    run_module(request)
+    if request["module"] != "dvc":
+        run_module(request)
+        return
+    os.setsid()
+    server_end, dvc_end = socket.socketpair()
+    start_fork(serve_stages, server_end, dvc_end)
+    run_with_stages(request, dvc_end, server_end)
 
 
 def run_with_stages(request: dict[str, Any], server: socket.socket, other_end: socket.socket) -> None:
@@ -265,12 +291,16 @@ def run_with_stages(request: dict[str, Any], server: socket.socket, other_end: s
 
 
 def ask(server: IO[str], module: str, cwd: str, env: dict[str, str], **_: object) -> int:
-    """Have a stage run in a fork of the server -> its exit code."""
+    """Have a stage run in a fork of the server -> its exit code. Meanwhile DVC ignores Ctrl-C."""
     sys.stdout.flush()
     env = {**env, "DVC_PID": str(os.getpid())}
     request = {"module": module, "folder": cwd, "env": env, "arguments": []}
-    print(json.dumps(request), file=server, flush=True)
-    return int(server.readline())
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        print(json.dumps(request), file=server, flush=True)
+        return int(server.readline())
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 gc.disable()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,7 +107,7 @@ class StartedModule:
     """A module that runs in a fork while the test goes on, with attributes and methods of `subprocess.Popen`.
 
     Args:
-        module: as `python -m` names it. It runs no DVC.
+        module: as `python -m` names it. `dvc` gets a session of its own, and its stages are forks in it.
         stdin: a file, or `subprocess.PIPE`.
         stdout, stderr: `subprocess.PIPE`, or a file.
     """
@@ -137,7 +138,13 @@ class StartedModule:
 
         return None if self.returncode is None and is_running(self.pid) else self.wait()
 
-    def wait(self) -> int:
+    def wait(self, timeout: float = 0) -> int:
+        """Wait for the end -> the exit code. `timeout`: seconds until an error; 0: none."""
+        deadline = time.monotonic() + timeout
+        while timeout and self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.02)
         if self.returncode is None:
             self.returncode = _ask({"wait": self.pid}, self._env)
         return self.returncode
