@@ -9,7 +9,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Files that use the fixture `repro`.
 SHARE_REPRO = tuple(
-    f"pipeline/test_{name}.py" for name in ("pipeline", "dvc_yaml", "predict", "export", "publish", "evaluate")
+    f"pipeline/test_{name}.py"
+    for name in ("pipeline", "dvc_yaml", "predict", "export", "publish", "evaluate", "sharing")
 )
 # These and the files that take longest, longest first: a file that starts late leaves the other process idle.
 LONGEST = (
@@ -20,7 +21,7 @@ LONGEST = (
         "pipeline/test_several_processes", "pipeline/test_examples", "unit/test_kernels", "unit/test_kernel_compile",
         "unit/test_analysis", "pipeline/test_compare", "unit/test_families", "pipeline/test_folders", "unit/test_hub",
         "unit/test_multi_seed", "unit/test_benchmarks", "pipeline/test_long_training", "unit/test_fused_families",
-        "faults/test_data_keys_fuzz", "pipeline/test_sharing", "unit/test_last_layer", "unit/test_predict_files",
+        "faults/test_data_keys_fuzz", "unit/test_last_layer", "unit/test_predict_files",
     )),
 )  # fmt: skip
 
@@ -50,6 +51,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: order.get(file_of(item), len(order)))
     else:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "repro" in getattr(item, "fixturenames", ()):
+        assert file_of(item) in SHARE_REPRO, "add this file to SHARE_REPRO, or two processes may run `repro`"
 
 
 def pytest_collection_finish() -> None:
