@@ -111,7 +111,9 @@ MANY = {
 @pytest.fixture(scope="module")
 def odd_metrics(tmp_path_factory):
     """Three columns, texts of over 600 characters, uneven classes with odd names, one not tested, one not trained."""
-    return analyze_in(tmp_path_factory.mktemp("odd"), **ODD)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_svg(patch.setattr)
+        return analyze_in(tmp_path_factory.mktemp("odd"), **ODD)
 
 
 @pytest.fixture(scope="module")
