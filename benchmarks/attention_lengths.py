@@ -99,7 +99,7 @@ def time_pytorch(
     rows = [layout.cu_seqlens, layout.cu_seqlens, layout.max_seqlen, layout.max_seqlen]
     window = -1 if config.window is None or config.window >= layout.max_seqlen else config.window - 1
     options = {"scale": config.scale, "window_size_left": window, "window_size_right": 0}
-    unused = torch.empty(0, device=DEVICE)  # the state of a dropout
+    unused, minus_sin = torch.empty(0, device=DEVICE), -layout.sin  # the state of a dropout; rotates back
 
     def compute_forward() -> list[torch.Tensor]:
         rotate(qkv, config.num_heads + config.num_kv_heads, config.head_dim, layout.cos, layout.sin)
@@ -110,7 +110,7 @@ def time_pytorch(
             dout.view(out.shape), *heads, out, lse, *rows, 0.0, True, unused, unused, **options
         )
         for gradient in (dq, dk):
-            rotate(gradient.flatten(1), gradient.shape[1], config.head_dim, layout.cos, -layout.sin)
+            rotate(gradient.flatten(1), gradient.shape[1], config.head_dim, layout.cos, minus_sin)
 
     out, lse = compute_forward()
     forward, unordered = time_in_graph(compute_forward), time_in_graph(compute_backward)
@@ -118,6 +118,7 @@ def time_pytorch(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # mypy sees no property
     deterministic = time_in_graph(compute_backward)
     torch.set_deterministic_debug_mode("default")
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     return forward, deterministic, unordered
 
 

@@ -24,7 +24,7 @@ from stages.runtime import errors, params
 WARM_UP, STEPS = 5, 5  # the first step captures; the steps after the warm-up are profiled
 MAX_KERNELS = 40  # in the printed list
 KINDS = {  # a kernel has the first kind whose pattern matches its name
-    "attention": r"attend|attention|flash|fmha|sdpa",
+    "attention": r"attend|attention|rotate|flash|fmha|sdpa",
     "matrix products": r"nvjet|gemm|cutlass|xmma|cublas|splitKreduce",
     "4-bit weights": r"quantize",
     "optimizer and clipping": r"multi_tensor_apply|adam",

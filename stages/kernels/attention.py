@@ -1,7 +1,8 @@
 """Causal attention of packed rows, with the rotary position embedding. Packed rows follow one another without padding.
 
 Queries and keys are rotated in place. Then one program computes one block of a row's queries, or of its keys, for one
-head, by FlashAttention-2's formulas (Dao 2023). Each gradient has one writer, so equal inputs give equal bytes.
+head, by FlashAttention-2's formulas (Dao 2023); in the backward one program computes a whole short row. Each gradient
+has one writer, so equal inputs give equal bytes.
 
 PyTorch's flash attention of such rows (`torch.nn.attention.varlen`) is slower. Microseconds of forward and backward on
 an H200, for phi-2's heads and 8,192 tokens, ours / PyTorch's deterministic: rows of 32 tokens 260 / 907, of 256 421 /
@@ -92,14 +93,14 @@ class AttentionConfig:
 
 
 class Attention(torch.autograd.Function):
-    """Rotary embedding, then causal attention within each row.
+    """Rotary embedding, then causal attention within each row. Queries and keys in qkv are overwritten.
 
     Shapes: qkv [..., sum of `qkv_widths`], the output [..., num_heads * head_dim].
     """
 
     @staticmethod
     def forward(ctx, qkv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> torch.Tensor:
-        flat = qkv.reshape(-1, qkv.shape[-1])
+        flat = qkv.detach().reshape(-1, qkv.shape[-1])
         out, lse = attention_forward(flat, config, layout)
         ctx.config, ctx.layout = config, layout
         ctx.save_for_backward(flat, out, lse)
@@ -139,7 +140,7 @@ def attention_forward(
     if tokens <= tiles.kept * rows:  # most rows are short
         tiles = tiles._replace(looped=min(tiles.looped, 32))
     blocks = triton.cdiv(layout.max_seqlen, tiles.kept)
-    _forward_kernel[(rows * blocks + triton.cdiv(tokens, tiles.kept), config.num_heads)](
+    _attention_forward_kernel[(rows * blocks + triton.cdiv(tokens, tiles.kept), config.num_heads)](
         qkv, out, lse, layout.cu_seqlens, rows, blocks, tokens, qkv.stride(0), out.stride(0), config.scale * LOG2_E,
         BLOCK_Q=tiles.kept, BLOCK_K=tiles.looped, num_warps=tiles.num_warps, num_stages=2,
         **attention_constants(config, layout),
@@ -170,24 +171,24 @@ def attention_backward(
     parts = torch.empty((tokens, 2 * q_width), dtype=dqkv.dtype, device=dqkv.device) if shares_keys else dkv
     programs = rows + triton.cdiv(tokens, short.kept)
     options = {"BLOCK_M": short.kept, "num_warps": short.num_warps, "num_stages": 1, **constants}
-    _short_backward_kernel[(programs, config.num_heads)](
+    _attention_short_backward_kernel[(programs, config.num_heads)](
         qkv, out, lse, dout, dqkv, parts, *cos_sin_starts, len(layout.cos), rows, tokens, *strides,
         parts.stride(0), *numbers, **options,
     )  # fmt: skip
     if shares_keys:
-        _sum_heads_kernel[(programs, 2 * config.num_kv_heads)](
+        _attention_sum_heads_kernel[(programs, 2 * config.num_kv_heads)](
             parts, dqkv, *cos_sin_starts, len(layout.cos), rows, tokens, parts.stride(0), dqkv.stride(0), **options
         )
     if layout.max_seqlen <= short.kept:
         return
     delta, tiles = torch.empty_like(lse), choose_tiles("queries", qkv, config.head_dim)
     blocks = triton.cdiv(layout.max_seqlen, tiles.kept)
-    _query_backward_kernel[(rows * blocks, config.num_heads)](
+    _attention_query_backward_kernel[(rows * blocks, config.num_heads)](
         qkv, out, lse, delta, dout, dqkv, *cos_sin_starts, len(layout.cos), rows, blocks, tokens, short.kept, *strides,
         *numbers, BLOCK_Q=tiles.kept, BLOCK_K=tiles.looped, num_warps=tiles.num_warps, num_stages=2, **constants,
     )  # fmt: skip
     tiles = choose_tiles("keys", qkv, config.head_dim)
-    _key_backward_kernel[(rows * triton.cdiv(layout.max_seqlen, tiles.kept), config.num_kv_heads)](
+    _attention_key_backward_kernel[(rows * triton.cdiv(layout.max_seqlen, tiles.kept), config.num_kv_heads)](
         qkv, lse, delta, dout, dqkv, *cos_sin_starts, len(layout.cos), rows, tokens, short.kept, *strides,
         *numbers, BLOCK_Q=tiles.looped, BLOCK_K=tiles.kept, num_warps=tiles.num_warps, num_stages=2, **constants,
     )  # fmt: skip
@@ -201,18 +202,19 @@ class Tiles(NamedTuple):
     num_warps: int
 
 
-# By the most columns of a head's vector: the best of some on an H200, for phi-2's, Llama's and Gemma's heads.
+# By the most columns of a head's vector. The best of 3 to 8 each, on an H200 for phi-2's, Llama's and Gemma's heads.
 TILES = {
     "forward": {128: Tiles(64, 64, 4), 256: Tiles(64, 64, 8)},
     "short": {128: Tiles(64, 0, 4), 256: Tiles(64, 0, 8)},
     "queries": {128: Tiles(64, 64, 4), 256: Tiles(64, 64, 8)},
     "keys": {96: Tiles(64, 128, 4), 128: Tiles(64, 32, 4), 256: Tiles(64, 32, 8)},
 }
-TENSORS_KEPT = {"forward": 1, "short": 4.5, "queries": 2, "keys": 2}  # the short one has products of tokens, too
+# Blocks of vectors in the shared memory, an estimate. The short kernel has products of tokens there, too.
+TENSORS_KEPT = {"forward": 1, "short": 4.5, "queries": 2, "keys": 2}
 
 
 def choose_tiles(kernel: str, qkv: torch.Tensor, head_dim: int) -> Tiles:
-    """The tiles of a kernel, so that they fit the shared memory: each looped block is loaded twice ahead."""
+    """The tiles of a kernel, so that they fit the shared memory. It holds two looped blocks of each of two tensors."""
     columns = sum(split_head(head_dim))
     if qkv.element_size() == 4:
         block = max(16, min(32, 4096 // padded_size(head_dim)))
@@ -263,7 +265,7 @@ def _sees(offs_q, offs_k, WINDOW: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit(do_not_specialize=["rows", "blocks", "tokens"])
-def _forward_kernel(
+def _attention_forward_kernel(
     qkv_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, rows, blocks, tokens, stride_qkv, stride_out, scale,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
     BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
@@ -316,7 +318,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["angles", "rows", "tokens"])
-def _short_backward_kernel(
+def _attention_short_backward_kernel(
     qkv_ptr, out_ptr, lse_ptr, dout_ptr, dqkv_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, tokens,
     stride_qkv, stride_dqkv, stride_dkv, stride_out, scale, scale_log2,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
@@ -371,13 +373,13 @@ def _short_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["angles", "rows", "tokens"])
-def _sum_heads_kernel(
+def _attention_sum_heads_kernel(
     dkv_ptr, dqkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, tokens, stride_dkv, stride_dqkv,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
     BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """A block of the gradient of one head of keys or values: the sum of `_short_backward_kernel`'s parts."""
+    """A block of the gradient of one head of keys or values: the sum of `_attention_short_backward_kernel`'s parts."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     row, head = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seqlens_ptr + tl.minimum(row, rows))
@@ -402,16 +404,16 @@ def _sum_heads_kernel(
 
 
 @triton.jit(do_not_specialize=["angles", "rows", "blocks", "tokens", "longest_short"])
-def _query_backward_kernel(
+def _attention_query_backward_kernel(
     qkv_ptr, out_ptr, lse_ptr, delta_ptr, dout_ptr, dqkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, blocks,
     tokens, longest_short, stride_qkv, stride_dqkv, stride_out, scale, scale_log2,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
     BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one block of queries, for one head; and their delta, for `_key_backward_kernel`.
+    """The gradient of one block of queries, for one head; and their delta, for `_attention_key_backward_kernel`.
 
-    Rows of up to longest_short tokens are left to `_short_backward_kernel`.
+    Rows of up to longest_short tokens are left to `_attention_short_backward_kernel`.
     """
     row, block, head = tl.program_id(0) % rows, blocks - 1 - tl.program_id(0) // rows, tl.program_id(1)
     start = tl.load(cu_seqlens_ptr + row)
@@ -447,7 +449,7 @@ def _query_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["angles", "rows", "tokens", "longest_short"])
-def _key_backward_kernel(
+def _attention_key_backward_kernel(
     qkv_ptr, lse_ptr, delta_ptr, dout_ptr, dqkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, angles, rows, tokens,
     longest_short, stride_qkv, stride_dqkv, stride_out, scale, scale_log2,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,

@@ -49,6 +49,7 @@ def store_vectors(
 
 @triton.jit
 def zero_vectors(BLOCK_M: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr) -> tuple:
+    """The beginning of sums of vectors."""
     return tl.zeros((BLOCK_M, BLOCK_1), dtype=tl.float32), tl.zeros((BLOCK_M, BLOCK_2), dtype=tl.float32)
 
 

@@ -25,6 +25,8 @@ from stages.kernels.rotary import rotate, rotate_back
 def attend_last(q: torch.Tensor, kv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> torch.Tensor:
     """Attention of the queries of the tokens `layout.last`, or of all tokens if that is None.
 
+    Queries and keys are overwritten.
+
     Args:
         q: [1, rows, num_heads * head_dim], or [..., num_heads * head_dim] of all tokens.
         kv: keys and values of all tokens, [..., 2 * num_kv_heads * head_dim].
@@ -40,7 +42,7 @@ def attend_last(q: torch.Tensor, kv: torch.Tensor, config: AttentionConfig, layo
 class _LastTokenAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: torch.Tensor, kv: torch.Tensor, config: AttentionConfig, layout: RowLayout) -> torch.Tensor:
-        flat_q, flat_kv = q.reshape(-1, q.shape[-1]), kv.reshape(-1, kv.shape[-1])
+        flat_q, flat_kv = q.detach().reshape(-1, q.shape[-1]), kv.detach().reshape(-1, kv.shape[-1])
         out, lse = last_token_forward(flat_q, flat_kv, config, layout)
         ctx.config, ctx.layout = config, layout
         ctx.save_for_backward(flat_q, flat_kv, out, lse)
@@ -73,7 +75,7 @@ def last_token_forward(
     rotate(kv, config.num_kv_heads, config.head_dim, layout.cos, layout.sin)
     out = torch.empty((len(q), config.qkv_widths[0]), dtype=q.dtype, device=q.device)
     lse = torch.empty((len(q), config.num_heads), dtype=torch.float32, device=q.device)
-    _forward_kernel[(len(q), config.num_kv_heads)](
+    _last_attention_forward_kernel[(len(q), config.num_kv_heads)](
         q, kv, out, lse, layout.cu_seqlens, layout.last, q.stride(0), kv.stride(0), config.scale * LOG2_E,
         **_constants(kv, config, layout),
     )  # fmt: skip
@@ -90,7 +92,7 @@ def last_token_backward(
     """
     dkv, constants = torch.empty_like(kv), _constants(kv, config, layout)
     programs = len(q) + triton.cdiv(len(kv), int(constants["BLOCK_M"]))  # rows, then blocks of tokens after them
-    _backward_kernel[(programs, config.num_kv_heads)](
+    _last_attention_backward_kernel[(programs, config.num_kv_heads)](
         q, kv, out, lse, dout, dq, dkv, layout.cos, layout.sin, layout.cu_seqlens, layout.last, len(layout.cos),
         len(q), len(kv), q.stride(0), kv.stride(0), dq.stride(0), config.scale, config.scale * LOG2_E, **constants,
     )  # fmt: skip
@@ -119,7 +121,7 @@ def _load_row(cu_seqlens_ptr, last_ptr, row):
 
 
 @triton.jit
-def _forward_kernel(
+def _last_attention_forward_kernel(
     q_ptr, kv_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, last_ptr, stride_q, stride_kv, scale,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,
     BLOCK_2: tl.constexpr, ROTARY_HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, WINDOW: tl.constexpr,
@@ -160,7 +162,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["angles", "rows", "tokens"])
-def _backward_kernel(
+def _last_attention_backward_kernel(
     q_ptr, kv_ptr, out_ptr, lse_ptr, dout_ptr, dq_ptr, dkv_ptr, cos_ptr, sin_ptr, cu_seqlens_ptr, last_ptr, angles,
     rows, tokens, stride_q, stride_kv, stride_dq, scale, scale_log2,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_1: tl.constexpr,

@@ -83,11 +83,11 @@ class _AttentionAndMLP(torch.autograd.Function):
         ctx, qkv_up: torch.Tensor, kv: torch.Tensor | None, x: torch.Tensor, dummy_input: torch.Tensor | None,
         dense: FusedLinear, fc2: FusedLinear, config: AttentionConfig, layout: RowLayout, p: float, masks: DropoutMasks,
     ) -> torch.Tensor:  # fmt: skip
-        flat = qkv_up.reshape(-1, qkv_up.shape[-1])
+        flat = qkv_up.detach().reshape(-1, qkv_up.shape[-1])
         if kv is None:
             out, lse = attention_forward(flat, config, layout)
         else:
-            kv = kv.reshape(-1, kv.shape[-1])
+            kv = kv.detach().reshape(-1, kv.shape[-1])
             out, lse = last_token_forward(flat, kv, config, layout)
         dense_out, (dense_fu, ctx.dense_dropout) = dense.forward(out)
         fc2_out, (fc2_fu, ctx.fc2_dropout) = fc2.forward(flat[:, -fc2.in_features :], gelu=True)

@@ -16,7 +16,7 @@ ELEMENTS = 4096  # of a program's block
 def rotate(
     x: torch.Tensor, heads: int, head_dim: int, cos: torch.Tensor, sin: torch.Tensor, tokens: torch.Tensor | None = None
 ) -> None:
-    """Rotate the first `heads` heads of each row of x in place.
+    """Rotate the first `heads` heads of each row of x in place, and tell autograd.
 
     Args:
         x: [rows, columns], with contiguous columns.
@@ -32,6 +32,7 @@ def rotate(
         HEADS=heads, HEAD_DIM=head_dim, ROTARY_HALF=half,
         BLOCK_ROWS=block_rows, BLOCK_HEADS=block_heads, BLOCK_HALF=block_half,
     )  # fmt: skip
+    torch.autograd.graph.increment_version(x)
 
 
 @triton.jit(do_not_specialize=["rows", "angles"])
@@ -40,6 +41,7 @@ def _rotate_kernel(
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROTARY_HALF: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
+    """A block of rows and heads."""
     offs_m = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     offs_h = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     offs_half, tokens = tl.arange(0, BLOCK_HALF), offs_m
@@ -54,7 +56,7 @@ def _rotate_kernel(
     mask &= (offs_h < HEADS)[None, :, None]
     first = tl.load(first_ptrs, mask, 0).to(tl.float32)
     second = tl.load(first_ptrs + ROTARY_HALF, mask, 0).to(tl.float32)
-    tl.debug_barrier()  # in a small block several threads load one element, and one of them stores it
+    tl.debug_barrier()  # if several threads load one element, one of them stores it
     dtype = x_ptr.dtype.element_ty
     tl.store(first_ptrs, (first * cos - second * sin).to(dtype), mask)
     tl.store(first_ptrs + ROTARY_HALF, (second * cos + first * sin).to(dtype), mask)

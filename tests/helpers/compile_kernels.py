@@ -56,7 +56,7 @@ def compile_all(capability, dtype):
     triton.runtime.driver.set_active(Target(capability))
     JITFunction.__getitem__ = compile_kernel
     attention.shared_memory = lambda device: SHARED_MEMORY[capability]
-    widest = 256 if dtype.itemsize == 2 else 128  # of those that `fits_shared_memory` allows
+    widest = 256 if dtype.itemsize == 2 else 128  # of the supported families
     launch_attention(AttentionConfig(4, 1, widest, 0.1, window=100), 64, dtype)
     launch_lora(64, 1024, dtype)
     if dtype.itemsize == 2:

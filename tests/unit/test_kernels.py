@@ -453,7 +453,10 @@ def test_only_models_of_fused_layers_take_packed_rows(families):
     assert not takes_packed_rows(classifier(folder=families["opt"]))
 
 
-@pytest.mark.parametrize(("longest", "window"), [(30, None), (40, None), (70, None), (30, 5), (70, 1), (70, 50)])
+@pytest.mark.parametrize(
+    ("longest", "window"),
+    [(30, None), (40, None), (70, None), (30, 5), (70, 1), (70, 50), (70, 2), (70, 34)],  # 2 and 34 cross a block
+)
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "rotary"),
     [(2, 2, 80, 32), (4, 1, 32, 32), (4, 2, 16, 6), (2, 1, 160, 160)],
