@@ -182,7 +182,8 @@ def _truncated_texts(summary: DataSummary) -> Iterator[DataWarning]:
         if share > MAX_TRUNCATED:
             yield DataWarning(
                 "alarm",
-                f"{text} The model never sees these ends: set a larger tokenize.max_length, if the model allows it.",
+                f"{text} The model never sees these ends: set a larger tokenize.max_length, or take a model with a "
+                "longer input if this is the most that it allows.",
             )
         else:
             yield DataWarning("warning", text)

@@ -191,7 +191,7 @@ def describe_reference(key: str, results: Results, run: RunDescription) -> str:
     if key == "untrained_head":
         return f"random weights on the frozen base{': the published reference' if results.claims else ''}"
     if key == BAG_OF_WORDS:
-        return "logistic regression on words and pairs of words, without a language model"
+        return "logistic regression on words and pairs of words of the whole texts, without a language model"
     return "the bag of words of one column"
 
 

@@ -130,9 +130,9 @@ def explain_calibration(calibration: Calibration | None, loss: float, labels: La
     verb = "lowers" if loss < calibration.without.loss else "raises"
     change = f"leaves the loss at {after}" if before == after else f"{verb} the loss from {before} to {after}"
     return [
-        "The probabilities are calibrated: they should say how often the model is right. For that, the logits are "
-        f"divided by a temperature of {value} (95% interval {low} to {high}), which is part of the saved head. It "
-        f"changes no prediction. It was fitted to {calibration.rows:,} validation rows. {meaning}",
+        f"The logits are divided by a temperature of {value} (95% interval {low} to {high}), so that the probabilities "
+        "say how often the model is right. It is part of the saved head and changes no prediction. It was fitted to "
+        f"{calibration.rows:,} validation rows. {meaning}",
         f"On the test rows it {change}. {scale}",
     ]
 

@@ -138,7 +138,7 @@ def test_truncated_rows_are_an_alarm_if_they_are_more_than_a_fifth_and_alarms_co
                         validation={"truncated": 1, "tokens_longest": 129}) == [
         ("alarm", "5 of 20 test rows (25.0%) were longer than tokenize.max_length: 128, the longest has 1,312 tokens; "
          "the end of their longest text was cut. The model never sees these ends: set a larger "
-         "tokenize.max_length, if the model allows it."),
+         "tokenize.max_length, or take a model with a longer input if this is the most that it allows."),
         ("warning", "4 of 20 training rows (20.0%) were longer than tokenize.max_length: 128, the longest has 150 "
          "tokens; the end of their longest text was cut."),
         ("warning", "1 of 20 validation rows (5.0%) was longer than tokenize.max_length: 128, the longest has 129 "
