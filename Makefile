@@ -36,7 +36,7 @@ verify: setup    ## run the demo again, and list the results that equal the comm
 	cd demo && python -m tools.verify
 
 test: setup      ## run all tests that need no GPU
-	python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 lint: setup      ## style, common mistakes and types
 	ruff check .
