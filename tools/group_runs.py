@@ -18,6 +18,7 @@ from stages.report.render import shorten
 from stages.report.wording import interval_warnings
 from stages.runtime import errors
 from tools.read_runs import CASES, INPUTS, Run, split_labels
+from tools.run_alarms import describe_alarms
 
 SPLITS = INPUTS[0]
 MAX_SHOWN = 40  # characters of a text in an error
@@ -220,11 +221,10 @@ def note_other_differences(grouped: Sequence[Sequence[Run]], names: Sequence[str
 
 def note_alarms(grouped: Sequence[Sequence[Run]]) -> list[str]:
     """Each alarm of the runs' reports, with the letters of the recipes that have it."""
-    letters: dict[str, list[str]] = {}
-    for number, members in enumerate(grouped):
-        for alarm in dict.fromkeys(alarm for run in members for alarm in run.alarms):
-            letters.setdefault(alarm, []).append(recipe_letter(number))
-    return [f"Alarm in the report of {', '.join(of)}: {alarm}" for alarm, of in letters.items()]
+    return describe_alarms(
+        (recipe_letter(number), [alarm for run in members for alarm in run.alarms])
+        for number, members in enumerate(grouped)
+    )
 
 
 def describe_other_differences(run: Run, first: Run) -> str:

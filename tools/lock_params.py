@@ -9,15 +9,24 @@ TRAINING = ("download", "tokenize", "train_qlora")  # the stages that make the a
 
 
 def find_changed_params(folder: Path) -> list[str]:
-    """The keys whose values are not those with which `folder`'s adapter was trained; none if one file is missing."""
+    """The keys that have changed since `folder`'s adapter was trained. If a file is missing, there are none."""
     try:
         parameters, lock = (yaml.safe_load((folder / name).read_text()) for name in ("params.yaml", "dvc.lock"))
         current, stages = flatten(parameters), lock["stages"]
-        trained = {key: value for name in TRAINING for key, value in lock_parameters(stages[name]).items()}
+        changed = dict.fromkeys(key for name in TRAINING for key in find_changes(current, stages[name]))
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
         return []  # not a pipeline's folder, or `dvc` will say what is wrong
-    missing = object()
-    return [key for key, value in trained.items() if current.get(key, missing) != value and ".digest" not in key]
+    return [key for key in changed if ".digest" not in key]
+
+
+def find_changes(parameters: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """{key: value of the stage's last run} of those that differ from `parameters`, from `flatten`, or are not in them.
+
+    Args:
+        entry: of the stage in dvc.lock.
+    """
+    last = lock_parameters(entry)
+    return {key: value for key, value in last.items() if key not in parameters or parameters[key] != value}
 
 
 def lock_parameters(entry: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from stages.data.labels import Labels, SingleLabel, kind_of
 from stages.report.cases import FORMULA_STARTS, escape_formula
 from stages.runtime import errors, files
 from tools.git import run_git
-from tools.lock_params import flatten, lock_parameters
+from tools.lock_params import find_changes, flatten, lock_parameters
 
 WORKSPACE = "workspace"
 RESULTS, CASES, DETAILS = "outs/results/tuned", "metrics/cases.csv", "metrics/details.json"
@@ -212,13 +212,11 @@ def check_finished(name: str, parameters: dict[str, Any], stages: dict[str, dict
     for stage, entry in stages.items():
         if stage in OTHER_STAGES:
             continue
-        for key, value in lock_parameters(entry).items():
-            if key not in parameters or parameters[key] != value:
-                current = parameters.get(key, "missing")
-                raise errors.UserError(
-                    f"{name}: {key} is {current} in params.yaml, but the results are those of {value}; "
-                    + suggest_fix(name)
-                )
+        for key, value in find_changes(parameters, entry).items():
+            current = parameters.get(key, "missing")
+            raise errors.UserError(
+                f"{name}: {key} is {current} in params.yaml, but the results are those of {value}; " + suggest_fix(name)
+            )
 
 
 def read_cached_rows(cache: Path, md5: str) -> tuple[pd.DataFrame | None, tuple[str, ...] | None, type[Labels]]:

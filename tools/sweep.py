@@ -52,6 +52,7 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
 
 from tools.git import repository_problem, run_git, stderr_line
+from tools.run_alarms import describe_alarms
 
 # `stages` is imported later, from the copy: nobody edits the code there during the sweep.
 
@@ -151,7 +152,7 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
     from stages.model.base_cache import cache_base  # after the GPU is chosen: libraries list CUDA's GPUs on import
 
     table, failures = [], 0
-    alarms: dict[str, list[str]] = {}  # {sentence of a report: names of experiments}
+    alarms: list[tuple[str, list[str]]] = []  # of each experiment
     with cache_base() as base_cache:
         run = InProcess(dvc.stage.run.cmd_run, base_cache.check)
         for number, variant in enumerate(variants, start=1):
@@ -164,8 +165,7 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
                     name = record(variant)
                 metric, score = read_score()
                 outcome, scores = f"{metric} {score}, {name}", {metric: score}
-                for alarm in json.loads(Path("metrics/details.json").read_text())["alarms"]:
-                    alarms.setdefault(alarm, []).append(name)
+                alarms.append((name, json.loads(Path("metrics/details.json").read_text())["alarms"]))
             except Exception as error:  # of any class: the other variants still run
                 failures += 1
                 outcome = f"FAILED: {cause(error)}"
@@ -174,8 +174,8 @@ def sweep(overrides: Sequence[str], workspace: Path) -> None:
             print(f"[{number}/{len(variants)}] {' '.join(variant)}: {outcome} ({seconds:.1f} s, {stages})", flush=True)
             table.append({"experiment": name, **dict(part.split("=", 1) for part in variant), **scores})
     print(f"\n{pd.DataFrame(table).fillna('-').to_string(index=False)}\n")
-    for alarm, names in alarms.items():
-        print(f"Alarm in the report of {', '.join(names)}: {alarm}\n")
+    for line in describe_alarms(alarms):
+        print(f"{line}\n")
     if failures < len(table):
         print("`dvc exp show` compares them, `dvc exp apply NAME` brings one into your workspace.")
     if failures:

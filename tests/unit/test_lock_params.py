@@ -49,6 +49,11 @@ def test_a_change_that_trains_no_other_adapter_is_not_said(folder, pattern, valu
     assert find_changed_params(folder) == []
 
 
+def test_a_key_that_is_gone_has_changed(folder):
+    change(folder, r"^  learning_rate: .*\n", "")
+    assert find_changed_params(folder) == ["train.learning_rate"]
+
+
 def test_without_a_pipeline_nothing_is_said(folder):
     for name, content in (("dvc.lock", "stages: {}"), ("dvc.lock", "a: ["), ("params.yaml", "")):
         (folder / name).write_text(content)
