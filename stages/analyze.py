@@ -74,7 +74,7 @@ class Report:
         cases: from `build_case_table`, with `outcome`.
         label_errors: from `likely_label_errors`, after `hide_texts`.
         plot_tables: from `build_plot_tables`.
-        pictures: {name: (PNG bytes, SVG text)}, without `usage_picture`.
+        pictures: {name: (PNG bytes, SVG text)}.
         context: what the templates show.
     """
 
@@ -86,7 +86,6 @@ class Report:
     label_errors: pd.DataFrame
     plot_tables: dict[str, pd.DataFrame]
     pictures: dict[str, tuple[bytes, str]]
-    usage_picture: tuple[bytes, str]
     context: document.Context
 
 
@@ -121,13 +120,11 @@ def build_report(inputs: Inputs, usage: Usage, samples: pd.DataFrame, run: RunDe
     temperature = results.calibration.temperature if results.calibration else None
     plot_tables = build_plot_tables(cases, inputs.epochs, inputs.steps, best, temperature, task, p.analysis.confidence)
     label_errors = page_rows.hide_texts(likely_label_errors(inputs.tuned, task), p.analysis.texts, task)
-    pictures = figures.render_results(results, plot_tables, cases, run)
-    usage_picture = figures.render_usage(samples, document.shown_usage(usage, run).on_gpu)
+    on_gpu = document.shown_usage(usage, run).on_gpu
+    pictures = figures.render_all(results, plot_tables, cases, run, samples, on_gpu)
     shown_cases = page_rows.hide_texts(cases, p.analysis.texts, task)
-    context = document.build_context(
-        results, usage, shown_cases, label_errors, plot_tables, pictures | {"usage": usage_picture}, run
-    )
-    return Report(run, usage, samples, results, cases, label_errors, plot_tables, pictures, usage_picture, context)
+    context = document.build_context(results, usage, shown_cases, label_errors, plot_tables, pictures, run)
+    return Report(run, usage, samples, results, cases, label_errors, plot_tables, pictures, context)
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -240,15 +237,15 @@ def write_plots(plot_tables: dict[str, pd.DataFrame], path: Path) -> None:
 
 def write_figures(pictures: dict[str, tuple[bytes, str]], path: Path) -> None:
     with files.atomic_folder(path) as folder:
-        for name, (png, _) in pictures.items():
-            (folder / f"{name}.png").write_bytes(png)
+        for name in pictures.keys() - {"usage"}:  # a picture of measurements
+            (folder / f"{name}.png").write_bytes(pictures[name][0])
 
 
 def write_measurements(report: Report, path: Path) -> None:
     with files.atomic_folder(path) as folder:
         files.write_json(folder / "stages.json", report.usage.to_json())
         files.write_csv(folder / "usage.csv", report.samples)
-        (folder / "usage.png").write_bytes(report.usage_picture[0])
+        (folder / "usage.png").write_bytes(report.pictures["usage"][0])
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def render(draw: Callable[[dict[str, str]], Figure], names: Iterable[str] = ()) 
     style = STYLE if families == (DEFAULT_FAMILY,) else STYLE | {"font.family": families}
     with matplotlib.rc_context(style | themed(ON_WHITE)):  # type: ignore[arg-type]  # its hint lists every key
         png = io.BytesIO()
-        draw(ON_WHITE).savefig(png, format="png", dpi=SHOWN * DENSITY / WIDTH, facecolor=ON_WHITE["paper"])
+        dpi, uncompressed = SHOWN * DENSITY / WIDTH, {"compress_level": 0}  # `with_few_colours` compresses
+        draw(ON_WHITE).savefig(png, format="png", dpi=dpi, facecolor=ON_WHITE["paper"], pil_kwargs=uncompressed)
     with matplotlib.rc_context(style | themed(PLACEHOLDER_COLOURS)):  # type: ignore[arg-type]  # its hint lists every key
         svg = io.StringIO()
         draw(PLACEHOLDER_COLOURS).savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

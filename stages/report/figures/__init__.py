@@ -17,16 +17,20 @@ from stages.report.label_words import words_of
 from stages.report.render import render
 from stages.report.run_description import RunDescription
 from stages.report.verdict import list_scores, name_reference
+from stages.runtime.forks import call_in_forks
 
 
-def render_results(
-    results: Results, tables: dict[str, pd.DataFrame], cases: pd.DataFrame, run: RunDescription
-) -> dict[str, tuple[bytes, str]]:
-    """Render all pictures of the results: {name: (PNG bytes, SVG text)}.
+def render_all(
+    results: Results, tables: dict[str, pd.DataFrame], cases: pd.DataFrame, run: RunDescription,
+    samples: pd.DataFrame, usage_on_gpu: bool,
+) -> dict[str, tuple[bytes, str]]:  # fmt: skip
+    """Render all pictures: {name: (PNG bytes, SVG text)}.
 
     Args:
         tables: from `build_plot_tables`.
         cases: from `build_case_table`.
+        samples: of memory and load, from `usage.join_samples`.
+        usage_on_gpu: whether they are of a GPU.
     """
     kept_epoch, comparison, classes = results.training.best_epoch, results.comparison, run.task.classes
     labels, words = run.task.labels, words_of(run.task.labels)
@@ -46,11 +50,8 @@ def render_results(
             words.certainty,
         ),
         "coverage": partial(draw_coverage, tables["coverage"], reached),
+        "usage": partial(draw_usage, samples, usage_on_gpu),
     }
     names = (*classes, *run.task.columns)
-    return {name: render(draw, names) for name, draw in drawings.items()}
-
-
-def render_usage(table: pd.DataFrame, on_gpu: bool) -> tuple[bytes, str]:
-    """Render the picture of memory and load: (PNG bytes, SVG text); table: from `usage.join_samples`."""
-    return render(partial(draw_usage, table, on_gpu))
+    rendered = call_in_forks([partial(render, draw, names) for draw in drawings.values()])
+    return dict(zip(drawings, rendered, strict=True))
