@@ -114,8 +114,12 @@ class CapturedStep:
         self.plan = plan
 
     def count_optimizer_bytes(self) -> int:
-        """Bytes of AdamW's two averages, and of the sum of the parts' gradients."""
-        return 3 * self.lora.buffer.nbytes
+        """Bytes of AdamW's two averages."""
+        return 2 * self.lora.buffer.nbytes
+
+    def count_sum_bytes(self) -> int:
+        """Bytes of the sum of a batch's gradients, if it has several parts."""
+        return self.lora.buffer.nbytes
 
     def __call__(self, parts: list[Part], step: int) -> torch.Tensor:
         """Put the batch's gradients into `.grad` and return its mean loss. Both are summed over the ranks' parts.

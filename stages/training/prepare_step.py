@@ -77,12 +77,13 @@ def try_plan(
         (the most parts of a batch, or 0: the step does not fit; what does not fit, None if all does). An error itself
         would keep the tensors of its functions.
     """
-    most_parts = 0
+    allocate, most_parts = partial(torch.empty, dtype=torch.uint8, device=torch.cuda.current_device()), 0
     try:
-        optimizer = torch.empty(step.count_optimizer_bytes(), dtype=torch.uint8, device=torch.cuda.current_device())
+        optimizer = allocate(step.count_optimizer_bytes())
         most_parts = apply_plan(plan, step, batches, collate, epochs, longest)
+        gradients = allocate(step.count_sum_bytes() if most_parts > 1 else 0)
         validate()
-        del optimizer  # allocated until here
+        del optimizer, gradients  # allocated until here
     except (torch.OutOfMemoryError, UserError) as error:
         return most_parts, str(error)
     return most_parts, None
@@ -136,7 +137,7 @@ def plan_memory(
     bound = float(estimate_bytes_per_token(step.model))
     free = min(distributed.all_gather(count_free_bytes() - measure_peak(validate)))
     memory = Memory(
-        free=free - RESERVED - step.count_optimizer_bytes(),
+        free=free - RESERVED - step.count_optimizer_bytes() - step.count_sum_bytes(),
         kept_weights=sum(linear.count_weight_bytes() for linear in step.layers.linears),
         fixed=dict.fromkeys(choices.checkpointing, RESERVED),
         per_token=dict.fromkeys(choices.checkpointing, bound),

@@ -20,6 +20,7 @@ from stages.training.prepare_step import prepare_step
 MB = 10**6
 BYTES_PER_TOKEN = {False: 2 * MB, True: MB // 2}  # by whether layers are checkpointed
 KEPT_WEIGHTS = 1000 * MB
+SUM_BYTES = 1 * MB  # of the gradients of a batch in parts
 
 
 class Step:
@@ -43,6 +44,9 @@ class Step:
 
     def count_optimizer_bytes(self):
         return 0
+
+    def count_sum_bytes(self):
+        return SUM_BYTES
 
     def forget_graphs(self):
         self.captured = {}
@@ -187,3 +191,11 @@ def test_a_rank_that_never_has_rows_prepares_its_step(prepare, become_rank):
     become_rank(3, 4, lambda value: [value])
     step, batches, _ = prepare([40] * 8, free=80_000 * MB, batch_size=2)
     assert {tuple(part["input_ids"].shape) for part in batches[0]} <= step.captured.keys()
+
+
+@pytest.mark.parametrize(("free", "expected"), [(4000 * MB, 0), (700 * MB, SUM_BYTES)])
+def test_the_sum_of_gradients_needs_memory_only_with_several_parts(prepare, monkeypatch, free, expected):
+    allocated, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, **options: allocated.append(size) or empty(size, **options))
+    prepare([300] * 8, free=free, gradient_checkpointing=False)
+    assert allocated[-1] == expected
