@@ -13,6 +13,7 @@ from stages.report.figures.learning_curves import draw_loss, draw_validation
 from stages.report.figures.reliability import draw_reliability
 from stages.report.figures.scores import draw_scores, draw_slices, select_slices
 from stages.report.figures.usage import draw_usage
+from stages.report.fonts import find_families
 from stages.report.label_words import words_of
 from stages.report.render import render
 from stages.report.run_description import RunDescription
@@ -53,5 +54,6 @@ def render_all(
         "usage": partial(draw_usage, samples, usage_on_gpu),
     }
     names = (*classes, *run.task.columns)
+    find_families("".join(names))  # it remembers the result, so the forks need not look through all fonts again
     rendered = call_in_forks([partial(render, draw, names) for draw in drawings.values()])
     return dict(zip(drawings, rendered, strict=True))
