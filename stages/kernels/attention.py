@@ -264,6 +264,22 @@ def _sees(offs_q, offs_k, WINDOW: tl.constexpr) -> tl.tensor:
     return seen
 
 
+@triton.jit
+def _key_ranges(
+    first, length, WINDOW: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The first key that a query of a block sees, the first that not all of them see, and the end. In whole BLOCK_K.
+
+    Scores are masked only from the second on. With a window all are.
+    """
+    first_masked = first // BLOCK_K * BLOCK_K
+    first_key = first_masked * 0
+    if WINDOW > 0:
+        first_key = tl.maximum(first - WINDOW + 1, 0) // BLOCK_K * BLOCK_K
+        first_masked = first_key
+    return first_key, first_masked, tl.minimum(first + BLOCK_Q, length)
+
+
 @triton.jit(do_not_specialize=["rows", "blocks", "tokens"])
 def _attention_forward_kernel(
     qkv_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, rows, blocks, tokens, stride_qkv, stride_out, scale,
@@ -295,23 +311,26 @@ def _attention_forward_kernel(
     acc1, acc2 = zero_vectors(BLOCK_Q, BLOCK_1, BLOCK_2)
     row_max = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros((BLOCK_Q,), dtype=tl.float32)
-    first_key = tl.maximum(first - WINDOW + 1, 0) // BLOCK_K * BLOCK_K if WINDOW > 0 else 0
-    for key in range(first_key, tl.minimum(first + BLOCK_Q, length), BLOCK_K):
-        offs_k = key + tl.arange(0, BLOCK_K)
-        mask_k = offs_k < length
-        k1, k2 = load_vectors(k_ptr, stride_qkv, start + offs_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
-        scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale
-        # Not minus infinity: with a window, a query may see no key of the first block. The maximum must be a number.
-        scores = tl.where(_sees(offs_q[:, None], offs_k[None, :], WINDOW), scores, -1e30)
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        p = tl.exp2(scores - new_max[:, None])
-        rescale = tl.exp2(row_max - new_max)
-        row_sum = row_sum * rescale + tl.sum(p, 1)
-        v1, v2 = load_vectors(v_ptr, stride_qkv, start + offs_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
-        acc1, acc2 = add_weighted(
-            acc1 * rescale[:, None], acc2 * rescale[:, None], p.to(v1.dtype), v1, v2, HEAD_DIM, BLOCK_1
-        )
-        row_max = new_max
+    keys = _key_ranges(first, length, WINDOW, BLOCK_Q, BLOCK_K)
+    for masked in tl.static_range(2):
+        for key in range(keys[masked], keys[masked + 1], BLOCK_K):
+            offs_k = key + tl.arange(0, BLOCK_K)
+            mask_k = offs_k < length
+            k1, k2 = load_vectors(k_ptr, stride_qkv, start + offs_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+            scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1)
+            if masked:
+                # Not minus infinity: with a window, a query may see no key of the first block, and its maximum must be
+                # a number. A power of two: times scale it is exact, or the subtraction below, an FMA, may overflow.
+                scores = tl.where(_sees(offs_q[:, None], offs_k[None, :], WINDOW), scores, -(2.0**100))
+            new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
+            p = tl.exp2(scores * scale - new_max[:, None])
+            rescale = tl.exp2(row_max - new_max)
+            row_sum = row_sum * rescale + tl.sum(p, 1)
+            v1, v2 = load_vectors(v_ptr, stride_qkv, start + offs_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+            acc1, acc2 = add_weighted(
+                acc1 * rescale[:, None], acc2 * rescale[:, None], p.to(v1.dtype), v1, v2, HEAD_DIM, BLOCK_1
+            )
+            row_max = new_max
     acc1, acc2 = acc1 / row_sum[:, None], acc2 / row_sum[:, None]
     store_vectors(head_out_ptr, stride_out, start + offs_q, mask_q, acc1, acc2, HEAD_DIM, BLOCK_1, BLOCK_2)
     tl.store(lse_ptr + head * tokens + start + offs_q, row_max + tl.log2(row_sum), mask_q)
@@ -432,17 +451,18 @@ def _attention_query_backward_kernel(
     k_ptr = qkv_ptr + (NUM_HEADS + head // (NUM_HEADS // NUM_KV_HEADS)) * HEAD_DIM
     v_ptr = k_ptr + NUM_KV_HEADS * HEAD_DIM
     dq1, dq2 = zero_vectors(BLOCK_Q, BLOCK_1, BLOCK_2)
-    first_key = tl.maximum(first - WINDOW + 1, 0) // BLOCK_K * BLOCK_K if WINDOW > 0 else 0
-    for key in range(first_key, tl.minimum(first + BLOCK_Q, length), BLOCK_K):
-        offs_k = key + tl.arange(0, BLOCK_K)
-        mask_k, rows_k = offs_k < length, start + offs_k
-        k1, k2 = load_vectors(k_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
-        v1, v2 = load_vectors(v_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
-        scores = dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale_log2
-        seen = _sees(offs_q[:, None], offs_k[None, :], WINDOW)
-        p = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
-        ds = p * (dot_vectors(do1, do2, v1, v2, HEAD_DIM, BLOCK_1) - delta[:, None])
-        dq1, dq2 = add_weighted(dq1, dq2, ds.to(k1.dtype), k1, k2, HEAD_DIM, BLOCK_1)
+    keys = _key_ranges(first, length, WINDOW, BLOCK_Q, BLOCK_K)
+    for masked in tl.static_range(2):
+        for key in range(keys[masked], keys[masked + 1], BLOCK_K):
+            offs_k = key + tl.arange(0, BLOCK_K)
+            mask_k, rows_k = offs_k < length, start + offs_k
+            k1, k2 = load_vectors(k_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+            v1, v2 = load_vectors(v_ptr, stride_qkv, rows_k, mask_k, HEAD_DIM, BLOCK_1, BLOCK_2)
+            p = tl.exp2(dot_vectors(q1, q2, k1, k2, HEAD_DIM, BLOCK_1) * scale_log2 - lse[:, None])
+            if masked:
+                p = tl.where(_sees(offs_q[:, None], offs_k[None, :], WINDOW), p, 0.0)
+            ds = p * (dot_vectors(do1, do2, v1, v2, HEAD_DIM, BLOCK_1) - delta[:, None])
+            dq1, dq2 = add_weighted(dq1, dq2, ds.to(k1.dtype), k1, k2, HEAD_DIM, BLOCK_1)
     dq_ptr = dqkv_ptr + head * HEAD_DIM
     store_vectors(dq_ptr, stride_dqkv, rows_q, mask_q, dq1 * scale, dq2 * scale, HEAD_DIM, BLOCK_1, BLOCK_2)
     rotate_back(dq_ptr, stride_dqkv, rows_q, mask_q, rows_q, cos_ptr, sin_ptr, angles, ROTARY_HALF, BLOCK_HALF)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from stages.kernels.head_vectors import padded_size
 
-ELEMENTS = 4096  # of a program's block
+ELEMENTS = 1024  # of a program's block; on an H200, 2.4 us for 560 tokens of phi-2, and 2.9 with 4,096
 
 
 def rotate(
