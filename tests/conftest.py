@@ -7,7 +7,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-# Files that use the fixture `repro`.
+# Files that use one of the fixtures that run the demo pipeline, `repro` and `short_run`.
 SHARE_REPRO = tuple(
     f"pipeline/test_{name}.py"
     for name in ("pipeline", "dvc_yaml", "predict", "export", "publish", "evaluate", "sharing")
@@ -54,8 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if "repro" in getattr(item, "fixturenames", ()):
-        assert file_of(item) in SHARE_REPRO, "add this file to SHARE_REPRO, or two processes may run `repro`"
+    if {"repro", "short_run"} & set(getattr(item, "fixturenames", ())):
+        assert file_of(item) in SHARE_REPRO, "add this file to SHARE_REPRO, or two processes may run the demo"
 
 
 def pytest_collection_finish() -> None:

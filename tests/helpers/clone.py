@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from helpers.parameters import set_key
 from helpers.project import COMMITTED, ROOT, USERS_FILES
 from helpers.stages import run_module, stage_env
 
+SHORT = {"data.train_rows": 96, "data.validation_rows": 30, "data.test_rows": 60, "train.epochs": 1}
 RECORDER = Path(__file__).with_name("recorder")  # its sitecustomize.py logs which parameters and files a stage reads
 
 
@@ -66,6 +70,34 @@ class Clone:
         """Commit all files."""
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", message)
+
+    def change_params(self, changes: dict[str, object]) -> None:
+        """Set dotted keys in demo/params.yaml. With `SHORT`, the pipeline needs little more time than its imports."""
+        path = self.folder / "demo/params.yaml"
+        raw = yaml.safe_load(path.read_text())
+        for key, value in changes.items():
+            set_key(raw, key, value)
+        path.write_text(yaml.safe_dump(raw, sort_keys=False))
+
+    def take_run(self, demo: Path) -> None:
+        """Copy the last run of a demo folder: dvc.lock, metrics, DVC's run cache, and the files that dvc.lock lists.
+
+        `dvc repro` then restores these outs, and runs only stages whose code, parameters or data differ. DVC sees no
+        change of a library: until the demo has run again, the outs are those of the library before.
+        """
+        if not (demo / "dvc.lock").exists() or not (demo / ".dvc/cache/runs").exists():
+            return
+        shutil.copy(demo / "dvc.lock", self.folder / "demo")
+        for name in ("metrics", ".dvc/cache/runs"):
+            shutil.copytree(demo / name, self.folder / "demo" / name, dirs_exist_ok=True)
+        stages = yaml.safe_load((demo / "dvc.lock").read_text())["stages"].values()
+        hashes = [out["md5"] for stage in stages for out in stage["outs"]]
+        for md5 in hashes:  # it grows by the files of folders
+            name = f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}"
+            if (demo / name).exists():  # the cache has no metrics, and `dvc gc` may have removed other files
+                (self.folder / "demo" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(demo / name, self.folder / "demo" / name)
+                hashes += [file["md5"] for file in json.loads((demo / name).read_text())] if md5[-4:] == ".dir" else []
 
     def dvc(self, *arguments: str, below: str = "demo", **env: str) -> subprocess.CompletedProcess:
         """Run `dvc` and its stages in forks -> its outcome, with the attribute of `with_stages`."""

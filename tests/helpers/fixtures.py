@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from helpers.blank_figures import draw_svg, leave_figures_blank
-from helpers.clone import Clone
+from helpers.clone import SHORT, Clone
 from helpers.parameters import manifest_of, set_key, unpinned_params
-from helpers.project import CPU, NANO
+from helpers.project import CPU, DEMO, NANO
 from helpers.tables import LABELS
 
 if not torch.cuda.is_available():
@@ -88,17 +88,34 @@ def nano_copy(tmp_path):
 
 @pytest.fixture(scope="session")
 def repro(tmp_path_factory):
-    """A clone in which `dvc repro` ran once in demo/, started as a user starts it. It takes 35 s of CPU.
+    """A clone with the results of the demo pipeline. If demo/ has results of the same code, it takes no training.
+
+    Returns:
+        namespace with `clone`, and `metrics` ({name: content})
+    """
+    clone = Clone(tmp_path_factory.mktemp("pipeline"), figures=False)
+    clone.take_run(DEMO)
+    run = clone.dvc("repro")
+    assert run.returncode == 0, run.stdout + run.stderr
+    clone.git("add", "--all")
+    clone.git("commit", "--quiet", "--allow-empty", "--message", "demo results")
+    return SimpleNamespace(clone=clone, metrics=clone.metrics())
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+    """A clone in which `dvc repro` ran once with few rows, started as a user starts it. Imports take most of its time.
 
     Returns:
         namespace with `clone`, `run` (the outcome of `dvc`), `metrics` ({name: content}), `status` (of Git, after the
         run) and `reads` ({stage: parameters read, `STAGE.files`: files opened})
     """
-    clone = Clone(tmp_path_factory.mktemp("pipeline"))
+    clone = Clone(tmp_path_factory.mktemp("short"), figures=False)  # new processes draw them
+    clone.change_params(SHORT)
+    clone.commit("few rows")
     run = clone.dvc_in_new_processes("repro")
     assert run.returncode == 0, run.stdout + run.stderr
     status = clone.git("status", "--porcelain")
-    clone.git("add", "--all")
-    clone.git("commit", "--quiet", "--allow-empty", "--message", "demo results")
+    clone.commit("results")
     reads = {path.name: set(path.read_text().splitlines()) for path in clone.reads.iterdir()}
     return SimpleNamespace(clone=clone, run=run, metrics=clone.metrics(), status=status, reads=reads)

@@ -133,8 +133,8 @@ UNREAD_IN_DEMO = {"model.name", "model.revision", "data.name", "data.revision", 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_lists_the_parameters_that_it_reads(repro, stage):
-    read = repro.reads[stage] - {f"train.{key}" for key in NO_EFFECT_ON_RESULTS}
+def test_a_stage_lists_the_parameters_that_it_reads(short_run, stage):
+    read = short_run.reads[stage] - {f"train.{key}" for key in NO_EFFECT_ON_RESULTS}
     listed = listed_leaves(stage)
     assert read - listed == set(), "read, but not listed: after a change DVC would not run the stage again"
     assert listed - read == (UNREAD_IN_DEMO if stage == "download" else set()), (
@@ -144,10 +144,10 @@ def test_a_stage_lists_the_parameters_that_it_reads(repro, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_deps_are_the_files_that_a_stage_opens(repro, stage):
+def test_deps_are_the_files_that_a_stage_opens(short_run, stage):
     """A stage reads files that it does not import, such as templates: they have to be listed too."""
-    folder = (repro.clone.folder / "demo").resolve()
-    paths = {(folder / path).resolve() for path in repro.reads[f"{stage}.files"]}
+    folder = (short_run.clone.folder / "demo").resolve()
+    paths = {(folder / path).resolve() for path in short_run.reads[f"{stage}.files"]}
     opened = {path for path in paths if path.is_relative_to(folder.parent) and path.is_file()}
     opened = {path for path in opened if "__pycache__" not in path.parts}
     values = {"model.folder": "assets/nano-phi", "data.folder": "assets/everyday-nli"}

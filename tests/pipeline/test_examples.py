@@ -14,16 +14,13 @@ from unittest import mock
 
 import pytest
 import yaml
-from helpers.clone import Clone
-from helpers.parameters import set_key
+from helpers.clone import SHORT, Clone
 from helpers.project import ROOT
 
 import tools.verify
 from tools.verify import is_measured
 
 pytestmark = pytest.mark.slow
-
-SMALL = {"data.train_rows": 96, "data.validation_rows": 30, "data.test_rows": 60, "train.epochs": 1}
 
 
 def run_quietly(clone, *command):
@@ -68,11 +65,7 @@ def story(tmp_path_factory):
     """The commands in order -> namespace with the outcome of each step."""
     top = tmp_path_factory.mktemp("everyday")
     clone, outcomes = Clone(top, figures=False), {}
-    path = clone.folder / "demo/params.yaml"
-    raw = yaml.safe_load(path.read_text())
-    for key, value in SMALL.items():
-        set_key(raw, key, value)
-    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    clone.change_params(SHORT)
     run_quietly(clone, "remote", "add", "--default", "store", str(top / "store"))  # each experiment's commit needs it
     run_quietly(clone, "repro")
     clone.commit("a run")

@@ -5,9 +5,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from helpers.imports import ALLOWED, modules_of, too_many
-from helpers.project import COMMITTED
 
 pytestmark = pytest.mark.slow
 
@@ -21,12 +19,12 @@ def outs(clone):
 
 
 @pytest.fixture(scope="module")
-def experiment(repro):
-    """`dvc exp run` with another `lora.r` and one epoch, and what DVC's commands print afterwards."""
-    done = repro.clone.dvc("exp", "run", "-S", "lora.r=8", "-S", "train.epochs=1", BLANK_FIGURES="1")
+def experiment(short_run):
+    """`dvc exp run` with another `lora.r`, and what DVC's commands print afterwards."""
+    done = short_run.clone.dvc("exp", "run", "-S", "lora.r=8")
     assert done.returncode == 0, done.stdout + done.stderr
     outputs = {
-        name: repro.clone.dvc(*command.split())
+        name: short_run.clone.dvc(*command.split())
         for name, command in {
             "metrics": "metrics diff --json",
             "params": "params diff --json",
@@ -35,37 +33,39 @@ def experiment(repro):
             "experiments": "exp show --json",
         }.items()
     }
-    return SimpleNamespace(run=done, metrics=repro.clone.metrics(), outputs=outputs)
+    return SimpleNamespace(run=done, metrics=short_run.clone.metrics(), outputs=outputs)
 
 
 @pytest.fixture(scope="module")
-def back(repro, experiment):
-    """An experiment with the first parameters again."""
-    epochs = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())["train"]["epochs"]
-    done = repro.clone.dvc("exp", "run", "-S", "lora.r=16", "-S", f"train.epochs={epochs}", BLANK_FIGURES="1")
+def back(short_run, experiment):
+    """An experiment with the first `lora.r` again."""
+    done = short_run.clone.dvc("exp", "run", "-S", "lora.r=16")
     assert done.returncode == 0, done.stdout + done.stderr
-    return SimpleNamespace(run=done, metrics=repro.clone.metrics())
+    return SimpleNamespace(run=done, metrics=short_run.clone.metrics())
 
 
 @pytest.fixture(scope="module")
-def rejected(repro, back):
+def rejected(short_run, back):
     """An experiment with a value that is not a number, and the outs before and after it."""
-    before = outs(repro.clone)
-    done = repro.clone.dvc("exp", "run", "-S", "lora.r=abc")
-    after = outs(repro.clone)
-    repro.clone.git("checkout", "--", "demo/params.yaml")
+    before = outs(short_run.clone)
+    done = short_run.clone.dvc("exp", "run", "-S", "lora.r=abc")
+    after = outs(short_run.clone)
+    short_run.clone.git("checkout", "--", "demo/params.yaml")
     return SimpleNamespace(run=done, before=before, after=after)
 
 
-def test_the_first_run_runs_every_stage_and_writes_every_out(repro):
-    assert repro.run.ran == STAGES
+def test_the_first_run_runs_every_stage_and_writes_every_out(short_run):
+    assert short_run.run.ran == STAGES
     for path in (
         "outs/splits/train.parquet", "outs/data_source.json", "outs/base_model.json", "outs/tokenized/test.parquet",
         "outs/data_summary.json", "outs/results/base/predictions.parquet", "outs/results/train/steps.csv",
         "outs/results/tuned/predictions.parquet", "outs/measurements/base/run.json",
         "outs/adapter/adapter_model.safetensors",
     ):  # fmt: skip
-        assert (repro.clone.folder / "demo" / path).is_file(), path
+        assert (short_run.clone.folder / "demo" / path).is_file(), path
+
+
+def test_the_metrics_have_all_parts(repro):
     assert {"summary", "details", "stages"} <= set(repro.metrics)
     assert {"data", "base", "train", "tuned", "comparison", "calibration"} <= set(repro.metrics["details"])
 
@@ -93,14 +93,14 @@ def test_the_metrics_agree_with_each_other(repro):
     assert {"stored", "total", "trainable"} <= set(details["train"]["parameters"])
 
 
-def test_git_ignores_the_files_that_dvc_caches(repro):
-    changed = [line[3:] for line in repro.status.splitlines()]
+def test_git_ignores_the_files_that_dvc_caches(short_run):
+    changed = [line[3:] for line in short_run.status.splitlines()]
     assert [name for name in changed if not name.startswith(("demo/metrics/", "demo/dvc.lock"))] == []
 
 
-def test_a_second_run_runs_nothing(repro):
+def test_a_second_run_runs_nothing(short_run):
     """This test must precede the experiments, which change the workspace."""
-    done = repro.clone.dvc("repro")
+    done = short_run.clone.dvc("repro")
     assert done.returncode == 0
     assert done.ran == []
 
@@ -111,10 +111,10 @@ def test_another_lora_rank_trains_again_and_runs_no_earlier_stage(experiment):
         assert f"'{stage}' didn't change, skipping" in experiment.run.stdout
 
 
-def test_metrics_diff_shows_the_change(repro, experiment):
+def test_metrics_diff_shows_the_change(short_run, experiment):
     changed = json.loads(experiment.outputs["metrics"].stdout)
     trainable = changed["metrics/summary.json"]["parameters_trained"]
-    assert trainable["old"] == repro.metrics["details"]["train"]["parameters"]["trainable"]
+    assert trainable["old"] == short_run.metrics["details"]["train"]["parameters"]["trainable"]
     assert trainable["new"] == experiment.metrics["details"]["train"]["parameters"]["trainable"] < trainable["old"]
     assert "best_reference_accuracy" not in changed["metrics/summary.json"], "the base is the same"
 
@@ -125,11 +125,11 @@ def test_params_diff_shows_the_change(experiment):
 
 
 @pytest.mark.parametrize(("command", "out"), [("plots show", "shown"), ("plots diff", "compared")])
-def test_plots_are_written_without_a_warning(repro, experiment, command, out):
+def test_plots_are_written_without_a_warning(short_run, experiment, command, out):
     done = experiment.outputs[command]
     assert done.returncode == 0
     assert "warning" not in (done.stdout + done.stderr).lower()
-    page = (repro.clone.folder / "demo" / out / "index.html").read_text()
+    page = (short_run.clone.folder / "demo" / out / "index.html").read_text()
     for title in ("Loss by epoch", "Validation accuracy", "Best reference", "Tuned"):
         assert title in page
 
@@ -152,19 +152,19 @@ def test_exp_show_lists_both_runs(experiment):
     assert lora_ranks == {8, 16}
 
 
-def test_an_experiment_keeps_the_link_to_the_code(repro, experiment):
+def test_an_experiment_keeps_the_link_to_the_code(short_run, experiment):
     """DVC could commit a copy of the code instead. After `dvc exp apply`, DVC would then miss changes of stages/."""
-    commits = repro.clone.git("for-each-ref", "--format=%(objectname)", "refs/exps").split()
+    commits = short_run.clone.git("for-each-ref", "--format=%(objectname)", "refs/exps").split()
     assert commits
     for commit in commits:
-        assert repro.clone.git("ls-tree", commit, "demo/stages").startswith("120000 blob")
+        assert short_run.clone.git("ls-tree", commit, "demo/stages").startswith("120000 blob")
 
 
-def test_the_first_lora_rank_comes_from_the_run_cache_without_training(repro, back):
+def test_the_first_lora_rank_comes_from_the_run_cache_without_training(short_run, back):
     assert "train_qlora" not in back.run.ran
     assert "eval_lora" not in back.run.ran
     assert "'train_qlora' is cached - skipping run, checking out outputs" in back.run.stdout
-    assert back.metrics == repro.metrics
+    assert back.metrics == short_run.metrics
 
 
 def test_a_value_that_is_not_a_number_is_one_error_line(rejected):
@@ -185,14 +185,14 @@ def test_a_rejected_run_writes_nothing(rejected):
     assert all(name.startswith(own_outs) for name in removed), "DVC removes a stage's outs before it starts the stage"
 
 
-def test_checkout_restores_the_outs_that_dvc_removed_before_a_rejected_run(repro, rejected):
+def test_checkout_restores_the_outs_that_dvc_removed_before_a_rejected_run(short_run, rejected):
     """DVC removes a stage's outs before it starts the stage, so none are left after the error."""
     removed = rejected.before - rejected.after
     assert {"outs/adapter/adapter_model.safetensors", "outs/measurements/train/run.json"} <= removed
-    done = repro.clone.dvc("checkout")
+    done = short_run.clone.dvc("checkout")
     assert done.returncode == 0, done.stderr
-    assert outs(repro.clone) == rejected.before
-    assert "up to date" in repro.clone.dvc("status").stdout
+    assert outs(short_run.clone) == rejected.before
+    assert "up to date" in short_run.clone.dvc("status").stdout
 
 
 @pytest.mark.parametrize(
@@ -200,19 +200,19 @@ def test_checkout_restores_the_outs_that_dvc_removed_before_a_rejected_run(repro
     [["model.folder='$(touch pwned)'"], ["data.folder=from_hub", "data.name='`touch pwned`'", "data.revision=main"]],
     ids=["folder", "name"],
 )
-def test_parameters_never_reach_a_shell(repro, rejected, changes):
-    done = repro.clone.dvc("exp", "run", "download", *(part for change in changes for part in ("-S", change)))
-    repro.clone.git("checkout", "--", "demo/params.yaml")
+def test_parameters_never_reach_a_shell(short_run, rejected, changes):
+    done = short_run.clone.dvc("exp", "run", "download", *(part for change in changes for part in ("-S", change)))
+    short_run.clone.git("checkout", "--", "demo/params.yaml")
     assert done.returncode != 0
     assert "touch pwned" in done.stderr
-    assert list(repro.clone.folder.rglob("pwned")) == []
+    assert list(short_run.clone.folder.rglob("pwned")) == []
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_at_the_root_a_run_without_hub_and_gpu_stops_in_seconds_with_one_error_line(repro, tmp_path):
+def test_at_the_root_a_run_without_hub_and_gpu_stops_in_seconds_with_one_error_line(short_run, tmp_path):
     start = time.monotonic()
     no_hub_no_gpu = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = repro.clone.dvc_in_new_processes("repro", below=".", HF_HUB_OFFLINE="0", **no_hub_no_gpu)
+    done = short_run.clone.dvc_in_new_processes("repro", below=".", HF_HUB_OFFLINE="0", **no_hub_no_gpu)
     assert time.monotonic() - start < 60
     assert done.returncode != 0
     printed = (done.stdout + done.stderr).splitlines()
@@ -221,11 +221,11 @@ def test_at_the_root_a_run_without_hub_and_gpu_stops_in_seconds_with_one_error_l
     assert "stanfordnlp/snli" in errors[0]
     assert "make demo" in errors[0]
     assert not any("Traceback" in line for line in printed)
-    assert list((repro.clone.folder / "outs").rglob("*")) == []
+    assert list((short_run.clone.folder / "outs").rglob("*")) == []
 
 
 @pytest.mark.parametrize("stage", ALLOWED)
-def test_no_stage_imports_a_slow_library_that_it_does_not_use(repro, stage):
-    modules = modules_of(repro.reads[f"{stage}.files"])
+def test_no_stage_imports_a_slow_library_that_it_does_not_use(short_run, stage):
+    modules = modules_of(short_run.reads[f"{stage}.files"])
     assert "pandas" in modules, "else this test checks nothing"
     assert too_many(stage, modules) == set()

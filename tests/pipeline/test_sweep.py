@@ -12,15 +12,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
-from helpers.clone import Clone
-from helpers.parameters import set_key, use
+from helpers.clone import SHORT, Clone
 from helpers.stages import StartedModule, run_module
 
 from tools.verify import is_measured
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"data.train_rows": 96, "data.validation_rows": 30, "data.test_rows": 60, "train.epochs": 1}
 SWEEP = ("-S", "lora.r=4,8", "-S", "train.learning_rate=0.001,1e+30")  # the second learning rate diverges
 
 
@@ -64,11 +62,7 @@ def outs(clone, revision=None):
 def story(tmp_path_factory):
     """A sweep that is killed in its third variant, the state it leaves, and the same sweep run again."""
     clone = Clone(tmp_path_factory.mktemp("sweep"), figures=False)
-    path = clone.folder / "demo/params.yaml"
-    raw = yaml.safe_load(path.read_text())
-    for key, value in SMALL.items():
-        set_key(raw, key, value)
-    path.write_text(yaml.safe_dump(raw, sort_keys=False))  # each variant must have this change of the workspace
+    clone.change_params(SHORT)  # each variant must have this change of the workspace
     (clone.folder / "demo/mine.txt").write_text("a file that Git does not track\n")
     before = workspace(clone)
     copies = clone.folder / "demo/.dvc/tmp/exps/sweep"
@@ -190,14 +184,9 @@ def own_folders(tmp_path_factory):
     assets = clone.folder / "demo/assets"
     shutil.copytree(assets / "nano-phi", clone.folder / "demo/mine/nano")
     pd.read_parquet(assets / "everyday-nli/train.parquet").to_csv(clone.folder / "pairs.csv", index=False)
-    path = clone.folder / "demo/params.yaml"
-    raw = yaml.safe_load(path.read_text())
-    for key, value in SMALL.items():
-        set_key(raw, key, value)
-    use(raw, "data", "../pairs.csv")
-    use(raw, "model", "./mine/nano")
-    raw["data"]["splits"] = {"train": "train[:60%]", "validation": "train[60%:80%]", "test": "train[80%:]"}
-    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    folders = {"data.folder": "../pairs.csv", "data.digest": None, "model.folder": "./mine/nano", "model.digest": None}
+    splits = {"train": "train[:60%]", "validation": "train[60%:80%]", "test": "train[80%:]"}
+    clone.change_params(SHORT | folders | {"data.splits": splits})
     return clone
 
 
