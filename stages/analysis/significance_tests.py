@@ -3,6 +3,8 @@
 Pure functions of arrays.
 """
 
+import functools
+
 import numpy as np
 from scipy.special import stdtr  # many times faster than scipy.stats.t
 from scipy.stats import binom
@@ -40,7 +42,13 @@ def sign_flips(values: np.ndarray) -> float:
     probabilities = np.ones(1)  # of the sums from -total to total
     for size, count in zip(sizes, counts, strict=True):
         of_size = np.zeros(2 * size * count + 1)
-        of_size[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        of_size[:: 2 * size] = positive_signs(count)
         probabilities = np.convolve(probabilities, of_size)
     total, observed = len(probabilities) // 2, abs(values.sum())
     return min(1.0, 2 * probabilities[total + observed :].sum()) if observed else 1.0
+
+
+@functools.lru_cache(1000)
+def positive_signs(count: int) -> np.ndarray:
+    """Probability of each number of positive signs among `count` random ones, [count + 1]."""
+    return binom.pmf(np.arange(count + 1), count, 0.5)
