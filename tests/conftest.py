@@ -4,6 +4,7 @@ import gc
 import os
 
 import pytest
+from execnet import XSpec
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -67,6 +68,16 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # else nanobind, which Triton uses, reports all its functions as leaked
+
+
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[XSpec]) -> None:
+    """Let the workers be forks of one process that has imported the large libraries."""
+    from helpers.shared_forks import SharedForks  # pytest adds tests/ to sys.path after it has imported this file
+
+    forks = SharedForks()
+    config.add_cleanup(forks.stop)
+    for spec in specs:
+        spec.python = forks.python
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

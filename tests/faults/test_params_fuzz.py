@@ -184,5 +184,7 @@ def test_a_stage_reports_the_same_in_one_line_and_writes_nothing(mutations, tmp_
     for folder, message in folders:
         line = error_line(outcomes[folder.name])
         assert outcomes[folder.name].stderr.count("\n") == 1
-        assert line == f"error: {message}".encode("utf-8", "backslashreplace").decode()
+        expected = f"error: {message}".encode("utf-8", "backslashreplace").decode()
+        by_depth = " while calling a Python object"  # of a nesting that is too deep: it depends on where Python stops
+        assert line.replace(by_depth, "") == expected.replace(by_depth, "")
         assert written(folder) == []

@@ -12,8 +12,11 @@ The process parses and compiles the project's files once too. A fork does so onl
 DVC parses each YAML text once: the forks share the results in a folder.
 
 The environment and the arguments come with the request. With BLANK_FIGURES in the environment, `analyze` draws no
-pictures. Some libraries read HF_* variables while they are imported. For other values of these, `helpers.stages` starts
+pictures. Some libraries read HF_* variables while they are imported. For other values of these, `helpers.stages` asks
 a second such process, which imports only the libraries in PLAIN.
+
+With `pytest -n 3`, helpers/shared_forks.py starts one process for all workers, which is `plain`. A fork of it imports
+the other libraries too. Each of the two serves each worker in a fork of its own. The workers are forks of the first.
 """
 
 import ast
@@ -28,12 +31,14 @@ import pickle
 import re
 import resource
 import runpy
+import select
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 import traceback
+import types
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -44,9 +49,12 @@ PLAIN = [  # these read no HF_* variables
     "bitsandbytes", "pandas", "pyarrow.parquet", "pydantic.fields", "pydantic.functional_validators", "pydantic.main",
     "scipy.io", "sklearn.feature_extraction.text", "sklearn.linear_model", "sklearn.metrics", "yaml",
 ]  # fmt: skip
-LIBRARIES = [
-    *PLAIN, "transformers.trainer", "transformers.models.phi.modeling_phi", "peft.tuners.lora.bnb", "datasets",
-    "huggingface_hub.hf_api", "matplotlib.pyplot", "scipy.stats", "dvc.cli.parser",
+OF_THE_HUB = [
+    "transformers.trainer", "transformers.models.phi.modeling_phi", "peft.tuners.lora.bnb", "datasets",
+    "huggingface_hub.hf_api",
+]  # fmt: skip
+OTHERS = [  # these read none either, but few stages need all of them
+    "matplotlib.pyplot", "scipy.stats", "dvc.cli.parser",
     "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.experiments.queue.celery", "dvc.repo.experiments.show",
     "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.utils.hydra", "dvc.utils.strictyaml",
     "dvc_data.hashfile.db.local", "dulwich.porcelain", "dulwich.worktree", "git", "pygit2", "tabulate",
@@ -54,11 +62,14 @@ LIBRARIES = [
 STAGE = re.compile(r"exec env DVC_PID=\$PPID python -m (stages\.\w+)")  # as dvc.yaml starts a stage
 
 
-def remember_code() -> None:
+def remember_code() -> Callable[[], None]:
     """Parse and compile the files of stages/ and tools/, so that no fork repeats it for a file with the same bytes.
 
     A clone has the same files under other names. Each fork would need 0.3 s for those of a stage, and `train_qlora`
     another 0.3 s to parse the files that it hashes.
+
+    Returns:
+        function that lets this process use the results
     """
     root, trees, codes = Path(__file__).parents[2], dict[bytes, ast.Module](), dict[bytes, bytes]()
     for path in (*root.glob("stages/**/*.py"), *root.glob("tools/**/*.py")):
@@ -76,7 +87,10 @@ def remember_code() -> None:
         code = codes.get(data) if isinstance(data, bytes) else None
         return rename(marshal.loads(code), path) if code else source_to_code(self, data, path, **options)
 
-    ast.parse, SourceFileLoader.source_to_code = parse_new, compile_new
+    def use() -> None:
+        ast.parse, SourceFileLoader.source_to_code = parse_new, compile_new
+
+    return use
 
 
 def rename(code: CodeType, path: str) -> CodeType:
@@ -303,24 +317,101 @@ def ask(server: IO[str], module: str, cwd: str, env: dict[str, str], **_: object
         signal.signal(signal.SIGINT, handler)
 
 
-gc.disable()
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # stages/__init__.py sets it before the libraries are imported
-for name in LIBRARIES if sys.argv[1] == "all" else PLAIN:
-    importlib.import_module(name)
-remember_code()
-_yaml = tempfile.mkdtemp()  # each stage that runs exit handlers would remove a TemporaryDirectory
-if sys.argv[1] == "all":
-    remember_yaml(Path(_yaml))
-gc.freeze()  # the collector would write to all shared memory, and so copy it
-gc.enable()
-for line in sys.stdin:
-    request = json.loads(line)
+def answer(request: dict[str, Any]) -> int:
+    """Do what a request asks for -> the exit code, or the process number."""
     if "wait" in request:
-        answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-    elif "start" in request:
-        answer = start(request)
-    else:
-        answer = fork(run_alone if "module" in request else run_in_each, request)
-    print(answer, flush=True)
-shutil.rmtree(_yaml)
+        return os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+    if "start" in request:
+        return start(request)
+    return fork(run_alone if "module" in request else run_in_each, request)
+
+
+def import_all(libraries: list[str]) -> None:
+    """Import libraries. The collector would write to all shared memory, and so copy it: the objects are exempt."""
+    gc.disable()
+    for name in libraries:
+        importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
+
+
+def accept_in_forks(listener: socket.socket) -> socket.socket:
+    """Start a fork for each process that connects -> the connection, in the fork.
+
+    This process ends with the one that started it, which has the other end of standard input.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return connection
+        connection.close()
+    os._exit(0)
+
+
+def become_python(streams: list[int], environment: dict[str, str], code: str) -> None:
+    """Do what `python -c CODE` does with other standard streams, until that code ends."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["-c"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(code, vars(sys.modules["__main__"]))
+    sys.exit()
+
+
+def serve_all(plain: socket.socket, everything: socket.socket, hub: dict[str, str]) -> None:
+    """Serve processes that connect to one of two sockets. It returns in forks, which serve one process each.
+
+    Args:
+        plain: whoever connects here is served by a process with the libraries that read no HF_* variables.
+        everything: by a process with all libraries.
+        hub: the HF_* variables of the latter.
+    """
+    global requests, answers
+    environment = dict(os.environ)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else forks could not use CUDA
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    import_all(PLAIN + OTHERS)
+    use_code = remember_code()
+    has_all = os.fork() == 0
+    if has_all:
+        os.environ.update(hub)
+        import_all(OF_THE_HUB)
+    connection = accept_in_forks(everything if has_all else plain)
+    lines = connection.makefile("rw")
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)  # the first byte
+    if streams:
+        become_python(streams, environment, lines.readline())
+    sys.dont_write_bytecode = True  # as `stage_env` lets other processes do
+    use_code()
+    if has_all:
+        remember_yaml(Path(hub["HF_HOME"]) / "yaml")
+    requests = answers = lines
+
+
+requests, answers, own_folder = sys.stdin, sys.stdout, None
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # stages/__init__.py sets it before the libraries are imported
+if sys.argv[1] == "shared":
+    serve_all(*(socket.socket(fileno=int(number)) for number in sys.argv[2:4]), json.loads(sys.argv[4]))
+else:
+    import_all(PLAIN if sys.argv[1] == "plain" else PLAIN + OF_THE_HUB + OTHERS)
+    remember_code()()
+    if sys.argv[1] == "all":
+        own_folder = tempfile.mkdtemp()  # each stage that runs exit handlers would remove a TemporaryDirectory
+        remember_yaml(Path(own_folder))
+for line in requests:
+    print(answer(json.loads(line)), file=answers, flush=True)
+if own_folder:
+    shutil.rmtree(own_folder)
 os._exit(0)

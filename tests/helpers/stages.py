@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,10 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
+from helpers import shared_forks
 from helpers.project import ROOT
 
 _hub_cache = tempfile.TemporaryDirectory()  # the folder is removed with this object
-NO_HUB = {"HF_HOME": _hub_cache.name, "HF_HUB_OFFLINE": "1"}
+NO_HUB = shared_forks.offline_hub(os.environ.get(shared_forks.HUB_CACHE, _hub_cache.name))
 
 
 def stage_env(**changes: str) -> dict[str, str]:
@@ -32,12 +34,18 @@ def run_stage(stage: str, folder: Path, **env: str) -> subprocess.CompletedProce
 
 
 @functools.cache
-def _forks(hash_seed: str, libraries: str) -> subprocess.Popen:
+def _forks(hash_seed: str, libraries: str) -> subprocess.Popen | SimpleNamespace:
     """A process of stage_forks.py, which ends with this process.
 
     Args:
         libraries: those that it imports first: "all", or "plain", which read no HF_* variables.
     """
+    variable = shared_forks.ALL if libraries == "all" else shared_forks.PLAIN
+    if hash_seed == "random" and variable in os.environ:
+        connection = shared_forks.connect(variable)
+        connection.send(b"\n")
+        lines = connection.makefile("rw")
+        return SimpleNamespace(stdin=lines, stdout=lines, kill=lambda: connection.shutdown(socket.SHUT_RDWR))
     forks = Path(__file__).with_name("stage_forks.py")
     command = [sys.executable, "-P", str(forks), libraries]  # -P: tests/helpers has a stages.py too
     env = stage_env(PYTHONHASHSEED=hash_seed)
