@@ -81,7 +81,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[XSpec]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """For `-n 2`. The mark `xdist_group` has no effect: xdist 3.8 does not find the marks of pytest 9.2."""
+    """For `-n 3`. The mark `xdist_group` has no effect: xdist 3.8 does not find the marks of pytest 9.2."""
     return ByFixture(config, log)
 
 
