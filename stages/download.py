@@ -5,6 +5,7 @@ import textwrap
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data.row_places import list_columns
 from stages.data.split_files import read_splits
 from stages.data.task import SPLITS
 from stages.runtime import errors, files, gpu_selection, params
@@ -15,7 +16,8 @@ def main() -> None:
     p = params.load()
     warn_without_gpu(p.device)
     data_folder, data_manifest = fetch(p.data, "data")
-    splits = read_splits(data_folder, data_manifest["files"], p.data)  # fails before the model, which may take an hour
+    # Fails before the model, which may take an hour
+    splits = read_splits(data_folder, data_manifest["files"], p.data, with_places=True)
     _, model_manifest = fetch(p.model, "model")
 
     with files.atomic_folder("outs/splits") as folder:
@@ -38,7 +40,7 @@ def describe_rows(splits: dict[str, pa.Table]) -> str:
 
 def describe_columns(splits: dict[str, pa.Table]) -> list[str]:
     """A line with the columns that were read; a line for each split if they have different ones."""
-    names = {split: textwrap.shorten(", ".join(rows.column_names), 500) for split, rows in splits.items()}
+    names = {split: textwrap.shorten(", ".join(list_columns(rows)), 500) for split, rows in splits.items()}
     if len(set(names.values())) == 1:
         return [f"columns: {names['train']}"]
     return [f"columns of {split}: {columns}" for split, columns in names.items()]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stages.data.predictions import prediction_table
+from stages.data.row_places import FILE, FILE_ROW
 from stages.evaluation import TEST, Inputs, Predictions, evaluate
 from stages.model.adapter_files import digest_adapter
 from stages.model.classifier import Classifier
@@ -18,7 +19,8 @@ def main() -> None:
 def predict(inputs: Inputs, classifier: Classifier) -> Predictions:
     probabilities = classifier.predict(inputs.test, inputs.p.eval.batch_size, title="predict, tuned")
     labels = inputs.task.labels
-    rows = labels.from_lists(files.read_table(TEST, ["row", *inputs.task.text_columns, "group", "label"]))
+    columns = ["row", FILE, FILE_ROW, *inputs.task.text_columns, "group", "label"]
+    rows = labels.from_lists(files.read_table(TEST, columns))
     table = labels.to_lists(prediction_table(rows, probabilities, inputs.task), ["label", "prediction"])
     return Predictions(table, len(rows), {"adapter": digest_adapter(ADAPTER)})
 

@@ -20,6 +20,7 @@ from stages.data.data_warnings import DataWarning, find_warnings
 from stages.data.dataset import prepare_rows, resolve_unlabelled, write_rows
 from stages.data.holdout import describe_holdout
 from stages.data.max_length import check_max_length
+from stages.data.row_places import place_columns
 from stages.data.sampling import sample_evenly
 from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.data.tokenization import describe_special_tokens, load_tokenizer, tokenize_rows
@@ -102,7 +103,9 @@ def write_tokenized(
     with files.atomic_folder("outs/tokenized") as folder, progress_bar(total, "tokenize", "row") as bar:
         for split, rows in labelled.items():
             tokenized[split] = tokenize_rows(rows, tokenizer, task.template, max_length, bar.update)
-            write_rows(tokenized[split].drop(columns="full_length"), folder / f"{split}.parquet", task.labels)
+            # Only the report shows where rows are: a renamed file needs no new training.
+            unused = ["full_length", *(place_columns(rows) if split != "test" else [])]
+            write_rows(tokenized[split].drop(columns=unused), folder / f"{split}.parquet", task.labels)
     return tokenized
 
 

@@ -11,6 +11,7 @@ from stages.analysis.references import OF_LANGUAGE_MODEL, find_majority_class
 from stages.analysis.text_terms import lengths
 from stages.data.confusion import confusion_counts
 from stages.data.data_summary import find_duplicates
+from stages.data.row_places import place_columns
 from stages.data.task import Task
 
 OUTCOMES = ("fixed", "broken", "both_right", "both_wrong")
@@ -27,12 +28,13 @@ def build_case_table(
         references: `analysis.references`.
 
     Returns:
-        one line for each test row: `row`, texts, `group`, `gold`, `truncated`, `in_train` (a duplicate of a training
-        row), a prediction for each reference that was computed, `tuned`, its probabilities, lengths, traits of NLI.
+        one line for each test row: `row`, `file` and `file_row` (see `row_places`), texts, `group`, `gold`,
+        `truncated`, `in_train` (a duplicate of a training row), a prediction for each reference that was computed,
+        `tuned`, its probabilities, lengths, traits of NLI.
     """
     texts, train_texts = restore_column_names(tuned, task), restore_column_names(tokenized["train"], task)
     labels, train_gold = task.labels, tokenized["train"]["label"].to_numpy()
-    cases = tuned[["row", *task.text_columns, "group"]].assign(gold=tuned["label"])
+    cases = tuned[["row", *place_columns(tuned), *task.text_columns, "group"]].assign(gold=tuned["label"])
     cases["truncated"] = tokenized["test"]["truncated"].to_numpy()
     cases["in_train"] = find_duplicates(tuned, tokenized["train"], task)
     if "majority_class" in references:

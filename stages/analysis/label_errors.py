@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from stages.data.labels import LEAST_PROBABILITY
+from stages.data.row_places import place_columns
 from stages.data.task import Task
 
 FALSE_SHARE = 0.5  # of the listed rows, at most this share should have a right label if the probabilities are right
@@ -34,9 +35,10 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
         predictions: of one split: `row`, texts, `label`, `prediction`, and the classes' probabilities.
 
     Returns:
-        data frame: `row`, texts, `gold`, `predicted` (names of classes), `probability` (of the prediction),
-        `probability_of_gold`; the surest first. With several labels per row, `doubted` is the label that may be wrong,
-        and the probabilities are those of the answer and of the gold label about it, yes or no.
+        data frame: `row`, `file` and `file_row` (see `row_places`), texts, `gold`, `predicted` (names of
+        classes), `probability` (of the prediction), `probability_of_gold`; the surest first. With several labels per
+        row, `doubted` is the label that may be wrong, and the probabilities are those of the answer and of the gold
+        label about it, yes or no.
     """
     probabilities, labels = predictions[task.probability_columns].to_numpy(dtype=float), task.labels
     gold, answers = (labels.from_codes(predictions[column]) for column in ("label", "prediction"))
@@ -50,7 +52,7 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     of_answer = probabilities[np.arange(len(answers)), answers]
     listed = np.flatnonzero(false_discovery_control(p_values) <= FALSE_SHARE)
     listed = listed[np.argsort((of_gold - of_answer)[listed], kind="stable")]
-    table = predictions[["row", *task.text_columns]].assign(
+    table = predictions[["row", *place_columns(predictions), *task.text_columns]].assign(
         gold=labels.names(predictions["label"]), predicted=labels.names(predictions["prediction"])
     )
     columns = doubted | {"probability": of_answer, "probability_of_gold": of_gold}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from stages.data.holdout import UNIT, join_texts, list_sizes
 from stages.data.label_column import describe_type, encode_labels, format_number, read_label_columns, resolve_classes
 from stages.data.labels import Labels
+from stages.data.row_places import RowError, list_columns, locate_rows, name_rows, read_places
 from stages.data.task import NO_LABEL, Task, parse_columns
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
@@ -27,8 +28,9 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
         template: what the model reads, with a chat template.
 
     Returns:
-        (task, {split: data frame with the task's text columns, `label` (code, -1 for none: see `labels`) and `group`
-        (text)}). If rows are held out of the training rows, these also have `UNIT`.
+        (task, {split: data frame with the task's text columns, `label` (code, -1 for none: see `labels`), `group`
+        (text) and, if the tables have them, the columns of `row_places`}). If rows are held out of the training
+        rows, these also have `UNIT`.
 
     Raises:
         UserError: a column is missing, has another type, or is empty. The error names the key and the column.
@@ -36,20 +38,21 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
     columns = parse_columns(template)
     for split, table in tables.items():
         check_columns(table, split, data, columns)
-    label_columns = read_label_columns(tables, data.label, data.separator)
-    multi_label = label_columns[0].missing is not None
-    task = Task(resolve_classes(label_columns, data.classes), template, data.group, multi_label)
-    if data.unlabelled not in ("drop", *task.classes):
-        raise UserError(
-            f"params.yaml: data.unlabelled: {data.unlabelled}; allowed: drop, or a class "
-            f"({', '.join(task.classes[:20])})"
-        )
-    rows = {}
-    for labels, (split, table) in zip(label_columns, tables.items(), strict=True):
-        texts = table.select(list(columns)).to_pandas().fillna("").set_axis(task.text_columns, axis="columns")
-        groups = read_groups(table, task, texts, split)
-        rows[split] = texts.assign(label=encode_labels(labels, task.classes), group=groups)
-        check_texts(rows[split], split, task)
+    with locate_rows(tables):
+        label_columns = read_label_columns(tables, data.label, data.separator)
+        multi_label = label_columns[0].missing is not None
+        task = Task(resolve_classes(label_columns, data.classes), template, data.group, multi_label)
+        if data.unlabelled not in ("drop", *task.classes):
+            raise UserError(
+                f"params.yaml: data.unlabelled: {data.unlabelled}; allowed: drop, or a class "
+                f"({', '.join(task.classes[:20])})"
+            )
+        rows = {}
+        for labels, (split, table) in zip(label_columns, tables.items(), strict=True):
+            texts = table.select(list(columns)).to_pandas().fillna("").set_axis(task.text_columns, axis="columns")
+            groups = read_groups(table, task, texts, split)
+            rows[split] = texts.assign(label=encode_labels(labels, task.classes), group=groups, **read_places(table))
+            check_texts(rows[split], split, task)
     if list_sizes(data.holdout):
         rows["train"][UNIT] = read_units(tables["train"], task, data.holdout.columns)
     return task, rows
@@ -57,7 +60,7 @@ def prepare_rows(tables: dict[str, pa.Table], data: Data, template: str) -> tupl
 
 def check_columns(table: pa.Table, split: str, data: Data, columns: tuple[str, ...]) -> None:
     """Reject a split that lacks a column named in params.yaml, or whose template columns are not text."""
-    no_column = f"split '{split}' has no such column; all its files have {', '.join(table.column_names)}"
+    no_column = f"split '{split}' has no such column; all its files have {', '.join(list_columns(table))}"
     for column in columns:
         if column not in table.column_names:
             raise UserError(f"params.yaml: tokenize.template: {{{column}}}: {no_column}")
@@ -93,7 +96,8 @@ def check_texts(rows: pd.DataFrame, split: str, task: Task) -> None:
     if blank.any():
         one = len(task.columns) == 1
         are = f"column '{task.columns[0]}' is" if one else f"columns {', '.join(task.columns)} are all"
-        raise UserError(f"data: split '{split}': {are} empty in row {blank.idxmax()}, counted from 0")
+        empty = np.flatnonzero(blank).tolist()
+        raise RowError(f"data: split '{split}': {are} empty in {name_rows(empty)}; fill or delete them", split, empty)
 
 
 def read_groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.Series:

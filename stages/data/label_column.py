@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from stages.data.label_lists import UNLABELLED_MARKS, describe_type, flatten
 from stages.data.labels import SEPARATOR, MultiLabel
+from stages.data.row_places import RowError, name_rows
 from stages.data.task import NO_LABEL
 from stages.runtime import params
 from stages.runtime.errors import UserError
@@ -73,7 +74,10 @@ def read_label_columns(
     else:
         columns = []
         for split, lists in flat.items():
-            column = _read_split(lists.labels, split, *lists.labels.column_names)
+            try:
+                column = _read_split(lists.labels, split, *lists.labels.column_names)
+            except RowError as error:
+                raise error.move(lists.rows) from error
             columns.append(replace(column, values=column.values.set_axis(lists.rows), missing=lists.missing))
     integers = {}
     for numeric in (False, True):
@@ -127,9 +131,8 @@ def _name_codes(codes: pd.Series, names: tuple[str, ...], split: str, column: st
     if wrong.any():
         row = wrong.idxmax()
         allowed = f"allowed: {NO_LABEL} to {len(names) - 1} ({', '.join(names)})"
-        raise UserError(
-            f"data: split '{split}': column '{column}' has {codes[row]:g} in row {row}, counted from 0; {allowed}"
-        )
+        message = f"data: split '{split}': column '{column}' has {codes[row]:g} in {name_rows([row])}; {allowed}"
+        raise RowError(message, split, [row])
     return _as_text(codes.map(dict(enumerate(names))))
 
 
@@ -245,9 +248,8 @@ def check_repeated(labels: LabelColumn, values: pd.Series | np.ndarray, place: s
     twice = pd.DataFrame({"row": labels.values.index, "value": np.asarray(values)}).duplicated().to_numpy()
     if twice.any():
         value, row = labels.values.iloc[twice.argmax()], labels.values.index[twice.argmax()]
-        raise UserError(
-            f"{place}: column '{labels.column}' has {value!r} twice in row {row}, counted from 0; name each label once"
-        )
+        message = f"{place}: column '{labels.column}' has {value!r} twice in {name_rows([row])}; name each label once"
+        raise RowError(message, labels.split, [row])
 
 
 def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str], place: str) -> np.ndarray:
@@ -267,9 +269,11 @@ def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str]
     mixed = unlabelled & (np.bincount(rows, minlength=len(labels.missing))[rows] > 1)
     if mixed.any():
         mark, row = labels.values.iloc[mixed.argmax()] or "an empty value", rows[mixed.argmax()]
-        raise UserError(
-            f"{place}: column '{labels.column}' has {mark} next to labels in row {row}, counted from 0; it marks a "
-            "row without a gold label"
+        raise RowError(
+            f"{place}: column '{labels.column}' has {mark} next to labels in {name_rows([row])}; it marks a "
+            "row without a gold label",
+            labels.split,
+            [row],
         )
     has_class = np.zeros((len(labels.missing), len(classes)), dtype=np.bool_)
     has_class[rows[~unlabelled], numbers[~unlabelled]] = True
@@ -305,9 +309,9 @@ def _match_labels(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int 
     wrong = labels.values.map(lambda value: value is not None and matches[value] is None)
     if wrong.any():
         first = wrong.to_numpy().argmax()
-        place = f"in row {labels.values.index[first]}, counted from 0"
-        label = f"{labels.values.iloc[first]!r} {place}; data.classes: {_shorten(allowed)}"
-        raise UserError(f"data: split '{labels.split}': column '{labels.column}' has {label}")
+        row = labels.values.index[first]
+        label = f"{labels.values.iloc[first]!r} in {name_rows([row])}; data.classes: {_shorten(allowed)}"
+        raise RowError(f"data: split '{labels.split}': column '{labels.column}' has {label}", labels.split, [row])
     return matches
 
 

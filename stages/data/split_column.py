@@ -6,6 +6,7 @@ import datasets
 import pyarrow as pa
 
 from stages.data.label_column import describe_type, format_number
+from stages.data.row_places import list_columns
 from stages.runtime.errors import UserError
 
 MOST_VALUES = 20  # a column with more values does not name splits
@@ -19,7 +20,7 @@ def split_by_column(table: pa.Table, column: str) -> dict[str, pa.Table]:
     """
     if column not in table.column_names:
         raise UserError(
-            f"params.yaml: data.split: {column}: no such column; the data has {', '.join(table.column_names)}"
+            f"params.yaml: data.split: {column}: no such column; the data has {', '.join(list_columns(table))}"
         )
     kind = table.schema.field(column).type
     if pa.types.is_nested(kind):

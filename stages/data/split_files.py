@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.data_files import DataFilesDict, get_data_patterns
@@ -16,6 +17,7 @@ from huggingface_hub import DatasetCard
 
 from stages.data.compression import decompress_zst
 from stages.data.csv_and_json import check_encoding, check_json, is_same_encoding, read_csv
+from stages.data.row_places import add_places, drop_places, number_csv_rows, number_json_rows
 from stages.data.split_column import split_by_column
 from stages.data.task import SPLITS
 from stages.data.xlsx import read_xlsx
@@ -31,7 +33,7 @@ STATE = "state.json"  # `save_to_disk` writes this file next to its arrow files
 Files = dict[str, dict[str, str]]  # {split of the data set: {link: name of the file}}
 
 
-def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.Table]:
+def read_splits(folder: Path, names: Iterable[str], data: Data, with_places: bool = False) -> dict[str, pa.Table]:
     """Read the splits of a data set in a folder, and print the files of each split.
 
     `datasets` decides which files belong to a split and reads them, except csv and tsv files, whose cells are read as
@@ -43,6 +45,7 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
         data: the section `data` of params.yaml. `splits` are names or slices in the notation of `datasets`, of the data
             set's own splits, or of the values of the column `split`. A key in `read` replaces the same key in the
             `configs` of README.md.
+        with_places: append the columns of `row_places`, which say where each row is.
 
     Returns:
         {split: arrow table} of the splits that `data.splits` names, with the columns that all files of the split have.
@@ -79,7 +82,8 @@ def read_splits(folder: Path, names: Iterable[str], data: Data) -> dict[str, pa.
         print(f"not read, since data.splits names no split with them: {_list_some(unread)}")
     if data.split:
         tables = _split_rows(tables, specs, data.split)
-    return {split: _slice_split(tables, specs, split) for split in specs}
+    splits = {split: _slice_split(tables, specs, split) for split in specs}
+    return splits if with_places else {split: drop_places(table) for split, table in splits.items()}
 
 
 def _split_rows(tables: dict[str, pa.Table], specs: dict[str, str], column: str) -> dict[str, pa.Table]:
@@ -340,12 +344,17 @@ def _read_split(
             path = str(scratch / "decompressed" / Path(link).relative_to(scratch / "files").with_suffix(""))
             decompress_zst(Path(link), Path(path), place)
         if _format(name) in ("csv", "tsv"):
-            table = read_csv(Path(path), place, builder.config.pd_read_csv_kwargs | options, data.read.names)
+            csv_options = builder.config.pd_read_csv_kwargs | options
+            table = read_csv(Path(path), place, csv_options, data.read.names)
+            csv_options |= {} if data.read.names is None else {"header": None}
+            numbers = number_csv_rows(Path(path), place, csv_options, len(table))
         elif _format(name) == "xlsx":
-            table = read_xlsx(Path(path), place)
+            table, numbers = read_xlsx(Path(path), place)
         else:
             table = _read_typed(path, place, builder, scratch, data)
-        tables[name] = _cast_as_declared(table, builder, place, folder)
+            is_json = _format(name) == "json"
+            numbers = number_json_rows(Path(path), place, len(table)) if is_json else np.arange(len(table)) + 1
+        tables[name] = add_places(_cast_as_declared(table, builder, place, folder), name, numbers)
     table = _concatenate(tables, split)
     declared = (builder.info.splits or {}).get(split)
     if declared is not None and declared.num_examples not in (0, len(table)):

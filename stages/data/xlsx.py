@@ -4,13 +4,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from stages.runtime.errors import UserError, first_line
 
 
-def read_xlsx(path: Path, name: str) -> pa.Table:
+def read_xlsx(path: Path, name: str) -> tuple[pa.Table, np.ndarray]:
     """Read the only sheet of a workbook that is not empty; all columns are text. Its first row names the columns.
 
     Empty rows count nowhere: a table may begin in any cell. Only its first column needs no name: pandas writes an index
@@ -18,6 +19,9 @@ def read_xlsx(path: Path, name: str) -> pa.Table:
 
     Args:
         name: the file's name in errors.
+
+    Returns:
+        (the table, the number of each row in the sheet, counted from 1)
     """
     try:
         sheets = pd.read_excel(
@@ -38,7 +42,7 @@ def read_xlsx(path: Path, name: str) -> pa.Table:
             "name of its own above each column, and no title above the names"
         )
     rows = cells.iloc[1:].set_axis([header[0] or "Unnamed: 0", *header[1:]], axis="columns")
-    return pa.Table.from_pandas(rows.astype("str"), preserve_index=False)
+    return pa.Table.from_pandas(rows.astype("str"), preserve_index=False), rows.index.to_numpy() + 1
 
 
 def _as_text(value: Any) -> str:

@@ -13,6 +13,7 @@ from stages.analysis.bag_of_words import column_of_bag
 from stages.analysis.case_table import probability_columns
 from stages.analysis.nli import NliTask, overlap_ends
 from stages.analysis.references import REFERENCES
+from stages.data.row_places import FILE, FILE_ROW, describe_counting
 from stages.data.task import Task
 from stages.report.formatting import percent
 from stages.report.label_words import NO_CLASS, words_of
@@ -38,7 +39,7 @@ class ConfidentError:
         probability: the tuned model's probability of its class.
     """
 
-    row: int
+    row: str
     texts: list[tuple[str, str]]
     gold: str
     reference: str
@@ -95,37 +96,62 @@ def confident_errors(cases: pd.DataFrame, reference: str, task: Task) -> list[Co
     first = wrong.sort_values("tuned_probability", ascending=False, kind="stable")[:MAX_ERRORS]
     return [
         ConfidentError(
-            row=int(case["row"]),
+            row=place,
             texts=[(name, cut_text(case[column], max_text)) for name, column in text_columns(cases, task)],
             gold=task.labels.name(case["gold"]) or NO_CLASS,
             reference=task.labels.name(case[reference]) or NO_CLASS,
             tuned=task.labels.name(case["tuned"]) or NO_CLASS,
             probability=float(case["tuned_probability"]),
         )
-        for _, case in first.iterrows()
+        for place, (_, case) in zip(list_places(first, cases), first.iterrows(), strict=True)
     ]
 
 
 def label_error_table(
-    label_errors: pd.DataFrame, columns: Sequence[str]
-) -> list[tuple[int, list[str], str, str, str, str]]:
+    label_errors: pd.DataFrame, cases: pd.DataFrame, columns: Sequence[str]
+) -> list[tuple[str, list[str], str, str, str, str]]:
     """(row, texts, gold class, predicted class, probability of it, probability of the gold class) of the first ones.
 
     Args:
+        cases: all test rows.
         columns: the text columns to show.
     """
-    max_text = MAX_ERROR_TEXT // max(1, len(columns))
+    max_text, shown = MAX_ERROR_TEXT // max(1, len(columns)), label_errors[:MAX_ERRORS]
     return [
         (
-            int(line["row"]),
+            place,
             [cut_text(line[column], max_text) for column in columns],
             line["gold"] or NO_CLASS,
             line["predicted"] or NO_CLASS,
             percent(line["probability"]),
             percent(line["probability_of_gold"]),
         )
-        for _, line in label_errors[:MAX_ERRORS].iterrows()
+        for place, (_, line) in zip(list_places(shown, cases), shown.iterrows(), strict=True)
     ]
+
+
+def list_places(rows: pd.DataFrame, cases: pd.DataFrame) -> list[str]:
+    """Where each row is: its number in the user's file, with the file's name if the test rows are of several.
+
+    Args:
+        rows: some of the test rows.
+        cases: all test rows.
+    """
+    if FILE not in cases:  # of a run before there were places
+        return [str(row) for row in rows["row"]]
+    if cases[FILE].nunique() == 1:
+        return [str(number) for number in rows[FILE_ROW]]
+    return [f"{file}: {number}" for file, number in zip(rows[FILE], rows[FILE_ROW], strict=True)]
+
+
+def explain_places(cases: pd.DataFrame) -> str:
+    """A sentence that says what `list_places` shows."""
+    if FILE not in cases:
+        return "Rows are counted from 0."
+    files = list(cases[FILE].unique())
+    if len(files) == 1:
+        return f"Rows are those of {files[0]}, {describe_counting(files)}."
+    return f"Rows are those of {len(files):,} files, {describe_counting(files)}."
 
 
 def cut_text(text: str, length: int) -> str:
@@ -172,7 +198,9 @@ def rows_as_json(
     of_labels = [task.labels.names(table[column]).replace("", NO_CLASS) for column in ("gold", reference, "tuned")]
     columns = [*(names.map(places) for names in of_labels), table["outcome"], table["filters"]]
     classes = most_probable(table[probability_columns(task)].to_numpy())
-    return script_json(list(zip(table["row"].tolist(), texts, *(c.tolist() for c in columns), classes, strict=True)))
+    return script_json(
+        list(zip(list_places(table, cases), texts, *(c.tolist() for c in columns), classes, strict=True))
+    )
 
 
 def select_rows(cases: pd.DataFrame, count: int) -> np.ndarray:
@@ -207,7 +235,7 @@ def most_probable(probabilities: np.ndarray) -> list[list[int]]:
     return np.stack([order, percent], axis=2).reshape(len(order), -1).tolist()
 
 
-def legend(task: Task, texts: Texts) -> str:
+def legend(cases: pd.DataFrame, task: Task, texts: Texts) -> str:
     """How to read the table."""
     classes = len(task.classes)
     nouns = task.labels.nouns
@@ -215,7 +243,7 @@ def legend(task: Task, texts: Texts) -> str:
     hidden = {"all": "", "errors": " Only errors have their texts.", "none": " The texts are left out."}[texts]
     return (
         f"{words_of(task.labels).marks}. After the tuned model's prediction: {class_names}, each with its probability "
-        f"in percent. Rows are counted from 0.{hidden}"
+        f"in percent. {explain_places(cases)}{hidden}"
     )
 
 

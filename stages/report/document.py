@@ -235,6 +235,7 @@ def errors_section(cases: pd.DataFrame, reference: str, task: Task) -> Context:
     return {
         "errors": page_rows.confident_errors(cases, reference, task),
         "columns": [name for name, _ in page_rows.text_columns(cases, task)],
+        "places": page_rows.explain_places(cases),
     }
 
 
@@ -242,7 +243,7 @@ def label_errors_section(label_errors: pd.DataFrame, cases: pd.DataFrame, task: 
     """Rows whose gold label may be wrong, with the columns of the other tables; label_errors.csv has all of them."""
     columns = [column for _, column in page_rows.text_columns(cases, task)]
     return {
-        "label_errors": page_rows.label_error_table(label_errors, columns),
+        "label_errors": page_rows.label_error_table(label_errors, cases, columns),
         "label_error_count": len(label_errors),
     }
 
@@ -308,7 +309,7 @@ def rows_section(cases: pd.DataFrame, comparison: Comparison, run: RunDescriptio
         "rows_json": page_rows.rows_as_json(cases, filters, comparison.best, task, names),
         "all_rows": len(cases),
         "shows_all": page_rows.count_page_rows(cases, task) == len(cases),
-        "legend": page_rows.legend(task, texts),
+        "legend": page_rows.legend(cases, task, texts),
     }
 
 

@@ -113,6 +113,7 @@ def make(
     }
     if text is not None:
         splits["test"].loc[0, task.text_columns] = text
+    splits["test"] = splits["test"].assign(file="test.csv", file_row=range(2, rows + 2))
     answers = {
         "tuned": predictions(splits["test"], task, rng, tuned),
         "train": predictions(splits["validation"], task, rng, tuned),

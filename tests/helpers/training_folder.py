@@ -39,7 +39,7 @@ def prepare(folder: Path, train_rows: int = ROWS["train"], model: Path = NANO, *
     for split, count in (ROWS | {"train": train_rows}).items():
         ids = [rng.integers(10, 200, size=rng.integers(5, 40)).tolist() for _ in range(count)]
         rows = pd.DataFrame({"row": range(count), "label": np.arange(count) % 3, "input_ids": ids})
-        rows = rows.assign(text_text="a text", group=rows["row"])
+        rows = rows.assign(text_text="a text", group=rows["row"], file="rows.csv", file_row=rows["row"] + 2)
         rows.to_parquet(folder / f"outs/tokenized/{split}.parquet", index=False)
     return folder
 

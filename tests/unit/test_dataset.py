@@ -201,10 +201,12 @@ def test_a_labelled_row_without_any_text_is_an_error():
     splits = three(arrow(), validation=arrow(premise=["A man.", None], hypothesis=["a", " \n"]))
     assert (
         error_of(splits)
-        == "data: split 'validation': columns premise, hypothesis are all empty in row 1, counted from 0"
+        == "data: split 'validation': columns premise, hypothesis are all empty in row 1, counted from 0; "
+        "fill or delete them"
     )
     splits = three(arrow(premise=["", "a"]))
-    assert error_of(splits, ("premise",)) == "data: split 'train': column 'premise' is empty in row 0, counted from 0"
+    error = error_of(splits, ("premise",))
+    assert error == "data: split 'train': column 'premise' is empty in row 0, counted from 0; fill or delete them"
 
 
 def test_an_unlabelled_row_may_be_empty():

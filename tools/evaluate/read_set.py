@@ -15,6 +15,7 @@ import pyarrow as pa
 from stages.data.dataset import check_texts, read_groups
 from stages.data.label_column import LabelColumn, describe_type, read_label_columns
 from stages.data.labels import Labels
+from stages.data.row_places import list_columns, locate_rows, read_places
 from stages.data.split_files import list_splits, read_splits
 from stages.data.task import NO_LABEL, Task, name_text_columns
 from stages.report.run_description import Source
@@ -70,7 +71,7 @@ class LabelForm:
         separator = self.separator
         if not self.is_asked and isinstance(label, str) and pa.types.is_nested(table.schema.field(label).type):
             separator = None
-        with _name_flags(place):
+        with _name_flags(place), locate_rows({SPLIT: table}):
             (column,) = read_label_columns({SPLIT: table}, label, separator)
         if labels.multi_label and column.missing is None:
             raise UserError(
@@ -108,7 +109,7 @@ class LabelledSet:
         split: None if the data has only one.
         task: the run's, but with the column that groups these rows.
         shares_groups: whether the groups' values can be compared with those of the training rows.
-        rows: text columns, `label` (code, `NO_LABEL` for none), `group` (text).
+        rows: text columns, `label` (code, `NO_LABEL` for none), `group` (text), and the columns of `row_places`.
         record: how it was read, for evaluation.json.
     """
 
@@ -183,11 +184,11 @@ def read_set(
         name: table[column].to_pandas().fillna("")
         for name, column in zip(name_text_columns(tuple(columns)), columns.values(), strict=True)
     })  # fmt: skip
-    rows = texts.assign(
-        label=encode_set_labels(label_column, task, class_map, place),
-        group=read_groups(table, replace(task, group=group), texts[task.text_columns], SPLIT),
-    )
-    with _name_flags(place):
+    with locate_rows({SPLIT: table}):
+        codes = encode_set_labels(label_column, task, class_map, place)
+    groups = read_groups(table, replace(task, group=group), texts[task.text_columns], SPLIT)
+    rows = texts.assign(label=codes, group=groups, **read_places(table))
+    with _name_flags(place), locate_rows({SPLIT: table}):
         check_texts(rows, SPLIT, task)
     own_group = columns.get(task.group or "", task.group)  # the file's column for the run's group
     shares_groups = group is not None and group == own_group
@@ -239,7 +240,7 @@ def read_table(given: str, arguments: Namespace) -> tuple[Source, str | None, pa
         if value is None:
             draft.set(f"data.holdout.{key}", "10%")  # params.yaml must say where each split is from
     with contextlib.redirect_stdout(io.StringIO()):
-        table = read_splits(folder, names, draft.params().data)["train"]
+        table = read_splits(folder, names, draft.params().data, with_places=True)["train"]
     return Source(given, manifest["revision"], manifest["digest"]), split if len(files) > 1 else None, table
 
 
@@ -257,7 +258,7 @@ def choose_split(names: Sequence[str], asked: str | None, given: str) -> str:
 
 def check_columns(table: pa.Table, columns: Mapping[str, str], labels: Sequence[str], place: str) -> None:
     """Reject a table without the columns of a template or the label columns, or whose texts are not text."""
-    has = f"it has {', '.join(table.column_names)}"
+    has = f"it has {', '.join(list_columns(table))}"
     for column, source in columns.items():
         if source not in table.column_names:
             raise UserError(
@@ -286,7 +287,7 @@ def choose_group(
     """
     if asked is not None:
         if asked not in table.column_names:
-            raise UserError(f"--group {asked}: {place} has no such column; it has {', '.join(table.column_names)}")
+            raise UserError(f"--group {asked}: {place} has no such column; it has {', '.join(list_columns(table))}")
         return asked
     if own is None:
         return None

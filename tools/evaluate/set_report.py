@@ -10,6 +10,7 @@ from stages.analysis.usage import RunUsage, Usage, join_samples
 from stages.data.data_summary import DataSummary, Overlap, find_duplicates, summarize_split
 from stages.data.dataset import number_rows
 from stages.data.predictions import prediction_table
+from stages.data.row_places import place_columns
 from stages.evaluation import Measured
 from stages.report.run_description import TestedData
 from stages.runtime.usage_samples import FIELDS
@@ -39,12 +40,13 @@ def build_inputs(run: FinishedRun, rows: LabelledSet, predictions: SetPrediction
     tokenized, task = predictions.tables[number], rows.task
     base, tuned = predictions.base, predictions.tuned[0]
     table = number_rows(tokenized)
+    columns = ["row", *place_columns(table), *task.text_columns, "group", "label"]
     of_test = {"base": {"parameters": base.parameters}, "tuned": {"parameters": tuned.parameters}}
     return replace(
         run.inputs,
         data=summarize(run, rows, tokenized),
         base=table[["row", "label", "group"]].assign(**base.predicted.answers[number]),
-        tuned=prediction_table(table[["row", *task.text_columns, "group", "label"]], tuned.predicted[number], task),
+        tuned=prediction_table(table[columns], tuned.predicted[number], task),
         tokenized=run.inputs.tokenized | {"test": table[["truncated"]]},
         summaries=run.inputs.summaries | of_test,
     )

@@ -25,6 +25,7 @@ from shlex import quote
 import pandas as pd
 
 from stages.data.label_column import read_label_columns
+from stages.data.row_places import list_columns, locate_rows
 from stages.data.sampling import choose_evenly
 from stages.data.task import SPLITS
 from stages.data.tokenization import encode_rows, load_tokenizer
@@ -120,14 +121,15 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     for what in ("label", "texts", "group"):
         print(f"{what}: {columns.reasons[what]}")
     used = {*columns.label_columns, *columns.texts, columns.group, columns.split}
-    if others := [name for name in tables["train"].column_names if name not in used]:
+    if others := [name for name in list_columns(tables["train"]) if name not in used]:
         print(f"columns that are not used: {', '.join(others)}")
     if draft.params().data.split or columns.reasons["split"].startswith("WARNING"):
         print(f"split: {columns.reasons['split']}")
 
     choose_params.set_columns(draft, columns)
-    label_columns = read_label_columns(tables, columns.label, columns.separator)
-    classes, notes = choose_params.choose_classes(label_columns, columns.separator)
+    with locate_rows(tables):
+        label_columns = read_label_columns(tables, columns.label, columns.separator)
+        classes, notes = choose_params.choose_classes(label_columns, columns.separator)
     draft.set("data.classes", classes)
 
     if arguments.model:

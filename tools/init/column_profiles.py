@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from stages.analysis.text_terms import words
 from stages.data.label_column import NUMBER, describe_type, format_number
 from stages.data.label_lists import is_list
+from stages.data.row_places import list_columns
 from stages.runtime.params import MAX_CLASSES
 
 SAMPLE = 500  # different values that decide what a column looks like
@@ -106,7 +107,7 @@ def profile_columns(table: pa.Table) -> dict[str, ColumnProfile]:
     """
     features = datasets.Features.from_arrow_schema(table.schema)
     profiles = {}
-    for name in table.column_names:
+    for name in list_columns(table):
         column, feature = table[name], features[name]
         if is_list(column.type) and is_label(column.type.value_type):
             feature = getattr(feature, "feature", feature)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from stages.data.label_column import UNLABELLED_MARKS, WHOLE
+from stages.data.row_places import list_columns
 from stages.data.split_column import MOST_VALUES
 from stages.data.task import SPLITS
 from stages.runtime import params
@@ -113,7 +114,7 @@ def choose_columns(
     lists = {name for name, p in profiles.items() if p.kind == "lists"}
     split, split_values, split_reason = _choose_split(profiles, {*given, *(texts or ()), *lists})
     if missing := next((name for name in given if name not in profiles), None):
-        raise UserError(f"--label: {missing}: no such column; allowed: {', '.join(table.column_names)}")
+        raise UserError(f"--label: {missing}: no such column; allowed: {', '.join(list_columns(table))}")
     label_profiles, separators = split_profiles(profiles, table, separator, given)
     problems = find_unreadable(profiles, table)
     taken = {split, *(texts or ()), *problems}

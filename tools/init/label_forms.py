@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from stages.data.label_column import read_label_columns
 from stages.data.label_lists import FLAGS, UNLABELLED_MARKS, is_list
+from stages.data.row_places import locate_rows
 from stages.runtime.errors import UserError
 from stages.runtime.params import MAX_CLASSES
 from tools.init.column_names import COUNT_WORDS, ENTITIES, METADATA_WORDS, split_name
@@ -269,8 +270,10 @@ def _has_both(profile: ColumnProfile) -> bool:
 
 def check_flags(table: pa.Table, columns: Sequence[str]) -> str | None:
     """Why columns are not labels of 0 and 1, with the first row where they are not; None: they are."""
+    tables = {"train": table}
     try:
-        read_label_columns({"train": table}, columns)
+        with locate_rows(tables):
+            read_label_columns(tables, columns)
     except UserError as error:
         return str(error).removeprefix("data: split 'train': ")
     return None

@@ -12,6 +12,7 @@ import pyarrow as pa
 from stages.data.compression import open_file
 from stages.data.dialect import Dialect, detect_dialect
 from stages.data.label_column import UNLABELLED_MARKS, read_label_columns
+from stages.data.row_places import list_columns
 from stages.data.split_files import list_splits, read_splits
 from stages.data.task import SPLITS
 from stages.runtime.errors import UserError
@@ -89,7 +90,7 @@ def read_tables(
 
 
 def read(draft: Draft, folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
-    return read_splits(folder, names, draft.params().data)
+    return read_splits(folder, names, draft.params().data, with_places=True)
 
 
 def choose_splits(names: Sequence[str], place: str) -> dict[str, str]:
@@ -171,7 +172,7 @@ def name_columns(table: pa.Table, label: Sequence[str] | None, place: str) -> li
     names = dict(zip(columns.texts, texts, strict=True))
     if given is None and isinstance(columns.label, str):
         names[columns.label] = "label"
-    return [names.get(name, name) for name in table.column_names]
+    return [names.get(name, name) for name in list_columns(table)]
 
 
 def find_unlabelled_splits(tables: Mapping[str, pa.Table], columns: Columns) -> list[str]:

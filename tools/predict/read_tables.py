@@ -263,10 +263,10 @@ class XlsxReader(TableReader):
     """The only sheet of a workbook, as text."""
 
     def _read_schema(self) -> pa.Schema:
-        return read_xlsx(self.path, self.place).schema
+        return read_xlsx(self.path, self.place)[0].schema
 
     def read_chunks(self, numbers: list[int] | None) -> Iterator[pa.Table]:
-        table = read_xlsx(self.path, self.place)
+        table, _ = read_xlsx(self.path, self.place)
         table = table if numbers is None else table.select(numbers)
         for start in range(0, len(table), CHUNK):
             yield table.slice(start, CHUNK)
