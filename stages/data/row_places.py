@@ -110,6 +110,11 @@ def describe_places(places: pd.DataFrame) -> str:
     Args:
         places: the columns of `read_places`.
     """
+    return f"{list_places(places)}, {describe_counting(places[FILE])}"
+
+
+def list_places(places: pd.DataFrame) -> str:
+    """`describe_places` without how rows are counted."""
     parts, left = [], MOST_NAMED
     for file, rows in places.groupby(FILE)[FILE_ROW]:
         if left > 0:
@@ -117,7 +122,7 @@ def describe_places(places: pd.DataFrame) -> str:
         left -= len(rows)
     more = len(places[FILE].unique()) - len(parts)
     others = f" and of {more:,} more file{'s' if more > 1 else ''}" if more else ""
-    return f"{'; '.join(parts)}{others}, {describe_counting(places[FILE])}"
+    return f"{'; '.join(parts)}{others}"
 
 
 def describe_counting(files: Iterable[str]) -> str:

@@ -281,9 +281,8 @@ def test_a_label_twice_in_a_row_is_the_same_error_in_lists_and_in_text(run, pipe
     data = several(form)
     data.at[17, "tags"] = ["windy", "cold", "windy"] if form == "lists" else "windy|cold|windy"
     data.to_json(path, orient="records", lines=True) if form == "lists" else data.to_csv(path, index=False)
-    with pytest.raises(
-        UserError, match=r"column 'tags' has 'windy' twice in row 17, counted from 0; name each label once$"
-    ):
+    row = "18 of rows.jsonl, counted from 1" if form == "lists" else "19 of rows.csv, counted from 1 with the header"
+    with pytest.raises(UserError, match=rf"column 'tags' has 'windy' twice in row {row}; name each label once$"):
         run(path)
 
 
@@ -315,6 +314,39 @@ def test_classes_are_listed_only_where_the_data_does_not_say_them(labels, classe
     columns = read_label_columns({"train": pa.table({"y": labels})}, "y")
     listed, _ = choose_params.choose_classes(columns)
     assert listed == classes
+
+
+def notes_on(*labels):
+    """What is said about the labels of 24 rows each of billing, shipping 1 and bug, and others."""
+    columns = read_label_columns({"train": pa.table({"y": ["billing", "shipping 1", "bug"] * 24 + [*labels]})}, "y")
+    return choose_params.choose_classes(columns)[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_typo"),
+    [("biling", True), ("biilling", True), ("blilnig", False), ("biliing", True), ("billnig", True), ("bags", False),
+     ("shipping 2", False), ("Bililng", True)],
+)  # fmt: skip
+def test_a_label_of_one_row_that_is_nearly_a_frequent_one_may_be_a_typo(value, is_typo):
+    line = f"{value} (1 row) is a class of its own; if it is a typo of billing (24 rows), correct it in the data"
+    assert notes_on(value) == [line] * is_typo
+    assert notes_on(*[value] * 2) == [], "two of 24 are too many for a typo"
+
+
+def test_exchanged_letters_of_a_short_name_are_a_typo():
+    assert choose_params.is_near("refnud", "Refund") and choose_params.is_near("lgoin", "login")
+    assert not choose_params.is_near("bad", "bda") and not choose_params.is_near("form", "from the")
+
+
+def test_spellings_and_typos_are_one_line_each():
+    assert notes_on("Billing", "BILLING", "BILLING") == ["BILLING (2 rows), Billing (1 row) are read as billing"]
+    assert notes_on("Billing", "billnig", "biling") == [
+        "Billing (1 row) is read as billing",
+        "biling (1 row), billnig (1 row) are classes of their own; if they are typos of billing (25 rows), billing "
+        "(25 rows), correct them in the data",
+    ]
+    columns = read_label_columns({"train": pa.table({"y": ["1", "2"] * 5 + ["1.0", "2.5"]})}, "y")
+    assert "1.0 (1 row) is read as 1" in choose_params.choose_classes(columns)[1]
 
 
 @pytest.mark.parametrize("missing", ["nan", "None", "?"])
@@ -413,6 +445,37 @@ def test_duplicates_are_counted_for_each_split():
     assert line == (
         "duplicates: 4 of 6 training rows have the texts of another row: 2 of an earlier training row, 1 of a "
         "validation row, 2 of a test row; data.duplicates: drop leaves them out"
+    )
+
+
+def placed(**columns):
+    """Rows of a split with their places."""
+    rows = pd.DataFrame(columns).assign(file="a.csv")
+    return rows.assign(file_row=[*range(2, len(rows) + 2)])
+
+
+def test_rows_without_a_label_are_counted_apart_and_named():
+    task = Task(("x", "y"), "{text}", None)
+    train = placed(text_text=["a", "b", "c", "a"], label=[0, -1, 1, -1])
+    splits = {"train": train, "validation": train[2:3], "test": train[:1]}
+    assert describe_data.describe_rows(splits) == "rows: 4 of 6 are labelled: 2 train, 1 validation, 1 test"
+    line = "  2 rows are not labelled and left out: rows 3 and 5 of a.csv, counted from 1 with the header"
+    assert line in describe_data.describe_classes(splits, task)
+    labelled = {split: rows[rows["label"] >= 0] for split, rows in splits.items()}
+    assert describe_data.describe_rows(labelled) == "rows: 2 train, 1 validation, 1 test"
+    assert not [line for line in describe_data.describe_classes(labelled, task) if "labelled" in line]
+    alone = splits | {"validation": train[:0], "test": train[:0]}
+    assert not [*describe_data.describe_duplicates(alone, task)], "a row that is not labelled is no duplicate"
+
+
+def test_rows_of_a_text_with_several_labels_are_named():
+    task = Task(("x", "y"), "{text}", None)
+    everything = placed(text_text=[*"abcabcabcddee"], label=[0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0])
+    splits = {"train": everything[5:], "validation": everything[:2], "test": everything[2:5]}
+    *_, line = describe_data.describe_duplicates(splits, task)
+    assert line == (
+        "duplicates: 4 texts have rows of several classes: rows 2, 5 and 8 of a.csv; rows 4, 7 and 10 of a.csv; "
+        "rows 11 and 12 of a.csv and 1 more, counted from 1 with the header"
     )
 
 

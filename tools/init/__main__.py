@@ -27,7 +27,6 @@ import pandas as pd
 from stages.data.label_column import read_label_columns
 from stages.data.row_places import list_columns, locate_rows
 from stages.data.sampling import choose_evenly
-from stages.data.task import SPLITS
 from stages.data.tokenization import encode_rows, load_tokenizer
 from stages.download import warn_without_gpu
 from stages.runtime import errors, files, params
@@ -144,7 +143,7 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     print("\n".join([f"{len(task.classes)} {task.labels.nouns}:", *describe_data.describe_classes(splits, task)]))
     for note in notes:
         print(f"  {note}")
-    print("rows: " + ", ".join(f"{len(splits[split]):,} {split}" for split in SPLITS))
+    print(describe_data.describe_rows(splits))
     everything = pd.concat(splits.values())
     sample = everything.iloc[choose_evenly(len(everything), min(len(everything), MOST_TOKENIZED))]
     lengths = choose_params.count_tokens(sample, tokenizer, task)

@@ -1,8 +1,10 @@
 """Choose the keys of params.yaml by looking at a model and a data set. `tools.init` uses it."""
 
 import contextlib
+import difflib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ from tools.init.read_tables import HOLDOUT_SIZES
 MAX_LENGTH = 8192  # the highest that params.yaml allows
 MIN_LENGTH = 128  # tokens: later texts may be longer than these, and without padding a higher limit costs nothing
 MISSING = ("nan", "none", "null", "na", "n/a", "?", "unknown")  # how other programs write a missing value
+ALIKE = 0.85  # difflib's ratio of two names of which one may be a typo; of biling and billing: 0.92
+OFTEN, RARER = 5, 20  # a typo's class has at least 5 rows, and 20 times those of the typo
+MOST_LISTED = 6  # spellings or typos in a line
 EVEN = 0.4  # share of the rarer of two classes from which they count as equally frequent
 
 
@@ -103,6 +108,8 @@ def choose_classes(columns: Sequence[LabelColumn], separator: str | None = None)
     except UserError as error:
         classes, notes = list_classes(columns, error)
         listed = classes
+    if columns[0].class_names is None:
+        notes += describe_spellings(pd.concat([column.values for column in columns]), classes)
     named = columns[0].missing is not None and columns[0].class_names is not None  # as of columns of 0 and 1
     if not named and (missing := [name for name in classes if name.casefold() in MISSING]):
         advice = advise_on_missing(columns[0], separator)
@@ -147,11 +154,72 @@ def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list
         unique.setdefault(float(value) if numeric else value.casefold(), value)
     if numeric and all(map(INTEGER.fullmatch, (value.removesuffix(".0") for value in unique.values()))):
         unique = {key: value.removesuffix(".0") for key, value in unique.items()}
-    if len(unique) < len(values - marks):
-        notes.append("labels that differ only in case, or in how a number is written, are read as one class")
     if declared or not 2 <= len(unique) <= min(MAX_CLASSES, max(20, counts.sum() / 2)):
         raise error
     return [unique[key] for key in sorted(unique)], notes
+
+
+def describe_spellings(values: pd.Series, classes: Sequence[str]) -> Iterator[str]:
+    """Which labels are read as a class that is written in another way, and which classes may be typos of others.
+
+    Args:
+        values: label of each row.
+    """
+    counts: dict[str, int] = {}  # rows of each class
+    others: dict[str, list[str]] = {}  # {class: its other spellings}
+    find = {_simplify(name): name for name in classes}
+    for value, count in values.dropna().value_counts().items():
+        if name := value if value in classes else find.get(_simplify(value)):
+            counts[name] = counts.get(name, 0) + count
+            if value != name:
+                others.setdefault(name, []).append(f"{value} ({_count_rows(count)})")
+    if others:
+        read = [f"{_list_some(texts)} {_are(texts)} read as {name}" for name, texts in others.items()]
+        yield _list_some(read)
+    typos, of = [], []
+    for name in classes:
+        frequent = [other for other in counts if counts[other] >= max(OFTEN, RARER * counts.get(name, OFTEN))]
+        if re.search(r"\d", name) or not (near := [other for other in frequent if is_near(name, other)]):
+            continue
+        typos.append(f"{name} ({_count_rows(counts[name])})")
+        of.append(f"{near[0]} ({_count_rows(counts[near[0]])})")
+    if len(typos) == 1:
+        yield f"{typos[0]} is a class of its own; if it is a typo of {of[0]}, correct it in the data"
+    elif typos:
+        yield (
+            f"{_list_some(typos)} are classes of their own; if they are typos of {_list_some(of)}, correct them in the "
+            "data"
+        )
+
+
+def is_near(name: str, other: str) -> bool:
+    """Whether a name may be a typo of another: most letters are the same, or two neighbours are exchanged."""
+    name, other = name.casefold(), other.casefold()
+    if abs(len(name) - len(other)) > 2:
+        return False
+    differing = [place for place, (a, b) in enumerate(zip(name, other, strict=False)) if a != b]
+    if len(name) == len(other) and len(differing) == 2 and differing[1] == differing[0] + 1 and len(name) > 3:
+        return name[differing[0]] == other[differing[1]] and name[differing[1]] == other[differing[0]]
+    matcher = difflib.SequenceMatcher(None, name, other)
+    return matcher.quick_ratio() >= ALIKE and matcher.ratio() >= ALIKE  # the first is fast, and never the lower one
+
+
+def _simplify(value: str) -> float | str:
+    """What labels that are read as one class have in common."""
+    return float(value) if NUMBER.fullmatch(value) else value.casefold()
+
+
+def _are(texts: Sequence[str]) -> str:
+    return "is" if len(texts) == 1 else "are"
+
+
+def _count_rows(rows: int) -> str:
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
+
+
+def _list_some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - MOST_LISTED:,} more" if len(texts) > MOST_LISTED else ""
+    return ", ".join(texts[:MOST_LISTED]) + more
 
 
 def set_columns(draft: Draft, columns: Columns) -> None:

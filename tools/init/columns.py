@@ -1,7 +1,7 @@
 """Choose the columns of a data set: the label, the texts, a group and a given split. `tools.init` uses it."""
 
-import difflib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,8 +48,6 @@ SHARED = 0.3  # of the rows share their value of a group with another row
 CHANCE = 0.05  # if fewer rows share their value, that may be chance
 FEW_VALUES = 20  # a column of names with fewer values is a category, even if it is called title
 LISTED = 12  # columns in one line
-ALIKE = 0.85  # difflib's ratio of two values of which one may be a typo; of biling and billing: 0.92
-OFTEN = 5  # rows of the other one
 LABEL_PARTS = ("gold", "is", "id", "text", "name", "names")  # of a label's name, not in the template
 LABEL_LENGTH = 120  # characters
 SURE = 6  # points of a name in `LABEL_WORDS` that says: only this column is the label
@@ -298,10 +296,8 @@ def _describe_label(
         odd.append(f"{marks[0]} may mean a row that is not labelled")
     if chosen.kind == "numbers":
         odd.append("numbers with fractions, which may be classes or numbers to be predicted")
-    if (singles := int((chosen.counts == 1).sum())) > 0:
+    if (singles := _count_singles(chosen)) > 0:
         odd.append(f"{singles:,} {'value occurs' if singles == 1 else 'values occur'} in one row only")
-    if not guess:
-        odd += _find_typos(chosen)
     if chosen.word_count > 5:
         odd.append(f"the values have {chosen.word_count:.0f} words")
     alike = [p.name for p in others if chosen.distinct == 2 and set(p.values) == set(chosen.values)]
@@ -314,16 +310,12 @@ def _describe_label(
     return name + (f"; other candidates: {_list_some([p.name for p in others])}" if others else "; no other candidate")
 
 
-def _find_typos(label: ColumnProfile) -> list[str]:
-    """Values of one row that differ in a letter or two from a value of many rows."""
-    rows = dict(zip(label.values, label.counts, strict=False))
-    frequent = [value for value in rows if rows[value] >= OFTEN]
-    typos = []
-    for value in (value for value in rows if rows[value] == 1 and not re.search(r"\d", value)):
-        close = difflib.get_close_matches(value, frequent, n=1, cutoff=ALIKE)
-        if close and abs(len(value) - len(close[0])) <= 2:
-            typos.append(f"{value} is nearly {close[0]}: a typo?")
-    return typos[:LISTED]
+def _count_singles(label: ColumnProfile) -> int:
+    """How many values occur in one row only. Values that differ only in case are one."""
+    rows: Counter[str] = Counter()
+    for value, count in zip(label.values, label.counts, strict=False):
+        rows[value.casefold()] += int(count)
+    return sum(count == 1 for count in rows.values())
 
 
 def _find_same(profiles: Mapping[str, ColumnProfile], label: ColumnProfile, table: pa.Table) -> set[str]:

@@ -15,12 +15,14 @@ from stages.data.assign_splits import find_dropped
 from stages.data.data_summary import DataSummary, PaddingShares, find_duplicates, summarize_split
 from stages.data.data_warnings import find_warnings
 from stages.data.dialect import NO_QUOTES, SEPARATORS, Dialect
+from stages.data.row_places import FILE, FILE_ROW, describe_counting, describe_places, list_places
 from stages.data.task import NO_LABEL, SPLITS, Task
 from stages.report.label_words import words_of
 
 MOST_CLASSES = 20  # that are listed
 MANY_CLASSES = 10  # of fewer classes, some are missing if there are few test rows
 MANY_MISSING = 1 / 3
+MOST_TEXTS = 3  # with contradicting labels, whose rows are listed
 WHY: dict[LeadingMetric, str] = {
     "accuracy": "no class of the test rows has over three times the rows of another",
     "f1_macro": "one class of the test rows has over three times the rows of another",
@@ -40,7 +42,8 @@ def describe_dialect(names: Sequence[str], dialect: Dialect) -> str:
 
 def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator[str]:
     """The classes with their rows in all splits together, the most frequent first, and the metric that leads."""
-    labels = pd.concat(splits.values())["label"]
+    everything = pd.concat(splits.values())
+    labels = everything["label"]
     counts, rows = task.labels.count(labels), int((labels != NO_LABEL).sum())
     order = np.argsort(-counts, kind="stable")
     for number in order[:MOST_CLASSES]:
@@ -49,12 +52,27 @@ def describe_classes(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator
         rest = counts[order[MOST_CLASSES:]]
         share = words_of(task.labels).share_of_rest.format(rest.sum() / rows)
         yield f"  {share} {len(rest):,} more {task.labels.nouns} of {rest.min():,} to {rest.max():,} rows each"
-    if unlabelled := int((labels == NO_LABEL).sum()):
-        yield f"  {unlabelled:,} {'row is' if unlabelled == 1 else 'rows are'} not labelled and left out"
+    unlabelled = everything[labels == NO_LABEL]
+    if len(unlabelled):
+        are = "row is" if len(unlabelled) == 1 else "rows are"
+        yield f"  {len(unlabelled):,} {are} not labelled and left out{_say_where(unlabelled)}"
     test = splits["test"]["label"]
     gold = task.labels.from_codes(test[test != NO_LABEL])
     metric = choose_leading_metric(gold, len(task.classes))
     yield f"  {WHY[metric]}, so the report leads with {TITLES[metric]}"
+
+
+def _say_where(rows: pd.DataFrame) -> str:
+    """The places of the first rows, behind a colon."""
+    return f": {describe_places(rows)}" if FILE in rows else ""
+
+
+def describe_rows(splits: Mapping[str, pd.DataFrame]) -> str:
+    """How many labelled rows each split has, and all together if some rows are not labelled."""
+    labelled = {split: int((splits[split]["label"] != NO_LABEL).sum()) for split in SPLITS}
+    total, used = sum(map(len, splits.values())), sum(labelled.values())
+    some = f"{used:,} of {total:,} are labelled: " if used < total else ""
+    return f"rows: {some}" + ", ".join(f"{labelled[split]:,} {split}" for split in SPLITS)
 
 
 def describe_rare_classes(splits: Mapping[str, pd.DataFrame], task: Task, advice: str) -> Iterator[str]:
@@ -94,6 +112,7 @@ def describe_tokens(lengths: np.ndarray, rows: int, max_length: int, limit: int)
 
 def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Iterator[str]:
     """Training rows with the same texts as others, and texts with several classes."""
+    splits = {split: rows[rows["label"] != NO_LABEL] for split, rows in splits.items()}
     train, everything = splits["train"], pd.concat(splits.values())
     if duplicates := int(find_dropped(splits, task).sum()):
         counts = {
@@ -106,12 +125,21 @@ def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Itera
             f"duplicates: {duplicates:,} of {len(train):,} training rows {'has' if duplicates == 1 else 'have'} the "
             f"texts of another row: {', '.join(listed)}; data.duplicates: drop leaves them out"
         )
-    labelled = everything[everything["label"] != NO_LABEL]
-    texts = labelled[~labelled.duplicated([*task.text_columns, "label"])]
+    texts = everything[~everything.duplicated([*task.text_columns, "label"])]
     several = texts[texts.duplicated(task.text_columns)].drop_duplicates(task.text_columns)
     if len(several):
         have = "text has" if len(several) == 1 else "texts have"
-        yield f"duplicates: {len(several):,} {have} rows {words_of(task.labels).contradiction}"
+        where = _list_duplicates(everything, several, task) if FILE in everything else ""
+        yield f"duplicates: {len(several):,} {have} rows {words_of(task.labels).contradiction}{where}"
+
+
+def _list_duplicates(rows: pd.DataFrame, several: pd.DataFrame, task: Task) -> str:
+    """The places of the rows of the first texts; several: a row of each text."""
+    found = rows.merge(several[task.text_columns], on=task.text_columns).sort_values([FILE, FILE_ROW])
+    groups = [group for _, group in found.groupby(task.text_columns, sort=False)]
+    more = f" and {len(groups) - MOST_TEXTS:,} more" if len(groups) > MOST_TEXTS else ""
+    listed = "; ".join(map(list_places, groups[:MOST_TEXTS]))
+    return f": {listed}{more}, {describe_counting(found[FILE])}"
 
 
 def describe_warnings(splits: Mapping[str, pd.DataFrame], task: Task, max_length: int) -> Iterator[str]:
