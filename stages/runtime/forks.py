@@ -75,10 +75,10 @@ def _receive(receiver: Connection, process: BaseProcess) -> Any:
     with receiver:
         try:
             result, error = receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # it has sent nothing, or a part
             raise RuntimeError("a forked process ended without a result; is the memory full?") from None
         finally:
             process.join()
-    if error:
+    if error is not None:  # an error may be false, as one with a length of 0
         raise error
     return result

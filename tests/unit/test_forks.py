@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing.connection import Connection
 
 import pytest
 from helpers.project import ROOT
@@ -25,6 +26,26 @@ def cores(monkeypatch):
 
 def end_by(number):
     os.kill(os.getpid(), number)
+
+
+def end_while_sending():
+    """Send a fourth of the result, then end."""
+
+    def send(connection, data):
+        os.write(connection.fileno(), data[: len(data) // 4])
+        end_by(signal.SIGKILL)
+
+    Connection._send = send
+    return b"x" * 1000
+
+
+class FalseError(UserError):
+    def __len__(self):
+        return 0
+
+
+def refuse_falsely():
+    raise FalseError("no")
 
 
 def refuse():
@@ -69,6 +90,18 @@ def test_a_killed_fork_is_an_error(cores):
     cores(2)
     with pytest.raises(RuntimeError, match="ended without a result"):
         forks.call_in_forks([os.getpid, partial(end_by, signal.SIGKILL)])
+
+
+def test_a_fork_killed_while_it_sends_is_the_same_error(cores):
+    cores(2)
+    with pytest.raises(RuntimeError, match="ended without a result"):
+        forks.call_in_forks([os.getpid, end_while_sending])
+
+
+def test_an_error_that_is_false_is_raised(cores):
+    cores(2)
+    with pytest.raises(FalseError):
+        forks.call_in_forks([os.getpid, refuse_falsely])
 
 
 def test_forks_of_a_killed_process_end(tmp_path):
