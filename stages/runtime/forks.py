@@ -1,6 +1,7 @@
 """Calls at the same time, each in a fork of this process."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
 Result = TypeVar("Result")
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
+MOST_SECONDS = 300.0  # for a call
 
 
 def call_in_forks(calls: Sequence[Callable[[], Result]]) -> list[Result]:
@@ -26,7 +29,7 @@ def call_in_forks(calls: Sequence[Callable[[], Result]]) -> list[Result]:
 
     Raises:
         Exception: the first that a call raises.
-        RuntimeError: a fork ended without a result.
+        RuntimeError: a fork ended without a result, or none ends. A lock that another thread held stays locked in them.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1  # macOS's libraries do not survive a fork
     if cores == 1:
@@ -40,7 +43,9 @@ def call_in_forks(calls: Sequence[Callable[[], Result]]) -> list[Result]:
                 number, call = waiting.pop(0)
                 receiver, process = _start(call)
                 running[receiver] = number, process
-            for receiver in cast(list[Connection], wait(list(running))):
+            if not (ready := wait(list(running), timeout=MOST_SECONDS)):
+                raise RuntimeError(f"no forked process has ended for {MOST_SECONDS:.0f} seconds")
+            for receiver in cast(list[Connection], ready):
                 number, process = running.pop(receiver)
                 results[number] = _receive(receiver, process)
     finally:
@@ -61,6 +66,7 @@ def _start(call: Callable[[], object]) -> tuple[Connection, BaseProcess]:
 
 def _call_and_send(call: Callable[[], object], receiver: Connection, sender: Connection) -> None:
     receiver.close()  # otherwise sending would never fail if the other process is killed
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # and a call that hangs would never end
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # otherwise Ctrl-C prints a traceback of each fork
     try:
         answer: tuple[object, Exception | None] = call(), None

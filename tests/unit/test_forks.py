@@ -104,13 +104,21 @@ def test_an_error_that_is_false_is_raised(cores):
         forks.call_in_forks([os.getpid, refuse_falsely])
 
 
-def test_forks_of_a_killed_process_end(tmp_path):
-    """They end with their call, though nobody reads the result."""
+def test_forks_that_never_end_are_an_error(cores, monkeypatch):
+    cores(2)
+    monkeypatch.setattr(forks, "MOST_SECONDS", 0.2)
+    with pytest.raises(RuntimeError, match="no forked process has ended"):
+        forks.call_in_forks([partial(time.sleep, 2)] * 2)
+
+
+@pytest.mark.parametrize("seconds", [1, 3600])
+def test_forks_of_a_killed_process_end(tmp_path, seconds):
+    """They end though nobody reads the result, and though their call goes on."""
     code = (
         "import os, signal, time\n"
         "from stages.runtime import forks\n"
         "os.sched_getaffinity = lambda _: {0, 1}\n"
-        f"def call(): open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); time.sleep(1); return b'x' * 10**7\n"
+        f"def call(): open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); time.sleep({seconds}); return b'x' * 10**7\n"
         "forks.call_in_forks([call] * 4)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
