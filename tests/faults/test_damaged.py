@@ -25,12 +25,15 @@ def raw():
 
 
 DATA = {  # {case: (columns of all three splits, words of the error)}
-    "other labels": ({"label": ["entailment", "maybe"]}, ["'label'", "'maybe' in row 1, counted from 0"]),
-    "a label without a class": ({"label": [0, 3]}, ["'label'", "'3' in row 1, counted from 0"]),
+    "other labels": (
+        {"label": ["entailment", "maybe"]},
+        ["'label'", "'maybe' in row 2 of train.parquet, counted from 1"],
+    ),
+    "a label without a class": ({"label": [0, 3]}, ["'label'", "'3' in row 2 of train.parquet, counted from 1"]),
     "premise of integers": ({"premise": [1, 2]}, ["{premise}", "int64"]),
     "hypothesis of lists": ({"hypothesis": [["a"], ["b"]]}, ["{hypothesis}", "list"]),
     "label of fractions": ({"label": [0.5, 1.0]}, ["data.label", "double"]),
-    "label of booleans": ({"label": [True, False]}, ["'label'", "'True' in row 0, counted from 0"]),
+    "label of booleans": ({"label": [True, False]}, ["'label'", "'True' in row 1 of train.parquet, counted from 1"]),
     "label of dates": ({"label": pa.array([1, 2], pa.timestamp("s"))}, ["data.label", "timestamp"]),
     "only nulls": ({"hypothesis": pa.nulls(2)}, ["{hypothesis}", "null"]),
 }

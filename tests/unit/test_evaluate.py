@@ -200,9 +200,9 @@ FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"},
                          "not labels of the adapter: joy (1 rows); the labels are entailment, neutral, contradiction. "
                          "Say which label each means: --class joy=CLASS"),
-    "a label twice": (["neutral|neutral"], {"task": SEVERAL, "separator": "|"}, "has 'neutral' twice in row 2 of pairs.csv, "),
+    "a label twice": (["neutral|neutral"], {"task": SEVERAL, "separator": "|"}, "twice in row 2 of pairs.csv, "),
     "no label in any row": (["", ""], {"task": SEVERAL, "separator": "|"}, "column 'gold' has no label in any row"),
-    "a mark next to labels": (["neutral|-"], {"task": SEVERAL, "separator": "|"}, "has - next to labels in row 2 of pairs.csv, "),
+    "a mark next to labels": (["neutral|-"], {"task": SEVERAL, "separator": "|"}, "- next to labels in row 2 of "),
     "a class without a column": (
         ["0"], {"task": SEVERAL, "label": ["neutral", "entailment"], "flags": CLASSES},
         "no label column for contradiction; name one for each label",

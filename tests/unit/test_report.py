@@ -637,7 +637,7 @@ def test_the_most_confident_errors_have_the_highest_probabilities(odd_metrics):
         [case["gold"], case["tuned"], f"{case['tuned_probability'] * 100:.1f}%", case[best]]
         for _, case in wrong.iterrows()
     ]
-    for line, row, text in zip(lines, wrong["row"], wrong["text_title"], strict=True):
+    for line, row, text in zip(lines, wrong["file_row"], wrong["text_title"], strict=True):
         assert line[:2] == [str(row), f"{text[:100]}…"]  # 300 characters for three columns
     assert all(f"| {line[0]} | {line[1]} |" in (odd_metrics / "report.md").read_text() for line in lines)
 
@@ -740,12 +740,12 @@ def test_alarms_about_the_answers_come_right_after_the_verdict(tmp_path, answers
 
 
 def rows_with_texts(metrics):
-    """Numbers of the rows whose texts are in cases.csv, on the page, and in the table of report.md."""
+    """Numbers of the rows whose texts are in cases.csv, on the page, and in the table of report.md, from 0."""
     cases = pd.read_csv(metrics / "cases.csv", keep_default_na=False)
     rows = json.loads((metrics / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
     lines = re.findall(r"^\| (\d+) \| [^|]* number \d+\. \|", (metrics / "report.md").read_text(), re.MULTILINE)
     in_cases = cases["row"][cases["text_premise"] != ""]
-    return set(in_cases), {row[0] for row in rows if any(row[1])}, set(map(int, lines))
+    return set(in_cases), {int(row[0]) - 2 for row in rows if any(row[1])}, {int(line) - 2 for line in lines}
 
 
 def be_sure_of_errors(folder):
@@ -1034,7 +1034,7 @@ def test_likely_label_errors_are_a_table_and_a_file(many_metrics, two_metrics):
     lines = cells_of(page, ">Likely label errors<")
     assert len(listed) > 10 == len(lines)
     for line, (_, row) in zip(lines, listed.iterrows(), strict=False):
-        assert line[:3] == [str(row["row"]), row["text_text"], row["gold"]] and line[4] == row["predicted"]
+        assert line[:3] == [str(row["file_row"]), row["text_text"], row["gold"]] and line[4] == row["predicted"]
         assert line[5] == f"{row['probability']:.1%}" and 0 < float(line[3][:-1]) < 1
     assert f"the gold label of {len(listed)} test rows nearly impossible" in page
     assert f"{len(listed)} likely label errors: " in report
@@ -1206,7 +1206,7 @@ def test_the_page_has_as_many_rows_as_fit(monkeypatch, tmp_path, most, character
     monkeypatch.chdir(tmp_path)
     analyze.main()
     page = (tmp_path / "metrics/report.html").read_text()
-    shown = [row[0] for row in json.loads(page.split('id="data">')[1].split("</script>")[0])]
+    shown = [int(row[0]) - 2 for row in json.loads(page.split('id="data">')[1].split("</script>")[0])]
     cases = pd.read_csv(tmp_path / "metrics/cases.csv")
     assert shown == sorted(set(shown)) and len(shown) == rows and len(cases) == 90
     assert ("All test rows" in page) == (rows == 90)
