@@ -6,6 +6,7 @@ json file with one row a line, it is the line.
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,10 @@ import pyarrow as pa
 
 from stages.data.compression import open_file
 from stages.runtime.errors import UserError
-from stages.sources.manifest import find_extension
 
 FILE, FILE_ROW = "file", "file_row"  # columns of data frames
 IN_TABLES = {"__file__": FILE, "__file_row__": FILE_ROW}  # {column of an arrow table: column of data frames}
-WITH_HEADER = ("csv", "tsv", "xlsx")  # formats in which a row may name the columns
+SHEET = re.compile(r"\.(csv|tsv|xlsx)(\.\w+)?$", re.IGNORECASE)  # a file that a spreadsheet opens, maybe compressed
 MOST_NAMED = 5  # rows in a sentence; further ones are counted
 
 
@@ -105,7 +105,7 @@ def place_columns(table: pd.DataFrame) -> list[str]:
 
 
 def describe_places(places: pd.DataFrame) -> str:
-    """The first rows in the order of files and rows, such as `rows 3 and 7 of a.csv, counted from 1 with the header`.
+    """The first rows in the order of files and rows, such as `rows 3 and 7 of a.csv, numbered as in a spreadsheet`.
 
     Args:
         places: the columns of `read_places`.
@@ -127,8 +127,7 @@ def list_places(places: pd.DataFrame) -> str:
 
 def describe_counting(files: Iterable[str]) -> str:
     """How rows of these files are counted."""
-    header = any(find_extension(name).partition(".")[0] in WITH_HEADER for name in files)
-    return f"counted from 1{' with the header' if header else ''}"
+    return "numbered as in a spreadsheet" if any(map(SHEET.search, files)) else "counted from 1"
 
 
 def number_csv_rows(path: Path, name: str, options: Mapping[str, Any], rows: int) -> np.ndarray:

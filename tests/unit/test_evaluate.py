@@ -130,7 +130,7 @@ WRONG = {  # {case: (labels, --class, phrases of the error)}
         ["yes", "yes", "neutral"], [], ["column 'gold' has labels that are not classes", "yes (2 rows)", "yes=CLASS"]
     ),
     "of several words": (["a; b", "a; b", "c"], [], ["--class 'a; b'=CLASS --class c=CLASS"]),
-    "one is mapped": (["yes", "no", "neutral"], ["yes=entailment"], ["not classes of the adapter: no (1 rows)"]),
+    "one is mapped": (["yes", "no", "neutral"], ["yes=entailment"], ["not classes of the adapter: no (1 row)"]),
     "numbers to be predicted": ([0.5, 0.7, 0.1], [], ["not classes", "--class"]),
     "no label": (["-", "-", "-"], [], ["has no label in any row", "--label"]),
     "no such class": (LABELS, ["yes=entails"], ["--class yes=entails: the adapter has no class entails"]),
@@ -198,7 +198,7 @@ def test_a_renamed_column_without_any_1_means_its_class():
 FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     "no separator": (["neutral"], {"task": SEVERAL}, "name what is between them: --separator TEXT"),
     "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"},
-                         "not labels of the adapter: joy (1 rows); the labels are entailment, neutral, contradiction. "
+                         "not labels of the adapter: joy (1 row); the labels are entailment, neutral, contradiction. "
                          "Say which label each means: --class joy=CLASS"),
     "a label twice": (["neutral|neutral"], {"task": SEVERAL, "separator": "|"}, "twice in row 2 of pairs.csv, "),
     "no label in any row": (["", ""], {"task": SEVERAL, "separator": "|"}, "column 'gold' has no label in any row"),
@@ -454,3 +454,11 @@ except Exception as error:
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=stage_env(), capture_output=True, text=True
     )
     assert done.stdout.startswith(message) and done.stdout.endswith(" False\n")
+
+
+def test_a_file_without_a_header_needs_a_line_above_it():
+    """There is no flag for the names of the columns."""
+    Path("pairs.csv").write_text("".join(f"{row},A man sleeps.,neutral\n" for row in range(6)))
+    with pytest.raises(UserError, match="add a line above it with the names of its 3 columns") as caught:
+        read("pairs.csv")
+    assert "data.read" not in str(caught.value)

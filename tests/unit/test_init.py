@@ -281,7 +281,7 @@ def test_a_label_twice_in_a_row_is_the_same_error_in_lists_and_in_text(run, pipe
     data = several(form)
     data.at[17, "tags"] = ["windy", "cold", "windy"] if form == "lists" else "windy|cold|windy"
     data.to_json(path, orient="records", lines=True) if form == "lists" else data.to_csv(path, index=False)
-    row = "18 of rows.jsonl, counted from 1" if form == "lists" else "19 of rows.csv, counted from 1 with the header"
+    row = "18 of rows.jsonl, counted from 1" if form == "lists" else "19 of rows.csv, numbered as in a spreadsheet"
     with pytest.raises(UserError, match=rf"column 'tags' has 'windy' twice in row {row}; name each label once$"):
         run(path)
 
@@ -459,7 +459,7 @@ def test_rows_without_a_label_are_counted_apart_and_named():
     train = placed(text_text=["a", "b", "c", "a"], label=[0, -1, 1, -1])
     splits = {"train": train, "validation": train[2:3], "test": train[:1]}
     assert describe_data.describe_rows(splits) == "rows: 4 of 6 are labelled: 2 train, 1 validation, 1 test"
-    line = "  2 rows are not labelled and left out: rows 3 and 5 of a.csv, counted from 1 with the header"
+    line = "  2 rows are not labelled and left out: rows 3 and 5 of a.csv, numbered as in a spreadsheet"
     assert line in describe_data.describe_classes(splits, task)
     labelled = {split: rows[rows["label"] >= 0] for split, rows in splits.items()}
     assert describe_data.describe_rows(labelled) == "rows: 2 train, 1 validation, 1 test"
@@ -475,7 +475,7 @@ def test_rows_of_a_text_with_several_labels_are_named():
     *_, line = describe_data.describe_duplicates(splits, task)
     assert line == (
         "duplicates: 4 texts have rows of several classes: rows 2, 5 and 8 of a.csv; rows 4, 7 and 10 of a.csv; "
-        "rows 11 and 12 of a.csv and 1 more, counted from 1 with the header"
+        "rows 11 and 12 of a.csv and 1 more, numbered as in a spreadsheet"
     )
 
 

@@ -271,7 +271,7 @@ def test_measurements_are_in_other_files_than_results(tmp_path):
 
 
 def test_each_table_with_row_numbers_says_how_they_are_counted(metrics):
-    page, sentence = page_of(metrics), "Rows are those of test.csv, counted from 1 with the header."
+    page, sentence = page_of(metrics), "Rows are those of test.csv, numbered as in a spreadsheet."
     places = page.count(">row</th>")
     assert places > 1 and page.count(sentence) == places
     assert f"The most confident errors. {sentence}" in (metrics / "report.md").read_text()
@@ -286,7 +286,7 @@ def test_shown_rows_of_several_files_name_the_file():
     places = {"file": ["a.csv", "b.csv", "b.csv"], "file_row": [2, 2, 9]}
     cases = pd.DataFrame({"row": range(3), **places})
     assert page_rows.list_places(cases[1:], cases) == ["b.csv: 2", "b.csv: 9"]
-    assert page_rows.explain_places(cases) == "Rows are those of 2 files, counted from 1 with the header."
+    assert page_rows.explain_places(cases) == "Rows are those of 2 files, numbered as in a spreadsheet."
     only = cases[1:]
     assert page_rows.list_places(only, only) == ["2", "9"]
     assert page_rows.explain_places(only.assign(file="x/a.parquet")) == "Rows are those of x/a.parquet, counted from 1."

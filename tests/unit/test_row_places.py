@@ -124,12 +124,10 @@ def placed(**columns):
 def test_errors_about_rows_name_the_rows_of_the_file():
     empty = ["", "a", None, " "]
     table = placed(premise=empty, hypothesis=empty, label=[0, 1, 2, 0])
-    with pytest.raises(
-        UserError, match=r"empty in rows 2, 22 and 32 of tickets\.csv, counted from 1 with the header; "
-    ):
+    with pytest.raises(UserError, match=r"empty in rows 2, 22 and 32 of tickets\.csv, numbered as in a spreadsheet; "):
         prepare_rows(three(table), data_params(), "{premise}{hypothesis}")
     table = placed(label=["neutral", "maybe"])
-    with pytest.raises(UserError, match=r"has 'maybe' in row 12 of tickets\.csv, counted from 1 with the header; data"):
+    with pytest.raises(UserError, match=r"has 'maybe' in row 12 of tickets\.csv, numbered as in a spreadsheet; data"):
         prepare_rows(three(table), data_params(), "{premise}{hypothesis}")
 
 

@@ -88,7 +88,7 @@ def check_class_columns(
 def _unknown_labels(labels: LabelColumn, unknown: list[str], task: Task, place: str) -> UserError:
     rows, noun, nouns = labels.values.value_counts(), task.labels.noun, task.labels.nouns
     listed = sorted(unknown, key=lambda value: float(value) if labels.unnamed_integers else -rows[value])
-    counted = [f"{value} ({rows[value]:,} rows)" for value in listed]
+    counted = [f"{value} ({rows[value]:,} row{'s' if rows[value] > 1 else ''})" for value in listed]
     flags = " ".join(f"--class {quote(value)}=CLASS" for value in listed[:MOST_NAMED])
     what = "integers without names" if labels.unnamed_integers else f"labels that are not {nouns} of the adapter"
     return UserError(

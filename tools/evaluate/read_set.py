@@ -36,6 +36,7 @@ KEYS = {
     **{f"params.yaml: data.{key}": f"--{key}" for key in ("subset", "label", "separator")},
     **{f"params.yaml: data.read.{key}": f"--{key}" for key in READ_FLAGS},
     **{f"data.read.{key}": f"--{key}" for key in READ_FLAGS},
+    "set data.read.names to the names of its": "add a line above it with the names of its",
     f"data: split '{SPLIT}': ": "",
     f" in split '{SPLIT}'": "",
     "params.yaml: data.folder: ": "",
