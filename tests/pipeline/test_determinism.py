@@ -23,6 +23,7 @@ def folder_with_rows(folder, **changes):
     tokenizer = load_tokenizer(json.loads((folder / "outs/base_model.json").read_text()))
     texts = [f"a man {verb} a {noun}" for verb in ("sees", "holds", "likes") for noun in ("dog", "cat", "red ball")]
     rows = pd.DataFrame({"text_premise": texts, "text_hypothesis": texts[::-1], "label": [0, 1, 2] * 3, "group": texts})
+    rows = rows.assign(file="test.csv", file_row=range(2, len(rows) + 2))
     task = Task(CLASSES, "{premise}{hypothesis}", "premise")
     task.write(folder / "outs/task.json")
     test = tokenization.tokenize_rows(rows, tokenizer, p["tokenize"]["template"], 128)
