@@ -178,7 +178,7 @@ def describe_spellings(values: pd.Series, classes: Sequence[str]) -> Iterator[st
         yield _list_some(read)
     typos, of = [], []
     for name in classes:
-        frequent = [other for other in counts if counts[other] >= max(OFTEN, RARER * counts.get(name, OFTEN))]
+        frequent = [other for other in counts if counts[other] >= max(OFTEN, RARER * counts[name])]
         if re.search(r"\d", name) or not (near := [other for other in frequent if is_near(name, other)]):
             continue
         typos.append(f"{name} ({_count_rows(counts[name])})")
