@@ -288,6 +288,23 @@ def test_the_row_standard_error_of_a_difference_is_that_of_the_rows_differences(
     assert alike.row_standard_error == pytest.approx(apart.std(ddof=1)), "as if the rows of one group were one row"
 
 
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_equal_answers_do_not_have_a_standard_error_of_zero(two_recipes, trainings):
+    gold, first, _ = two_recipes
+    right = Recipe("right", first.seeds[:trainings], np.tile(gold, (trainings, 1)))
+    for result in (compare_pair(right, right, rows_of(gold), 0.95), score_recipe(right, rows_of(gold), 0.95)):
+        assert result.row_standard_error == pytest.approx(1 / ROWS), "that of one row"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro"])
+def test_with_one_seed_the_row_standard_error_is_that_of_the_interval(two_recipes, metric):
+    gold, first, other = two_recipes
+    first, other = (Recipe(recipe.name, (1,), recipe.predictions[:1]) for recipe in (first, other))
+    rows = rows_of(gold, np.arange(ROWS) // 2, metric=metric)
+    (component,) = estimate_difference(first.predictions, other.predictions, rows, "rows only", 0.95)[-1]
+    assert compare_pair(first, other, rows, 0.95).row_standard_error == component.variance**0.5
+
+
 def test_groups_that_differ_less_than_rows_do_not_narrow_the_interval():
     """With independent seeds: all premises have equally many right rows, so that their sums do not vary."""
     right, other = np.tile([[1.0, 0, 1, 0], [0, 1, 1, 0]], 50), np.tile([[1.0, 1, 0, 0], [1, 1, 0, 0]], 50)

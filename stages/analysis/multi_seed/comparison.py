@@ -1,6 +1,7 @@
 """The difference of each recipe from the first one: interval, p-value and verdict. Start at `compare_recipes`."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -86,10 +87,15 @@ def compare_pair(first: Recipe, other: Recipe, rows: GoldRows, confidence: float
     value, low, high, p, components = estimate_difference(
         first.predictions, other.predictions, rows, design, confidence
     )
-    means = [row_values(rows, recipe.predictions).mean(axis=0) for recipe in (first, other)]
+    if design == "rows only":  # the standard error that the interval has
+        row_error = math.sqrt(components[-1].variance)
+    else:
+        means = [row_values(rows, recipe.predictions).mean(axis=0) for recipe in (first, other)]
+        one_row = one_row_variance(rows.gold, rows.metric, rows.classes)
+        row_error = row_standard_error(means[1] - means[0], rows.groups, one_row)
     return Difference(
         other.name, design, value, low, high, p, p, decide_verdict(value, p, confidence),
-        row_standard_error=row_standard_error(means[1] - means[0], rows.groups),
+        row_standard_error=row_error,
         smallest_detectable=smallest_detectable_difference(components, confidence),
     )  # fmt: skip
 

@@ -73,7 +73,9 @@ def score_recipe(recipe: Recipe, rows: GoldRows, confidence: float) -> RecipeSco
         mean_accuracy(right, rows.groups, confidence),
         seed_scores=tuple(seed_scores.tolist()),
         seed_deviation=float(seed_scores.std(ddof=1)) if len(seed_scores) > 1 else math.nan,
-        row_standard_error=row_standard_error(leading.mean(axis=0), rows.groups),
+        row_standard_error=row_standard_error(
+            leading.mean(axis=0), rows.groups, measures.one_row_variance(rows.gold, rows.metric, rows.classes)
+        ),
         **mean_f1(rows.gold, recipe.predictions, rows.groups, rows.classes, confidence),
     )
 

@@ -151,6 +151,11 @@ def shared_variance(covariances: np.ndarray) -> float:
     return float(max(0, ((covariances.sum(axis=(1, 2)) - diagonal) / (count * (count - 1))).max()))
 
 
-def row_standard_error(values: np.ndarray, groups: np.ndarray) -> float:
-    """Standard error of a mean over rows; values: [rows]."""
-    return math.sqrt(shared_variance(row_covariances(values[None], groups)))
+def row_standard_error(values: np.ndarray, groups: np.ndarray, one_row: float) -> float:
+    """Standard error of a mean over rows, at least that of one row.
+
+    Args:
+        values: [rows]. Equal ones do not mean that no row could differ.
+        one_row: from `measures.one_row_variance`.
+    """
+    return math.sqrt(max(shared_variance(row_covariances(values[None], groups)), one_row))
