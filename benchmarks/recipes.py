@@ -168,11 +168,11 @@ def _draw_once(folder: Path) -> dict[str, torch.Tensor]:
     return draw_weights(AutoConfig.from_pretrained(folder), DEVICE)
 
 
-def our_base(inputs: Inputs) -> PreTrainedModel:
-    """Our base, with the settings of params.yaml."""
+def our_base(inputs: Inputs, tokens: np.ndarray | None = None) -> PreTrainedModel:
+    """Our base, with the settings of params.yaml; tokens: as for `load_base`."""
     p = inputs.params
     with weights_of(inputs.folder):
-        return load_base(inputs.manifest, p.model, inputs.task.labels, DEVICE, p.seed, inputs.tokenizer)
+        return load_base(inputs.manifest, p.model, inputs.task.labels, DEVICE, p.seed, inputs.tokenizer, tokens)
 
 
 def our_model(inputs: Inputs, base: PreTrainedModel) -> PeftModel:
@@ -297,9 +297,9 @@ def train_ours(inputs: Inputs, batch_size: int, steps: int, **changes: object) -
     train = inputs.params.train.model_copy(update={"batch_size": batch_size, "keep": "last", **changes})
     p = inputs.params.model_copy(update={"train": train})
     rows, recorder = inputs.rows["ours"], SimpleNamespace()  # the Trainer only sets its phase
-    trainer = make_trainer(
-        our_model(inputs, our_base(inputs)), rows, rows[:100], p, inputs.tokenizer.pad_token_id, OUT, recorder
-    )
+    pad_id = inputs.tokenizer.pad_token_id
+    model = our_model(inputs, our_base(inputs, batching.list_tokens(pad_id, rows)))
+    trainer = make_trainer(model, rows, rows[:100], p, pad_id, OUT, recorder)
     trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = steps, "no", "no"
     return trainer
 

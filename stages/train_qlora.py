@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.data.batching import TokenizedRows
+from stages.data.batching import TokenizedRows, list_tokens
 from stages.data.predictions import FEW_ROWS, prediction_table
 from stages.data.task import Task
 from stages.data.tokenization import load_configured_tokenizer
-from stages.model.adapter import add_lora, count_parameters, save_adapter
+from stages.model.adapter import adapts_embedding, add_lora, count_parameters, save_adapter
 from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
 from stages.model.base_cache import cache_base
@@ -54,7 +54,7 @@ def train_and_save(
     """Train from the newest checkpoint below `folder`, or from the start, and write the outs."""
     with Recorder(device) as recorder, cache_base() as cache:
         recorder.mark("before_loading")
-        base = load_base(inputs.manifest, p.model, inputs.task.labels, device, p.seed, inputs.tokenizer)
+        base = load_training_base(p, inputs, device)
         recorder.mark("loaded")
         classifier = build_classifier(base, p, inputs)
         pad_id = inputs.tokenizer.pad_token_id
@@ -125,6 +125,17 @@ def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
         p.threads, inputs.manifest["digest"], [files.sha256(path) for path in ROW_FILES.values()],
         checkpoints.hash_code(__file__), read_versions(device),
     )  # fmt: skip
+
+
+def load_training_base(p: params.Params, inputs: Inputs, device: torch.device) -> PreTrainedModel:
+    """Load the base with the embeddings of the rows' tokens; with all of them if LoRA adapts the embedding."""
+    arguments = inputs.manifest, p.model, inputs.task.labels, device, p.seed, inputs.tokenizer
+    tokens = list_tokens(inputs.tokenizer.pad_token_id, inputs.train_rows, inputs.validation_rows)
+    base = load_base(*arguments, tokens)
+    if adapts_embedding(base, p.lora.target_modules):
+        del base
+        base = load_base(*arguments)
+    return base
 
 
 def build_classifier(base: PreTrainedModel, p: params.Params, inputs: Inputs) -> "PeftModel":

@@ -71,6 +71,15 @@ def count_tokens(rows: Sequence[Row]) -> np.ndarray:
     return rows.lengths if isinstance(rows, TokenizedRows) else np.array([len(row["input_ids"]) for row in rows])
 
 
+def list_tokens(pad_id: int, *splits: TokenizedRows) -> np.ndarray:
+    """The numbers of the pad token and of all tokens that occur, ascending, int64."""
+    occurs = np.zeros(1 + max(int(rows.tokens.max(initial=pad_id)) for rows in splits), dtype=bool)
+    occurs[pad_id] = True
+    for rows in splits:
+        occurs[rows.tokens] = True
+    return np.flatnonzero(occurs)
+
+
 def stack_labels(batch: list[Row]) -> np.ndarray:
     """The labels of a batch, int64 [rows] or [rows, classes]."""
     return np.array([row["labels"] for row in batch], dtype=np.int64)

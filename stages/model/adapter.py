@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from stages.model.embedding import count_freed_weights
 from stages.runtime import params
 from stages.runtime.errors import UserError, type_and_first_line
 from stages.runtime.files import read_json, write_json
@@ -69,6 +70,13 @@ def _check_target_modules(model: PreTrainedModel, targets: str | list[str]) -> N
     raise UserError(
         f"params.yaml: lora.target_modules: this model has no layers for LoRA {unknown}. It has: {', '.join(allowed)}."
     )
+
+
+def adapts_embedding(model: PreTrainedModel, targets: str | list[str]) -> bool:
+    """Whether `lora.target_modules` has the embedding, which PEFT then saves with the adapter."""
+    config, embedding = LoraConfig(target_modules=targets), model.get_input_embeddings()
+    names = [name for name, module in model.named_modules() if module is embedding]
+    return any(check_target_module_exists(config, name) for name in names)
 
 
 def save_adapter(
@@ -163,4 +171,5 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
         in_4_bits = isinstance(parameter, bnb.nn.Params4bit)
         total += parameter.numel() * (2 * parameter.element_size() if in_4_bits else 1)
         trainable += parameter.numel() if parameter.requires_grad else 0
-    return {"stored": stored, "total": total, "trainable": trainable}
+    freed = count_freed_weights(model)
+    return {"stored": stored + freed, "total": total + freed, "trainable": trainable}

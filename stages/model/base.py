@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
+import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
@@ -21,6 +22,7 @@ from transformers.utils import logging
 from stages.data.labels import Labels
 from stages.model import base_cache
 from stages.model.devices import pick_precision
+from stages.model.embedding import keep_embeddings
 from stages.model.head import check_head, draw_head
 from stages.runtime import params
 from stages.runtime.errors import UserError, type_and_first_line
@@ -37,6 +39,7 @@ def load_base(
     device: torch.device,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
+    tokens: np.ndarray | None = None,
 ) -> PreTrainedModel:
     """Load the base with a classification head: quantised, frozen, in evaluation mode.
 
@@ -49,6 +52,7 @@ def load_base(
         labels: the head has one output for each class.
         seed: seeds the head. It is drawn on the CPU, so every device and every stage gets the same one.
         tokenizer: its pad token marks the end of a row; it may not have more tokens than the embedding.
+        tokens: all that the model will read, as for `keep_embeddings`; None: any.
 
     Returns:
         a transformers `...ForSequenceClassification`; products in `model_params.precision`, the head in fp32.
@@ -56,8 +60,8 @@ def load_base(
     folder = find_model_folder(manifest)
     settings = model_params.model_dump(include=set(params.ModelSettings.model_fields) - {"head_init"})  # drawn below
     model = base_cache.share_model(
-        (manifest["digest"], settings, labels, device),
-        lambda: _load_frozen(folder, manifest, model_params, labels, device, tokenizer),
+        (manifest["digest"], settings, labels, device, None if tokens is None else tokens.tobytes()),
+        lambda: _load_frozen(folder, manifest, model_params, labels, device, tokenizer, tokens),
     )
     draw_head(model, seed if model_params.head_init == "seeded" else None)
     return model.requires_grad_(False)
@@ -70,6 +74,7 @@ def _load_frozen(
     labels: Labels,
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
+    tokens: np.ndarray | None,
 ) -> PreTrainedModel:
     """Load and check the part of the base that depends on no seed. Its head is random."""
     logging.disable_progress_bar()  # loading lasts a second, and the bar would stay in every log
@@ -100,6 +105,8 @@ def _load_frozen(
     if model_params.quantization == "nf4":
         _check_quantised(model, manifest["name"])
     _check_causal(model.requires_grad_(False).eval(), manifest["name"])
+    if tokens is not None:
+        keep_embeddings(model, tokens)
     return model
 
 

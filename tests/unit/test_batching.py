@@ -208,6 +208,13 @@ def test_tokenized_rows_have_the_order_of_their_table():
     assert [row["input_ids"].tolist() for row in from_lists] == [[3], [], [4, 5]]
 
 
+def test_tokens_of_all_splits_are_listed_once():
+    splits = [batching.TokenizedRows.from_lists(rows, [0] * len(rows)) for rows in ([[7, 2], [2]], [[5, 7]], [[]])]
+    assert batching.list_tokens(9, *splits).tolist() == [2, 5, 7, 9]
+    assert batching.list_tokens(2, *splits).tolist() == [2, 5, 7]
+    assert batching.list_tokens(0, splits[2]).tolist() == [0]
+
+
 @pytest.mark.parametrize("classes", [3, 70])
 def test_the_labels_of_a_row_with_several_are_a_row_of_ones_and_zeros_in_its_batch(longest, classes):
     labels = MultiLabel(tuple(map(str, range(classes))))

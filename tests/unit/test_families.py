@@ -67,7 +67,8 @@ def parameters(make_params, family):
 
 def check_from_loading_to_prediction(manifest, p, rows, labels, tmp_path):
     tokenizer = load_tokenizer(manifest)
-    base = load_base(manifest, p.model, labels, CPU, p.seed, tokenizer)
+    tokens = np.unique(np.concatenate([[tokenizer.pad_token_id], *(row["input_ids"] for row in rows)]))
+    base = load_base(manifest, p.model, labels, CPU, p.seed, tokenizer, tokens)
     model = add_lora(base, p.lora, p.seed)
     set_loss(base, labels, np.array([row["labels"] for row in rows]), balanced=False)
     trainer = make_trainer(model, rows, rows, p, tokenizer.pad_token_id, tmp_path / "checkpoints", SimpleNamespace())
