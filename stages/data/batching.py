@@ -11,7 +11,7 @@ from stages.data.labels import Labels
 from stages.runtime.params import Batches
 
 # Tokens of a batch of validation and evaluation. This many fill the products of any GPU, and phi-2's activations then
-# take under 1 GB. Constant, not by the GPU's memory: rounding depends on the batch, so logits would depend on the GPU.
+# take under 1 GB. Not by the GPU's memory, except in a training that it limits: rounding depends on the batch.
 EVALUATION_TOKENS = 8192
 MIN_EQUALIZED = 8  # rows of a batch: in batches of 2, equal sums would mean the same pairs in each epoch
 MAX_SWAPS, MAX_CANDIDATES = 10_000, 64  # 10,000 swaps take a second; a swap considers so many rows of each batch
@@ -165,9 +165,9 @@ def padded_length(longest: int, batches: Batches, max_length: int) -> int:
 
 
 def split_batches(
-    lengths: np.ndarray, order: Iterable[int], max_rows: int, pad: Callable[[int], int] | None
+    lengths: np.ndarray, order: Iterable[int], max_rows: int, max_tokens: int, pad: Callable[[int], int] | None
 ) -> list[np.ndarray]:
-    """Split rows into batches of at most `max_rows` rows and `EVALUATION_TOKENS` tokens. A longer row is its own batch.
+    """Split rows into batches of at most `max_rows` rows and `max_tokens` tokens. A longer row is its own batch.
 
     Args:
         lengths: tokens of each row.
@@ -183,7 +183,7 @@ def split_batches(
         length = max(int(lengths[row]), 1)  # an empty row gets a pad token
         total, longest = total + length, max(longest, length)
         tokens = pad(longest) * (len(batches[-1]) + 1) if pad and batches else total
-        if not batches or len(batches[-1]) == max_rows or tokens > EVALUATION_TOKENS:
+        if not batches or len(batches[-1]) == max_rows or tokens > max_tokens:
             batches.append([])
             total = longest = length
         batches[-1].append(row)

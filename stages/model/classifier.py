@@ -12,7 +12,15 @@ from peft import PeftModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.data.batching import assign_batches, count_tokens, pack_rows, pad_rows, padded_length, split_batches
+from stages.data.batching import (
+    EVALUATION_TOKENS,
+    assign_batches,
+    count_tokens,
+    pack_rows,
+    pad_rows,
+    padded_length,
+    split_batches,
+)
 from stages.data.labels import Labels
 from stages.data.tokenization import load_tokenizer
 from stages.model.adapter import get_base, load_adapter
@@ -138,7 +146,9 @@ class Classifier:
         if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
             order = np.argsort(-lengths, kind="stable")
         pad = partial(padded_length, batches=self.padding, max_length=self.max_length)
-        return split_batches(lengths, order[first:].tolist(), batch_size, None if self.compute_packed_logits else pad)
+        return split_batches(
+            lengths, order[first:].tolist(), batch_size, EVALUATION_TOKENS, None if self.compute_packed_logits else pad
+        )
 
     @torch.inference_mode()
     def compute_batch_logits(self, examples: list[dict]) -> torch.Tensor:

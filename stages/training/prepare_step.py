@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from stages.data.batching import EVALUATION_TOKENS
 from stages.kernels.fusion import count_free_bytes, estimate_bytes_per_token
 from stages.runtime import distributed
 from stages.runtime.errors import UserError
@@ -23,10 +24,13 @@ from stages.training.part_collator import PartCollator
 # 0.15 GB more; a token took 2.49 MB in all parts, with checkpointing 0.32 MB, 14% more than in the parts measured here.
 RESERVED = 0.7e9  # bytes
 GAPS = 1.15
+# Of the free memory, for a validation batch. phi-2's batches of `EVALUATION_TOKENS` need less, also with 8 GB.
+VALIDATION_SHARE = 0.25
+FEWEST_VALIDATION_TOKENS = 1024
 
 
 def prepare_step(
-    step: CapturedStep, batches: EpochBatches, collate: PartCollator, train: Train, validate: Callable[[], object]
+    step: CapturedStep, batches: EpochBatches, collate: PartCollator, train: Train, validate: Callable[[int], object]
 ) -> str:
     """Choose how batches are computed and for which sizes the step is captured, and capture them.
 
@@ -34,7 +38,8 @@ def prepare_step(
         batches: of all epochs; this sets the limits of a part.
         collate: of `batches`; this sets its sizes.
         train: its `dequantize_once`, `gradient_checkpointing` and `micro_batch` limit the choice.
-        validate: predicts the largest validation batch; raises UserError if it does not fit.
+        validate: limits validation batches to so many tokens, and predicts the largest; raises UserError if it does
+            not fit.
 
     Returns:
         the plan in words, which is also printed.
@@ -49,19 +54,52 @@ def prepare_step(
     rows = max(distributed.all_gather(max(map(len, parts))))
     tokens = np.concatenate(distributed.all_gather([collate.count_tokens(part, rows) for part in parts]))
     choices = list_choices(step, train, longest if train.micro_batch == "auto" else int(tokens.max()))
-    plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validate))
+    validation_tokens, validation_bytes = fit_validation(validate)
+    plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validation_bytes))
     while True:
-        most_parts, error = try_plan(plan, step, batches, collate, train.epochs, longest, validate)
+        most_parts, error = try_plan(
+            plan, step, batches, collate, train.epochs, longest, partial(validate, validation_tokens)
+        )
         captured = all(distributed.all_gather(most_parts > 0))
         if all(distributed.all_gather(error is None)):
             break
-        if captured and plan == choices.least:  # no allowed plan leaves more memory for validation
-            raise UserError(error or "params.yaml: a validation batch does not fit the GPU's memory of another rank")
         step.forget_graphs()
-        plan = next_smaller(plan, choices, captured)
+        if captured and validation_tokens > FEWEST_VALIDATION_TOKENS:
+            validation_tokens //= 2
+        elif captured and plan == choices.least:  # no allowed plan leaves more memory for validation
+            raise UserError(error or "params.yaml: a validation batch does not fit the GPU's memory of another rank")
+        else:
+            plan = next_smaller(plan, choices, captured)
     description = describe_plan(plan, most_parts)
+    if validation_tokens < EVALUATION_TOKENS:
+        description += f", validation batches of up to {validation_tokens:,} tokens"
     print(f"GPU memory: {description}")
     return description
+
+
+def fit_validation(validate: Callable[[int], object]) -> tuple[int, int]:
+    """Halve the tokens of a validation batch until it takes a small share of the free memory. The step needs the rest.
+
+    Args:
+        validate: as in `prepare_step`.
+
+    Returns:
+        (the most tokens of a batch, bytes that it needs)
+    """
+    tokens = EVALUATION_TOKENS
+    while True:
+        error, peak, free = None, 0, count_free_bytes()
+        try:
+            peak = measure_peak(partial(validate, tokens))
+        except UserError as does_not_fit:
+            error = str(does_not_fit)  # the error itself would keep the tensors of its functions
+        if all(distributed.all_gather(error is None and peak <= VALIDATION_SHARE * free)):
+            return tokens, peak
+        if tokens <= FEWEST_VALIDATION_TOKENS:
+            if error:
+                raise UserError(error)
+            return tokens, peak
+        tokens //= 2
 
 
 def try_plan(
@@ -77,14 +115,17 @@ def try_plan(
         (the most parts of a batch, or 0: the step does not fit; what does not fit, None if all does). An error itself
         would keep the tensors of its functions.
     """
-    allocate, most_parts = partial(torch.empty, dtype=torch.uint8, device=torch.cuda.current_device()), 0
+    allocate = partial(torch.empty, dtype=torch.uint8, device=torch.cuda.current_device())
     try:
         optimizer = allocate(step.count_optimizer_bytes())
         most_parts = apply_plan(plan, step, batches, collate, epochs, longest)
         gradients = allocate(step.count_sum_bytes() if most_parts > 1 else 0)
+    except torch.OutOfMemoryError as error:
+        return 0, str(error)
+    try:
         validate()
         del optimizer, gradients  # allocated until here
-    except (torch.OutOfMemoryError, UserError) as error:
+    except UserError as error:
         return most_parts, str(error)
     return most_parts, None
 
@@ -127,15 +168,16 @@ def list_choices(step: CapturedStep, train: Train, smallest_part: int) -> Choice
 
 def plan_memory(
     step: CapturedStep, batches: EpochBatches, collate: PartCollator, tokens: np.ndarray, choices: Choices,
-    validate: Callable[[], object],
+    validation_bytes: int,
 ) -> Plan:  # fmt: skip
     """Choose a plan by an upper bound of what a token needs; if the fastest plan might not fit, by measurements.
 
     Args:
         tokens: of each part.
+        validation_bytes: that a validation batch needs.
     """
     bound = float(estimate_bytes_per_token(step.model))
-    free = min(distributed.all_gather(count_free_bytes() - measure_peak(validate)))
+    free = min(distributed.all_gather(count_free_bytes() - validation_bytes))
     memory = Memory(
         free=free - RESERVED - step.count_optimizer_bytes() - step.count_sum_bytes(),
         kept_weights=sum(linear.count_weight_bytes() for linear in step.layers.linears),

@@ -87,6 +87,7 @@ class ClassifierTrainer(Trainer):
         captured_step: None if the Trainer's own step runs, on several ranks by PyTorch's DistributedDataParallel.
         memory_plan: how a batch is computed, in words; None without captured step.
         collate: of the parts of batches.
+        validation_tokens: the most tokens of a validation batch.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class ClassifierTrainer(Trainer):
         self.classifier, self.train_rows, self.validation_rows = model, train_rows, validation_rows
         self.batches, self.train_params, self.max_length, self.pad_id = batches, train, max_length, pad_id
         self.step_losses: list[torch.Tensor] = []
-        self.saved_step = 0
+        self.saved_step, self.validation_tokens = 0, EVALUATION_TOKENS
         self.captured_step: CapturedStep | None = None
         self.captured_optimizer: CapturedAdamW | None = None
         self.memory_plan: str | None = None
@@ -133,7 +134,7 @@ class ClassifierTrainer(Trainer):
                 self.captured_step, batches, self.collate, self.train_params, self.try_largest_validation_batch
             )
         elif self.args.device.type == "cuda":
-            self.try_largest_validation_batch()
+            self.try_largest_validation_batch(EVALUATION_TOKENS)
         return EpochLoader(batches, self.args.dataloader_pin_memory)
 
     @property
@@ -162,19 +163,26 @@ class ClassifierTrainer(Trainer):
         rounds otherwise.
         """
         lengths, order = count_tokens(self.validation_rows), np.arange(len(self.validation_rows))
-        if lengths.max() * self.args.eval_batch_size > EVALUATION_TOKENS:
+        if lengths.max() * self.args.eval_batch_size > self.validation_tokens:
             order = np.argsort(-lengths, kind="stable")
         pad = partial(padded_length, batches=self.batches, max_length=self.max_length)
-        return split_batches(lengths, order.tolist(), self.args.eval_batch_size, None if self.packs_rows else pad)
+        return split_batches(
+            lengths, order.tolist(), self.args.eval_batch_size, self.validation_tokens,
+            None if self.packs_rows else pad,
+        )  # fmt: skip
 
-    def try_largest_validation_batch(self) -> None:
+    def try_largest_validation_batch(self, max_tokens: int) -> None:
         """Compute the largest validation batch, to find out before the first step whether it fits the GPU's memory.
 
         It changes no weight, no mode of a module and no random generator.
 
+        Args:
+            max_tokens: of a validation batch, from here on.
+
         Raises:
             UserError: it does not fit.
         """
+        self.validation_tokens = max_tokens
         modes = {module: module.training for module in self.classifier.modules()}
         lengths = count_tokens(self.validation_rows)
         largest = max(

@@ -37,7 +37,6 @@ from helpers.tables import CLASSES, LABELS
 from transformers import AutoModelForSequenceClassification
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from stages.data import batching
 from stages.data.batching import pack_rows
 from stages.data.labels import MultiLabel
 from stages.data.tokenization import load_tokenizer
@@ -52,7 +51,6 @@ from stages.runtime import usage_recorder as recorder_module
 from stages.runtime.errors import UserError
 from stages.runtime.usage_recorder import Recorder
 from stages.training import checkpoints, history
-from stages.training import trainer as trainer_module
 from stages.training.live_losses import LiveLosses
 from stages.training.loss import set_loss, weigh_classes
 from stages.training.trainer import make_trainer
@@ -682,13 +680,12 @@ def test_a_saved_adapter_of_the_captured_step_is_verified(tmp_path, monkeypatch)
             verify_saved_adapter(folder, expected, manifest, params.load(PARAMS).model, DEVICE, base)
 
 
-def test_validation_of_packed_rows_equals_that_of_padded_ones(small_phi, tmp_path, monkeypatch):
+def test_validation_of_packed_rows_equals_that_of_padded_ones(small_phi, tmp_path):
     """Also in batches of few tokens, of unequal size."""
     _, trainer = train(small_phi, tmp_path / "checkpoints", True, rows=160)
     assert trainer.packs_rows
     packed = [trainer.evaluation_loop(trainer.get_eval_dataloader(), "")]
-    for module in (batching, trainer_module):
-        monkeypatch.setattr(module, "EVALUATION_TOKENS", 200)
+    trainer.validation_tokens = 200
     packed.append(trainer.evaluation_loop(trainer.get_eval_dataloader(), ""))
     trainer.batches = trainer.batches.model_copy(update={"padding": "longest"})
     padded = trainer.evaluation_loop(trainer.get_eval_dataloader(), "")

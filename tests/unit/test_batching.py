@@ -236,19 +236,18 @@ def test_the_labels_of_a_row_with_several_are_a_row_of_ones_and_zeros_in_its_bat
     ],
     ids=["packed", "padded", "padded to a multiple"],
 )
-def test_an_evaluated_batch_has_at_most_so_many_rows_and_tokens(monkeypatch, pad, batches):
+def test_an_evaluated_batch_has_at_most_so_many_rows_and_tokens(pad, batches):
     """An empty row counts as one token. A row that is too long is a batch of its own."""
-    monkeypatch.setattr(batching, "EVALUATION_TOKENS", 10)
     lengths = np.array([5, 4, 12, 3, 1, 0, 5, 5])
     order = [2, 0, 4, 5, 1, 3, 6, 7]
-    assert [batch.tolist() for batch in batching.split_batches(lengths, order, 3, pad)] == batches
+    assert [batch.tolist() for batch in batching.split_batches(lengths, order, 3, 10, pad)] == batches
 
 
 def test_short_rows_are_split_by_their_number_only():
     lengths, order = np.full(150, 128), list(range(150))
-    batches = batching.split_batches(lengths, order, 64, None)
+    batches = batching.split_batches(lengths, order, 64, 8192, None)
     assert [len(batch) for batch in batches] == [64, 64, 22] and np.concatenate(batches).tolist() == order
-    assert batching.split_batches(lengths, [], 64, None) == []
+    assert batching.split_batches(lengths, [], 64, 8192, None) == []
 
 
 @pytest.mark.parametrize(("rows", "ranks"), [(16, 2), (17, 2), (7, 3), (64, 8), (2, 3), (1, 8)])

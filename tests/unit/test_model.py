@@ -28,8 +28,8 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from stages import download
-from stages.data import batching
 from stages.data.tokenization import load_tokenizer
+from stages.model import classifier as classifier_module
 from stages.model.adapter import add_lora, count_parameters, load_adapter, save_adapter
 from stages.model.base import TANH_GELUS, replace_activation
 from stages.model.classifier import Classifier
@@ -155,7 +155,7 @@ def test_predictions_are_in_the_order_of_the_rows_for_any_batches(load_nano, mak
 
 @pytest.mark.parametrize("changes", [{}, {"batches__order": "random"}, {"batches__padding": "max_length"}], ids=str)
 def test_batches_of_few_tokens_predict_as_one_row_at_a_time(load_nano, make_params, monkeypatch, changes):
-    monkeypatch.setattr(batching, "EVALUATION_TOKENS", 40)
+    monkeypatch.setattr(classifier_module, "EVALUATION_TOKENS", 40)
     base, tokenizer, _ = load_nano()
     lengths = np.random.default_rng(0).integers(1, 60, 30)
     examples = [{"input_ids": list(range(10, 10 + length)), "labels": 0} for length in lengths]

@@ -71,17 +71,26 @@ def prepare(monkeypatch, make_params, capsys):
     """prepare(lengths of the rows, free bytes) -> step, batches and the printed line."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
 
-    def prepare(lengths, free, padded=False, batch_size=4, max_length=2048, bound=3 * MB, validation=0, **train):
+    def prepare(
+        lengths, free, padded=False, batch_size=4, max_length=2048, bound=3 * MB, validation=0, validation_token=0,
+        **train,
+    ):  # fmt: skip
+        """validation: bytes next to the largest graph, maybe by the tokens; validation_token: bytes, measured"""
         step = Step(free, padded)
 
-        def validate():  # next to the largest graph
-            if step.captured and step.peak + step.kept_bytes() + validation > free:
+        def validate(max_tokens):
+            step.validation_tokens = max_tokens
+            if max_tokens * validation_token > free:
                 raise UserError("a validation batch does not fit")
+            needs = validation(max_tokens) if callable(validation) else validation
+            if step.captured and step.peak + step.kept_bytes() + needs > free:
+                raise UserError("a validation batch does not fit next to the graphs")
+            return max_tokens * validation_token
 
         monkeypatch.setattr(module, "RESERVED", 0.0)
         monkeypatch.setattr(module, "count_free_bytes", lambda: free)
         monkeypatch.setattr(module, "estimate_bytes_per_token", lambda model: bound)
-        monkeypatch.setattr(module, "measure_peak", lambda call: call() or step.peak)
+        monkeypatch.setattr(module, "measure_peak", lambda call: call() or step.peak)  # validate returns its own
         settings = params.Batches(padding="longest" if padded else "none", multiple_of=1, order="random")
         collate = PartCollator(not padded, 0, settings, max_length)
         rows = TokenizedRows.from_lists([[1] * length for length in lengths], [0] * len(lengths))
@@ -145,17 +154,51 @@ def test_validation_that_does_not_fit_next_to_the_graphs_costs_smaller_parts(pre
     assert too_large == Plan(True, False, 320)
 
 
+def test_validation_that_fits_next_to_the_graphs_in_smaller_batches_costs_no_smaller_parts(prepare):
+    step, _, line = prepare([40] * 64, free=4000 * MB, batch_size=16, validation=lambda tokens: tokens * MB // 2)
+    assert step.plan == Plan(True, False, 640) and step.validation_tokens == 2048
+    assert line.endswith(", each batch at once, validation batches of up to 2,048 tokens\n")
+
+
 def test_validation_that_fits_next_to_no_graph_is_an_error_about_validation(prepare):
-    with pytest.raises(UserError, match="a validation batch does not fit"):
+    with pytest.raises(UserError, match="a validation batch does not fit next to the graphs"):
         prepare([600] * 8, free=5000 * MB, validation=5000 * MB)
 
 
-def test_all_ranks_try_the_next_plan_if_one_of_them_must(prepare, become_rank):
-    """This rank's validation fits; in the first round another rank's does not."""
-    answers = iter([[True, True], [True, False], [True, True], [True, True]])
+@pytest.mark.parametrize("validation_token", [MB // 4, MB], ids=["fits", "does not fit"])
+def test_validation_batches_get_smaller_until_they_leave_most_memory_to_the_step(prepare, validation_token):
+    """A quarter of the memory is 1,000 MB: 4,096 tokens of a quarter MB are too many, and so are 1,024 of one MB."""
+    step, _, line = prepare([40] * 64, free=4000 * MB, batch_size=16, validation_token=validation_token)
+    assert step.validation_tokens == (2048 if validation_token == MB // 4 else 1024)
+    assert line.endswith(f", validation batches of up to {step.validation_tokens:,} tokens\n")
+
+
+def test_the_memory_of_a_validation_batch_is_not_planned_for_the_step(prepare):
+    plans = [prepare([40] * 64, free=2600 * MB, batch_size=16, validation_token=size)[0].plan for size in (0, 70_000)]
+    assert plans == [Plan(True, False, 640), Plan(True, False, 416)]
+
+
+def test_the_smallest_validation_batch_that_does_not_fit_is_an_error_before_any_capture(prepare):
+    with pytest.raises(UserError, match=r"a validation batch does not fit$"):
+        prepare([40] * 8, free=4000 * MB, validation_token=5 * MB)
+
+
+def test_ranks_agree_on_the_tokens_of_a_validation_batch(prepare, become_rank):
+    """This rank's fits at once, another rank's only with half of the tokens."""
+    answers = iter([[True, False], [True, True], [True, True], [True, True]])
+    become_rank(0, 2, lambda value: next(answers) if isinstance(value, bool) else [value, value])
+    assert prepare([40] * 64, free=80_000 * MB, batch_size=16)[0].validation_tokens == 4096
+
+
+@pytest.mark.parametrize("fails", ["capture", "validation"])
+def test_all_ranks_try_less_if_one_of_them_must(prepare, become_rank, fails):
+    """On this rank all fits; in the first round another rank's step does not, or its validation."""
+    first = [[True, fails == "validation"], [True, False]]
+    answers = iter([[True, True], *first, [True, True], [True, True]])
     become_rank(0, 2, lambda value: next(answers) if isinstance(value, bool) else [value, value])
     step, _, _ = prepare([40] * 64, free=4000 * MB, batch_size=16)
-    assert step.plan == Plan(True, False, 320 // 2)
+    expected = (Plan(True, False, 320), 4096) if fails == "validation" else (Plan(False, False, 320), 8192)
+    assert (step.plan, step.validation_tokens) == expected
 
 
 def test_the_line_says_that_batches_are_divided_as_the_user_asks(prepare):

@@ -11,7 +11,6 @@ from helpers.families import save_family
 from helpers.parameters import manifest_of
 from helpers.small_classifier import DEVICE, PAD
 
-from stages.data import batching
 from stages.runtime import distributed
 from stages.runtime.errors import UserError
 from stages.training import trainer as trainer_module
@@ -25,8 +24,7 @@ ROWS = [{"input_ids": np.arange(1, length + 1) * 7 % 90 + 1, "labels": i % 3} fo
 @pytest.fixture
 def make(tmp_path, make_params, monkeypatch):
     """Make a trainer whose validation batches have at most 30 tokens and 4 rows."""
-    for module in (batching, trainer_module):
-        monkeypatch.setattr(module, "EVALUATION_TOKENS", 30)
+    monkeypatch.setattr(trainer_module, "EVALUATION_TOKENS", 30)
     manifest = manifest_of(save_family("llama", tmp_path / "model"))
     p = make_params(train__batch_size=1, tokenize__max_length=12, batches__multiple_of=1, device=DEVICE.type)
     options = {"freeze": False, "precision": "fp32", "quantization": "none", "hidden_act": None}
@@ -86,11 +84,11 @@ def test_packed_batches_give_the_logits_and_the_mean_loss_of_single_rows(make, m
     check(make_packed(), *expected)
 
 
-def test_long_rows_are_sorted_and_short_ones_keep_their_order(make, monkeypatch):
+def test_long_rows_are_sorted_and_short_ones_keep_their_order(make):
     trainer = make()
     longest_first = np.argsort(-np.array(LENGTHS), kind="stable")
     assert np.array_equal(np.concatenate(trainer.get_eval_dataloader()), longest_first)
-    monkeypatch.setattr(trainer_module, "EVALUATION_TOKENS", 48)  # 4 rows of 12
+    trainer.validation_tokens = 48  # 4 rows of 12
     assert np.concatenate(trainer.get_eval_dataloader()).tolist() == list(range(len(LENGTHS)))
 
 
@@ -115,11 +113,11 @@ def test_the_largest_validation_batch_is_tried_and_leaves_no_state(make, request
     modes, random = [module.training for module in trainer.classifier.modules()], torch.get_rng_state()
     tried, plain = [], trainer._predict_validation_batch
     monkeypatch.setattr(trainer, "_predict_validation_batch", lambda rows: tried.append(rows) or plain(rows))
-    trainer.try_largest_validation_batch()
+    trainer.try_largest_validation_batch(20)
     sizes = {False: lambda rows: len(rows) * max(LENGTHS[row] for row in rows), True: lambda rows: sum(
         LENGTHS[row] for row in rows)}  # fmt: skip
     largest = max(map(sizes[packed], trainer.get_eval_dataloader()))
-    assert [sizes[packed](rows) for rows in tried] == [largest]
+    assert [sizes[packed](rows) for rows in tried] == [largest] and largest <= 20
     assert [module.training for module in trainer.classifier.modules()] == modes and len(set(modes)) == 2
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in trainer.classifier.parameters())
@@ -135,6 +133,6 @@ def test_a_validation_batch_that_does_not_fit_is_an_error_with_the_keys_that_hel
     with pytest.raises(
         UserError, match=r"a validation batch of \d rows and \d\d tokens does not fit .*max_length$"
     ) as error:
-        trainer.try_largest_validation_batch()
+        trainer.try_largest_validation_batch(30)
     assert "dequantize_once" not in str(error.value), "no copy of the weights is kept yet"
     assert all(module.training for module in trainer.classifier.modules()), "the next plan would be captured in eval()"
