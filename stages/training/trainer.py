@@ -193,10 +193,10 @@ class ClassifierTrainer(Trainer):
         try:
             self._predict_validation_batch(largest)
         except torch.OutOfMemoryError as error:
+            fewer = "train.batch_size (validation takes up to 4 times as many rows) or a smaller "
             raise UserError(
-                f"params.yaml: a validation batch of {len(largest)} rows and {lengths[largest].sum():,} tokens does "
-                "not fit this GPU's memory; to use less, set a smaller train.batch_size (validation takes up to 4 "
-                "times as many rows) or a smaller tokenize.max_length"
+                f"params.yaml: a validation batch of {lengths[largest].sum():,} tokens does not fit this GPU's memory; "
+                f"to use less, set a smaller {fewer if len(largest) > 1 else ''}tokenize.max_length"
             ) from error
         finally:
             for module, mode in modes.items():
