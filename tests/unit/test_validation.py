@@ -134,7 +134,7 @@ def test_a_validation_batch_that_does_not_fit_is_an_error_with_the_keys_that_hel
         UserError, match=r"a validation batch of \d\d tokens does not fit .*batch_size .*max_length$"
     ) as error:
         trainer.try_largest_validation_batch(30)
-    with pytest.raises(UserError, match="a validation batch of 12 tokens .* set a smaller tokenize.max_length"):
+    with pytest.raises(UserError, match=r"a validation batch of 12 tokens .* set a smaller tokenize.max_length"):
         trainer.try_largest_validation_batch(1)
     assert "dequantize_once" not in str(error.value), "no copy of the weights is kept yet"
     assert all(module.training for module in trainer.classifier.modules()), "the next plan would be captured in eval()"
