@@ -102,7 +102,7 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
 def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int) -> Iterator[pa.Table]:
     """Read a csv or tsv file, which may be compressed, as text. The header is its first row, also in the first chunk.
 
-    The memory does not grow with the file.
+    An empty line below the header is a row of empty cells. The memory does not grow with the file.
 
     Args:
         name: the file's name in errors.
@@ -116,8 +116,11 @@ def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int
     encoding = options["encoding"]
     if problem := _describe_encoding(path, name, encoding):
         raise _csv_error(problem, path, name, options)
+    with _open_lines(path, name, encoding) as lines:
+        above_header = sum(1 for _ in itertools.takewhile(str.isspace, lines))
+    read = options | AS_TEXT | {"chunksize": rows, "skip_blank_lines": False, "skiprows": above_header}
     try:
-        with open_file(path, name) as file, pd.read_csv(file, **options | AS_TEXT | {"chunksize": rows}) as frames:
+        with open_file(path, name) as file, pd.read_csv(file, **read) as frames:
             for frame in frames:
                 texts = [pa.array(frame[column], pa.large_string(), from_pandas=True) for column in frame]
                 yield pa.Table.from_arrays(texts, [str(column) for column in frame])
