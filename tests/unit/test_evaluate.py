@@ -130,7 +130,10 @@ WRONG = {  # {case: (labels, --class, phrases of the error)}
         ["yes", "yes", "neutral"], [], ["column 'gold' has labels that are not classes", "yes (2 rows)", "yes=CLASS"]
     ),
     "of several words": (["a; b", "a; b", "c"], [], ["--class 'a; b'=CLASS --class c=CLASS"]),
-    "one is mapped": (["yes", "no", "neutral"], ["yes=entailment"], ["not classes of the adapter: no (1 row)"]),
+    "one is mapped": (
+        ["yes", "no", "neutral"], ["yes=entailment"],
+        ["not classes of the adapter: no (1 row), the first in row 3 of pairs.csv, numbered as in a spreadsheet; the c"]
+    ),
     "numbers to be predicted": ([0.5, 0.7, 0.1], [], ["not classes", "--class"]),
     "no label": (["-", "-", "-"], [], ["has no label in any row", "--label"]),
     "no such class": (LABELS, ["yes=entails"], ["--class yes=entails: the adapter has no class entails"]),
@@ -198,8 +201,9 @@ def test_a_renamed_column_without_any_1_means_its_class():
 FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     "no separator": (["neutral"], {"task": SEVERAL}, "name what is between them: --separator TEXT"),
     "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"},
-                         "not labels of the adapter: joy (1 row); the labels are entailment, neutral, contradiction. "
-                         "Say which label each means: --class joy=CLASS"),
+                         "not labels of the adapter: joy (1 row), the first in row 2 of pairs.csv, numbered as in a "
+                         "spreadsheet; the labels are entailment, neutral, contradiction. Say which label each means: "
+                         "--class joy=CLASS"),
     "a label twice": (["neutral|neutral"], {"task": SEVERAL, "separator": "|"}, "twice in row 2 of pairs.csv, "),
     "no label in any row": (["", ""], {"task": SEVERAL, "separator": "|"}, "column 'gold' has no label in any row"),
     "a mark next to labels": (["neutral|-"], {"task": SEVERAL, "separator": "|"}, "- next to labels in row 2 of "),
