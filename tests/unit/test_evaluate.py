@@ -88,6 +88,16 @@ def test_a_flag_replaces_the_detected_dialect():
     assert found.rows["text_premise"].tolist() == ["a|b", "c|d"]
 
 
+def test_duplicates_contradictions_and_spellings_are_said_as_init_says_them():
+    frame = pairs(["entailment", "ENTAILMENT", "neutral", "ja", "-"], sentence2=["a", "b", "a", "c", "a"])
+    lines = list(read(write(frame.assign(sentence1="A man runs.")), ["ja=neutral"]).describe())
+    assert lines[-3:] == [
+        "  ENTAILMENT (1 row) is read as entailment",
+        "  duplicates: 1 of 4 rows has the texts of another row",
+        "  duplicates: 1 text has rows of several classes: rows 2 and 4 of pairs.csv, numbered as in a spreadsheet",
+    ]
+
+
 def test_labels_match_classes_by_name_in_any_case():
     assert codes(read(write(pairs(["Neutral", "ENTAILMENT", "contradiction"])))) == [1, 0, 2]
 

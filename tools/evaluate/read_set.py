@@ -25,7 +25,7 @@ from stages.sources.fetch import fetch
 from stages.sources.manifest import find_extension
 from tools.evaluate.labels import check_class_columns, encode_set_labels
 from tools.init import choose_params
-from tools.init.describe_data import describe_dialect
+from tools.init.describe_data import describe_dialect, describe_set_duplicates
 from tools.init.params_file import Draft
 from tools.init.read_tables import find_dialect, is_csv, set_dialect
 
@@ -112,6 +112,7 @@ class LabelledSet:
         shares_groups: whether the groups' values can be compared with those of the training rows.
         rows: text columns, `label` (code, `NO_LABEL` for none), `group` (text), and the columns of `row_places`.
         record: how it was read, for evaluation.json.
+        notes: sentences about the labels, such as `Yes (2 rows) is read as yes`.
     """
 
     name: str
@@ -121,6 +122,7 @@ class LabelledSet:
     shares_groups: bool
     rows: pd.DataFrame
     record: dict[str, Any]
+    notes: tuple[str, ...]
 
     @property
     def reading(self) -> str:
@@ -150,6 +152,7 @@ class LabelledSet:
         yield f"  {self.reading}"
         if self.task.group:
             yield f"  rows with the same {self.task.group} form a group; the intervals allow for that"
+        yield from (f"  {note}" for note in (*self.notes, *describe_set_duplicates(self.rows, self.task)))
 
 
 def read_set(
@@ -194,6 +197,7 @@ def read_set(
     own_group = columns.get(task.group or "", task.group)  # the file's column for the run's group
     shares_groups = group is not None and group == own_group
     occurring = [*label_column.values.dropna().unique(), *(form.columns if len(form.columns) > 1 else ())]
+    spelled = label_column.values[~label_column.values.isin(class_map.keys())]
     used = {*occurring, *(value.removesuffix(".0") for value in occurring)} & class_map.keys()
     return LabelledSet(
         name="-".join(filter(None, [name_folder(given), arguments.subset, arguments.split])),
@@ -210,6 +214,7 @@ def read_set(
             "classes": {value: class_map[value] for value in sorted(used)},
             "group": group,
         },
+        notes=tuple(choose_params.describe_spellings(spelled, task.classes)),
     )
 
 

@@ -177,7 +177,7 @@ def describe_spellings(values: pd.Series, classes: Sequence[str]) -> Iterator[st
         read = [f"{_list_some(texts)} {_are(texts)} read as {name}" for name, texts in others.items()]
         yield _list_some(read)
     typos, of = [], []
-    for name in classes:
+    for name in filter(counts.__contains__, classes):
         frequent = [other for other in counts if counts[other] >= max(OFTEN, RARER * counts[name])]
         if re.search(r"\d", name) or not (near := [other for other in frequent if is_near(name, other)]):
             continue
