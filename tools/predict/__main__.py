@@ -81,7 +81,7 @@ def main() -> None:
     if not arguments.adapter.is_dir():
         raise errors.UserError(
             f"--adapter: {arguments.adapter}: no such folder; run this in the folder of a pipeline (demo/, or the "
-            "root), where `dvc repro` writes outs/adapter at the training's end"
+            "root), where `dvc repro` writes outs/adapter, and `dvc checkout` restores it after a failed run"
         )
     if arguments.adapter == ADAPTER:
         warn_of_other_params()
