@@ -32,7 +32,7 @@ from stages.runtime.params import FROM_HUB, MAX_CLASSES, Model
 from stages.sources import hub
 from stages.sources.fetch import choose_folder_value, fetch, find_model_folder
 from stages.sources.manifest import PATTERNS
-from tools.init.columns import Columns, make_template
+from tools.init.columns import Columns, list_some, make_template
 from tools.init.params_file import Draft
 from tools.init.read_tables import HOLDOUT_SIZES
 
@@ -41,7 +41,6 @@ MIN_LENGTH = 128  # tokens: later texts may be longer than these, and without pa
 MISSING = ("nan", "none", "null", "na", "n/a", "?", "unknown")  # how other programs write a missing value
 ALIKE = 0.85  # difflib's ratio of two names of which one may be a typo; of biling and billing: 0.92
 OFTEN, RARER = 5, 20  # a typo's class has at least 5 rows, and 20 times those of the typo
-MOST_LISTED = 6  # spellings or typos in a line
 EVEN = 0.4  # share of the rarer of two classes from which they count as equally frequent
 
 
@@ -174,8 +173,8 @@ def describe_spellings(values: pd.Series, classes: Sequence[str]) -> Iterator[st
             if value != name:
                 others.setdefault(name, []).append(f"{value} ({_count_rows(count)})")
     if others:
-        read = [f"{_list_some(texts)} {_are(texts)} read as {name}" for name, texts in others.items()]
-        yield _list_some(read)
+        read = [f"{list_some(texts)} {_are(texts)} read as {name}" for name, texts in others.items()]
+        yield list_some(read)
     typos, of = [], []
     for name in filter(counts.__contains__, classes):
         frequent = [other for other in counts if counts[other] >= max(OFTEN, RARER * counts[name])]
@@ -187,7 +186,7 @@ def describe_spellings(values: pd.Series, classes: Sequence[str]) -> Iterator[st
         yield f"{typos[0]} is a class of its own; if it is a typo of {of[0]}, correct it in the data"
     elif typos:
         yield (
-            f"{_list_some(typos)} are classes of their own; if they are typos of {_list_some(of)}, correct them in the "
+            f"{list_some(typos)} are classes of their own; if they are typos of {list_some(of)}, correct them in the "
             "data"
         )
 
@@ -215,11 +214,6 @@ def _are(texts: Sequence[str]) -> str:
 
 def _count_rows(rows: int) -> str:
     return f"{rows:,} row{'' if rows == 1 else 's'}"
-
-
-def _list_some(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - MOST_LISTED:,} more" if len(texts) > MOST_LISTED else ""
-    return ", ".join(texts[:MOST_LISTED]) + more
 
 
 def set_columns(draft: Draft, columns: Columns) -> None:
