@@ -476,3 +476,23 @@ def test_a_file_without_a_header_needs_a_line_above_it():
     with pytest.raises(UserError, match="add a line above it with the names of its 3 columns") as caught:
         read("pairs.csv")
     assert "data.read" not in str(caught.value)
+
+
+def test_a_column_that_does_not_exist_is_an_error_before_pytorch_is_imported():
+    code = """
+import sys
+from types import SimpleNamespace
+from stages.data.task import Task
+from tools.evaluate import __main__, score_sets
+data = SimpleNamespace(label="gold", separator=None)
+run = SimpleNamespace(task=Task(("a", "b"), "{premise}", None), params=SimpleNamespace(data=data))
+score_sets.FinishedRun.read = lambda: run
+score_sets.read_settings = lambda folder: SimpleNamespace(template="{premise}")
+try:
+    __main__.main()
+except Exception as error:
+    print(error, "torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, write(pairs())]
+    done = subprocess.run(command, env=stage_env(), capture_output=True, text=True)
+    assert done.stdout.endswith("Name the one for premise: --column premise=COLUMN False\n"), done.stdout + done.stderr

@@ -24,7 +24,8 @@ from stages.runtime.errors import UserError
 from stages.sources.fetch import fetch
 from stages.sources.manifest import find_extension
 from tools.evaluate.labels import check_class_columns, encode_set_labels
-from tools.init import choose_params
+from tools.init.choose_classes import describe_spellings
+from tools.init.choose_source import choose_source
 from tools.init.describe_data import describe_dialect, describe_set_duplicates
 from tools.init.params_file import Draft
 from tools.init.read_tables import find_dialect, is_csv, set_dialect
@@ -214,7 +215,7 @@ def read_set(
             "classes": {value: class_map[value] for value in sorted(used)},
             "group": group,
         },
-        notes=tuple(choose_params.describe_spellings(spelled, task.classes)),
+        notes=tuple(describe_spellings(spelled, task.classes)),
     )
 
 
@@ -224,7 +225,7 @@ def read_table(given: str, arguments: Namespace) -> tuple[Source, str | None, pa
     The csv dialect is detected as in `tools.init`; the flags replace what was detected.
     """
     draft = Draft(Path("params.yaml"))  # it is changed in memory only
-    choose_params.choose_source(draft, "data", given)
+    choose_source(draft, "data", given)
     for key in ("split", *(f"read.{name}" for name in (*READ_FLAGS, "names"))):
         draft.set(f"data.{key}", None)
     draft.set("data.subset", arguments.subset)
