@@ -220,6 +220,8 @@ def check(variant: Variant, workspace: Path) -> list[tuple[str, str]]:
     before = {Path(file): Path(file).read_bytes() for file in by_file if Path(file).is_file()}
     try:
         for file, texts in by_file.items():
+            if file == "params.yaml":  # ++ adds a key that does not exist, and `load` says so: DVC's error says less
+                texts = [text if text[0] in "+~" else f"++{text}" for text in texts]
             apply_overrides(file, texts)
         p = params.load()
         if p.launcher != "python":

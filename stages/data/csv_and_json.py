@@ -32,7 +32,6 @@ from stages.runtime.errors import UserError, first_line
 # Each cell is its text (01 is not 1), and only an empty cell is missing. By default pandas also reads NA and None as
 # missing, so a class with such a name would be lost.
 AS_TEXT = {"dtype": str, "keep_default_na": False, "na_values": [""], "chunksize": None}
-UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column whose header is empty
 NAME = re.compile(r"(?=.{1,40}$)[^\W\d][\w.:/()#%&+-]*( [\w.:/()#%&+-]+){0,2}")  # of a column: up to three words
 
 
@@ -61,19 +60,16 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
         frame = pd.read_csv(path, **options | AS_TEXT)
     except Exception as cause:  # pandas raises a dozen kinds here
         raise _explain(cause, path, name, options) from cause
-    if options["index_col"] is None and not isinstance(frame.index, pd.RangeIndex):  # pandas moved all cells by one
-        dialect = _describe_dialect(path, name, options)
-        raise error(dialect or "its rows have more cells than its header")
-    if dialect := _describe_dialect(path, name, options, one_column=len(frame.columns) == 1):
-        raise error(dialect)
     first = [str(cell).strip() for cell in (frame.columns if columns is None else frame.head(1).to_numpy().flat)]
     if re.fullmatch("sep=.?", first[0], re.IGNORECASE):
         raise UserError(f"{name}: its first line, {first[0]}, is a note for Excel; delete it")
-    if columns is None and len(first) > 2 and all(map(UNNAMED.fullmatch, first[1:])):
-        raise UserError(
-            f"{name}: its first line names one of {len(first)} columns, {first[0]:.60}; if it is a title, delete the "
-            "lines above the names of the columns"
-        )
+    is_moved = options["index_col"] is None and not isinstance(frame.index, pd.RangeIndex)  # all cells by one
+    if dialect := _describe_dialect(path, name, options, one_column=is_moved or len(frame.columns) == 1):
+        raise error(dialect)
+    if columns is None and (title := _find_title(path, name, options)):
+        raise title
+    if is_moved:
+        raise error("its rows have more cells than its header")
     if columns is not None:
         if len(columns) != len(frame.columns):
             raise UserError(
@@ -102,7 +98,7 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
 def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int) -> Iterator[pa.Table]:
     """Read a csv or tsv file, which may be compressed, as text. The header is its first row, also in the first chunk.
 
-    The memory does not grow with the file.
+    An empty line below the header is a row of empty cells. The memory does not grow with the file.
 
     Args:
         name: the file's name in errors.
@@ -116,8 +112,11 @@ def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int
     encoding = options["encoding"]
     if problem := _describe_encoding(path, name, encoding):
         raise _csv_error(problem, path, name, options)
+    with _open_lines(path, name, encoding) as lines:
+        above_header = sum(1 for _ in itertools.takewhile(str.isspace, lines))
+    read = options | AS_TEXT | {"chunksize": rows, "skip_blank_lines": False, "skiprows": above_header}
     try:
-        with open_file(path, name) as file, pd.read_csv(file, **options | AS_TEXT | {"chunksize": rows}) as frames:
+        with open_file(path, name) as file, pd.read_csv(file, **read) as frames:
             for frame in frames:
                 texts = [pa.array(frame[column], pa.large_string(), from_pandas=True) for column in frame]
                 yield pa.Table.from_arrays(texts, [str(column) for column in frame])
@@ -139,9 +138,11 @@ def _explain(cause: Exception, path: Path, name: str, options: dict[str, Any]) -
     encoding, quotechar = options["encoding"] or "utf-8", options["quotechar"]
     if problem := _describe_encoding(path, name, encoding):
         return _csv_error(problem, path, name, options)
+    dialect = _describe_dialect(path, name, options)
+    if not dialect and (title := _find_title(path, name, options)):
+        return title
     reason = first_line(cause).removeprefix("Error tokenizing data. C error: ")
     reason = reason.replace("EOF inside string starting at row", f"a {quotechar} is never closed; it opens in row")
-    dialect = _describe_dialect(path, name, options)
     return _csv_error(dialect or _find_uneven_row(path, name, options) or reason, path, name, options)
 
 
@@ -282,6 +283,42 @@ def _describe_dialect(path: Path, name: str, options: dict[str, Any], one_column
     for line in (header, row):
         if options["quotechar"] == '"' and line[:1] == line[-1:] == "'" and f"'{separator}'" in line:
             return f"its cells seem to be quoted by ' ({line:.60})"
+    return None
+
+
+def _find_title(path: Path, name: str, options: dict[str, Any]) -> UserError | None:
+    """An error about a title above the names of the columns; None if the first row may name them.
+
+    A title is a single cell above rows of several cells. A spreadsheet fills its row up with empty cells. The cells of
+    two columns must look like names, since the second column may have no name. Rows with another separator than the
+    one in `options` must have equally many cells.
+    """
+    if options.get("header") not in ("infer", None) or options.get("skiprows") or options.get("names"):
+        return None
+    with _open_lines(path, name, options["encoding"] or "utf-8") as file:
+        sample = list(itertools.islice(file, 20))
+    for separator in SEPARATORS:
+        reader = csv.reader(sample, delimiter=separator, quotechar=options["quotechar"])
+        try:
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+        except csv.Error:
+            continue
+        below = list(itertools.dropwhile(lambda row: len(list(filter(None, row[1]))) < 2, rows))
+        if not below or below == rows or not rows[0][1][0]:
+            continue
+        (title, (text, *_)), (number, names), *others = rows[0], *below
+        if separator != options["sep"]:
+            is_title = len(others) > 1 and all(len(cells) == len(names) for _, cells in others)
+        else:
+            is_title = len(names) > 2 or (
+                all(map(NAME.fullmatch, names)) and not any({*names} & {*cells} for _, cells in others)
+            )
+        if is_title:
+            return UserError(
+                f"{name}: line {title} has one cell ({text:.60}), line {number} has {len(names)} "
+                f"({textwrap.shorten(', '.join(names), 100)}); if line {number} names the columns, delete the lines "
+                "above it"
+            )
     return None
 
 

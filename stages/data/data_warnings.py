@@ -168,25 +168,25 @@ def pool_rare_classes(counts: np.ndarray) -> np.ndarray:
 
 
 def _truncated_texts(summary: DataSummary) -> Iterator[DataWarning]:
-    for split, counts in summary.splits.items():
-        if not counts.truncated:
-            continue
-        share = counts.truncated / counts.kept
-        one = counts.truncated == 1
-        text = (
-            f"{counts.truncated:,} of {counts.kept:,} {ADJECTIVES[split]} rows ({share:.1%}) "
-            f"{'was' if one else 'were'} longer than tokenize.max_length: {summary.max_length}, "
-            f"the longest has {counts.tokens_longest:,} tokens; "
-            f"the end of {'its' if one else 'their'} longest text was cut."
-        )
-        if share > MAX_TRUNCATED:
-            yield DataWarning(
-                "alarm",
-                f"{text} The model never sees these ends: set a larger tokenize.max_length, or take a model with a "
-                "longer input if this is the most that it allows.",
-            )
-        else:
-            yield DataWarning("warning", text)
+    """One sentence about all splits: the user sets one length for all."""
+    splits = {split: counts for split, counts in summary.splits.items() if counts.truncated}
+    if not splits:
+        return
+    *first, last = [
+        f"{counts.truncated:,} of {counts.kept:,} {ADJECTIVES[split]} rows ({counts.truncated / counts.kept:.1%})"
+        for split, counts in splits.items()
+    ]
+    one = sum(counts.truncated for counts in splits.values()) == 1
+    text = (
+        f"{', '.join(first)}{' and ' if first else ''}{last} {'was' if one else 'were'} longer than "
+        f"tokenize.max_length: {summary.max_length}, the longest has "
+        f"{max(counts.tokens_longest for counts in splits.values()):,} tokens; the end of "
+        f"{'its' if one else 'their'} longest text was cut."
+    )
+    if any(counts.truncated > MAX_TRUNCATED * counts.kept for counts in splits.values()):
+        yield DataWarning("alarm", f"{text} Set a larger tokenize.max_length, or take a model with a longer input.")
+    else:
+        yield DataWarning("warning", text)
 
 
 def _overlaps(summary: DataSummary, group: str | None) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from stages.data.holdout import UNIT, join_texts, list_sizes
 from stages.data.label_column import describe_type, encode_labels, format_number, read_label_columns, resolve_classes
 from stages.data.labels import Labels
-from stages.data.row_places import RowError, list_columns, locate_rows, name_rows, read_places
+from stages.data.row_places import RowError, list_columns, locate_rows, read_places
 from stages.data.task import NO_LABEL, Task, parse_columns
 from stages.runtime.errors import UserError
 from stages.runtime.params import Data
@@ -97,7 +97,7 @@ def check_texts(rows: pd.DataFrame, split: str, task: Task) -> None:
         one = len(task.columns) == 1
         are = f"column '{task.columns[0]}' is" if one else f"columns {', '.join(task.columns)} are all"
         empty = np.flatnonzero(blank).tolist()
-        raise RowError(f"data: split '{split}': {are} empty in {name_rows(empty)}; fill or delete them", split, empty)
+        raise RowError(split, empty, f"data: split '{split}': {are} empty in", "; fill or delete them")
 
 
 def read_groups(table: pa.Table, task: Task, texts: pd.DataFrame, split: str) -> pd.Series:

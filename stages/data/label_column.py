@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from stages.data.label_lists import UNLABELLED_MARKS, describe_type, flatten
 from stages.data.labels import SEPARATOR, MultiLabel
-from stages.data.row_places import RowError, name_rows
+from stages.data.row_places import RowError
 from stages.data.task import NO_LABEL
 from stages.runtime import params
 from stages.runtime.errors import UserError
@@ -131,8 +131,7 @@ def _name_codes(codes: pd.Series, names: tuple[str, ...], split: str, column: st
     if wrong.any():
         row = wrong.idxmax()
         allowed = f"allowed: {NO_LABEL} to {len(names) - 1} ({', '.join(names)})"
-        message = f"data: split '{split}': column '{column}' has {codes[row]:g} in {name_rows([row])}; {allowed}"
-        raise RowError(message, split, [row])
+        raise RowError(split, [row], f"data: split '{split}': column '{column}' has {codes[row]:g} in", f"; {allowed}")
     return _as_text(codes.map(dict(enumerate(names))))
 
 
@@ -248,8 +247,8 @@ def check_repeated(labels: LabelColumn, values: pd.Series | np.ndarray, place: s
     twice = pd.DataFrame({"row": labels.values.index, "value": np.asarray(values)}).duplicated().to_numpy()
     if twice.any():
         value, row = labels.values.iloc[twice.argmax()], labels.values.index[twice.argmax()]
-        message = f"{place}: column '{labels.column}' has {value!r} twice in {name_rows([row])}; name each label once"
-        raise RowError(message, labels.split, [row])
+        before = f"{place}: column '{labels.column}' has {value!r} twice in"
+        raise RowError(labels.split, [row], before, "; name each label once")
 
 
 def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str], place: str) -> np.ndarray:
@@ -270,10 +269,10 @@ def join_labels(labels: LabelColumn, numbers: np.ndarray, classes: Sequence[str]
     if mixed.any():
         mark, row = labels.values.iloc[mixed.argmax()] or "an empty value", rows[mixed.argmax()]
         raise RowError(
-            f"{place}: column '{labels.column}' has {mark} next to labels in {name_rows([row])}; it marks a "
-            "row without a gold label",
             labels.split,
             [row],
+            f"{place}: column '{labels.column}' has {mark} next to labels in",
+            "; it marks a row without a gold label",
         )
     has_class = np.zeros((len(labels.missing), len(classes)), dtype=np.bool_)
     has_class[rows[~unlabelled], numbers[~unlabelled]] = True
@@ -310,8 +309,8 @@ def _match_labels(labels: LabelColumn, classes: Sequence[str]) -> dict[str, int 
     if wrong.any():
         first = wrong.to_numpy().argmax()
         row = labels.values.index[first]
-        label = f"{labels.values.iloc[first]!r} in {name_rows([row])}; data.classes: {_shorten(allowed)}"
-        raise RowError(f"data: split '{labels.split}': column '{labels.column}' has {label}", labels.split, [row])
+        before = f"data: split '{labels.split}': column '{labels.column}' has {labels.values.iloc[first]!r} in"
+        raise RowError(labels.split, [row], before, f"; data.classes: {_shorten(allowed)}")
     return matches
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.data.row_places import RowError, name_rows
+from stages.data.row_places import RowError
 from stages.data.task import NO_LABEL
 from stages.runtime.errors import UserError
 
@@ -134,10 +134,11 @@ def read_flags(table: pa.Table, split: str, columns: Sequence[str]) -> LabelList
         if (wrong := values.isna() & ~empty[:, number]).any():
             row = int(wrong.to_numpy().argmax())
             raise RowError(
-                f"data: split '{split}': column '{column}' has {texts[row]:.60} in {name_rows([row])}; allowed in each "
-                "column that data.label lists: 0 or 1; in a row without a gold label: nothing or -1 in all of them",
                 split,
                 [row],
+                f"data: split '{split}': column '{column}' has {texts[row]:.60} in",
+                "; allowed in each column that data.label lists: 0 or 1; in a row without a gold label: nothing or -1 "
+                "in all of them",
             )
         flags[:, number] = values.fillna(False).to_numpy(bool)
     missing = np.asarray(empty.all(axis=1))
@@ -146,11 +147,11 @@ def read_flags(table: pa.Table, split: str, columns: Sequence[str]) -> LabelList
         column = columns[int(empty[row].argmax())]
         mark = _to_texts(table[column].slice(row, 1).to_pandas()).iloc[0]
         raise RowError(
-            f"data: split '{split}': column '{column}' {f'has {mark}' if mark else 'is empty'} in {name_rows([row])}, "
-            "but other columns of data.label have 0 or 1; allowed: 0 or 1 in all of them; in a row without a gold "
-            "label: nothing or -1 in all of them",
             split,
             [row],
+            f"data: split '{split}': column '{column}' {f'has {mark}' if mark else 'is empty'} in",
+            ", but other columns of data.label have 0 or 1; allowed: 0 or 1 in all of them; in a row without a gold "
+            "label: nothing or -1 in all of them",
         )
     rows, numbers = np.nonzero(flags)
     name = ", ".join(columns)

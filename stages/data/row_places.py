@@ -29,24 +29,24 @@ class RowError(UserError):
     """An error about rows of a split. `locate` names the rows of the user's files.
 
     Attributes:
-        rows: positions in the split. The message names them by `name_rows`.
+        rows: positions in the split.
+        before, after: what the message says before and after the rows.
     """
 
-    def __init__(self, message: str, split: str, rows: Sequence[int]) -> None:
-        super().__init__(message)
-        self.split, self.rows = split, rows
+    def __init__(self, split: str, rows: Sequence[int], before: str, after: str) -> None:
+        super().__init__(f"{before} {_list_rows(rows)}, counted from 0{after}")
+        self.split, self.rows, self.before, self.after = split, rows, before, after
 
     def locate(self, table: pa.Table) -> UserError:
         """The error with the rows' places in the user's files, if the split's table has the places."""
         if not has_places(table):
             return self
         place = describe_places(read_places(table.take(self.rows)))
-        return UserError(str(self).replace(name_rows(self.rows), place))
+        return UserError(f"{self.before} {place}{self.after}")
 
     def move(self, rows: np.ndarray) -> "RowError":
         """The error about the rows `rows[i]` in place of the rows i."""
-        moved = rows[self.rows].tolist()
-        return RowError(str(self).replace(name_rows(self.rows), name_rows(moved)), self.split, moved)
+        return RowError(self.split, rows[self.rows].tolist(), self.before, self.after)
 
 
 @contextmanager
@@ -56,11 +56,6 @@ def locate_rows(tables: Mapping[str, pa.Table]) -> Iterator[None]:
         yield
     except RowError as error:
         raise error.locate(tables[error.split]) from error
-
-
-def name_rows(rows: Sequence[int]) -> str:
-    """Rows of a split in an error that has no places."""
-    return f"{_list_rows(rows)}, counted from 0"
 
 
 def _list_rows(rows: Sequence[int]) -> str:

@@ -270,7 +270,7 @@ def _key_ranges(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The first key that a query of a block sees, the first that not all of them see, and the end. In whole BLOCK_K.
 
-    Scores are masked only from the second on. With a window all are.
+    Scores are masked only from the second on. A window masks all of them.
     """
     first_masked = first // BLOCK_K * BLOCK_K
     first_key = first_masked * 0

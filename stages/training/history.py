@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from stages.data.confusion import count_classes, f1_micro, f1_weighted
+from stages.data.confusion import count_classes, f1_macro, f1_micro, f1_weighted
 from stages.data.labels import decide_like, equal_rows
 from stages.runtime.progress import format_rate, progress_bar
 from stages.runtime.usage_recorder import Recorder
@@ -120,7 +121,7 @@ class Progress(TrainerCallback):
         self.bar.write(
             f"epoch {epoch['epoch']} of {self.epochs}: "
             f"training loss {epoch['train_loss']:.4f}, validation loss {epoch['validation_loss']:.4f}, "
-            f"{describe_scores(epoch)}"
+            f"{describe_scores(kwargs['metrics'])}"
         )
 
     def on_train_end(
@@ -129,22 +130,23 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def describe_scores(epoch: dict) -> str:
-    """The scores of an epoch from `read_curves`. Only rows with several labels have a micro F1."""
-    if "validation_f1_micro" in epoch:
-        return f"micro F1 {epoch['validation_f1_micro']:.1%}, subset accuracy {epoch['validation_accuracy']:.1%}"
-    return f"accuracy {epoch['validation_accuracy']:.1%}, weighted F1 {epoch['validation_f1_weighted']:.1%}"
+def describe_scores(metrics: Mapping[str, float]) -> str:
+    """An epoch's scores, of which the report leads with one. Only rows with several labels have a micro F1."""
+    if "eval_f1_micro" in metrics:
+        return f"micro F1 {metrics['eval_f1_micro']:.1%}, subset accuracy {metrics['eval_accuracy']:.1%}"
+    return f"accuracy {metrics['eval_accuracy']:.1%}, macro F1 {metrics['eval_f1_macro']:.1%}"
 
 
 def compute_validation_metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Accuracy and weighted F1 of an epoch's validation, from a gold label array and logits [rows, classes].
+    """Accuracy, weighted and macro F1 of an epoch's validation, from a gold label array and logits [rows, classes].
 
-    If a row may have several labels, it is right if all of them are, and micro F1 is a third score.
+    If a row may have several labels, it is right if all of them are, and micro F1 is in place of macro F1.
     """
     predicted = decide_like(gold, logits)
     counts = count_classes(gold, predicted, classes=logits.shape[-1])
     scores = {"accuracy": float(equal_rows(predicted, gold).mean()), "f1_weighted": float(f1_weighted(counts))}
-    return scores | ({"f1_micro": float(f1_micro(counts))} if predicted.ndim > 1 else {})
+    name, score = ("f1_micro", f1_micro) if predicted.ndim > 1 else ("f1_macro", f1_macro)
+    return scores | {name: float(score(counts))}
 
 
 def read_curves(state: TrainerState) -> tuple[list[dict], list[dict]]:

@@ -1,6 +1,7 @@
 """tools.columns: the label, the texts, a group and a given split of tables as users have them."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from helpers.user_tables import EXAMPLES, Example
 
 from stages.data.task import parse_columns
 from stages.runtime.errors import UserError
-from tools.init.columns import choose_columns, make_template
+from tools.init.columns import choose_columns, list_some, make_template
 
 ASSETS = ROOT / "demo/assets"
 SNLI = ROOT.parent / "shared/data/snli"
@@ -469,3 +470,8 @@ def test_a_column_that_no_template_can_name_is_rejected(name):
     rows = table("text = text; label = a|b").rename_columns([name, "label"])
     assert "a template can't name this column" in error_of(choose_columns, rows)
     assert "a template can't name this column" in error_of(choose_columns, rows, texts=[name])
+
+
+@pytest.mark.parametrize(("names", "listed"), [(12, "0; 1; .*; 11"), (1013, "0; 1; .*; 11 and 1,001 more")])
+def test_a_line_lists_twelve_names_and_counts_the_others(names, listed):
+    assert re.fullmatch(listed, list_some([*map(str, range(names))], "; "))

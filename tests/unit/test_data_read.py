@@ -186,14 +186,42 @@ def test_names_for_a_file_that_has_a_header_are_an_error_or_a_line(folder, capsy
     assert "a.csv: its first line is read as a row, as data.read.names says: text, label" in capsys.readouterr().out
 
 
-def test_a_title_above_the_header_is_an_error(folder):
-    (folder / "a.csv").write_text("Tickets 2024,,\ntext,label,id\na,b,1\nc,d,2\n")
-    assert "its first line names one of 3 columns, Tickets 2024; if it is a title, delete" in error_of(folder)
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Tickets 2024", "text,label", "a,x", "b,y"],
+        ["Tickets 2024,", "text,label", "a,x", "b,y"],
+        ["Tickets 2024,,", "text,label,id", "a,x,1", "c,x,2"],
+        ["Tickets 2024", "text;label", '"a, b";x', "b;y"],
+        ["Tickets 2024", "", "Asked on 1 May", "text,label,id", "a,x,1", "c,x,2"],
+    ],
+)
+def test_a_title_above_the_header_is_an_error_that_names_the_lines(folder, lines):
+    (folder / "a.csv").write_text("\n".join(lines))
+    number, names = next((i, re.split("[,;]", line)) for i, line in enumerate(lines, 1) if line.startswith("text"))
+    assert error_of(folder).endswith(
+        f"a.csv: line 1 has one cell (Tickets 2024), line {number} has {len(names)} ({', '.join(names)}); if line "
+        f"{number} names the columns, delete the lines above it"
+    )
 
 
 def test_columns_without_a_name_at_the_end_are_no_title(folder):
     (folder / "a.csv").write_text("v1,v2,,\nham,a,,\nspam,b,,\n")
     assert read_rows(folder)["v1"] == ["ham", "spam"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text,\nA dog runs,0\nA cat,1\n",
+        "text,\nA dog,x\nA cat,x\n",
+        ",text\nfirst,A dog\nsecond,A cat\n",
+        "text\nA dog; it runs\nA cat\nA cow\n",
+    ],
+)
+def test_a_column_without_a_name_and_a_single_column_are_no_title(folder, content):
+    (folder / "a.csv").write_text(content)
+    assert len(read_rows(folder)["text"]) in (2, 3)
 
 
 def test_files_that_are_in_no_split_are_listed(folder, capsys):

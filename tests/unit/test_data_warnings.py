@@ -133,17 +133,24 @@ def test_empty_texts_are_counted():
     ]
 
 
-def test_truncated_rows_are_an_alarm_if_they_are_more_than_a_fifth_and_alarms_come_first():
-    assert warnings_for(test={"truncated": 5, "tokens_longest": 1312}, train={"truncated": 4, "tokens_longest": 150},
-                        validation={"truncated": 1, "tokens_longest": 129}) == [
-        ("alarm", "5 of 20 test rows (25.0%) were longer than tokenize.max_length: 128, the longest has 1,312 tokens; "
-         "the end of their longest text was cut. The model never sees these ends: set a larger "
-         "tokenize.max_length, or take a model with a longer input if this is the most that it allows."),
-        ("warning", "4 of 20 training rows (20.0%) were longer than tokenize.max_length: 128, the longest has 150 "
-         "tokens; the end of their longest text was cut."),
-        ("warning", "1 of 20 validation rows (5.0%) was longer than tokenize.max_length: 128, the longest has 129 "
-         "tokens; the end of its longest text was cut."),
+def test_truncated_rows_of_all_splits_are_one_sentence_and_alarms_come_first():
+    """More than a fifth of a split is an alarm."""
+    split = {"truncated": 4, "tokens_longest": 150}
+    rest = (
+        "were longer than tokenize.max_length: 128, the longest has {} tokens; the end of their longest text was cut."
+    )
+    assert warnings_for(train=split) == [("warning", f"4 of 20 training rows (20.0%) {rest.format(150)}")]
+    others = {"validation": {"truncated": 1, "tokens_longest": 129}, "test": {"truncated": 5, "tokens_longest": 1312}}
+    assert warnings_for(train=split | {"empty": {"text": 1}}, **others) == [
+        ("alarm", "4 of 20 training rows (20.0%), 1 of 20 validation rows (5.0%) and 5 of 20 test rows (25.0%) "
+         f"{rest.format('1,312')} Set a larger tokenize.max_length, or take a model with a longer input."),
+        ("warning", "1 of 20 training rows (5.0%) has an empty text."),
     ]  # fmt: skip
+    ((_, one),) = warnings_for(validation=others["validation"])
+    assert one == (
+        "1 of 20 validation rows (5.0%) was longer than tokenize.max_length: 128, the longest has 129 tokens; the end "
+        "of its longest text was cut."
+    )
 
 
 def several(train, test, rows=1000, **changes):

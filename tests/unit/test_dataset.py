@@ -340,7 +340,8 @@ def test_the_stage_prints_warnings_about_the_rows(tmp_path, raw_params):
         "2 of 2 test rows (100.0%) are duplicates of training rows: scores may be too high.",
         "2 of 2 test rows (100.0%) are duplicates of validation rows: ",
         "2 of 2 validation rows (100.0%) are duplicates of training rows: ",
-        "WARNING: 1 of 2 training rows (50.0%) was longer than tokenize.max_length: 24, the longest has ",
+        "WARNING: 1 of 2 training rows (50.0%), 1 of 2 validation rows (50.0%) and 1 of 2 test rows (50.0%) were "
+        "longer than tokenize.max_length: 24, the longest has ",
         "1 of 2 test rows (50.0%) has an empty hypothesis.",
     ):
         assert line in done.stdout

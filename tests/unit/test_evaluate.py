@@ -88,6 +88,16 @@ def test_a_flag_replaces_the_detected_dialect():
     assert found.rows["text_premise"].tolist() == ["a|b", "c|d"]
 
 
+def test_duplicates_contradictions_and_spellings_are_said_as_init_says_them():
+    frame = pairs(["entailment", "ENTAILMENT", "neutral", "ja", "-"], sentence2=["a", "b", "a", "c", "a"])
+    lines = list(read(write(frame.assign(sentence1="A man runs.")), ["ja=neutral"]).describe())
+    assert lines[-3:] == [
+        "  ENTAILMENT (1 row) is read as entailment",
+        "  duplicates: 1 of 4 rows has the texts of another row",
+        "  duplicates: 1 text has rows of several classes: rows 2 and 4 of pairs.csv, numbered as in a spreadsheet",
+    ]
+
+
 def test_labels_match_classes_by_name_in_any_case():
     assert codes(read(write(pairs(["Neutral", "ENTAILMENT", "contradiction"])))) == [1, 0, 2]
 
@@ -130,7 +140,10 @@ WRONG = {  # {case: (labels, --class, phrases of the error)}
         ["yes", "yes", "neutral"], [], ["column 'gold' has labels that are not classes", "yes (2 rows)", "yes=CLASS"]
     ),
     "of several words": (["a; b", "a; b", "c"], [], ["--class 'a; b'=CLASS --class c=CLASS"]),
-    "one is mapped": (["yes", "no", "neutral"], ["yes=entailment"], ["not classes of the adapter: no (1 row)"]),
+    "one is mapped": (
+        ["yes", "no", "neutral"], ["yes=entailment"],
+        ["not classes of the adapter: no (1 row), the first in row 3 of pairs.csv, numbered as in a spreadsheet; the c"]
+    ),
     "numbers to be predicted": ([0.5, 0.7, 0.1], [], ["not classes", "--class"]),
     "no label": (["-", "-", "-"], [], ["has no label in any row", "--label"]),
     "no such class": (LABELS, ["yes=entails"], ["--class yes=entails: the adapter has no class entails"]),
@@ -198,8 +211,9 @@ def test_a_renamed_column_without_any_1_means_its_class():
 FORM_ERRORS = {  # {case: (labels, arguments of `read`, phrase of the error)}
     "no separator": (["neutral"], {"task": SEVERAL}, "name what is between them: --separator TEXT"),
     "an unknown label": (["neutral|joy"], {"task": SEVERAL, "separator": "|"},
-                         "not labels of the adapter: joy (1 row); the labels are entailment, neutral, contradiction. "
-                         "Say which label each means: --class joy=CLASS"),
+                         "not labels of the adapter: joy (1 row), the first in row 2 of pairs.csv, numbered as in a "
+                         "spreadsheet; the labels are entailment, neutral, contradiction. Say which label each means: "
+                         "--class joy=CLASS"),
     "a label twice": (["neutral|neutral"], {"task": SEVERAL, "separator": "|"}, "twice in row 2 of pairs.csv, "),
     "no label in any row": (["", ""], {"task": SEVERAL, "separator": "|"}, "column 'gold' has no label in any row"),
     "a mark next to labels": (["neutral|-"], {"task": SEVERAL, "separator": "|"}, "- next to labels in row 2 of "),
@@ -462,3 +476,23 @@ def test_a_file_without_a_header_needs_a_line_above_it():
     with pytest.raises(UserError, match="add a line above it with the names of its 3 columns") as caught:
         read("pairs.csv")
     assert "data.read" not in str(caught.value)
+
+
+def test_a_column_that_does_not_exist_is_an_error_before_pytorch_is_imported():
+    code = """
+import sys
+from types import SimpleNamespace
+from stages.data.task import Task
+from tools.evaluate import __main__, score_sets
+data = SimpleNamespace(label="gold", separator=None)
+run = SimpleNamespace(task=Task(("a", "b"), "{premise}", None), params=SimpleNamespace(data=data))
+score_sets.FinishedRun.read = lambda: run
+score_sets.read_settings = lambda folder: SimpleNamespace(template="{premise}")
+try:
+    __main__.main()
+except Exception as error:
+    print(error, "torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, write(pairs())]
+    done = subprocess.run(command, env=stage_env(), capture_output=True, text=True)
+    assert done.stdout.endswith("Name the one for premise: --column premise=COLUMN False\n"), done.stdout + done.stderr

@@ -23,7 +23,7 @@ from stages.data.task import Task
 from stages.runtime import params
 from stages.runtime.errors import UserError
 from tools.init import __main__ as init
-from tools.init import choose_params, describe_data
+from tools.init import choose_classes, choose_params, describe_data
 from tools.init.params_file import Draft
 
 WORDS = ("rain", "sun", "snow", "wind", "cloud", "storm", "heat", "frost", "mist", "hail", "light", "dark", "north")
@@ -312,14 +312,14 @@ def test_columns_of_0_and_1_may_be_named_and_one_of_them_is_a_single_label(run, 
 )
 def test_classes_are_listed_only_where_the_data_does_not_say_them(labels, classes):
     columns = read_label_columns({"train": pa.table({"y": labels})}, "y")
-    listed, _ = choose_params.choose_classes(columns)
+    listed, _ = choose_classes.choose_classes(columns)
     assert listed == classes
 
 
 def notes_on(*labels):
     """What is said about the labels of 24 rows each of billing, shipping 1 and bug, and others."""
     columns = read_label_columns({"train": pa.table({"y": ["billing", "shipping 1", "bug"] * 24 + [*labels]})}, "y")
-    return choose_params.choose_classes(columns)[1]
+    return choose_classes.choose_classes(columns)[1]
 
 
 @pytest.mark.parametrize(
@@ -334,8 +334,8 @@ def test_a_label_of_one_row_that_is_nearly_a_frequent_one_may_be_a_typo(value, i
 
 
 def test_exchanged_letters_of_a_short_name_are_a_typo():
-    assert choose_params.is_near("refnud", "Refund") and choose_params.is_near("lgoin", "login")
-    assert not choose_params.is_near("bad", "bda") and not choose_params.is_near("form", "from the")
+    assert choose_classes.is_near("refnud", "Refund") and choose_classes.is_near("lgoin", "login")
+    assert not choose_classes.is_near("bad", "bda") and not choose_classes.is_near("form", "from the")
 
 
 def test_spellings_and_typos_are_one_line_each():
@@ -346,14 +346,14 @@ def test_spellings_and_typos_are_one_line_each():
         "(25 rows), correct them in the data",
     ]
     columns = read_label_columns({"train": pa.table({"y": ["1", "2"] * 5 + ["1.0", "2.5"]})}, "y")
-    assert "1.0 (1 row) is read as 1" in choose_params.choose_classes(columns)[1]
+    assert "1.0 (1 row) is read as 1" in choose_classes.choose_classes(columns)[1]
 
 
 @pytest.mark.parametrize("missing", ["nan", "None", "?"])
 def test_a_class_that_may_mean_no_label_is_pointed_out(missing):
     columns = read_label_columns({"train": pa.table({"y": ["a", "b", missing] * 9})}, "y")
     advice = "is read as a class; if it means that a row is not labelled, empty these cells of the data"
-    assert choose_params.choose_classes(columns)[1][0] == f"{missing} {advice}"
+    assert choose_classes.choose_classes(columns)[1][0] == f"{missing} {advice}"
 
 
 @pytest.mark.parametrize(
@@ -367,26 +367,26 @@ def test_a_class_that_may_mean_no_label_is_pointed_out(missing):
 )  # fmt: skip
 def test_the_advice_about_a_label_that_may_be_missing_fits_the_form(cells, separator, advice):
     columns = read_label_columns({"train": pa.table({"y": cells * 9})}, "y", separator)
-    assert choose_params.choose_classes(columns, separator)[1] == [
+    assert choose_classes.choose_classes(columns, separator)[1] == [
         f"nan is read as a class; if it means that a row is not labelled, {advice}"
     ]
 
 
 def test_a_column_of_0_and_1_may_be_called_none():
     columns = read_label_columns({"train": pa.table({"bug": [0, 1], "none": [1, 0]})}, ["bug", "none"])
-    assert choose_params.choose_classes(columns) == (None, [])
+    assert choose_classes.choose_classes(columns) == (None, [])
 
 
 def test_other_classes_in_another_split_are_rejected_as_the_stage_does():
     tables = {"train": pa.table({"y": [0, 1, 2]}), "test": pa.table({"y": ["a", "b", "c"]})}
     with pytest.raises(UserError, match="declares other classes in one split"):
-        choose_params.choose_classes(read_label_columns(tables, "y"))
+        choose_classes.choose_classes(read_label_columns(tables, "y"))
 
 
 def test_too_many_labels_are_rejected_as_the_stage_does():
     columns = read_label_columns({"train": pa.table({"y": [f"{number / 7:.3f}" for number in range(100)]})}, "y")
     with pytest.raises(UserError, match="numbers to be predicted"):
-        choose_params.choose_classes(columns)
+        choose_classes.choose_classes(columns)
 
 
 @pytest.mark.parametrize(

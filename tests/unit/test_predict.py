@@ -77,7 +77,8 @@ def test_json_lines_are_predicted_in_batches(adapter, capsys, monkeypatch):
     pairs = PAIRS * (predict.BATCH_SIZE // len(PAIRS) + 2)
     lines = [json.dumps({"premise": p, "hypothesis": h, "id": i}) for i, (p, h) in enumerate(pairs)]
     printed = run(capsys, monkeypatch, ["--adapter", adapter], "\n\n".join(lines) + "\n").splitlines()
-    answers = [json.loads(line) for line in printed]
+    assert not any(printed[1::2]), "an empty line keeps its place"
+    answers = [json.loads(line) for line in printed[::2]]
     assert [answer["id"] for answer in answers] == list(range(len(pairs)))
     predictor = predict.load_predictor(adapter, base_only=False)
     for pair, answer in zip(pairs, answers, strict=True):
@@ -88,7 +89,8 @@ def test_json_lines_are_predicted_in_batches(adapter, capsys, monkeypatch):
 
 
 def test_input_without_lines_has_no_answers(adapter, capsys, monkeypatch):
-    assert run(capsys, monkeypatch, ["--adapter", adapter], "\n") == ""
+    assert run(capsys, monkeypatch, ["--adapter", adapter], "") == ""
+    assert run(capsys, monkeypatch, ["--adapter", adapter], "\n") == "\n"
 
 
 def test_base_only_predicts_without_the_adapter(adapter):

@@ -152,7 +152,7 @@ LINES = [
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "ndjson", "jsonl.gz"])
 def test_json_lines_stay_as_they_are(tmp_path, ending):
-    content = ("\r\n\n".join(LINES)).encode()
+    content = ("\r\n".join(LINES)).encode()
     path = tmp_path / f"in.{ending}"
     path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
     assert convert(path, tmp_path / f"out.{ending}") == [("a",), ("",), ("é 😀",)]
@@ -161,6 +161,25 @@ def test_json_lines_stay_as_they_are(tmp_path, ending):
     for before, after, label in zip(LINES, lines, ["class 0", "class 1", None], strict=True):
         assert after.startswith(before[:-1].rstrip())
         assert json.loads(after)["prediction"] == label
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("in.csv", "text\na\n\n  \nb\n\n"),
+        ("in.csv", "\r\n\r\ntext,id\r\na,1\r\n\r\n,\r\nb,2\r\n\r\n"),
+        ("in.jsonl", '{"text": "a"}\n\n  \n{"text": "b"}\n\n'),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "json", "jsonl", "parquet"])
+def test_an_empty_line_is_a_row_without_a_text(tmp_path, name, content, ending):
+    (tmp_path / name).write_text(content, newline="")
+    texts = convert(tmp_path / name, tmp_path / f"out.{ending}")
+    assert [text.strip() for (text,) in texts] == ["a", "", "", "b", ""]
+    read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}
+    written = read.get(ending, lambda path: pd.read_json(path, lines=True))(tmp_path / f"out.{ending}")
+    assert written["probability"].tolist() == answers(5)["probability"]
+    assert written["text"].fillna("").str.strip().tolist() == ["a", "", "", "b", ""]
 
 
 def test_an_array_of_json_stays_an_array(tmp_path):

@@ -126,9 +126,10 @@ def test_errors_about_rows_name_the_rows_of_the_file():
     table = placed(premise=empty, hypothesis=empty, label=[0, 1, 2, 0])
     with pytest.raises(UserError, match=r"empty in rows 2, 22 and 32 of tickets\.csv, numbered as in a spreadsheet; "):
         prepare_rows(three(table), data_params(), "{premise}{hypothesis}")
-    table = placed(label=["neutral", "maybe"])
-    with pytest.raises(UserError, match=r"has 'maybe' in row 12 of tickets\.csv, numbered as in a spreadsheet; data"):
-        prepare_rows(three(table), data_params(), "{premise}{hypothesis}")
+    for label in ("maybe", "row 1, counted from 0"):
+        line = rf"has '{label}' in row 12 of tickets\.csv, numbered as in a spreadsheet; data"
+        with pytest.raises(UserError, match=line):
+            prepare_rows(three(placed(label=["neutral", label])), data_params(), "{premise}{hypothesis}")
 
 
 def test_many_rows_and_files_are_counted():

@@ -69,7 +69,9 @@ def folder(tmp_path, monkeypatch):
     [
         (("seed=1", "lora.r=0"), r"^-S seed=1 lora.r=0: params.yaml: lora.r: .*greater than or equal to 1"),
         (("train.keep=worst",), r"params.yaml: train.keep: .*'best' or 'last'"),
-        (("lora.rank=4",), "lora.rank|'rank'"),
+        (("lora.rank=4",), r"^-S lora.rank=4: params.yaml: lora.rank: unknown key: correct or remove it$"),
+        (("lora={rank: 4}",), "params.yaml: lora.rank: unknown key"),
+        (("seed=1", "~lora.r"), "params.yaml: lora.r: missing"),
         (("+lora.rank=4",), "params.yaml: lora.rank: unknown key"),
         (("nowhere.yaml:a=1",), "nowhere.yaml"),
         (("launcher=torchrun",), "params.yaml: launcher: torchrun; .* add -S launcher=python"),

@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parse_arguments()
     check_paths(arguments)
 
-    from tools.evaluate.score_sets import score  # imports PyTorch, 10 s: errors of options and paths come first
+    from tools.evaluate.score_sets import score  # imports pandas and matplotlib: errors of options and paths come first
 
     score(arguments)
 

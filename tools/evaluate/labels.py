@@ -9,6 +9,7 @@ import pandas as pd
 
 from stages.data.label_column import LabelColumn, check_repeated, join_labels, match_by_name
 from stages.data.label_lists import UNLABELLED_MARKS
+from stages.data.row_places import RowError
 from stages.data.task import NO_LABEL, Task
 from stages.runtime.errors import UserError
 
@@ -85,15 +86,17 @@ def check_class_columns(
         raise UserError(f"{place}: no label column for {_list(rest)}; name one for each {noun}: --label COLUMN")
 
 
-def _unknown_labels(labels: LabelColumn, unknown: list[str], task: Task, place: str) -> UserError:
+def _unknown_labels(labels: LabelColumn, unknown: list[str], task: Task, place: str) -> RowError:
     rows, noun, nouns = labels.values.value_counts(), task.labels.noun, task.labels.nouns
     listed = sorted(unknown, key=lambda value: float(value) if labels.unnamed_integers else -rows[value])
     counted = [f"{value} ({rows[value]:,} row{'s' if rows[value] > 1 else ''})" for value in listed]
     flags = " ".join(f"--class {quote(value)}=CLASS" for value in listed[:MOST_NAMED])
     what = "integers without names" if labels.unnamed_integers else f"labels that are not {nouns} of the adapter"
-    return UserError(
-        f"{place}: column '{labels.column}' has {what}: {_list(counted)}; the {nouns} are {_list(task.classes)}. "
-        f"Say which {noun} each means: {flags}"
+    return RowError(
+        labels.split,
+        [labels.values.index[labels.values.isin(unknown).to_numpy().argmax()]],
+        f"{place}: column '{labels.column}' has {what}: {_list(counted)}, the first in",
+        f"; the {nouns} are {_list(task.classes)}. Say which {noun} each means: {flags}",
     )
 
 

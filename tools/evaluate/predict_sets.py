@@ -15,7 +15,7 @@ import torch
 from stages.data.batching import TokenizedRows
 from stages.data.classifier_settings import ClassifierSettings
 from stages.data.dataset import resolve_unlabelled
-from stages.data.task import Task, parse_columns
+from stages.data.task import Task
 from stages.data.tokenization import load_tokenizer, tokenize_rows
 from stages.eval_base import answer, prepare_references
 from stages.evaluation import Measured, load_and_predict
@@ -45,11 +45,6 @@ class Adapter:
         if not weights.is_file():
             raise UserError(f"{weights}: missing; an adapter's folder has it: give one that `train_qlora` has written")
         return cls(folder, settings, manifest, files.sha256(weights))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that its template names."""
-        return parse_columns(self.settings.template)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from stages.runtime.errors import UserError
 from stages.sources.fetch import fetch
 from stages.sources.manifest import find_extension
 from tools.evaluate.labels import check_class_columns, encode_set_labels
-from tools.init import choose_params
-from tools.init.describe_data import describe_dialect
+from tools.init.choose_classes import describe_spellings
+from tools.init.choose_source import choose_source
+from tools.init.describe_data import describe_dialect, describe_set_duplicates
 from tools.init.params_file import Draft
 from tools.init.read_tables import find_dialect, is_csv, set_dialect
 
@@ -112,6 +113,7 @@ class LabelledSet:
         shares_groups: whether the groups' values can be compared with those of the training rows.
         rows: text columns, `label` (code, `NO_LABEL` for none), `group` (text), and the columns of `row_places`.
         record: how it was read, for evaluation.json.
+        notes: sentences about the labels, such as `Yes (2 rows) is read as yes`.
     """
 
     name: str
@@ -121,6 +123,7 @@ class LabelledSet:
     shares_groups: bool
     rows: pd.DataFrame
     record: dict[str, Any]
+    notes: tuple[str, ...]
 
     @property
     def reading(self) -> str:
@@ -150,6 +153,7 @@ class LabelledSet:
         yield f"  {self.reading}"
         if self.task.group:
             yield f"  rows with the same {self.task.group} form a group; the intervals allow for that"
+        yield from (f"  {note}" for note in (*self.notes, *describe_set_duplicates(self.rows, self.task)))
 
 
 def read_set(
@@ -194,6 +198,7 @@ def read_set(
     own_group = columns.get(task.group or "", task.group)  # the file's column for the run's group
     shares_groups = group is not None and group == own_group
     occurring = [*label_column.values.dropna().unique(), *(form.columns if len(form.columns) > 1 else ())]
+    spelled = label_column.values[~label_column.values.isin(class_map.keys())]
     used = {*occurring, *(value.removesuffix(".0") for value in occurring)} & class_map.keys()
     return LabelledSet(
         name="-".join(filter(None, [name_folder(given), arguments.subset, arguments.split])),
@@ -210,6 +215,7 @@ def read_set(
             "classes": {value: class_map[value] for value in sorted(used)},
             "group": group,
         },
+        notes=tuple(describe_spellings(spelled, task.classes)),
     )
 
 
@@ -219,7 +225,7 @@ def read_table(given: str, arguments: Namespace) -> tuple[Source, str | None, pa
     The csv dialect is detected as in `tools.init`; the flags replace what was detected.
     """
     draft = Draft(Path("params.yaml"))  # it is changed in memory only
-    choose_params.choose_source(draft, "data", given)
+    choose_source(draft, "data", given)
     for key in ("split", *(f"read.{name}" for name in (*READ_FLAGS, "names"))):
         draft.set(f"data.{key}", None)
     draft.set("data.subset", arguments.subset)

@@ -1,12 +1,18 @@
-"""What `tools.evaluate` does: it predicts the data sets, writes a report for each, and compares them."""
+"""What `tools.evaluate` does: it predicts the data sets, writes a report for each, and compares them.
+
+`score` imports what imports PyTorch, which takes 10 s: errors of columns and labels come first.
+"""
 
 import argparse
 import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages import analyze
+from stages.data.classifier_settings import read_settings
+from stages.data.task import parse_columns
 from stages.report.document import escape_markdown
 from stages.runtime import files
 from stages.runtime.errors import UserError
@@ -14,21 +20,25 @@ from tools.column_map import parse_column_map
 from tools.evaluate import ADAPTER
 from tools.evaluate.finished_run import FinishedRun
 from tools.evaluate.labels import parse_class_map
-from tools.evaluate.predict_sets import Adapter, SetPredictions, predict_sets, read_adapters
 from tools.evaluate.read_set import LabelledSet, choose_form, read_set
-from tools.evaluate.set_report import build_reports
 from tools.evaluate.tables import TestRows, render_adapters, render_sets
+
+if TYPE_CHECKING:
+    from tools.evaluate.predict_sets import Adapter, SetPredictions
 
 RECORD = "evaluation.json"  # marks a folder that this command has written
 
 
 def score(arguments: argparse.Namespace) -> None:
     """Score the run on the data sets, and write their reports."""
-    run = FinishedRun.read()
-    adapters = read_adapters([ADAPTER, *arguments.adapter])
-    sets = read_sets(arguments, run, adapters)
+    run, folders = FinishedRun.read(), [ADAPTER, *arguments.adapter]
+    sets = read_sets(arguments, run, folders)
     check_targets(arguments.out, sets)
 
+    from tools.evaluate.predict_sets import predict_sets, read_adapters
+    from tools.evaluate.set_report import build_reports
+
+    adapters = read_adapters(folders)
     predictions = predict_sets(sets, adapters, run.params, run.task)
     reports = build_reports(run, sets, predictions)
     comparisons = compare_adapters(adapters, predictions, reports)
@@ -43,10 +53,10 @@ def score(arguments: argparse.Namespace) -> None:
     show(tables, sets, reports, arguments.out)
 
 
-def read_sets(arguments: argparse.Namespace, run: FinishedRun, adapters: Sequence[Adapter]) -> list[LabelledSet]:
-    """Read all data sets, and print what was read."""
-    template_columns = list(dict.fromkeys(column for adapter in adapters for column in adapter.columns))
-    columns = parse_column_map(arguments.columns, template_columns)
+def read_sets(arguments: argparse.Namespace, run: FinishedRun, adapters: Sequence[Path]) -> list[LabelledSet]:
+    """Read all data sets, with the columns that the templates of the adapters name, and print what was read."""
+    templates = [parse_columns(read_settings(folder).template) for folder in adapters]
+    columns = parse_column_map(arguments.columns, list(dict.fromkeys(name for names in templates for name in names)))
     class_map = parse_class_map(arguments.classes, run.task)
     form, sets = choose_form(arguments, run.params.data, run.task), []
     for given in arguments.data:
@@ -88,7 +98,7 @@ def is_same_data(name: str, other: str) -> bool:
 
 
 def compare_adapters(
-    adapters: Sequence[Adapter], predictions: SetPredictions, reports: Sequence[analyze.Report]
+    adapters: "Sequence[Adapter]", predictions: "SetPredictions", reports: Sequence[analyze.Report]
 ) -> list[str]:
     """A table of the adapters on each data set; none if there is one adapter."""
     if len(adapters) == 1:
@@ -132,7 +142,7 @@ def note_shared_rows(report: analyze.Report) -> str:
     )
 
 
-def write_set(folder: Path, rows: LabelledSet, report: analyze.Report, adapters: Sequence[Adapter]) -> None:
+def write_set(folder: Path, rows: LabelledSet, report: analyze.Report, adapters: "Sequence[Adapter]") -> None:
     """Write the report of a data set, and how it was made."""
     with files.atomic_folder(folder) as temporary:
         analyze.write_report(report, temporary)

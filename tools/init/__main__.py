@@ -33,6 +33,8 @@ from stages.runtime import errors, files, params
 from stages.runtime.errors import UserError
 from tools.git import repository_problem, run_git, stderr_line
 from tools.init import choose_params, describe_data
+from tools.init.choose_classes import choose_classes
+from tools.init.choose_source import choose_source
 from tools.init.params_file import Draft
 from tools.init.read_tables import read_tables
 
@@ -109,7 +111,7 @@ def check_target(target: Path) -> None:
 
 def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     """Look at the data and the model, choose all keys, and print what was found."""
-    choose_params.choose_source(draft, "data", arguments.path)
+    choose_source(draft, "data", arguments.path)
     draft.set("data.subset", arguments.subset)
     tables, columns = read_tables(
         draft, arguments.label, arguments.text, arguments.group, arguments.separator, ask_label
@@ -128,11 +130,11 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     choose_params.set_columns(draft, columns)
     with locate_rows(tables):
         label_columns = read_label_columns(tables, columns.label, columns.separator)
-        classes, notes = choose_params.choose_classes(label_columns, columns.separator)
+        classes, notes = choose_classes(label_columns, columns.separator)
     draft.set("data.classes", classes)
 
     if arguments.model:
-        choose_params.choose_source(draft, "model", arguments.model)
+        choose_source(draft, "model", arguments.model)
     manifest = choose_params.read_model(draft.params().model)
     tokenizer = load_tokenizer(manifest)
     if arguments.model:

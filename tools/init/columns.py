@@ -47,7 +47,7 @@ FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes a
 SHARED = 0.3  # of the rows share their value of a group with another row
 CHANCE = 0.05  # if fewer rows share their value, that may be chance
 FEW_VALUES = 20  # a column of names with fewer values is a category, even if it is called title
-LISTED = 12  # columns in one line
+LISTED = 12  # columns, classes or spellings in one line
 LABEL_PARTS = ("gold", "is", "id", "text", "name", "names")  # of a label's name, not in the template
 LABEL_LENGTH = 120  # characters
 SURE = 6  # points of a name in `LABEL_WORDS` that says: only this column is the label
@@ -171,12 +171,12 @@ def choose_columns(
 
 
 def _list_columns(profiles: Mapping[str, ColumnProfile]) -> str:
-    return _list_some([f"{name}: {profile.describe()}" for name, profile in profiles.items()], "; ")
+    return list_some([f"{name}: {profile.describe()}" for name, profile in profiles.items()], "; ")
 
 
-def _list_some(texts: Sequence[str], separator: str = ", ") -> str:
+def list_some(texts: Sequence[str], separator: str = ", ") -> str:
     """The first texts, and how many more there are."""
-    more = f"{separator}and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
+    more = f" and {len(texts) - LISTED:,} more" if len(texts) > LISTED else ""
     return separator.join(texts[:LISTED]) + more
 
 
@@ -302,12 +302,12 @@ def _describe_label(
         odd.append(f"the values have {chosen.word_count:.0f} words")
     alike = [p.name for p in others if chosen.distinct == 2 and set(p.values) == set(chosen.values)]
     if len(labels) == 1 and len(alike) > 1:
-        odd.append(f"{_list_some(alike)} have the same two values; if they are labels too, repeat --label for each")
+        odd.append(f"{list_some(alike)} have the same two values; if they are labels too, repeat --label for each")
     if odd:
         name += f"; odd: {', '.join(odd)}"
     if given:
         return f"{name}; as --label says"
-    return name + (f"; other candidates: {_list_some([p.name for p in others])}" if others else "; no other candidate")
+    return name + (f"; other candidates: {list_some([p.name for p in others])}" if others else "; no other candidate")
 
 
 def _count_singles(label: ColumnProfile) -> int:
@@ -354,7 +354,7 @@ def _choose_texts(
         for p in rest
         if p.name not in names and p.kind in ("text", "words", "brackets")
     ]
-    return tuple(p.name for p in texts), chosen + (f"; left out: {_list_some(others)}" if others else "")
+    return tuple(p.name for p in texts), chosen + (f"; left out: {list_some(others)}" if others else "")
 
 
 def _choose_short_text(
@@ -448,7 +448,7 @@ def _choose_group(
     if not found:
         near = [p for p in profiles.values() if p.name in ranks and _names_group(p) and p.shared >= CHANCE]
         listed = [f"{p.name} ({p.distinct:,} values, {p.shared:.0%} of the rows share one)" for p in near]
-        return None, f"none: {_list_some(listed) or 'no column names the author, document or other source of rows'}"
+        return None, f"none: {list_some(listed) or 'no column names the author, document or other source of rows'}"
     best, *others = sorted(found, key=lambda p: (-ranks[p.name], -p.group_size))
     reason = (
         f"{best.name}, {best.distinct:,} values in {best.filled:,} rows, {best.filled / best.distinct:.1f} rows each"
@@ -498,7 +498,7 @@ def _choose_split(
         if name not in taken and profile.distinct <= MOST_VALUES and "train" in splits and len(splits) > 1:
             empty = f", empty in {count:,} rows" if (count := profile.rows - profile.filled) else ""
             return None, None, (
-                f"WARNING: {name} is not used, although it has the values {_list_some(profile.values)}{empty}; to use "
+                f"WARNING: {name} is not used, although it has the values {list_some(profile.values)}{empty}; to use "
                 "it, make it one value for each split, or set data.split and data.splits"
             )  # fmt: skip
     return None, None, "none: no column says which split a row belongs to"

@@ -121,15 +121,29 @@ def describe_duplicates(splits: Mapping[str, pd.DataFrame], task: Task) -> Itera
             "a test": find_duplicates(train, splits["test"], task),
         }
         listed = [f"{rows.sum():,} of {which} row" for which, rows in counts.items() if rows.any()]
-        yield (
-            f"duplicates: {duplicates:,} of {len(train):,} training rows {'has' if duplicates == 1 else 'have'} the "
-            f"texts of another row: {', '.join(listed)}; data.duplicates: drop leaves them out"
-        )
-    texts = everything[~everything.duplicated([*task.text_columns, "label"])]
+        have = _count_duplicates(duplicates, f"{len(train):,} training rows")
+        yield f"{have}: {', '.join(listed)}; data.duplicates: drop leaves them out"
+    yield from _describe_contradictions(everything, task)
+
+
+def describe_set_duplicates(rows: pd.DataFrame, task: Task) -> Iterator[str]:
+    """Rows of one data set with the same texts as earlier ones, and texts with several classes."""
+    labelled = rows[rows["label"] != NO_LABEL]
+    if duplicates := int(labelled.duplicated(task.text_columns).sum()):
+        yield _count_duplicates(duplicates, f"{len(labelled):,} rows")
+    yield from _describe_contradictions(labelled, task)
+
+
+def _count_duplicates(duplicates: int, rows: str) -> str:
+    return f"duplicates: {duplicates:,} of {rows} {'has' if duplicates == 1 else 'have'} the texts of another row"
+
+
+def _describe_contradictions(rows: pd.DataFrame, task: Task) -> Iterator[str]:
+    texts = rows[~rows.duplicated([*task.text_columns, "label"])]
     several = texts[texts.duplicated(task.text_columns)].drop_duplicates(task.text_columns)
     if len(several):
         have = "text has" if len(several) == 1 else "texts have"
-        where = _list_duplicates(everything, several, task) if FILE in everything else ""
+        where = _list_duplicates(rows, several, task) if FILE in rows else ""
         yield f"duplicates: {len(several):,} {have} rows {words_of(task.labels).contradiction}{where}"
 
 

@@ -81,7 +81,7 @@ def main() -> None:
     if not arguments.adapter.is_dir():
         raise errors.UserError(
             f"--adapter: {arguments.adapter}: no such folder; run this in the folder of a pipeline (demo/, or the "
-            "root), where `dvc repro` writes outs/adapter at the training's end"
+            "root), where `dvc repro` writes outs/adapter, and `dvc checkout` restores it after a failed run"
         )
     if arguments.adapter == ADAPTER:
         warn_of_other_params()
@@ -315,7 +315,7 @@ def ask_for_text(column: str, width: int) -> str:
 
 
 def answer_lines(predict: Predictor, columns: tuple[str, ...], stream: io.BufferedIOBase) -> None:
-    """Read JSON lines with the columns; write each with `prediction` and `probabilities` added.
+    """Read JSON lines with the columns; write each with `prediction` and `probabilities` added. An empty one stays so.
 
     Args:
         stream: binary, with `read1`.
@@ -324,12 +324,15 @@ def answer_lines(predict: Predictor, columns: tuple[str, ...], stream: io.Buffer
         UserError: a line is not such an object. The lines before it are answered.
     """
     for batch in read_batches(stream, columns):
-        answers = predict([[get_text(row, column) for column in columns] for row in batch])
-        rows = [
-            row | {"prediction": answer["label"], "probabilities": answer["probabilities"]}
-            for row, answer in zip(batch, answers, strict=True)
-        ]
-        print_now("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+        texts = [[get_text(row, column) for column in columns] for row in batch if row is not None]
+        answers = iter(predict(texts) if texts else [])
+        print_now("\n".join("" if row is None else add_answer(row, next(answers)) for row in batch))
+
+
+def add_answer(row: dict[str, Any], answer: Answer) -> str:
+    """A row with its answer, as a line of JSON."""
+    keys = {"prediction": answer["label"], "probabilities": answer["probabilities"]}
+    return json.dumps(row | keys, ensure_ascii=False)
 
 
 def get_text(row: dict[str, Any], column: str) -> Any:
@@ -337,17 +340,15 @@ def get_text(row: dict[str, Any], column: str) -> Any:
     return "" if row[column] is None else row[column]
 
 
-def read_batches(stream: io.BufferedIOBase, columns: tuple[str, ...]) -> Iterator[list[dict[str, Any]]]:
-    """Yield lists of at most BATCH_SIZE rows. A list is never held back to wait for more input."""
+def read_batches(stream: io.BufferedIOBase, columns: tuple[str, ...]) -> Iterator[list[dict[str, Any] | None]]:
+    """Yield lists of at most BATCH_SIZE rows, None for an empty line. No list is held back to wait for more input."""
     number = 0
-    batch: list[dict[str, Any]] = []
+    batch: list[dict[str, Any] | None] = []
     for lines in read_whole_lines(stream):
         for line in lines:
             number += 1
-            if not line.strip():
-                continue
             try:
-                batch.append(parse_line(number, line, columns))
+                batch.append(parse_line(number, line, columns) if line.strip() else None)
             except errors.UserError:
                 if batch:
                     yield batch
@@ -369,7 +370,8 @@ def read_whole_lines(stream: io.BufferedIOBase) -> Iterator[list[bytes]]:
             *lines, rest = b"".join(parts).split(b"\n")
             parts = [rest]
             yield lines
-    yield [b"".join(parts)]
+    if last := b"".join(parts):
+        yield [last]
 
 
 def parse_line(number: int, line: bytes, columns: tuple[str, ...]) -> dict[str, Any]:

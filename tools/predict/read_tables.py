@@ -308,7 +308,7 @@ class JsonReader:
             yield lines
 
     def read_lines(self) -> Iterator[list[tuple[int, str]]]:
-        """Yield chunks of (number of the line or of the array's row, the JSON object as text)."""
+        """Yield chunks of (number of the line or of the array's row, the JSON object as text). A line may be empty."""
         with self._open() as file:
             if self.is_array:
                 try:
@@ -318,7 +318,7 @@ class JsonReader:
                 texts: Iterator[str] = map(dump, rows)
             else:
                 texts = (line.strip(" \t\r\n") for line in file)
-            lines = ((number, text) for number, text in enumerate(texts, 1) if text)
+            lines = enumerate(texts, 1)
             while chunk := list(itertools.islice(lines, CHUNK)):
                 yield chunk
 
@@ -326,6 +326,9 @@ class JsonReader:
         for chunk in self.read_lines():
             texts = []
             for number, line in chunk:
+                if not line:
+                    texts.append(("",) * len(columns))
+                    continue
                 row_or_line = f"row {number - 1:,}, counted from 0" if self.is_array else f"line {number:,}"
                 place = f"{self.place}, {row_or_line}"
                 row = parse_object(line, place)
@@ -342,7 +345,7 @@ class JsonReader:
         """Yield a column for each key: text, numbers or booleans. Others, and mixed ones, are JSON text."""
         schema = pa.schema([(key, _choose_type(kinds)) for key, kinds in self.kinds.items()])
         for chunk in self.read_lines():
-            rows = [json.loads(line) for _, line in chunk]
+            rows = [json.loads(line or "{}") for _, line in chunk]
             columns = [
                 pa.array([_as_column_value(row.get(key), kind) for row in rows], kind)
                 for key, kind in zip(schema.names, schema.types, strict=True)

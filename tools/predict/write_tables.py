@@ -119,9 +119,9 @@ def _add_to_lines(reader: JsonReader, next_answers: Answers) -> Iterator[list[st
     for chunk in reader.read_lines():
         columns = next_answers(len(chunk))
         added = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        texts = [json.dumps(answer, ensure_ascii=False) for answer in added]
         yield [
-            f"{line[:-1].rstrip()}, {json.dumps(answer, ensure_ascii=False)[1:]}"
-            for (_, line), answer in zip(chunk, added, strict=True)
+            f"{line[:-1].rstrip()}, {text[1:]}" if line else text for (_, line), text in zip(chunk, texts, strict=True)
         ]
 
 
