@@ -8,8 +8,10 @@ import sys
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from helpers.processes import run_tasks
+from helpers.rendezvous import leave_names_out
 
 if __name__ == "__main__":
+    leave_names_out()
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=int(sys.argv[1]), rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", max_restarts=0, start_method="fork",

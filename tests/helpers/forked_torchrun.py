@@ -14,6 +14,8 @@ from typing import IO
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.run import main
 
+from helpers.rendezvous import leave_names_out
+
 
 class ForkedRank:
     """A rank, with the attributes and methods of `subprocess.Popen` that torchrun uses."""
@@ -49,5 +51,6 @@ def run_rank(command: tuple[str, ...], env: dict[str, str], streams: dict[int, I
 
 
 if __name__ == "__main__":
+    leave_names_out()
     SubprocessHandler._popen = lambda self, command, env: ForkedRank(command, env, {1: self._stdout, 2: self._stderr})
     main()
