@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.random_adapter import make_adapter
-from helpers.stages import stage_env
+from helpers.stages import StartedModule, stage_env
 from helpers.tables import LABELS
 
 from stages.data.labels import SingleLabel
@@ -342,14 +342,14 @@ def test_outputs_that_are_not_finite_are_an_error(work, monkeypatch):
 
 def test_a_process_that_is_killed_goes_on(adapter, loaded, tmp_path, monkeypatch):
     """SIGKILL to a process: the file is that of an undisturbed run, of another process."""
-    make_rows(400).to_csv(tmp_path / "rows.csv", index=False)
+    make_rows(200).to_csv(tmp_path / "rows.csv", index=False)
     code = "from tools.predict import __main__, predict_rows; predict_rows.SAVE_SECONDS = 0; __main__.main()"
+    (tmp_path / "save_often.py").write_text(code)
     arguments = ["rows.csv", "--adapter", str(adapter), "--batch-size", "8", "--out"]
 
     def start():
-        command = [sys.executable, "-c", code, *arguments, "out/out.csv"]
-        return subprocess.Popen(command, cwd=tmp_path, env=stage_env(), text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        log = tmp_path / "log"
+        return StartedModule("save_often", [*arguments, "out/out.csv"], tmp_path, stage_env(), stdout=log, stderr=log)
 
     process = start()
     deadline = time.monotonic() + 240
@@ -357,11 +357,11 @@ def test_a_process_that_is_killed_goes_on(adapter, loaded, tmp_path, monkeypatch
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not (tmp_path / "out/out.csv").exists()
-    process = start()
-    log, _ = process.communicate()
-    assert process.returncode == 0 and re.search(r"^\d+ rows are predicted already; continuing$", log, re.M), log
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "out/out.csv").exists()
+    (tmp_path / "log").unlink()
+    assert start().wait() == 0
+    log = (tmp_path / "log").read_text()
+    assert re.search(r"^\d+ rows are predicted already; continuing$", log, re.M), log
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(predict, "load_classifier", lambda *_: loaded)
     monkeypatch.setattr(sys, "argv", ["predict", *arguments, "whole.csv"])
