@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import finished_run, tokenizers
+from helpers.blank_figures import leave_figures_blank
 from helpers.damage import edit_json
 from helpers.parameters import manifest_of
 from helpers.project import NANO, ROOT
@@ -573,7 +574,9 @@ def write_card(folder, template=None, **model_settings):
     raw = yaml.safe_load((folder / "params.yaml").read_text())
     raw["model"] |= model_settings
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
-    analyze.main()
+    with pytest.MonkeyPatch.context() as patch:
+        leave_figures_blank(patch.setattr)
+        analyze.main()
     return (folder / "metrics/model_card.md").read_text()
 
 
