@@ -38,7 +38,8 @@ GEMMA = GQA_SIZE | {"head_dim": 16, "query_pre_attn_scalar": 16} | WINDOW
 
 # All but falcon load in 4 bits: bitsandbytes does not quantize falcon's class of linear layers.
 FAMILIES: dict[str, PreTrainedConfig] = {
-    "phi": PhiConfig(**SIZE, intermediate_size=128, partial_rotary_factor=0.5),
+    # Two heads: Triton's interpreter runs the attention kernels once for each head of each row.
+    "phi": PhiConfig(**SIZE | {"num_attention_heads": 2}, intermediate_size=128, partial_rotary_factor=0.5),
     "phi3": Phi3Config(**GQA_SIZE, **WINDOW, pad_token_id=0),
     "llama": LlamaConfig(**GQA_SIZE),
     "mistral": MistralConfig(**GQA_SIZE, **WINDOW),
