@@ -13,7 +13,7 @@ from helpers.stages import error_line, run_stage_in_each, written
 from stages.runtime import params
 from stages.runtime.errors import UserError
 
-COUNT, RUN_BY_A_STAGE = 600, 60
+COUNT, RUN_BY_A_STAGE = 600, 20
 GOOD = yaml.safe_load((COMMITTED / "demo/params.yaml").read_text())
 TEXT = (COMMITTED / "demo/params.yaml").read_text()
 VALUES = [
