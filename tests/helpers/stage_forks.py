@@ -186,9 +186,9 @@ def skip_figures(modules: list[str]) -> None:
 
         leave_figures_blank()
     elif "tools.sweep" in modules:
-        from helpers.unsaved_figures import leave_figures_unsaved
+        from helpers.later_figures import leave_figures_blank_later
 
-        leave_figures_unsaved()
+        leave_figures_blank_later()
 
 
 def run_in_each(request: dict[str, Any]) -> None:
