@@ -190,7 +190,8 @@ def cards(results: dict) -> Iterator[str]:
     yield f"| --- |{' ---: |' * len(models)}"
     for size in CARDS:
         rows = ([find_fit(results["lines"], model, texts, size) for texts in ("snli", 512, 2048)] for model in models)
-        yield f"| {size} GB | {' | '.join(' / '.join(map(cell_of_fit, row)) if any(row) else '' for row in rows)} |"
+        cells = (" / ".join(map(cell_of_fit, row)) if any(row) else "not measured" for row in rows)
+        yield f"| {size} GB | {' | '.join(cells)} |"
 
 
 def cell_of_fit(line: dict | None) -> str:

@@ -404,9 +404,9 @@ def test_the_table_of_what_fits_has_a_cell_for_each_size():
         "| free memory | phi-2's shape | Llama-3-8B's shape |",
         "| --- | ---: | ---: |",
         "| 8 GB | not measured / 140 / 321 | not measured / not measured / – |",
-        "| 16 GB | 14.0 / 22.5 / 321 |  |",
-        "| 24 GB | 14.0 / 22.5 / 321 |  |",
-        "| 40 GB | 14.0 / not measured / 321 |  |",
+        "| 16 GB | 14.0 / 22.5 / 321 | not measured |",
+        "| 24 GB | 14.0 / 22.5 / 321 | not measured |",
+        "| 40 GB | 14.0 / not measured / 321 | not measured |",
     ]
     assert "out of memory" in "\n".join(what_fits.table([line | {"used_gb": 6.0} for line in lines]))
 
