@@ -70,7 +70,7 @@ def advise_on_missing(column: LabelColumn, separator: str | None) -> str:
 
 
 def list_classes(columns: Sequence[LabelColumn], error: UserError) -> tuple[list[str], list[str]]:
-    """The classes of labels from which `resolve_classes` can't tell them, and sentences that say what was decided."""
+    """Choose classes where `resolve_classes` cannot tell them -> the classes, and what was decided, as sentences."""
     counts = pd.concat([column.values for column in columns]).dropna().value_counts()
     values, notes = set(counts.index), []
     declared = len({(column.class_names, column.unnamed_integers) for column in columns}) > 1 or columns[0].class_names
