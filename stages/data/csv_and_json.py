@@ -289,31 +289,32 @@ def _describe_dialect(path: Path, name: str, options: dict[str, Any], one_column
 def _find_title(path: Path, name: str, options: dict[str, Any]) -> UserError | None:
     """An error about a title above the names of the columns; None if the first row may name them.
 
-    A title is a single cell above rows of several cells. A spreadsheet fills its row up with empty cells. The cells of
-    two columns must look like names, since the second column may have no name. Rows with another separator than the
-    one in `options` must have equally many cells.
+    A title is a single cell above rows of several cells. A spreadsheet fills its row up with empty cells. The cells
+    below it must look like names, unless they are more than two: the second column may have no name. Rows with another
+    separator than the one in `options` must also have equally many cells, because texts hold separators too.
     """
     if options.get("header") not in ("infer", None) or options.get("skiprows") or options.get("names"):
         return None
+    if len(options["sep"]) != 1:
+        return None
     with _open_lines(path, name, options["encoding"] or "utf-8") as file:
         sample = list(itertools.islice(file, 20))
-    for separator in SEPARATORS:
+    for separator in dict.fromkeys([options["sep"], *SEPARATORS]):
         reader = csv.reader(sample, delimiter=separator, quotechar=options["quotechar"])
         try:
             rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
         except csv.Error:
             continue
         below = list(itertools.dropwhile(lambda row: len(list(filter(None, row[1]))) < 2, rows))
+        if below and below == rows and separator == options["sep"]:
+            return None
         if not below or below == rows or not rows[0][1][0]:
             continue
         (title, (text, *_)), (number, names), *others = rows[0], *below
+        is_header = all(map(NAME.fullmatch, names)) and not any({*names} & {*cells} for _, cells in others)
         if separator != options["sep"]:
-            is_title = len(others) > 1 and all(len(cells) == len(names) for _, cells in others)
-        else:
-            is_title = len(names) > 2 or (
-                all(map(NAME.fullmatch, names)) and not any({*names} & {*cells} for _, cells in others)
-            )
-        if is_title:
+            is_header &= len(others) > 1 and all(len(cells) == len(names) for _, cells in others)
+        if is_header or (separator == options["sep"] and len(names) > 2):
             return UserError(
                 f"{name}: line {title} has one cell ({text:.60}), line {number} has {len(names)} "
                 f"({textwrap.shorten(', '.join(names), 100)}); if line {number} names the columns, delete the lines "

@@ -210,6 +210,11 @@ def test_columns_without_a_name_at_the_end_are_no_title(folder):
     assert read_rows(folder)["v1"] == ["ham", "spam"]
 
 
+def test_a_comma_in_each_text_of_a_file_with_semicolons_makes_no_title(folder):
+    (folder / "a.csv").write_text("text;label\nA dog, brown;x\nA cat, grey;y\nA cow, red;x\n")
+    assert read_rows(folder, {"sep": ";"})["text"] == ["A dog, brown", "A cat, grey", "A cow, red"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -217,6 +222,7 @@ def test_columns_without_a_name_at_the_end_are_no_title(folder):
         "text,\nA dog,x\nA cat,x\n",
         ",text\nfirst,A dog\nsecond,A cat\n",
         "text\nA dog; it runs\nA cat\nA cow\n",
+        "text\nA dog now 1; it runs\nA cat now 2; it sits\nA cow now 3; it eats\n",
     ],
 )
 def test_a_column_without_a_name_and_a_single_column_are_no_title(folder, content):
