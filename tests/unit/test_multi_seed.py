@@ -302,7 +302,13 @@ def test_with_one_seed_the_row_standard_error_is_that_of_the_interval(two_recipe
     first, other = (Recipe(recipe.name, (1,), recipe.predictions[:1]) for recipe in (first, other))
     rows = rows_of(gold, np.arange(ROWS) // 2, metric=metric)
     (component,) = estimate_difference(first.predictions, other.predictions, rows, "rows only", 0.95)[-1]
-    assert compare_pair(first, other, rows, 0.95).row_standard_error == component.variance**0.5
+    assert compare_pair(first, other, rows, 0.95).row_standard_error == pytest.approx(component.variance**0.5)
+
+
+def test_one_group_of_rows_has_no_standard_error_of_100_points(two_recipes):
+    gold, first, other = two_recipes
+    first, other = (Recipe(recipe.name, (1,), recipe.predictions[:1]) for recipe in (first, other))
+    assert 0.1 < compare_pair(first, other, rows_of(gold, np.zeros(ROWS)), 0.95).row_standard_error < 0.9
 
 
 def test_groups_that_differ_less_than_rows_do_not_narrow_the_interval():

@@ -87,7 +87,7 @@ def compare_pair(first: Recipe, other: Recipe, rows: GoldRows, confidence: float
     value, low, high, p, components = estimate_difference(
         first.predictions, other.predictions, rows, design, confidence
     )
-    if design == "rows only":  # the standard error that the interval has
+    if design == "rows only" and rows.metric != "accuracy":  # as in the interval
         row_error = math.sqrt(components[-1].variance)
     else:
         means = [row_values(rows, recipe.predictions).mean(axis=0) for recipe in (first, other)]
