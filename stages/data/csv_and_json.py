@@ -113,7 +113,7 @@ def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int
     if problem := _describe_encoding(path, name, encoding):
         raise _csv_error(problem, path, name, options)
     with _open_lines(path, name, encoding) as lines:
-        above_header = sum(1 for _ in itertools.takewhile(str.isspace, lines))
+        above_header = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\ufeff \t\r\n"), lines))
     read = options | AS_TEXT | {"chunksize": rows, "skip_blank_lines": False, "skiprows": above_header}
     try:
         with open_file(path, name) as file, pd.read_csv(file, **read) as frames:
@@ -293,12 +293,12 @@ def _find_title(path: Path, name: str, options: dict[str, Any]) -> UserError | N
     below it must look like names, unless they are more than two: the second column may have no name. Rows with another
     separator than the one in `options` must also have equally many cells, because texts hold separators too.
     """
-    if options.get("header") not in ("infer", None) or options.get("skiprows") or options.get("names"):
+    if options.get("header", "infer") != "infer" or options.get("skiprows") or options.get("names"):
         return None
     if len(options["sep"]) != 1:
         return None
     with _open_lines(path, name, options["encoding"] or "utf-8") as file:
-        sample = list(itertools.islice(file, 20))
+        sample = [line.lstrip("\ufeff") for line in itertools.islice(file, 20)]
     for separator in dict.fromkeys([options["sep"], *SEPARATORS]):
         reader = csv.reader(sample, delimiter=separator, quotechar=options["quotechar"])
         try:

@@ -210,6 +210,16 @@ def test_columns_without_a_name_at_the_end_are_no_title(folder):
     assert read_rows(folder)["v1"] == ["ham", "spam"]
 
 
+def test_a_mark_of_utf_8_in_an_empty_first_line_is_no_title(folder):
+    (folder / "a.csv").write_text("\ufeff\ntext,label\nA dog,x\nA cat,y\n")
+    assert read_rows(folder)["text"] == ["A dog", "A cat"]
+
+
+def test_with_names_in_the_params_no_line_is_a_title(folder):
+    (folder / "a.csv").write_text("hello\nbye,neg\nfoo,pos\n")
+    assert "delete the lines above it" not in error_of(folder, {"names": ["text", "label"]})
+
+
 def test_a_comma_in_each_text_of_a_file_with_semicolons_makes_no_title(folder):
     (folder / "a.csv").write_text("text;label\nA dog, brown;x\nA cat, grey;y\nA cow, red;x\n")
     assert read_rows(folder, {"sep": ";"})["text"] == ["A dog, brown", "A cat, grey", "A cow, red"]
