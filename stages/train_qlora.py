@@ -17,7 +17,7 @@ from stages.data.tokenization import load_configured_tokenizer
 from stages.model.adapter import adapts_embedding, add_lora, count_parameters, save_adapter
 from stages.model.adapter_files import make_settings
 from stages.model.base import load_base
-from stages.model.base_cache import cache_base
+from stages.model.base_cache import cache_base, is_caching
 from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.head import freeze_head, scale_head
 from stages.model.validation_summary import ValidationSummary
@@ -52,9 +52,10 @@ def train_and_save(
     p: params.Params, inputs: "Inputs", device: torch.device, folder: Path, curves: live_curves.LiveCurves | None
 ) -> None:
     """Train from the newest checkpoint below `folder`, or from the start, and write the outs."""
+    in_sweep = is_caching()
     with Recorder(device) as recorder, cache_base() as cache:
         recorder.mark("before_loading")
-        base = load_training_base(p, inputs, device)
+        base = load_training_base(p, inputs, device, in_sweep)
         recorder.mark("loaded")
         classifier = build_classifier(base, p, inputs)
         pad_id = inputs.tokenizer.pad_token_id
@@ -127,9 +128,15 @@ def digest_run(p: params.Params, inputs: Inputs, device: torch.device) -> str:
     )  # fmt: skip
 
 
-def load_training_base(p: params.Params, inputs: Inputs, device: torch.device) -> PreTrainedModel:
-    """Load the base with the embeddings of the rows' tokens; with all of them if LoRA adapts the embedding."""
+def load_training_base(p: params.Params, inputs: Inputs, device: torch.device, whole: bool) -> PreTrainedModel:
+    """Load the base with the embeddings of the rows' tokens; with all of them if LoRA adapts the embedding.
+
+    Args:
+        whole: keep all of them. A sweep loads one base for training and evaluation, which reads other tokens.
+    """
     arguments = inputs.manifest, p.model, inputs.task.labels, device, p.seed, inputs.tokenizer
+    if whole:
+        return load_base(*arguments)
     tokens = list_tokens(inputs.tokenizer.pad_token_id, inputs.train_rows, inputs.validation_rows)
     base = load_base(*arguments, tokens)
     if adapts_embedding(base, p.lora.target_modules):

@@ -62,6 +62,11 @@ def cache_base() -> Iterator[BaseCache]:
         _cache = outer
 
 
+def is_caching() -> bool:
+    """Whether a `cache_base()` is open."""
+    return _cache is not None
+
+
 def share_model(key: object, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """Call `load`; or, within `cache_base()`, return a model around the weights that an earlier call has loaded.
 

@@ -70,7 +70,8 @@ def verify_saved_adapter(
 
     Base and head are loaded again, and transformers initialises the head at random. Nothing in memory can replace
     what the folder lacks. The rows are in one batch, padded by the saved tokenizer. With a cache, the base is a new
-    model around its weights, if they are as they were loaded and the saved config is theirs.
+    model around its weights, if they are as they were loaded and the saved config is theirs. It then has only the
+    embeddings that training kept.
 
     Args:
         folder: that `save_adapter` wrote.

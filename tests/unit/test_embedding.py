@@ -1,5 +1,7 @@
 """A base with the embeddings of few tokens computes what the whole one does; its other tokens have none."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,13 @@ from helpers.parameters import manifest_of
 from helpers.project import CPU
 from helpers.tables import LABELS
 
+from stages.data.batching import TokenizedRows
 from stages.data.tokenization import load_tokenizer
 from stages.model import base as base_module
 from stages.model.adapter import adapts_embedding, count_parameters
 from stages.model.base import load_base
-from stages.model.base_cache import cache_base
+from stages.model.base_cache import cache_base, is_caching
+from stages.train_qlora import Inputs, load_training_base
 
 TOKENS = np.array([0, 3, 40, 41, 700])
 
@@ -70,3 +74,25 @@ def test_a_cached_base_is_shared_by_trainings_with_the_same_tokens(load, monkeyp
 def test_lora_on_the_embedding_is_known_by_its_name(load, targets, expected):
     for tokens in (None, TOKENS):
         assert adapts_embedding(load(tokens), targets) == expected
+
+
+@pytest.mark.parametrize(("whole", "loads"), [(True, 1), (False, 2)])
+def test_a_sweep_loads_one_base_for_training_and_evaluation(tmp_path, make_params, monkeypatch, whole, loads):
+    calls, plain = [], base_module._load_frozen
+    monkeypatch.setattr(base_module, "_load_frozen", lambda *arguments: calls.append(arguments) or plain(*arguments))
+    manifest = manifest_of(save_family("llama", tmp_path / "llama"))
+    p = make_params(model__hidden_act=None, model__quantization="none", model__precision="fp32")
+    rows = TokenizedRows.from_lists([[3, 40], [41]], [0, 1])
+    inputs = Inputs(manifest, SimpleNamespace(labels=LABELS), rows, rows, load_tokenizer(manifest))
+    with cache_base():
+        model = load_training_base(p, inputs, CPU, whole)
+        load_base(manifest, p.model, LABELS, CPU, p.seed, inputs.tokenizer)
+    assert len(calls) == loads
+    assert whole or len(model.get_input_embeddings().weight) <= 5, "three tokens, the pad token and the row of NaN"
+
+
+def test_training_knows_that_it_runs_in_a_sweep():
+    assert not is_caching()
+    with cache_base():
+        assert is_caching()
+    assert not is_caching()
