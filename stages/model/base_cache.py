@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 from collections.abc import Callable, Hashable, Iterator
 from typing import TypeVar, cast
 
@@ -23,7 +24,9 @@ class BaseCache:
     def share_model(self, key: object, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         """Return a new model around the weights of the base with this key. `load` reads a base with another key."""
         if self.model is None or key != self.key:
-            self.key = self.model = None  # frees the old base's memory before the new one needs it
+            if self.model is not None:
+                self.key = self.model = None
+                gc.collect()  # a 4-bit weight and its layer refer to each other; the new base needs the memory
             self.model = load()
             self.key, self.checksums = key, compute_checksums(self.model)
         return copy_sharing_weights(self.model)

@@ -1,5 +1,7 @@
 """A cached base: models share its frozen weights, and nothing else."""
 
+import weakref
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -66,6 +68,23 @@ def test_a_base_with_other_settings_is_loaded_anew(load_nano, loads, change):
         assert len(loads) == 2
         load_nano(**change, head_init="random")
         assert len(loads) == 2, "the head is not part of the key"
+
+
+def test_a_replaced_base_is_freed_before_the_next_one_is_loaded(load_nano, monkeypatch):
+    left, plain = [], base.AutoModelForSequenceClassification.from_pretrained
+
+    def load(*args, **kwargs):
+        left.append(first() is not None)
+        return plain(*args, **kwargs)
+
+    with cache_base():
+        weights = load_nano(quantization="nf4")[0].parameters()
+        first = weakref.ref(next(weight for weight in weights if isinstance(weight, bnb.nn.Params4bit)))
+        del weights
+        assert first() is not None
+        monkeypatch.setattr(base.AutoModelForSequenceClassification, "from_pretrained", staticmethod(load))
+        load_nano(precision="bf16")
+    assert left == [False]
 
 
 def test_outside_the_block_each_model_is_loaded_anew(load_nano, loads):
