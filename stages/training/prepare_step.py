@@ -2,14 +2,13 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from stages.data.batching import EVALUATION_TOKENS
 from stages.kernels.fusion import count_free_bytes, estimate_bytes_per_token
 from stages.runtime import distributed
 from stages.runtime.errors import UserError
@@ -26,12 +25,12 @@ RESERVED = 0.7e9  # bytes
 GAPS = 1.15
 # Of the free memory, for a validation batch. phi-2's batches of `EVALUATION_TOKENS` need less, also with 8 GB.
 VALIDATION_SHARE = 0.25
-FEWEST_VALIDATION_TOKENS = 1024
 
 
 def prepare_step(
-    step: CapturedStep, batches: EpochBatches, collate: PartCollator, train: Train, validate: Callable[[int], object]
-) -> str:
+    step: CapturedStep, batches: EpochBatches, collate: PartCollator, train: Train, validate: Callable[[int], object],
+    validation_limits: dict[int, int],
+) -> str:  # fmt: skip
     """Choose how batches are computed and for which sizes the step is captured, and capture them.
 
     Args:
@@ -40,6 +39,7 @@ def prepare_step(
         train: its `dequantize_once`, `gradient_checkpointing` and `micro_batch` limit the choice.
         validate: limits validation batches to so many tokens, and predicts the largest; raises UserError if it does
             not fit.
+        validation_limits: such limits, descending, and the tokens of the largest batch under each.
 
     Returns:
         the plan in words, which is also printed.
@@ -54,52 +54,53 @@ def prepare_step(
     rows = max(distributed.all_gather(max(map(len, parts))))
     tokens = np.concatenate(distributed.all_gather([collate.count_tokens(part, rows) for part in parts]))
     choices = list_choices(step, train, longest if train.micro_batch == "auto" else int(tokens.max()))
-    validation_tokens, validation_bytes = fit_validation(validate)
+    limit, validation_bytes = fit_validation(validate, validation_limits)
     plan = distributed.broadcast(plan_memory(step, batches, collate, tokens, choices, validation_bytes))
     while True:
-        most_parts, error = try_plan(
-            plan, step, batches, collate, train.epochs, longest, partial(validate, validation_tokens)
-        )
+        most_parts, error = try_plan(plan, step, batches, collate, train.epochs, longest, partial(validate, limit))
         captured = all(distributed.all_gather(most_parts > 0))
-        if all(distributed.all_gather(error is None)):
+        errors = [error for error in distributed.all_gather(error) if error is not None]
+        if not errors:
             break
         step.forget_graphs()
-        if captured and validation_tokens > FEWEST_VALIDATION_TOKENS:
-            validation_tokens //= 2
+        if captured and limit > min(validation_limits):
+            limit = max(smaller for smaller in validation_limits if smaller < limit)
         elif captured and plan == choices.least:  # no allowed plan leaves more memory for validation
-            raise UserError(error or "params.yaml: a validation batch does not fit the GPU's memory of another rank")
+            raise UserError(errors[0])
         else:
             plan = next_smaller(plan, choices, captured)
     description = describe_plan(plan, most_parts)
-    if validation_tokens < EVALUATION_TOKENS:
-        description += f", validation batches of up to {validation_tokens:,} tokens"
+    if limit < max(validation_limits):
+        description += f", validation batches of up to {validation_limits[limit]:,} tokens"
     print(f"GPU memory: {description}")
     return description
 
 
-def fit_validation(validate: Callable[[int], object]) -> tuple[int, int]:
-    """Halve the tokens of a validation batch until it takes a small share of the free memory. The step needs the rest.
+def fit_validation(validate: Callable[[int], object], limits: Iterable[int]) -> tuple[int, int]:
+    """Choose the first limit whose largest batch takes a small share of the free memory. The step needs the rest.
 
     Args:
         validate: as in `prepare_step`.
+        limits: of a validation batch's tokens, descending. The last one is chosen if its batch fits at all.
 
     Returns:
-        (the most tokens of a batch, bytes that it needs)
+        (the limit, bytes that its largest batch needs)
+
+    Raises:
+        UserError: the batch does not fit the memory of one rank. All ranks raise it.
     """
-    tokens = EVALUATION_TOKENS
-    while True:
+    for limit in limits:
         error, peak, free = None, 0, count_free_bytes()
         try:
-            peak = measure_peak(partial(validate, tokens))
+            peak = measure_peak(partial(validate, limit))
         except UserError as does_not_fit:
             error = str(does_not_fit)  # the error itself would keep the tensors of its functions
         if all(distributed.all_gather(error is None and peak <= VALIDATION_SHARE * free)):
-            return tokens, peak
-        if tokens <= FEWEST_VALIDATION_TOKENS:
-            if error:
-                raise UserError(error)
-            return tokens, peak
-        tokens //= 2
+            return limit, peak
+    errors = [error for error in distributed.all_gather(error) if error is not None]
+    if errors:
+        raise UserError(errors[0])
+    return limit, peak
 
 
 def try_plan(

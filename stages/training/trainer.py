@@ -43,6 +43,7 @@ from stages.training.timed_checkpoints import TimedCheckpoints
 if TYPE_CHECKING:  # it imports Triton, which comes only with PyTorch for CUDA
     from stages.training.captured_step import CapturedStep
 
+VALIDATION_ROWS = 4  # of a validation batch, at most so many for each row of a training batch
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -105,6 +106,7 @@ class ClassifierTrainer(Trainer):
         rows: dict[str, Any] = {"train_dataset": train_rows, "eval_dataset": validation_rows}  # any Sequence will do
         super().__init__(model, **rows, **trainer_arguments)
         self.classifier, self.train_rows, self.validation_rows = model, train_rows, validation_rows
+        self.validation_lengths = count_tokens(validation_rows)
         self.batches, self.train_params, self.max_length, self.pad_id = batches, train, max_length, pad_id
         self.step_losses: list[torch.Tensor] = []
         self.saved_step, self.validation_tokens = 0, EVALUATION_TOKENS
@@ -131,8 +133,9 @@ class ClassifierTrainer(Trainer):
             self.accelerator.prepare_model = without_ddp  # type: ignore[method-assign]  # the Trainer has no option
             self.classifier.zero_grad = _keep_gradients  # type: ignore[method-assign]
             self.memory_plan = prepare_step(
-                self.captured_step, batches, self.collate, self.train_params, self.try_largest_validation_batch
-            )
+                self.captured_step, batches, self.collate, self.train_params, self.try_largest_validation_batch,
+                self.list_validation_limits(),
+            )  # fmt: skip
         elif self.args.device.type == "cuda":
             self.try_largest_validation_batch(EVALUATION_TOKENS)
         return EpochLoader(batches, self.args.dataloader_pin_memory)
@@ -154,22 +157,39 @@ class ClassifierTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """This rank's validation batches: for each batch the numbers of its rows, int64 [rows]."""
-        return self._split_validation()[distributed.rank() :: distributed.world_size()]
+        return self._split_validation(self.validation_tokens)[distributed.rank() :: distributed.world_size()]
 
-    def _split_validation(self) -> list[np.ndarray]:
-        """The numbers of the rows of each validation batch.
+    def _split_validation(self, max_tokens: int) -> list[np.ndarray]:
+        """The numbers of the rows of each validation batch of up to so many tokens.
 
         Long rows are sorted by length, so that little padding is computed. Short ones keep their order: another one
         rounds otherwise.
         """
-        lengths, order = count_tokens(self.validation_rows), np.arange(len(self.validation_rows))
-        if lengths.max() * self.args.eval_batch_size > self.validation_tokens:
-            order = np.argsort(-lengths, kind="stable")
-        pad = partial(padded_length, batches=self.batches, max_length=self.max_length)
-        return split_batches(
-            lengths, order.tolist(), self.args.eval_batch_size, self.validation_tokens,
-            None if self.packs_rows else pad,
-        )  # fmt: skip
+        order = np.arange(len(self.validation_lengths))
+        if self.validation_lengths.max() * self.args.eval_batch_size > max_tokens:
+            order = np.argsort(-self.validation_lengths, kind="stable")
+        pad = None if self.packs_rows else self._pad_length
+        return split_batches(self.validation_lengths, order.tolist(), self.args.eval_batch_size, max_tokens, pad)
+
+    def _pad_length(self, longest: int) -> int:
+        return padded_length(longest, self.batches, self.max_length)
+
+    def _count_batch_tokens(self, rows: np.ndarray) -> int:
+        """Tokens of a validation batch, with its padding."""
+        lengths = self.validation_lengths[rows]
+        return int(lengths.sum()) if self.packs_rows else len(rows) * self._pad_length(int(lengths.max()))
+
+    def list_validation_limits(self) -> dict[int, int]:
+        """Limits of a validation batch's tokens, `EVALUATION_TOKENS` and its halves, and the largest batch's of each.
+
+        A limit that makes the largest batch no smaller is left out: a row longer than a limit is a batch.
+        """
+        limits: dict[int, int] = {}
+        for limit in (EVALUATION_TOKENS // 2**halvings for halvings in range(4)):
+            tokens = max(map(self._count_batch_tokens, self._split_validation(limit)))
+            if not limits or tokens < min(limits.values()):
+                limits[limit] = tokens
+        return limits
 
     def try_largest_validation_batch(self, max_tokens: int) -> None:
         """Compute the largest validation batch, to find out before the first step whether it fits the GPU's memory.
@@ -184,19 +204,16 @@ class ClassifierTrainer(Trainer):
         """
         self.validation_tokens = max_tokens
         modes = {module: module.training for module in self.classifier.modules()}
-        lengths = count_tokens(self.validation_rows)
-        largest = max(
-            self._split_validation(),
-            key=lambda rows: lengths[rows].sum() if self.packs_rows else len(rows) * lengths[rows].max(),
-        )
+        largest = max(self._split_validation(max_tokens), key=self._count_batch_tokens)
+        tokens = self._count_batch_tokens(largest)
         self.classifier.eval()
         try:
             self._predict_validation_batch(largest)
         except torch.OutOfMemoryError as error:
-            fewer = "train.batch_size (validation takes up to 4 times as many rows) or a smaller "
+            fewer = f"train.batch_size (validation takes up to {VALIDATION_ROWS} times as many rows) or a smaller "
             raise UserError(
-                f"params.yaml: a validation batch of {lengths[largest].sum():,} tokens does not fit this GPU's memory; "
-                f"to use less, set a smaller {fewer if len(largest) > 1 else ''}tokenize.max_length"
+                f"params.yaml: a validation batch of {tokens:,} tokens does not fit the GPU's memory; "
+                f"to use less, set a smaller {fewer if len(largest) > VALIDATION_ROWS else ''}tokenize.max_length"
             ) from error
         finally:
             for module, mode in modes.items():
@@ -461,7 +478,7 @@ def make_trainer(
         num_train_epochs=train.epochs,
         per_device_train_batch_size=train.batch_size,  # on all ranks together: `EpochBatches` divides it
         # 4 times the rows, because no activations are kept. Not eval.batch_size: its change needs no training.
-        per_device_eval_batch_size=4 * train.batch_size,  # at most: `EVALUATION_TOKENS` limits the tokens
+        per_device_eval_batch_size=VALIDATION_ROWS * train.batch_size,  # at most: `EVALUATION_TOKENS` limits the tokens
         learning_rate=train.learning_rate,
         lr_scheduler_type=SCHEDULES[train.schedule],
         warmup_steps=int(steps * train.warmup_ratio),

@@ -21,6 +21,7 @@ MB = 10**6
 BYTES_PER_TOKEN = {False: 2 * MB, True: MB // 2}  # by whether layers are checkpointed
 KEPT_WEIGHTS = 1000 * MB
 SUM_BYTES = 1 * MB  # of the gradients of a batch in parts
+LIMITS = {8192: 8100, 4096: 4050, 2048: 2030, 1024: 1010}  # of a validation batch, and the tokens of the largest
 
 
 class Step:
@@ -73,7 +74,7 @@ def prepare(monkeypatch, make_params, capsys):
 
     def prepare(
         lengths, free, padded=False, batch_size=4, max_length=2048, bound=3 * MB, validation=0, validation_token=0,
-        **train,
+        limits=LIMITS, **train,
     ):  # fmt: skip
         """validation: bytes next to the largest graph, maybe by the tokens; validation_token: bytes, measured"""
         step = Step(free, padded)
@@ -97,7 +98,7 @@ def prepare(monkeypatch, make_params, capsys):
         train = make_params(**{f"train__{name}": value for name, value in ({"epochs": 1} | train).items()}).train
         micro_batch = None if train.micro_batch == "auto" else train.micro_batch
         batches = EpochBatches(rows, batch_size, "random", 0, collate, micro_batch)
-        description = prepare_step(step, batches, collate, train, validate)
+        description = prepare_step(step, batches, collate, train, validate, limits)
         line = capsys.readouterr().out
         assert line == f"GPU memory: {description}\n"
         return step, batches, line
@@ -157,7 +158,7 @@ def test_validation_that_does_not_fit_next_to_the_graphs_costs_smaller_parts(pre
 def test_validation_that_fits_next_to_the_graphs_in_smaller_batches_costs_no_smaller_parts(prepare):
     step, _, line = prepare([40] * 64, free=4000 * MB, batch_size=16, validation=lambda tokens: tokens * MB // 2)
     assert step.plan == Plan(True, False, 640) and step.validation_tokens == 2048
-    assert line.endswith(", each batch at once, validation batches of up to 2,048 tokens\n")
+    assert line.endswith(", each batch at once, validation batches of up to 2,030 tokens\n")
 
 
 def test_validation_that_fits_next_to_no_graph_is_an_error_about_validation(prepare):
@@ -170,7 +171,7 @@ def test_validation_batches_get_smaller_until_they_leave_most_memory_to_the_step
     """A quarter of the memory is 1,000 MB: 4,096 tokens of a quarter MB are too many, and so are 1,024 of one MB."""
     step, _, line = prepare([40] * 64, free=4000 * MB, batch_size=16, validation_token=validation_token)
     assert step.validation_tokens == (2048 if validation_token == MB // 4 else 1024)
-    assert line.endswith(f", validation batches of up to {step.validation_tokens:,} tokens\n")
+    assert line.endswith(f", validation batches of up to {LIMITS[step.validation_tokens]:,} tokens\n")
 
 
 def test_the_memory_of_a_validation_batch_is_not_planned_for_the_step(prepare):
@@ -183,9 +184,27 @@ def test_the_smallest_validation_batch_that_does_not_fit_is_an_error_before_any_
         prepare([40] * 8, free=4000 * MB, validation_token=5 * MB)
 
 
+def test_a_validation_batch_that_cannot_get_smaller_costs_smaller_parts_and_is_not_mentioned(prepare):
+    step, _, line = prepare([40] * 64, free=4000 * MB, batch_size=16, validation=2000 * MB, limits={8192: 700})
+    assert step.plan == Plan(True, False, 320) and step.validation_tokens == 8192
+    assert line == "GPU memory: a dequantized copy of the weights, batches in up to 2 parts of 320 tokens\n"
+
+
+@pytest.mark.parametrize("when", ["alone", "next to the graphs"])
+def test_a_validation_batch_that_does_not_fit_another_rank_is_an_error_on_this_one_too(prepare, become_rank, when):
+    def all_gather(value):
+        if isinstance(value, bool) and when == "alone":
+            return [value, False]
+        return [value, "no memory on rank 1"] if value is None else [value, value]
+
+    become_rank(0, 2, all_gather)
+    with pytest.raises(UserError, match=r"^no memory on rank 1$"):
+        prepare([40] * 8, free=4000 * MB, gradient_checkpointing=True)
+
+
 def test_ranks_agree_on_the_tokens_of_a_validation_batch(prepare, become_rank):
     """This rank's fits at once, another rank's only with half of the tokens."""
-    answers = iter([[True, False], [True, True], [True, True], [True, True]])
+    answers = iter([[True, False], [True, True], [True, True]])
     become_rank(0, 2, lambda value: next(answers) if isinstance(value, bool) else [value, value])
     assert prepare([40] * 64, free=80_000 * MB, batch_size=16)[0].validation_tokens == 4096
 
@@ -193,9 +212,13 @@ def test_ranks_agree_on_the_tokens_of_a_validation_batch(prepare, become_rank):
 @pytest.mark.parametrize("fails", ["capture", "validation"])
 def test_all_ranks_try_less_if_one_of_them_must(prepare, become_rank, fails):
     """On this rank all fits; in the first round another rank's step does not, or its validation."""
-    first = [[True, fails == "validation"], [True, False]]
-    answers = iter([[True, True], *first, [True, True], [True, True]])
-    become_rank(0, 2, lambda value: next(answers) if isinstance(value, bool) else [value, value])
+    answers = iter([[True, True], [True, fails == "validation"], [True, True]])
+    errors = iter([[None, "no memory on rank 1"], [None, None]])
+
+    def all_gather(value):
+        return next(errors) if value is None else next(answers) if isinstance(value, bool) else [value, value]
+
+    become_rank(0, 2, all_gather)
     step, _, _ = prepare([40] * 64, free=4000 * MB, batch_size=16)
     expected = (Plan(True, False, 320), 4096) if fails == "validation" else (Plan(False, False, 320), 8192)
     assert (step.plan, step.validation_tokens) == expected

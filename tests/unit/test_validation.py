@@ -128,13 +128,20 @@ def test_a_validation_batch_that_does_not_fit_is_an_error_with_the_keys_that_hel
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainer = make()
+    trainer.args.per_device_eval_batch_size = 8  # as with a training batch of 2 rows
     trainer.classifier.train()
     monkeypatch.setattr(trainer.classifier, "forward", run_out_of_memory)
     with pytest.raises(
-        UserError, match=r"a validation batch of \d\d tokens does not fit .*batch_size .*max_length$"
+        UserError, match=r"a validation batch of 60 tokens does not fit .*batch_size .*max_length$"
     ) as error:
-        trainer.try_largest_validation_batch(30)
-    with pytest.raises(UserError, match=r"a validation batch of 12 tokens .* set a smaller tokenize.max_length"):
-        trainer.try_largest_validation_batch(1)
+        trainer.try_largest_validation_batch(60)  # 5 rows
+    with pytest.raises(UserError, match=r"a validation batch of 27 tokens .* set a smaller tokenize.max_length"):
+        trainer.try_largest_validation_batch(30)  # up to 4 rows, as with a training batch of one row
     assert "dequantize_once" not in str(error.value), "no copy of the weights is kept yet"
     assert all(module.training for module in trainer.classifier.modules()), "the next plan would be captured in eval()"
+
+
+def test_limits_of_a_validation_batch_are_only_those_that_make_it_smaller(make, make_packed):
+    """Under 3 tokens no batch is smaller than under 7: a row of 12 is one. With padding a batch under 15 has 12, too."""
+    assert make_packed().list_validation_limits() == {30: 26, 15: 13, 7: 12}
+    assert make().list_validation_limits() == {30: 27, 15: 15, 7: 12}
