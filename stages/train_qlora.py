@@ -68,7 +68,7 @@ def train_and_save(
         recorder.mark("before_training")
         seconds = train(trainer, checkpoint, p, recorder)
         figures = {"seconds": seconds, "resumed": checkpoint is not None, "memory_plan": trainer.memory_plan}
-        logits = trainer.compute_validation_logits()  # of the epoch to save: a resumed run computes the same
+        logits = trainer.compute_validation_logits()  # of the epoch to save, as a resumed run does
         recorder.mark("after_training")
         if curves:
             curves.end()

@@ -73,7 +73,7 @@ def _check_target_modules(model: PreTrainedModel, targets: str | list[str]) -> N
 
 
 def adapts_embedding(model: PreTrainedModel, targets: str | list[str]) -> bool:
-    """Whether `lora.target_modules` names the embedding, which PEFT then saves with the adapter."""
+    """Whether `lora.target_modules` names the embedding. LoRA then has weights for each of its tokens."""
     config, embedding = LoraConfig(target_modules=targets), model.get_input_embeddings()
     names = [name for name, module in model.named_modules() if module is embedding]
     return any(check_target_module_exists(config, name) for name in names)

@@ -142,6 +142,6 @@ def test_a_validation_batch_that_does_not_fit_is_an_error_with_the_keys_that_hel
 
 
 def test_limits_of_a_validation_batch_are_only_those_that_make_it_smaller(make, make_packed):
-    """Under 3 tokens no batch is smaller than under 7: a row of 12 is one. With padding a batch under 15 has 12, too."""
+    """The limit of 3 tokens is left out: a row of 12 is a batch under 7 already."""
     assert make_packed().list_validation_limits() == {30: 26, 15: 13, 7: 12}
     assert make().list_validation_limits() == {30: 27, 15: 15, 7: 12}
