@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 import torch
 
-from stages.data.batching import EVALUATION_TOKENS, TokenizedRows
+from stages.data.batching import TokenizedRows
 from stages.data.labels import Labels
 from stages.data.task import Task
 from stages.model.adapter import count_parameters
@@ -72,7 +72,6 @@ def evaluate(name: str, adapter: Path | None, predict: Callable[[Inputs, Classif
         task.labels,
         device,
         adapter,
-        p.eval.batch_size,
         lambda classifier: predict(Inputs(p, manifest, task, test), classifier),
     )
     if not distributed.is_main():
@@ -112,14 +111,12 @@ def load_and_predict(
     labels: Labels,
     device: torch.device,
     adapter: Path | None,
-    batch_size: int,
     predict: Callable[[Classifier], Predicted],
 ) -> Measured[Predicted]:
     """Load a model and predict with it, and record time and memory.
 
     Args:
         manifest, settings, max_length, labels, device, adapter: as for `Classifier.load`.
-        batch_size: `eval.batch_size`, for the error if the memory is too small.
         predict: is called on every rank.
     """
     with Recorder(device) as recorder:
@@ -129,8 +126,8 @@ def load_and_predict(
         recorder.mark("loaded")
         start = recorder.elapsed_seconds()
         with report_out_of_memory(
-            f"params.yaml: eval.batch_size: {batch_size} rows do not fit this GPU's memory, although a batch has at "
-            f"most {EVALUATION_TOKENS:,} tokens; set a smaller one, or a smaller tokenize.max_length if a row is long"
+            f"params.yaml: tokenize.max_length: {max_length}: a batch of one row does not fit this GPU's memory; "
+            "set a smaller one"
         ):
             predicted = predict(classifier)
         seconds = recorder.elapsed_seconds() - start

@@ -190,6 +190,11 @@ def split_batches(
     return [np.array(batch) for batch in batches]
 
 
+def count_batch_tokens(lengths: np.ndarray, pad: Callable[[int], int] | None) -> int:
+    """Tokens of a batch of rows of these lengths, with the padding. `pad` is as for `split_batches`."""
+    return len(lengths) * pad(int(lengths.max())) if pad else int(lengths.sum())
+
+
 def padding_share(lengths: np.ndarray, order: list[int], batch_size: int, batches: Batches, max_length: int) -> float:
     """Share of padding in the tokens of all batches, 0 to 1."""
     ordered = lengths[np.asarray(order)]

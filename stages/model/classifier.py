@@ -1,5 +1,6 @@
 """Load base, head and adapter as one classifier, and predict the classes of rows."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stages.data.batching import (
     EVALUATION_TOKENS,
     assign_batches,
+    count_batch_tokens,
     count_tokens,
     pack_rows,
     pad_rows,
@@ -70,6 +72,10 @@ class Classifier:
         self.compute_packed_logits = compute_packed_logits if batches.padding == "none" else None
         # Nothing is captured here, so padding to a multiple would only cost time.
         self.padding = batches.model_copy(update={"multiple_of": 1})
+        self.pad_length = (
+            None if self.compute_packed_logits else partial(padded_length, batches=self.padding, max_length=max_length)
+        )
+        self.max_tokens = EVALUATION_TOKENS  # that fit the memory, as far as is known
 
     @classmethod
     def load(
@@ -145,16 +151,28 @@ class Classifier:
         order = np.arange(len(examples))
         if self.batches.order != "random":  # longest first: a batch that does not fit the memory fails at once
             order = np.argsort(-lengths, kind="stable")
-        pad = partial(padded_length, batches=self.padding, max_length=self.max_length)
-        return split_batches(
-            lengths, order[first:].tolist(), batch_size, EVALUATION_TOKENS, None if self.compute_packed_logits else pad
-        )
+        return split_batches(lengths, order[first:].tolist(), batch_size, EVALUATION_TOKENS, self.pad_length)
 
     @torch.inference_mode()
     def compute_batch_logits(self, examples: list[dict]) -> torch.Tensor:
-        """The outputs of the head for the rows of a batch, [rows, outputs], on the device: a GPU may still compute."""
-        with sdpa_kernel(ATTENTION):
-            return self._compute_logits(examples)
+        """The outputs of the head for the rows of a batch, [rows, outputs], on the device: a GPU may still compute.
+
+        Where a batch does not fit the GPU's memory, it and the batches after it are computed in smaller parts.
+
+        Raises:
+            torch.OutOfMemoryError: a single row does not fit.
+        """
+        lengths = count_tokens(examples)
+        while True:
+            parts = split_batches(lengths, range(len(lengths)), len(lengths), self.max_tokens, self.pad_length)
+            try:
+                with sdpa_kernel(ATTENTION):
+                    return torch.cat([self._compute_logits([examples[row] for row in rows]) for rows in parts])
+            except torch.OutOfMemoryError:
+                if len(parts) == len(lengths):
+                    raise
+            self.max_tokens = max(count_batch_tokens(lengths[rows], self.pad_length) for rows in parts) // 2
+            print(f"GPU memory: batches of up to {self.max_tokens:,} tokens", file=sys.stderr)
 
     def _compute_logits(self, examples: list[dict]) -> torch.Tensor:
         pad_id, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from stages.data.batching import EVALUATION_TOKENS, count_tokens, pack_rows, pad_rows, padded_length, split_batches
+from stages.data.batching import (
+    EVALUATION_TOKENS,
+    count_batch_tokens,
+    count_tokens,
+    pack_rows,
+    pad_rows,
+    padded_length,
+    split_batches,
+)
 from stages.kernels.errors import StepUnavailable
 from stages.runtime import distributed, files
 from stages.runtime.errors import UserError
@@ -168,16 +176,15 @@ class ClassifierTrainer(Trainer):
         order = np.arange(len(self.validation_lengths))
         if self.validation_lengths.max() * self.args.eval_batch_size > max_tokens:
             order = np.argsort(-self.validation_lengths, kind="stable")
-        pad = None if self.packs_rows else self._pad_length
-        return split_batches(self.validation_lengths, order.tolist(), self.args.eval_batch_size, max_tokens, pad)
+        return split_batches(
+            self.validation_lengths, order.tolist(), self.args.eval_batch_size, max_tokens, self._pad_length()
+        )
 
-    def _pad_length(self, longest: int) -> int:
-        return padded_length(longest, self.batches, self.max_length)
+    def _pad_length(self) -> Callable[[int], int] | None:
+        return None if self.packs_rows else partial(padded_length, batches=self.batches, max_length=self.max_length)
 
     def _count_batch_tokens(self, rows: np.ndarray) -> int:
-        """Tokens of a validation batch, with its padding."""
-        lengths = self.validation_lengths[rows]
-        return int(lengths.sum()) if self.packs_rows else len(rows) * self._pad_length(int(lengths.max()))
+        return count_batch_tokens(self.validation_lengths[rows], self._pad_length())
 
     def list_validation_limits(self) -> dict[int, int]:
         """Limits of a validation batch's tokens, `EVALUATION_TOKENS` and its halves, and the largest batch's of each.

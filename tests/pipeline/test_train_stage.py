@@ -549,7 +549,7 @@ def out_of_memory(*_, **__):
 @pytest.mark.parametrize(
     ("stage", "broken", "message"),
     [("train_qlora", "transformers.Trainer.train", "tokenize.max_length: 128: the smallest part of a batch"),
-     ("eval_base", "stages.model.classifier.Classifier.compute_logits", "eval.batch_size: 256 rows do not fit")],
+     ("eval_base", "stages.model.classifier.Classifier._compute_logits", "tokenize.max_length: 128: a batch of one")],
 )  # fmt: skip
 def test_a_batch_that_does_not_fit_the_gpu_is_an_error_of_one_line(tmp_path, monkeypatch, stage, broken, message):
     folder = prepare(tmp_path / "run", eval__batch_size=256)

@@ -172,6 +172,44 @@ def test_batches_of_few_tokens_predict_as_one_row_at_a_time(load_nano, make_para
     ]
 
 
+@pytest.mark.parametrize("padding", ["longest", "max_length"])
+def test_a_batch_that_does_not_fit_the_memory_is_computed_in_parts(
+    load_nano, make_params, monkeypatch, capsys, padding
+):
+    """From the first batch that does not fit, no batch with so many tokens is tried again."""
+    base, tokenizer, _ = load_nano()
+    examples = [{"input_ids": list(range(10, 10 + length)), "labels": 0} for length in (20, 20, 20, 20, 18, 16, 16, 2)]
+    classifier = Classifier(base, tokenizer, make_params(batches__padding=padding).batches, 20, LABELS)
+    expected = classifier.compute_logits(examples, 4)
+    compute, tried = classifier._compute_logits, []
+
+    def compute_if_it_fits(rows):
+        tried.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(rows)
+
+    monkeypatch.setattr(classifier, "_compute_logits", compute_if_it_fits)
+    assert abs(classifier.compute_logits(examples, 4) - expected).max() < 1e-5
+    assert tried == [4, 2, 2, 2, 2]
+    assert capsys.readouterr().err == "GPU memory: batches of up to 40 tokens\n"
+
+
+def test_a_row_that_does_not_fit_the_memory_is_an_error(load_nano, make_params, monkeypatch):
+    base, tokenizer, _ = load_nano()
+    classifier = Classifier(base, tokenizer, make_params().batches, 20, LABELS)
+    tried = []
+
+    def run_out_of_memory(rows):
+        tried.append(len(rows))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(classifier, "_compute_logits", run_out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        classifier.compute_logits([{"input_ids": [5, 6, 7], "labels": 0}] * 5, 4)
+    assert tried == [4, 2, 1]
+
+
 def test_training_works_after_an_evaluation(load_nano, lora):
     """On some CPUs bitsandbytes repacks 4-bit weights at the first evaluation, and training then fails."""
     base, _, _ = load_nano()

@@ -169,7 +169,5 @@ def _run(
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    settings, batch_size = adapter.settings, p.eval.batch_size
-    return load_and_predict(
-        adapter.manifest, settings, settings.max_length, settings.labels, device, weights, batch_size, predict
-    )
+    settings = adapter.settings
+    return load_and_predict(adapter.manifest, settings, settings.max_length, settings.labels, device, weights, predict)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.data.batching import EVALUATION_TOKENS, TokenizedRows
+from stages.data.batching import TokenizedRows
 from stages.data.classifier_settings import ClassifierSettings
 from stages.data.task import name_text_columns, parse_columns
 from stages.data.tokenization import tokenize_rows
@@ -117,8 +117,8 @@ class PartPredictor:
         for part in parts:
             for rows in self.classifier.split_batches(part.examples, self.batch_size, computed):
                 with report_out_of_memory(
-                    f"--batch-size: {self.batch_size} rows, at most {EVALUATION_TOKENS:,} tokens, do not fit this "
-                    "GPU's memory; set a smaller one"
+                    f"a text of up to {self.classifier.max_length:,} tokens does not fit this GPU's memory; to use the "
+                    "CPU, write CUDA_VISIBLE_DEVICES= before the command"
                 ):
                     self._add(part, rows, self.classifier.compute_batch_logits([part.examples[row] for row in rows]))
             self._add(part, np.empty(0, int), torch.empty(0))
