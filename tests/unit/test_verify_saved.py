@@ -105,6 +105,19 @@ def test_a_tokenizer_with_another_pad_token_is_rejected(saved, verify):
         verify(folder, snapshot, manifest, model_params)
 
 
+def test_no_batch_has_more_than_two_rows_and_each_has_padding(saved, verify):
+    """8 rows of 2,048 tokens at once may need more memory than a training step."""
+    folder, snapshot, manifest, model_params = saved()
+    sizes = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: sizes.append(inputs[0].shape) if isinstance(module, torch.nn.Embedding) else None
+    )
+    with hook:
+        verify(folder, snapshot, manifest, model_params)
+    longest = [len(row["input_ids"]) for row in snapshot.examples[: ROWS // 2 - 1 : -1]]
+    assert sizes[-ROWS // 2 :] == [(2, length) for length in longest]
+
+
 def test_nan_logits_are_rejected(saved, verify):
     folder, snapshot, manifest, model_params = saved()
     snapshot.logits[0, 0] = math.nan
