@@ -282,6 +282,11 @@ def facts(results: dict) -> Iterator[str]:
         f"checkpointing it is {mean / checkpointing['ms_per_step']:.1f} times as fast as the notebook's, in "
         f"{checkpointing['peak_allocated_gb']:.1f} GB."
     )
+    if compiled := lines.get(("trainer, compiled", 16)):
+        yield (
+            f"The compiled HF Trainer's step takes {compiled['ms_per_step'] / ours['ms_per_step']:.1f} times as long "
+            "as ours, once it is compiled for every length of a batch."
+        )
     yield (
         f"At batch 16, the matrix products of a step need at least {limits['product_ms']:.1f} ms, at the rate measured "
         f"there ({limits['matrix_tflops']:.0f} TFLOP/s). Reading the 4-bit weights twice needs "
