@@ -9,7 +9,7 @@ import operator
 import re
 import reprlib
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -98,7 +98,8 @@ def read_csv(path: Path, name: str, options: dict[str, Any], columns: list[str] 
 def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int) -> Iterator[pa.Table]:
     """Read a csv or tsv file, which may be compressed, as text. The header is its first row, also in the first chunk.
 
-    An empty line below the header is a row of empty cells. The memory does not grow with the file.
+    An empty line between rows is a row of empty cells. The memory does not grow with the file, unless its lines end in
+    \\r or \\r\\r\\n.
 
     Args:
         name: the file's name in errors.
@@ -112,18 +113,40 @@ def read_csv_in_chunks(path: Path, name: str, options: dict[str, Any], rows: int
     encoding = options["encoding"]
     if problem := _describe_encoding(path, name, encoding):
         raise _csv_error(problem, path, name, options)
+    text, above_header, at_end, header = None, 0, 0, ""
     with _open_lines(path, name, encoding) as lines:
-        above_header = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\ufeff \t\r\n"), lines))
+        for line in lines:
+            if not header and not line.strip("\ufeff \t\r\n"):
+                above_header += 1
+                continue
+            header = header or line
+            if header.endswith("\r"):  # of such lines pandas skips too many, and reads \r\r\n as two
+                text = re.sub("\r\r?\n|\r", "\n", header.lstrip("\ufeff") + lines.read()).rstrip("\n")
+                above_header = 0
+                break
+            at_end = 0 if line.strip("\r\n") else at_end + 1
     read = options | AS_TEXT | {"chunksize": rows, "skip_blank_lines": False, "skiprows": above_header}
     try:
-        with open_file(path, name) as file, pd.read_csv(file, **read) as frames:
-            for frame in frames:
+        with (
+            io.StringIO(text) if text else open_file(path, name) as file,
+            pd.read_csv(file, **read) as frames,
+        ):
+            for frame in _drop_rows_at_the_end(frames, at_end):
                 texts = [pa.array(frame[column], pa.large_string(), from_pandas=True) for column in frame]
                 yield pa.Table.from_arrays(texts, [str(column) for column in frame])
     except UserError:
         raise
     except Exception as cause:  # as in `read_csv`
         raise _explain(cause, path, name, options) from cause
+
+
+def _drop_rows_at_the_end(frames: Iterable[pd.DataFrame], rows: int) -> Iterator[pd.DataFrame]:
+    held: list[pd.DataFrame] = []
+    for frame in frames:
+        frame = pd.concat([*held, frame])
+        if kept := max(len(frame) - rows, 0):
+            yield frame[:kept]
+        held = [frame[kept:]]
 
 
 def _csv_error(problem: str, path: Path, name: str, options: dict[str, Any]) -> UserError:
@@ -315,10 +338,11 @@ def _find_title(path: Path, name: str, options: dict[str, Any]) -> UserError | N
         if separator != options["sep"]:
             is_header &= len(others) > 1 and all(len(cells) == len(names) for _, cells in others)
         if is_header or (separator == options["sep"] and len(names) > 2):
+            other = f'put " around cells with {separator}'
             return UserError(
                 f"{name}: line {title} has one cell ({text:.60}), line {number} has {len(names)} "
                 f"({textwrap.shorten(', '.join(names), 100)}); if line {number} names the columns, delete the lines "
-                "above it"
+                f"above it, else {f'name each column in line {title}' if separator == options['sep'] else other}"
             )
     return None
 

@@ -201,8 +201,20 @@ def test_a_title_above_the_header_is_an_error_that_names_the_lines(folder, lines
     number, names = next((i, re.split("[,;]", line)) for i, line in enumerate(lines, 1) if line.startswith("text"))
     assert error_of(folder).endswith(
         f"a.csv: line 1 has one cell (Tickets 2024), line {number} has {len(names)} ({', '.join(names)}); if line "
-        f"{number} names the columns, delete the lines above it"
+        f"{number} names the columns, delete the lines above it, else "
+        + ('put " around cells with ;' if ";" in lines[1] else "name each column in line 1")
     )
+
+
+@pytest.mark.parametrize("refused, changed", [
+    ("text,\nhello,pos\nbye,neg\n", "text,label\nhello,pos\nbye,neg\n"),
+    ("text\nhello;you\nbye;they\nno;we\n", 'text\n"hello;you"\n"bye;they"\n"no;we"\n'),
+])  # fmt: skip
+def test_a_file_that_seems_to_have_a_title_is_read_after_the_change_that_the_error_names(folder, refused, changed):
+    (folder / "a.csv").write_text(refused)
+    assert "delete the lines above it, else" in error_of(folder)
+    (folder / "a.csv").write_text(changed)
+    assert read_rows(folder)["text"][0].startswith("hello")
 
 
 def test_columns_without_a_name_at_the_end_are_no_title(folder):

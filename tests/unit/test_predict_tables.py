@@ -166,13 +166,15 @@ def test_json_lines_stay_as_they_are(tmp_path, ending):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("in.csv", "text\na\n\n  \nb\n\n"),
-        ("in.csv", "\r\n\r\ntext,id\r\na,1\r\n\r\n,\r\nb,2\r\n\r\n"),
-        ("in.jsonl", '{"text": "a"}\n\n  \n{"text": "b"}\n\n'),
+        ("in.csv", 'text\na\n\n  \nb\n""\n\n\n'),
+        ("in.csv", "\r\n\r\ntext,id\r\na,1\r\n\r\n,\r\nb,2\r\n,\r\n\r\n\r\n"),
+        ("in.csv", "\r\rtext,id\ra,1\r\r,\rb,2\r,\r\r\r"),
+        ("in.csv", "\r\r\ntext,id\r\r\na,1\r\r\n\r\r\n,\r\r\nb,2\r\r\n,\r\r\n\r\r\n"),
+        ("in.jsonl", '{"text": "a"}\n\n  \n{"text": "b"}\n{"text": ""}\n\n\n'),
     ],
 )
 @pytest.mark.parametrize("ending", ["csv", "json", "jsonl", "parquet"])
-def test_an_empty_line_is_a_row_without_a_text(tmp_path, name, content, ending):
+def test_an_empty_line_between_rows_is_a_row_without_a_text(tmp_path, name, content, ending):
     (tmp_path / name).write_text(content, newline="")
     texts = convert(tmp_path / name, tmp_path / f"out.{ending}")
     assert [text.strip() for (text,) in texts] == ["a", "", "", "b", ""]

@@ -187,7 +187,7 @@ def predict_missing(
     with progress_bar(total, "predict", "row", initial=done) as bar:
         PartPredictor(classifier, len(settings.classes), progress, batch_size, bar).predict(prefetch(parts))
     rows, seconds = total - done, time.monotonic() - start
-    print(f"predicted {rows:,} rows in {seconds:,.1f} s: {rows / seconds:,.1f} rows/s", file=sys.stderr)
+    print(f"{rows:,} rows in {seconds:,.1f} s: {rows / seconds:,.1f} rows/s", file=sys.stderr)
 
 
 @dataclass

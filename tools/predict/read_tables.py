@@ -8,7 +8,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -317,7 +317,7 @@ class JsonReader:
                     raise UserError(f"{self.place}: not JSON ({first_line(error)})") from error
                 texts: Iterator[str] = map(dump, rows)
             else:
-                texts = (line.strip(" \t\r\n") for line in file)
+                texts = drop_empty_lines_at_the_end(line.strip(" \t\r\n") for line in file)
             lines = enumerate(texts, 1)
             while chunk := list(itertools.islice(lines, CHUNK)):
                 yield chunk
@@ -351,6 +351,15 @@ class JsonReader:
                 for key, kind in zip(schema.names, schema.types, strict=True)
             ]
             yield pa.Table.from_arrays(columns, schema=schema)
+
+
+def drop_empty_lines_at_the_end(lines: Iterable[str]) -> Iterator[str]:
+    empty = 0
+    for line in lines:
+        if line:
+            yield from itertools.repeat("", empty)
+            yield line
+        empty = 0 if line else empty + 1
 
 
 def parse_object(line: str, place: str) -> dict[str, Any]:
