@@ -59,6 +59,7 @@ class SplitSummary:
         tokens_mean, tokens_max: per row, after truncation.
         tokens_longest: of the longest row, before truncation.
         classes: {class: rows}.
+        contradicting: rows that have the same texts as another one of the split, but another label.
         overlaps: {earlier split: rows that are related to its rows}.
         without_labels: rows that belong to no class. None, and no key in the file, if each row has one class.
     """
@@ -75,6 +76,7 @@ class SplitSummary:
     tokens_max: int
     tokens_longest: int
     classes: dict[str, int]
+    contradicting: int
     overlaps: dict[str, Overlap]
     without_labels: int | None = None
 
@@ -178,9 +180,17 @@ def summarize_split(
         tokens_max=int(tokens.max()),
         tokens_longest=int(tokenized["full_length"].max()),
         classes=dict(zip(task.classes, task.labels.count(tokenized["label"]).tolist(), strict=True)),
+        contradicting=count_contradicting(tokenized, task),
         overlaps={split: count_overlap(tokenized, others, task) for split, others in earlier.items()},
         without_labels=task.labels.count_without(tokenized["label"]),
     )
+
+
+def count_contradicting(rows: pd.DataFrame, task: Task) -> int:
+    """Count the rows that have the same texts as another one, but another label."""
+    repeated = rows.loc[rows.duplicated(task.text_columns, keep=False), [*task.text_columns, "label"]]
+    labels = repeated.groupby(task.text_columns, sort=False)["label"].transform("nunique")
+    return int((labels > 1).sum())
 
 
 def count_overlap(rows: pd.DataFrame, others: pd.DataFrame, task: Task) -> Overlap:

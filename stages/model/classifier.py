@@ -129,7 +129,7 @@ class Classifier:
         with progress_bar(sum(len(batches[i]) for i in numbers), title or "", "row", disable=disable) as bar:
             for rows in map(batches.__getitem__, numbers):
                 logits = self.compute_batch_logits([examples[i] for i in rows])
-                results.append((rows, logits.double()))  # copied later: the GPU need not wait
+                results.append((rows, logits.float()))  # copied later: the GPU need not wait
                 bar.update(len(rows))
         device = next(self.model.parameters()).device
         # A rank without batches does not know the number of outputs.

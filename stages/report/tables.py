@@ -112,6 +112,7 @@ def split_table(data: DataSummary, task: Task) -> list[tuple[str, list[str]]]:
         ("kept", [split.kept for split in splits]),
         ("truncated", [split.truncated for split in splits]),
         *((f"with an empty {column}", [split.empty[column] for split in splits]) for column in task.columns),
+        ("same texts as another row, other label", [split.contradicting for split in splits]),
         ("duplicates of training rows", [_count_duplicates(split, "train") for split in splits]),
         ("duplicates of validation rows", [_count_duplicates(split, "validation") for split in splits]),
         ("tokens, mean", [f"{split.tokens_mean:.1f}" for split in splits]),

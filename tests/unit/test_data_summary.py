@@ -11,6 +11,7 @@ from stages.data.data_summary import (
     Overlap,
     PaddingShares,
     SplitSummary,
+    count_contradicting,
     count_overlap,
     summarize_split,
 )
@@ -44,6 +45,7 @@ def test_the_summary_counts_chosen_dropped_empty_and_truncated_rows():
         tokens_max=3,
         tokens_longest=7,
         classes={"entailment": 1, "neutral": 0, "contradiction": 1},
+        contradicting=0,
         overlaps={"train": Overlap(rows=1, groups=0)},
     )
     assert summarize_split(chosen, chosen[:3], tokenized, TASK, {}).unlabelled == 1
@@ -53,7 +55,7 @@ def test_the_json_file_has_the_same_keys_in_the_same_order_after_reading_and_wri
     split = {
         "rows": 12, "chosen": 4, "unlabelled": 2, "dropped": 2, "kept": 2, "empty": {"in_train": 1}, "truncated": 1,
         "tokens": 4, "tokens_mean": 2.0, "tokens_max": 3, "tokens_longest": 7,
-        "classes": {"no": 1, "yes": 1},
+        "classes": {"no": 1, "yes": 1}, "contradicting": 2,
     }  # fmt: skip
     summary = {
         "train": split,
@@ -78,6 +80,13 @@ def test_duplicates_and_shared_groups_are_counted():
     assert count_overlap(rows.iloc[3:4], train, TASK) == Overlap(rows=0, groups=0)
     assert count_overlap(rows.iloc[4:], train, TASK) == Overlap(0, 1), "each text is in train, but in different rows"
     assert count_overlap(rows, train, Task(CLASSES, template_of(COLUMNS), None)) == Overlap(rows=2, groups=None)
+
+
+def test_rows_with_equal_texts_contradict_one_another_if_their_labels_differ():
+    """a b has two labels in three rows, c d one in two; e shares only one of its texts."""
+    rows = frame(("a", "b", 0), ("c", "d", 1), ("a", "b", 2), ("e", "b", 2), ("c", "d", 1), ("a", "b", 0))
+    assert count_contradicting(rows, TASK) == 3
+    assert count_contradicting(rows[1:2], TASK) == 0
 
 
 def test_duplicates_are_found_whatever_their_row_numbers():

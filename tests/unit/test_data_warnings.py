@@ -11,7 +11,7 @@ from stages.data.task import Task
 
 TRAIN = SplitSummary(
     rows=20, chosen=20, unlabelled=0, dropped=0, kept=20, empty={"text": 0}, truncated=0, tokens=100, tokens_mean=5.0,
-    tokens_max=9, tokens_longest=9, classes={"no": 10, "yes": 10}, overlaps={},
+    tokens_max=9, tokens_longest=9, classes={"no": 10, "yes": 10}, contradicting=0, overlaps={},
 )  # fmt: skip
 CLEAN = {
     "train": TRAIN,
