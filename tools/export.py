@@ -56,6 +56,7 @@ from stages.report import model_card
 from stages.report.label_words import words_of
 from stages.runtime import errors, files
 from tools import publish
+from tools.lock_params import check_rows
 
 BATCH_SIZE = 64
 MERGES = ("original", "dequantised")  # the weights that the adapter is added to
@@ -265,6 +266,7 @@ def export(
             f"--merge: {merge_name}, but {folder} was trained on weights that are not quantised; allowed: original"
         )
     task, data, labels = read_task(adapter), files.read_json("outs/data_source.json"), adapter.settings.labels
+    check_rows(folder)
     rows = FilledRows.read(adapter)
     too_small = (
         f"{adapter.manifest['name']} does not fit into this GPU's memory in 4 and in 16 bits together; to use the CPU, "

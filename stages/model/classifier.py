@@ -136,7 +136,7 @@ class Classifier:
         outputs = max(distributed.all_gather(results[0][1].shape[1] if results else 0))
         all_logits = torch.zeros((len(examples), outputs), dtype=torch.float64, device=device)
         for rows, values in results:
-            all_logits[torch.from_numpy(rows).to(device)] = values
+            all_logits[torch.from_numpy(rows).to(device)] = values.double()
         distributed.all_reduce(all_logits)
         return all_logits.cpu().numpy()
 

@@ -35,6 +35,7 @@ from stages.runtime import files, params
 from stages.runtime.errors import UserError
 from tools import export
 from tools.export import Agreement
+from tools.lock_params import hash_out
 from tools.predict import __main__ as predict
 
 USE, SERVING = ((ROOT / f"docs/{name}.md").read_text() for name in ("use", "serving"))
@@ -316,6 +317,19 @@ def probabilities_of(folder, texts):
     adapter = export.Adapter.read(folder / "outs/adapter")
     rows = TokenizedRows.from_lists(adapter.tokenizer(texts)["input_ids"], np.zeros((len(texts), 3), bool))
     return [dict(zip(CLASSES, row, strict=True)) for row in adapter.load_on_base().predict(rows, 1)]
+
+
+def test_an_adapter_that_was_trained_on_other_rows_is_rejected(several, tmp_path, monkeypatch):
+    """As after a run that ended before the training: the test rows may be some that the adapter was trained on."""
+    monkeypatch.chdir(several[0])
+    training = {"outs": [{"path": "outs/adapter", "md5": hash_out(Path("outs/adapter"))}]}
+    lock = {"stages": {"train_qlora": training | {"deps": [{"path": "outs/tokenized", "md5": "of other rows"}]}}}
+    files.write_json("dvc.lock", lock)
+    try:
+        with pytest.raises(UserError, match="outs/adapter: not trained on the rows that outs/tokenized has now"):
+            export.export(tmp_path / "out", Path("outs/adapter"), None)
+    finally:
+        Path("dvc.lock").unlink()
 
 
 def test_an_export_with_several_labels_prints_micro_f1_and_code_that_prints_them(several, capsys, monkeypatch):

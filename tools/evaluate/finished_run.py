@@ -1,7 +1,5 @@
 """The finished run of the workspace: what `tools.evaluate` needs of it, and the check that it is finished."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from stages.data.task import Task
 from stages.report.run_description import RunDescription
 from stages.runtime import files, params
 from stages.runtime.errors import UserError
-from tools.lock_params import flatten
+from tools.lock_params import flatten, hash_out
 from tools.read_runs import WORKSPACE, check_finished, parse_yaml
 
 
@@ -73,22 +71,6 @@ def check_workspace() -> None:
     for path, md5 in outs.items():
         if path.startswith("outs/") and hash_out(Path(path)) != md5:
             raise UserError(f"{path}: missing, or not the one of dvc.lock; run `dvc repro`, or `dvc checkout`")
-
-
-def hash_out(path: Path) -> str | None:
-    """The hash of a file or folder as dvc.lock has it; None if it does not exist."""
-    if path.is_file():
-        return md5(path)
-    if not path.is_dir():
-        return None
-    found = sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.relative_to(path).parts)
-    listing = [{"md5": md5(file), "relpath": file.relative_to(path).as_posix()} for file in found]
-    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def read_seen_rows(split: str, data: params.Data, task: Task) -> pd.DataFrame:

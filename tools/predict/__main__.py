@@ -161,7 +161,7 @@ def warn_of_other_params() -> None:
     if changed := find_changed_params(Path()):
         listed = ", ".join(changed[:MOST_KEYS]) + (f" and {len(changed) - MOST_KEYS} more" * (len(changed) > MOST_KEYS))
         print(
-            f"{ADAPTER} was trained with other parameters than params.yaml has now ({listed}); `dvc repro` trains anew",
+            f"{ADAPTER} was not trained as params.yaml says now ({listed}); `dvc repro` trains anew",
             file=sys.stderr,
         )
 
