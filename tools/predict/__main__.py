@@ -27,7 +27,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,8 @@ def main() -> None:
         if len(arguments.text) != len(columns):
             parser.error(f"this adapter reads {len(columns)}: {', '.join(columns)}; texts given: {len(arguments.text)}")
         check_texts(dict(zip(columns, arguments.text, strict=True)))
+        if not has_text(arguments.text):
+            raise errors.UserError(f"{' and '.join(columns)}: must be text that is not empty")
     rule = choose_rule(arguments, settings)
     if arguments.out:
         from tools.predict.label_files import label_files
@@ -268,7 +270,7 @@ def print_now(text: str) -> None:
 
 
 def check_texts(texts: Mapping[str, object], place: str = "") -> None:
-    """Reject a row if a value is not text or not valid Unicode, or if all texts are blank.
+    """Reject a row if a value is not text or not valid Unicode.
 
     Args:
         texts: {column: text}.
@@ -283,8 +285,11 @@ def check_texts(texts: Mapping[str, object], place: str = "") -> None:
             raise errors.UserError(
                 f"{place}{name}: not valid text (character {error.start + 1}: {error.reason})"
             ) from error
-    if not any(str(text).strip() for text in texts.values()):
-        raise errors.UserError(f"{place}{' and '.join(texts)}: must be text that is not empty")
+
+
+def has_text(texts: Sequence[str]) -> bool:
+    """Whether a row can be predicted: one of its texts is not blank."""
+    return any(text.strip() for text in texts)
 
 
 def answer_interactively(predict: Predictor, columns: tuple[str, ...]) -> None:
@@ -317,6 +322,8 @@ def ask_for_text(column: str, width: int) -> str:
 def answer_lines(predict: Predictor, columns: tuple[str, ...], stream: io.BufferedIOBase) -> None:
     """Read JSON lines with the columns; write each with `prediction` and `probabilities` added. An empty one stays so.
 
+    A row without a text has null for both.
+
     Args:
         stream: binary, with `read1`.
 
@@ -324,15 +331,21 @@ def answer_lines(predict: Predictor, columns: tuple[str, ...], stream: io.Buffer
         UserError: a line is not such an object. The lines before it are answered.
     """
     for batch in read_batches(stream, columns):
-        texts = [[get_text(row, column) for column in columns] for row in batch if row is not None]
-        answers = iter(predict(texts) if texts else [])
-        print_now("\n".join("" if row is None else add_answer(row, next(answers)) for row in batch))
+        texts = [[get_text(row, column) for column in columns] if row else [] for row in batch]
+        asked = [row for row in texts if has_text(row)]
+        answers = iter(predict(asked) if asked else [])
+        print_now(
+            "\n".join(
+                add_answer(row, next(answers) if has_text(row_texts) else None) if row else ""
+                for row, row_texts in zip(batch, texts, strict=True)
+            )
+        )
 
 
-def add_answer(row: dict[str, Any], answer: Answer) -> str:
+def add_answer(row: dict[str, Any], answer: Answer | None) -> str:
     """A row with its answer, as a line of JSON."""
-    keys = {"prediction": answer["label"], "probabilities": answer["probabilities"]}
-    return json.dumps(row | keys, ensure_ascii=False)
+    label, probabilities = (answer["label"], answer["probabilities"]) if answer else (None, None)
+    return json.dumps(row | {"prediction": label, "probabilities": probabilities}, ensure_ascii=False)
 
 
 def get_text(row: dict[str, Any], column: str) -> Any:
