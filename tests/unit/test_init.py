@@ -171,6 +171,30 @@ def test_a_folder_with_train_and_test_only_holds_out_validation_rows(run, pipeli
     assert "leads with macro F1" in printed
 
 
+@pytest.mark.parametrize("arguments", [(), ("--text", "Betreff")], ids=["chosen", "given"])
+def test_a_split_whose_columns_have_other_names_is_not_used_without_a_word(run, pipeline, arguments):
+    rows = pd.DataFrame({
+        "Kunde": [f"K-{i:04}" for i in range(60)],
+        "Betreff": [f"Mein Paket Nummer {i} ist leider noch nicht da" for i in range(60)],
+        "Kategorie": ["Lob", "Frage", "Kritik"] * 20,
+    })  # fmt: skip
+    folder = pipeline.parent / "data"
+    rows.to_csv(folder / "train.csv", index=False)
+    rows.rename(columns={"Betreff": "Subject"}).to_csv(folder / "test.csv", index=False)
+    with pytest.raises(
+        UserError,
+        match=r"the test split has no column Betreff, a text of the training rows\. It has Subject, which the training "
+        r"rows lack, but not Betreff; if a column is the same, give it the same name$",
+    ):
+        run(folder, *arguments)
+    rows.rename(columns={"Kategorie": "Klasse"}).to_csv(folder / "test.csv", index=False)
+    _, printed = run(folder, *arguments)
+    assert (
+        "the test split is not labelled, so its rows are not used. It has Klasse, which the training rows lack, but "
+        "not Kategorie; if" in printed
+    )
+
+
 @pytest.mark.parametrize("columns", [{}, {"mood": None}, {"mood": "-1"}])
 def test_a_test_split_without_labels_is_not_used(run, pipeline, columns):
     table(glad=40, sad=30).to_csv(pipeline.parent / "data/train.csv", index=False)

@@ -77,16 +77,46 @@ def read_tables(
         set_splits(draft, columns.split_values)
         tables = read(draft, folder, names)
     for split in find_unlabelled_splits(tables, columns):
-        print(f"the {split} split is not labelled, so its rows are not used")
+        print(f"the {split} split is not labelled, so its rows are not used{describe_other_columns(tables, split)}")
         del tables[split]
+    check_texts(tables, columns.texts, bool(texts), manifest["name"])
     splits = draft.params().data.splits
     set_splits(draft, {split: getattr(splits, split) for split in tables})
     shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
     if {columns.group, *columns.texts} - {None, *shared}:
+        chosen = columns
         columns = choose_columns(
             tables["train"].select(shared), columns.label_columns, texts, group, separator, manifest["name"]
         )
+        columns = replace(columns, reasons=columns.reasons | {"label": chosen.reasons["label"]})
     return tables, columns
+
+
+def check_texts(tables: Mapping[str, pa.Table], texts: Sequence[str], given: bool, place: str) -> None:
+    """Reject a split without the texts of the training rows. Of several that `init` chose, it may lack some.
+
+    Args:
+        given: whether the user named the texts.
+    """
+    for split, table in tables.items():
+        missing = [name for name in texts if name not in table.column_names]
+        if missing and (given or len(missing) == len(texts)):
+            raise UserError(
+                f"{place}: the {split} split has no column {', '.join(missing)}, a text of the training rows"
+                f"{describe_other_columns(tables, split)}"
+            )
+
+
+def describe_other_columns(tables: Mapping[str, pa.Table], split: str) -> str:
+    """The columns that a split has and the training rows lack, one of which may be a renamed one; empty if none."""
+    others = [name for name in list_columns(tables[split]) if name not in tables["train"].column_names]
+    missing = [name for name in list_columns(tables["train"]) if name not in tables[split].column_names]
+    if not others or not missing:
+        return ""
+    return (
+        f". It has {', '.join(others)}, which the training rows lack, but not {', '.join(missing)}; if a column is the "
+        "same, give it the same name"
+    )
 
 
 def read(draft: Draft, folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
