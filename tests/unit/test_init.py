@@ -231,6 +231,13 @@ def test_a_column_of_groups_may_be_named(run, pipeline):
     assert p.data.group is None and "columns that are not used: batch" in printed
     p, _ = run(pipeline.parent / "data/all.csv", "--group", "batch", "--force")
     assert p.data.group == "batch"
+    data["author"], data["id"] = [f"author {number}" for number in range(30)] * 4, range(120)
+    data.to_csv(pipeline.parent / "data/all.csv", index=False)
+    assert run(pipeline.parent / "data/all.csv", "--force")[0].data.group == "author"
+    p, printed = run(pipeline.parent / "data/all.csv", "--group", "none", "--force")
+    assert p.data.group is None and "\ngroup: none; as --group says\n" in printed
+    _, printed = run(pipeline.parent / "data/all.csv", "--group", "id", "--force")
+    assert "\ngroup: id, 120 values; as --group says. No two rows share one, so it has no effect\n" in printed
 
 
 def test_the_configs_of_a_readme_are_obeyed(run, pipeline):

@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         "--separator", metavar="TEXT", help="what is between the labels of a row in a text, such as ','"
     )
     parser.add_argument("--text", metavar="COLUMN", action="append", help="a text column; repeat it for several")
-    parser.add_argument("--group", metavar="COLUMN", help="a column whose equal values belong together")
+    parser.add_argument("--group", metavar="COLUMN", help="a column whose equal values belong together, or none")
     parser.add_argument("--subset", metavar="NAME", help="the configuration, if the data set has several")
     parser.add_argument("--model", metavar="MODEL", help="another base model: a folder, or OWNER/NAME on the hub")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write this file; params.yaml stays as it is")

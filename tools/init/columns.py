@@ -44,6 +44,7 @@ from tools.init.label_forms import (
 )
 
 FEW_GROUPS = 30  # fewer groups can't be held out by whole groups with classes as in train
+NO_GROUP = "none"  # for --group, if no column is called so
 SHARED = 0.3  # of the rows share their value of a group with another row
 CHANCE = 0.05  # if fewer rows share their value, that may be chance
 FEW_VALUES = 20  # a column of names with fewer values is a category, even if it is called title
@@ -98,7 +99,7 @@ def choose_columns(
         table: all rows, with the features of `datasets` in its schema.
         label: the label column, or several columns of 0 and 1, if the user says it.
         texts: the text columns, if the user says them.
-        group: the column of groups, if the user says it.
+        group: the column of groups, if the user says it, or `NO_GROUP`.
         separator: of the labels in a text, if the user says it.
         place: what errors call the data, such as its path.
 
@@ -142,9 +143,13 @@ def choose_columns(
         group, group_reason = _choose_group(profiles, labels, same, text_columns, split)
     elif group in profiles and group not in labels:
         group_reason = f"{group}, {profiles[group].distinct:,} values; as --group says"
+        if not profiles[group].shared:
+            group_reason += ". No two rows share one, so it has no effect"
+    elif group == NO_GROUP:
+        group, group_reason = None, "none; as --group says"
     else:
         rest = ", ".join(name for name in profiles if name not in labels)
-        raise UserError(f"--group: {group}: no such column next to the label; allowed: {rest}")
+        raise UserError(f"--group: {group}: no such column next to the label; allowed: {rest}, or {NO_GROUP}")
     return Columns(
         label=labels if len(labels) > 1 else labels[0],
         separator=separators.get(labels[0]) if len(labels) == 1 else None,
@@ -288,7 +293,8 @@ def _describe_label(
     else:
         name = f"{chosen.name}, {chosen.distinct:,} values in {chosen.filled:,} rows"
         if chosen.filled < chosen.rows:
-            name += f" ({chosen.rows - chosen.filled:,} rows have none)"
+            empty = chosen.rows - chosen.filled
+            name += f" ({empty:,} {'row has' if empty == 1 else 'rows have'} none)"
     odd = []
     if guess and len(labels) == 1:
         odd.append(explain_guess(guess))
