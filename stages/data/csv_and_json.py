@@ -158,6 +158,8 @@ def _csv_error(problem: str, path: Path, name: str, options: dict[str, Any]) -> 
 
 def _explain(cause: Exception, path: Path, name: str, options: dict[str, Any]) -> UserError:
     """What is wrong with a file that pandas can't read."""
+    if isinstance(cause, pd.errors.EmptyDataError):
+        return UserError(f"{name}: the file is empty")
     encoding, quotechar = options["encoding"] or "utf-8", options["quotechar"]
     if problem := _describe_encoding(path, name, encoding):
         return _csv_error(problem, path, name, options)

@@ -312,7 +312,7 @@ BAD = {
     "two text columns": ("in.csv", b"text,text\n1,2\n", "several columns are called text"),
     "a new column": ("in.csv", b"text,prediction\n1,2\n", "has a column prediction, the name of a new column"),
     "wrong UTF-8": ("in.csv", "text\né é é é\n".encode() + b"\xff\n", "UTF-8, but with 1 wrong bytes.* in line 3"),
-    "an empty file": ("in.csv", b"", r"in\.csv: No columns to parse"),
+    "an empty file": ("in.csv", b"", r"in\.csv: the file is empty"),
     "cut gzip": ("in.csv.gz", gzip.compress(b"text\n" + bytes(range(32, 127)) * 99)[:-20], "fetch or copy it whole"),
     "a cut line": ("in.jsonl", b'{"text": "a"}\n\n{"text"', r"in\.jsonl, line 3: not JSON"),
     "a list": ("in.jsonl", b"[1]", "line 1: must be an object"),

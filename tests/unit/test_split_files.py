@@ -301,7 +301,7 @@ def error_of_file(folder, name, content):
         ("train.csv", 'text,label\n"a\nb",x\na, b,x\n', "line 4 has 3 cells, the header 2 (['a', ' b', 'x']); allowed"),
         ("train.csv", "text,label\nfine,a,\nbad,b,\n", "its rows have more cells than its header; allowed"),
         ("train.csv", 'text,label\n"fine,a\nbad,b\n', 'a " is never closed; it opens in row 1; set data.read.qu'),
-        ("train.csv", "", "No columns to parse from file"),
+        ("train.csv", "", "the file is empty"),
         ("train.csv.gz", "text,label\n", "not readable (Not a gzipped file (b'te')); fetch or copy it whole"),
         ("train.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 9)[:-20], "not readable (Compressed file ended before"),
         ("train.jsonl.zst", zst(b'{"text": "a"}\n' * 9)[:-5], "not readable (Truncated compressed stream); fetch or"),
