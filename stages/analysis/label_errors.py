@@ -31,6 +31,9 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     If a row may have several labels, each label of each row is a decision between two classes, yes and no. A row then
     has a line for each of its labels that may be wrong.
 
+    Gold classes that the model answers to no row are left out: the model did not learn them, so it is sure of other
+    classes whether or not the label is right.
+
     Args:
         predictions: of one split: `row`, texts, `label`, `prediction`, and the classes' probabilities.
 
@@ -42,7 +45,7 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     """
     probabilities, labels = predictions[task.probability_columns].to_numpy(dtype=float), task.labels
     gold, answers = (labels.from_codes(predictions[column]) for column in ("label", "prediction"))
-    rows, doubted = np.arange(len(gold)), {}
+    answered, rows, doubted = find_answered(gold, answers), np.arange(len(gold)), {}
     if task.multi_label:
         rows, numbers = np.divmod(np.arange(gold.size), len(task.classes))
         doubted = {"doubted": np.array(task.classes, dtype=object)[numbers]}
@@ -50,7 +53,8 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
         probabilities = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
     of_gold, p_values = measure_surprise(gold, probabilities)
     of_answer = probabilities[np.arange(len(answers)), answers]
-    listed = np.flatnonzero(false_discovery_control(p_values) <= FALSE_SHARE)
+    tested = np.flatnonzero(answered)
+    listed = tested[false_discovery_control(p_values[tested]) <= FALSE_SHARE]
     listed = listed[np.argsort((of_gold - of_answer)[listed], kind="stable")]
     table = predictions[["row", *place_columns(predictions), *task.text_columns]].assign(
         gold=labels.names(predictions["label"]), predicted=labels.names(predictions["prediction"])
@@ -58,6 +62,16 @@ def likely_label_errors(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     columns = doubted | {"probability": of_answer, "probability_of_gold": of_gold}
     columns = {name: values[listed] for name, values in columns.items()}
     return table.iloc[rows[listed]].reset_index(drop=True).assign(**columns)
+
+
+def find_answered(gold: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Whether the model answers the gold class to any row, bool [decisions]; gold, answers: label arrays.
+
+    With several labels per row, a decision is one label of one row, in the order of `gold.ravel()`.
+    """
+    if gold.ndim == 1:
+        return np.isin(gold, answers)
+    return np.where(gold, answers.any(axis=0), ~answers.all(axis=0)).ravel()
 
 
 def measure_surprise(gold: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

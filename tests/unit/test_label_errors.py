@@ -55,10 +55,30 @@ def test_right_labels_give_a_short_list(classes):
 
 def test_one_row_and_stored_zeros():
     task = Task(("a", "b", "c"), "{text}", None)
-    table = pd.DataFrame({"p_a": [1.0], "p_b": [0.0], "p_c": [0.0], "label": [1], "prediction": [0], "row": [7]})
-    listed = likely_label_errors(table.assign(text_text="x"), task)
+    shares = {"p_a": [1.0, 0.0], "p_b": [0.0, 1.0], "p_c": [0.0, 0.0]}
+    table = pd.DataFrame(shares | {"label": [1, 1], "prediction": [0, 1], "row": [7, 8]}).assign(text_text="x")
+    listed = likely_label_errors(table, task)
     assert listed[["row", "gold", "predicted", "probability_of_gold"]].to_numpy().tolist() == [[7, "b", "a", 0]]
-    assert len(likely_label_errors(table.assign(text_text="x", label=0), task)) == 0
+    assert len(likely_label_errors(table.assign(label=[0, 1]), task)) == 0
+    assert len(likely_label_errors(table[:1].assign(label=0), task)) == 0
+
+
+def test_gold_classes_that_the_model_never_predicts_are_left_out():
+    """Their rows change nothing for the others, of which the first has a wrong label and the second is a close case."""
+    task = Task(("a", "b", "c"), "{text}", None)
+    gold, answers = np.array([1, 1] + [0, 1] * 20), np.array([0, 0] + [0, 1] * 20)
+    shares = np.where(np.arange(3) == answers[:, None], 0.998, 0.001)
+    shares[1] = 0.97, 0.03, 0
+
+    def rows(gold, answers, shares):
+        table = pd.DataFrame(shares, columns=task.probability_columns)
+        return table.assign(label=gold, prediction=answers, row=range(len(gold)), text_text="x")
+
+    table, never = rows(gold, answers, shares), rows([2] * 8, [0] * 8, [[1, 0, 0]] * 8)
+    listed = likely_label_errors(table, task)
+    assert listed[["row", "gold"]].to_numpy().tolist() == [[0, "b"]]
+    pd.testing.assert_frame_equal(likely_label_errors(pd.concat([table, never]), task), listed)
+    assert likely_label_errors(never, task).empty
 
 
 def test_10000_rows_with_77_classes_take_under_a_second():

@@ -750,11 +750,16 @@ def rows_with_texts(metrics):
 
 def be_sure_of_errors(folder):
     """Change a run so that the tuned model's probability of each wrong prediction is 1."""
+    be_sure(folder, lambda table: table["prediction"] != table["label"])
+
+
+def be_sure(folder, choose=lambda table: table["row"] >= 0):
+    """Change a run so that the tuned model's probability of each prediction is 1, in the rows that are chosen."""
     path = folder / "outs/results/tuned/predictions.parquet"
     table = pd.read_parquet(path)
-    wrong = (table["prediction"] != table["label"]).to_numpy()
+    rows = choose(table).to_numpy()
     columns = [f"p_{name}" for name in LABELS]
-    table.loc[wrong, columns] = np.eye(3)[table["prediction"][wrong]]
+    table.loc[rows, columns] = np.eye(3)[table["prediction"][rows]]
     table.to_parquet(path)
 
 
@@ -1039,6 +1044,25 @@ def test_likely_label_errors_are_a_table_and_a_file(many_metrics, two_metrics):
     assert f"the gold label of {len(listed)} test rows nearly impossible" in page
     assert f"{len(listed)} likely label errors: " in report
     assert pd.read_csv(two_metrics / "label_errors.csv").empty and "Likely label errors" not in page_of(two_metrics)
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_gold_classes_that_the_model_never_predicts_are_no_likely_label_errors(tmp_path):
+    """The model is sure. It has an error in a class that it predicts, and never predicts contradiction."""
+    answers = [[0.95, 0.05, 0], [0.02, 0.98, 0], [0.9, 0.1, 0]]
+    folder = finished_run.make(tmp_path, rows=200, tuned=np.array(answers), shares=(0.48, 0.48, 0.04))
+    be_sure(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        analyze.main()
+    listed = pd.read_csv(tmp_path / "metrics/label_errors.csv")
+    cases = pd.read_csv(tmp_path / "metrics/cases.csv")
+    wrong = cases[(cases["tuned"] != cases["gold"]) & (cases["gold"] != "contradiction")]
+    assert set(listed["row"]) == set(wrong["row"]) and (cases["gold"] == "contradiction").any() and len(listed) > 1
+    sentences = "the model may be sure and wrong. Classes that it never predicts are left out."
+    report = (tmp_path / "metrics/report.md").read_text()
+    assert f"{len(listed)} likely label errors: " in report and sentences in report
+    assert f"the gold label of {len(listed)} test rows nearly impossible" in page_of(tmp_path / "metrics")
 
 
 def test_the_share_of_rows_that_it_can_answer_is_a_sentence(tmp_path, drawn):

@@ -280,6 +280,7 @@ def test_a_bag_of_words_learns_each_label():
 def test_a_label_that_a_sure_model_misses_is_a_likely_error():
     labels = MultiLabel(("a", "b", "c"))
     gold = np.tile([[True, False, False], [False, False, True]], (50, 1))
+    gold[8, 1] = True
     probabilities = np.where(gold, 0.999, 0.001)
     predicted = gold.copy()
     gold[7, 1] = True
@@ -289,6 +290,17 @@ def test_a_label_that_a_sure_model_misses_is_a_likely_error():
     listed = likely_label_errors(table, task)
     columns = ["row", "gold", "predicted", "doubted", "probability", "probability_of_gold"]
     assert listed[columns].to_numpy().tolist() == [[7, "b|c", "c", "b", 0.999, 0.001]]
+
+
+def test_a_label_that_the_model_gives_to_no_row_or_to_all_is_no_likely_error():
+    gold = np.tile([[True, False, True, False, False, False], [True, False, False, False, False, True]], (50, 1))
+    probabilities, predicted = np.where(gold, 0.9999, 0.0001), gold.copy()
+    gold[7, 1], gold[9, 0] = True, False  # it never gives b, and always a
+    gold[4, 2] = False
+    table = pd.DataFrame(probabilities, columns=TASK.probability_columns).assign(row=range(100), text_text="x")
+    labels, answers = (TASK.labels.to_codes(each) for each in (gold, predicted))
+    listed = likely_label_errors(table.assign(label=labels, prediction=answers), TASK)
+    assert listed[["row", "doubted"]].to_numpy().tolist() == [[4, "c"]]
 
 
 @pytest.mark.parametrize("wrong", [0, 60])
@@ -309,6 +321,7 @@ def test_most_listed_labels_are_wrong_and_right_labels_give_a_short_list(wrong):
 
 def test_a_row_with_two_wrong_labels_has_two_lines():
     gold = np.tile([True, False, True, False, False, False], (50, 1))
+    gold[9, :2] = False, True
     probabilities = np.where(gold, 0.9999, 0.0001)
     given = gold.copy()
     given[3, :2] = ~gold[3, :2]
