@@ -26,7 +26,6 @@ from stages.analysis.coverage import (
     measure_threshold,
 )
 from stages.analysis.label_errors import likely_label_errors
-from stages.analysis.leading_metric import TITLES
 from stages.analysis.metrics import Predictions, score_model
 from stages.analysis.plot_tables import build_plot_tables
 from stages.analysis.results import ParameterCounts, Results, Training
@@ -35,8 +34,8 @@ from stages.data.data_summary import DataSummary
 from stages.data.task import Task
 from stages.report import cases as page_rows
 from stages.report import document, figures, model_card, published
-from stages.report.formatting import percent
 from stages.report.run_description import RunDescription, Source
+from stages.report.verdict import summarize_verdict
 from stages.runtime import errors, files, params
 from stages.runtime.stage_table import GPU_STAGES
 
@@ -96,14 +95,7 @@ def main() -> None:
     report = build_report(load_inputs(task), usage, samples, describe_run(p, task, usage))
     write_report(report, Path("metrics"))
     files.write_text("metrics/model_card.md", model_card.build_adapter_card(report.results, report.cases, report.run))
-    print(f"{describe_score(report.results)}: metrics/report.html")
-
-
-def describe_score(results: Results) -> str:
-    """The tuned model's score in the leading metric, and the verdict."""
-    comparison = results.comparison
-    score = percent(results.tuned.scores[comparison.metric].value)
-    return f"{score} {TITLES[comparison.metric]} of the tuned model, {comparison.verdict}"
+    print(f"{summarize_verdict(report.results, len(report.context['alarms']))}: metrics/report.html")
 
 
 def build_report(inputs: Inputs, usage: Usage, samples: pd.DataFrame, run: RunDescription) -> Report:

@@ -64,14 +64,32 @@ class ScoreLine:
     kind: str
 
 
+def summarize_verdict(results: Results, alarms: int) -> str:
+    """Score, difference from the best reference, verdict and number of alarms in one line for the terminal.
+
+    It is ASCII, since a terminal need not have the typographic minus of the report.
+    """
+    comparison, difference = results.comparison, results.comparison.best_reference.difference
+    title, which = TITLES[comparison.metric], _best_or_only(comparison)
+    if difference.value:
+        side = "above" if difference.value > 0 else "below"
+        gap = f"{points(difference.value)} points {side} the {which} reference"
+    else:
+        gap = f"the same as the {which} reference"
+    counted = f", {alarms} alarm{'s' if alarms > 1 else ''} in the report" if alarms else ""
+    return (
+        f"{percent(results.tuned.scores[comparison.metric].value)} {title} of the tuned model, {gap} "
+        f"({points_interval(difference.interval).replace('−', '-')}), {comparison.verdict}{counted}"
+    )
+
+
 def explain_verdict(comparison: Comparison, confidence: float, labels: Labels) -> str:
     """The verdict's reason: the difference from the best reference; confidence: of the intervals."""
     best, metric = comparison.best_reference, comparison.metric
     value, interval, p = best.difference.value, best.difference.interval, best.difference.p
     name = name_reference(comparison.best, labels)
     name = f"the {name}" if comparison.best == "majority_class" else IN_A_SENTENCE.get(comparison.best, name)
-    which = "best" if len(comparison.references) > 1 else "only"
-    reference = f"the {which} reference, {name} ({percent(best.lead(metric).value)})"
+    reference = f"the {_best_or_only(comparison)} reference, {name} ({percent(best.lead(metric).value)})"
     if value:
         gap = f"{points(value)} points of {TITLES[metric]} {'above' if value > 0 else 'below'} {reference}"
     else:
@@ -90,6 +108,10 @@ def explain_verdict(comparison: Comparison, confidence: float, labels: Labels) -
         f"{gap}. The {confidence_level(confidence)} interval of the difference is {points_interval(interval)} "
         f"({p_statement(p, confidence)}).{more}"
     )
+
+
+def _best_or_only(comparison: Comparison) -> str:
+    return "best" if len(comparison.references) > 1 else "only"
 
 
 def explain_gains(comparison: Comparison, labels: Labels) -> str | None:

@@ -70,6 +70,44 @@ def test_a_run_that_a_reference_equals_is_not_called_worth_it(run, metric, best,
 
 
 @pytest.mark.parametrize(
+    "run, references, gap, verdict",
+    [
+        (
+            {"shares": (0.87, 0.13), "tuned": HAM_ONLY}, ["majority_class", "bag_of_words"],
+            "macro F1 of the tuned model, 22.8 points below the best reference", "not worth it, 3 alarms in the report",
+        ),
+        (
+            {"tuned": 0.98}, ["majority_class", "bag_of_words"],
+            "accuracy of the tuned model, 13.3 points above the best reference", "worth it",
+        ),
+        (
+            {"tuned": answers([0, 1], [0, 1])}, ["majority_class"],
+            "accuracy of the tuned model, the same as the only reference", "not worth it, 2 alarms in the report",
+        ),
+    ],
+    ids=["below", "above", "equal"],
+)  # fmt: skip
+def test_the_last_line_in_the_terminal_has_direction_verdict_and_alarms(
+    run, references, gap, verdict, tmp_path, monkeypatch, capsys
+):
+    settings = {"classes": ("ham", "spam"), "columns": ("text",), "rows": 300, "seed": 3} | run
+    finished_run.make(tmp_path, probe=None, zero_shot=None, untrained=None, **settings)
+    path = tmp_path / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["analysis"]["references"] = references
+    path.write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    analyze.main()
+    results = json.loads((tmp_path / "metrics/details.json").read_text())
+    comparison, tuned = results["comparison"], results["tuned"]
+    low, high = comparison["references"][comparison["best"]]["difference"]["interval"].values()
+    score = f"{tuned[comparison['metric']]:.1%}"
+    line = f"{score} {gap} ({low * 100:+.1f} to {high * 100:+.1f}), {verdict}: metrics/report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == line and line.isascii()
+    assert ("alarm" in verdict) == bool(results["alarms"])
+
+
+@pytest.mark.parametrize(
     "references, which, missing",
     [
         (["untrained_head"], "only", "most frequent class, bag of words, zero-shot, linear probe"),
