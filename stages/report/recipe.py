@@ -6,6 +6,7 @@ from stages.data.data_summary import DataSummary
 from stages.data.holdout import list_sizes
 from stages.data.task import SPLITS, Task
 from stages.report.run_description import RunDescription, Source, TestedData
+from stages.runtime.params import Data
 
 MAX_CLASSES = 20  # by name; further ones are counted
 DIGEST_LENGTH = 12  # characters of a digest among the key facts
@@ -32,7 +33,6 @@ def key_facts(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
 def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
     """(name, value) of everything that was run. It has no time and no commit, so equal inputs give equal bytes."""
     p = run.params
-    holdout = _section(p.data.holdout.model_dump())
     dropped = data.dropped_duplicates
     return [
         ("seed", str(p.seed)),
@@ -41,7 +41,7 @@ def recipe(data: DataSummary, run: RunDescription) -> list[tuple[str, str]]:
         ("data", describe_source(run.data, f", subset {p.data.subset}" if p.data.subset else "")),
         *([("data of the test rows", _tested(run.tested))] if run.tested else []),
         ("rows", ", ".join(_rows(data, split, _origin(run, split)) for split in SPLITS)),
-        ("rows held out", holdout if list_sizes(p.data.holdout) else "none"),
+        ("rows held out", _describe_holdout(p.data)),
         ("duplicate training rows", f"{dropped.rows:,} dropped" if dropped else p.data.duplicates),
         (
             "rows without a gold label",
@@ -100,6 +100,18 @@ def _origin(run: RunDescription, split: str) -> str:
     if column is not None:
         return f" (of {column}: {source})"
     return f" (of {source})" if source != split else ""
+
+
+def _describe_holdout(data: Data) -> str:
+    sizes = {split: size for split in SPLITS if (size := list_sizes(data.holdout).get(split))}
+    if not sizes:
+        return "none"
+    if data.group is not None:
+        unit = f"the same {data.group}"
+    else:
+        columns = data.holdout.columns
+        unit = f"equal {', '.join(columns)}" if columns else "equal texts in all columns of the template"
+    return f"{_section(sizes | {'seed': data.holdout.seed})}; rows with {unit} are not separated"
 
 
 def _classes(task: Task) -> str:

@@ -431,11 +431,18 @@ def test_the_recipe_says_where_the_rows_are_from(tmp_path, raw_params):
     splits = {"train": "train", "validation": None, "test": "dev"}
     holdout = {"validation": "10%", "test": None, "seed": 42, "columns": ["id", "text"]}
     assert lines() == ["40 train, 50 validation, 20 test", "none", "keep"]
-    assert lines(DroppedDuplicates(3, 0, 0, 0), splits=splits, holdout=holdout, duplicates="drop") == [
+    of_columns = {"splits": splits, "holdout": holdout, "group": None}
+    assert lines(DroppedDuplicates(3, 0, 0, 0), **of_columns, duplicates="drop") == [
         "40 train, 50 validation (held out of train), 20 test (of dev)",
-        "validation 10%, test none, seed 42, columns id text",
+        "validation 10%, seed 42; rows with equal id, text are not separated",
         "3 dropped",
     ]
+    author = lines(**of_columns | {"group": "author"})[1]
+    assert author == "validation 10%, seed 42; rows with the same author are not separated"
+    of_template = {"splits": splits | {"test": None}, "holdout": holdout | {"test": "5", "columns": None}}
+    assert lines(**of_template, group=None)[1] == (
+        "validation 10%, test 5, seed 42; rows with equal texts in all columns of the template are not separated"
+    )
     splits = {"train": "1", "validation": "2", "test": "3"}
     assert (
         lines(split="fold", splits=splits)[0]
