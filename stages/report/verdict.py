@@ -218,9 +218,13 @@ def describe_reference(key: str, results: Results, run: RunDescription) -> str:
 
 
 def _list_tokens(tokens: dict[str, str]) -> str:
-    if not 0 < len(tokens) <= MAX_TOKENS:
-        return ""
-    return ": " + ", ".join(f"“{token.strip()}” for {name}" for name, token in tokens.items())
+    """The token of each class, if there are few; and always the class whose name begins with a token for its space."""
+    words = {name: token.strip() for name, token in tokens.items()}
+    listed = ", ".join(f"“{word}” for {name}" for name, word in words.items() if word)
+    blank = [name for name, word in words.items() if not word]
+    return (f": {listed}" if listed and len(tokens) <= MAX_TOKENS else "") + (
+        f"; only white space for {list_names(blank)}, for which it is no real reference" if blank else ""
+    )
 
 
 def list_left_out(references: dict[str, Any]) -> list[str]:

@@ -153,6 +153,34 @@ def test_a_class_of_few_test_rows_that_is_never_answered_is_no_alarm(tmp_path, m
     assert "never answers" not in report
 
 
+@pytest.mark.parametrize(
+    "tokens, described",
+    [
+        ([" ham", " sp"], "template: “ham” for ham, “sp” for spam"),
+        ([" ham", " "], "template: “ham” for ham; only white space for spam, for which it is no real reference"),
+        (["", "\n"], "template; only white space for ham, spam, for which it is no real reference"),
+        ([f"token{i}" for i in range(8)], "template"),
+        (
+            [*(f"token{i}" for i in range(7)), " "],
+            "template; only white space for 7, for which it is no real reference",
+        ),
+    ],
+)
+def test_a_token_of_white_space_is_named(tokens, described, tmp_path, monkeypatch):
+    """The class name 7 has two tokens in some models: a space, and the digit."""
+    classes = ("ham", "spam") if len(tokens) == 2 else tuple(map(str, range(len(tokens))))
+    finished_run.make(tmp_path, classes=classes, columns=("text",), probe=None, untrained=None)
+    path = tmp_path / "outs/results/base/summary.json"
+    summary = json.loads(path.read_text())
+    summary["references"] = {"zero_shot": {"tokens": dict(zip(classes, tokens, strict=True))}}
+    path.write_text(json.dumps(summary))
+    monkeypatch.chdir(tmp_path)
+    analyze.main()
+    for name, end in (("report.md", " |"), ("report.html", "<"), ("model_card.md", " |")):
+        text = (tmp_path / "metrics" / name).read_text().replace("<wbr>", "")
+        assert f"the language model's own next token after the {described}{end}" in text.replace("&#39;", "'"), name
+
+
 def test_another_reference_that_decides_the_verdict_is_named():
     gold, rows = np.arange(300) % 3, np.arange(300)
     wrong = (gold + 1) % 3
