@@ -39,9 +39,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline, pipeline
 from transformers.utils import logging
 
+from stages.analysis.leading_metric import LeadingMetric
+from stages.analysis.measures import choose_leading_metric
 from stages.data.batching import TokenizedRows
 from stages.data.classifier_settings import ClassifierSettings
-from stages.data.confusion import count_classes, f1_micro
+from stages.data.confusion import count_classes, f1_macro, f1_micro
 from stages.data.labels import Labels, equal_rows
 from stages.data.task import Task, fill_template, name_text_columns, parse_columns
 from stages.data.tokenization import encode_rows, is_unambiguous, load_configured_tokenizer
@@ -53,7 +55,6 @@ from stages.model.classifier import Classifier
 from stages.model.devices import pick_device, report_out_of_memory
 from stages.model.merge import DTYPE, load_unquantised, merge
 from stages.report import model_card
-from stages.report.label_words import words_of
 from stages.runtime import errors, files
 from tools import publish
 from tools.lock_params import check_rows
@@ -72,13 +73,13 @@ class Agreement:
     """How a model agrees with the adapter on its 4-bit base, on the same rows.
 
     Attributes:
-        scores: of the model, 0 to 1, by the keys of `metrics.METRICS`: accuracy and micro F1, which is the same if a
-            row has one class. A row with several labels is right if all of them are.
+        scores: of the model, 0 to 1, by the keys of `metrics.METRICS`: the leading metric of these rows, then accuracy.
+            A row with several labels is right if all of them are.
         flips: number of rows for which the two predict different classes, or different sets of them.
         mean, largest: differences of the probabilities, 0 to 1, over all rows and classes.
     """
 
-    scores: dict[str, float]
+    scores: dict[LeadingMetric, float]
     flips: int
     mean: float
     largest: float
@@ -89,9 +90,14 @@ class Agreement:
         if not np.isfinite(probabilities).all():
             raise errors.UserError(f"in {dtype_name(DTYPE)} the merged model's probabilities are not all finite")
         predictions, differences = labels.decide(probabilities), np.abs(probabilities - expected)
-        f1 = f1_micro(count_classes(gold, predictions, len(labels.classes)))
+        classes = len(labels.classes)
+        metric, counts = choose_leading_metric(gold, classes), count_classes(gold, predictions, classes)
+        scores: dict[LeadingMetric, float] = {"accuracy": float(equal_rows(predictions, gold).mean())}
+        if metric != "accuracy":
+            f1 = {"f1_micro": f1_micro, "f1_macro": f1_macro}[metric]
+            scores = {metric: float(f1(counts)), **scores}
         return cls(
-            {"f1_micro": float(f1), "accuracy": float(equal_rows(predictions, gold).mean())},
+            scores,
             int((~equal_rows(predictions, labels.decide(expected))).sum()),
             float(differences.mean()),
             float(differences.max()),
@@ -430,7 +436,7 @@ def check_written(folder: Path, adapter: Adapter, rows: FilledRows, expected: np
 
 def summarize(about: dict[str, Any], size: int, out: Path) -> list[str]:
     """The lines that the tool prints; about: as in `model_card.build_export_card`; size: bytes."""
-    call, titles = "print(classify({}))", words_of(about["task"].labels).export_scores
+    call, titles = "print(classify({}))", model_card.name_scores(about["adapter"].scores, about["task"].labels)
     if about["task"].multi_label:
         call = 'print([x for x in classify({}, top_k=None) if x["score"] > 0.5])'
     lines = [f"{about['rows']:,} test rows"]

@@ -37,7 +37,6 @@ class LabelWords:
         share_of_rest: of the rows that have a class which is not listed; it has a place for the share.
         contradiction: how duplicates of a row contradict one another.
         to_probabilities, decide: code of the model card, from logits to an answer.
-        export_scores: what an export and its card say of a model, the leading metric first: {key: title}.
         unavailable: references that don't exist for such rows.
     """
 
@@ -58,7 +57,6 @@ class LabelWords:
     contradiction: str
     to_probabilities: str
     decide: str
-    export_scores: Mapping[str, str]
     titles: Mapping[str, str] = field(default_factory=dict)
     unavailable: Sequence[str] = ()
 
@@ -85,7 +83,6 @@ SINGLE = LabelWords(
     contradiction="of several classes",
     to_probabilities="softmax(-1)",
     decide="model.config.id2label[int(probabilities.argmax())]",
-    export_scores={"accuracy": "accuracy"},
 )
 SEVERAL = LabelWords(
     task="gives a text any number of {} labels, or none",
@@ -106,7 +103,6 @@ SEVERAL = LabelWords(
     contradiction="with different labels",
     to_probabilities="sigmoid()",
     decide="[name for i, name in model.config.id2label.items() if probabilities[i] > 0.5]",
-    export_scores={"f1_micro": "micro F1", "accuracy": "subset accuracy"},
     titles={
         "accuracy": "subset accuracy",
         "loss": "loss (mean binary cross-entropy)",

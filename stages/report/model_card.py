@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2.utils import htmlsafe_json_dumps
 
 from stages.analysis import metrics
+from stages.analysis.leading_metric import TITLES, LeadingMetric
 from stages.analysis.metrics import Metric
 from stages.analysis.nli import NliTask
 from stages.analysis.results import Results
+from stages.data.labels import Labels
 from stages.data.task import Task
 from stages.report.document import (
     alarms_section,
@@ -103,8 +105,7 @@ def build_export_card(about: dict[str, Any]) -> str:
     """
     model, data = (Source.from_manifest(about[key]) for key in ("model", "data"))
     scores = about["merges"][about["chosen"]].scores
-    shown = {key: scores[key] for key in words_of(about["task"].labels).export_scores}
-    metadata = build_metadata(about["task"], model, data, shown, library="transformers", tags=[])
+    metadata = build_metadata(about["task"], model, data, scores, library="transformers", tags=[])
     metadata.base_model, metadata.license = about["base_model"] or metadata.base_model, about["license"]
     public_model = replace(model, name=about["base_model"] or public_name(model))
     return render_card(
@@ -113,7 +114,13 @@ def build_export_card(about: dict[str, Any]) -> str:
         **about | {"data": {"name": public_name(data)}, "model": public_model},
         nf4=about["settings"].model.quantization == "nf4",
         texts=example_texts(about["task"]),
+        score_titles=name_scores(scores, about["task"].labels),
     )
+
+
+def name_scores(scores: Iterable[LeadingMetric], labels: Labels) -> dict[LeadingMetric, str]:
+    """Titles of an export's scores, by their keys, in the same order."""
+    return {key: words_of(labels).titles.get(key, TITLES[key]) for key in scores}
 
 
 def render_card(template: str, metadata: ModelCardData, task: Task, **values: Any) -> str:

@@ -21,6 +21,7 @@ from helpers.parameters import manifest_of, unpinned_params
 from helpers.project import CPU, NANO, ROOT
 from helpers.tables import CLASSES, LABELS
 from huggingface_hub import ModelCard, constants
+from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
 from stages.data.batching import TokenizedRows
@@ -47,8 +48,7 @@ def test_flips_are_counted_against_the_adapter_and_accuracy_against_gold():
     expected = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
     probabilities = np.array([[0.8, 0.2], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
     agreement = Agreement.measure(probabilities, expected, np.array([0, 1, 1, 1]), SingleLabel(("a", "b")))
-    scores = {"accuracy": 0.75, "f1_micro": 0.75}
-    assert agreement == Agreement(scores, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
+    assert agreement == Agreement({"accuracy": 0.75}, flips=2, mean=pytest.approx(0.15), largest=pytest.approx(0.3))
 
 
 def test_an_answer_with_several_labels_is_flipped_if_one_label_is():
@@ -57,6 +57,19 @@ def test_an_answer_with_several_labels_is_flipped_if_one_label_is():
     gold = np.array([[True, True], [True, True], [False, True]])
     agreement = Agreement.measure(probabilities, expected, gold, MultiLabel(("a", "b")))
     assert agreement.scores == pytest.approx({"accuracy": 2 / 3, "f1_micro": 8 / 9}) and agreement.flips == 1
+
+
+def test_macro_f1_is_first_if_the_classes_of_the_rows_are_uneven():
+    gold, predicted = np.array([0] * 8 + [1] * 2), np.array([0] * 7 + [1] * 2 + [0])
+    agreement = Agreement.measure(np.eye(2)[predicted], np.eye(2)[gold], gold, SingleLabel(("a", "b")))
+    assert agreement.scores == pytest.approx({"f1_macro": f1_score(gold, predicted, average="macro"), "accuracy": 0.8})
+    about = {
+        "task": Task(("a", "b"), "{text}", None), "rows": 10, "left_out": 0, "adapter": agreement, "chosen": "original",
+        "merges": {"original": agreement}, "dtype": "bfloat16", "example": "x",
+    }  # fmt: skip
+    lines = export.summarize(about, 1, Path("out"))
+    assert lines[1] == f"adapter on its own base: macro F1 {agreement.scores['f1_macro']:.1%}, accuracy 80.0%"
+    assert lines[2].startswith(f"merged into the original weights: {lines[1].split(': ')[1]}, answers flipped: 2, ")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

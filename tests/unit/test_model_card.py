@@ -66,7 +66,7 @@ def test_the_path_of_local_data_is_not_published(analyze_run, tmp_path, relative
     assert name not in card.content and "- data: `reviews, SHA-256 of its files " in card.text
 
 
-def test_the_card_of_an_export_does_not_publish_a_local_path(tmp_path):
+def test_the_card_of_an_export_has_its_scores_and_no_local_path(tmp_path):
     (tmp_path / "me/reviews").mkdir(parents=True)
     (tmp_path / "me/phi-2").mkdir()
     source = {"name": f"{tmp_path}/me/reviews", "revision": None, "digest": "d" * 64}
@@ -80,8 +80,8 @@ def test_the_card_of_an_export_does_not_publish_a_local_path(tmp_path):
         "truncated": 0,
         "left_out": 0,
         "special": False,
-        "adapter": Agreement({"accuracy": 1}, 0, 0, 0),
-        "merges": {"original": Agreement({"accuracy": 1}, 0, 0, 0)},
+        "adapter": Agreement({"f1_macro": 0.5, "accuracy": 0.9}, 0, 0, 0),
+        "merges": {"original": Agreement({"f1_macro": 0.6, "accuracy": 0.8}, 0, 0, 0)},
         "chosen": "original",
         "dtype": "bfloat16",
         "license": "mit",
@@ -94,7 +94,13 @@ def test_the_card_of_an_export_does_not_publish_a_local_path(tmp_path):
     card = ModelCard(build_export_card(about | {"base_model": "me/phi-2"}))
     assert card.data.base_model == "me/phi-2" and "base model: `me/phi-2`, SHA" in card.text
     assert "Before you publish, add `license:`" in build_export_card(about | {"license": None})
-    assert ModelCard(text).data.eval_results[0].dataset_type == "reviews"
+    results = ModelCard(text).data.eval_results
+    assert [(each.metric_name, each.metric_type, each.metric_value) for each in results] == [
+        ("Accuracy", "accuracy", 0.8), ("Macro F1", "f1", 0.6),
+    ]  # fmt: skip
+    assert results[0].dataset_type == "reviews" and results[1].metric_args == {"average": "macro"}
+    assert "| | macro F1 | accuracy | predictions" in text and "| adapter on its base | 50.0% | 90.0% | | |" in text
+    assert "| merged into the original weights, this folder | 60.0% | 80.0% | 0 | 0.000 |" in text
 
 
 def test_the_card_of_another_task_names_its_classes_and_columns(analyze_run):
