@@ -167,7 +167,7 @@ def explain_metric(results: Results) -> str | None:
     most, fewest = max(rows, key=lambda name: rows[name]), min(rows, key=lambda name: rows[name])
     return (
         "The report leads with macro F1, in which every class has the same weight, because the classes are uneven: "
-        f"{rows[most]:,} test rows are {most}, {rows[fewest]:,} are {fewest}."
+        f"{rows[most]:,} test rows are {most}, {rows[fewest]:,} {'is' if rows[fewest] == 1 else 'are'} {fewest}."
     )
 
 
