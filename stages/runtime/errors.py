@@ -105,8 +105,6 @@ def run(main: Callable[[], None]) -> None:
         main()
         distributed.shut_down()
     except KeyboardInterrupt:
-        if "DVC_STAGE" in os.environ and distributed.is_main():  # DVC has removed the stage's outs
-            print("interrupted; `dvc checkout` restores the last outs", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         user_error = error if isinstance(error, UserError) else find_disk_full(error)

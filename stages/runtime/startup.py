@@ -56,12 +56,20 @@ def check_imported_code() -> None:
 
 
 def end_on_ctrl_c() -> None:
-    """Let Ctrl-C end the process immediately.
+    """Let Ctrl-C end the process, and a stage that DVC has started say where its last outs are.
 
     Some libraries catch every exception while they are imported, Python's KeyboardInterrupt too, and the stage would go
     on. DVC waits for the stage.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if "RANK" in os.environ:  # a rank may wait for another one, in a call in which Python calls no handler
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return
+
+    def end(*_: object) -> NoReturn:
+        os.write(2, b"interrupted; `dvc checkout` restores the last outs\n")  # DVC has removed them
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
 
 
 # --- tricks that save seconds ---

@@ -28,25 +28,27 @@ def frame(*rows):
 
 
 def test_the_summary_counts_chosen_dropped_empty_and_truncated_rows():
-    chosen = frame(("a", "b", 0), ("c", "d", -1), ("e", " ", 2), ("g", "h", -1))
-    tokenized = chosen.iloc[[0, 2]].assign(input_ids=[[1, 2, 3], [1]], truncated=[True, False], full_length=[7, 1])
+    chosen = frame(("a", "b", 0), ("c", "d", -1), ("a", "b", 2), ("e", " ", 2), ("g", "h", -1))
+    tokenized = chosen.iloc[[0, 2, 3]].assign(
+        input_ids=[[1, 2, 3], [1], [1, 2]], truncated=[True, False, False], full_length=[7, 1, 2]
+    )
     train = frame(("a", "b", 0))
     summary = summarize_split(pd.concat([chosen] * 3), chosen, tokenized, TASK, {"train": train})
     assert summary == SplitSummary(
-        rows=12,
-        chosen=4,
+        rows=15,
+        chosen=5,
         unlabelled=2,
         dropped=2,
-        kept=2,
+        kept=3,
         empty={"premise": 0, "hypothesis": 1},
         truncated=1,
-        tokens=4,
+        tokens=6,
         tokens_mean=2.0,
         tokens_max=3,
         tokens_longest=7,
-        classes={"entailment": 1, "neutral": 0, "contradiction": 1},
-        contradicting=0,
-        overlaps={"train": Overlap(rows=1, groups=0)},
+        classes={"entailment": 1, "neutral": 0, "contradiction": 2},
+        contradicting=2,
+        overlaps={"train": Overlap(rows=2, groups=0)},
     )
     assert summarize_split(chosen, chosen[:3], tokenized, TASK, {}).unlabelled == 1
 
