@@ -171,27 +171,103 @@ def test_a_folder_with_train_and_test_only_holds_out_validation_rows(run, pipeli
     assert "leads with macro F1" in printed
 
 
-@pytest.mark.parametrize("arguments", [(), ("--text", "Betreff")], ids=["chosen", "given"])
-def test_a_split_whose_columns_have_other_names_is_not_used_without_a_word(run, pipeline, arguments):
+@pytest.fixture
+def write_tickets(pipeline):
+    """A function that writes train.csv, and test.csv with other columns -> their folder."""
     rows = pd.DataFrame({
-        "Kunde": [f"K-{i:04}" for i in range(60)],
-        "Betreff": [f"Mein Paket Nummer {i} ist leider noch nicht da" for i in range(60)],
-        "Kategorie": ["Lob", "Frage", "Kritik"] * 20,
+        "Kunde": [f"K-{i:04}" for i in range(120)],
+        "Author": [f"author {i * 7 % 40}" for i in range(120)],
+        "Betreff": [f"Mein Paket Nummer {i} ist leider noch nicht da" for i in range(120)],
+        "Inhalt": [f"Seit Tagen warte ich auf meine Bestellung mit der Nummer {i}" for i in range(120)],
+        "Kategorie": ["Lob", "Frage", "Kritik"] * 40,
     })  # fmt: skip
     folder = pipeline.parent / "data"
-    rows.to_csv(folder / "train.csv", index=False)
-    rows.rename(columns={"Betreff": "Subject"}).to_csv(folder / "test.csv", index=False)
-    with pytest.raises(
-        UserError,
-        match=r"the test split has no column Betreff, a text of the training rows\. It has Subject, which the training "
-        r"rows lack, but not Betreff; if a column is the same, give it the same name$",
-    ):
+
+    def write(change):
+        rows.to_csv(folder / "train.csv", index=False)
+        change(rows).to_csv(folder / "test.csv", index=False)
+        return folder
+
+    return write
+
+
+def rename(**columns):
+    return lambda rows: rows.rename(columns=columns)
+
+
+def drop(*columns):
+    return lambda rows: rows.drop(columns=[*columns])
+
+
+RENAMED = {
+    "a text": (
+        rename(Betreff="Subject"), [], "no column Betreff, a text in train.csv. It has Subject instead: if this is the "
+        "same, give both the same name; if not, name the texts with --text"
+    ),
+    "a text that is named": (
+        rename(Betreff="Subject"), ["--text", "Betreff"], "no column Betreff, a text in train.csv. It has Subject"
+    ),
+    "all texts": (
+        drop("Betreff", "Inhalt"), [], "no columns Betreff, Inhalt, texts in train.csv. Add it, or name the texts with "
+        "--text"
+    ),
+    "a missing text that is named": (
+        drop("Inhalt"), ["--text", "Betreff", "--text", "Inhalt"], "no column Inhalt, a text in train.csv. Add it, or"
+    ),
+    "the group": (
+        rename(Author="Autor"), [], "no column Author, a group in train.csv. It has Autor instead: if this is the "
+        "same, give both the same name; if not, add --group none"
+    ),
+    "a missing group that is named": (
+        drop("Author"), ["--group", "Author"], "no column Author, a group in train.csv. Add it, or add --group none"
+    ),
+    "the label": (
+        rename(Kategorie="Klasse"), [], "no column Kategorie, the label in train.csv. It has Klasse instead, with the "
+        "same values: give both the same name, or remove Klasse if it is not the label"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_a_chosen_column_that_a_split_calls_otherwise_is_an_error(run, write_tickets, case):
+    change, arguments, words = RENAMED[case]
+    folder = write_tickets(change)
+    with pytest.raises(UserError) as error:
         run(folder, *arguments)
-    rows.rename(columns={"Kategorie": "Klasse"}).to_csv(folder / "test.csv", index=False)
-    _, printed = run(folder, *arguments)
+    assert str(error.value).startswith(f"{folder}: test.csv has {words}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("option", "column"), [("--text", "Subject"), ("--label", "Klasse"), ("--group", "Autor")])
+def test_a_named_column_that_only_another_split_has_is_an_error(run, write_tickets, option, column):
+    folder = write_tickets(rename(Betreff="Subject", Kategorie="Klasse", Author="Autor"))
+    with pytest.raises(UserError, match=f"^{option}: {column}: test.csv has this column, but train.csv has not; "):
+        run(folder, option, column)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "words"),
+    [
+        (rename(Betreff="Subject"), ["--text", "Inhalt"], "texts: Inhalt; as --text says"),
+        (rename(Author="Autor"), ["--group", "none"], "group: none; as --group says"),
+        (rename(Kunde="Customer"), [], "group: Author"),
+        (lambda rows: rows.assign(seen="yes"), [], "group: Author"),
+        (drop("Inhalt"), [], "test.csv has no column Inhalt, so it is not used\n"),
+        (drop("Author"), [], "test.csv has no column Author, so it is not used\n"),
+    ],
+)
+def test_splits_may_differ_in_columns_that_are_not_used(run, write_tickets, change, arguments, words):
+    p, printed = run(write_tickets(change), *arguments)
+    assert words in printed and p.data.splits.test == "test"
+    assert "\nlabel: Kategorie, 3 values in 120 rows; no other candidate\n" in printed
+
+
+def test_a_label_column_that_may_have_another_name_in_a_split_is_a_warning(run, write_tickets):
+    folder = write_tickets(lambda rows: rows.rename(columns={"Kategorie": "Klasse"}).replace("Kritik", "kritisch"))
+    p, printed = run(folder)
+    assert p.data.splits.test is None
     assert (
-        "the test split is not labelled, so its rows are not used. It has Klasse, which the training rows lack, but "
-        "not Kategorie; if" in printed
+        "\nWARNING: the test split is not labelled, so its rows are not used: test.csv has no column Kategorie, the "
+        "label in train.csv. It has Klasse instead: if this is the label, rename it\n" in printed
     )
 
 
@@ -201,7 +277,7 @@ def test_a_test_split_without_labels_is_not_used(run, pipeline, columns):
     table(glad=20)[["text"]].assign(**columns).to_csv(pipeline.parent / "data/test.csv", index=False)
     p, printed = run(pipeline.parent / "data")
     assert p.data.splits.test is None and p.data.holdout.test == "10%"
-    assert "the test split is not labelled" in printed
+    assert "\nthe test split is not labelled, so its rows are not used\n" in printed
 
 
 def test_a_split_column_is_obeyed(run, pipeline):
@@ -628,7 +704,8 @@ def test_on_a_terminal_the_label_is_asked_for_and_no_keeps_the_file(run, pipelin
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     _, printed = run(pipeline.parent / "data/two.csv")
     assert files(pipeline) == before
-    assert "label: topic" in printed and printed.endswith("nothing was written\n")
+    assert "\nlabel: topic, 2 values in 70 rows; as you answered\n" in printed
+    assert printed.endswith("nothing was written\n")
 
 
 def test_an_end_of_input_writes_nothing(run, pipeline, monkeypatch):

@@ -92,6 +92,7 @@ def choose_columns(
     group: str | None = None,
     separator: str | None = None,
     place: str = "data",
+    label_reason: str = "as --label says",
 ) -> Columns:
     """Choose the label, the texts, a group and a given split by what the columns hold and by their names.
 
@@ -102,6 +103,7 @@ def choose_columns(
         group: the column of groups, if the user says it, or `NO_GROUP`.
         separator: of the labels in a text, if the user says it.
         place: what errors call the data, such as its path.
+        label_reason: who said the label, if it is given.
 
     Raises:
         UserError: no column looks like a label or like text, or a given column does not exist or is of another kind.
@@ -138,7 +140,7 @@ def choose_columns(
     if texts is None:
         text_columns, text_reason = _choose_texts(profiles, labels, same, split, table, place)
     else:
-        text_columns, text_reason = _check_texts(profiles, texts), "as --text says"
+        text_columns, text_reason = _check_texts(profiles, texts), f"{list_some(texts)}; as --text says"
     if group is None:
         group, group_reason = _choose_group(profiles, labels, same, text_columns, split)
     elif group in profiles and group not in labels:
@@ -164,7 +166,7 @@ def choose_columns(
                 separators.get(labels[0]),
                 guesses.get(labels[0]),
                 others,
-                given=bool(given),
+                label_reason if given else None,
             )
             + ("" if given else "".join(f"; but {problem}" for problem in problems.values())),
             "texts": text_reason,
@@ -285,7 +287,7 @@ def _describe_label(
     separator: str | None,
     guess: str | None,
     others: Sequence[ColumnProfile],
-    given: bool,
+    reason: str | None,
 ) -> str:
     chosen = labels[0]
     if len(labels) > 1 or chosen.kind == "lists":
@@ -311,8 +313,8 @@ def _describe_label(
         odd.append(f"{list_some(alike)} have the same two values; if they are labels too, repeat --label for each")
     if odd:
         name += f"; odd: {', '.join(odd)}"
-    if given:
-        return f"{name}; as --label says"
+    if reason:
+        return f"{name}; {reason}"
     return name + (f"; other candidates: {list_some([p.name for p in others])}" if others else "; no other candidate")
 
 

@@ -17,6 +17,7 @@ from stages.data.split_files import list_splits, read_splits
 from stages.data.task import SPLITS
 from stages.runtime.errors import UserError
 from stages.sources.fetch import fetch
+from tools.init.check_splits import check_chosen, check_given, describe_unlabelled, name_splits
 from tools.init.columns import Columns, choose_columns
 from tools.init.describe_data import describe_dialect
 from tools.init.params_file import Draft
@@ -69,54 +70,32 @@ def read_tables(
             print(f"so the columns are called {', '.join(column_names)}")
     tables = read(draft, folder, names)
 
-    columns = choose_columns(tables["train"], label, texts, group, separator, manifest["name"])
+    place, specs = manifest["name"], draft.params().data.splits
+    split_names = name_splits(tables, {split: files.get(getattr(specs, split), []) for split in tables})
+    for option, given in (("--label", label), ("--text", texts), ("--group", group and [group])):
+        check_given(tables, split_names, option, given or ())
+    columns = choose_columns(tables["train"], label, texts, group, separator, place)
     if label is None and (answer := ask_label(columns.label_candidates)):
-        columns = choose_columns(tables["train"], answer, texts, group, separator, manifest["name"])
+        columns = choose_columns(tables["train"], answer, texts, group, separator, place, "as you answered")
     if len(files) == 1 and columns.split and columns.split_values:
         draft.set("data.split", columns.split)
         set_splits(draft, columns.split_values)
         tables = read(draft, folder, names)
+        split_names = name_splits(tables, {})
     for split in find_unlabelled_splits(tables, columns):
-        print(f"the {split} split is not labelled, so its rows are not used{describe_other_columns(tables, split)}")
+        print(describe_unlabelled(tables, split_names, split, columns, place))
         del tables[split]
-    check_texts(tables, columns.texts, bool(texts), manifest["name"])
     splits = draft.params().data.splits
     set_splits(draft, {split: getattr(splits, split) for split in tables})
-    shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
-    if {columns.group, *columns.texts} - {None, *shared}:
+    unused = check_chosen(tables, split_names, columns, bool(texts), group is not None, place)
+    for name, where in unused.items():
+        print(f"{where} has no column {name}, so it is not used")
+    if unused:
+        shared = [name for name in tables["train"].column_names if all(name in t.column_names for t in tables.values())]
         chosen = columns
-        columns = choose_columns(
-            tables["train"].select(shared), columns.label_columns, texts, group, separator, manifest["name"]
-        )
+        columns = choose_columns(tables["train"].select(shared), columns.label_columns, texts, group, separator, place)
         columns = replace(columns, reasons=columns.reasons | {"label": chosen.reasons["label"]})
     return tables, columns
-
-
-def check_texts(tables: Mapping[str, pa.Table], texts: Sequence[str], given: bool, place: str) -> None:
-    """Reject a split without the texts of the training rows. Of several that `init` chose, it may lack some.
-
-    Args:
-        given: whether the user named the texts.
-    """
-    for split, table in tables.items():
-        missing = [name for name in texts if name not in table.column_names]
-        if missing and (given or len(missing) == len(texts)):
-            raise UserError(
-                f"{place}: the {split} split has no column {', '.join(missing)}, a text of the training rows"
-                f"{describe_other_columns(tables, split)}"
-            )
-
-
-def describe_other_columns(tables: Mapping[str, pa.Table], split: str) -> str:
-    """The columns that a split has and the training rows lack, one of which may be a renamed one; empty if none."""
-    others = [name for name in list_columns(tables[split]) if name not in tables["train"].column_names]
-    missing = [name for name in list_columns(tables["train"]) if name not in tables[split].column_names]
-    if not others or not missing:
-        return ""
-    return (
-        f". It has {', '.join(others)}, which the training rows lack, but not {', '.join(missing)}; if a column is the "
-        "same, give it the same name"
-    )
 
 
 def read(draft: Draft, folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
