@@ -316,6 +316,22 @@ def test_a_column_of_groups_may_be_named(run, pipeline):
     assert "\ngroup: id, 120 values; as --group says. No two rows share one, so it has no effect\n" in printed
 
 
+def test_a_class_that_is_missing_because_of_the_group_is_explained(run, pipeline):
+    data = table(glad=60, sad=60, mad=20)
+    data["author"] = [f"author {number}" for number in range(30)] * 4 + ["one", "two"] * 10
+    data.to_csv(pipeline.parent / "data/all.csv", index=False)
+    printed = run(pipeline.parent / "data/all.csv")[1]
+    assert "\nNo test row has the class mad: nothing is known about it.\n" in printed
+    assert (
+        "\nclasses are missing because rows with the same author stay in one split; with --group none, no class is "
+        "missing\n" in printed
+    )
+    assert "row has the class" not in run(pipeline.parent / "data/all.csv", "--group", "none", "--force")[1]
+    data[:120].to_csv(pipeline.parent / "data/all.csv", index=False)
+    _, printed = run(pipeline.parent / "data/all.csv", "--force")
+    assert "group: author" in printed and "are missing because" not in printed
+
+
 def test_the_configs_of_a_readme_are_obeyed(run, pipeline):
     folder = pipeline.parent / "data"
     table(glad=40, sad=40).to_csv(folder / "mine.csv", index=False, sep=";")
@@ -619,6 +635,11 @@ REFUSED = {
     "an existing --out": (lambda folder: None, ["--out", "dvc.yaml"], "--out: dvc.yaml exists"),
     "another folder": (lambda folder: (folder / "dvc.yaml").unlink(), [], "dvc.yaml: not in this folder"),
     "an unknown label": (lambda folder: None, ["--label", "x"], "--label: x: no such column"),
+    "the label as a text": (
+        lambda folder: None,
+        ["--text", "mood"],
+        "--text: mood: is the likeliest label, 3 values in",
+    ),
     "an unknown text": (lambda folder: None, ["--text", "x"], "--text: x: no such column"),
     "no model": (lambda folder: None, ["--model", "../data"], "data: no model here"),
 }

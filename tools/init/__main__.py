@@ -157,6 +157,7 @@ def choose_keys(draft: Draft, arguments: argparse.Namespace) -> None:
     for line in (
         *describe_data.describe_duplicates(splits, task),
         *describe_data.describe_warnings(splits, task, max_length),
+        *choose_params.describe_group_cause(draft, tables, template, splits, task),
         *describe_data.describe_rare_classes(splits, task, columns.advice),
         *describe_data.describe_test_rows(splits["test"], task, confidence),
     ):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,32 @@ def assign(draft: Draft, tables: dict[str, pa.Table], template: str) -> tuple[Ta
             if getattr(data.holdout, split) is not None:
                 draft.set(f"data.holdout.{split}", HOLDOUT_SIZES[HOLDOUT_SIZES.index(size) + 1])
     raise AssertionError
+
+
+def describe_group_cause(
+    draft: Draft, tables: dict[str, pa.Table], template: str, splits: Mapping[str, pd.DataFrame], task: Task
+) -> Iterator[str]:
+    """Say that classes are missing in a split because groups are not divided, if a holdout without groups has them."""
+    missing = count_missing(splits, task)
+    if task.group is None or not missing:
+        return
+    data = draft.params().data.model_copy(update={"group": None})
+    try:
+        ungrouped, rows = prepare_rows(tables, data, template)
+        fewer = count_missing(assign_splits(rows, data, ungrouped), ungrouped)
+    except UserError:  # rows with equal texts can't be held out either
+        return
+    if fewer < missing:
+        without = f"fewer {task.labels.nouns} are" if fewer else f"no {task.labels.noun} is"
+        yield (
+            f"{task.labels.nouns} are missing because rows with the same {task.group} stay in one split; with --group "
+            f"none, {without} missing"
+        )
+
+
+def count_missing(splits: Mapping[str, pd.DataFrame], task: Task) -> int:
+    """Classes without a row, in all splits together."""
+    return sum(int((task.labels.count(rows["label"]) == 0).sum()) for rows in splits.values())
 
 
 def count_tokens(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, task: Task) -> np.ndarray:

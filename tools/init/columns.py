@@ -118,6 +118,8 @@ def choose_columns(
         raise UserError(f"--label: {missing}: no such column; allowed: {', '.join(list_columns(table))}")
     label_profiles, separators = split_profiles(profiles, table, separator, given)
     problems = find_unreadable(profiles, table)
+    if texts and not given:
+        _check_label_is_no_text([p for p in label_profiles.values() if p.name not in {split, *problems}], texts, table)
     taken = {split, *(texts or ()), *problems}
     allowed = [name for name in (separators if separator else profiles) if name not in taken]
     candidates = rank_labels([label_profiles[name] for name in allowed])
@@ -253,6 +255,16 @@ def _choose_flags(
     if len(name) == 1 and LABEL_WORDS.get(name[0], 0) >= SURE:
         return ()
     return find_flags({name: profile for name, profile in profiles.items() if name not in taken}, candidate.name, table)
+
+
+def _check_label_is_no_text(profiles: Sequence[ColumnProfile], texts: Sequence[str], table: pa.Table) -> None:
+    """Reject texts with the likeliest label: another column, or none, would silently be the label."""
+    candidates = _prefer_names(rank_labels(profiles), table)
+    if candidates and (name := candidates[0].name) in texts:
+        raise UserError(
+            f"--text: {name}: is the likeliest label, {candidates[0].distinct:,} values in {candidates[0].filled:,} "
+            "rows; name another column, or the label with --label"
+        )
 
 
 def _check_label(
