@@ -15,7 +15,7 @@ TOKENIZED, ADAPTER = "outs/tokenized", "outs/adapter"
 def find_changed_params(folder: Path) -> list[str]:
     """The keys that have changed since `folder`'s adapter was trained. If a file is missing, there are none.
 
-    "other rows" stands for the keys of the stages before, if these have run again since.
+    If the stages before have run again since, "other rows" replaces their keys.
     """
     try:
         parameters, lock = (yaml.safe_load((folder / name).read_text()) for name in ("params.yaml", "dvc.lock"))
@@ -35,7 +35,7 @@ def find_changed_params(folder: Path) -> list[str]:
 def check_rows(adapter: Path) -> None:
     """Reject an adapter that was trained on other rows than outs/tokenized has now: it may have learnt the test rows.
 
-    An adapter of another folder is not checked. Nor is one without dvc.lock, of stages that were run by hand.
+    An adapter of another folder is not checked. Stages that were run by hand leave no dvc.lock, so nothing is checked.
 
     Raises:
         UserError: as after a run that ended before `train_qlora`.
