@@ -11,7 +11,7 @@ from stages.data.labels import Labels
 from stages.runtime.params import Batches
 
 # Tokens of a batch of validation and evaluation. This many fill the products of any GPU, and phi-2's activations then
-# take under 1 GB. Rounding depends on the batch, so only a training that lacks memory takes smaller ones to validate.
+# take under 1 GB. Rounding depends on the batch, so only a run that lacks memory takes smaller ones.
 EVALUATION_TOKENS = 8192
 MIN_EQUALIZED = 8  # rows of a batch: in batches of 2, equal sums would mean the same pairs in each epoch
 MAX_SWAPS, MAX_CANDIDATES = 10_000, 64  # 10,000 swaps take a second; a swap considers so many rows of each batch
@@ -192,6 +192,7 @@ def split_batches(
 
 def count_batch_tokens(lengths: np.ndarray, pad: Callable[[int], int] | None) -> int:
     """Tokens of a batch of rows of these lengths, with the padding. `pad` is as for `split_batches`."""
+    lengths = np.maximum(lengths, 1)  # an empty row gets a pad token
     return len(lengths) * pad(int(lengths.max())) if pad else int(lengths.sum())
 
 

@@ -24,9 +24,7 @@ class BaseCache:
     def share_model(self, key: object, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         """Return a new model around the weights of the base with this key. `load` reads a base with another key."""
         if self.model is None or key != self.key:
-            if self.model is not None:
-                self.key = self.model = None
-                gc.collect()  # a 4-bit weight and its layer refer to each other; the new base needs the memory
+            self._drop()
             self.model = load()
             self.key, self.checksums = key, compute_checksums(self.model)
         return copy_sharing_weights(self.model)
@@ -44,8 +42,13 @@ class BaseCache:
     def check(self) -> None:
         """Raise RuntimeError if a model has changed the shared weights. The next model loads them again."""
         if self.model is not None and compute_checksums(self.model) != self.checksums:
-            self.key = self.model = None
+            self._drop()
             raise RuntimeError("the weights of the cached base have changed while a model used them")
+
+    def _drop(self) -> None:
+        if self.model is not None:
+            self.key = self.model = None
+            gc.collect()  # a 4-bit weight and its layer refer to each other; the next base needs the memory
 
 
 _cache: BaseCache | None = None

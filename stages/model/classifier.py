@@ -171,7 +171,8 @@ class Classifier:
             except torch.OutOfMemoryError:
                 if len(parts) == len(lengths):
                     raise
-            self.max_tokens = max(count_batch_tokens(lengths[rows], self.pad_length) for rows in parts) // 2
+            divisible = [lengths[rows] for rows in parts if len(rows) > 1]  # a long row is a part beyond the limit
+            self.max_tokens = max(count_batch_tokens(part, self.pad_length) for part in divisible) // 2
             print(f"GPU memory: batches of up to {self.max_tokens:,} tokens", file=sys.stderr)
 
     def _compute_logits(self, examples: list[dict]) -> torch.Tensor:

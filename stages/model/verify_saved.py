@@ -33,7 +33,7 @@ class AdapterSnapshot:
     """Weights and logits of a trained adapter. The model itself can then be deleted to free its memory.
 
     Attributes:
-        examples: `ROWS` rows of different lengths, ascending, list of {"input_ids": ints}.
+        examples: `ROWS` rows from the shortest to the longest, list of {"input_ids": ints}.
         logits: of these rows, float64 [rows, classes].
         weights: {name: LoRA matrix or head}, on the CPU.
     """
@@ -69,7 +69,7 @@ def verify_saved_adapter(
     """Load a saved adapter by plain transformers and PEFT, and compare it with the trained model.
 
     Base and head are loaded again, and transformers initialises the head at random. Nothing in memory can replace
-    what the folder lacks. A long row and a short one are a batch, padded by the saved tokenizer: all rows at once may
+    what the folder lacks. Each row is a batch with the longest one, padded by the saved tokenizer: all rows at once may
     need more memory than a training step. With a cache, the base is a new model around its weights, if they are as
     they were loaded and the saved config is theirs. It then has only the embeddings that training kept.
 
@@ -122,9 +122,10 @@ def _load(
 @torch.no_grad()
 def _compute_logits(model: PeftModel, folder: Path, examples: list[dict]) -> torch.Tensor:
     tokenizer, logits = AutoTokenizer.from_pretrained(folder), dict[int, torch.Tensor]()
-    for row in range((len(examples) + 1) // 2):
-        pair = sorted({row, len(examples) - 1 - row})  # the examples are sorted by length
-        ids = {"input_ids": [np.asarray(examples[row]["input_ids"]).tolist() for row in pair]}
+    last = len(examples) - 1  # the longest
+    for row in range(max(last, 1)):
+        pair = sorted({row, last})
+        ids = {"input_ids": [np.asarray(examples[number]["input_ids"]).tolist() for number in pair]}
         with sdpa_kernel(ATTENTION):
             outputs = model(**tokenizer.pad(ids, return_tensors="pt").to(model.device)).logits
         logits |= dict(zip(pair, outputs.double().cpu(), strict=True))

@@ -195,19 +195,24 @@ def test_a_batch_that_does_not_fit_the_memory_is_computed_in_parts(
     assert capsys.readouterr().err == "GPU memory: batches of up to 40 tokens\n"
 
 
-def test_a_row_that_does_not_fit_the_memory_is_an_error(load_nano, make_params, monkeypatch):
+@pytest.mark.parametrize("lengths", [(3, 3, 3, 3, 3), (50, 5, 5, 5, 5), (5, 5, 50, 5)], ids=str)
+def test_a_row_that_does_not_fit_the_memory_is_an_error(load_nano, make_params, monkeypatch, lengths):
+    """Also if it is longer than the limit, so that it is a part of its own which no smaller limit divides."""
     base, tokenizer, _ = load_nano()
-    classifier = Classifier(base, tokenizer, make_params().batches, 20, LABELS)
-    tried = []
+    classifier = Classifier(base, tokenizer, make_params().batches, 60, LABELS)
+    compute, tried = classifier._compute_logits, []
 
-    def run_out_of_memory(rows):
+    def compute_if_it_fits(rows):
         tried.append(len(rows))
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert len(tried) < 20, "the search does not end"
+        if any(len(row["input_ids"]) == max(lengths) for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(rows)
 
-    monkeypatch.setattr(classifier, "_compute_logits", run_out_of_memory)
+    monkeypatch.setattr(classifier, "_compute_logits", compute_if_it_fits)
     with pytest.raises(torch.OutOfMemoryError):
-        classifier.compute_logits([{"input_ids": [5, 6, 7], "labels": 0}] * 5, 4)
-    assert tried == [4, 2, 1]
+        classifier.compute_logits([{"input_ids": [5] * length, "labels": 0} for length in lengths], 4)
+    assert tried[0] == 4 and tried[-1] == 1
 
 
 def test_training_works_after_an_evaluation(load_nano, lora):
